@@ -1,0 +1,141 @@
+"""A weights file and a module in, the module filled with the file's tensors out, or an error that says what differs.
+
+Reads safetensors and PyTorch state dicts (weights_only, so nothing in the file is executed). Knows no
+architecture; the guesses in its messages come from names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .files import content_hash
+
+_NESTS = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "model", "net", "params")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_UNNEEDED = "num_batches_tracked"  # counts training steps; evaluation never reads it
+_NAMED = 3  # so many names of each kind in a message
+
+
+def fill(module: nn.Module, path: str | Path) -> None:
+    """Puts a checkpoint's tensors into the module, all of them or, with a ModelError, none."""
+    state = _without_prefix(read_state(path), module)
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith(_UNNEEDED)]
+    unexpected = [name for name in state if name not in own and not name.endswith(_UNNEEDED)]
+    unequal = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or unexpected or unequal:
+        differences = _differences(own, state, missing=missing, unexpected=unexpected, unequal=unequal)
+        raise ModelError(
+            f"checkpoint {str(path)!r} doesn't fit the model: {differences}. "
+            f"{_guess(own, state, missing=missing, unequal=unequal)}"
+        )
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if broken:
+        raise ModelError(f"checkpoint {str(path)!r} holds NaN (first in {broken[0]!r}); it is of a failed training")
+    module.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a PyTorch checkpoint, out of whatever it nests them in."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelError(f"weights {str(path)!r} don't exist; give 'none', 'default' or a file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol; the error below says what matters
+            value = _load(file)
+    except Exception as error:
+        reason = "neither tensors alone nor complete"
+        if not isinstance(error, UnpicklingError):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
+            "save it with safetensors, or torch.save(model.state_dict(), ...)"
+        ) from error
+    state = _nested(value)
+    if state is None:
+        raise ModelError(
+            f"{str(path)!r} holds {type(value).__name__}, no tensors by name; save it with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    return state
+
+
+def _load(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _nested(value: Any) -> dict[str, Tensor] | None:
+    if not isinstance(value, Mapping):
+        return None
+    tensors = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    if tensors and len(tensors) == len(value):
+        return tensors
+    for nest in _NESTS:
+        if nest in value and (inner := _nested(value[nest])) is not None:
+            return inner
+    return tensors or None
+
+
+def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Wrappers (DataParallel, compile, trainers) put a prefix before every name; the model's own names win."""
+    own = set(module.state_dict())
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state) and not own & set(state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], **kinds: list[str]) -> str:
+    def listed(names: list[str], word: str) -> str:
+        return f"{len(names)} {word} ({_first(names)})"
+
+    parts = [listed(kinds[kind], kind) for kind in ("missing", "unexpected") if kinds[kind]]
+    shapes = [f"{n!r} {list(state[n].shape)} in the file, {list(own[n].shape)} in the model" for n in kinds["unequal"]]
+    if shapes:
+        parts.append(f"{len(shapes)} of other shape ({'; '.join(shapes[:_NAMED])}{_dots(shapes)})")
+    return ", ".join(parts)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:_NAMED]) + _dots(names)
+
+
+def _dots(names: list[str]) -> str:
+    return ", ..." if len(names) > _NAMED else ""
+
+
+def _guess(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, missing: list[str], unequal: list[str]) -> str:
+    if unequal and not missing and len({name.rpartition(".")[0] for name in unequal}) == 1:
+        theirs, ours = state[unequal[0]].shape, own[unequal[0]].shape
+        if theirs[1:] == ours[1:] and theirs[:1] != ours[:1]:
+            return (
+                f"Probably the number of classes differs: {theirs[0]} in the file, {ours[0]} in the model; "
+                f"build the model for {theirs[0]}, for example with (num_classes={theirs[0]})"
+            )
+    if len(missing) > len(own) / 2:
+        return "Probably the file is of another architecture; give the model it was trained with"
+    if unequal:
+        return "Probably the model was built with another width or input; give the arguments it was trained with"
+    return "Probably the model was built with other options; give the arguments it was trained with"
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 over all parameters and buffers, by name."""
+    parts: list[Any] = []
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # bfloat16 has no numpy type: hash the bytes
+        parts += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy()]
+    return content_hash(*parts)

@@ -1,0 +1,251 @@
+"""The name of an image source in, `Images` out.
+
+Sources: a folder per class, a folder with labels.csv, an .npz (uint8 NHWC), `torchvision:NAME(key=value)`,
+and `digits[:training|:evaluation]`, scikit-learn's scans. Knows neither models nor recipes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .datasets import library_images
+from .errors import DataError, MissingPackageError, did_you_mean
+from .files import file_sha256
+from .images import Images
+from .records import IntArray
+from .splits import stratified_order
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "calibration"}
+_FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
+_LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
+DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
+DIGITS_SEED = 0
+
+
+def load_images(source: str, *, classes: Sequence[str] | None = None, root: str = "data") -> Images:
+    """The images of a source, none decoded yet (an .npz is read whole).
+
+    `classes` fixes which class name has which index; without it class folders and names count in
+    alphabetical order, as in torchvision's ImageFolder. `root` is where torchvision keeps its data sets.
+    """
+    if source == "digits" or source.startswith("digits:"):
+        return _digits(source)
+    if source.startswith("torchvision:"):
+        return library_images(source, root)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"{source!r} is neither a folder nor a file here; give a folder of images, an .npz, 'digits' "
+            "or 'torchvision:NAME'"
+        )
+    if path.is_file():
+        return _npz(path)
+    if (path / "labels.csv").is_file():
+        return _labelled_folder(path, classes)
+    return _class_folders(path, classes)
+
+
+def require_labels(images: Images, outputs: int) -> None:
+    """Raises DataError unless every image has a label that a model of that many outputs can give."""
+    unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(images)} images of {images.source} have no label (first: {unknown[0]!r}); "
+            "sort them into one folder per class or add labels.csv"
+        )
+    for name, label in zip(images.names, images.labels, strict=True):
+        if label >= outputs:
+            raise DataError(
+                f"image {name!r} of {images.source} has label {label}, but the model tells {outputs} classes apart "
+                f"(0 to {outputs - 1}); check the labels or the model's number of classes"
+            )
+
+
+def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
+    found = {p.name: _image_files(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    found = {name: files for name, files in found.items() if files}
+    _require_classes(folder, found)
+    if found:
+        names = tuple(classes) if classes else tuple(found)
+        labels = [label for name, files in found.items() for label in [_index(name, names, folder)] * len(files)]
+        files = [file for each in found.values() for file in each]
+    else:
+        names, files = (), _image_files(folder)
+        labels = [-1] * len(files)
+    if not files:
+        raise DataError(
+            f"folder {str(folder)!r} holds no images; expected one folder per class, or images with labels.csv, "
+            f"of the kinds {', '.join(sorted(_SUFFIXES))}"
+        )
+    return _of_files(folder, [f.relative_to(folder).as_posix() for f in files], labels, names)
+
+
+def _require_classes(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
+    """Folders that are no classes, and images that would be passed over, are refused."""
+    if found and _PARTS.issuperset(name.lower() for name in found):
+        raise DataError(
+            f"folder {str(folder)!r} holds the parts {', '.join(found)}, not classes; give one of them as the images "
+            "and another as the evaluation images"
+        )
+    loose = [p.name for p in folder.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES]
+    if found and loose:
+        raise DataError(
+            f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
+            "move them into a class or elsewhere"
+        )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def _index(name: str, classes: Sequence[str], where: Path) -> int:
+    if name not in classes:
+        raise DataError(
+            f"class {name!r} in {str(where)!r} is not among the {len(classes)} classes "
+            f"of the model.{did_you_mean(name, list(classes))} Rename it or give labels.csv with class indices"
+        )
+    return list(classes).index(name)
+
+
+def _of_files(folder: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> Images:
+    digests: dict[str, str] = {}
+
+    def digest(name: str) -> str:
+        if name not in digests:
+            try:
+                digests[name] = file_sha256(folder / name)
+            except OSError as error:
+                raise DataError(f"image {name!r} of {str(folder)!r} can't be read ({error.strerror})") from error
+        return digests[name]
+
+    def read(name: str) -> Image.Image:
+        return Image.open(folder / name)
+
+    return Images(str(folder), tuple(names), np.array(labels, dtype=np.int64), tuple(classes), None, read, digest)
+
+
+def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
+    table = folder / "labels.csv"
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{str(table)!r} is not a table in UTF-8 ({error}); save it as CSV") from error
+    if not rows:
+        raise DataError(f"{str(table)!r} has no rows below its header; expected one line per image")
+    files = [row[_column(rows[0], _FILE_COLUMNS, table)] or "" for row in rows]
+    texts = [(row[_column(rows[0], _LABEL_COLUMNS, table)] or "").strip() for row in rows]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {missing[0]!r}); "
+            "paths are relative to the folder of labels.csv"
+        )
+    labels, names = _labels(texts, classes, table)
+    return _of_files(folder, files, labels, names)
+
+
+def _column(row: Mapping[str, Any], wanted: Sequence[str], table: Path) -> str:
+    present = {name.strip().lower(): name for name in row if name}
+    for name in wanted:
+        if name in present:
+            return present[name]
+    raise DataError(f"{str(table)!r} has columns {', '.join(present)}; expected one named {' or '.join(wanted[:3])}")
+
+
+def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Whole numbers are indices, -1 and empty mean unknown; anything else is a class name."""
+    if all(text.removeprefix("-").isdigit() or not text for text in texts):
+        indices = [int(text) if text else -1 for text in texts]
+        names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
+        wrong = [i for i in indices if i < -1 or i >= len(names)]
+        if wrong:
+            raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
+        return indices, names
+    names = tuple(classes or sorted({text for text in texts if text}))
+    return [_index(text, names, table) if text else -1 for text in texts], names
+
+
+def _npz(path: Path) -> Images:
+    images, labels, names = _npz_arrays(path)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise DataError(
+            f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1)"
+        )
+    if len(labels) != len(images):
+        raise DataError(f"{str(path)!r} has {len(images)} images and {len(labels)} labels; expected as many of each")
+    if not len(images):
+        raise DataError(f"{str(path)!r} holds no images")
+    return _of_array(str(path), images, labels, names)
+
+
+def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{str(path)!r} is not an .npz file; give one, or the folder that holds the images")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "images" not in arrays:
+                raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
+            images = arrays["images"]
+            labels = np.asarray(arrays["labels"] if "labels" in arrays else np.full(len(images), -1)).reshape(-1)
+            names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise DataError(
+            f"{str(path)!r} is not an .npz of images and labels ({error}); write it with np.savez"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{str(path)!r} holds an array of objects ({error}): images of mixed sizes? Resize them to one size "
+            "or give a folder of files"
+        ) from error
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"'labels' in {str(path)!r} are {labels.dtype}, expected whole numbers")
+    return images, labels.astype(np.int64), names
+
+
+def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes: Sequence[str]) -> Images:
+    def read(name: str) -> Image.Image:
+        image = images[int(name)]
+        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+    def digest(name: str) -> str:
+        image = np.ascontiguousarray(images[int(name)])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+    width = len(str(len(images) - 1))
+    names = tuple(f"{i:0{width}d}" for i in range(len(images)))
+    named = tuple(classes) or tuple(str(i) for i in range(max(int(labels.max()), -1) + 1))
+    return Images(source, names, labels, named, None, read, digest)
+
+
+def _digits(source: str) -> Images:
+    """1,797 scans of 8 x 8 pixels with 17 grey levels; `training` and `evaluation` are fixed, disjoint parts."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
+    _, _, part = source.partition(":")
+    if part not in ("", "training", "evaluation"):
+        raise DataError(f"{source!r}: digits has no part {part!r}; use digits, digits:training or digits:evaluation")
+    scans = load_digits()
+    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = _of_array(source, pixels, scans.target.astype(np.int64), ())
+    if not part:
+        return images
+    order = stratified_order(images.names, images.labels, DIGITS_SEED)
+    held_out = round(DIGITS_HELD_OUT * len(images))
+    return images.subset(np.sort(order[:held_out] if part == "evaluation" else order[held_out:]))

@@ -1,0 +1,132 @@
+"""A Python module run as a child process that answers requests in JSON lines.
+
+For what may crash, what must be fresh, or what must not share memory. The child's own stdout stays clean:
+whatever libraries print goes to stderr, whose last line explains a death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import CompressorError, EngineError
+
+Event = dict[str, Any]
+Report = Callable[[Event], None]
+Ask = Callable[..., Event]
+
+
+@contextlib.contextmanager
+def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]:
+    """Yields `ask(request, on_progress=None)`, which returns the child's answer.
+
+    Raises EngineError when the child dies or exceeds its time, and whatever error of our tree it reports.
+    The child is gone when the context ends, also after an exception.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            env=_environment(),
+        )
+        timer = threading.Timer(timeout_s, process.kill)
+        timer.start()
+
+        def ask(request: Mapping[str, Any], on_progress: Report | None = None) -> Event:
+            return _converse(process, request, on_progress, lambda: _death(process, noise, name, timer, timeout_s))
+
+        try:
+            yield ask
+        finally:
+            timer.cancel()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            _end(process)
+
+
+def serve(answer: Callable[[Event, Report], Event]) -> None:
+    """The child's side: answers each request until stdin ends; errors of our tree travel as answers."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def send(event: Event) -> None:
+        channel.write(json.dumps(event) + "\n")
+        channel.flush()
+
+    for line in sys.stdin:
+        try:
+            send({"event": "answer", **answer(json.loads(line), send)})
+        except CompressorError as error:
+            send({"event": "error", "type": type(error).__name__, "message": str(error)})
+
+
+def _converse(
+    process: subprocess.Popen[str],
+    request: Mapping[str, Any],
+    on_progress: Report | None,
+    death: Callable[[], EngineError],
+) -> Event:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+    except OSError as error:
+        raise death() from error
+    for line in process.stdout:
+        event: Event = json.loads(line)
+        if event["event"] == "answer":
+            return event
+        if event["event"] == "error":
+            raise _error_of(event)
+        if on_progress is not None:
+            on_progress(event)
+    raise death()
+
+
+def _error_of(event: Event) -> CompressorError:
+    from .. import errors
+
+    wrong = getattr(errors, event["type"], EngineError)
+    assert issubclass(wrong, CompressorError)
+    return wrong(event["message"])
+
+
+def _death(
+    process: subprocess.Popen[str], noise: IO[str], name: str, timer: threading.Timer, timeout_s: float
+) -> EngineError:
+    if timer.finished.is_set() or not timer.is_alive():
+        return EngineError(f"{name} took longer than {timeout_s:.0f} s and was stopped")
+    code = process.wait()
+    noise.seek(0)
+    tail = noise.read().strip().splitlines()[-1:] or ["no output"]
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return EngineError(f"{name} {how}: {tail[0][:300]}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The child finds this very package, also where it is not installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}

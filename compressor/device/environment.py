@@ -1,0 +1,99 @@
+"""Where a measurement was taken: machine, libraries, clocks and threads, and a fingerprint of what must not differ.
+
+Everything is read when asked, nothing at import. What can't be read here is an empty string, never a guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import cuda
+from .runtimes import available, version_of
+
+_CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_BOARD = Path("/proc/device-tree/model")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """`state` may change between two runs (load, clocks); the fingerprint covers only `machine` and `libraries`."""
+
+    machine: Mapping[str, str]
+    libraries: Mapping[str, str]
+    state: Mapping[str, str]
+    fingerprint: str
+
+
+def read_environment() -> Environment:
+    machine = {
+        "system": platform.system(),
+        "release": platform.release(),
+        "architecture": platform.machine(),
+        "board": _read(_BOARD).strip("\0"),
+        "cpu": _cpu_name(),
+        "cores": str(os.cpu_count() or 0),
+        "gpu": "" if cuda.unavailable() else " ".join(cuda.device()),
+    }
+    libraries = {"python": platform.python_version(), "numpy": np.__version__}
+    libraries |= {name: version for name in available() if "-" not in name and (version := version_of(name))}
+    state = {
+        "governor": _read(_CPU),
+        "load_average": _load(),
+        "affinity": ",".join(map(str, affinity())),
+    }
+    stable = json.dumps([machine, libraries], sort_keys=True)
+    return Environment(machine, libraries, state, hashlib.sha256(stable.encode()).hexdigest()[:16])
+
+
+def affinity() -> tuple[int, ...]:
+    """The cores this process may run on; empty where the system can't say."""
+    if sys.platform == "linux":
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return ()
+
+
+def pin(cores: tuple[int, ...]) -> tuple[int, ...]:
+    """Restricts this process to `cores` where the system can, and returns what holds afterwards."""
+    if cores and sys.platform == "linux":
+        os.sched_setaffinity(0, cores)
+    return affinity()
+
+
+def resident_bytes() -> int:
+    """Peak resident memory of this process; -1 where the system can't say."""
+    try:
+        import resource
+    except ImportError:
+        return -1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_name() -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith(("model name", "hardware")):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _load() -> str:
+    try:
+        return " ".join(f"{value:.2f}" for value in os.getloadavg())
+    except (OSError, AttributeError):
+        return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,100 @@
+"""Two arrays of the same model's outputs in, their numeric distance out. Knows no runtime and no file.
+
+SQNR in dB = 10 log10(sum ref^2 / sum (ref - out)^2); the reference is always the fp32 original.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GateError
+
+_MOST_DB = 300.0  # stands for no difference at all; beyond what float64 can tell apart
+_WORST = sys.float_info.max
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """`cosine` is the least over the rows, `top1_agreement` a share of the rows.
+
+    Outputs that are not finite have the worst value of each figure; all figures are finite, so that JSON holds them.
+    """
+
+    n: int
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    sqnr_db: float
+    top1_agreement: float
+    reference_max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a parity may be at worst. `relative` bounds max_abs by a share of the reference's largest magnitude."""
+
+    relative: float = 1e-3
+    cosine: float = 0.9999
+    top1_agreement: float = 0.0
+
+
+# fp32 re-ordering moves logits by a few 1e-6 of their scale, fp16 by about 1e-3, int8 by some 1e-2 (34 dB).
+LIMITS = {
+    "fp32": Limits(relative=1e-3, cosine=0.99999),
+    "fp16": Limits(relative=2e-2, cosine=0.9995),
+    "int8": Limits(relative=0.5, cosine=0.95),
+}
+
+
+def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Parity:
+    """Distance of `output` from `reference`, both [N, ...]; raises GateError when the shapes differ."""
+    if reference.shape != output.shape:
+        raise GateError(
+            f"the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "
+            "the file holds another model or a fixed batch"
+        )
+    a = reference.reshape(len(reference), -1).astype(np.float64)
+    b = output.reshape(len(output), -1).astype(np.float64)
+    difference = np.abs(a - b)
+    finite = bool(np.isfinite(b).all())
+    return Parity(
+        n=len(a),
+        max_abs=float(difference.max()) if finite else _WORST,
+        mean_abs=float(difference.mean()) if finite else _WORST,
+        cosine=_least_cosine(a, b) if finite else -1.0,
+        sqnr_db=_sqnr_db(a, difference) if finite else -_MOST_DB,
+        top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
+        reference_max_abs=float(np.abs(a).max()),
+    )
+
+
+def _least_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    same = (a == b).all(axis=1)
+    cosine = np.where(lengths > 0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1), same.astype(np.float64))
+    return float(cosine.min())
+
+
+def _sqnr_db(reference: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
+    signal, noise = float((reference**2).sum()), float((difference**2).sum())
+    if noise == 0:
+        return _MOST_DB
+    return min(_MOST_DB, max(-_MOST_DB, 10 * math.log10(signal / noise))) if signal > 0 else -_MOST_DB
+
+
+def failures(parity: Parity, limits: Limits) -> tuple[str, ...]:
+    """One line per limit that does not hold; empty when all do."""
+    allowed = limits.relative * max(parity.reference_max_abs, float(np.finfo(np.float32).tiny))
+    lines = []
+    if not parity.max_abs <= allowed:
+        lines.append(f"max |difference| {parity.max_abs:.3g}, at most {allowed:.3g}")
+    if not parity.cosine >= limits.cosine:
+        lines.append(f"least cosine {parity.cosine:.6f}, at least {limits.cosine}")
+    if not parity.top1_agreement >= limits.top1_agreement:
+        lines.append(f"top-1 agreement {parity.top1_agreement:.4f}, at least {limits.top1_agreement}")
+    return tuple(lines)

@@ -1,0 +1,244 @@
+"""The door to TensorRT 10, TensorRT 11 and TensorRT-RTX: build one engine, load one engine.
+
+`python -m compressor.device.tensorrt` is the build worker: a builder may crash its process, so it gets
+its own. Knows nothing of caches, sidecars or bundles.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, MissingPackageError
+from . import child, cuda
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+_PIP = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+# Strong typing is complete from TensorRT 10.12 (Jetson's JetPack 6 has 10.3); before it, builder flags choose.
+_STRONG_FROM = (10, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded engine; `shape` has -1 for the free axes, `run` maps [N, C, H, W] to output 0."""
+
+    version: str
+    shape: tuple[int, ...]
+    run: Callable[[NDArray[np.float32]], NDArray[Any]]
+    details: Mapping[str, str]
+
+
+def unavailable(library: str) -> str:
+    """Why engines of `library` can't run here, in words; an empty string when they can."""
+    if importlib.util.find_spec(library) is None:
+        return f"not installed: pip install {_PIP[library]}"
+    return cuda.unavailable()
+
+
+def buildable(library: str) -> str:
+    """Why engines can't be built here; TensorRT-RTX needs no GPU for named compute capabilities."""
+    if library == "tensorrt_rtx" and importlib.util.find_spec(library) is not None:
+        return ""
+    return unavailable(library)
+
+
+def import_library(library: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise MissingPackageError(f"{library} is not installed: pip install {_PIP[library]}") from error
+
+
+def version(library: str) -> str:
+    return str(import_library(library).__version__)
+
+
+def is_strongly_typed(library: str, library_version: str) -> bool:
+    """Whether the ONNX alone decides the precision; else the builder's FP16 / INT8 flags must allow it."""
+    return library == "tensorrt_rtx" or _numbers(library_version)[:2] >= _STRONG_FROM
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def build(job: Mapping[str, Any], report: child.Report) -> child.Event:
+    """Writes job's engine file; returns its log. Raises EngineError with the parser's or the builder's reasons.
+
+    job: library, onnx, out, profiles {input: [min, optimal, max]}, compute_capabilities, precision, workspace_bytes.
+    Every TensorRT object lives in this one scope: a parser that outlives its network crashes the process.
+    """
+    trt = import_library(job["library"])
+    name = Path(job["out"]).name
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt, job["library"]))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(job["onnx"])):
+        reasons = [parser.get_error(i) for i in range(parser.num_errors)]
+        raise EngineError(f"{name} can't be parsed: {_joined([_parser_reason(r) for r in reasons])}")
+    if network.num_outputs == 0:  # bytes that are no ONNX parse as an empty model
+        raise EngineError(f"{name} can't be built: {job['onnx']} holds no network; it is damaged or not ONNX")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _set_flags(trt, config, job)
+    profile = builder.create_optimization_profile()
+    for tensor, shapes in job["profiles"].items():
+        profile.set_shape(tensor, *(tuple(s) for s in shapes))
+    config.add_optimization_profile(profile)
+    monitor = _monitor(trt, report)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(f"{name} can't be built: {_joined(logger.problems) or 'the builder gave no reason'}")
+    Path(job["out"]).write_bytes(plan)
+    return {"log": logger.lowering, "warnings": logger.problems}
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    return "; ".join(" ".join(reason.split())[:400] for reason in reasons[:3])
+
+
+def _network_flags(trt: Any, library: str) -> int:
+    flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
+    if library == "tensorrt_rtx" or _numbers(trt.__version__)[0] != 10 or flags is None:
+        return 0
+    return 1 << int(flags.STRONGLY_TYPED) if is_strongly_typed(library, trt.__version__) else 0
+
+
+def _set_flags(trt: Any, config: Any, job: Mapping[str, Any]) -> None:
+    names = list(job.get("compute_capabilities") or ())
+    if names:
+        config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    if not is_strongly_typed(job["library"], trt.__version__):
+        for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(job["precision"], ()):
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    if job.get("workspace_bytes"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job["workspace_bytes"]))
+
+
+def _parser_reason(error: Any) -> str:
+    return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps the problems and the lowered layer list; the builder tells its reasons nowhere else."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.problems: list[str] = []
+            self.lowering: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.problems.append(message.strip())
+            if message.startswith(("Layers:", "Total Activation Memory", "Total Weights Memory")):
+                self.lowering.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, report: child.Report) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports the steps of the outermost phase only: inner phases come and go in no fixed number."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.outer: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.outer[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.outer:
+                report({"event": "progress", "phase": phase_name, "step": step + 1, "steps": self.outer[phase_name]})
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.outer.pop(phase_name, None)
+
+    return Monitor()
+
+
+def load_engine(path: Path, library: str) -> Engine:
+    """Deserialises a plan on GPU 0; buffers are allocated per shape and kept. Raises EngineError with the reason."""
+    trt = import_library(library)
+    reason = cuda.unavailable()
+    if reason:
+        raise EngineError(f"can't run {path.name}: {reason}")
+    stream = cuda.attach()
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)
+    data = path.read_bytes()
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise EngineError(f"{library} {trt.__version__} can't load {path}: {_why_not(trt, runtime, data, logger)}")
+    context = _context(trt, engine)
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+    outputs = [n for n in names if n not in inputs]
+    if len(inputs) != 1:
+        raise EngineError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
+    types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+    buffers: dict[str, tuple[int, int]] = {}
+
+    def run(images: NDArray[np.float32]) -> NDArray[Any]:
+        feed = np.ascontiguousarray(images, dtype=types[inputs[0]])
+        if not context.set_input_shape(inputs[0], feed.shape):
+            raise EngineError(f"{path.name} was not built for the shape {list(feed.shape)}; see its profile")
+        results = {n: np.empty(tuple(context.get_tensor_shape(n)), types[n]) for n in outputs}
+        for name, array in {inputs[0]: feed, **results}.items():
+            context.set_tensor_address(name, _buffer(buffers, name, array.nbytes))
+        cuda.to_device(buffers[inputs[0]][0], feed, stream)
+        if not context.execute_async_v3(stream):
+            raise EngineError(f"{path.name} failed to run: {'; '.join(logger.problems[-2:]) or 'no reason given'}")
+        for name, array in results.items():
+            cuda.to_host(array, buffers[name][0], stream)
+        cuda.wait(stream)
+        return results[outputs[0]]
+
+    gpu, capability = cuda.device()
+    details = {"gpu": gpu, "compute_capability": capability}
+    return Engine(str(trt.__version__), tuple(engine.get_tensor_shape(inputs[0])), run, details)
+
+
+def _buffer(buffers: dict[str, tuple[int, int]], name: str, size_bytes: int) -> int:
+    pointer, have = buffers.get(name, (0, -1))
+    if have < size_bytes:
+        if have >= 0:
+            cuda.free(pointer)
+        buffers[name] = (cuda.allocate(size_bytes), size_bytes)
+    return buffers[name][0]
+
+
+def _context(trt: Any, engine: Any) -> Any:
+    """RTX compiles kernels for a shape lazily in the background, which would blur every timing: ask for it at once."""
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def _why_not(trt: Any, runtime: Any, data: bytes, logger: Any) -> str:
+    reasons = list(logger.problems[-2:])
+    if hasattr(runtime, "get_engine_validity"):
+        _, bits = runtime.get_engine_validity(data)
+        flags = getattr(trt, "EngineInvalidityDiagnostics", None)
+        reasons += [name for name, flag in getattr(flags, "__members__", {}).items() if int(bits) & int(flag)]
+    return "; ".join(reasons) or "no reason given; it may be from another version or GPU"
+
+
+if __name__ == "__main__":
+    child.serve(build)

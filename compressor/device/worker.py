@@ -1,0 +1,117 @@
+"""Model files in, timings out: each file in a fresh process of its own, the parent alternating their turns ABAB.
+
+So neither file's allocator, caches or threads help or hurt the other's. `python -m compressor.device.worker` is
+the child: it opens, warms up and takes turns when told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import child
+from .environment import Environment, affinity, pin, read_environment, resident_bytes
+from .runtimes import Session, open_model
+from .timing import Images, Schedule, Timing, make_batches, take_turn, warm_up
+
+
+def time_files(
+    files: Mapping[str, Path], images: Images, *, schedule: Schedule, runtime: str = "onnxruntime"
+) -> dict[str, Timing]:
+    """Times model files by name on one runtime; adds load time, first run and peak memory to the samples.
+
+    Raises what `open_model` raises, and EngineError when a worker dies.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-"))
+        pool = Path(folder) / "images.npy"
+        np.save(pool, images)
+        workers = {
+            name: stack.enter_context(child.start("compressor.device.worker", name=f"the timing of {name}"))
+            for name in files
+        }
+        opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
+        warm = {name: ask({"do": "warm"}) for name, ask in workers.items()}
+        samples: dict[str, list[float]] = {name: [] for name in files}
+        turns: dict[str, list[int]] = {name: [] for name in files}
+        for turn in range(schedule.rounds):
+            for name, ask in workers.items():
+                taken = ask({"do": "turn"})["samples_ms"]
+                samples[name] += taken
+                turns[name] += [turn] * len(taken)
+        closed = {name: ask({"do": "close"}) for name, ask in workers.items()}
+    return {
+        name: Timing(
+            name=name,
+            runtime=runtime,
+            schedule=schedule,
+            samples_ms=tuple(samples[name]),
+            turns=tuple(turns[name]),
+            warmup_runs=warm[name]["runs"],
+            stable=warm[name]["stable"],
+            environment=Environment(**opened[name]["environment"]),
+            affinity=tuple(opened[name]["affinity"]),
+            load_ms=opened[name]["load_ms"],
+            first_run_ms=opened[name]["first_run_ms"],
+            peak_bytes=closed[name]["peak_bytes"],
+            details=opened[name]["details"],
+        )
+        for name in files
+    }
+
+
+def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> dict[str, Any]:
+    return {
+        "do": "open",
+        "path": str(Path(path).resolve()),
+        "pool": str(pool),
+        "schedule": asdict(schedule),
+        "runtime": runtime,
+    }
+
+
+class _Worker:
+    """The child's state between requests: one session, its batches and its schedule."""
+
+    session: Session
+    batches: list[Images]
+    schedule: Schedule
+
+    def answer(self, request: Mapping[str, Any], report: child.Report) -> child.Event:
+        if request["do"] == "open":
+            return self.open(request)
+        if request["do"] == "warm":
+            runs, stable = warm_up(self.session.run, self.batches, self.schedule)
+            return {"runs": runs, "stable": stable}
+        if request["do"] == "turn":
+            return {"samples_ms": take_turn(self.session.run, self.batches, self.schedule)}
+        return {"peak_bytes": resident_bytes()}
+
+    def open(self, request: Mapping[str, Any]) -> child.Event:
+        schedule = dict(request["schedule"])
+        self.schedule = Schedule(**{**schedule, "cores": tuple(schedule["cores"])})
+        pin(self.schedule.cores)  # before the runtime starts its threads, which inherit it
+        self.batches = make_batches(np.load(request["pool"], allow_pickle=False), self.schedule.batch)
+        start = time.perf_counter()
+        self.session = open_model(request["path"], runtime=request["runtime"], threads=self.schedule.threads)
+        loaded = time.perf_counter()
+        self.session.run(self.batches[0])
+        ran = time.perf_counter()
+        return {
+            "load_ms": 1e3 * (loaded - start),
+            "first_run_ms": 1e3 * (ran - loaded),
+            "affinity": affinity(),
+            "details": dict(self.session.details),
+            "environment": asdict(read_environment()),
+        }
+
+
+if __name__ == "__main__":
+    child.serve(_Worker().answer)

@@ -1,0 +1,48 @@
+"""Who am I among the processes of a run, and sums over all of them; no-ops in a process that is alone.
+
+Knows nothing of what is summed. The process group is made by whoever launched the run (`torchrun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import distributed
+
+from .records import FloatArray
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    return distributed.get_rank() if _together() else 0
+
+
+def world() -> int:
+    return distributed.get_world_size() if _together() else 1
+
+
+def _device() -> torch.device:
+    """NCCL sums only what lies on a GPU."""
+    return torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
+
+
+def sum_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Entry-wise float64 sums; every rank gets the same bits. All ranks pass the same names and shapes."""
+    if world() == 1:
+        return dict(values)
+    names = sorted(values)
+    flat = np.concatenate([np.asarray(values[name], np.float64).ravel() for name in names])
+    packed = torch.from_numpy(flat).to(_device())
+    distributed.all_reduce(packed)
+    sums = packed.cpu().numpy()
+    ends = np.cumsum([values[name].size for name in names])[:-1]
+    return {n: part.reshape(values[n].shape).copy() for n, part in zip(names, np.split(sums, ends), strict=True)}
+
+
+def sum_count(count: int) -> int:
+    return int(sum_over_ranks({"count": np.array([count], np.float64)})["count"][0])

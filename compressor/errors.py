@@ -1,0 +1,65 @@
+"""Every error the product raises on purpose, and the exit code each one ends a command with.
+
+CompressorError                1   anything below
+├── InputError                 2   what the user gave can't be used (model, images, recipe, folder)
+│   ├── ModelError                 a model can't be built, traced, loaded or run
+│   ├── DataError                  images or labels can't be read
+│   ├── RecipeError                an option has no such value
+│   └── FolderError                an output folder holds something else, or can't be written
+├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
+├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
+├── EngineError                5   an engine can't be built or run here
+└── MissingPackageError        6   an optional package is not installed
+"""
+
+from __future__ import annotations
+
+
+class CompressorError(Exception):
+    """Base of the tree; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(CompressorError):
+    exit_code = 2
+
+
+class ModelError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class RecipeError(InputError):
+    pass
+
+
+class FolderError(InputError):
+    pass
+
+
+class BudgetError(CompressorError):
+    exit_code = 3
+
+
+class GateError(CompressorError):
+    exit_code = 4
+
+
+class EngineError(CompressorError):
+    exit_code = 5
+
+
+class MissingPackageError(CompressorError):
+    exit_code = 6
+
+
+def did_you_mean(name: str, choices: list[str]) -> str:
+    """` Did you mean 'resnet18'?`, or an empty string when nothing is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

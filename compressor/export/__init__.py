@@ -1,0 +1,1 @@
+"""ONNX files, their precisions, and the engines built from them; every file passes a gate."""

@@ -1,0 +1,144 @@
+"""ONNX files to engines for named targets: which library serves a target, and what the bundle does for the rest.
+
+In: an ONNX file and a target such as `SM86`, `rtx` or `orin`. Out: an engine with its record, or a refusal that
+says which library builds it where. Knows no builder API; that is `compressor.device`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..device import tensorrt
+from ..device.builder import EngineJob, EngineRecord, Profiles, Progress
+from ..device.builder import build_engine as _build
+from ..errors import EngineError, InputError, did_you_mean
+
+# TensorRT-RTX's list of named compute capabilities (1.7); it has no SM87, SM90 or SM100 and up but consumer cards.
+RTX_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+# FP32 matrix products don't build for Turing, so the portable default starts at Ampere as the library's own does.
+RTX_DEFAULT = ("SM80", "SM86", "SM89", "SM120")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of device. `libraries` in order of preference; the first that can build here is used."""
+
+    name: str
+    devices: str
+    compute_capabilities: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+_TARGETS = (
+    Target("rtx", "RTX cards from Ampere on", RTX_DEFAULT, ("tensorrt_rtx",)),
+    Target("this-gpu", "the GPU of the machine that builds", (), ("tensorrt", "tensorrt_rtx")),
+    Target("SM75", "RTX 20, T4 (fp16 only)", ("SM75",), ("tensorrt_rtx", "tensorrt")),
+    Target("SM80", "A100", ("SM80",), ("tensorrt_rtx", "tensorrt")),
+    Target("SM86", "RTX 30, A10, A40", ("SM86",), ("tensorrt_rtx", "tensorrt")),
+    Target("SM87", "Jetson Orin", ("SM87",), ("tensorrt",)),
+    Target("SM89", "RTX 40, L4, L40", ("SM89",), ("tensorrt_rtx", "tensorrt")),
+    Target("SM90", "H100, H200", ("SM90",), ("tensorrt",)),
+    Target("SM100", "B200", ("SM100",), ("tensorrt",)),
+    Target("SM110", "Jetson Thor", ("SM110",), ("tensorrt",)),
+    Target("SM120", "RTX 50", ("SM120",), ("tensorrt_rtx", "tensorrt")),
+    Target("SM121", "GB10", ("SM121",), ("tensorrt_rtx", "tensorrt")),
+)
+TARGETS: Mapping[str, Target] = {t.name: t for t in _TARGETS}
+_ALIASES = {"orin": "SM87", "thor": "SM110", "h100": "SM90", "h200": "SM90", "a100": "SM80", "l4": "SM89"}
+
+
+def supported_targets() -> dict[str, str]:
+    """Every target by name; an empty string where an engine can be built here, else why not."""
+    return {name: _refusal(target) for name, target in TARGETS.items()}
+
+
+def build_engine(
+    onnx_path: Path | str,
+    out_path: Path | str,
+    *,
+    target: str,
+    profiles: Profiles,
+    precision: str = "fp32",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> EngineRecord:
+    """Builds for `target`; raises InputError for an unknown one, EngineError where it can't be built here and why."""
+    chosen = resolve_target(target)
+    refusal = _refusal(chosen)
+    if refusal:
+        raise EngineError(refusal)
+    job = _job(chosen, profiles, precision)
+    return _build(onnx_path, out_path, job=job, cache=cache, progress=progress)
+
+
+def resolve_target(name: str) -> Target:
+    """`SM86`, `sm_86`, `8.6`, `orin` or `rtx` to the target it names."""
+    text = name.lower()
+    if text in _ALIASES:
+        text = _ALIASES[text].lower()
+    compact = "sm" + text.removeprefix("sm").lstrip("_").replace(".", "")
+    for target in _TARGETS:
+        if target.name.lower() in (text, compact):
+            return target
+    known = [*TARGETS, *_ALIASES]
+    raise InputError(f"no target {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
+
+
+def image_profile(
+    shape: Sequence[int], *, batches: tuple[int, int, int] = (1, 1, 32), name: str = "input"
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """The profile for images of `shape` [C, H, W] at (least, usual, most) images at once."""
+    low, usual, high = ((b, *shape) for b in batches)
+    return {name: (low, usual, high)}
+
+
+def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str) -> dict[str, Any]:
+    """What a bundle carries so that `compressor build` makes the engine on the device itself."""
+    chosen = resolve_target(target)
+    return {
+        "target": chosen.name,
+        "devices": chosen.devices,
+        "libraries": list(chosen.libraries),
+        "model": model,
+        "precision": precision,
+        "profiles": {k: [list(s) for s in v] for k, v in profiles.items()},
+    }
+
+
+def record_fields(record: EngineRecord) -> dict[str, Any]:
+    """The record as plain JSON values."""
+    return asdict(record)
+
+
+def _job(target: Target, profiles: Profiles, precision: str) -> EngineJob:
+    library = next(name for name in target.libraries if not tensorrt.buildable(name))
+    named = target.compute_capabilities if library == "tensorrt_rtx" else ()
+    return EngineJob(library=library, profiles=profiles, compute_capabilities=named, precision=precision)
+
+
+def _refusal(target: Target) -> str:
+    """Why `target`'s engine can't be built on this machine; TensorRT itself builds only for the GPU it sees."""
+    for library in target.libraries:
+        if library == "tensorrt_rtx" and target.compute_capabilities and not tensorrt.buildable(library):
+            return ""
+        if not tensorrt.unavailable(library) and _is_here(target):
+            return ""
+    if "tensorrt_rtx" in target.libraries and importlib.util.find_spec("tensorrt_rtx") is None:
+        return f"an engine for {target.name} ({target.devices}) needs: {tensorrt.buildable('tensorrt_rtx')}"
+    if not target.compute_capabilities:
+        return f"an engine for {target.name} needs a GPU here: {tensorrt.unavailable(target.libraries[0])}"
+    return (
+        f"an engine for {target.name} ({target.devices}) can't be built on this machine: TensorRT-RTX does not serve "
+        "it, TensorRT does, and only on the device itself; ship the bundle and run `compressor build BUNDLE` there, "
+        "which builds, checks and caches the engine from the bundle's ONNX file and build recipe"
+    )
+
+
+def _is_here(target: Target) -> bool:
+    from ..device import cuda
+
+    return not target.compute_capabilities or cuda.device()[1] in target.compute_capabilities

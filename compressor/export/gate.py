@@ -1,0 +1,89 @@
+"""The gate an exported file passes before anything is built from it: its structure and its numbers.
+
+In: an ONNX file, the torch module it came from, real inputs. Out: the parity at each batch size, or GateError
+naming what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..device.parity import LIMITS, Limits, Parity, compare, failures
+from ..device.runtimes import open_model
+from ..errors import GateError, ModelError
+from .onnx import check_structure
+
+
+def check_export(
+    path: Path | str,
+    reference: nn.Module,
+    images: NDArray[np.float32],
+    *,
+    batches: Sequence[int] = (1, 3),
+    limits: Limits = LIMITS["fp32"],
+    runtime: str = "onnxruntime",
+) -> dict[int, Parity]:
+    """Parity with `reference` by batch size, on the first images [N, C, H, W] that fill each batch.
+
+    Every image is seen at every batch size, so a file that mixes up the batch can't pass. Raises GateError for
+    training-mode operations, a fixed batch, NaN weights, other shapes or outputs outside `limits`.
+    """
+    path = Path(path)
+    model = _load_structure(path)
+    check_structure(model, str(path))
+    expected = _reference_outputs(reference, images)
+    session = open_model(path, runtime=runtime)
+    found = {}
+    for batch in batches:
+        usable = images[: max(len(images) // batch, 1) * batch]
+        if len(usable) < batch:
+            raise GateError(f"parity at batch {batch} needs as many images, {len(images)} were given")
+        try:
+            parts = [session.run(usable[i : i + batch]) for i in range(0, len(usable), batch)]
+        except ModelError as error:
+            raise GateError(
+                f"{path} does not run at batch {batch}: {error}; export it with a free batch axis"
+            ) from error
+        found[batch] = compare(expected[: len(usable)], np.concatenate(parts))
+        wrong = failures(found[batch], limits)
+        if wrong:
+            raise GateError(
+                f"{path} differs from the model at batch {batch}: {'; '.join(wrong)} on {len(usable)} images; "
+                "export it again from the model it is compared with, in evaluation mode"
+            )
+    return found
+
+
+def _load_structure(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise GateError(f"{path} can't be read as ONNX ({type(error).__name__}); export it again") from error
+
+
+@torch.no_grad()
+def _reference_outputs(reference: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """In evaluation mode; a traced graph has none to switch and is in it already."""
+    modes = {m: m.training for m in reference.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        outputs = [_first(reference(torch.from_numpy(images[i : i + 8]))) for i in range(0, len(images), 8)]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return np.concatenate(outputs)
+
+
+def _first(output: object) -> NDArray[np.float32]:
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    assert isinstance(output, torch.Tensor)
+    return output.float().numpy()

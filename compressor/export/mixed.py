@@ -1,0 +1,108 @@
+"""Which layers lose most by int8, found by measuring, and a file that leaves just enough of them in float.
+
+In: the fp32 file, activation ranges, calibration images, and a judge of files (accuracy, parity: the caller's).
+Out: the int8 file the judge accepts with the fewest layers kept, or the error that none is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..device.parity import Parity, compare
+from ..device.runtimes import open_model
+from ..errors import GateError
+from .calibration import METHODS, Method, Statistics, ranges
+from .precision import Placement, to_int8, weighted_nodes
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """`kept` are the layers left in float, worst first; `score` is the judge's of this file."""
+
+    path: str
+    kept: tuple[str, ...]
+    score: float
+    tried: tuple[tuple[int, float], ...]
+
+
+def best_method(
+    path: Path | str,
+    out: Path | str,
+    *,
+    statistics: Statistics,
+    score: Callable[[Path], float],
+    placement: Placement = "tensorrt",
+) -> tuple[Method, dict[str, float]]:
+    """The calibration method whose file the judge scores highest, that file at `out`, and all scores."""
+    scores: dict[str, float] = {}
+    for method in METHODS:
+        scores[method] = score(to_int8(path, out, ranges=ranges(statistics, method), placement=placement))
+    best = max(METHODS, key=lambda method: scores[method])
+    to_int8(path, out, ranges=ranges(statistics, best), placement=placement)
+    return best, scores
+
+
+def sensitivity(
+    path: Path | str, images: NDArray[np.float32], *, ranges: Ranges, placement: Placement = "tensorrt"
+) -> list[tuple[str, Parity]]:
+    """Every weighted layer with the parity of the file that quantises it alone, worst first."""
+    names = weighted_nodes(onnx.load(path))
+    reference = open_model(path).run(images)
+    measured = []
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        for name in names:
+            others = [other for other in _all_nodes(path) if other != name]
+            one = to_int8(path, Path(folder) / "one.onnx", ranges=ranges, placement=placement, keep=others)
+            measured.append((name, compare(reference, open_model(one).run(images))))
+    return sorted(measured, key=lambda pair: pair[1].sqnr_db)
+
+
+def to_mixed(
+    path: Path | str,
+    out: Path | str,
+    *,
+    ranges: Ranges,
+    order: Sequence[str],
+    score: Callable[[Path], float],
+    least: float,
+    placement: Placement = "tensorrt",
+) -> Mixed:
+    """Keeps the first k layers of `order` (worst first) in float, for the smallest k found with score >= `least`.
+
+    k is doubled until the judge accepts, then bisected. Raises GateError when not even half of the layers in
+    float is enough: then int8 isn't worth having.
+    """
+    tried: dict[int, float] = {}
+
+    def attempt(count: int) -> bool:
+        written = to_int8(path, out, ranges=ranges, placement=placement, keep=order[:count])
+        tried[count] = score(written)
+        return tried[count] >= least
+
+    low, high = -1, 0
+    while not attempt(high):
+        low, high = high, max(1, high * 2)
+        if high > max(1, len(order) // 2):
+            best = max(tried.values())
+            raise GateError(
+                f"int8 reaches {best:.4f} with {low} of {len(order)} layers in float, at least {least:.4f} is asked "
+                f"for; ship fp16. The layers that cost most: {', '.join(order[:5])}"
+            )
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if attempt(middle) else (middle, high)
+    attempt(high)
+    return Mixed(str(out), tuple(order[:high]), tried[high], tuple(sorted(tried.items())))
+
+
+def _all_nodes(path: Path | str) -> list[str]:
+    return [node.name for node in onnx.load(path, load_external_data=False).graph.node]

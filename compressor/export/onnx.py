@@ -1,0 +1,241 @@
+"""A torch module in, one checked ONNX file out: free batch axis, norms and constants folded, metadata inside.
+
+Knows nothing of pruning, precisions or runtimes; what it exports is exactly what the module computes.
+Weights are counted before and after the optimisers, so that a rebuilt dense net can't slip through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from ..errors import FolderError, GateError, ModelError
+
+INPUT, OUTPUT, BATCH = "input", "output", "batch"
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SIZE_KEEPING = ("Transpose", "Reshape", "Identity", "Cast", "CastLike", "Squeeze", "Unsqueeze")
+_CHATTER = ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "torch.export")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The ONNX dialect a target's parser reads."""
+
+    opset: int
+    ir_version: int
+
+
+# Opset 20 is the highest Jetson's TensorRT 10.3 parser reads and the first with Gelu as one node;
+# IR 10 came with it, so every runtime that reads the one reads the other.
+FORMATS: Mapping[str, Format] = {
+    "onnxruntime": Format(20, 10),
+    "openvino": Format(20, 10),
+    "tensorrt": Format(20, 10),
+    "tensorrt_rtx": Format(20, 10),
+}
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    target: str = "onnxruntime",
+    opset: int | None = None,
+) -> Path:
+    """Writes `model` for inputs like `example` [N, C, H, W]; the batch axis is free, output 0 is `output`.
+
+    The file appears whole or not at all. Raises ModelError when the exporter or the checker refuses the
+    model, GateError when weights were lost or added on the way, FolderError when the file can't be written.
+    """
+    dialect = FORMATS[target]
+    with _silence(), torch.no_grad():
+        raw = _torch_export(model, example, opset or dialect.opset)
+        before = weight_elements(raw)
+        slim, optimiser = _optimise(raw)
+    _finish(slim, dialect, {**(metadata or {}), "compressor.optimiser": optimiser})
+    after = weight_elements(slim)
+    if before != after:
+        raise GateError(
+            f"the export of {path} holds {after} weights of convolutions and matrix products, the model {before}; "
+            "report the model, its file would not be what was pruned"
+        )
+    return write_model(slim, Path(path))
+
+
+def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+    if example.shape[0] < 2:  # a batch of one would be taken for a constant
+        example = example.repeat(2, *[1] * (example.ndim - 1))
+    try:
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            optimize=False,
+            verbose=False,
+        )
+    except Exception as error:
+        raise ModelError(f"the ONNX exporter refuses the model: {_reason(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause's first line: the exporter wraps it in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """onnxscript folds constants and norms; onnxslim then fuses what is left (measured: both beat either)."""
+    import onnxscript.optimizer
+
+    folded: onnx.ModelProto = onnxscript.optimizer.optimize(raw)
+    if folded.ByteSize() > _PROTOBUF_LIMIT_BYTES:
+        return folded, "onnxscript"
+    import onnxslim
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(folded)
+    try:
+        return onnxslim.slim(copy), "onnxscript+onnxslim"
+    except Exception as error:  # an optional fusion pass: the folded graph computes the same without it
+        return folded, f"onnxscript (onnxslim: {_reason(error)})"
+
+
+def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]) -> None:
+    """Names the batch axis, drops the exporter's notes (they hold source paths), puts ours in."""
+    model.ir_version = dialect.ir_version
+    model.producer_name, model.producer_version = "compressor", ""
+    del model.metadata_props[:]
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+    graph = model.graph
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        axis = value.type.tensor_type.shape.dim[0] if value.type.tensor_type.shape.dim else None
+        if axis is not None and axis.dim_param:
+            axis.dim_param = BATCH
+
+
+def weight_elements(model: onnx.ModelProto) -> int:
+    """Elements of the constant operands of the convolutions and matrix products that work on the image.
+
+    A weight may still be behind transposes (before folding), so the operand is traced to initializers through
+    operations that keep the number of elements. Products of constants alone may be folded, and don't count.
+    """
+    sizes = {i.name: math.prod(i.dims) for i in model.graph.initializer}
+    live = {value.name for value in model.graph.input} - sizes.keys()
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in _WEIGHTED and not live.isdisjoint(node.input):
+            operands = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
+            total += sum(sizes.get(name, 0) for name in operands)
+        elif node.op_type == "Constant" and node.attribute[0].name == "value":
+            sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
+        elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
+        if node.op_type != "Shape" and not live.isdisjoint(node.input):
+            live.update(node.output)
+    return total
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> Path:
+    """Checks the model and writes it atomically; weights go beside the file only above 2 GB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_structure(model, str(path))
+    try:
+        if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
+            onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", convert_attribute=False)
+            onnx.checker.check_model(str(path))
+            return path
+        onnx.checker.check_model(model, full_check=True)
+        _replace(path, model.SerializeToString())
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{path} would not be valid ONNX: {_reason(error)}") from error
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror}; free some space or choose another folder") from error
+    return path
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def check_structure(model: onnx.ModelProto, name: str) -> None:
+    """Raises GateError for what must not ship: training-mode operations, a fixed batch, values that are not numbers."""
+    for node in model.graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        training = bool(attributes.get("training_mode")) if node.op_type == "BatchNormalization" else False
+        if training or node.op_type == "Dropout":
+            raise GateError(f"{name}: {node.op_type} {node.name!r} is in training mode; export the model after eval()")
+    for value in (*model.graph.input, *model.graph.output):
+        shape = value.type.tensor_type.shape.dim
+        if not shape or not shape[0].dim_param:
+            found = shape[0].dim_value if shape else "none"
+            raise GateError(f"{name}: {value.name!r} has the fixed batch {found}; export it with a free batch axis")
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and not _finite(tensor):
+            raise GateError(f"{name}: weight {tensor.name!r} holds values that are not finite")
+
+
+def _finite(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+        return True
+    values: Any = numpy_helper.to_array(tensor)
+    # Attention masks hold -inf on purpose; NaN is never on purpose.
+    return not bool(np.isnan(values).any())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters report progress on stdout and warn about their own internals."""
+    levels = {name: logging.getLogger(name).level for name in _CHATTER}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

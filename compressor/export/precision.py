@@ -1,0 +1,194 @@
+"""An fp32 ONNX file in, an fp16 or an int8 one out; precision is written into the file, as strong typing needs.
+
+fp16 keeps fp32 islands where calibration images show values half floats can't hold. int8 is explicit Q/DQ with
+symmetric per-channel weights and float biases, placed for the target. Knows no accuracy: `mixed` measures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from ..errors import InputError
+from .calibration import Statistics
+from .onnx import write_model
+
+Placement = Literal["tensorrt", "onnxruntime"]
+
+_HALF_MAX = 65504.0
+_MARGIN = 4.0  # other images than the calibration's may go this much further
+_SQUARING = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "ReduceSumSquare", "Pow")
+_SUMMING = ("ReduceSum", "CumSum", "ReduceLogSumExp", "Exp")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add")
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """An fp16 file; `islands` are the nodes left in fp32 and the magnitude that put them there."""
+
+    path: str
+    islands: Mapping[str, float]
+
+
+def to_fp16(
+    path: Path | str, out: Path | str, *, statistics: Statistics | None = None, islands: Iterable[str] = ()
+) -> Half:
+    """Writes the file in half precision with float32 input and output; `islands` adds nodes by name.
+
+    Without `statistics` every operation that squares or sums stays in fp32, since nothing shows it may not.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    model = _named(onnx.load(path))
+    found = overflowing(model, statistics)
+    unknown = set(islands) - {node.name for node in model.graph.node}
+    if unknown:
+        raise InputError(f"no node {sorted(unknown)[0]!r} in {path} to keep in fp32")
+    found |= {name: found.get(name, 0.0) for name in islands}
+    half = convert_float_to_float16(
+        model, keep_io_types=True, node_block_list=sorted(found), op_block_list=DEFAULT_OP_BLOCK_LIST
+    )
+    del half.graph.value_info[:]
+    write_model(sorted_nodes(half), Path(out))
+    return Half(str(out), found)
+
+
+def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[str, float]:
+    """Nodes whose values, or squares and sums inside them, half floats can't hold, with that magnitude."""
+    found: dict[str, float] = {}
+    for node in model.graph.node:
+        if statistics is None:
+            if node.op_type in (*_SQUARING, *_SUMMING):
+                found[node.name] = float("inf")
+            continue
+        reach = max((_magnitude(statistics, name) for name in (*node.input, *node.output)), default=0.0)
+        inside = _magnitude(statistics, node.input[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
+        if max(reach, inside) * _MARGIN > _HALF_MAX:
+            found[node.name] = max(reach, inside)
+    return found
+
+
+def _magnitude(statistics: Statistics, name: str) -> float:
+    low, high = statistics.extremes.get(name, (0.0, 0.0))
+    return max(abs(low), abs(high))
+
+
+def to_int8(
+    path: Path | str,
+    out: Path | str,
+    *,
+    ranges: Mapping[str, tuple[float, float]],
+    placement: Placement = "tensorrt",
+    keep: Sequence[str] = (),
+) -> Path:
+    """Writes the file with Q/DQ around convolutions and products with weights, but for the nodes in `keep`.
+
+    `tensorrt`: symmetric int8 inputs of weighted nodes and residual sums, zero points 0, outputs left to fusion.
+    `onnxruntime`: uint8 activations on both sides, so that its CPU kernels stay in integers from node to node.
+    """
+    model = _named(onnx.load(path))
+    nodes = [name for name in quantisable(model) if name not in set(keep)]
+    if not nodes:
+        raise InputError(f"{path} has no convolution or matrix product left to quantise")
+    model = onnx.shape_inference.infer_shapes(model)
+    quantised = _quantise(model, nodes, ranges, placement)
+    del quantised.graph.value_info[:]
+    quantised.ir_version = model.ir_version
+    return write_model(sorted_nodes(quantised), Path(out))
+
+
+def quantisable(model: onnx.ModelProto) -> list[str]:
+    """Weighted nodes, then what joins or passes on their results unchanged in kind: sums, pools, activations.
+
+    Sums of a transformer's residual stream are not among them: their outliers would cost every token.
+    """
+    constants = {i.name for i in model.graph.initializer}
+    spatial: set[str] = set()
+    names = []
+    for node in model.graph.node:
+        dynamic = [name for name in node.input if name and name not in constants]
+        weighted = node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in constants
+        passing = node.op_type in _PASSING and bool(dynamic) and spatial.issuperset(dynamic)
+        if weighted or passing:
+            names.append(node.name)
+        if passing or (weighted and node.op_type in ("Conv", "ConvTranspose")):
+            spatial.update(node.output)
+    return names
+
+
+def weighted_nodes(model: onnx.ModelProto) -> list[str]:
+    """The nodes whose precision is worth a choice of its own, in graph order."""
+    constants = {i.name for i in model.graph.initializer}
+    return [n.name for n in model.graph.node if n.op_type in _WEIGHTED and any(i in constants for i in n.input[:2])]
+
+
+def _quantise(
+    model: onnx.ModelProto, nodes: Sequence[str], ranges: Mapping[str, tuple[float, float]], placement: Placement
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    for_tensorrt = placement == "tensorrt"
+    types = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add"] if for_tensorrt else [*_WEIGHTED, *_PASSING]
+    options: dict[str, Any] = {"QuantizeBias": not for_tensorrt, "WeightSymmetric": True}
+    if for_tensorrt:
+        options |= {"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": types}
+    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    level = logging.root.level
+    try:
+        logging.root.setLevel(logging.ERROR)  # it advises a pre-processing our export has already done
+        quantiser = QDQQuantizer(
+            model,
+            True,  # per channel
+            False,  # full range: VNNI and tensor cores accumulate in int32
+            QuantType.QInt8,
+            QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, data),
+            list(nodes),
+            [],
+            types,
+            options,
+        )
+        quantiser.quantize_model()
+    finally:
+        logging.root.setLevel(level)
+    result: onnx.ModelProto = quantiser.model.model
+    return result
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Gives every node a name, since nodes are chosen by name."""
+    taken = {node.name for node in model.graph.node}
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}" if f"{node.op_type}_{index}" not in taken else f"unnamed_{index}"
+    return model
+
+
+def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with producers before consumers; the fp16 converter appends casts at the end."""
+    made = {i.name for i in model.graph.initializer} | {i.name for i in model.graph.input} | {""}
+    waiting, ordered = list(model.graph.node), []
+    while waiting:
+        ready = [node for node in waiting if made.issuperset(node.input)]
+        if not ready:
+            raise InputError(f"the graph has a cycle or an input nobody makes, at node {waiting[0].name!r}")
+        later = []
+        for node in waiting:
+            if made.issuperset(node.input):
+                ordered.append(node)
+                made.update(node.output)
+            else:
+                later.append(node)
+        waiting = later
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    return model

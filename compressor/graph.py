@@ -1,0 +1,229 @@
+"""A model in, its ATen graph out: functional, evaluation mode, batch axis free, names kept.
+
+`trace` is the only reading of a model's code; whatever follows (groups, relevance, costs, surgery)
+works on the `torch.fx.GraphModule` it returns, whose parameters and buffers carry the model's own
+qualified names. Knows nothing of units, scores or files.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .errors import ModelError
+
+aten = torch.ops.aten
+
+_IDENTITIES = (
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten._assert_tensor_metadata.default,
+)
+
+
+def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The model's evaluation graph in ATen operations, free in the batch axis.
+
+    `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters); the
+    graph shares no storage with it. Node metadata: `val` (shapes at the example), `layer` (qualified
+    name of the module that issued the operation, "" for the root).
+    Raises ModelError when the model's forward fails or cannot be traced.
+    """
+    modes = {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            exported = _export(model, example)
+        graph = exported.run_decompositions({}).module(check_guards=False)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    _own_state(graph)
+    _name_layers(graph)
+    _simplify(graph)
+    _propagate(graph, example)
+    _fold_constants(graph)
+    _propagate(graph, example)
+    return graph
+
+
+def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim.DYNAMIC
+    try:
+        model(example)
+    except Exception as error:
+        raise ModelError(
+            f"the model's forward fails on an input of shape {list(example.shape)}: "
+            f"{_first_line(error)}; give the image size it was trained with (--size)"
+        ) from error
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:
+        raise ModelError(
+            f"the model can't be traced with a free batch axis: {_first_line(error)}; its forward must not "
+            "branch on values nor fix the batch size"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _own_state(graph: fx.GraphModule) -> None:
+    """Copies parameters and buffers, tied ones to one copy, so that nothing is shared with the caller."""
+    copies: dict[int, Tensor] = {}
+    for module in graph.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in copies:
+                    data = tensor.detach().clone()
+                    copies[id(tensor)] = nn.Parameter(data) if isinstance(tensor, nn.Parameter) else data
+                store[name] = copies[id(tensor)]  # type: ignore[assignment]
+
+
+def _name_layers(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+        names = [path for path, _ in stack.values() if not path.startswith("_empty")]
+        node.meta = {"layer": _plain(names[-1]) if names else ""}
+
+
+def _plain(path: str) -> str:
+    """`L['self'].layer1._modules['0']` and the like to `layer1.0`."""
+    return path.replace("L['self']", "").replace("._modules['", ".").replace("']", "").lstrip(".")
+
+
+def _simplify(graph: fx.GraphModule) -> None:
+    """Drops identities and writes operations in the one form that survives pruning and training."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _IDENTITIES:
+            if node.args:
+                node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target is aten._native_batch_norm_legit_no_training.default:
+            _write_batch_norm(graph, node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # strides change once copies are dropped and widths shrink
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    x, weight, bias, mean, var, momentum, eps = node.args
+    with graph.graph.inserting_before(node):
+        args = (x, weight, bias, mean, var, False, momentum, eps, False)
+        norm = graph.graph.call_function(aten.batch_norm.default, args, name="batch_norm")
+    norm.meta = dict(node.meta)
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            user.replace_all_uses_with(norm)
+        graph.graph.erase_node(user)
+    graph.graph.erase_node(node)
+
+
+class _Recorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        n.meta["val"] = _shape_of(out)
+        return out
+
+
+def _shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, (tuple, list)):
+        return type(value)(_shape_of(v) for v in value)
+    return value
+
+
+@torch.no_grad()
+def _propagate(graph: fx.GraphModule, example: Tensor) -> None:
+    _Recorder(graph).run(example)
+
+
+@torch.no_grad()
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
+    buffers = {name for name, _ in graph.named_buffers()}
+    constant: dict[fx.Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and node.target in buffers:
+            constant[node] = fetch(graph, node.target)
+        elif node.op == "call_function" and all(n in constant for n in _value_inputs(node)):
+            args = fx.map_arg((node.args, node.kwargs), lambda n: constant[n] if n in constant else torch.empty(0, dtype=n.meta["val"].dtype))
+            constant[node] = node.target(*args[0], **args[1])
+    for node in constant:
+        outside = [user for user in node.users if user not in constant]
+        if node.op == "call_function" and outside and isinstance(constant[node], Tensor):
+            _replace_by_buffer(graph, node, constant[node], outside)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _value_inputs(node: fx.Node) -> Sequence[fx.Node]:
+    """The inputs whose values matter: `x.new_zeros(sizes)` reads only x's type."""
+    if node.target in (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default):
+        return [n for n in node.all_input_nodes if n is not node.args[0]]
+    return node.all_input_nodes
+
+
+def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, users: Sequence[fx.Node]) -> None:
+    name = f"_constant_{node.name}"
+    graph.register_buffer(name, value.detach().clone())
+    with graph.graph.inserting_before(node):
+        attribute = graph.graph.get_attr(name)
+    attribute.meta = {"layer": node.meta["layer"]}
+    for user in users:
+        user.replace_input_with(node, attribute)
+
+
+def fetch(graph: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that qualified name."""
+    value: Any = graph
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def store(graph: nn.Module, name: str, value: Tensor) -> None:
+    """Puts a tensor in a parameter's or buffer's place, keeping which of the two it is."""
+    *path, last = name.split(".")
+    owner = graph
+    for part in path:
+        owner = getattr(owner, part)
+    if last in owner._parameters:
+        owner._parameters[last] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    else:
+        owner._buffers[last] = value
+
+
+def set_training(graph: fx.GraphModule, training: bool) -> None:
+    """Switches every batch normalisation of the graph between batch and running statistics."""
+    for node in graph.graph.nodes:
+        if node.target is aten.batch_norm.default:
+            node.update_arg(5, training)
+    graph.recompile()
+
+
+class Watcher(fx.Interpreter):
+    """Runs the graph and hands every node's value to `watch(node, value)`, whose result takes its place."""
+
+    def __init__(self, graph: fx.GraphModule, watch: Callable[[fx.Node, Any], Any]) -> None:
+        super().__init__(graph)
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        return self.watch(n, super().run_node(n))

@@ -1,0 +1,160 @@
+"""Streaming least squares for convolutions and linear layers: rows of a layer's input in, weights out.
+
+A layer is `targets = weights @ row + intercept` for each group of its channels, where a row is the input
+patch (or token) under one output position. Knows nothing of graphs, plans or which layers deserve repair.
+Ridge regression in centred form, strength chosen by two-fold validation: Hoerl & Kennard 1970.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a layer reads its input: no kernel means the last axis of a linear layer.
+
+    `padding` holds (before, after) of each spatial axis.
+    """
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def linear(self) -> bool:
+        return not self.kernel
+
+
+def rows_of(x: Tensor, window: Window, positions: Tensor) -> Tensor:
+    """The input rows under the flat output `positions`: [groups, B, positions, features]."""
+    if window.linear:
+        return x.reshape(x.shape[0], -1, x.shape[-1])[:, positions].unsqueeze(0)
+    axes = len(window.kernel)
+    before_after = [pad for pair in reversed(window.padding) for pad in pair]
+    view = functional.pad(x, before_after) if any(before_after) else x
+    for axis, (size, step, gap) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True), 2):
+        view = view.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
+    sizes = view.shape[2 : 2 + axes]
+    order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+    index = (slice(None), *torch.unravel_index(positions, sizes))
+    patches = view.permute(order)[index]  # [B, positions, C, *kernel]
+    rows = patches.reshape(len(x), len(positions), window.groups, -1)
+    return rows.permute(2, 0, 1, 3)
+
+
+def targets_of(y: Tensor, window: Window, positions: Tensor) -> Tensor:
+    """The outputs at the flat `positions`: [groups, B, positions, outputs per group]."""
+    if window.linear:
+        return y.reshape(y.shape[0], -1, y.shape[-1])[:, positions].unsqueeze(0)
+    flat = y.flatten(2)[:, :, positions]  # [B, O, positions]
+    return flat.unflatten(1, (window.groups, -1)).permute(1, 0, 3, 2)
+
+
+def position_count(y: Tensor, window: Window) -> int:
+    """How many rows one image has in a layer with output `y`."""
+    return math.prod(y.shape[1:-1]) if window.linear else math.prod(y.shape[2:])
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums of rows x and targets y, per group of channels, in float64; [groups, ...] but for the count."""
+
+    count: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    @classmethod
+    def empty(cls, groups: int, features: int, outputs: int, device: torch.device) -> Moments:
+        shapes = ((), (groups, features), (groups, outputs), (groups, features, features))
+        shapes += ((groups, features, outputs), (groups, outputs))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Takes in rows [groups, n, features] and targets [groups, n, outputs]."""
+        x64, y64 = x.double(), y.double()
+        self.count += x.shape[1]
+        self.x += x64.sum(1)
+        self.y += y64.sum(1)
+        self.yy += y64.square().sum(1)
+        self.xx.baddbmm_(x64.mT, x64)
+        self.xy.baddbmm_(x64.mT, y64)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.count, self.x, self.y, self.xx, self.xy, self.yy
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Mean second moments, centred where an intercept may be fitted: what the weights are solved from."""
+
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+
+
+def problem_of(moments: Moments, intercept: bool) -> Problem:
+    n = moments.count.clamp(min=1)
+    mean_x, mean_y = moments.x / n, moments.y / n
+    if not intercept:
+        mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
+    xx = moments.xx / n - mean_x.unsqueeze(-1) * mean_x.unsqueeze(-2)
+    xy = moments.xy / n - mean_x.unsqueeze(-1) * mean_y.unsqueeze(-2)
+    return Problem(xx, xy, moments.yy / n - mean_y.square(), mean_x, mean_y)
+
+
+def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
+    """Ridge weights [groups, outputs, features] shrunk towards `start`; None where it is numerically singular."""
+    diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)
+    scale = diagonal.mean(-1, keepdim=True)
+    penalty = ridge * torch.maximum(scale, 1e-6 * diagonal.mean() + torch.finfo(torch.float64).tiny)
+    system = problem.xx + torch.diag_embed(penalty.expand_as(diagonal))
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed.any()):
+        return None
+    residual = problem.xy - problem.xx @ start.mT
+    return start + torch.cholesky_solve(residual, factor).mT
+
+
+def intercept_of(problem: Problem, weights: Tensor) -> Tensor:
+    """The intercept [groups, outputs] that makes the mean error zero (zero for an uncentred problem)."""
+    return problem.mean_y - (weights @ problem.mean_x.unsqueeze(-1)).squeeze(-1)
+
+
+def squared_error(moments: Moments, weights: Tensor, intercept: Tensor) -> float:
+    """Mean squared error per row, summed over all outputs."""
+    quadratic = ((weights @ moments.xx) * weights).sum(-1) - 2 * (weights * moments.xy.mT).sum(-1)
+    linear = 2 * intercept * ((weights @ moments.x.unsqueeze(-1)).squeeze(-1) - moments.y)
+    total = moments.yy + quadratic + linear + moments.count * intercept.square()
+    return float(total.sum() / moments.count.clamp(min=1))
+
+
+def choose_ridge(folds: Sequence[Moments], ridges: Sequence[float], start: Tensor, intercept: bool) -> float | None:
+    """The strength with the least error on images it was not fitted on; None where no fold has images to test on."""
+    if len(folds) < 2 or any(float(fold.count) == 0 for fold in folds):
+        return None
+    errors = {ridge: 0.0 for ridge in ridges}
+    for held_out, fold in enumerate(folds):
+        others = [other for index, other in enumerate(folds) if index != held_out]
+        problem = problem_of(sum(others[1:], others[0]), intercept)
+        for ridge in ridges:
+            weights = solve(problem, ridge, start)
+            error = math.inf if weights is None else squared_error(fold, weights, intercept_of(problem, weights))
+            errors[ridge] += error
+    return min(errors, key=lambda ridge: errors[ridge])

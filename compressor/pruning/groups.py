@@ -1,0 +1,303 @@
+"""A traced graph in, the units it can lose out: one walk of the operation table, then classes to groups.
+
+Groups are connected classes of producers' output channels (convolutions, linear layers), rows of them
+(heads, convolution groups) their parents. Knows no scores and no plan; `check.py` tests what is found here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from ..graph import aten, fetch
+from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
+from .labels import Classes, Ledger, Value, along, axes, reduce_to, resolve
+from .operations import handler_of
+
+CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+ATTENTIONS = (
+    aten.scaled_dot_product_attention.default,
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.einsum.default,
+)
+
+
+Lying = tuple[tuple[int, ...], IntArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class."""
+
+    groups: Groups
+    classes: Classes
+    values: Mapping[str, Any]
+    group_of: IntArray
+    unit_of: IntArray
+
+    def lying(self, node: fx.Node) -> list[Lying]:
+        """For each facet of the node's result: its axes and the class of every coordinate on them."""
+        value = self.values[node.name]
+        return [self.classes(f) for f in value.facets] if isinstance(value, Value) else []
+
+
+def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:
+    """Walks the graph; at nodes named in `tied` rows are tied to columns, at `frozen` nothing may go."""
+    ledger = Ledger()
+    values = _walk(graph, ledger, tied, frozen)
+    classes = resolve(ledger)
+    return _collect(graph, classes, values)
+
+
+def _walk(
+    graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: Collection[str]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    parameters: dict[int, Value] = {}
+    grouped = set(_grouped_weights(graph))
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            values[node.name] = _parameter(ledger, fetch(graph, str(node.target)), node.target in grouped, parameters)
+        elif node.op == "placeholder":
+            values[node.name] = Value(tuple(node.meta["val"].shape))
+        elif node.op == "output":
+            _freeze_tree(ledger, fx.map_arg(node.args, lambda n: values[n.name]), node.name, "is the model's output")
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            if node.name in frozen:
+                _freeze_tree(ledger, (args, list(kwargs.values())), node.name, f"failed the check at {node.target}")
+            values[node.name] = _visit(ledger, node, list(args), dict(kwargs))
+            if node.name in tied:
+                _tie_rows(ledger, values[node.name])
+    return values
+
+
+def _visit(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if not any(isinstance(v, Value) for v in _flat((args, list(kwargs.values())))):
+        return node.target(*args, **kwargs)  # arithmetic on sizes
+    if node.target is aten.sym_size.int:
+        return args[0].shape[args[1]]
+    return handler_of(node)(ledger, node, args, kwargs)
+
+
+def _flat(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _flat(part)
+    else:
+        yield tree
+
+
+def _freeze_tree(ledger: Ledger, tree: Any, node: str, reason: str) -> None:
+    for value in _flat(tree):
+        if isinstance(value, Value):
+            for facet in value.facets:
+                ledger.freeze(facet, node, reason)
+
+
+def _tie_rows(ledger: Ledger, value: Any) -> None:
+    for part in _flat(value):
+        for facet in part.facets if isinstance(part, Value) else ():
+            over = axes(facet)
+            if len(over) > 1:
+                rows = tuple(slice(0, 1) if a in over[:-1] else slice(None) for a in range(facet.ndim))
+                ledger.tie(facet, facet[rows].expand(facet.shape))
+
+
+def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
+    """Parameters that become the kernel of a grouped, not depthwise, convolution."""
+    for node in graph.graph.nodes:
+        if node.target in CONVOLUTIONS and len(node.args) > 6 and node.args[6] > 1:
+            if node.args[1].meta["val"].shape[1] == 1:
+                continue
+            front = [node.args[1]]
+            while front:
+                source = front.pop()
+                if source.op == "get_attr" and source.meta["val"].ndim >= 3:
+                    yield source.target
+                front += [n for n in source.all_input_nodes if n.op != "placeholder"]
+
+
+def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, known: dict[int, Value]) -> Value:
+    if id(tensor) in known:
+        return known[id(tensor)]
+    shape = tuple(tensor.shape)
+    if not tensor.is_floating_point():
+        return Value(shape, (), tensor)
+    facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
+    if grouped and shape[1] > 1:  # the input channels of each group are its own
+        joint = ledger.fresh(*shape[:2]).reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(*shape)
+        facets = [f for f in facets if axes(f) != (1,)] + [joint]
+    known[id(tensor)] = Value(shape, tuple(facets))
+    return known[id(tensor)]
+
+
+def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any]) -> Structure:
+    produced = {n: _produced(n, values) for n in graph.graph.nodes if channel_axis(n) is not None}
+    inner = _components([classes.of[labels] for labels in produced.values()], classes)
+    rows = _parents(inner, classes)
+    group_of = np.full(len(classes.of), -1, dtype=np.int64)
+    unit_of = np.full(len(classes.of), -1, dtype=np.int64)
+    for g, members in enumerate([*rows, *inner]):
+        group_of[members], unit_of[members] = g, np.arange(len(members))
+    structure = Structure(Groups(()), classes, values, group_of, unit_of)
+    groups = _groups(graph, structure, [*rows, *inner], len(rows))
+    left = tuple(_left_alone(graph, produced, classes))
+    return replace(structure, groups=Groups(tuple(groups), left))
+
+
+def channel_axis(node: fx.Node) -> int | None:
+    """The output-channel axis of a convolution or linear node, None for any other."""
+    if node.target is aten.linear.default:
+        return int(node.meta["val"].ndim) - 1
+    return 1 if node.target in CONVOLUTIONS else None
+
+
+def _produced(node: fx.Node, values: Mapping[str, Any]) -> IntArray:
+    """Labels of a weighted node's output channels, 0 where it has none of its own."""
+    axis = channel_axis(node)
+    assert axis is not None
+    value = values[node.name]
+    labels = [reduce_to(f, (axis,)) for f in value.facets if axes(f) == (axis,)]
+    if len(labels) != 1:
+        return np.zeros(value.shape[axis], dtype=np.int64)
+    found: IntArray = labels[0].numpy()
+    return found
+
+
+def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
+    """Classes that share a producer and take part in the same row relations, each list ascending."""
+    root: dict[int, int] = {}
+
+    def find(c: int) -> int:
+        while root.setdefault(c, c) != c:
+            root[c] = root[root[c]]
+            c = root[c]
+        return c
+
+    rows = {int(p) for p in np.unique(classes.parent) if p > 0}
+    for produced in producers:
+        by_relation: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for c in np.unique(produced[produced > 0]).tolist():
+            if c not in rows:
+                by_relation[classes.relations.get(c, ())].append(c)
+        for members in by_relation.values():
+            for c in members:
+                root[find(c)] = find(members[0])
+    found: dict[int, list[int]] = defaultdict(list)
+    for c in sorted(root):
+        found[find(c)].append(c)
+    return list(found.values())
+
+
+def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
+    """The rows of each component as units of their own; components that share rows share them."""
+    found: list[list[int]] = []
+    seen: set[int] = set()
+    for members in components:
+        rows = sorted({int(p) for p in classes.parent[members] if p > 0})
+        if rows and not seen & set(rows):
+            seen |= set(rows)
+            found.append(rows)
+    return found
+
+
+def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[tuple[fx.Node, Site]]]:
+    """Where each group shows: producers' channel axes; for rows, results whose elements lie in them."""
+    sites: dict[int, list[tuple[fx.Node, Site]]] = defaultdict(list)
+    for node in graph.graph.nodes:
+        axis = channel_axis(node)
+        if axis is None and node.target not in ATTENTIONS:
+            continue
+        for over, members in structure.lying(node):
+            if axis is not None and over != (axis,):
+                continue
+            shown = [members, structure.classes.parent[members]] if axis is not None else [structure.classes.parent[members]]
+            for classes in shown:
+                for g, site in _shown(structure, node, over, classes):
+                    sites[g].append((node, site))
+    return {g: _attended(found) for g, found in sites.items()}
+
+
+def _attended(sites: list[tuple[fx.Node, Site]]) -> list[tuple[fx.Node, Site]]:
+    """Heads show at what attention gives out, not at the layers before it."""
+    attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
+    return attended or sites
+
+
+def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray) -> Iterator[tuple[int, Site]]:
+    owner = np.where(classes > 0, structure.group_of[classes], -1)
+    for g in np.unique(owner[owner >= 0]).tolist():
+        units = np.where(owner == g, structure.unit_of[classes], -1)
+        yield g, Site(node.name, node.meta["layer"], over, units)
+
+
+def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
+    sites, classes = _sites(graph, structure), structure.classes
+    names: list[str] = []
+    groups: list[Group] = []
+    for g, units in enumerate(members):
+        kind = _kind(g < n_rows, units, sites[g], classes)
+        names.append(_name(kind, sites[g], names))
+        balanced = bool(classes.relations.get(units[0]))
+        parents = classes.parent[units]
+        with_rows = balanced and parents[0] > 0
+        groups.append(
+            Group(
+                names[-1],
+                kind,
+                len(units),
+                tuple(site for _, site in sites[g]),
+                structure.unit_of[parents] if with_rows else classes.row[units] * balanced,
+                balanced,
+                names[structure.group_of[parents[0]]] if with_rows else "",
+                tuple(dict.fromkeys(n for c in units for n in classes.inexact.get(c, ()))),
+            )
+        )
+    return groups
+
+
+def _name(kind: UnitKind, sites: list[tuple[fx.Node, Site]], taken: list[str]) -> str:
+    first = sites[0][1].layer or sites[0][1].node
+    name = f"{first}@{kind}" if kind in ("head", "head_dim", "conv_group") else first
+    same = sum(t == name or t.startswith(f"{name}#") for t in taken)
+    return f"{name}#{same + 1}" if same else name
+
+
+def _kind(rows: bool, units: list[int], sites: list[tuple[fx.Node, Site]], classes: Classes) -> UnitKind:
+    nodes = [node for node, _ in sites]
+    if rows:
+        return "head" if any(n.target in ATTENTIONS for n in nodes) else "conv_group"
+    if classes.parent[units[0]] > 0 and all(n.target is aten.linear.default for n in nodes):
+        return "head_dim"
+    mixing = {n for n in nodes if not (n.target in CONVOLUTIONS and n.args[1].meta["val"].shape[1] == 1)}
+    if len(mixing) > 1:
+        return "stream"
+    return "neuron" if nodes[0].target is aten.linear.default else "channel"
+
+
+def _left_alone(
+    graph: fx.GraphModule, produced: Mapping[fx.Node, IntArray], classes: Classes
+) -> Iterator[LeftAlone]:
+    operations = {n.name: str(n.target) for n in graph.graph.nodes}
+    for node, labels in produced.items():
+        if (classes.of[labels] != 0).any():
+            continue
+        reasons = [classes.reasons[x] for x in labels.tolist() if x in classes.reasons]
+        at, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
+        yield LeftAlone(node.meta["layer"], operations.get(at, at), reason)

@@ -1,0 +1,202 @@
+"""Two graphs with the same nodes, advanced together over all batches, each node run once per batch.
+
+Between two stops only values still needed are held; past a byte limit they wait in files. Values that the
+pruned graph cannot have changed are computed once and shared. Knows nothing of what is done at a stop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..graph import fetch
+from ..records import Slices
+
+Values = dict[fx.Node, Any]
+
+
+Batch = Tensor | Sequence[Tensor]
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images [N, C, H, W] of a batch that is either the images or (images, labels)."""
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """A node's arguments by the names of its operator's schema, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
+
+
+def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """One node's value; parameters and buffers are read as they are now."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value_of(graph, n, values))
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    owner = args[0] if node.op == "call_method" else graph.get_submodule(str(node.target))
+    return getattr(owner, str(node.target))(*args[1:], **kwargs) if node.op == "call_method" else owner(*args, **kwargs)
+
+
+def value_of(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    if node.op != "get_attr":
+        return values[node]
+    value: Any = graph
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def cut_parameters(dense: fx.GraphModule, slices: Slices) -> set[str]:
+    """The parameters and buffers that lost entries."""
+    cut = set()
+    for name, kept in slices.kept.items():
+        shape = fetch(dense, name).shape
+        if any(len(index) != size for index, size in zip(kept, shape, strict=True)):
+            cut.add(name)
+    return cut
+
+
+def changed_nodes(graph: fx.GraphModule, cut: set[str]) -> set[fx.Node]:
+    """The nodes whose values may differ from the other graph's."""
+    changed: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if (node.op == "get_attr" and node.target in cut) or any(n in changed for n in node.all_input_nodes):
+            changed.add(node)
+    return changed
+
+
+@dataclass(slots=True)
+class _File:
+    """A tensor that waits on disk."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: torch.Size
+    device: torch.device
+
+    def read(self) -> Tensor:
+        raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
+        self.path.unlink()
+        return raw.view(self.dtype).reshape(self.shape).to(self.device)
+
+
+@dataclass(slots=True)
+class Lockstep:
+    """Where both graphs stand: `position` in `order`, and for each batch the live values of both."""
+
+    dense: fx.GraphModule
+    pruned: fx.GraphModule
+    order: Sequence[fx.Node]
+    batches: Iterable[Tensor]
+    changed: set[fx.Node]
+    extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = field(default_factory=dict)
+    limit_bytes: int = 4 << 30
+    position: int = 0
+    _held: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = field(default_factory=list)
+    _held_bytes: int = 0
+    _files: int = 0
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _last_use: dict[fx.Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = {node.name: node for node in self.pruned.graph.nodes}
+        self._twins = {node: names[node.name] for node in self.dense.graph.nodes}
+        for index, node in enumerate(self.order):
+            for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):
+                self._last_use[used] = index
+
+    def __enter__(self) -> Lockstep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def twin(self, node: fx.Node) -> fx.Node:
+        """The pruned graph's node of the same name."""
+        return self._twins[node]
+
+    @torch.no_grad()
+    def advance(self, stop: int, visit: Callable[[int, Values, Values], None]) -> None:
+        """Runs every batch up to, not into, `order[stop]`, and shows both graphs' live values, keyed by dense node."""
+        held, self._held, self._held_bytes = self._held, [], 0
+        first = not held and self.position == 0
+        for batch, (dense, pruned) in enumerate(self._fresh() if first else self._read(held)):
+            for index in range(self.position, stop):
+                self._step(index, dense, pruned)
+            visit(batch, dense, pruned)
+            self._hold(dense, pruned)
+        self.position = stop
+
+    def _fresh(self) -> Iterable[tuple[Values, Values]]:
+        placeholder = next(node for node in self.order if node.op == "placeholder")
+        device = next(self.dense.parameters()).device
+        for batch in self.batches:
+            images = batch.to(device)
+            yield {placeholder: images}, {placeholder: images}
+
+    def _read(self, held: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:
+        while held:
+            sides, read = held.pop(0), dict[int, Tensor]()
+            for side in sides:
+                for node, value in side.items():
+                    if isinstance(value, _File):
+                        if id(value) not in read:
+                            read[id(value)] = value.read()
+                        side[node] = read[id(value)]
+            yield sides
+
+    def _step(self, index: int, dense: Values, pruned: Values) -> None:
+        node = self.order[index]
+        if node.op in ("placeholder", "get_attr", "output"):
+            return
+        if node not in dense:
+            dense[node] = run_node(self.dense, node, dense)
+        if node in self.changed:
+            twin = self._twins[node]
+            inputs = {self._twins[n]: pruned[n] for n in node.all_input_nodes if n.op != "get_attr"}
+            pruned[node] = run_node(self.pruned, twin, inputs)
+        else:
+            pruned[node] = dense[node]
+        for used in (*node.all_input_nodes, *self.extra_uses.get(node, ()), node):
+            if self._last_use.get(used, -1) <= index:
+                dense.pop(used, None)
+                pruned.pop(used, None)
+
+    def _hold(self, dense: Values, pruned: Values) -> None:
+        stored: dict[int, Any] = {}
+        sides: tuple[Values, Values] = ({}, {})
+        for side, values in zip(sides, (dense, pruned), strict=True):
+            for node, value in values.items():
+                if id(value) not in stored:
+                    stored[id(value)] = self._place(value)
+                side[node] = stored[id(value)]
+        self._held.append(sides)
+
+    def _place(self, value: Any) -> Any:
+        """The value itself while there is room; views are copied so that they don't keep their base alive."""
+        if not isinstance(value, Tensor):
+            return value
+        size = value.numel() * value.element_size()
+        if value.untyped_storage().nbytes() > size:
+            value = value.clone(memory_format=torch.contiguous_format)
+        if self._held_bytes + size <= self.limit_bytes or size < 4096:
+            self._held_bytes += size
+            return value
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="compressor-")
+        path = Path(self._folder.name) / str(self._files)
+        self._files += 1
+        value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(path)
+        return _File(path, value.dtype, value.shape, value.device)

@@ -1,0 +1,131 @@
+"""Scores to an order of removal: which units, in chunks of what the target likes, go first.
+
+Sites are reduced to one score a unit, scores made comparable across groups, and units of a group cut into
+chunks (heads one by one, channels eight by eight) so that every prefix of the order is a usable network.
+Knows no cost but the one handed in; `budget.py` decides how long a prefix goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..records import FloatArray, Group, IntArray, Scores, UnitKind
+
+Reduction = Literal["sum", "mean", "max"]
+Normalisation = Literal["mean", "sum", "max", "l2", "none"]
+Scope = Literal["global", "isomorphic", "uniform"]
+
+REDUCTIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
+    "sum": lambda v: v.sum(axis=0),
+    "mean": lambda v: v.mean(axis=0),
+    "max": lambda v: v.max(axis=0),
+}
+NORMALISATIONS: Mapping[str, Callable[[FloatArray], float]] = {
+    "mean": lambda v: float(np.abs(v).mean()),
+    "sum": lambda v: float(np.abs(v).sum()),
+    "max": lambda v: float(np.abs(v).max()),
+    "l2": lambda v: float(np.sqrt((v**2).sum())),
+    "none": lambda v: 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RankingOptions:
+    """How scores become an order.
+
+    `least` is the share of each group that always stays; `multiple` what kept counts are rounded to (heads
+    and convolution groups are never rounded); `per_cost` the power of MACs per unit a score is divided by.
+    """
+
+    reduction: Reduction = "mean"
+    normalisation: Normalisation = "mean"
+    scope: Scope = "global"
+    per_cost: float = 0.0
+    kinds: tuple[UnitKind, ...] = ("channel", "neuron", "stream", "head", "conv_group")
+    least: float = 0.1
+    multiple: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next units of a group to go; `key` orders chunks of all groups, lowest first."""
+
+    group: str
+    units: IntArray
+    key: float
+
+
+def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatArray:
+    """[units] one score for each unit, comparable across groups."""
+    values = scores.values[group.name]
+    reduced = REDUCTIONS[options.reduction](values)
+    scale = NORMALISATIONS[options.normalisation](reduced)
+    result: FloatArray = reduced / scale if scale > 0 else np.zeros_like(reduced)
+    return result
+
+
+def order_of_removal(
+    groups: Sequence[Group],
+    scores: Scores,
+    options: RankingOptions,
+    *,
+    unit_cost: Mapping[str, float] | None = None,
+) -> list[Chunk]:
+    """Chunks of every group that may be pruned and was scored, first to go first; each group's in order."""
+    chunks: dict[str, list[Chunk]] = {}
+    for group in groups:
+        if group.kind not in options.kinds or group.name not in scores.values:
+            continue
+        values = importance(group, scores, options)
+        if options.per_cost and unit_cost:
+            values = values / max(unit_cost[group.name], 1e-12) ** options.per_cost
+        chunks[group.name] = _chunks(group, values, options)
+    if options.scope != "global":
+        chunks = _ranked_within(groups, chunks, options.scope)
+    return sorted((c for members in chunks.values() for c in members), key=lambda c: c.key)
+
+
+def _chunks(group: Group, values: FloatArray, options: RankingOptions) -> list[Chunk]:
+    rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
+    ranked = [r[np.argsort(values[r], kind="stable")] for r in (np.flatnonzero(rows == i) for i in np.unique(rows))]
+    width = len(ranked[0])
+    table = np.stack([r[:width] for r in ranked])  # [rows, width], least important first
+    found: list[Chunk] = []
+    gone, floor = 0, -np.inf
+    for stop in _stops(width, group.kind, options):
+        units = table[:, gone:stop].reshape(-1)
+        floor = max(floor, float(values[units].mean()))  # a group's chunks keep their order in any sorting
+        found.append(Chunk(group.name, np.sort(units), floor))
+        gone = stop
+    return found
+
+
+def _stops(width: int, kind: UnitKind, options: RankingOptions) -> list[int]:
+    """How many of `width` units are gone after each chunk.
+
+    width 20, multiple 8, least 0.1: 16 stay, then 8 (0.1 asks for 2, a multiple of 8 for 8): [4, 12].
+    """
+    multiple = 1 if kind in ("head", "conv_group") else min(options.multiple, width)
+    least = max(1, multiple, int(np.ceil(options.least * width)))
+    stays = [n for n in range(width - 1, least - 1, -1) if n % multiple == 0]
+    return [width - n for n in stays]
+
+
+def _ranked_within(
+    groups: Sequence[Group], chunks: Mapping[str, list[Chunk]], scope: Scope
+) -> dict[str, list[Chunk]]:
+    """Keys become the rank in the group's own family, so that every family loses the same share."""
+    families: dict[str, list[Chunk]] = {}
+    kinds = {g.name: f"{g.kind}/{len(g.sites)}" for g in groups}
+    for name, members in chunks.items():
+        families.setdefault(name if scope == "uniform" else kinds[name], []).extend(members)
+    ranked: dict[str, list[Chunk]] = {name: [] for name in chunks}
+    for family in families.values():
+        family.sort(key=lambda c: c.key)
+        for i, chunk in enumerate(family):
+            ranked[chunk.group].append(Chunk(chunk.group, chunk.units, (i + 1) / len(family)))
+    return ranked

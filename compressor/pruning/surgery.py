@@ -1,0 +1,312 @@
+"""Removal: (graph, structure, plan) -> a graph with smaller tensors, same node and parameter names.
+
+Parameters lose the coordinates whose labels go; integer arguments (sizes, slice bounds, group counts) are
+rewritten from the widths that remain, so that no attribute of any module has to follow. The softmax scale
+stays the trained one. The graph that came in is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from ..errors import ModelError
+from ..graph import aten, fetch, store
+from ..records import IntArray, Plan, Slices
+from .groups import CONVOLUTIONS, Lying, Structure
+from .labels import Value
+
+Keep = NDArray[np.bool_]
+
+
+class RaggedError(Exception):
+    """What would remain of a tensor is not a box; the check turns it into a finding at `node`."""
+
+    node = ""
+
+
+def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
+    """[classes] true where a plan removes the class: units not kept, and everything in rows not kept."""
+    gone = np.zeros(len(structure.classes.of), dtype=bool)
+    index = {g.name: i for i, g in enumerate(structure.groups.groups)}
+    for name, units in kept.items():
+        if name not in index:
+            raise ModelError(f"the plan names group '{name}', which this model does not have; rebuild the plan")
+        members = np.flatnonzero(structure.group_of == index[name])
+        stays = np.isin(structure.unit_of[members], units)
+        gone[members[~stays]] = True
+    parent = structure.classes.parent
+    inside = parent > 0
+    gone[inside] |= gone[parent[inside]]
+    gone[0] = False
+    return gone
+
+
+def prune(graph: fx.GraphModule, structure: Structure, plan: Plan) -> tuple[fx.GraphModule, Slices]:
+    """The pruned graph and what stayed of each parameter. Raises ModelError for a plan of another model."""
+    return remove(graph, structure, removed_classes(structure, plan.kept))
+
+
+def remove(graph: fx.GraphModule, structure: Structure, gone: Keep) -> tuple[fx.GraphModule, Slices]:
+    """The graph without the classes that are gone. Raises RaggedError, naming the node, where no box remains."""
+    small = copy.deepcopy(graph)
+    kept: dict[str, tuple[IntArray, ...]] = {}
+    done: dict[int, Tensor] = {}
+    for node in small.graph.nodes:
+        try:
+            if node.op == "get_attr":
+                _cut_parameter(small, node, structure, gone, kept, done)
+            elif node.target in REWRITES:
+                REWRITES[node.target](node, structure, gone)
+            value = structure.values.get(node.name)
+            node.meta = {**node.meta, "val": _shrunk(node.meta.get("val"), value, structure, gone)}
+        except RaggedError as error:
+            error.node = node.name
+            raise
+    small.recompile()
+    return small, Slices(kept)
+
+
+def _cut_parameter(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    structure: Structure,
+    gone: Keep,
+    kept: dict[str, tuple[IntArray, ...]],
+    done: dict[int, Tensor],
+) -> None:
+    lying = structure.lying(node)
+    tensor = fetch(graph, str(node.target))
+    if node.target in kept or not any(gone[classes].any() for _, classes in lying):
+        return
+    if id(tensor) not in done:  # tied parameters stay tied
+        cut = compact(tensor.detach(), lying, gone).clone()
+        done[id(tensor)] = nn.Parameter(cut) if isinstance(tensor, nn.Parameter) else cut
+    kept[str(node.target)] = tuple(_kept_along(lying, axis, n, gone) for axis, n in enumerate(tensor.shape))
+    store(graph, str(node.target), done[id(tensor)])
+
+
+def _kept_along(lying: Sequence[Lying], axis: int, size: int, gone: Keep) -> IntArray:
+    keep = np.ones(size, dtype=bool)
+    for over, classes in lying:
+        if over == (axis,):
+            keep &= ~gone[classes]
+    return np.flatnonzero(keep)
+
+
+def compact(tensor: Tensor, lying: Sequence[Lying], gone: Keep) -> Tensor:
+    """The tensor without the coordinates whose classes are gone. Raises RaggedError when that is not a box."""
+    keeps = [(over, ~gone[classes]) for over, classes in lying if gone[classes].any()]
+    for i, (over, keep) in enumerate(keeps):
+        for position, axis in enumerate(over):  # whole slices first
+            others = tuple(p for p in range(keep.ndim) if p != position)
+            stays = keep.any(axis=others) if others else keep
+            if not stays.all():
+                index = np.flatnonzero(stays)
+                tensor = tensor.index_select(axis, torch.from_numpy(index))
+                keep = np.take(keep, index, axis=position)
+                keeps[i + 1 :] = [_sliced(entry, axis, index) for entry in keeps[i + 1 :]]
+        if not keep.all():
+            tensor = _squeeze_rows(tensor, over, keep)
+            keeps[i + 1 :] = [_refuse(entry, over[-1]) for entry in keeps[i + 1 :]]
+    return tensor
+
+
+def _sliced(entry: tuple[tuple[int, ...], Keep], axis: int, index: IntArray) -> tuple[tuple[int, ...], Keep]:
+    over, keep = entry
+    return (over, np.take(keep, index, axis=over.index(axis))) if axis in over else entry
+
+
+def _refuse(entry: tuple[tuple[int, ...], Keep], axis: int) -> tuple[tuple[int, ...], Keep]:
+    if axis in entry[0]:
+        raise RaggedError("one axis is thinned row by row and also as a whole")
+    return entry
+
+
+def _squeeze_rows(tensor: Tensor, over: tuple[int, ...], keep: Keep) -> Tensor:
+    """Rows that lose different coordinates of the last axis they lie on, the same number each."""
+    counts = np.unique(keep.sum(axis=-1))
+    if len(counts) > 1:
+        raise RaggedError(f"rows would keep {counts.min()} to {counts.max()} units; they must keep equal counts")
+    index = torch.from_numpy(np.argsort(~keep, axis=-1, kind="stable")[..., : counts[0]].copy())
+    shape = [1] * tensor.ndim
+    for position, axis in enumerate(over):
+        shape[axis] = index.shape[position]
+    sizes = list(tensor.shape)
+    sizes[over[-1]] = int(counts[0])
+    return tensor.gather(over[-1], index.reshape(shape).expand(sizes))
+
+
+def compact_shape(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> tuple[int, ...]:
+    """The sizes `compact` would give, for a tensor of that shape."""
+    sizes = list(shape)
+    touched = [a for over, _ in lying for a in over]
+    if len(set(touched)) == len(touched) and all(len(over) == 1 for over, _ in lying):
+        for (axis,), classes in lying:
+            sizes[axis] = int(np.count_nonzero(~gone[classes]))
+        return tuple(sizes)
+    marks = torch.zeros((), dtype=torch.bool).expand(*shape)
+    index = tuple(slice(None) if a in touched else slice(0, 1) for a in range(len(shape)))
+    small = compact(marks[index], lying, gone).shape
+    return tuple(small[a] if a in touched else n for a, n in enumerate(shape))
+
+
+def _shrunk(meta: Any, value: Any, structure: Structure, gone: Keep) -> Any:
+    if isinstance(value, Value) and isinstance(meta, Tensor):
+        shape = compact_shape(value.shape, [structure.classes(f) for f in value.facets], gone)
+        return torch.empty(shape, dtype=meta.dtype, device="meta")
+    if isinstance(meta, (tuple, list)) and isinstance(value, (tuple, list)):
+        return type(meta)(_shrunk(m, v, structure, gone) for m, v in zip(meta, value, strict=True))
+    return meta
+
+
+# -- integer arguments
+
+
+def _lying_of(value: Any, structure: Structure) -> list[Lying]:
+    return [structure.classes(f) for f in value.facets] if isinstance(value, Value) else []
+
+
+def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None = None) -> tuple[int, ...]:
+    value = structure.values[node.name]
+    value = value if part is None else value[part]
+    return compact_shape(value.shape, _lying_of(value, structure), gone)
+
+
+def _resize(position: int) -> Any:
+    def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
+        before, after = structure.values[node.name].shape, _out_shape(node, structure, gone)
+        sizes = list(node.args[position])
+        offset = len(before) - len(sizes)
+        for i, size in enumerate(sizes):
+            if isinstance(size, int) and size >= 0 and before[i + offset] != after[i + offset]:
+                sizes[i] = after[i + offset]
+        node.update_arg(position, sizes)
+
+    return rule
+
+
+def _unflatten(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    axis = int(node.args[1]) % node.args[0].meta["val"].ndim
+    after = _out_shape(node, structure, gone)
+    sizes = [s if s == -1 else after[axis + i] for i, s in enumerate(node.args[2])]
+    node.update_arg(2, sizes)
+
+
+def _kept_before(source: fx.Node, axis: int, position: int, structure: Structure, gone: Keep) -> int:
+    """How many coordinates of `axis` before `position` remain."""
+    value = structure.values[source.name]
+    shape = list(value.shape)
+    axis %= len(shape)
+    lying = []
+    for over, classes in _lying_of(value, structure):
+        if axis in over:
+            classes = np.take(classes, np.arange(min(position, shape[axis])), axis=over.index(axis))
+        lying.append((over, classes))
+    shape[axis] = min(position, shape[axis])
+    if 0 in shape:
+        return 0
+    return compact_shape(shape, lying, gone)[axis]
+
+
+def _thinned(source: fx.Node, axis: int, structure: Structure, gone: Keep) -> bool:
+    axis %= len(structure.values[source.name].shape)
+    return any(axis in over and gone[c].any() for over, c in _lying_of(structure.values[source.name], structure))
+
+
+def _bounds(first: int) -> Any:
+    """Slices: `first` is the position of (axis, start, end) among the arguments."""
+
+    def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
+        source = node.args[0]
+        axis = node.args[first] if len(node.args) > first else 0
+        if not _thinned(source, axis, structure, gone):
+            return
+        size = structure.values[source.name].shape[axis]
+        for position in (first + 1, first + 2):
+            if len(node.args) > position and isinstance(node.args[position], int):
+                bound = node.args[position]
+                bound = min(bound + size if bound < 0 else bound, size)
+                node.update_arg(position, _kept_before(source, axis, bound, structure, gone))
+
+    return rule
+
+
+def _select(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    source, axis, position = node.args
+    if isinstance(position, int) and _thinned(source, axis, structure, gone):
+        size = structure.values[source.name].shape[axis]
+        node.update_arg(2, _kept_before(source, axis, position % size, structure, gone))
+
+
+def _split(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    source = node.args[0]
+    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    if not _thinned(source, axis, structure, gone):
+        return
+    parts = structure.values[node.name]
+    sizes = [_out_shape(node, structure, gone, i)[axis] for i in range(len(parts))]
+    node.target = aten.split_with_sizes.default
+    node.args, node.kwargs = (source, sizes, axis), {}
+
+
+def _layer_norm(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    after = _out_shape(node, structure, gone)
+    node.update_arg(1, list(after[len(after) - len(node.args[1]) :]))
+
+
+def _groups(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    if len(node.args) <= 6 or node.args[6] == 1:
+        return
+    x, weight = (structure.values[a.name] for a in node.args[:2])
+    channels = compact_shape(x.shape, _lying_of(x, structure), gone)[1]
+    kernel = compact_shape(weight.shape, _lying_of(weight, structure), gone)
+    transposed = "transpose" in str(node.target)
+    per_group = kernel[0] // node.args[6] if transposed else kernel[1]
+    node.update_arg(6, channels // per_group)
+
+
+def _pad(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    before, after = structure.values[node.args[0].name].shape, structure.values[node.name].shape
+    amounts = list(node.args[1])
+    for i in range(len(amounts) // 2):
+        axis = len(after) - 1 - i
+        if not _thinned(node, axis, structure, gone):
+            continue
+        left = _kept_before(node, axis, amounts[2 * i], structure, gone)
+        middle = _kept_before(node, axis, amounts[2 * i] + before[axis], structure, gone)
+        amounts[2 * i], amounts[2 * i + 1] = left, _out_shape(node, structure, gone)[axis] - middle
+    node.update_arg(1, amounts)
+
+
+def _attention_scale(node: fx.Node, structure: Structure, gone: Keep) -> None:
+    if node.kwargs.get("scale") is None:
+        width = structure.values[node.args[0].name].shape[-1]
+        node.kwargs = {**node.kwargs, "scale": 1.0 / math.sqrt(width)}
+
+
+REWRITES: dict[Any, Any] = {
+    aten.reshape.default: _resize(1),
+    aten.view.default: _resize(1),
+    aten.expand.default: _resize(1),
+    aten.unflatten.int: _unflatten,
+    aten.slice.Tensor: _bounds(1),
+    aten.slice_scatter.default: _bounds(2),
+    aten.select.int: _select,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _layer_norm,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
+    aten.scaled_dot_product_attention.default: _attention_scale,
+    **{target: _groups for target in CONVOLUTIONS},
+}

@@ -1,0 +1,143 @@
+"""What passes between stages: frozen records of numpy arrays, numbers and strings.
+
+Keys are qualified names: of layers (`layer1.0.conv1`), of parameters (`layer1.0.conv1.weight`)
+or of nodes of the traced graph (`conv2d_3`). Nothing here knows torch, files or formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+UnitKind = Literal["channel", "neuron", "stream", "head", "head_dim", "conv_group"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place where a group's units can be seen: axes of one node's output.
+
+    `units` has the sizes of `axes` (in that order); entry = unit index in the group, -1 = no unit
+    of this group. A convolution's site has axes (1,), a head's (1,) of [B, H, N, D], a head
+    dimension's (1, 3).
+    """
+
+    node: str
+    layer: str
+    axes: tuple[int, ...]
+    units: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units the network ties together: unit u goes from every site, parameter and consumer at once.
+
+    `rows[u]` is the row unit u lies in. Where `balanced`, every row must keep the same count
+    (dimensions of a head, channels of a grouped convolution); otherwise there is one row.
+    `parent` names the group whose unit r removes the whole of row r, or is empty.
+    `inexact` names operations whose result depends on the removed units beyond zeroing them
+    (a normalisation over the pruned axis).
+    """
+
+    name: str
+    kind: UnitKind
+    size: int
+    sites: tuple[Site, ...]
+    rows: IntArray
+    balanced: bool = False
+    parent: str = ""
+    inexact: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """A layer whose units are not prunable, and the operation that stands in the way."""
+
+    layer: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    groups: tuple[Group, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Relevance of every unit at every site of its group; higher is kept longer.
+
+    `values[group]` is [sites, units]; `unscored` names groups the criterion could not score,
+    `uncovered` operations that no rule covered and the recipe accepted.
+    """
+
+    criterion: str
+    values: Mapping[str, FloatArray]
+    samples: int
+    unscored: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which units of each group stay, ascending; a group not named keeps all."""
+
+    kept: Mapping[str, IntArray]
+    macs_dense: int
+    macs_kept: int
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """What a plan means for tensors: for each parameter or buffer, the kept indices of each axis."""
+
+    kept: Mapping[str, tuple[IntArray, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """1 MAC = 2 FLOPs. `by_node` counts MACs at batch 1; `uncounted` names operations without a formula."""
+
+    macs: int
+    parameters: int
+    activations: int
+    by_node: Mapping[str, int] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Correct answers of `n`; the interval is Wilson's at 95 %, in shares of one."""
+
+    correct: int
+    n: int
+    correct_top5: int = -1
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, n, p = 1.959963984540054, self.n, self.correct / self.n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+        return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,94 @@
+"""How often a network is right: batches of labelled images in, `records.Accuracy` out.
+
+Runs a `torch.fx.GraphModule` or any `nn.Module` in evaluation mode and leaves its mode as it was. Counts
+are summed over the ranks of a run. Knows neither where images come from nor what the answer is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..distributed import sum_over_ranks
+from ..errors import DataError
+from ..graph import aten, set_training
+from ..records import Accuracy
+
+LabelledBatches = Iterable[tuple[Tensor, Tensor]]
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """[N, classes]; a network that answers with a sequence or a mapping answers with its first entry."""
+    answer = network(images)
+    while isinstance(answer, (tuple, list, dict)):
+        answer = next(iter(answer.values())) if isinstance(answer, dict) else answer[0]
+    assert isinstance(answer, Tensor)
+    return answer
+
+
+def device_of(network: nn.Module) -> torch.device:
+    tensor = next(iter(network.parameters()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode; every module's mode and every traced normalisation is put back."""
+    modes = {module: module.training for module in network.modules()}
+    norms = [(node, node.args[5]) for graph in _graphs(network) for node in batch_norms(graph)]
+    try:
+        for module in modes:
+            module.training = False  # not .eval(): an exported graph refuses it
+        for graph in _graphs(network):
+            if any(node.args[5] for node in batch_norms(graph)):
+                set_training(graph, False)
+        yield network
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        changed = {node.graph.owning_module for node, training in norms if node.args[5] != training}
+        for node, training in norms:
+            node.update_arg(5, training)
+        for graph in changed:
+            if graph is not None:
+                graph.recompile()
+
+
+def _graphs(network: nn.Module) -> list[fx.GraphModule]:
+    return [module for module in network.modules() if isinstance(module, fx.GraphModule)]
+
+
+def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, batches: LabelledBatches, *, progress: Callable[[int], None] | None = None
+) -> Accuracy:
+    """Top-1 and, from six classes on, top-5 over [N, C, H, W] images and [N] labels; `progress` gets images done."""
+    correct, correct_top5, seen, classes = 0, 0, 0, 0
+    device = device_of(network)
+    with evaluating(network):
+        for images, labels in batches:
+            logits = logits_of(network, images.to(device)).float().cpu()
+            classes = logits.shape[1]
+            best = logits.topk(min(5, classes), dim=1).indices == labels.cpu().long().unsqueeze(1)
+            correct += int(best[:, 0].sum())
+            correct_top5 += int(best.any(1).sum())
+            seen += len(labels)
+            if progress is not None:
+                progress(seen)
+    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen)
+
+
+def _over_ranks(correct: int, correct_top5: int, seen: int) -> Accuracy:
+    sums = sum_over_ranks({"counts": np.array([correct, max(correct_top5, 0), seen, correct_top5 >= 0], np.float64)})
+    total, total_top5, n, has_top5 = (int(v) for v in sums["counts"])
+    if n == 0:
+        raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
+    return Accuracy(correct=total, n=n, correct_top5=total_top5 if has_top5 else -1)

@@ -1,0 +1,200 @@
+"""Short training of a smaller network on a few labelled images, taught by the dense one: weights change in place.
+
+Cross-entropy with label smoothing plus distillation (Hinton et al., arXiv 1503.02531: temperature T, KL times
+T squared); a warm-up, then a cosine to zero. An error or an interrupt puts the old weights back.
+Knows neither where images come from nor how the network got small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from ..errors import DataError
+from ..graph import set_training
+from .batchnorm import reestimate
+from .evaluate import LabelledBatches, device_of, evaluating, logits_of
+
+MAX_GRADIENT_NORM = 5.0  # a freshly pruned network's first steps can be far larger than any later one
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Progress = Callable[[int, float], bool | None]
+
+
+@runtime_checkable
+class Shuffled(Protocol):
+    """Batches that can be had in another order each time."""
+
+    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneOptions:
+    """How long, how fast, and whom to believe.
+
+    `distillation` is the teacher's share of the loss. `norms`: "frozen" keeps running statistics as they are
+    (right for folded normalisations and small batches), "batch" trains on each batch's own and re-estimates
+    them on the training images at the end. `warm_up` is a share of all steps.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    distillation: float = 0.9
+    temperature: float = 4.0
+    norms: Literal["frozen", "batch"] = "frozen"
+    warm_up: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuning:
+    """Mean loss of each epoch that was trained; `stopped` when the progress callback ended it early."""
+
+    losses: tuple[float, ...]
+    steps: int
+    stopped: bool = False
+
+
+def finetune(
+    network: nn.Module,
+    batches: LabelledBatches,
+    *,
+    options: FinetuneOptions = FinetuneOptions(),
+    teacher: nn.Module | None = None,
+    augment: Augment | None = None,
+    progress: Progress | None = None,
+) -> Finetuning:
+    """Trains on ([N, C, H, W], [N]) batches; a label of -1 is learned from the teacher alone.
+
+    `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back.
+    """
+    kept = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed)
+            return _train(network, batches, options, teacher, augment, progress)
+    except BaseException:
+        _restore(network, kept)
+        raise
+    finally:
+        _set_norms(network, training=False)
+        for module, training in modes.items():
+            module.training = training
+        for parameter in network.parameters():
+            parameter.grad = None
+
+
+def _restore(network: nn.Module, kept: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            tensor.copy_(kept[name])
+
+
+def _train(
+    network: nn.Module,
+    batches: LabelledBatches,
+    options: FinetuneOptions,
+    teacher: nn.Module | None,
+    augment: Augment | None,
+    progress: Progress | None,
+) -> Finetuning:
+    steps_per_epoch = sum(1 for _ in batches)
+    if steps_per_epoch == 0:
+        raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
+    optimizer = _optimizer(network, options)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options, steps_per_epoch * options.epochs))
+    generator = torch.Generator().manual_seed(options.seed)
+    device, losses, stopped = device_of(network), list[float](), False
+    for epoch in range(options.epochs):
+        _set_modes(network, options)
+        total = 0.0
+        for images, labels in _in_new_order(batches, options.seed + epoch):
+            given = augment(images, generator) if augment is not None else images
+            loss = _loss(network, teacher, given.to(device), labels.to(device), options)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+            optimizer.step()
+            rate.step()
+            total += float(loss.detach())
+        losses.append(total / steps_per_epoch)
+        if progress is not None and progress(epoch, losses[-1]) is False:
+            stopped = True
+            break
+    if options.norms == "batch":
+        _set_norms(network, training=False)
+        reestimate(network, (images for images, _ in batches))
+    return Finetuning(tuple(losses), len(losses) * steps_per_epoch, stopped)
+
+
+def _optimizer(network: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """Gains and biases are not decayed."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def _schedule(options: FinetuneOptions, steps: int) -> Callable[[int], float]:
+    rising = max(1, round(options.warm_up * steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+    return factor
+
+
+def _in_new_order(batches: LabelledBatches, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if isinstance(batches, Shuffled):
+        return batches.shuffled(seed)
+    listed = list(batches)
+    order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(seed))
+    return [listed[i] for i in order]
+
+
+def _loss(
+    network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, options: FinetuneOptions
+) -> Tensor:
+    logits = logits_of(network, images).float()
+    known = labels >= 0
+    hard = functional.cross_entropy(
+        logits, labels.long(), ignore_index=-1, reduction="sum", label_smoothing=options.label_smoothing
+    ) / known.sum().clamp(min=1)
+    if teacher is None or options.distillation == 0:
+        return hard
+    with torch.no_grad(), evaluating(teacher):
+        taught = logits_of(teacher, images).float()
+    t = options.temperature
+    soft = functional.kl_div(
+        functional.log_softmax(logits / t, 1), functional.log_softmax(taught / t, 1), log_target=True, reduction="batchmean"
+    )
+    return (1 - options.distillation) * hard + options.distillation * t * t * soft
+
+
+def _set_modes(network: nn.Module, options: FinetuneOptions) -> None:
+    for module in network.modules():
+        module.training = True  # not .train(): an exported graph refuses it
+    _set_norms(network, training=options.norms == "batch")
+
+
+def _set_norms(network: nn.Module, *, training: bool) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = training
+        elif isinstance(module, fx.GraphModule):
+            set_training(module, training)

@@ -1,0 +1,31 @@
+"""The criterion that needs only a forward pass: a graph and nodes in, a measurement of one batch out.
+
+Molchanov et al., ICLR 2017, section 2.2 (mean activation). Knows no units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import Watcher
+from .gradients import Measure, Take
+from .options import ScoreOptions
+
+
+def activation(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
+    wanted = frozenset(nodes)
+
+    @torch.no_grad()
+    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
+        def watch(node: fx.Node, value: Any) -> Any:
+            if node.name in wanted:
+                take(node.name, value)
+            return value
+
+        Watcher(graph, watch).run(images)
+
+    return measure

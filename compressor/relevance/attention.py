@@ -1,0 +1,131 @@
+"""LRP through attention: products of two signals, softmax, and both together in one fused operation.
+
+AttnLRP (Achtibat et al. 2024): softmax by its Taylor expansion (proposition 3.1), a product of two signals
+split in half (3.3). CP-LRP (Ali et al. 2022): the attention matrix is a constant. Knows no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .composite import SoftmaxRule
+from .rules import stabilised_
+
+
+def scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, and 0 where factor is 0 even at x = -inf (a masked score)."""
+    return torch.where(factor == 0, torch.zeros_like(factor), x * factor)
+
+
+def softmax(x: Tensor, probabilities: Tensor, relevance: Tensor, dim: int, rule: SoftmaxRule) -> Tensor | None:
+    """Relevance of the scores; None where the rule sends none."""
+    if rule == "cp":
+        return None
+    if rule == "attnlrp":
+        return scaled(x, relevance - probabilities * relevance.sum(dim, keepdim=True))
+    return _softmax_zplus(x, probabilities, relevance, dim, biased=rule == "zplus-bias")
+
+
+def _softmax_zplus(x: Tensor, p: Tensor, relevance: Tensor, dim: int, *, biased: bool) -> Tensor:
+    """z+ on the expansion p_i = sum_j p_i (d_ij - p_j) x_j + bias_i; p_i cancels, so a row costs no matrix.
+
+    Positive products: (1 - p_i) x_i where x_i > 0, and -p_j x_j, j != i, where x_j < 0.
+    """
+    own = scaled(x.clamp(min=0), 1 - p)
+    cross = scaled(-x.clamp(max=0), p)
+    total = own + cross.sum(dim, keepdim=True) - cross
+    if biased:
+        bias = 1 - x.masked_fill(p == 0, 0) + scaled(x, p).sum(dim, keepdim=True)
+        total = total + bias.clamp(min=0)
+    share = torch.div(relevance, stabilised_(total.clone(), 1e-6))
+    return own * share + cross * (share.sum(dim, keepdim=True) - share)
+
+
+def product(
+    function: Callable[..., Tensor], a: Tensor, b: Tensor, relevance: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """A bilinear function of two signals: half of the relevance to each, in proportion to the products."""
+    with torch.enable_grad():
+        first, second = a.detach().requires_grad_(), b.detach().requires_grad_()
+        out = function(first, second)
+    share = torch.div(relevance, stabilised_(out.detach().mul(2), epsilon))
+    to_first, to_second = torch.autograd.grad(out, (first, second), share)
+    return to_first.mul_(a), to_second.mul_(b)
+
+
+def matrix_product(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    """`product` for torch.matmul with both operands of the same rank, without a tape."""
+    share = torch.div(relevance, stabilised_(out.mul(2), epsilon))
+    return torch.matmul(share, b.mT).mul_(a), torch.matmul(a.mT, share).mul_(b)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention written out: scores (scaled, masked), probabilities, output."""
+    scale = options.get("scale") or q.shape[-1] ** -0.5
+    if options.get("enable_gqa"):
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    scores = torch.matmul(q, k.mT) * scale
+    if options.get("is_causal"):
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    mask = options.get("attn_mask")
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    probabilities = torch.softmax(scores, -1)
+    return scores, probabilities, torch.matmul(probabilities, v)
+
+
+def attention_fused(
+    signals: tuple[Tensor, Tensor, Tensor], relevance: Tensor, out: Tensor, options: dict[str, Any], epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """AttnLRP through scaled_dot_product_attention by its own gradient kernel.
+
+    With s = R / 2 out, value x gradient is the rule of the second product. The softmax rule returns
+    score x gradient, which the first product divides by twice the score again: half of query x gradient.
+    """
+    share = torch.div(relevance, stabilised_(out.mul(2), epsilon))
+    with torch.enable_grad():
+        leaves = tuple(t.detach().requires_grad_() for t in signals)
+        again = F.scaled_dot_product_attention(*leaves, **options)
+    q, k, v = torch.autograd.grad(again, leaves, share)
+    return q.mul_(signals[0]).mul_(0.5), k.mul_(signals[1]).mul_(0.5), v.mul_(signals[2])
+
+
+def attention_written_out(
+    signals: tuple[Tensor, Tensor, Tensor],
+    relevance: Tensor,
+    options: dict[str, Any],
+    rule: SoftmaxRule,
+    epsilon: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Any softmax rule through scaled_dot_product_attention, step by step; queries and keys get None under CP-LRP.
+
+    An additive mask takes part as a bias of the scores.
+    """
+    q, k, v = signals
+    heads = q.shape[-3] // k.shape[-3] if options.get("enable_gqa") else 1
+    if heads > 1:
+        k, v = (t.repeat_interleave(heads, -3) for t in (k, v))
+    plain = {name: value for name, value in options.items() if name != "enable_gqa"}
+    scores, p, out = attend(q, k, v, plain)
+    if rule == "cp":
+        share = torch.div(relevance, stabilised_(out.clone(), epsilon))
+        return None, None, _ungrouped(torch.matmul(p.mT, share).mul_(v), heads)
+    to_p, to_v = matrix_product(p, v, relevance, epsilon, out)
+    to_scores = softmax(scores, p, to_p, -1, rule)
+    assert to_scores is not None
+    scale = plain.get("scale") or q.shape[-1] ** -0.5
+    # relevance of the scaled product is its part of the masked score's
+    share = torch.div(to_scores, stabilised_(scores.clone(), epsilon)).mul_(0.5 * scale)
+    share = torch.where(torch.isfinite(scores), share, torch.zeros_like(share))
+    to_q, to_k = torch.matmul(share, k).mul_(q), torch.matmul(share.mT, q).mul_(k)
+    return to_q, _ungrouped(to_k, heads), _ungrouped(to_v, heads)
+
+
+def _ungrouped(relevance: Tensor, heads: int) -> Tensor:
+    return relevance if heads == 1 else relevance.unflatten(-3, (-1, heads)).sum(-3)

@@ -1,0 +1,106 @@
+"""The table of criteria. A new one is a function in a module of this folder and a row here.
+
+Each row carries its paper's way of reading units; `ScoreOptions` can change it. Knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx
+
+from ..errors import RecipeError, did_you_mean
+from ..records import Group
+from . import activations, gradients, weights
+from .feeding import Feed
+from .gradients import Measure, Take
+from .lrp import LrpOptions, prepare, uncovered
+from .options import Per, Place, ScoreOptions, Sign, Start
+
+Prepare = Callable[[fx.GraphModule, Sequence[str], ScoreOptions], Measure]
+FindFeeds = Callable[[fx.GraphModule, Group, ScoreOptions], Mapping[int, tuple[Feed, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class AtNodes:
+    """Tensors measured at the sites, batch by batch, and how they become units.
+
+    `uncovered` names the operations the criterion only approximates because the caller accepted them.
+    """
+
+    prepare: Prepare
+    start: Start | None = None
+    sign: Sign = "absolute"
+    per: Per | None = None
+    place: Place = "site"
+    uncovered: Callable[[fx.GraphModule, ScoreOptions], tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OnWeights:
+    """A number per unit from the weights that compute it; `collect` where it needs images."""
+
+    weigh: weights.Weigh
+    collect: weights.Collect | None = None
+    feeds: FindFeeds = weights.weight_feeds
+
+
+@dataclass(frozen=True, slots=True)
+class AtRandom:
+    """A seeded draw per group: what every criterion has to beat."""
+
+
+Criterion = AtNodes | OnWeights | AtRandom
+
+
+def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
+    """Layer-wise relevance propagation by the composite of `options.lrp`."""
+    propagate = prepare(graph, _lrp_options(options))
+
+    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
+        def reduce(name: str, relevance: Tensor) -> Tensor:
+            take(name, relevance)
+            return relevance.new_empty(0)  # frees the layer's relevance before the next one is computed
+
+        propagate(images, targets, nodes, take=reduce)
+
+    return measure
+
+
+def _lrp_options(options: ScoreOptions) -> LrpOptions:
+    chosen = options.lrp or LrpOptions()
+    if options.start == "loss":
+        raise RecipeError("relevance can't start from the loss's gradient; start it from 'one' or 'logit'")
+    return replace(chosen, start=options.start) if options.start else chosen
+
+
+def _lrp_uncovered(graph: fx.GraphModule, options: ScoreOptions) -> tuple[str, ...]:
+    return uncovered(graph, _lrp_options(options))
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "lrp": AtNodes(lrp, uncovered=_lrp_uncovered),
+    "gradient": AtNodes(gradients.gradient, start="loss"),
+    "gradient_x_input": AtNodes(gradients.gradient_x_value, start="one", place="settled"),
+    "taylor": AtNodes(gradients.gradient_x_value, start="loss", place="settled"),
+    "fisher": AtNodes(gradients.gradient_x_value, start="loss", sign="squared", per="sample", place="settled"),
+    "integrated_gradients": AtNodes(gradients.integrated_gradients, start="one", place="settled"),
+    "activation": AtNodes(activations.activation, per="element", place="settled"),
+    "l1": OnWeights(weights.l1),
+    "l2": OnWeights(weights.l2),
+    "fpgm": OnWeights(weights.geometric_median),
+    "bn_scale": OnWeights(weights.l1, feeds=weights.scale_feeds),
+    "taylor_weights": OnWeights(weights.taylor_of_weights, collect=weights.sum_gradients),
+    "hessian": OnWeights(weights.curvature_of_weights, collect=weights.sum_squared_gradients),
+    "random": AtRandom(),
+}
+
+
+def criterion_named(name: str) -> Criterion:
+    if name not in CRITERIA:
+        known = sorted(CRITERIA)
+        raise RecipeError(
+            f"there is no criterion {name!r}; choose one of {', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    return CRITERIA[name]

@@ -1,0 +1,41 @@
+"""How a score is read off a network: one typed record, whose `None` means the criterion's own paper.
+
+The fields are what a search can walk. Knows no network and no criterion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .lrp import LrpOptions
+
+Start = Literal["one", "logit", "loss"]
+Target = Literal["true", "predicted"]
+Sign = Literal["absolute", "signed", "squared"]
+Per = Literal["sample", "position", "element"]
+Place = Literal["site", "settled"]
+Over = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """`start`: what is propagated back from the output: 1 at the target class, its logit, or the
+    gradient of the cross-entropy. `target`: the labelled class (the predicted one where it is -1).
+
+    A unit's values are summed with their sign up to `per` (one sample, one position of one sample, one
+    element), there `sign` is taken, the rest is summed, samples by `over`. `None` for `per`: samples
+    where channels come before space, positions (tokens, queries) elsewhere; a head's features always
+    sum with their sign. `place`: at the site, or behind the normalisation and activation that only it
+    feeds. `steps`: integrated gradients. `seed`: the random criterion.
+    """
+
+    start: Start | None = None
+    target: Target = "true"
+    sign: Sign | None = None
+    per: Per | None = None
+    place: Place | None = None
+    over: Over = "sum"
+    steps: int = 20
+    seed: int = 0
+    lrp: LrpOptions | None = None

@@ -1,0 +1,237 @@
+"""LRP rules of one convolution or linear layer: relevance at its output in, relevance at its input out.
+
+`plain` is zennit's rule hooked to a module of the layer, the reference. `fast` gives the same numbers with
+as few convolutions as the rule allows; zennit's own serves the rest. Knows nothing of graphs.
+Formulas: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z+), Andeol et al. 2021 (generalised gamma).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import zennit.core
+import zennit.rules
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from .composite import Rule
+
+_CONVOLUTIONS: dict[int, tuple[Any, type[nn.Module]]] = {
+    1: (F.conv1d, nn.Conv1d),
+    2: (F.conv2d, nn.Conv2d),
+    3: (F.conv3d, nn.Conv3d),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A convolution (weight [out, in / groups, *kernel]) or a linear layer (weight [out, in], `dims` 0).
+
+    `signed` caches the weight's positive and negative part, each computed once.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    dims: int = 0
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    signed: dict[str, Tensor] = field(default_factory=dict)
+
+
+Part = Literal["all", "positive", "negative"]
+
+
+def weight_part(layer: Layer, part: Part) -> Tensor:
+    if part == "all":
+        return layer.weight
+    if part not in layer.signed:
+        bounds = {"min": 0.0} if part == "positive" else {"max": 0.0}
+        layer.signed[part] = layer.weight.clamp(**bounds)
+    return layer.signed[part]
+
+
+def forward(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if layer.dims == 0:
+        return F.linear(x, weight, bias)
+    convolve = _CONVOLUTIONS[layer.dims][0]
+    result: Tensor = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return result
+
+
+def transposed(layer: Layer, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """The input gradient of the layer with that weight; `x` gives the shape only."""
+    if layer.dims == 0:
+        return torch.matmul(grad, weight)
+    if isinstance(layer.padding, str):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(forward(layer, leaf, weight, None), leaf, grad)[0]
+    zero = [0] * layer.dims
+    geometry = (layer.stride, layer.padding, layer.dilation, False, zero, layer.groups, [True, False, False])
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry)[0]  # type: ignore[no-any-return]
+
+
+def module_of(layer: Layer) -> nn.Module:
+    """The layer as a torch module, for zennit's hooks; shares the tensors."""
+    weight, out = layer.weight, layer.weight.shape[0]
+    if layer.dims == 0:
+        module: nn.Module = nn.Linear(weight.shape[1], out, layer.bias is not None, device="meta")
+    else:
+        sizes = (weight.shape[1] * layer.groups, out, tuple(weight.shape[2:]), layer.stride, layer.padding)
+        kind = _CONVOLUTIONS[layer.dims][1]
+        module = kind(*sizes, layer.dilation, layer.groups, layer.bias is not None, device="meta")
+    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+    if layer.bias is not None:
+        module.register_parameter("bias", nn.Parameter(layer.bias, requires_grad=False))
+    return module
+
+
+def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
+    zero = None if rule.bias else ["bias"]
+    eps = rule.epsilon
+    makers: dict[str, Callable[[], Any]] = {
+        "epsilon": lambda: zennit.rules.Epsilon(eps, zero_params=zero),
+        "zplus": lambda: zennit.rules.ZPlus(eps, zero_params=zero),
+        "alphabeta": lambda: zennit.rules.AlphaBeta(rule.alpha, rule.alpha - 1.0, eps, zero_params=zero),
+        "gamma": lambda: zennit.rules.Gamma(rule.gamma, eps, zero_params=zero),
+        "zbox": lambda: zennit.rules.ZBox(*_box(rule, x), eps, zero_params=zero),
+        "wsquare": lambda: zennit.rules.WSquare(eps, zero_params=zero),
+        "flat": lambda: zennit.rules.Flat(eps, zero_params=zero),
+        "pass": zennit.rules.Pass,
+        "norm": lambda: zennit.rules.Norm(eps),
+    }
+    made: zennit.core.Hook = makers[rule.name]()
+    return made
+
+
+def _box(rule: Rule, x: Tensor) -> tuple[Tensor, Tensor]:
+    if rule.box is None:
+        axes = tuple(range(2, x.dim()))
+        return (x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) if axes else (x, x)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    low, high = (torch.tensor(side, dtype=x.dtype, device=x.device).reshape(shape) for side in rule.box)
+    return low.expand_as(x), high.expand_as(x)
+
+
+def plain(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance at the layer's input [as x] by zennit's own rule, hooked for this call only."""
+    if rule.name == "pass" and x.shape != relevance.shape:
+        raise RecipeError(
+            f"rule 'pass' needs a layer with equal input and output shapes, found {list(x.shape)} and "
+            f"{list(relevance.shape)}; choose another rule for its depth group"
+        )
+    module = module_of(layer)
+    handles = zennit_rule(rule, x).register(module)
+    try:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(module(leaf), leaf, relevance)[0].detach()
+    finally:
+        handles.remove()
+
+
+def stabilised_(z: Tensor, epsilon: float) -> Tensor:
+    """z + epsilon * sign(z), the sign of 0 being +1, written into z."""
+    return z.add_(torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), z))
+
+
+def fast(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, *, output: Tensor | None, nonnegative: bool) -> Tensor:
+    """As `plain`. `output` is the layer's output where known; `nonnegative` promises x >= 0."""
+    if rule.name in ("epsilon", "norm"):
+        return _epsilon(layer, rule, x, relevance, output)
+    if rule.name == "zplus":
+        return _signed(layer, rule, x, relevance, nonnegative, (1.0, 0.0))
+    if rule.name == "alphabeta":
+        return _signed(layer, rule, x, relevance, nonnegative, (rule.alpha, rule.alpha - 1.0))
+    if rule.name == "gamma":
+        return _gamma(layer, rule, x, relevance, output, nonnegative)
+    if rule.name == "flat" and not isinstance(layer.padding, str):
+        return _flat(layer, rule, x, relevance)
+    return plain(layer, rule, x, relevance)
+
+
+def _epsilon(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None) -> Tensor:
+    known = output is not None and (rule.bias or layer.bias is None or rule.name == "norm")
+    z = output.clone() if output is not None and known else forward(layer, x, layer.weight, _bias(layer, rule))
+    share = torch.div(relevance, stabilised_(z, rule.epsilon), out=z)
+    return transposed(layer, x, layer.weight, share).mul_(x)
+
+
+def _bias(layer: Layer, rule: Rule) -> Tensor | None:
+    return layer.bias if rule.bias or rule.name == "norm" else None
+
+
+def _signed(
+    layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, nonnegative: bool, factors: tuple[float, float]
+) -> Tensor:
+    """alpha * (share of the positive products) - beta * (share of the negative products)."""
+    parts: list[tuple[float, Part, Part]] = [(factors[0], "positive", "negative"), (-factors[1], "negative", "positive")]
+    total: Tensor | None = None
+    bias = _bias(layer, rule)
+    for factor, same, other in parts:
+        if factor == 0.0:
+            continue
+        edge = None if bias is None else (bias.clamp(min=0) if same == "positive" else bias.clamp(max=0))
+        pieces = [(x, weight_part(layer, same))]
+        if not nonnegative:
+            pieces = [(x.clamp(min=0), pieces[0][1]), (x.clamp(max=0), weight_part(layer, other))]
+        given = _share(layer, rule, pieces, edge, relevance)
+        given = given if factor == 1.0 else given.mul_(factor)
+        total = given if total is None else total.add_(given)
+    assert total is not None
+    return total
+
+
+def _share(
+    layer: Layer, rule: Rule, pieces: list[tuple[Tensor, Tensor]], edge: Tensor | None, relevance: Tensor
+) -> Tensor:
+    """sum over pieces (x, w) of x * w^T(relevance / stabilised(sum of w x + edge))."""
+    z = forward(layer, *pieces[0], edge)
+    for x, weight in pieces[1:]:
+        z += forward(layer, x, weight, None)
+    share = torch.div(relevance, stabilised_(z, rule.epsilon), out=z)
+    first, *rest = (transposed(layer, x, weight, share).mul_(x) for x, weight in pieces)
+    for more in rest:
+        first += more
+    return first
+
+
+def _gamma(
+    layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None, nonnegative: bool
+) -> Tensor:
+    """Outputs > 0 share over w + gamma w+ (on x+) and w + gamma w- (on x-); outputs < 0 the other way round."""
+    # zennit decides the side by the true output, its bias included
+    z = forward(layer, x, layer.weight, layer.bias) if output is None else output
+    up, down = (layer.weight + rule.gamma * weight_part(layer, part) for part in ("positive", "negative"))
+    total: Tensor | None = None
+    for chosen, same, other, sign in ((z > 0, up, down, 0), (z < 0, down, up, 1)):
+        pieces = [(x, same)] if nonnegative else [(x.clamp(min=0), same), (x.clamp(max=0), other)]
+        edge = _bias(layer, rule)
+        if edge is not None:
+            edge = edge + rule.gamma * (edge.clamp(max=0) if sign else edge.clamp(min=0))
+        given = _share(layer, rule, pieces, edge, relevance * chosen)
+        total = given if total is None else total.add_(given)
+    assert total is not None
+    return total
+
+
+def _flat(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
+    """All weights one: every output of a group shares with every input of it alike, so one channel per group does."""
+    groups = layer.groups
+    if layer.dims == 0:
+        count = torch.full((), float(x.shape[-1]), dtype=x.dtype, device=x.device)
+        return torch.div(relevance.sum(-1, keepdim=True), stabilised_(count, rule.epsilon)).expand_as(x)
+    ones = torch.ones(groups, 1, *layer.weight.shape[2:], dtype=x.dtype, device=x.device)
+    thin = Layer(ones, None, layer.dims, layer.stride, layer.padding, layer.dilation, groups)
+    single = x.new_ones(1, groups, *x.shape[2:])
+    count = forward(thin, single, ones, None).mul_(layer.weight.shape[1])
+    summed = relevance.unflatten(1, (groups, -1)).sum(2)
+    share = torch.div(summed, stabilised_(count, rule.epsilon))
+    given = transposed(thin, single.expand(x.shape[0], *single.shape[1:]), ones, share)
+    return given.repeat_interleave(x.shape[1] // groups, 1)

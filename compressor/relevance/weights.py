@@ -1,0 +1,130 @@
+"""Criteria that read weights: the rows that compute each unit in, one number per unit out.
+
+Plain ones need no images; the others need sums of gradients of those weights, collected here. Nothing of
+torch_pruning is used: its Hessian keeps only the last sample, its Taylor never counts BatchNorm, and its
+norms are tied to its own groups; tests compare with what it has right.
+Sources: Li et al. 2017 (L1); He et al. 2019 (FPGM, eq. 4); Liu et al. 2017 (scale); LeCun et al. 1990 (OBD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import aten, fetch
+from ..records import Group, Site
+from .feeding import Feed, feeds
+from .options import ScoreOptions
+from .tape import record
+from .units import is_elementwise, named, shape
+
+Rows = Sequence[Tensor]
+Weigh = Callable[[Rows, Rows], Tensor]
+Collect = Callable[[fx.GraphModule, Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
+
+
+def l1(rows: Rows, _: Rows) -> Tensor:
+    return torch.stack([unit.abs().sum() for unit in rows])
+
+
+def l2(rows: Rows, _: Rows) -> Tensor:
+    return torch.stack([unit.square().sum().sqrt() for unit in rows])
+
+
+def geometric_median(rows: Rows, _: Rows) -> Tensor:
+    """Sum of distances to the layer's other units; the unit nearest to all others is the most replaceable."""
+    width = max(unit.numel() for unit in rows)
+    matrix = torch.stack([torch.nn.functional.pad(unit, (0, width - unit.numel())) for unit in rows])
+    return torch.cdist(matrix, matrix).fill_diagonal_(0).sum(1)  # by products, which leave 1e-8 on the diagonal
+
+
+def taylor_of_weights(rows: Rows, gradients: Rows) -> Tensor:
+    """|sum of weight x gradient|: first-order change of the whole loss when the unit's weights go."""
+    return torch.stack([(w * g).sum().abs() for w, g in zip(rows, gradients, strict=True)])
+
+
+def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
+    """Half the sum of weight^2 x the empirical Fisher's diagonal, OBD's saliency."""
+    return torch.stack([(w.square() * h).sum() / 2 for w, h in zip(rows, curvatures, strict=True)])
+
+
+def sum_gradients(
+    graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """Of the cross-entropy summed over the batch."""
+    return {n: g.double() for n, g in record(graph, images, targets, weights, start="loss")[1].items()}
+
+
+def sum_squared_gradients(
+    graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """Sample by sample: the square of a sum over samples is not the sum of their squares."""
+    total: dict[str, Tensor] = {}
+    for i in range(len(images)):
+        found = record(graph, images[i : i + 1], targets[i : i + 1], weights, start="loss")[1]
+        for name, gradient in found.items():
+            square = gradient.double().square()
+            total[name] = total[name].add_(square) if name in total else square
+    return total
+
+
+def weight_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
+    """Per site (by its place in the group) the rows that compute its units; sites without any are left out."""
+    found = {i: feeds(graph, site) for i, site in enumerate(group.sites)}
+    return {i: some for i, some in found.items() if any((feed.units >= 0).any() for feed in some)}
+
+
+def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
+    """The same of the affine normalisation at the site or right behind it."""
+    found = {i: _scale_feed(graph, site) for i, site in enumerate(group.sites)}
+    return {i: (feed,) for i, feed in found.items() if feed is not None}
+
+
+_NORMALISATIONS = {aten.batch_norm.default: 1, aten.layer_norm.default: 2, aten.group_norm.default: 2}
+
+
+def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
+    """Only where the site's one axis is the one the scale is laid along."""
+    if len(site.axes) != 1:
+        return None
+    node: fx.Node | None = named(graph, site.node)
+    while node is not None and node.target not in _NORMALISATIONS:
+        following = [u for u in node.users if u.target in _NORMALISATIONS or is_elementwise(u)]
+        node = following[0] if len(node.users) == 1 and following else None
+    weight = node.args[_NORMALISATIONS[node.target]] if node is not None else None  # type: ignore[index]
+    if node is None or not isinstance(weight, fx.Node) or len(shape(weight)) != 1:
+        return None
+    along = len(shape(node)) - 1 if node.target is aten.layer_norm.default else 1
+    fits = site.axes == (along,) and shape(weight)[0] == site.units.size
+    return Feed(weight.name, 0, site.units.reshape(-1)) if fits else None
+
+
+def unit_rows(tensors: Mapping[str, Tensor], some: Sequence[Feed], size: int) -> list[Tensor]:
+    """Per unit everything that computes it, flat, in float64."""
+    parts: list[list[Tensor]] = [[] for _ in range(size)]
+    for feed in some:
+        tensor = tensors[feed.weight].double().movedim(feed.axis, 0)
+        rows = tensor.reshape(len(tensor), -1)
+        for row, unit in zip(rows, feed.units.tolist(), strict=True):
+            if unit >= 0:
+                parts[unit].append(row)
+    return [torch.cat(own) if own else torch.zeros(1, dtype=torch.float64) for own in parts]
+
+
+@torch.no_grad()
+def evaluated(graph: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of weight nodes, computed ones (standardised weights) included."""
+    known: dict[fx.Node, Tensor] = {}
+
+    def value(node: fx.Node) -> Tensor:
+        if node not in known:
+            if node.op == "get_attr":
+                known[node] = fetch(graph, str(node.target)).detach()
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return known[node]
+
+    return {name: value(named(graph, name)) for name in names}

@@ -1,0 +1,172 @@
+"""What a report is made of: one frozen record of plain values, filled by the pipeline.
+
+In: nothing. Out: `ReportInput` and its rows; numpy and `compressor.records` only. Raw measurements are
+given, statistics are derived by the report, except percentiles, whose standing the measurer decides.
+Everything but the first seven fields may be left empty: the report then says that it was not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ..records import Accuracy, Cost, FloatArray, IntArray, LeftAlone
+
+Variant = Literal["dense", "pruned", "compensated", "finetuned"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One group as ranked: `scores` [units] is what the ranking compared (NaN = unscored), `kept` the plan's indices.
+
+    `layers` are the qualified names of the layers the group's units lie in, the producing one first.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    size: int
+    kept: IntArray
+    scores: FloatArray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One layer before and after; `width` is its output units (channels, features), `ms` its time where profiled."""
+
+    layer: str
+    operation: str
+    width_dense: int
+    width_pruned: int
+    macs_dense: int
+    macs_pruned: int
+    ms_dense: float | None = None
+    ms_pruned: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    """Accuracy of one variant; `precision` and `runtime` say what was run, `images` which split."""
+
+    variant: Variant
+    accuracy: Accuracy
+    precision: str = "fp32"
+    runtime: str = "pytorch"
+    images: str = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRow:
+    """Largest distances between a runtime's outputs and the reference's on the same images."""
+
+    reference: str
+    runtime: str
+    precision: str
+    batch: int
+    max_abs: float
+    max_rel: float
+    limit: float
+    variant: str = "pruned"
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRow:
+    """Raw samples of one variant on one runtime, in the order they were taken.
+
+    `percentiles` maps "p50", "p90", "p99" to ms, or to None where the samples are too few for it to stand.
+    """
+
+    runtime: str
+    precision: str
+    batch: int
+    variant: str
+    samples_ms: FloatArray
+    percentiles: Mapping[str, float | None]
+    threads: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """A file of the bundle; `role` says what it is for (onnx, weights, engine)."""
+
+    name: str
+    role: str
+    variant: str
+    precision: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """An engine and what was really done with it: `status` is such as 'built, not run: no GPU'."""
+
+    name: str
+    runtime: str
+    target: str
+    precision: str
+    bytes: int
+    status: str
+    kernels: int | None = None
+    variant: str = "pruned"
+    build_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A stated limit and what was found; `relation` reads `value relation limit`."""
+
+    name: str
+    limit: float
+    value: float
+    passed: bool
+    relation: Literal["<=", ">=", "<", ">", "=="] = "<="
+    unit: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TradePoint:
+    """One point of the trade-off: share of the dense MACs kept, top-1, optionally share of the dense latency."""
+
+    label: str
+    macs_share: float
+    accuracy: float
+    latency_share: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value."""
+
+    model: str
+    recipe: Mapping[str, object]
+    environment: Mapping[str, object]
+    groups: tuple[GroupRow, ...]
+    cost_dense: Cost
+    cost_pruned: Cost
+    accuracy: tuple[AccuracyRow, ...]
+    criterion: str = ""
+    samples: int = 0
+    budget: str = ""
+    splits: Mapping[str, object] = field(default_factory=dict)
+    left_alone: tuple[LeftAlone, ...] = ()
+    unscored: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    parity: tuple[ParityRow, ...] = ()
+    latency: tuple[LatencyRow, ...] = ()
+    files: tuple[FileRow, ...] = ()
+    engines: tuple[EngineRow, ...] = ()
+    gates: tuple[GateRow, ...] = ()
+    trade: tuple[TradePoint, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    timings_s: Mapping[str, float] = field(default_factory=dict)

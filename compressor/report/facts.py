@@ -1,0 +1,132 @@
+"""Numbers derived from a report's records, and how numbers are written.
+
+In: `ReportInput`. Out: the headline facts (which variant is final, differences, speed-ups) and strings.
+Knows neither Markdown nor HTML nor plots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+import numpy as np
+
+from ..records import FloatArray
+from .contents import AccuracyRow, GroupRow, LatencyRow, ReportInput
+
+ORDER = ("dense", "pruned", "compensated", "finetuned")
+
+
+def final_accuracy(run: ReportInput) -> AccuracyRow | None:
+    """The accuracy of what ships: the last variant reached, on the images and the runtime of the dense row."""
+    dense = dense_accuracy(run)
+    rows = [r for r in run.accuracy if r.variant != "dense" and (dense is None or same_conditions(r, dense))]
+    return max(rows, key=lambda r: ORDER.index(r.variant), default=None)
+
+
+def dense_accuracy(run: ReportInput) -> AccuracyRow | None:
+    return next((r for r in run.accuracy if r.variant == "dense"), None)
+
+
+def same_conditions(a: AccuracyRow, b: AccuracyRow) -> bool:
+    return (a.images, a.runtime, a.precision) == (b.images, b.runtime, b.precision)
+
+
+def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
+    """Points of top-1 lost against the dense model on the same images (there, whatever its precision)."""
+    dense = [r for r in run.accuracy if r.variant == "dense" and r.images == row.images]
+    exact = [r for r in dense if same_conditions(r, row)]
+    reference = next(iter(exact or dense), None)
+    return None if reference is None else 100 * (reference.accuracy.top1 - row.accuracy.top1)
+
+
+def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
+    """Every row with the dense row measured under the same conditions."""
+    dense = {(r.runtime, r.precision, r.batch, r.threads): r for r in run.latency if r.variant == "dense"}
+    full = {(r.runtime, r.batch, r.threads): r for r in dense.values() if r.precision == "fp32"}
+    for row in run.latency:
+        if row.variant == "dense":
+            continue
+        reference = dense.get((row.runtime, row.precision, row.batch, row.threads))
+        reference = reference or full.get((row.runtime, row.batch, row.threads))
+        if reference is not None:
+            yield reference, row
+
+
+def median_ms(row: LatencyRow) -> float:
+    p50 = row.percentiles.get("p50")
+    return float(np.median(row.samples_ms)) if p50 is None else p50
+
+
+def speed_up(dense: LatencyRow, row: LatencyRow) -> float:
+    """Dense p50 over this row's p50: above 1 is faster."""
+    return median_ms(dense) / median_ms(row)
+
+
+def last_variant(run: ReportInput) -> str:
+    """The most finished variant that was timed."""
+    timed = {r.variant for r in run.latency}
+    return max(timed, key=lambda v: ORDER.index(v) if v in ORDER else -1, default="dense")
+
+
+def removed_share(before: float, after: float) -> float:
+    return 1 - after / before if before else 0.0
+
+
+def kept_mask(group: GroupRow) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    mask = np.zeros(group.size, dtype=np.bool_)
+    mask[group.kept] = True
+    return mask
+
+
+def split_scores(group: GroupRow) -> tuple[FloatArray, FloatArray]:
+    """Finite scores of the kept and of the removed units; both empty for a group without scores."""
+    if group.scores.size != group.size:
+        return np.empty(0), np.empty(0)
+    mask, finite = kept_mask(group), np.isfinite(group.scores)
+    return group.scores[mask & finite], group.scores[~mask & finite]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def count(number: float) -> str:
+    """`4.09 G`, `25.6 M`, `811`."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= factor:
+            return f"{three_digits(number / factor)} {letter}"
+    return f"{number:.0f}"
+
+
+def three_digits(number: float) -> str:
+    """Three digits that count, zeros kept, so that columns line up: `4.10`, `31.2`, `272`."""
+    return f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units, as file managers and shops give them."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{three_digits(number / factor)} {unit}"
+    return f"{number:.0f} B"
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:.3f}" if ms < 1 else three_digits(ms)
+
+
+def points(lost: float) -> str:
+    """A signed difference in points, with a true minus; a loss is negative."""
+    return f"{-lost:+.1f}".replace("-", "\u2212") if abs(lost) >= 0.05 else "0.0"
+
+
+def number(value: object) -> str:
+    """Any recipe or environment value; floats short, sequences with commas."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}" if isfinite(value) else str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(number(v) for v in value)
+    return str(value)

@@ -1,0 +1,434 @@
+"""What the report says, in order, as sections of sentences, tables and figures; no markup.
+
+In: `ReportInput` and the names of the plots that could be drawn. Out: `Section`s that Markdown and HTML
+both print. What was not done is said where it would have stood, and again in a section of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from . import facts
+from .contents import AccuracyRow, LatencyRow, ParityRow, ReportInput
+
+TOO_FEW = "n too small"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`align` has a letter per column: `c` code, `l` text, `r` number. A row of one cell heads those below it."""
+
+    title: str
+    head: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    name: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    anchor: str
+    title: str
+    text: tuple[str, ...]
+    parts: tuple[Table | Figure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    label: str
+    value: str
+    detail: str
+
+
+def build_sections(run: ReportInput, plots: Collection[str]) -> tuple[Section, ...]:
+    builders: tuple[Callable[[ReportInput], Section], ...] = (
+        _gates, _removed, _cost, _gain, _time, _not_done, _how,
+    )  # fmt: skip
+    return tuple(_without_missing_plots(build(run), plots) for build in builders)
+
+
+def _without_missing_plots(section: Section, plots: Collection[str]) -> Section:
+    parts = tuple(p for p in section.parts if (p.name in plots if isinstance(p, Figure) else p.rows))
+    return Section(section.anchor, section.title, section.text, parts)
+
+
+def verdict(run: ReportInput) -> tuple[str, ...]:
+    """The first sentences: what went, what it cost, what it bought, whether it may ship."""
+    macs = facts.removed_share(run.cost_dense.macs, run.cost_pruned.macs)
+    parameters = facts.removed_share(run.cost_dense.parameters, run.cost_pruned.parameters)
+    lines = [f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."]
+    lines.extend(_accuracy_sentence(run))
+    lines.append(_speed_sentence(run))
+    lines.append(_gate_sentence(run))
+    return tuple(lines)
+
+
+def _accuracy_sentence(run: ReportInput) -> list[str]:
+    dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    if dense is None or final is None:
+        return ["Accuracy before and after was not measured."]
+    lost = 100 * (dense.accuracy.top1 - final.accuracy.top1)
+    return [
+        f"Top-1 on {final.accuracy.n:,} {final.images} images went from {facts.percent(dense.accuracy.top1)} to "
+        f"{facts.percent(final.accuracy.top1)} ({facts.points(lost)} points, {final.variant})."
+    ]
+
+
+def _speed_sentence(run: ReportInput) -> str:
+    said: dict[str, list[str]] = {}
+    for dense, row in facts.latency_pairs(run):
+        if row.variant == facts.last_variant(run):
+            ratio = f"{facts.speed_up(dense, row):.2f}× at batch {row.batch}{_unless_fp32(row.precision)}"
+            said.setdefault(row.runtime, []).append(ratio)
+    if not said:
+        return "Latency was not measured, so nothing is said about speed."
+    listed = "; ".join(f"{runtime} {', '.join(ratios)}" for runtime, ratios in said.items())
+    return f"Speed against dense, by median latency: {listed}."
+
+
+def _unless_fp32(precision: str) -> str:
+    return "" if precision == "fp32" else f" in {precision}"
+
+
+def _gate_sentence(run: ReportInput) -> str:
+    failed = failures(run)
+    if failed:
+        return f"Failed: {'; '.join(name for name, _ in failed)}. This result should not ship."
+    return f"All {len(run.gates)} gates passed." if run.gates else "No gate was checked."
+
+
+def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
+    """Name and remedy of every failed gate, and of parity limits that fail without a gate saying so."""
+    gates = tuple((g.name, g.remedy) for g in run.gates if not g.passed)
+    if any("parity" in name.lower() for name, _ in gates):
+        return gates
+    remedy = "Its outputs differ from the reference's by more than the limit; do not use this file."
+    return gates + tuple((f"parity of {_under(r)}", remedy) for r in run.parity if not r.passed)
+
+
+def _under(row: AccuracyRow | LatencyRow | ParityRow) -> str:
+    """The conditions of a measurement, as the heading over its rows."""
+    place = f"{row.runtime}, {row.precision}"
+    return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
+
+
+def _headed(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, ...], ...]:
+    """Rows in their order of first heading, each heading once as a row of its own."""
+    by_heading: dict[str, list[tuple[str, ...]]] = {}
+    for heading, row in rows:
+        by_heading.setdefault(heading, []).append(row)
+    return tuple(row for heading, below in by_heading.items() for row in ((heading,), *below))
+
+
+def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
+    dense, pruned = run.cost_dense, run.cost_pruned
+    found = [
+        KeyFigure("MACs", facts.count(pruned.macs), _from(facts.count(dense.macs), pruned.macs, dense.macs)),
+        KeyFigure(
+            "Parameters",
+            facts.count(pruned.parameters),
+            _from(facts.count(dense.parameters), pruned.parameters, dense.parameters),
+        ),
+    ]
+    before, after = facts.dense_accuracy(run), facts.final_accuracy(run)
+    if before and after:
+        low, high = after.accuracy.interval
+        detail = f"dense {facts.percent(before.accuracy.top1)}; 95 % interval {100 * low:.1f}–{100 * high:.1f}"
+        found.append(KeyFigure("Top-1", facts.percent(after.accuracy.top1), detail))
+    for reference, row in list(facts.latency_pairs(run))[:2]:
+        value = f"{facts.milliseconds(facts.median_ms(row))} ms"
+        detail = (
+            f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {row.runtime}{_unless_fp32(row.precision)}"
+        )
+        found.append(KeyFigure(f"p50, batch {row.batch}", value, detail))
+    return tuple(found)
+
+
+def _from(dense: str, after: float, before: float) -> str:
+    return f"dense {dense}; {facts.percent(facts.removed_share(before, after))} removed"
+
+
+def _gates(run: ReportInput) -> Section:
+    rows = tuple(
+        (
+            g.name,
+            "passed" if g.passed else "FAILED",
+            facts.number(g.value),
+            f"{_relation(g.relation)} {facts.number(g.limit)}",
+            g.unit,
+        )
+        for g in run.gates
+    )
+    text = "A gate is a limit stated in the recipe before the run; a failed one ends it with an error."
+    table = Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows)
+    return Section("gates", "Gates", (text if rows else "No gate was checked in this run.",), (table,))
+
+
+def _relation(relation: str) -> str:
+    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+
+
+def _removed(run: ReportInput) -> Section:
+    changed = [g for g in run.groups if len(g.kept) < g.size]
+    units, gone = sum(g.size for g in run.groups), sum(g.size - len(g.kept) for g in run.groups)
+    text = [
+        f"{gone:,} of {units:,} units went, from {len(changed)} of {len(run.groups)} groups. A group is a set of units "
+        "that the network ties together, over one layer or many; a unit is gone from all of them at once.",
+    ]
+    if run.criterion:
+        text.append(
+            f"Ranked by {run.criterion} over {run.samples:,} calibration images; budget: {run.budget or 'none'}."
+        )
+    parts: tuple[Table | Figure, ...] = (
+        Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
+        _group_table(run),
+        Figure("relevance", "Dots: relevance of kept and of removed units by group", _RELEVANCE_CAPTION),
+        Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and pruned."),
+        _layer_table(run),
+        _left_alone_table(run),
+    )
+    return Section("removed", "What was removed, and why", tuple(text), parts)
+
+
+_RELEVANCE_CAPTION = (
+    "Relevance of every unit as a share of its group's largest. Where kept and removed overlap, the saving per unit, "
+    "a rounding to the target's width or a limit per group decided."
+)
+
+
+def _group_table(run: ReportInput) -> Table:
+    rows = []
+    for g in run.groups:
+        kept, removed = facts.split_scores(g)
+        removed_share_of_sum = "–"
+        if kept.size + removed.size:
+            total = float(abs(kept).sum() + abs(removed).sum())
+            removed_share_of_sum = facts.percent(float(abs(removed).sum()) / total if total else 0.0)
+        rows.append(
+            (
+                g.name,
+                f"{g.size:,} → {len(g.kept):,}",
+                facts.percent(facts.removed_share(g.size, len(g.kept)), 0),
+                removed_share_of_sum,
+                g.kind,
+                f"{len(g.layers):,}",
+            )
+        )
+    head = ("group", "units", "removed", "relevance removed", "kind", "layers")
+    note = "Relevance removed: the removed units' share of the group's summed relevance."
+    return Table("Groups", head, "crrrlr", tuple(rows), note)
+
+
+def _layer_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (
+            row.layer or "(top level)",
+            f"{row.width_dense:,} → {row.width_pruned:,}",
+            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_pruned)}",
+            facts.percent(facts.removed_share(row.macs_dense, row.macs_pruned), 0),
+            row.operation,
+        )
+        for row in run.layers
+    )
+    head = ("layer", "width", "MACs", "MACs removed", "operation")
+    return Table("Layers", head, "crrrl", rows)
+
+
+def _left_alone_table(run: ReportInput) -> Table:
+    rows = tuple((row.layer or "(top level)", row.operation, row.reason) for row in run.left_alone)
+    return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
+
+
+def _cost(run: ReportInput) -> Section:
+    text = [] if run.accuracy else ["Accuracy was not measured."]
+    if not run.parity:
+        text.append("Parity between runtimes was not measured.")
+    trade = Figure("trade", "Points: top-1 against the share of MACs kept", "Accuracy against the MACs kept.")
+    return Section("cost", "What it cost", tuple(text), (_accuracy_table(run), trade, _parity_table(run)))
+
+
+def _accuracy_table(run: ReportInput) -> Table:
+    rows = []
+    for row in run.accuracy:
+        low, high = row.accuracy.interval
+        lost = facts.lost_points(run, row)
+        top5 = row.accuracy.correct_top5
+        cells = (
+            row.variant,
+            facts.percent(row.accuracy.top1),
+            "" if row.variant == "dense" or lost is None else facts.points(lost),
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
+        )
+        rows.append((f"{_under(row)}, {row.accuracy.n:,} {row.images} images", cells))
+    note = "Wilson interval. Points: difference from the dense model on the same images."
+    return Table("Accuracy", ("variant", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
+
+
+def _parity_table(run: ReportInput) -> Table:
+    rows = [
+        (
+            f"{r.reference} → {_under(r)}",
+            (r.variant, "passed" if r.passed else "FAILED", f"{r.max_abs:.1e}", f"{r.limit:.0e}", f"{r.max_rel:.1e}"),
+        )
+        for r in run.parity
+    ]
+    head = ("variant", "result", "max. abs.", "limit", "max. rel.")
+    note = "Largest distance of any output on the same images; the limit is for the absolute one."
+    return Table("Parity", head, "llrrr", _headed(rows), note)
+
+
+def _gain(run: ReportInput) -> Section:
+    text = []
+    if not run.latency:
+        text.append("Latency was not measured.")
+    if not run.engines:
+        text.append("No engine was built.")
+    parts: list[Table | Figure] = [_latency_table(run)]
+    for runtime in dict.fromkeys(r.runtime for r in run.latency):
+        alt = f"Curves: share of runs finished by a given time on {runtime}, dense and pruned"
+        parts.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
+    parts += [_cost_table(run), _file_table(run), _engine_table(run)]
+    return Section("gain", "What it bought", tuple(text), tuple(parts))
+
+
+_LATENCY_CAPTION = "{runtime}: share of runs finished within a time, every sample shown; further left is faster."
+
+
+def slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def _latency_table(run: ReportInput) -> Table:
+    ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
+    rows = [
+        (
+            f"{_under(r)}" + (f", {r.threads} threads" if r.threads else ""),
+            (
+                r.variant,
+                _percentile(r, "p50"),
+                f"{ratios[id(r)]:.2f}×" if id(r) in ratios else "",
+                _percentile(r, "p90"),
+                _percentile(r, "p99"),
+                f"{r.samples_ms.size:,}",
+                r.note,
+            ),
+        )
+        for r in run.latency
+    ]
+    head = ("variant", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
+    note = (
+        "Dense and pruned interleaved. Speed-up: dense p50 over this p50. "
+        f"'{TOO_FEW}': too few runs for the percentile to stand."
+    )
+    if not any(r.note for r in run.latency):
+        return Table("Latency", head[:-1], "lrrrrr", _headed((h, r[:-1]) for h, r in rows), note)
+    return Table("Latency", head, "lrrrrrl", _headed(rows), note)
+
+
+def _percentile(row: LatencyRow, name: str) -> str:
+    if name not in row.percentiles:
+        return "–"
+    value = row.percentiles[name]
+    return TOO_FEW if value is None else facts.milliseconds(value)
+
+
+def _cost_table(run: ReportInput) -> Table:
+    dense, pruned = run.cost_dense, run.cost_pruned
+    pairs = (
+        ("MACs", dense.macs, pruned.macs),
+        ("FLOPs (2 per MAC)", dense.flops, pruned.flops),
+        ("parameters", dense.parameters, pruned.parameters),
+        ("activations", dense.activations, pruned.activations),
+    )
+    rows = tuple(
+        (name, facts.count(a), facts.count(b), facts.percent(facts.removed_share(a, b))) for name, a, b in pairs
+    )
+    return Table("Arithmetic, one image", ("", "dense", "pruned", "removed"), "lrrr", rows)
+
+
+def _file_table(run: ReportInput) -> Table:
+    rows = tuple((f.name, facts.size(f.bytes), f.variant, f.precision, f.role) for f in run.files)
+    return Table("Files", ("file", "size", "variant", "precision", "for"), "crlll", rows)
+
+
+def _engine_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (
+            e.name,
+            e.status,
+            facts.size(e.bytes) if e.bytes else "–",
+            e.target,
+            e.precision,
+            e.variant,
+            e.runtime,
+            "–" if e.kernels is None else f"{e.kernels:,}",
+            "–" if e.build_s is None else f"{e.build_s:.1f}",
+        )
+        for e in run.engines
+    )
+    head = ("engine", "status", "size", "target", "precision", "variant", "runtime", "kernels", "build s")
+    return Table("Engines", head, "clrllllrr", rows)
+
+
+def _time(run: ReportInput) -> Section:
+    timed = [row for row in run.layers if row.ms_pruned is not None]
+    if not timed:
+        return Section("time", "Where time still goes", ("Layers were not timed one by one.",))
+    total = sum(row.ms_pruned or 0.0 for row in timed)
+    slowest = sorted(timed, key=lambda row: -(row.ms_pruned or 0.0))[:15]
+    rows = tuple(
+        (
+            row.layer or "(top level)",
+            "–" if row.ms_dense is None else facts.milliseconds(row.ms_dense),
+            facts.milliseconds(row.ms_pruned or 0.0),
+            facts.percent((row.ms_pruned or 0.0) / total if total else 0.0),
+            row.operation,
+        )
+        for row in slowest
+    )
+    head = ("layer", "dense ms", "pruned ms", "share", "operation")
+    return Section("time", "Where time still goes", (), (Table("Slowest layers", head, "crrrl", rows),))
+
+
+def _not_done(run: ReportInput) -> Section:
+    uncounted = sorted({*run.cost_dense.uncounted, *run.cost_pruned.uncounted})
+    found = [*run.not_checked]
+    found += [f"{e.name}: {e.status}" for e in run.engines if "not run" in e.status]
+    found += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
+    found += [f"operation {name} has no relevance rule; the recipe accepted it" for name in run.uncovered]
+    found += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
+    if run.left_alone:
+        some = "1 layer was" if len(run.left_alone) == 1 else f"{len(run.left_alone)} layers were"
+        found.append(f"{some} left alone, for the reason given above")
+    rows = tuple((line,) for line in dict.fromkeys(found))
+    text = () if rows else ("Nothing was left out.",)
+    return Section(
+        "not-done", "What was not done", text, (Table("Not checked, not scored, not counted", ("what",), "l", rows),)
+    )
+
+
+def _how(run: ReportInput) -> Section:
+    stages = {name: f"{seconds:.1f} s" for name, seconds in run.timings_s.items()}
+    if stages:
+        stages["all"] = f"{sum(run.timings_s.values()):.1f} s"
+    parts = (
+        _pairs("Recipe", run.recipe),
+        _pairs("Images", run.splits),
+        _pairs("Environment", run.environment),
+        _pairs("Time by stage", stages),
+    )
+    return Section("how", "How it was made", (), parts)
+
+
+def _pairs(title: str, values: Mapping[str, object]) -> Table:
+    rows = tuple((name, facts.number(value)) for name, value in values.items())
+    return Table(title, ("field", "value"), "cl", rows)

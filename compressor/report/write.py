@@ -1,0 +1,108 @@
+"""`ReportInput` to `report.md`, `report.json`, a self-contained `report.html` and `plots/*.png`, each written whole."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..files import write_bytes, write_json, write_text
+from . import facts
+from .contents import ReportInput
+from .markdown import to_markdown
+from .plots import draw_plots
+from .sections import Figure, Section, build_sections, failures, key_figures, verdict
+
+SCHEMA = "report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPaths:
+    markdown: Path
+    json: Path
+    html: Path
+    plots: tuple[Path, ...]
+
+
+def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
+    """Writes into `folder`, which is made if need be. Raises FolderError when the disk is in the way."""
+    root = Path(folder)
+    images = draw_plots(run)
+    sections = build_sections(run, images.keys())
+    title = f"{run.model}, pruned"
+    paths = ReportPaths(
+        root / "report.md",
+        root / "report.json",
+        root / "report.html",
+        tuple(root / "plots" / f"{name}.png" for name in images),
+    )
+    for path, image in zip(paths.plots, images.values(), strict=True):
+        write_bytes(path, image)
+    write_text(paths.markdown, to_markdown(title, verdict(run), sections))
+    write_json(paths.json, {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
+    write_text(paths.html, _to_html(title, run, sections, images))
+    return paths
+
+
+def summarise(run: ReportInput) -> dict[str, Any]:
+    """The headline numbers, for a machine: shares, accuracy, speed-ups (dense p50 over this p50)."""
+    dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    return {
+        "verdict": list(verdict(run)),
+        "macs_removed_share": facts.removed_share(run.cost_dense.macs, run.cost_pruned.macs),
+        "parameters_removed_share": facts.removed_share(run.cost_dense.parameters, run.cost_pruned.parameters),
+        "accuracy_dense": dense and dense.accuracy.top1,
+        "accuracy_final": final and final.accuracy.top1,
+        "final_variant": final and final.variant,
+        "failures": [name for name, _ in failures(run)],
+        "speed_up": [
+            {
+                "runtime": row.runtime,
+                "precision": row.precision,
+                "batch": row.batch,
+                "variant": row.variant,
+                "ratio": facts.speed_up(reference, row),
+            }
+            for reference, row in facts.latency_pairs(run)
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; what is not a number (NaN, infinity) becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _to_html(title: str, run: ReportInput, sections: tuple[Section, ...], images: Mapping[str, bytes]) -> str:
+    loader = PackageLoader("compressor.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["figure"] = lambda part: isinstance(part, Figure)
+    data = {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in images.items()}
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        verdict=verdict(run),
+        failures=failures(run),
+        figures=key_figures(run),
+        sections=sections,
+        images=data,
+    )

@@ -1,0 +1,212 @@
+"""The report says what the records hold, whole, in all three forms, and what was not done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.errors import FolderError
+from compressor.files import read_json
+from compressor.records import Accuracy
+from compressor.report import AccuracyRow, LatencyRow, ReportInput, ReportPaths, facts, write_report
+from compressor.report.plots import draw_plots
+from compressor.report.sections import Figure, Table, build_sections, failures, verdict
+from compressor.report.write import SCHEMA
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Page(HTMLParser):
+    """Tags opened and closed, addresses named, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action")]
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def table(run: ReportInput, title: str) -> Table:
+    parts = [p for s in build_sections(run, ()) for p in s.parts]
+    return next(p for p in parts if isinstance(p, Table) and p.title == title)
+
+
+def test_every_file_of_the_report_is_written(written: ReportPaths) -> None:
+    found = {p.name for p in written.html.parent.iterdir()}
+    assert found == {"report.md", "report.json", "report.html", "plots"}
+    assert {p.name for p in written.plots} == {
+        "removed.png", "relevance.png", "layers.png", "trade.png", "latency-onnxruntime-cpu.png", "latency-pytorch.png",
+    }  # fmt: skip
+    assert all(p.read_bytes().startswith(PNG) for p in written.plots)
+
+
+def test_the_page_needs_nothing_from_outside(written: ReportPaths) -> None:
+    page = Page(written.html.read_text())
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert [a[:30] for a in page.addresses if not a.startswith(("#", "data:image/png;base64,"))] == []
+    assert len(page.images) == 6
+    assert all(image["alt"] for image in page.images)
+
+
+def test_names_from_the_model_are_escaped(bare: ReportInput, tmp_path: Path) -> None:
+    paths = write_report(replace(bare, model="<script>alert(1)</script>", recipe={"note": "a | b\nc"}), tmp_path)
+    assert "<script>" not in paths.html.read_text()
+    assert "a \\| b c" in paths.markdown.read_text()
+
+
+def test_json_gives_back_every_number(run: ReportInput, written: ReportPaths) -> None:
+    value = read_json(written.json, SCHEMA)
+    assert value["latency"][3]["samples_ms"] == run.latency[3].samples_ms.tolist()
+    assert value["groups"][5]["kept"] == run.groups[5].kept.tolist()
+    assert value["cost_pruned"]["macs"] == run.cost_pruned.macs
+    assert value["summary"]["accuracy_dense"] == 713 / 719
+    assert value["summary"]["accuracy_final"] == 711 / 719
+
+
+def test_what_is_no_number_becomes_null(bare: ReportInput, tmp_path: Path) -> None:
+    group = replace(bare.groups[0], scores=np.full(bare.groups[0].size, np.nan))
+    value = json.loads(write_report(replace(bare, groups=(group,)), tmp_path).json.read_text())
+    assert value["groups"][0]["scores"] == [None] * group.size
+
+
+@pytest.mark.parametrize("form", ["markdown", "html"])
+def test_what_was_not_done_is_said(written: ReportPaths, form: str) -> None:
+    text = getattr(written, form).read_text()
+    for line in (
+        "built, not run: no GPU",
+        "latency on the target device",
+        "group layer3.0.downsample was not scored",
+        "aten.fft_rfft.default could not be counted",
+        "n too small",
+    ):
+        assert line in text
+
+
+def test_a_bare_run_says_what_is_missing(bare: ReportInput, tmp_path: Path) -> None:
+    text = write_report(bare, tmp_path).markdown.read_text()
+    for line in (
+        "Accuracy before and after was not measured.",
+        "Latency was not measured",
+        "No gate was checked",
+        "No engine was built.",
+        "Parity between runtimes was not measured.",
+        "Layers were not timed one by one.",
+    ):
+        assert line in text
+
+
+def test_a_failed_gate_leads_the_report(failed: ReportInput, tmp_path: Path) -> None:
+    page = write_report(failed, tmp_path).html.read_text()
+    assert verdict(failed)[-1].startswith("Failed: accuracy lost")
+    assert page.index("Keep more MACs (--budget)") < page.index("<main>")
+
+
+def test_a_parity_limit_that_fails_is_a_failure_without_a_gate(run: ReportInput) -> None:
+    assert [name for name, _ in failures(run)] == ["parity of onnxruntime-cpu, int8, batch 32"]
+    assert failures(replace(run, parity=run.parity[:2])) == ()
+
+
+def test_the_verdict_names_the_last_variant_and_the_difference(run: ReportInput) -> None:
+    assert "99.2 % to 98.9 % (\u22120.3 points, finetuned)" in verdict(run)[1]
+    without = replace(run, accuracy=run.accuracy[:3])
+    assert "97.5 %" in verdict(without)[1]
+    assert "compensated" in verdict(without)[1]
+
+
+def test_slower_is_not_called_faster(run: ReportInput) -> None:
+    def row(variant: str, ms: float) -> LatencyRow:
+        return LatencyRow("cpu", "fp32", 1, variant, np.full(70, ms), {"p50": ms, "p90": ms})
+
+    said = verdict(replace(run, latency=(row("dense", 2.0), row("pruned", 2.5))))[2]
+    assert "0.80× at batch 1" in said
+
+
+def test_speed_is_compared_under_the_same_conditions_only(run: ReportInput) -> None:
+    rows = [(r.variant, d.variant, d.runtime == r.runtime, d.batch == r.batch) for d, r in facts.latency_pairs(run)]
+    assert rows == [("finetuned", "dense", True, True)] * 4
+    other_threads = tuple(replace(r, threads=1) if r.variant == "dense" else r for r in run.latency)
+    assert list(facts.latency_pairs(replace(run, latency=other_threads))) == []
+
+
+def test_accuracy_on_other_images_is_not_the_final_one(run: ReportInput) -> None:
+    elsewhere = AccuracyRow("finetuned", Accuracy(1, 10), images="calibration")
+    found = facts.final_accuracy(replace(run, accuracy=(*run.accuracy, elsewhere)))
+    assert found is not None
+    assert found.images == "evaluation"
+    assert facts.lost_points(run, elsewhere) is None
+
+
+def test_a_percentile_without_standing_has_no_number(run: ReportInput) -> None:
+    rows = [r for r in table(run, "Latency").rows if len(r) > 1]
+    assert {r[4] for r in rows} == {"n too small"}
+    assert all(float(r[1]) > 0 for r in rows)
+
+
+def test_relevance_removed_is_the_share_of_the_groups_sum(run: ReportInput) -> None:
+    group = replace(run.groups[0], size=4, kept=np.array([1, 3]), scores=np.array([1.0, 5.0, 1.0, 3.0]))
+    assert table(replace(run, groups=(group,)), "Groups").rows[0][1:4] == ("4 → 2", "50 %", "20.0 %")
+
+
+def test_a_plot_without_data_is_left_out(bare: ReportInput) -> None:
+    unscored = replace(bare, groups=(replace(bare.groups[0], scores=np.empty(0)),))
+    assert set(draw_plots(unscored)) == {"removed"}
+    figures = [p for s in build_sections(unscored, {"removed"}) for p in s.parts if isinstance(p, Figure)]
+    assert [f.name for f in figures] == ["removed"]
+
+
+def test_the_same_run_gives_the_same_bytes(bare: ReportInput, tmp_path: Path) -> None:
+    first, second = (write_report(bare, tmp_path / name) for name in "ab")
+    assert first.html.read_bytes() == second.html.read_bytes()
+
+
+def test_a_folder_in_the_way_is_one_clear_error(bare: ReportInput, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("a file, not a folder")
+    with pytest.raises(FolderError):
+        write_report(bare, tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "expected"),
+    [
+        (facts.count, 4_089_184_256, "4.09 G"),
+        (facts.count, 25_557_032, "25.6 M"),
+        (facts.count, 811, "811"),
+        (facts.size, 421_870, "422 kB"),
+        (facts.milliseconds, 0.0984, "0.098"),
+        (facts.milliseconds, 12.34, "12.3"),
+        (facts.points, 0.28, "\u22120.3"),
+        (facts.points, -1.2, "+1.2"),
+        (facts.points, 0.01, "0.0"),
+        (facts.percent, 0.5167, "51.7 %"),
+        (facts.number, True, "yes"),
+        (facts.number, (28, 28), "28, 28"),
+    ],
+)
+def test_numbers_are_written_short(write: Callable[[object], str], value: object, expected: str) -> None:
+    assert write(value) == expected

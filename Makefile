@@ -50,8 +50,13 @@ $(STAMP):
 	if [ -z "$$uv" ]; then \
 		test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv >&2; uv=$(BIN)/uv; \
 	fi; \
-	"$$uv" pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt >&2 && \
-	"$$uv" pip install --quiet --python $(BIN)/python --no-deps -e . >&2
+	if "$$uv" pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt >&2; then \
+		"$$uv" pip install --quiet --python $(BIN)/python --no-deps -e . >&2; \
+	else \
+		echo "uv could not install them; pip, which reads its own settings, tries" >&2; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt >&2 && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e . >&2; \
+	fi
 	@rm -f $(VENV)/.installed-*
 	@touch $(STAMP)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from .device.__main__ import VERBS, guarded
 from .device.__main__ import main as device_main
 from .errors import MissingPackageError
 
-_EXTRA = ("typer", "click", "torch", "torchvision", "timm", "onnx", "safetensors", "zennit", "torch_pruning")
+_NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,15 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compress(arguments: list[str]) -> int:
-    try:
-        app = importlib.import_module("compressor.cli").app
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRA:
-            raise
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
         raise MissingPackageError(
-            f"{error.name} is not installed, which everything but {', '.join(VERBS)} needs: "
+            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)} needs: "
             "pip install 'compressor[compress]'"
-        ) from error
+        )
+    app = importlib.import_module("compressor.cli").app
     try:
         app(args=arguments, prog_name="compressor")
     except SystemExit as end:

@@ -69,10 +69,7 @@ def _nodes_of_the_image(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose size grows with the batch; the rest (a table of positions, a standardised weight) runs once."""
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        inputs = node.all_input_nodes
-        if _name(node) in _SIZED_BY_ARGUMENT:
-            inputs = [n for n in inputs if n is not node.args[0]]
-        if node.op == "placeholder" or any(n in found for n in inputs):
+        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
             found.add(node)
     return found
 
@@ -220,8 +217,6 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::scaled_dot_product_attention": _attention,
 }
 """MACs of a node, over the whole example batch, from the shapes of its arguments and its result."""
-
-_SIZED_BY_ARGUMENT = frozenset({"aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::new_empty"})
 
 _NORMALISATIONS = """batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm
 cudnn_batch_norm layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm

@@ -42,8 +42,7 @@ def replacing(path: Place) -> Iterator[Path]:
     temporary = target.with_name(f".part-{target.name}")
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        temporary.touch()
+        temporary.write_bytes(b"")
         try:
             yield temporary
             _settle(temporary, target)

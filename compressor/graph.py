@@ -63,13 +63,16 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             f"the model's forward fails on an input of shape {list(example.shape)}: "
             f"{_first_line(error)}; give the image size it was trained with (--size)"
         ) from error
-    try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
-    except Exception as error:
-        raise ModelError(
-            f"the model can't be traced with a free batch axis: {_first_line(error)}; its forward must not "
-            "branch on values nor fix the batch size"
-        ) from error
+    reasons = []
+    for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
+        try:
+            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
+        except Exception as error:
+            reasons.append(_first_line(error))
+    raise ModelError(
+        f"the model can't be traced with a free batch axis: {reasons[0]}; its forward must not branch on values "
+        "nor fix the batch size"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -162,7 +165,10 @@ def _fold_constants(graph: fx.GraphModule) -> None:
         if node.op == "get_attr" and node.target in buffers:
             constant[node] = fetch(graph, node.target)
         elif node.op == "call_function" and all(n in constant for n in _value_inputs(node)):
-            args = fx.map_arg((node.args, node.kwargs), lambda n: constant[n] if n in constant else torch.empty(0, dtype=n.meta["val"].dtype))
+            args = fx.map_arg(
+                (node.args, node.kwargs),
+                lambda n: constant[n] if n in constant else torch.empty(0, dtype=n.meta["val"].dtype),
+            )
             constant[node] = node.target(*args[0], **args[1])
     for node in constant:
         outside = [user for user in node.users if user not in constant]

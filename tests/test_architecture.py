@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("datasets",),
     ("data", "models", "cost", "device"),
     ("relevance", "pruning", "recovery", "export", "report"),
-    ("recipe",),
+    ("recipe", "stages"),
+    ("saved",),
+    ("work",),
+    ("delivery",),
     ("pipeline", "ship"),
     ("search",),
     ("cli",),
@@ -72,8 +76,13 @@ def room_of(name: str) -> int:
     return next((i for i, room in enumerate(ROOMS) if name in room), -1)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Full dotted names a file imports anywhere, also inside functions and by name; relative ones resolved."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

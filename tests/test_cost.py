@@ -91,9 +91,10 @@ def test_what_runs_once_for_a_batch_is_not_divided_by_it() -> None:
     assert macs_of(model, 4, 3, batch=6) == 4 * 3 * 3 + 27
 
 
-def test_a_constant_sized_like_the_image_by_numbers_runs_once() -> None:
-    model = Apply(lambda w, x: x + (x.new_ones(5, 3) @ w).sum(), 3, 2)
-    assert macs_of(model, 4, batch=2) == 5 * 3 * 2
+def test_what_mixes_images_is_named() -> None:
+    """One product for the whole batch, [1, 5] @ [5, 3] = 15 MACs, cannot be shared out among two images."""
+    found = measure_cost(trace(Apply(lambda w, x: x + (x.mean(0, keepdim=True) @ w).sum(), 5, 3), torch.randn(2, 5)))
+    assert found.uncounted == ("aten.matmul.default (not proportional to the batch)",)
 
 
 META = "meta"  # only shapes are read, so nothing need be computed

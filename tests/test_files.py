@@ -141,6 +141,14 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_who_is_reading_reads_the_old_file_to_its_end(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "x", "old")
+    with (tmp_path / "x").open() as reader:
+        files.write_text(tmp_path / "x", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "x").read_text() == "new"
+
+
 def test_a_failure_that_is_not_the_disks_passes_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "x"):
         (tmp_path / "no such input").read_bytes()
@@ -167,6 +175,9 @@ def test_every_part_of_a_hash_counts() -> None:
         (True,),
         ("1",),
         (b"1",),
+        (b"x", b"y"),
+        (b"xbytes;y",),
+        (b"xbytes 1;y",),
         (None,),
         (np.array([1, 2]),),
         (np.array([[1, 2]]),),

@@ -186,6 +186,7 @@ def test_a_file_that_fails_is_named_every_time(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ModelError, match=r"importing .*broken\.py' raised ZeroDivisionError"):
             load_model(f"{tmp_path / 'broken.py'}:net")
+    assert not [name for name in sys.modules if name.startswith("broken_")]
 
 
 def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,6 +245,12 @@ def test_another_width_is_not_taken_for_classes(net: str, tmp_path: Path) -> Non
     save_file(_state(f"{net}(width=8)"), tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"3 of other shape .*built with another width"):
         load_model(net, str(tmp_path / "w.safetensors"))
+
+
+def test_another_input_of_the_last_layer_is_not_taken_for_classes(net: str, tmp_path: Path) -> None:
+    torch.save({**_state(net), "3.weight": torch.ones(3, 9)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"1 of other shape .*built with another width"):
+        load_model(net, str(tmp_path / "w.pt"))
 
 
 def test_another_architecture_is_guessed(net: str) -> None:

@@ -268,7 +268,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _manifest_of(content: Mapping[str, Any]) -> Manifest:
     models = tuple(ModelFile(**{**m, "limits": Limits(**m["limits"])}) for m in content["models"])
     given = content["preprocessing"]
-    lists = {key: tuple(given[key]) for key in ("size", "mean", "std")}
+    lists = {key: tuple(given[key]) for key in ("size", "resize", "mean", "std")}
     for name in (*content["files"], *(m.path for m in models)):
         _inside(name)
     if any(m.path not in content["files"] for m in models):

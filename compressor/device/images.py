@@ -1,7 +1,7 @@
 """Image files or arrays in, a model's input batch out: the pre-processing a bundle states, with numpy.
 
-Pillow is needed for image files only. Same geometry as the usual evaluation transform: shorter side to `resize`,
-centre crop to `size`, divide by 255, subtract mean, divide by std.
+Pillow is needed for image files only. Same geometry as the usual evaluation transform: resize, centre crop, divide
+by 255, subtract mean, divide by std.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from ..errors import DataError, MissingPackageError
 
 Images = NDArray[np.float32]
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """`size` is (height, width); `resize` 0 scales straight to it without a crop; mean and std are for values 0-1."""
+    """How an image becomes a tensor. `size` is the (height, width) of the crop.
+
+    `resize` of one entry is the length the shorter side gets before it, of two the exact (height, width).
+    `mean` and `std` are for values 0-1, one entry for grey, three for RGB.
+    """
 
     size: tuple[int, int]
+    resize: tuple[int, ...]
+    interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: int = 0
-    interpolation: str = "bilinear"
 
 
 def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
@@ -95,6 +99,8 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     channels = {1: "L", 3: "RGB"}.get(len(preprocessing.mean))
     if channels is None:
         raise DataError(f"the model takes {len(preprocessing.mean)} channels; pass its input as .npy or .npz")
+    if preprocessing.interpolation not in INTERPOLATIONS:
+        raise DataError(f"interpolation {preprocessing.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
     method = Image.Resampling[preprocessing.interpolation.upper()]
     try:
         with Image.open(path) as file:
@@ -102,22 +108,24 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as an image: {error}") from error
     height, width = preprocessing.size
-    if not preprocessing.resize:
-        pixels = np.asarray(image.resize((width, height), method))
-    else:
-        pixels = np.asarray(
-            _crop(image.resize(_shorter_side_to(image.size, preprocessing.resize), method), height, width)
-        )
-    return pixels.reshape(height, width, -1)
+    scaled = image.resize(_scaled_size(image.size, preprocessing.resize), method)
+    return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)
 
 
-def _shorter_side_to(size: tuple[int, int], target: int) -> tuple[int, int]:
+def _scaled_size(size: tuple[int, int], resize: tuple[int, ...]) -> tuple[int, int]:
+    """Pillow's (width, height); 500 x 375 with the shorter side at 256 is 341 x 256: cut off, not rounded."""
+    if len(resize) == 2:
+        return resize[1], resize[0]
     width, height = size
-    if width <= height:
-        return target, int(target * height / width)
-    return int(target * width / height), target
+    if height <= width:
+        return int(resize[0] * width / height), resize[0]
+    return resize[0], int(resize[0] * height / width)
 
 
 def _crop(image: Any, height: int, width: int) -> Any:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    """The centre; a crop larger than the image gets a black rim."""
+    left, top = (
+        round((have - want) / 2) if want <= have else -((want - have) // 2)
+        for have, want in ((image.width, width), (image.height, height))
+    )
     return image.crop((left, top, left + width, top + height))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<rest>.*)$")
 _TENSOR = re.compile(r"Name: (?P<name>[^,]*), Dimensions: \[(?P<dims>[-0-9,]*)\].*?Datatype: (?P<type>\w+)")
 _MEMORY = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
-_HOST_ONLY = ("shape_call",)  # computes shapes on the CPU, launches nothing
+_NO_KERNEL = ("shape_call", "signal", "wait")  # shapes are computed on the CPU, streams wait for each other
 # The generated kernel that widens a tensor is named after its two steps, replicate (a zero) and concatenate.
 _WIDENING = ("replconc", "pad")
 
@@ -38,8 +38,9 @@ class Kernel:
 class Lowering:
     """A dry run: what would be launched, read from the build log; `reason` says why it is unavailable.
 
-    `types` counts kernels by `input->output` type. `padded` names the kernels that only widen a tensor to the
-    next multiple, such as `conv_3: 63->64`; the image's own three channels don't count as such.
+    `types` counts kernels by `input->output` type. `padded` names the kernels that widen a tensor to the next
+    multiple, such as `conv_3: 63->64`; the image's own three channels don't count as such, nor does packing a
+    depthwise convolution's channels several times over.
     """
 
     available: bool
@@ -64,7 +65,7 @@ def read_lowering(messages: Sequence[str]) -> Lowering:
         kernel = _read_kernel(line)
         if kernel is None:
             return Lowering(False, f"a line of the layer list has an unknown form: {line[:80]!r}")
-        if kernel.kind not in _HOST_ONLY:
+        if kernel.kind not in _NO_KERNEL:
             kernels.append(kernel)
     if not kernels:
         return Lowering(False, "the layer list is empty")
@@ -113,7 +114,7 @@ def _padding(kernel: Kernel, image: frozenset[str]) -> str:
         return ""
     before, after = kernel.inputs[0].dims, kernel.outputs[0].dims
     wider = [(b, a) for b, a in zip(before, after, strict=False) if a != b]
-    if len(before) != len(after) or len(wider) != 1 or wider[0][1] <= wider[0][0]:
+    if len(before) != len(after) or len(wider) != 1 or not wider[0][0] < wider[0][1] < 2 * wider[0][0]:
         return ""
     if not any(word in kernel.name.lower() for word in _WIDENING):
         return ""

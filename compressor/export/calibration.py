@@ -51,7 +51,9 @@ def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
     return Statistics({name: (low[name], high[name]) for name in names}, counts, len(images))
 
 
-def ranges(statistics: Statistics, method: Method = "minmax", *, percentile: float = 99.99) -> dict[str, tuple[float, float]]:
+def ranges(
+    statistics: Statistics, method: Method = "minmax", *, percentile: float = 99.99
+) -> dict[str, tuple[float, float]]:
     """What int8 should cover of each tensor; zero is always inside, as quantisation needs it."""
     if method not in METHODS:
         raise InputError(f"no calibration method {method!r}; there are {', '.join(METHODS)}")
@@ -72,9 +74,7 @@ def _exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     import onnxruntime
 
     inferred = onnx.shape_inference.infer_shapes(model)
-    floats = {
-        v.name for v in (*inferred.graph.value_info, *inferred.graph.output) if v.type.tensor_type.elem_type == 1
-    }
+    floats = {v.name for v in (*inferred.graph.value_info, *inferred.graph.output) if v.type.tensor_type.elem_type == 1}
     outputs = [name for node in model.graph.node for name in node.output if name in floats]
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in outputs)
@@ -96,8 +96,8 @@ def _percentiles(histogram: NDArray[np.int64], extremes: tuple[float, float], pe
     edges = np.linspace(*extremes, _BINS + 1)
     share = np.cumsum(histogram) / histogram.sum()
     tail = (1 - percentile / 100) / 2
-    first, last = np.searchsorted(share, tail), np.searchsorted(share, 1 - tail)
-    return float(edges[first]), float(edges[min(last + 1, _BINS)])
+    first, last = int(np.searchsorted(share, tail)), int(np.searchsorted(share, 1 - tail))
+    return float(edges[first]), float(edges[last + 1 if last < _BINS else _BINS])
 
 
 def _least_divergence(histogram: NDArray[np.int64], extremes: tuple[float, float]) -> float:

@@ -17,6 +17,7 @@ import onnx
 
 from ..errors import InputError
 from .calibration import Statistics
+from .half import converted
 from .onnx import write_model
 
 Placement = Literal["tensorrt", "onnxruntime"]
@@ -44,19 +45,13 @@ def to_fp16(
 
     Without `statistics` every operation that squares or sums stays in fp32, since nothing shows it may not.
     """
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
     model = _named(onnx.load(path))
     found = overflowing(model, statistics)
     unknown = set(islands) - {node.name for node in model.graph.node}
     if unknown:
         raise InputError(f"no node {sorted(unknown)[0]!r} in {path} to keep in fp32")
     found |= {name: found.get(name, 0.0) for name in islands}
-    half = convert_float_to_float16(
-        model, keep_io_types=True, node_block_list=sorted(found), op_block_list=DEFAULT_OP_BLOCK_LIST
-    )
-    del half.graph.value_info[:]
-    write_model(sorted_nodes(half), Path(out))
+    write_model(converted(model, found), Path(out))
     return Half(str(out), found)
 
 

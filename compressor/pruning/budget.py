@@ -59,7 +59,9 @@ def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     dense = measure_cost(graph)
     counted = [n for n in graph.graph.nodes if n.name in dense.by_node]
     shadow = {n: _Shadow(n) for node in counted for n in (node, *node.all_input_nodes)}
-    parameters = {id(p): n for n in graph.graph.nodes if n.op == "get_attr" for p in [_parameter(graph, n)] if p is not None}
+    parameters = {
+        id(p): n for n in graph.graph.nodes if n.op == "get_attr" for p in [_parameter(graph, n)] if p is not None
+    }
     fixed = dense.parameters - sum(int(np.prod(structure.values[n.name].shape)) for n in parameters.values())
 
     def meter(gone: Keep) -> tuple[int, int]:
@@ -117,7 +119,10 @@ def make_plan(
     nothing = np.zeros(len(structure.classes.of), dtype=bool)
     dense = meter(nothing)
     chunks = order_of_removal(
-        structure.groups.groups, scores, options, unit_cost=_unit_costs(structure, meter, index) if options.per_cost else None
+        structure.groups.groups,
+        scores,
+        options,
+        unit_cost=_unit_costs(structure, meter, index) if options.per_cost else None,
     )
     limit = budget.share * dense[index]
 
@@ -153,7 +158,9 @@ def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, flo
     costs = {}
     for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-        half = np.concatenate([np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)])
+        half = np.concatenate(
+            [np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)]
+        )
         saved = dense - meter(removed_classes(structure, {group.name: half}))[index]
         costs[group.name] = saved / max(1, group.size - len(half)) / dense
     return costs
@@ -191,9 +198,7 @@ def _kept(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
     gone: dict[str, list[IntArray]] = {}
     for chunk in removed:
         gone.setdefault(chunk.group, []).append(chunk.units)
-    return {
-        name: np.setdiff1d(np.arange(groups[name].size), np.concatenate(units)) for name, units in gone.items()
-    }
+    return {name: np.setdiff1d(np.arange(groups[name].size), np.concatenate(units)) for name, units in gone.items()}
 
 
 def compose(first: Mapping[str, IntArray], second: Mapping[str, IntArray]) -> dict[str, IntArray]:

@@ -20,6 +20,7 @@ from ..graph import Watcher
 from ..records import Group, Groups, IntArray
 from .groups import Structure, analyse
 from .labels import Value
+from .ranking import spared
 from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
 
 # float64 rounding over sums of up to ~1e6 terms; a wrong index shows as O(1)
@@ -66,7 +67,7 @@ def random_units(groups: Sequence[Group], seed: int) -> dict[str, IntArray]:
         goes = max(1, n // 3) if n > 1 else 0
         for row in np.unique(rows):
             stays += sorted(generator.permutation(np.flatnonzero(rows == row))[goes:].tolist())
-        kept[group.name] = np.array(sorted(stays), dtype=np.int64)
+        kept[group.name] = np.union1d(stays, spared(group, generator.random(group.size))).astype(np.int64)
     return kept
 
 

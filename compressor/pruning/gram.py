@@ -45,8 +45,8 @@ def rows_of(x: Tensor, window: Window, positions: Tensor) -> Tensor:
         view = view.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
     sizes = view.shape[2 : 2 + axes]
     order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-    index = (slice(None), *torch.unravel_index(positions, sizes))
-    patches = view.permute(order)[index]  # [B, positions, C, *kernel]
+    where: list[slice | Tensor] = [slice(None), *torch.unravel_index(positions, sizes)]
+    patches = view.permute(order)[tuple(where)]  # [B, positions, C, *kernel]
     rows = patches.reshape(len(x), len(positions), window.groups, -1)
     return rows.permute(2, 0, 1, 3)
 
@@ -56,7 +56,7 @@ def targets_of(y: Tensor, window: Window, positions: Tensor) -> Tensor:
     if window.linear:
         return y.reshape(y.shape[0], -1, y.shape[-1])[:, positions].unsqueeze(0)
     flat = y.flatten(2)[:, :, positions]  # [B, O, positions]
-    return flat.unflatten(1, (window.groups, -1)).permute(1, 0, 3, 2)
+    return flat.reshape(len(y), window.groups, -1, len(positions)).permute(1, 0, 3, 2)
 
 
 def position_count(y: Tensor, window: Window) -> int:
@@ -77,8 +77,8 @@ class Moments:
 
     @classmethod
     def empty(cls, groups: int, features: int, outputs: int, device: torch.device) -> Moments:
-        shapes = ((), (groups, features), (groups, outputs), (groups, features, features))
-        shapes += ((groups, features, outputs), (groups, outputs))
+        matrices = ((groups, features, features), (groups, features, outputs))
+        shapes: tuple[tuple[int, ...], ...] = ((), (groups, features), (groups, outputs), *matrices, (groups, outputs))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -145,16 +145,31 @@ def squared_error(moments: Moments, weights: Tensor, intercept: Tensor) -> float
     return float(total.sum() / moments.count.clamp(min=1))
 
 
-def choose_ridge(folds: Sequence[Moments], ridges: Sequence[float], start: Tensor, intercept: bool) -> float | None:
-    """The strength with the least error on images it was not fitted on; None where no fold has images to test on."""
-    if len(folds) < 2 or any(float(fold.count) == 0 for fold in folds):
-        return None
-    errors = {ridge: 0.0 for ridge in ridges}
+def variance_of(moments: Moments) -> float:
+    """The targets' variance, summed over all outputs."""
+    n = moments.count.clamp(min=1)
+    return float((moments.yy / n - (moments.y / n).square()).sum())
+
+
+def choose_ridge(
+    folds: Sequence[Moments], ridges: Sequence[float], start: Tensor, offset: Tensor, *, intercept: bool
+) -> float | None:
+    """The strength with the least error on images it was not fitted on; None where `start` itself has less.
+
+    Without images in every fold nothing can be held out, and the middle strength is the answer.
+    """
+    if any(float(fold.count) == 0 for fold in folds):
+        return sorted(ridges)[len(ridges) // 2]
+    errors = dict.fromkeys(ridges, 0.0)
+    unchanged = sum(squared_error(fold, start, offset) for fold in folds)
     for held_out, fold in enumerate(folds):
         others = [other for index, other in enumerate(folds) if index != held_out]
         problem = problem_of(sum(others[1:], others[0]), intercept)
         for ridge in ridges:
             weights = solve(problem, ridge, start)
-            error = math.inf if weights is None else squared_error(fold, weights, intercept_of(problem, weights))
-            errors[ridge] += error
-    return min(errors, key=lambda ridge: errors[ridge])
+            if weights is None:
+                errors[ridge] = math.inf
+            else:
+                errors[ridge] += squared_error(fold, weights, intercept_of(problem, weights))
+    best = min(errors, key=lambda ridge: errors[ridge])
+    return best if errors[best] <= unchanged else None

@@ -49,6 +49,8 @@ class Structure:
     values: Mapping[str, Any]
     group_of: IntArray
     unit_of: IntArray
+    tied: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     def lying(self, node: fx.Node) -> list[Lying]:
         """For each facet of the node's result: its axes and the class of every coordinate on them."""
@@ -61,12 +63,10 @@ def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collectio
     ledger = Ledger()
     values = _walk(graph, ledger, tied, frozen)
     classes = resolve(ledger)
-    return _collect(graph, classes, values)
+    return replace(_collect(graph, classes, values), tied=tuple(sorted(tied)), frozen=tuple(sorted(frozen)))
 
 
-def _walk(
-    graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: Collection[str]
-) -> dict[str, Any]:
+def _walk(graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: Collection[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     parameters: dict[int, Value] = {}
     grouped = set(_grouped_weights(graph))
@@ -227,7 +227,11 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[tuple[
         for over, members in structure.lying(node):
             if axis is not None and over != (axis,):
                 continue
-            shown = [members, structure.classes.parent[members]] if axis is not None else [structure.classes.parent[members]]
+            shown = (
+                [members, structure.classes.parent[members]]
+                if axis is not None
+                else [structure.classes.parent[members]]
+            )
             for classes in shown:
                 for g, site in _shown(structure, node, over, classes):
                     sites[g].append((node, site))
@@ -291,9 +295,7 @@ def _kind(rows: bool, units: list[int], sites: list[tuple[fx.Node, Site]], class
     return "neuron" if nodes[0].target is aten.linear.default else "channel"
 
 
-def _left_alone(
-    graph: fx.GraphModule, produced: Mapping[fx.Node, IntArray], classes: Classes
-) -> Iterator[LeftAlone]:
+def _left_alone(graph: fx.GraphModule, produced: Mapping[fx.Node, IntArray], classes: Classes) -> Iterator[LeftAlone]:
     operations = {n.name: str(n.target) for n in graph.graph.nodes}
     for node, labels in produced.items():
         if (classes.of[labels] != 0).any():

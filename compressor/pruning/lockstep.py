@@ -20,8 +20,6 @@ from ..graph import fetch
 from ..records import Slices
 
 Values = dict[fx.Node, Any]
-
-
 Batch = Tensor | Sequence[Tensor]
 
 
@@ -39,16 +37,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """One node's value; parameters and buffers are read as they are now."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value_of(graph, n, values))
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda n: attribute(graph, n) if n.op == "get_attr" else values[n]
+    )
+    target: Any = node.target
     if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    owner = args[0] if node.op == "call_method" else graph.get_submodule(str(node.target))
-    return getattr(owner, str(node.target))(*args[1:], **kwargs) if node.op == "call_method" else owner(*args, **kwargs)
+        return target(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return graph.get_submodule(target)(*args, **kwargs)
 
 
-def value_of(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    if node.op != "get_attr":
-        return values[node]
+def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """What a get_attr node names, as it is now."""
     value: Any = graph
     for part in str(node.target).split("."):
         value = getattr(value, part)
@@ -91,7 +92,11 @@ class _File:
 
 @dataclass(slots=True)
 class Lockstep:
-    """Where both graphs stand: `position` in `order`, and for each batch the live values of both."""
+    """Where both graphs stand: `position` in `order`, and for each batch the live values of both.
+
+    `order` and `changed` hold nodes of the dense graph, and so do the keys of all values. `extra_uses` says
+    which values a node needs besides its inputs.
+    """
 
     dense: fx.GraphModule
     pruned: fx.GraphModule
@@ -101,16 +106,16 @@ class Lockstep:
     extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = field(default_factory=dict)
     limit_bytes: int = 4 << 30
     position: int = 0
+    twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _held: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = field(default_factory=list)
     _held_bytes: int = 0
     _files: int = 0
     _folder: tempfile.TemporaryDirectory[str] | None = None
-    _twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _last_use: dict[fx.Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = {node.name: node for node in self.pruned.graph.nodes}
-        self._twins = {node: names[node.name] for node in self.dense.graph.nodes}
+        self.twins = {node: names[node.name] for node in self.dense.graph.nodes}
         for index, node in enumerate(self.order):
             for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):
                 self._last_use[used] = index
@@ -125,7 +130,7 @@ class Lockstep:
 
     def twin(self, node: fx.Node) -> fx.Node:
         """The pruned graph's node of the same name."""
-        return self._twins[node]
+        return self.twins[node]
 
     @torch.no_grad()
     def advance(self, stop: int, visit: Callable[[int, Values, Values], None]) -> None:
@@ -148,13 +153,12 @@ class Lockstep:
 
     def _read(self, held: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:
         while held:
-            sides, read = held.pop(0), dict[int, Tensor]()
+            sides = held.pop(0)
+            waiting = {id(value): value for side in sides for value in side.values() if isinstance(value, _File)}
+            read = {key: value.read() for key, value in waiting.items()}
             for side in sides:
                 for node, value in side.items():
-                    if isinstance(value, _File):
-                        if id(value) not in read:
-                            read[id(value)] = value.read()
-                        side[node] = read[id(value)]
+                    side[node] = read.get(id(value), value)
             yield sides
 
     def _step(self, index: int, dense: Values, pruned: Values) -> None:
@@ -164,8 +168,8 @@ class Lockstep:
         if node not in dense:
             dense[node] = run_node(self.dense, node, dense)
         if node in self.changed:
-            twin = self._twins[node]
-            inputs = {self._twins[n]: pruned[n] for n in node.all_input_nodes if n.op != "get_attr"}
+            twin = self.twins[node]
+            inputs = {self.twins[n]: pruned[n] for n in node.all_input_nodes if n.op != "get_attr"}
             pruned[node] = run_node(self.pruned, twin, inputs)
         else:
             pruned[node] = dense[node]

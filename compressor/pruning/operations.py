@@ -39,8 +39,12 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> tuple[Tensor, ...]:
     """Facets of an element-wise result; each operand is (facets in the result's shape, own sizes there)."""
     found: list[tuple[int, Tensor]] = []
+    seen: set[int] = set()
     for k, (facets, _) in enumerate(operands):
         for facet in facets:
+            if id(facet) in seen:  # rows that speak for both operands
+                continue
+            seen.add(id(facet))
             free = _unless_fixed(ledger, k, facet, operands, node)
             if free is None or not axes(free):
                 continue
@@ -128,14 +132,15 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     fa, fb = _lift(a, la, space, sizes), _lift(b, lb, space, sizes)
     for axis in summed:
         _tie_summed(ledger, fa, fb, axis, node)
-    emitted = _emits_rows(fa, summed, shared)
-    fa = _parents(ledger, fa, summed, shared, node)
-    # both sides of a sum are tied by now, so one of them is enough to speak for the rows
-    fb = _parents(ledger, fb, summed, [] if emitted else shared, node)
+    # both sides of a sum are tied by now, so one of them speaks for the rows of both
+    kept_a, rows = _parents(ledger, fa, summed, shared, node)
+    kept_b, more = _parents(ledger, fb, summed, [] if rows else shared, node)
+    fa, fb = [[*kept, *rows, *more] for kept in (kept_a, kept_b)]
     rank = len(out)
     shape = sizes[:rank]
+    flat = {id(f): reduce_summed(f, rank) for f in [*fa, *fb]}
     operands = [
-        ([reduce_summed(f, rank) for f in facets], [n if x in own else 1 for x, n in zip(out, shape, strict=True)])
+        ([flat[id(f)] for f in facets], [n if x in own else 1 for x, n in zip(out, shape, strict=True)])
         for facets, own in ((fa, la), (fb, lb))
     ]
     return Value(tuple(shape), merge(ledger, operands, shape, node))
@@ -170,15 +175,12 @@ def _tie_summed(ledger: Ledger, fa: list[Tensor], fb: list[Tensor], axis: int, n
         ledger.pin(f, [axis], node, "is summed against a tensor of fixed size")
 
 
-def _emits_rows(facets: list[Tensor], summed: Sequence[int], shared: Sequence[int]) -> bool:
-    return any(set(axes(f)) & set(summed) and set(axes(f)) & set(shared) for f in facets)
-
-
 def _parents(
     ledger: Ledger, facets: list[Tensor], summed: Sequence[int], shared: Sequence[int], node: str
-) -> list[Tensor]:
-    """Drops facets on summed axes; where they also depend on a shared axis (heads), rows take their place."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The facets on no summed axis, and rows in place of those that also depend on a shared axis (heads)."""
     kept = [f for f in facets if not set(axes(f)) & set(summed)]
+    found = []
     for facet in facets:
         over = axes(facet)
         if not set(over) & set(summed):
@@ -188,8 +190,8 @@ def _parents(
             view = [facet.shape[i] if i in rows else 1 for i in range(facet.ndim)]
             parents = ledger.fresh(*view).expand(facet.shape)
             ledger.relate(parents, facet, node)
-            kept.append(parents)
-    return kept
+            found.append(parents)
+    return kept, found
 
 
 def reduce_summed(facet: Tensor, rank: int) -> Tensor:
@@ -222,10 +224,34 @@ def unknown(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, An
     return blank(node.meta["val"])
 
 
+# element by element, but not tagged so by torch
+UNTAGGED = (
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.hardtanh.default,
+    aten.relu6.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.celu.default,
+    aten.selu.default,
+    aten.softplus.default,
+    aten.mish.default,
+    aten.logaddexp.default,
+    aten.masked_fill.Scalar,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.type_as.default,
+    aten.square.default,
+    aten.div.Tensor_mode,
+    aten.maximum.default,
+    aten.minimum.default,
+)
+
+
 def handler_of(node: fx.Node) -> Handler:
     if node.target in TABLE:
         return TABLE[node.target]
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+    if node.target in UNTAGGED or torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return pointwise
     return unknown
 
@@ -459,9 +485,9 @@ def _reduce(ledger: Ledger, node: fx.Node, x: Value, dims: Any, *, exact: bool) 
     for facet in x.facets:
         if set(axes(facet)) & set(over) and not exact:
             ledger.mark_inexact(facet, node.name)
-    kept = _parents(ledger, facets, over, [i for i in range(len(x.shape)) if i not in over], node.name)
+    kept, rows = _parents(ledger, facets, over, [i for i in range(len(x.shape)) if i not in over], node.name)
     shape = shape_of(node)
-    return Value(shape, _drop(Value(x.shape, tuple(kept)), over, shape))
+    return Value(shape, _drop(Value(x.shape, (*kept, *rows)), over, shape))
 
 
 def _drop(x: Value, over: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, ...]:

@@ -89,18 +89,29 @@ def order_of_removal(
     return sorted((c for members in chunks.values() for c in members), key=lambda c: c.key)
 
 
+def spared(group: Group, values: FloatArray) -> IntArray:
+    """Units that stay so that no layer is left empty: at each site, the best of those that show there."""
+    if group.balanced:  # every row that stays keeps some
+        return np.zeros(0, dtype=np.int64)
+    shown = [np.unique(site.units[site.units >= 0]) for site in group.sites]
+    best = [units for units in shown if 0 < len(units) < group.size]
+    return np.unique([units[np.argmax(values[units])] for units in best]).astype(np.int64)
+
+
 def _chunks(group: Group, values: FloatArray, options: RankingOptions) -> list[Chunk]:
     rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
     ranked = [r[np.argsort(values[r], kind="stable")] for r in (np.flatnonzero(rows == i) for i in np.unique(rows))]
     width = len(ranked[0])
     table = np.stack([r[:width] for r in ranked])  # [rows, width], least important first
     found: list[Chunk] = []
-    gone, floor = 0, -np.inf
+    gone, floor, never = 0, -np.inf, spared(group, values)
     for stop in _stops(width, group.kind, options):
-        units = table[:, gone:stop].reshape(-1)
-        floor = max(floor, float(values[units].mean()))  # a group's chunks keep their order in any sorting
-        found.append(Chunk(group.name, np.sort(units), floor))
+        units = np.setdiff1d(table[:, gone:stop].reshape(-1), never)
         gone = stop
+        if not len(units):
+            continue
+        floor = max(floor, float(values[units].mean()))  # a group's chunks keep their order in any sorting
+        found.append(Chunk(group.name, units, floor))
     return found
 
 
@@ -115,9 +126,7 @@ def _stops(width: int, kind: UnitKind, options: RankingOptions) -> list[int]:
     return [width - n for n in stays]
 
 
-def _ranked_within(
-    groups: Sequence[Group], chunks: Mapping[str, list[Chunk]], scope: Scope
-) -> dict[str, list[Chunk]]:
+def _ranked_within(groups: Sequence[Group], chunks: Mapping[str, list[Chunk]], scope: Scope) -> dict[str, list[Chunk]]:
     """Keys become the rank in the group's own family, so that every family loses the same share."""
     families: dict[str, list[Chunk]] = {}
     kinds = {g.name: f"{g.kind}/{len(g.sites)}" for g in groups}

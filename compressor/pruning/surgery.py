@@ -186,8 +186,10 @@ def _resize(position: int) -> Any:
         sizes = list(node.args[position])
         offset = len(before) - len(sizes)
         for i, size in enumerate(sizes):
-            if isinstance(size, int) and size >= 0 and before[i + offset] != after[i + offset]:
-                sizes[i] = after[i + offset]
+            if size == -1 or before[i + offset] == after[i + offset]:
+                continue
+            # a size computed from the batch (batch x heads) is left to the reshape to find
+            sizes[i] = after[i + offset] if isinstance(size, int) else -1
         node.update_arg(position, sizes)
 
     return rule
@@ -308,5 +310,5 @@ REWRITES: dict[Any, Any] = {
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     aten.scaled_dot_product_attention.default: _attention_scale,
-    **{target: _groups for target in CONVOLUTIONS},
+    **dict.fromkeys(CONVOLUTIONS, _groups),
 }

@@ -45,7 +45,10 @@ def reestimate(
         changed = set(dense.graph.nodes)
     else:
         changed = changed_nodes(dense, cut_parameters(dense, slices))
-    with evaluating(network), Lockstep(dense, network, tuple(dense.graph.nodes), images, changed, {}, limit_bytes) as walk:
+    with (
+        evaluating(network),
+        Lockstep(dense, network, tuple(dense.graph.nodes), images, changed, {}, limit_bytes) as walk,
+    ):
         return _walk(walk, slices, matching=reference is not None)
 
 
@@ -80,7 +83,9 @@ def _restate(walk: Lockstep, stop: int, slices: Slices | None, *, matching: bool
     seen = _statistics(walk, stop, index.to(old_mean.device))
     mean, var = seen[1]
     if matching:
-        ratio = torch.where(seen[0][1] > LEAST_VARIANCE, var / seen[0][1].clamp(min=LEAST_VARIANCE), torch.ones_like(var))
+        ratio = torch.where(
+            seen[0][1] > LEAST_VARIANCE, var / seen[0][1].clamp(min=LEAST_VARIANCE), torch.ones_like(var)
+        )
         mean = mean - (seen[0][0] - dense_mean) * ratio.sqrt()
         var = ((dense_var + args["eps"]) * ratio - args["eps"]).clamp(min=0)
     for name, value in ((mean_name, mean), (var_name, var)):

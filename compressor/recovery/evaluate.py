@@ -39,23 +39,21 @@ def device_of(network: nn.Module) -> torch.device:
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode; every module's mode and every traced normalisation is put back."""
     modes = {module: module.training for module in network.modules()}
-    norms = [(node, node.args[5]) for graph in _graphs(network) for node in batch_norms(graph)]
+    graphs = {graph: [node.args[5] for node in batch_norms(graph)] for graph in _graphs(network)}
+    trained = {graph: flags for graph, flags in graphs.items() if any(flags)}
     try:
         for module in modes:
             module.training = False  # not .eval(): an exported graph refuses it
-        for graph in _graphs(network):
-            if any(node.args[5] for node in batch_norms(graph)):
-                set_training(graph, False)
+        for graph in trained:
+            set_training(graph, False)
         yield network
     finally:
         for module, training in modes.items():
             module.training = training
-        changed = {node.graph.owning_module for node, training in norms if node.args[5] != training}
-        for node, training in norms:
-            node.update_arg(5, training)
-        for graph in changed:
-            if graph is not None:
-                graph.recompile()
+        for graph, flags in trained.items():
+            for node, flag in zip(batch_norms(graph), flags, strict=True):
+                node.update_arg(5, flag)
+            graph.recompile()
 
 
 def _graphs(network: nn.Module) -> list[fx.GraphModule]:

@@ -43,7 +43,7 @@ class FinetuneOptions:
     """
 
     epochs: int = 10
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
@@ -181,7 +181,10 @@ def _loss(
         taught = logits_of(teacher, images).float()
     t = options.temperature
     soft = functional.kl_div(
-        functional.log_softmax(logits / t, 1), functional.log_softmax(taught / t, 1), log_target=True, reduction="batchmean"
+        functional.log_softmax(logits / t, 1),
+        functional.log_softmax(taught / t, 1),
+        log_target=True,
+        reduction="batchmean",
     )
     return (1 - options.distillation) * hard + options.distillation * t * t * soft
 

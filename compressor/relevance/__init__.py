@@ -6,7 +6,7 @@ Streams over batches in constant memory, sums in float64 and over ranks. Knows n
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..errors import DataError, ModelError
 from ..records import FloatArray, Group, Groups, Scores
 from . import weights
 from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
-from .options import ScoreOptions
+from .options import ScoreOptions, Sign
 from .tape import targets_of
 from .units import Reading, place_of, read_units, readings, sample_layouts
 
@@ -62,6 +62,11 @@ def score(
 
 
 Found = Mapping[str, Mapping[int, FloatArray]]
+_SIGNED: Mapping[Sign, Callable[[FloatArray], FloatArray]] = {
+    "absolute": np.abs,
+    "squared": np.square,
+    "signed": np.array,
+}
 
 
 def _whole(group: Group, found: Mapping[int, FloatArray]) -> FloatArray:
@@ -99,6 +104,8 @@ def _at_nodes(
         measure(images, targets_of(graph, images, labels, predicted=options.target == "predicted"), take)
         samples += len(images)
     total, samples = _over_ranks(sums, samples)
+    if per == "all":
+        total = {key: _SIGNED[sign](value) for key, value in total.items()}
     return _by_group(groups, total, 1 if options.over == "sum" else samples), samples
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from .composite import SoftmaxRule
 from .rules import stabilised_
 
+# The softmax rule makes a score's relevance proportional to the score, so its division only has to survive 0 / 0.
+SCORE_EPSILON = 1e-15
+
 
 def scaled(x: Tensor, factor: Tensor) -> Tensor:
     """x * factor, and 0 where factor is 0 even at x = -inf (a masked score)."""
@@ -121,8 +124,7 @@ def attention_written_out(
     assert to_scores is not None
     scale = plain.get("scale") or q.shape[-1] ** -0.5
     # relevance of the scaled product is its part of the masked score's
-    share = torch.div(to_scores, stabilised_(scores.clone(), epsilon)).mul_(0.5 * scale)
-    share = torch.where(torch.isfinite(scores), share, torch.zeros_like(share))
+    share = torch.div(to_scores, stabilised_(scores.clone(), SCORE_EPSILON)).mul_(0.5 * scale)
     to_q, to_k = torch.matmul(share, k).mul_(q), torch.matmul(share.mT, q).mul_(k)
     return to_q, _ungrouped(to_k, heads), _ungrouped(to_v, heads)
 

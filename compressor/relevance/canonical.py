@@ -52,7 +52,7 @@ class Canonical:
     """`data`: nodes whose values come from the image, in order. `merged`: BatchNorm nodes that became identities.
     `constants`: values that parameters alone decide."""
 
-    data: Mapping[fx.Node, None]
+    data: dict[fx.Node, None]
     constants: Mapping[fx.Node, Any]
     weighted: Mapping[fx.Node, Weighted]
     merged: frozenset[fx.Node]

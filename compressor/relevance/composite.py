@@ -134,7 +134,9 @@ def at(point: Mapping[str, str | float], base: Composite = PRESETS["hatefi2024"]
     for field in point:
         if field not in known:
             raise RecipeError(f"the LRP space has no field {field!r}; fields: {known}.{did_you_mean(field, known)}")
-    numbers = {axis.field: float(point[axis.field]) for axis in SPACE if isinstance(axis, Range) and axis.field in point}
+    numbers = {
+        axis.field: float(point[axis.field]) for axis in SPACE if isinstance(axis, Range) and axis.field in point
+    }
     changed = base
     for axis in SPACE:
         if isinstance(axis, Choice):

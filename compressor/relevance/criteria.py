@@ -81,7 +81,7 @@ def _lrp_uncovered(graph: fx.GraphModule, options: ScoreOptions) -> tuple[str, .
 
 CRITERIA: Mapping[str, Criterion] = {
     "lrp": AtNodes(lrp, uncovered=_lrp_uncovered),
-    "gradient": AtNodes(gradients.gradient, start="loss"),
+    "gradient": AtNodes(gradients.gradient, start="loss", per="element"),
     "gradient_x_input": AtNodes(gradients.gradient_x_value, start="one", place="settled"),
     "taylor": AtNodes(gradients.gradient_x_value, start="loss", place="settled"),
     "fisher": AtNodes(gradients.gradient_x_value, start="loss", sign="squared", per="sample", place="settled"),

@@ -1,4 +1,4 @@
-"""A site in, the rows of weights that compute its units out: `Feed(weight node, axis of its rows, unit of each row)`.
+"""A site in, the rows of weights that compute its units out: `Feed(weight node, unit of each row)`.
 
 Unit labels are laid on every element of the site's tensor and walked back through whatever only moves,
 scales or mixes elements of one unit, to the convolutions and linear layers behind. Knows no criterion.
@@ -36,11 +36,20 @@ _MOVES = (
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """`units[r]` is the unit that row r (along `axis`) of the weight computes, -1 none of the group."""
+    """`units[r]` is the unit that row r of the weight computes, -1 none of the group.
+
+    Rows lie along axis 0; those of a transposed convolution along axis 1 of each of its `blocks`.
+    """
 
     weight: str
-    axis: int
     units: IntArray
+    blocks: int = 0
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """[rows, what each is made of] in float64."""
+        if self.blocks:
+            weight = weight.unflatten(0, (self.blocks, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call]
+        return weight.double().reshape(len(weight), -1)
 
 
 def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
@@ -51,14 +60,13 @@ def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
     for node in reversed(list(graph.graph.nodes)):
         if node not in labels:
             continue
-        if _weight_axis(node) is not None:
+        if _is_producer(node):
             found[node] = labels[node]
             continue
         for source, back in _back(node, labels[node]):
             if bool((back >= 0).any()):
                 labels[source] = torch.maximum(labels[source], back) if source in labels else back
-    result = [_feed(node, own) for node, own in reversed(found.items())]
-    return tuple(feed for feed in result if feed is not None)
+    return tuple(_feed(node, own) for node, own in reversed(found.items()))
 
 
 def _laid(site: Site, full: tuple[int, ...]) -> Tensor:
@@ -68,24 +76,24 @@ def _laid(site: Site, full: tuple[int, ...]) -> Tensor:
     return units.reshape([full[a] if a in site.axes else 1 for a in range(len(full))]).expand(full)
 
 
-def _weight_axis(node: fx.Node) -> int | None:
-    """Which axis of args[1] holds the rows, for an operation that has a weight there."""
-    if node.target in (*_CONVOLUTIONS, aten.linear.default):
-        transposed = node.target is aten.convolution.default and node.args[6]
-        return 1 if transposed else 0
-    return 1 if node.target in _TRANSPOSED else None
+def _is_producer(node: fx.Node) -> bool:
+    return node.target in (*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default)
 
 
-def _feed(node: fx.Node, labels: Tensor) -> Feed | None:
+def _feed(node: fx.Node, labels: Tensor) -> Feed:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    axis = _weight_axis(node)
-    assert axis is not None
-    out = labels.ndim - 1 if node.target is aten.linear.default else 1
-    rows = labels.movedim(out, 0).flatten(1)
-    if axis == 1:  # rows of a transposed convolution repeat over its groups: keep the first group's
-        rows = rows[: shape(weight)[1]]
-    return Feed(weight.name, axis, _one_of(rows, 1).squeeze(1).numpy())
+    channels = labels.ndim - 1 if node.target is aten.linear.default else 1
+    rows = labels.movedim(channels, 0).flatten(1)
+    return Feed(weight.name, _one_of(rows, 1).squeeze(1).numpy(), _blocks(node))
+
+
+def _blocks(node: fx.Node) -> int:
+    if node.target is aten.convolution.default:
+        return int(str(node.args[8])) if node.args[6] else 0
+    if node.target in _TRANSPOSED:
+        return int(str(node.args[6])) if len(node.args) > 6 else 1
+    return 0
 
 
 def _one_of(labels: Tensor, *axes: int) -> Tensor:
@@ -109,12 +117,15 @@ def _back(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
             if len(shape(source)) <= labels.ndim and shape(source):
                 yield source, _fitted(labels, shape(source))
     elif node.all_input_nodes and shape(node.all_input_nodes[0])[:2] == shape(node)[:2]:
-        first = node.all_input_nodes[0]  # normalisation, softmax, pooling: units stay where they are
-        same = shape(first) == shape(node)
-        yield (
-            first,
-            labels if same else _fitted(labels, (*shape(first)[:2], *[1] * (labels.ndim - 2))).expand(shape(first)),
-        )
+        yield node.all_input_nodes[0], _spread(labels, shape(node.all_input_nodes[0]))
+
+
+def _spread(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Back through what keeps units in place: normalisation and softmax elementwise, pooling by channel."""
+    if tuple(labels.shape) == wanted:
+        return labels
+    channels = _one_of(labels, *range(2, labels.ndim)) if labels.ndim > 2 else labels
+    return channels.reshape(*wanted[:2], *[1] * (len(wanted) - 2)).expand(wanted)
 
 
 def _fitted(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:

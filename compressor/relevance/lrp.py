@@ -169,7 +169,7 @@ def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
     need = prepared.rules[node].need if node in prepared.rules else "shapes"
     if need == "shapes" or node in known.merged:
         return []
-    if prepared.rules[node].spread.__name__ == "_activation_by_choice" and prepared.options.composite.activation == "pass":
+    if need == "unless passed" and prepared.options.composite.activation == "pass":
         return []
     return [*signals(node, known), node] if need == "both" else signals(node, known)
 

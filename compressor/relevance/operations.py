@@ -21,7 +21,7 @@ from .composite import Composite
 from .rules import stabilised_
 
 Contribution = tuple[fx.Node, Tensor | None]
-Need = Literal["shapes", "inputs", "both"]
+Need = Literal["shapes", "inputs", "both", "unless passed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ def _linear(call: Call) -> Sequence[Contribution]:
     leaves = {n: _leaf(call.values[n]) for n in _float_signals(call)}
     out = _evaluate(call, leaves)
     if isinstance(out, (tuple, list)):
-        share: Any = [None if r is None else _ratio(r, o.detach(), call) for o, r in zip(out, call.relevance, strict=True)]
+        pairs = zip(out, call.relevance, strict=True)
+        share: Any = [None if r is None else _ratio(r, o.detach(), call) for o, r in pairs]
     else:
         share = _ratio(call.relevance, out.detach(), call)
     back = _back(call, leaves, out, share)
@@ -259,7 +260,8 @@ def _statistics(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, T
     """Centred input, 1 / deviation, weight and bias in the shape the norm works in, and the axes it is over."""
     names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
-    weight, bias = (call.values.get(n) if isinstance(n := given.get(key), fx.Node) else None for key in ("weight", "bias"))
+    nodes = (given.get(key) for key in ("weight", "bias"))
+    weight, bias = (call.values.get(n) if isinstance(n, fx.Node) else None for n in nodes)
     eps: Any = given.get("eps", 1e-5)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     if operation(call.node) in ("layer_norm", "rms_norm"):
@@ -301,9 +303,20 @@ def _matrix_product(call: Call) -> Sequence[Contribution]:
         return _constant_attention(call, a, b)
     if first.shape[:-2] != second.shape[:-2]:
         return _product(call)
-    out = call.values[call.node]
-    given = attention.matrix_product(first, second, call.relevance, call.composite.epsilon, out)
+    epsilon = attention.SCORE_EPSILON if _feeds_softmax(call.node) else call.composite.epsilon
+    given = attention.matrix_product(first, second, call.relevance, epsilon, call.values[call.node])
     return list(zip((a, b), given, strict=True))
+
+
+def _feeds_softmax(node: fx.Node) -> bool:
+    """True where a product becomes attention scores, with or without scale, mask and bias on the way."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if operation(node) in ("softmax", "_softmax"):
+            return True
+        if operation(node) not in (*_MOVES, "mul", "div", "add", "reshape"):
+            return False
+    return False
 
 
 def _constant_attention(call: Call, a: fx.Node, b: fx.Node) -> Sequence[Contribution]:
@@ -362,11 +375,15 @@ _WINNERS = (
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
     "maximum minimum max_pool2d_with_indices topk sort"
 ).split()
-_ACTIVATIONS = "prelu dropout native_dropout rrelu alpha_dropout feature_dropout log_softmax _log_softmax".split()
+_ACTIVATIONS = (
+    "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid sigmoid tanh elu celu selu leaky_relu softplus softsign "
+    "log_sigmoid log_sigmoid_forward hardshrink softshrink threshold clamp clamp_min clamp_max exp log sqrt pow"
+).split()
+_PASSED_ON = "prelu dropout native_dropout rrelu alpha_dropout feature_dropout log_softmax _log_softmax".split()
 _NORMS = "layer_norm group_norm instance_norm rms_norm".split()
 _BILINEAR = "linear conv1d conv2d conv3d einsum bilinear".split()
 
-_ACTIVATION = OperationRule("inputs", _activation_by_choice)
+_ACTIVATION = OperationRule("unless passed", _activation_by_choice)
 _PASSED = OperationRule("shapes", _activation)
 
 _RULES: Mapping[str, OperationRule] = {
@@ -374,7 +391,8 @@ _RULES: Mapping[str, OperationRule] = {
     **{name: OperationRule("inputs", _linear) for name in _AVERAGES},
     **{name: OperationRule("inputs", _winner) for name in _WINNERS},
     **{name: OperationRule("inputs", _normalise) for name in _NORMS},
-    **{name: _PASSED for name in _ACTIVATIONS},
+    **dict.fromkeys(_ACTIVATIONS, _ACTIVATION),
+    **dict.fromkeys(_PASSED_ON, _PASSED),
     **{name: OperationRule("inputs", _sum) for name in ("add", "sub", "rsub")},
     **{name: OperationRule("shapes", _reshape) for name in ("reshape", "view", "flatten", "_unsafe_view")},
     "cat": OperationRule("shapes", _cat),

@@ -13,7 +13,7 @@ from .lrp import LrpOptions
 Start = Literal["one", "logit", "loss"]
 Target = Literal["true", "predicted"]
 Sign = Literal["absolute", "signed", "squared"]
-Per = Literal["sample", "position", "element"]
+Per = Literal["all", "sample", "position", "element"]
 Place = Literal["site", "settled"]
 Over = Literal["sum", "mean"]
 
@@ -23,9 +23,9 @@ class ScoreOptions:
     """`start`: what is propagated back from the output: 1 at the target class, its logit, or the
     gradient of the cross-entropy. `target`: the labelled class (the predicted one where it is -1).
 
-    A unit's values are summed with their sign up to `per` (one sample, one position of one sample, one
+    A unit's values are summed with their sign up to `per` (all samples, one sample, one position of it, one
     element), there `sign` is taken, the rest is summed, samples by `over`. `None` for `per`: samples
-    where channels come before space, positions (tokens, queries) elsewhere; a head's features always
+    where channels come before space, positions (tokens, queries) elsewhere; a head's features then
     sum with their sign. `place`: at the site, or behind the normalisation and activation that only it
     feeds. `steps`: integrated gradients. `seed`: the random criterion.
     """

@@ -8,8 +8,8 @@ Formulas: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z+), And
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,7 @@ _CONVOLUTIONS: dict[int, tuple[Any, type[nn.Module]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A convolution (weight [out, in / groups, *kernel]) or a linear layer (weight [out, in], `dims` 0).
-
-    `signed` caches the weight's positive and negative part, each computed once.
-    """
+    """A convolution (weight [out, in / groups, *kernel]) or a linear layer (weight [out, in], `dims` 0)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -41,19 +38,6 @@ class Layer:
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
-    signed: dict[str, Tensor] = field(default_factory=dict)
-
-
-Part = Literal["all", "positive", "negative"]
-
-
-def weight_part(layer: Layer, part: Part) -> Tensor:
-    if part == "all":
-        return layer.weight
-    if part not in layer.signed:
-        bounds = {"min": 0.0} if part == "positive" else {"max": 0.0}
-        layer.signed[part] = layer.weight.clamp(**bounds)
-    return layer.signed[part]
 
 
 def forward(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,8 +96,8 @@ def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
 
 def _box(rule: Rule, x: Tensor) -> tuple[Tensor, Tensor]:
     if rule.box is None:
-        axes = tuple(range(2, x.dim()))
-        return (x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) if axes else (x, x)
+        axes = tuple(range(2, x.dim())) or (1,)
+        return x.amin(axes, keepdim=True).expand_as(x), x.amax(axes, keepdim=True).expand_as(x)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     low, high = (torch.tensor(side, dtype=x.dtype, device=x.device).reshape(shape) for side in rule.box)
     return low.expand_as(x), high.expand_as(x)
@@ -171,21 +155,28 @@ def _signed(
     layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, nonnegative: bool, factors: tuple[float, float]
 ) -> Tensor:
     """alpha * (share of the positive products) - beta * (share of the negative products)."""
-    parts: list[tuple[float, Part, Part]] = [(factors[0], "positive", "negative"), (-factors[1], "negative", "positive")]
-    total: Tensor | None = None
-    bias = _bias(layer, rule)
-    for factor, same, other in parts:
-        if factor == 0.0:
-            continue
-        edge = None if bias is None else (bias.clamp(min=0) if same == "positive" else bias.clamp(max=0))
-        pieces = [(x, weight_part(layer, same))]
-        if not nonnegative:
-            pieces = [(x.clamp(min=0), pieces[0][1]), (x.clamp(max=0), weight_part(layer, other))]
-        given = _share(layer, rule, pieces, edge, relevance)
-        given = given if factor == 1.0 else given.mul_(factor)
-        total = given if total is None else total.add_(given)
-    assert total is not None
+    alpha, beta = factors
+    total = _one_sign(layer, rule, x, relevance, nonnegative, positive=True)
+    if alpha != 1.0:
+        total.mul_(alpha)
+    if beta != 0.0:
+        total.sub_(_one_sign(layer, rule, x, relevance, nonnegative, positive=False).mul_(beta))
     return total
+
+
+def _one_sign(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, nonnegative: bool, *, positive: bool) -> Tensor:
+    """The relevance shared over the products of one sign; the bias counts where it has that sign."""
+    bias = _bias(layer, rule)
+    edge = None if bias is None else _part(bias, positive)
+    weight = _part(layer.weight, positive)
+    if nonnegative:
+        return _share(layer, rule, [(x, weight)], edge, relevance)
+    pieces = [(x.clamp(min=0), weight), (x.clamp(max=0), _part(layer.weight, not positive))]
+    return _share(layer, rule, pieces, edge, relevance)
+
+
+def _part(values: Tensor, positive: bool) -> Tensor:
+    return values.clamp(min=0) if positive else values.clamp(max=0)
 
 
 def _share(
@@ -202,19 +193,17 @@ def _share(
     return first
 
 
-def _gamma(
-    layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None, nonnegative: bool
-) -> Tensor:
+def _gamma(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None, nonnegative: bool) -> Tensor:
     """Outputs > 0 share over w + gamma w+ (on x+) and w + gamma w- (on x-); outputs < 0 the other way round."""
     # zennit decides the side by the true output, its bias included
     z = forward(layer, x, layer.weight, layer.bias) if output is None else output
-    up, down = (layer.weight + rule.gamma * weight_part(layer, part) for part in ("positive", "negative"))
+    up, down = (layer.weight + rule.gamma * _part(layer.weight, positive) for positive in (True, False))
     total: Tensor | None = None
-    for chosen, same, other, sign in ((z > 0, up, down, 0), (z < 0, down, up, 1)):
+    for chosen, same, other, positive in ((z > 0, up, down, True), (z < 0, down, up, False)):
         pieces = [(x, same)] if nonnegative else [(x.clamp(min=0), same), (x.clamp(max=0), other)]
         edge = _bias(layer, rule)
         if edge is not None:
-            edge = edge + rule.gamma * (edge.clamp(max=0) if sign else edge.clamp(min=0))
+            edge = edge + rule.gamma * _part(edge, positive)
         given = _share(layer, rule, pieces, edge, relevance * chosen)
         total = given if total is None else total.add_(given)
     assert total is not None

@@ -45,7 +45,7 @@ class Reading:
 
 
 def read_units(value: Tensor, reading: Reading, n: int, *, sign: Sign, per: Per | None) -> Tensor:
-    """[N, units] in float64."""
+    """[N, units] in float64; with `per` "all" the caller takes the sign once everything is summed."""
     axis, inner = reading.samples.axis, reading.samples.inner
     x = value.reshape(*value.shape[:axis], -1, n, inner, *value.shape[axis + 1 :])
     units = [a + 2 * (a > axis) for a in reading.site.axes]
@@ -61,7 +61,7 @@ def read_units(value: Tensor, reading: Reading, n: int, *, sign: Sign, per: Per 
     x = _scatter(x, reading)
     if per == "element":
         return x.double()
-    x = _signed_as(x, sign)
+    x = x if per == "all" else _signed_as(x, sign)
     return x.sum(list(range(1, 1 + len(rest))), dtype=torch.float64) if rest else x.double()
 
 

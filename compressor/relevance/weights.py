@@ -1,8 +1,8 @@
 """Criteria that read weights: the rows that compute each unit in, one number per unit out.
 
 Plain ones need no images; the others need sums of gradients of those weights, collected here. Nothing of
-torch_pruning is used: its Hessian keeps only the last sample, its Taylor never counts BatchNorm, and its
-norms are tied to its own groups; tests compare with what it has right.
+torch_pruning is used: its Hessian keeps only the last sample, its Taylor never counts BatchNorm, its FPGM
+compares squared weights, its norms are tied to its own groups; tests show each, and where both agree.
 Sources: Li et al. 2017 (L1); He et al. 2019 (FPGM, eq. 4); Liu et al. 2017 (scale); LeCun et al. 1990 (OBD).
 """
 
@@ -98,16 +98,14 @@ def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
         return None
     along = len(shape(node)) - 1 if node.target is aten.layer_norm.default else 1
     fits = site.axes == (along,) and shape(weight)[0] == site.units.size
-    return Feed(weight.name, 0, site.units.reshape(-1)) if fits else None
+    return Feed(weight.name, site.units.reshape(-1)) if fits else None
 
 
 def unit_rows(tensors: Mapping[str, Tensor], some: Sequence[Feed], size: int) -> list[Tensor]:
     """Per unit everything that computes it, flat, in float64."""
     parts: list[list[Tensor]] = [[] for _ in range(size)]
     for feed in some:
-        tensor = tensors[feed.weight].double().movedim(feed.axis, 0)
-        rows = tensor.reshape(len(tensor), -1)
-        for row, unit in zip(rows, feed.units.tolist(), strict=True):
+        for row, unit in zip(feed.rows(tensors[feed.weight]), feed.units.tolist(), strict=True):
             if unit >= 0:
                 parts[unit].append(row)
     return [torch.cat(own) if own else torch.zeros(1, dtype=torch.float64) for own in parts]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .sections import Figure, Section, Table
+from .sections import Figure, Section
+from .tables import Table
 
 
 def to_markdown(title: str, verdict: Sequence[str], sections: Sequence[Section]) -> str:

@@ -6,24 +6,12 @@ both print. What was not done is said where it would have stood, and again in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from . import facts
-from .contents import AccuracyRow, LatencyRow, ParityRow, ReportInput
-
-TOO_FEW = "n too small"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """`align` has a letter per column: `c` code, `l` text, `r` number. A row of one cell heads those below it."""
-
-    title: str
-    head: tuple[str, ...]
-    align: str
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+from . import facts, tables
+from .contents import ReportInput
+from .tables import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +99,7 @@ def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
     if any("parity" in name.lower() for name, _ in gates):
         return gates
     remedy = "Its outputs differ from the reference's by more than the limit; do not use this file."
-    return gates + tuple((f"parity of {_under(r)}", remedy) for r in run.parity if not r.passed)
-
-
-def _under(row: AccuracyRow | LatencyRow | ParityRow) -> str:
-    """The conditions of a measurement, as the heading over its rows."""
-    place = f"{row.runtime}, {row.precision}"
-    return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
-
-
-def _headed(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, ...], ...]:
-    """Rows in their order of first heading, each heading once as a row of its own."""
-    by_heading: dict[str, list[tuple[str, ...]]] = {}
-    for heading, row in rows:
-        by_heading.setdefault(heading, []).append(row)
-    return tuple(row for heading, below in by_heading.items() for row in ((heading,), *below))
+    return gates + tuple((f"parity of {tables.conditions(r)}", remedy) for r in run.parity if not r.passed)
 
 
 def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
@@ -157,23 +131,9 @@ def _from(dense: str, after: float, before: float) -> str:
 
 
 def _gates(run: ReportInput) -> Section:
-    rows = tuple(
-        (
-            g.name,
-            "passed" if g.passed else "FAILED",
-            facts.number(g.value),
-            f"{_relation(g.relation)} {facts.number(g.limit)}",
-            g.unit,
-        )
-        for g in run.gates
-    )
     text = "A gate is a limit stated in the recipe before the run; a failed one ends it with an error."
-    table = Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows)
-    return Section("gates", "Gates", (text if rows else "No gate was checked in this run.",), (table,))
-
-
-def _relation(relation: str) -> str:
-    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+    text = text if run.gates else "No gate was checked in this run."
+    return Section("gates", "Gates", (text,), (tables.gate_table(run),))
 
 
 def _removed(run: ReportInput) -> Section:
@@ -189,11 +149,11 @@ def _removed(run: ReportInput) -> Section:
         )
     parts: tuple[Table | Figure, ...] = (
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
-        _group_table(run),
+        tables.group_table(run),
         Figure("relevance", "Dots: relevance of kept and of removed units by group", _RELEVANCE_CAPTION),
         Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and pruned."),
-        _layer_table(run),
-        _left_alone_table(run),
+        tables.layer_table(run),
+        tables.left_alone_table(run),
     )
     return Section("removed", "What was removed, and why", tuple(text), parts)
 
@@ -204,86 +164,12 @@ _RELEVANCE_CAPTION = (
 )
 
 
-def _group_table(run: ReportInput) -> Table:
-    rows = []
-    for g in run.groups:
-        kept, removed = facts.split_scores(g)
-        removed_share_of_sum = "–"
-        if kept.size + removed.size:
-            total = float(abs(kept).sum() + abs(removed).sum())
-            removed_share_of_sum = facts.percent(float(abs(removed).sum()) / total if total else 0.0)
-        rows.append(
-            (
-                g.name,
-                f"{g.size:,} → {len(g.kept):,}",
-                facts.percent(facts.removed_share(g.size, len(g.kept)), 0),
-                removed_share_of_sum,
-                g.kind,
-                f"{len(g.layers):,}",
-            )
-        )
-    head = ("group", "units", "removed", "relevance removed", "kind", "layers")
-    note = "Relevance removed: the removed units' share of the group's summed relevance."
-    return Table("Groups", head, "crrrlr", tuple(rows), note)
-
-
-def _layer_table(run: ReportInput) -> Table:
-    rows = tuple(
-        (
-            row.layer or "(top level)",
-            f"{row.width_dense:,} → {row.width_pruned:,}",
-            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_pruned)}",
-            facts.percent(facts.removed_share(row.macs_dense, row.macs_pruned), 0),
-            row.operation,
-        )
-        for row in run.layers
-    )
-    head = ("layer", "width", "MACs", "MACs removed", "operation")
-    return Table("Layers", head, "crrrl", rows)
-
-
-def _left_alone_table(run: ReportInput) -> Table:
-    rows = tuple((row.layer or "(top level)", row.operation, row.reason) for row in run.left_alone)
-    return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
-
-
 def _cost(run: ReportInput) -> Section:
     text = [] if run.accuracy else ["Accuracy was not measured."]
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
     trade = Figure("trade", "Points: top-1 against the share of MACs kept", "Accuracy against the MACs kept.")
-    return Section("cost", "What it cost", tuple(text), (_accuracy_table(run), trade, _parity_table(run)))
-
-
-def _accuracy_table(run: ReportInput) -> Table:
-    rows = []
-    for row in run.accuracy:
-        low, high = row.accuracy.interval
-        lost = facts.lost_points(run, row)
-        top5 = row.accuracy.correct_top5
-        cells = (
-            row.variant,
-            facts.percent(row.accuracy.top1),
-            "" if row.variant == "dense" or lost is None else facts.points(lost),
-            f"{100 * low:.1f}–{100 * high:.1f}",
-            facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
-        )
-        rows.append((f"{_under(row)}, {row.accuracy.n:,} {row.images} images", cells))
-    note = "Wilson interval. Points: difference from the dense model on the same images."
-    return Table("Accuracy", ("variant", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
-
-
-def _parity_table(run: ReportInput) -> Table:
-    rows = [
-        (
-            f"{r.reference} → {_under(r)}",
-            (r.variant, "passed" if r.passed else "FAILED", f"{r.max_abs:.1e}", f"{r.limit:.0e}", f"{r.max_rel:.1e}"),
-        )
-        for r in run.parity
-    ]
-    head = ("variant", "result", "max. abs.", "limit", "max. rel.")
-    note = "Largest distance of any output on the same images; the limit is for the absolute one."
-    return Table("Parity", head, "llrrr", _headed(rows), note)
+    return Section("cost", "What it cost", tuple(text), (tables.accuracy_table(run), trade, tables.parity_table(run)))
 
 
 def _gain(run: ReportInput) -> Section:
@@ -292,11 +178,11 @@ def _gain(run: ReportInput) -> Section:
         text.append("Latency was not measured.")
     if not run.engines:
         text.append("No engine was built.")
-    parts: list[Table | Figure] = [_latency_table(run)]
+    parts: list[Table | Figure] = [tables.latency_table(run)]
     for runtime in dict.fromkeys(r.runtime for r in run.latency):
         alt = f"Curves: share of runs finished by a given time on {runtime}, dense and pruned"
         parts.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
-    parts += [_cost_table(run), _file_table(run), _engine_table(run)]
+    parts += [tables.cost_table(run), tables.file_table(run), tables.engine_table(run)]
     return Section("gain", "What it bought", tuple(text), tuple(parts))
 
 
@@ -307,96 +193,10 @@ def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def _latency_table(run: ReportInput) -> Table:
-    ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
-    rows = [
-        (
-            f"{_under(r)}" + (f", {r.threads} threads" if r.threads else ""),
-            (
-                r.variant,
-                _percentile(r, "p50"),
-                f"{ratios[id(r)]:.2f}×" if id(r) in ratios else "",
-                _percentile(r, "p90"),
-                _percentile(r, "p99"),
-                f"{r.samples_ms.size:,}",
-                r.note,
-            ),
-        )
-        for r in run.latency
-    ]
-    head = ("variant", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
-    note = (
-        "Dense and pruned interleaved. Speed-up: dense p50 over this p50. "
-        f"'{TOO_FEW}': too few runs for the percentile to stand."
-    )
-    if not any(r.note for r in run.latency):
-        return Table("Latency", head[:-1], "lrrrrr", _headed((h, r[:-1]) for h, r in rows), note)
-    return Table("Latency", head, "lrrrrrl", _headed(rows), note)
-
-
-def _percentile(row: LatencyRow, name: str) -> str:
-    if name not in row.percentiles:
-        return "–"
-    value = row.percentiles[name]
-    return TOO_FEW if value is None else facts.milliseconds(value)
-
-
-def _cost_table(run: ReportInput) -> Table:
-    dense, pruned = run.cost_dense, run.cost_pruned
-    pairs = (
-        ("MACs", dense.macs, pruned.macs),
-        ("FLOPs (2 per MAC)", dense.flops, pruned.flops),
-        ("parameters", dense.parameters, pruned.parameters),
-        ("activations", dense.activations, pruned.activations),
-    )
-    rows = tuple(
-        (name, facts.count(a), facts.count(b), facts.percent(facts.removed_share(a, b))) for name, a, b in pairs
-    )
-    return Table("Arithmetic, one image", ("", "dense", "pruned", "removed"), "lrrr", rows)
-
-
-def _file_table(run: ReportInput) -> Table:
-    rows = tuple((f.name, facts.size(f.bytes), f.variant, f.precision, f.role) for f in run.files)
-    return Table("Files", ("file", "size", "variant", "precision", "for"), "crlll", rows)
-
-
-def _engine_table(run: ReportInput) -> Table:
-    rows = tuple(
-        (
-            e.name,
-            e.status,
-            facts.size(e.bytes) if e.bytes else "–",
-            e.target,
-            e.precision,
-            e.variant,
-            e.runtime,
-            "–" if e.kernels is None else f"{e.kernels:,}",
-            "–" if e.build_s is None else f"{e.build_s:.1f}",
-        )
-        for e in run.engines
-    )
-    head = ("engine", "status", "size", "target", "precision", "variant", "runtime", "kernels", "build s")
-    return Table("Engines", head, "clrllllrr", rows)
-
-
 def _time(run: ReportInput) -> Section:
-    timed = [row for row in run.layers if row.ms_pruned is not None]
-    if not timed:
-        return Section("time", "Where time still goes", ("Layers were not timed one by one.",))
-    total = sum(row.ms_pruned or 0.0 for row in timed)
-    slowest = sorted(timed, key=lambda row: -(row.ms_pruned or 0.0))[:15]
-    rows = tuple(
-        (
-            row.layer or "(top level)",
-            "–" if row.ms_dense is None else facts.milliseconds(row.ms_dense),
-            facts.milliseconds(row.ms_pruned or 0.0),
-            facts.percent((row.ms_pruned or 0.0) / total if total else 0.0),
-            row.operation,
-        )
-        for row in slowest
-    )
-    head = ("layer", "dense ms", "pruned ms", "share", "operation")
-    return Section("time", "Where time still goes", (), (Table("Slowest layers", head, "crrrl", rows),))
+    slowest = tables.slowest_table(run)
+    text = () if slowest.rows else ("Layers were not timed one by one.",)
+    return Section("time", "Where time still goes", text, (slowest,))
 
 
 def _not_done(run: ReportInput) -> Section:
@@ -421,14 +221,9 @@ def _how(run: ReportInput) -> Section:
     if stages:
         stages["all"] = f"{sum(run.timings_s.values()):.1f} s"
     parts = (
-        _pairs("Recipe", run.recipe),
-        _pairs("Images", run.splits),
-        _pairs("Environment", run.environment),
-        _pairs("Time by stage", stages),
+        tables.pairs_table("Recipe", run.recipe),
+        tables.pairs_table("Images", run.splits),
+        tables.pairs_table("Environment", run.environment),
+        tables.pairs_table("Time by stage", stages),
     )
     return Section("how", "How it was made", (), parts)
-
-
-def _pairs(title: str, values: Mapping[str, object]) -> Table:
-    rows = tuple((name, facts.number(value)) for name, value in values.items())
-    return Table(title, ("field", "value"), "cl", rows)

@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 from compressor.errors import DataError, ModelError, RecipeError
 from compressor.graph import aten, trace
+from compressor.pruning import find_groups
 from compressor.records import Group, Groups, Scores, Site
 from compressor.relevance import CRITERIA, ScoreOptions, score
 from compressor.relevance.criteria import AtNodes, AtRandom
@@ -40,7 +41,9 @@ class Network:
 
 def depthwise_net() -> nn.Module:
     blocks = [InvertedResidual(8, 8, 1, 2), InvertedResidual(8, 12, 2, 3)]
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES)
+    )
 
 
 def cnn() -> nn.Module:
@@ -62,9 +65,7 @@ def swin() -> nn.Module:
 
 NETWORKS = {
     "cnn": Network(cnn, "4.conv1", {"4.conv1.": 0, "4.bn1.": 0, "4.conv2.weight": 1}),
-    "depthwise": Network(
-        depthwise_net, "1.conv.0.0", {"1.conv.0.": 0, "1.conv.1.": 0, "1.conv.2.weight": 1}
-    ),
+    "depthwise": Network(depthwise_net, "1.conv.0.0", {"1.conv.0.": 0, "1.conv.1.": 0, "1.conv.2.weight": 1}),
     "vit": Network(vit, "blocks.0.mlp.fc1", {"blocks.0.mlp.fc1.": 0, "blocks.0.mlp.fc2.weight": 1}),
     "swin": Network(
         swin, "layers.1.blocks.0.mlp.fc1", {"layers.1.blocks.0.mlp.fc1.": 0, "layers.1.blocks.0.mlp.fc2.weight": 1}
@@ -72,8 +73,10 @@ NETWORKS = {
 }
 
 
-def groups_of(graph: fx.GraphModule) -> Groups:
-    """Every convolution's and linear layer's output and every attention's heads, each a group of its own."""
+def every_layer(graph: fx.GraphModule) -> Groups:
+    """Every convolution's and linear layer's output and every attention's heads, each a group of its own,
+    the network's output included: more than can be pruned.
+    """
     found = []
     for node in graph.graph.nodes:
         kind, axis = {
@@ -121,7 +124,7 @@ def case_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Case:
     labels = torch.randint(0, CLASSES, (N,), generator=generator)
     labels[-1] = -1
     graph = trace(copy.deepcopy(model).to(dtype), images[:2])
-    return Case(graph, groups_of(graph), images, labels)
+    return Case(graph, every_layer(graph), images, labels)
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
@@ -165,7 +168,8 @@ criteria = pytest.mark.parametrize("criterion", list(CRITERIA))
 def difference(a: Scores, b: Scores) -> float:
     """The largest, relative to the largest score of its group."""
     assert a.values.keys() == b.values.keys()
-    return max(float(np.abs(a.values[k] - b.values[k]).max() / np.abs(a.values[k]).max().clip(1e-30)) for k in a.values)
+    differences = [np.abs(a.values[k] - b.values[k]).max() / np.abs(a.values[k]).max().clip(1e-30) for k in a.values]
+    return float(max(differences, default=0))
 
 
 @criteria
@@ -181,6 +185,21 @@ def test_every_group_gets_finite_scores_or_is_named(case: Case, criterion: str) 
             assert values.shape == (len(group.sites), group.size)
             assert values.dtype == np.float64
             assert np.isfinite(values).all()
+
+
+@criteria
+def test_every_group_that_can_be_pruned_is_scored(case: Case, criterion: str) -> None:
+    groups = find_groups(case.graph, case.images[:2])
+    scores = Case(case.graph, groups, case.images, case.labels).scores(criterion)
+    assert {g.kind for g in groups.groups} >= {"stream"}
+    if criterion != "bn_scale":  # layers without a normalisation of their own are named
+        assert scores.unscored == ()
+    assert set(scores.values) | set(scores.unscored) == {g.name for g in groups.groups}
+    for group in groups.groups:
+        if group.name in scores.values:
+            assert scores.values[group.name].shape == (len(group.sites), group.size)
+            assert np.isfinite(scores.values[group.name]).all()
+            assert scores.values[group.name].any()
 
 
 @criteria

@@ -16,7 +16,8 @@ from compressor.files import read_json
 from compressor.records import Accuracy
 from compressor.report import AccuracyRow, LatencyRow, ReportInput, ReportPaths, facts, write_report
 from compressor.report.plots import draw_plots
-from compressor.report.sections import Figure, Table, build_sections, failures, verdict
+from compressor.report.sections import Figure, build_sections, failures, verdict
+from compressor.report.tables import Table
 from compressor.report.write import SCHEMA
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -108,6 +109,10 @@ def test_what_was_not_done_is_said(written: ReportPaths, form: str) -> None:
         assert line in text
 
 
+def test_an_engine_that_was_not_run_is_listed_as_not_checked(run: ReportInput) -> None:
+    assert ("model.sm89.engine: built, not run: no GPU",) in table(run, "Not checked, not scored, not counted").rows
+
+
 def test_a_bare_run_says_what_is_missing(bare: ReportInput, tmp_path: Path) -> None:
     text = write_report(bare, tmp_path).markdown.read_text()
     for line in (
@@ -156,7 +161,7 @@ def test_speed_is_compared_under_the_same_conditions_only(run: ReportInput) -> N
 
 def test_accuracy_on_other_images_is_not_the_final_one(run: ReportInput) -> None:
     elsewhere = AccuracyRow("finetuned", Accuracy(1, 10), images="calibration")
-    found = facts.final_accuracy(replace(run, accuracy=(*run.accuracy, elsewhere)))
+    found = facts.final_accuracy(replace(run, accuracy=(run.accuracy[0], elsewhere, *run.accuracy[1:])))
     assert found is not None
     assert found.images == "evaluation"
     assert facts.lost_points(run, elsewhere) is None

@@ -1,0 +1,217 @@
+"""One sub-command per verb. Flags are the recipe's fields; the last line of stdout is one JSON object.
+
+Progress and words go to stderr. Errors of the tree become one line and their exit code in `__main__`.
+"""
+
+from __future__ import annotations
+
+import inspect as introspection
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .recipe import Recipe, read_recipe, to_toml
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Makes trained vision models small and fast for the edge, guided by what they find relevant.",
+)
+console = Console(stderr=True)
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command a `--recipe` file and one flag for each field of a recipe."""
+    own = [
+        p.replace(kind=introspection.Parameter.KEYWORD_ONLY)
+        for n, p in introspection.signature(command, eval_str=True).parameters.items()
+        if n != "recipe"
+    ]
+    kind = introspection.Parameter.KEYWORD_ONLY
+    file = introspection.Parameter(
+        "recipe_file",
+        kind,
+        annotation=Path | None,
+        default=typer.Option(None, "--recipe", help="TOML file of the fields below"),
+    )
+    flags = [
+        introspection.Parameter(
+            f.name, kind, annotation=bool | None if f.type == "bool" else str | None, default=_flag(f)
+        )
+        for f in fields(Recipe)
+    ]
+
+    def wrapped(**given: Any) -> None:
+        values = {f.name: given.pop(f.name) for f in fields(Recipe)}
+        command(recipe=read_recipe(given.pop("recipe_file"), **values), **given)
+
+    wrapped.__signature__ = introspection.Signature([file, *flags, *own])  # type: ignore[attr-defined]
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def _flag(f: Any) -> Any:
+    default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+    name = "--" + f.name.replace("_", "-")
+    switch = f"{name}/--no-{name[2:]}" if f.type == "bool" else name
+    text = f.metadata["help"] + (f" [{default}]" if default != "" else "")
+    return typer.Option(None, switch, help=text, show_default=False, rich_help_panel="Recipe")
+
+
+@app.command()
+@with_recipe
+def compress(
+    recipe: Recipe,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="print the resolved recipe and the predicted cost, do nothing"
+    ),
+) -> None:
+    """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
+    from . import pipeline
+
+    if dry_run:
+        found = pipeline.predict(recipe)
+        console.print(to_toml(recipe), highlight=False, markup=False)
+        print(json.dumps(found))
+        return
+    with _progress() as notify:
+        run = pipeline.run(recipe, notify=notify)
+    _say(run)
+    print(json.dumps(run.summary))
+
+
+@app.command()
+@with_recipe
+def inspect(
+    recipe: Recipe,
+    as_json: bool = typer.Option(False, "--json", help="print groups and what was left alone as JSON"),
+) -> None:
+    """Shows the units the model can lose, what is left alone and why. Needs no images; changes nothing."""
+    from . import pipeline
+
+    groups = pipeline.inspect(recipe)
+    if as_json:
+        print(
+            json.dumps(
+                {"groups": [_brief(g) for g in groups.groups], "left_alone": [asdict(x) for x in groups.left_alone]}
+            )
+        )
+        return
+    table = Table(title=f"{recipe.model}: {len(groups.groups)} groups of units that go together")
+    for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
+        table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
+    for g in groups.groups:
+        layers = list(dict.fromkeys(s.layer for s in g.sites))
+        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        table.add_row(g.name, g.kind, str(g.size), shown, ", ".join(g.inexact[:2]))
+    left = Table(title=f"{len(groups.left_alone)} layers left alone")
+    for column in ("layer", "operation", "why"):
+        left.add_column(column, overflow="fold")
+    for x in groups.left_alone:
+        left.add_row(x.layer, x.operation, x.reason)
+    out = Console()
+    out.print(table)
+    out.print(left)
+
+
+def _brief(group: Any) -> dict[str, Any]:
+    layers = list(dict.fromkeys(s.layer for s in group.sites))
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.size,
+        "layers": layers,
+        "inexact": list(group.inexact),
+    }
+
+
+@app.command()
+@with_recipe
+def benchmark(recipe: Recipe) -> None:
+    """Measures dense against pruned: accuracy, MACs, sizes, latency on every runtime here. Compresses first if need be."""
+    from . import pipeline
+
+    with _progress() as notify:
+        run = pipeline.run(recipe, notify=notify)
+    _say(run)
+    print(json.dumps(run.summary))
+
+
+@app.command()
+def load(folder: Path = typer.Argument(help="the folder of a finished run")) -> None:
+    """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
+    from . import pipeline
+
+    print(json.dumps(pipeline.replay(folder)))
+
+
+for verb, text in (
+    ("verify", "Checks a bundle's hashes and golden outputs."),
+    ("run", "Runs a bundle on images."),
+    ("build", "Builds a bundle's engines on this device."),
+):
+    # handled in __main__ without torch and typer; listed here for --help
+    def _device(context: typer.Context) -> None:
+        from .device.__main__ import main as device_main
+
+        raise typer.Exit(device_main([str(context.info_name), *context.args]))
+
+    app.command(verb, help=text, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(_device)
+
+
+class _progress:
+    """A bar on stderr for people, one line per stage for logs."""
+
+    def __enter__(self) -> Callable[[str, float], None]:
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not sys.stderr.isatty(),
+        )
+        self.bar.start()
+        self.tasks: dict[str, Any] = {}
+        return self.notify
+
+    def notify(self, stage: str, share: float) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=1.0)
+            if self.bar.disable:
+                print(stage, file=sys.stderr, flush=True)
+        self.bar.update(self.tasks[stage], completed=share)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+
+def _say(run: Any) -> None:
+    s = run.summary
+    table = Table(title=f"{s['model']}: {s['macs_kept']:.1%} of the MACs kept")
+    for column in ("", "dense", "pruned"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("top-1, held out", f"{s['accuracy_dense']:.2%}", f"{s['accuracy_pruned']:.2%} without fine-tuning")
+    if s["accuracy_finetuned"] is not None:
+        table.add_row("", "", f"{s['accuracy_finetuned']:.2%} fine-tuned")
+    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_pruned'] / 1e6:.2f}")
+    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_pruned']:,}")
+    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_pruned']:,}")
+    for runtime, batches in s["latency_ms"].items():
+        for batch, at in batches.items():
+            table.add_row(
+                f"{runtime}, batch {batch}, p50 ms", f"{at['dense']['p50']:.3f}", f"{at['pruned']['p50']:.3f}"
+            )
+    console.print(table)
+    for line in s["not_checked"]:
+        console.print(f"not checked: {line}", highlight=False)
+    console.print(f"report: {Path(s['run_dir']) / 'report.html'}", highlight=False)

@@ -1,0 +1,26 @@
+"""What goes: groups of a traced graph, an order of removal, a plan under a budget, removal and repair."""
+
+from .budget import Budget, compose, make_plan, parse_budget
+from .check import find_groups, find_structure, identity_error
+from .compensation import Compensation, CompensationOptions, compensate
+from .groups import Structure, analyse
+from .ranking import RankingOptions, importance
+from .surgery import prune
+
+__all__ = [
+    "Budget",
+    "Compensation",
+    "CompensationOptions",
+    "RankingOptions",
+    "Structure",
+    "analyse",
+    "compensate",
+    "compose",
+    "find_groups",
+    "find_structure",
+    "identity_error",
+    "importance",
+    "make_plan",
+    "parse_budget",
+    "prune",
+]

@@ -1,0 +1,176 @@
+"""The options of a run: one frozen record, from a TOML file and from flags of the same names.
+
+Knows what values are allowed, not what they do. Every field's help is the command line's too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .errors import RecipeError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "models"
+
+
+def _option(default: Any, text: str, *choices: str) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a run is made of. Lists are written `a,b` on the command line."""
+
+    model: str = _option("digits-resnet", "torchvision:NAME, timm:NAME, package.module:factory, file.py:factory")
+    weights: str = _option("", "default (the library's), none, or a safetensors / state-dict file")
+    data: str = _option("", "images: folder per class, folder with labels.csv, .npz, torchvision:NAME, digits")
+    evaluation_data: str = _option("", "images for evaluation given apart; else a part of --data is held out")
+    calibration: int = _option(512, "images that score, repair and fine-tune")
+    evaluation: float = _option(0.3, "share of --data held out when no evaluation data is given")
+    size: tuple[int, ...] = _option((), "height,width of the network's input in pixels, or one number for both")
+    resize: tuple[int, ...] = _option((), "shorter side before the crop")
+    interpolation: str = _option("", "bilinear, bicubic or nearest")
+    mean: tuple[float, ...] = _option((), "mean of values 0-1, one per channel")
+    std: tuple[float, ...] = _option((), "standard deviation of values 0-1, one per channel")
+    batch_size: int = _option(32, "images per batch of calibration and evaluation")
+    seed: int = _option(0, "every random choice follows from it")
+    criterion: str = _option("lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)")
+    composite: str = _option("", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024")
+    accept: tuple[str, ...] = _option((), "operations LRP may pass over although no rule covers them")
+    budget: str = _option("macs 0.5", "what may stay: 'macs 0.5' or 'parameters 0.4'")
+    units: tuple[str, ...] = _option(
+        ("channel", "neuron", "stream", "head", "conv_group"), "kinds of units that may go (also: head_dim)"
+    )
+    scope: str = _option(
+        "global",
+        "units compete globally, within their family, or lose a uniform share",
+        "global",
+        "isomorphic",
+        "uniform",
+    )
+    reduction: str = _option("mean", "scores of coupled layers to one", "sum", "mean", "max")
+    normalisation: str = _option("mean", "what makes layers comparable", "mean", "sum", "max", "l2", "none")
+    per_cost: float = _option(0.0, "power of the MACs a unit costs that its score is divided by")
+    least: float = _option(0.1, "share of every group that stays")
+    multiple: int = _option(8, "kept channels are rounded to multiples of this")
+    rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
+    compensate: bool = _option(True, "repair consumers of what was removed by least squares")
+    reestimate: bool = _option(True, "re-estimate batch normalisation from the calibration images")
+    finetune_epochs: int = _option(10, "epochs of fine-tuning on the calibration images; 0 for none")
+    learning_rate: float = _option(1e-3, "of fine-tuning")
+    distillation: float = _option(0.9, "share of the loss that follows the dense model")
+    targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
+    precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8")
+    latency_batches: tuple[int, ...] = _option((1, 32), "batch sizes that are timed")
+    latency_seconds: float = _option(5.0, "least time each network is timed for, per batch size")
+    max_accuracy_loss: float = _option(3.0, "gate: points of top-1 the shipped network may lose")
+    max_identity_error: float = _option(1e-9, "gate: pruned against masked original, float64, relative")
+    max_parity: float = _option(1e-3, "gate: ONNX against PyTorch, relative to the largest output")
+    out: str = _option("", "the run's folder; runs/<model> by default")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            choices, value = f.metadata["choices"], getattr(self, f.name)
+            if choices and value not in choices:
+                raise RecipeError(
+                    f"{f.name} = {value!r} is not one of {', '.join(choices)}.{did_you_mean(str(value), list(choices))}"
+                )
+        kinds = ["channel", "neuron", "stream", "head", "head_dim", "conv_group"]
+        for kind in self.units:
+            if kind not in kinds:
+                raise RecipeError(
+                    f"units has no kind {kind!r}; there are {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
+                )
+        for name, low, high in _BOUNDS:
+            if not low <= getattr(self, name) <= high:
+                raise RecipeError(f"{name} = {getattr(self, name)} must lie between {low} and {high}")
+
+
+_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("calibration", 1, 10**9),
+    ("evaluation", 0, 0.95),
+    ("batch_size", 1, 10**6),
+    ("least", 0, 1),
+    ("multiple", 1, 4096),
+    ("rounds", 1, 1000),
+    ("finetune_epochs", 0, 10**6),
+    ("learning_rate", 0, 10),
+    ("distillation", 0, 1),
+)
+
+
+def read_recipe(path: str | Path | None = None, **given: Any) -> Recipe:
+    """The recipe of a TOML file with the given fields (not None) in their place.
+
+    Without a file, an embedded model's own recipe is the base. Raises RecipeError naming the field.
+    """
+    base: dict[str, Any] = {}
+    if path is not None:
+        base = _read_toml(Path(path))
+    else:
+        name = given.get("model") or Recipe().model
+        own = EMBEDDED / f"{name}.toml"
+        if ":" not in name and "/" not in name and own.is_file():
+            base = _read_toml(own)
+    return make_recipe({**base, **{k: v for k, v in given.items() if v is not None}})
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    hints = get_type_hints(Recipe)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise RecipeError(f"a recipe has no field {unknown[0]!r}.{did_you_mean(unknown[0], list(hints))}")
+    return replace(Recipe(), **{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    try:
+        if getattr(kind, "__origin__", None) is tuple:
+            parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+            return tuple(kind.__args__[0](p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
+        if kind is bool:
+            if not isinstance(value, bool):
+                raise ValueError("true or false")
+            return value
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name} = {value!r} is not understood ({error})") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"the recipe {path} is not valid TOML: {error}") from error
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as a TOML file that `read_recipe` reads back to the same."""
+    lines = []
+    for f in fields(recipe):
+        value = getattr(recipe, f.name)
+        if isinstance(value, tuple):
+            text = "[" + ", ".join(_toml_value(v) for v in value) + "]"
+        else:
+            text = _toml_value(value)
+        lines.append(f"{f.name} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)

@@ -1,0 +1,226 @@
+"""The tables of a report, as rows of text without markup; what matters most stands furthest left.
+
+In: `ReportInput`. Out: `Table`s. An empty one is left out by whoever prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from . import facts
+from .contents import AccuracyRow, LatencyRow, ParityRow, ReportInput
+
+TOO_FEW = "n too small"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`align` has a letter per column: `c` code, `l` text, `r` number. A row of one cell heads those below it."""
+
+    title: str
+    head: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def gate_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (
+            g.name,
+            "passed" if g.passed else "FAILED",
+            facts.number(g.value),
+            f"{_relation(g.relation)} {facts.number(g.limit)}",
+            g.unit,
+        )
+        for g in run.gates
+    )
+    return Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows)
+
+
+def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
+    """The conditions of a measurement, as the heading over its rows."""
+    place = f"{row.runtime}, {row.precision}"
+    return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
+
+
+def _headed(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, ...], ...]:
+    """Rows in their order of first heading, each heading once as a row of its own."""
+    by_heading: dict[str, list[tuple[str, ...]]] = {}
+    for heading, row in rows:
+        by_heading.setdefault(heading, []).append(row)
+    return tuple(row for heading, below in by_heading.items() for row in ((heading,), *below))
+
+
+def _relation(relation: str) -> str:
+    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+
+
+def group_table(run: ReportInput) -> Table:
+    rows = []
+    for g in run.groups:
+        kept, removed = facts.split_scores(g)
+        removed_share_of_sum = "–"
+        if kept.size + removed.size:
+            total = float(abs(kept).sum() + abs(removed).sum())
+            removed_share_of_sum = facts.percent(float(abs(removed).sum()) / total if total else 0.0)
+        rows.append(
+            (
+                g.name,
+                f"{g.size:,} → {len(g.kept):,}",
+                facts.percent(facts.removed_share(g.size, len(g.kept)), 0),
+                removed_share_of_sum,
+                g.kind,
+                f"{len(g.layers):,}",
+            )
+        )
+    head = ("group", "units", "removed", "relevance removed", "kind", "layers")
+    note = "Relevance removed: the removed units' share of the group's summed relevance."
+    return Table("Groups", head, "crrrlr", tuple(rows), note)
+
+
+def layer_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (
+            row.layer or "(top level)",
+            f"{row.width_dense:,} → {row.width_pruned:,}",
+            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_pruned)}",
+            facts.percent(facts.removed_share(row.macs_dense, row.macs_pruned), 0),
+            row.operation,
+        )
+        for row in run.layers
+    )
+    head = ("layer", "width", "MACs", "MACs removed", "operation")
+    return Table("Layers", head, "crrrl", rows)
+
+
+def left_alone_table(run: ReportInput) -> Table:
+    rows = tuple((row.layer or "(top level)", row.operation, row.reason) for row in run.left_alone)
+    return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
+
+
+def accuracy_table(run: ReportInput) -> Table:
+    rows = []
+    for row in run.accuracy:
+        low, high = row.accuracy.interval
+        lost = facts.lost_points(run, row)
+        top5 = row.accuracy.correct_top5
+        cells = (
+            row.variant,
+            facts.percent(row.accuracy.top1),
+            "" if row.variant == "dense" or lost is None else facts.points(lost),
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
+        )
+        rows.append((f"{conditions(row)}, {row.accuracy.n:,} {row.images} images", cells))
+    note = "Wilson interval. Points: difference from the dense model on the same images."
+    return Table("Accuracy", ("variant", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
+
+
+def parity_table(run: ReportInput) -> Table:
+    rows = [
+        (
+            f"{r.reference} → {conditions(r)}",
+            (r.variant, "passed" if r.passed else "FAILED", f"{r.max_abs:.1e}", f"{r.limit:.0e}", f"{r.max_rel:.1e}"),
+        )
+        for r in run.parity
+    ]
+    head = ("variant", "result", "max. abs.", "limit", "max. rel.")
+    note = "Largest distance of any output on the same images; the limit is for the absolute one."
+    return Table("Parity", head, "llrrr", _headed(rows), note)
+
+
+def latency_table(run: ReportInput) -> Table:
+    ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
+    rows = [
+        (
+            f"{conditions(r)}" + (f", {r.threads} threads" if r.threads else ""),
+            (
+                r.variant,
+                _percentile(r, "p50"),
+                f"{ratios[id(r)]:.2f}×" if id(r) in ratios else "",
+                _percentile(r, "p90"),
+                _percentile(r, "p99"),
+                f"{r.samples_ms.size:,}",
+                r.note,
+            ),
+        )
+        for r in run.latency
+    ]
+    head = ("variant", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
+    note = (
+        "Dense and pruned interleaved. Speed-up: dense p50 over this p50. "
+        f"'{TOO_FEW}': too few runs for the percentile to stand."
+    )
+    if not any(r.note for r in run.latency):
+        return Table("Latency", head[:-1], "lrrrrr", _headed((h, r[:-1]) for h, r in rows), note)
+    return Table("Latency", head, "lrrrrrl", _headed(rows), note)
+
+
+def _percentile(row: LatencyRow, name: str) -> str:
+    if name not in row.percentiles:
+        return "–"
+    value = row.percentiles[name]
+    return TOO_FEW if value is None else facts.milliseconds(value)
+
+
+def cost_table(run: ReportInput) -> Table:
+    dense, pruned = run.cost_dense, run.cost_pruned
+    pairs = (
+        ("MACs", dense.macs, pruned.macs),
+        ("FLOPs (2 per MAC)", dense.flops, pruned.flops),
+        ("parameters", dense.parameters, pruned.parameters),
+        ("activations", dense.activations, pruned.activations),
+    )
+    rows = tuple(
+        (name, facts.count(a), facts.count(b), facts.percent(facts.removed_share(a, b))) for name, a, b in pairs
+    )
+    return Table("Arithmetic, one image", ("", "dense", "pruned", "removed"), "lrrr", rows)
+
+
+def file_table(run: ReportInput) -> Table:
+    rows = tuple((f.name, facts.size(f.bytes), f.variant, f.precision, f.role) for f in run.files)
+    return Table("Files", ("file", "size", "variant", "precision", "for"), "crlll", rows)
+
+
+def engine_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (
+            e.name,
+            e.status,
+            facts.size(e.bytes) if e.bytes else "–",
+            e.target,
+            e.precision,
+            e.variant,
+            e.runtime,
+            "–" if e.kernels is None else f"{e.kernels:,}",
+            "–" if e.build_s is None else f"{e.build_s:.1f}",
+        )
+        for e in run.engines
+    )
+    head = ("engine", "status", "size", "target", "precision", "variant", "runtime", "kernels", "build s")
+    return Table("Engines", head, "clrllllrr", rows)
+
+
+def pairs_table(title: str, values: Mapping[str, object]) -> Table:
+    rows = tuple((name, facts.number(value)) for name, value in values.items())
+    return Table(title, ("field", "value"), "cl", rows)
+
+
+def slowest_table(run: ReportInput) -> Table:
+    """The fifteen layers that take longest after pruning; empty where layers were not timed."""
+    timed = [(row.ms_pruned, row) for row in run.layers if row.ms_pruned is not None]
+    total = sum(ms for ms, _ in timed)
+    rows = tuple(
+        (
+            row.layer or "(top level)",
+            "–" if row.ms_dense is None else facts.milliseconds(row.ms_dense),
+            facts.milliseconds(ms),
+            facts.percent(ms / total if total else 0.0),
+            row.operation,
+        )
+        for ms, row in sorted(timed, key=lambda pair: -pair[0])[:15]
+    )
+    head = ("layer", "dense ms", "pruned ms", "share", "operation")
+    return Table("Slowest layers", head, "crrrl", rows)

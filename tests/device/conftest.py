@@ -1,0 +1,81 @@
+"""One small model as an ONNX file, made once without torch, for everything the device does with a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from compressor.device.bundle import Manifest, ModelFile, write_bundle
+from compressor.device.images import Preprocessing
+
+SIZE, CLASSES = 16, 5
+PREPROCESSING = Preprocessing((SIZE, SIZE), (20,), "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def small_model(channels: int = 8, seed: int = 0) -> onnx.ModelProto:
+    """Convolution, ReLU, mean over the image, linear; free batch axis."""
+    draw = np.random.default_rng(seed).standard_normal
+    weights = {
+        "conv.weight": draw((channels, 3, 3, 3)) / 5,
+        "conv.bias": draw(channels),
+        "fc.weight": draw((CLASSES, channels)),
+        "fc.bias": draw(CLASSES),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "conv.weight", "conv.bias"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc.weight", "fc.bias"], ["output"], "fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input", 1, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("output", 1, ["batch", CLASSES])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def small_outputs(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The same network by hand in float64: the oracle every runtime is held against."""
+    weight, bias, fc, fc_bias = (numpy_helper.to_array(i).astype(np.float64) for i in model.graph.initializer)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # [N, C, H, W, 3, 3]
+    hidden = np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None]
+    return np.maximum(hidden, 0).mean((2, 3)) @ fc.T + fc_bias
+
+
+@pytest.fixture(scope="session")
+def images() -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((6, 3, SIZE, SIZE)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.onnx"
+    path.write_bytes(small_model().SerializeToString())
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, model_file: Path, images: NDArray[np.float32]) -> Path:
+    outputs = small_outputs(small_model(), images).astype(np.float32)
+    manifest = Manifest(
+        name="small",
+        models=(ModelFile("models/small.onnx"),),
+        preprocessing=PREPROCESSING,
+        labels=("ant", "bee", "cat", "dog", "eel"),
+        licences=("made for a test",),
+        provenance={"seed": 0},
+    )
+    files = {"models/small.onnx": model_file}
+    return write_bundle(
+        tmp_path / "small.bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs
+    )

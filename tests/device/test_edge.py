@@ -1,0 +1,117 @@
+"""An edge box: numpy and one runtime, nothing else; the commands, their exit codes and their one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from compressor.device.runtimes import available
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED_RUNTIMES = ("onnxruntime", "openvino")
+# Everything that is not the standard library, numpy or the one runtime is as good as not installed.
+BLOCKER = """
+import sys
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        known = top in sys.stdlib_module_names or top in {allowed!r}
+        return self.finder.find_spec(name, path, target) if known else None
+sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
+"""
+
+
+def run(tmp_path: Path, *arguments: str, runtime: str = "onnxruntime") -> subprocess.CompletedProcess[str]:
+    allowed = ("compressor", "numpy", runtime)
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(allowed=allowed))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+    )
+
+
+def test_the_blocker_blocks(tmp_path: Path) -> None:
+    for name in ("torch", "onnx", "typer", "rich", "PIL", "openvino"):
+        done = run(tmp_path, "-c", f"import {name}")
+        assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("runtime", ALLOWED_RUNTIMES)
+@pytest.mark.parametrize("entry", ["compressor.device", "compressor"])
+def test_verify_and_run_need_numpy_and_one_runtime_only(
+    bundle: Path, tmp_path: Path, images: NDArray[np.float32], runtime: str, entry: str
+) -> None:
+    if available()[runtime]:
+        pytest.skip(f"{runtime}: {available()[runtime]}")
+    np.save(tmp_path / "in.npy", images[:2])
+    verified = run(tmp_path, "-m", entry, "verify", str(bundle), "--json", runtime=runtime)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert json.loads(verified.stdout)["passed"] is True
+    ran = run(tmp_path, "-m", entry, "run", str(bundle), "in.npy", "--json", "--top", "1", runtime=runtime)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(json.loads(ran.stdout)["results"]["in.npy"]) == 2
+
+
+def test_benchmark_works_there_too(bundle: Path, tmp_path: Path) -> None:
+    flags = ("--runs", "64", "--seconds", "0", "--rounds", "2", "--threads", "1", "--samples", "raw.json", "--json")
+    done = run(tmp_path, "-m", "compressor.device", "benchmark", str(bundle), *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    row = json.loads(done.stdout)["timings"][0]
+    assert row["n"] == 64
+    assert row["p90"].endswith(" ms")
+    assert row["p99"] == "n too small (64 of 662)"
+    assert len(json.loads((tmp_path / "raw.json").read_text())[0]["samples_ms"]) == 64
+
+
+def test_an_image_without_pillow_is_a_clear_error(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"x")
+    done = run(tmp_path, "-m", "compressor.device", "run", str(bundle), "cat.jpg")
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: reading cat.jpg needs Pillow: pip install pillow")
+
+
+def test_the_other_verbs_say_what_to_install(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "compressor", "compress")
+    assert done.returncode == 6
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'compressor[compress]'" in done.stderr
+
+
+def test_a_damaged_bundle_ends_with_the_gates_code(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / "models/small.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = run(tmp_path, "-m", "compressor.device", "verify", str(bundle))
+    assert done.returncode == 4
+    size = path.stat().st_size
+    assert done.stderr == f"error: models/small.onnx is truncated: {size} bytes, the manifest says {size + 1}\n"
+    assert "failed   models/small.onnx" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("verify", "nowhere"), 2, "error: nowhere is no bundle"),
+        (("verify", "{bundle}", "--runtime", "tpu"), 2, "no runtime 'tpu'"),
+        (("run", "{bundle}", "gone.npy"), 2, "error: no input at gone.npy"),
+        (("build", "{bundle}"), 2, "carries no build recipe"),
+        (("fly", "{bundle}"), 2, "invalid choice: 'fly'"),
+        (("verify", "{bundle}", "--runtime", "tensorrt"), 4, "no model of"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(
+    bundle: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    filled = [a.format(bundle=bundle) for a in arguments]
+    done = run(tmp_path, "-m", "compressor.device", *filled)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,72 @@
+"""Parity: each figure against its definition, and limits that fail when they should."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from compressor.device.parity import LIMITS, Limits, compare, failures, limits_around
+from compressor.errors import GateError
+
+# Closed forms in float64 on a handful of numbers.
+EXACT = 1e-12
+
+
+def test_figures_are_their_definitions() -> None:
+    reference = np.array([[3.0, 4.0], [1.0, 0.0]])
+    output = np.array([[4.0, 3.0], [1.0, 0.5]])
+    found = compare(reference, output)
+    assert found.max_abs == 1.0
+    assert found.mean_abs == pytest.approx(2.5 / 4, abs=EXACT)
+    assert found.cosine == pytest.approx(1 / math.sqrt(1.25), abs=EXACT)  # the second row's; the first has 24/25
+    assert found.sqnr_db == pytest.approx(10 * math.log10(26 / 2.25), abs=EXACT)
+    assert found.top1_agreement == 0.5
+    assert found.reference_max_abs == 4.0
+
+
+def test_equal_outputs_pass_every_limit_and_go_into_json() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 10))
+    found = compare(values, values)
+    assert failures(found, Limits(relative=0.0, cosine=1 - 1e-9, top1_agreement=1.0)) == ()
+    json.dumps(asdict(found), allow_nan=False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_fails_and_goes_into_json(bad: float) -> None:
+    reference = np.ones((2, 3))
+    output = reference.copy()
+    output[1, 2] = bad
+    found = compare(reference, output)
+    assert len(failures(found, LIMITS["int8"])) >= 2
+    json.dumps(asdict(found), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(relative=0.19, cosine=0), "max"),
+        (Limits(relative=9, cosine=0.999), "cosine"),
+        (Limits(9, 0, 1.0), "top-1"),
+    ],
+)
+def test_every_limit_can_fail_alone(limits: Limits, words: str) -> None:
+    found = compare(np.array([[3.0, 4.0], [5.0, 0.0]]), np.array([[4.0, 3.0], [5.0, 0.0]]))
+    assert [words in line for line in failures(found, limits)] == [True]
+
+
+def test_other_shapes_are_no_parity() -> None:
+    with pytest.raises(GateError, match=r"\[2, 3\].*\[2, 4\]"):
+        compare(np.ones((2, 4)), np.ones((2, 3)))
+
+
+def test_limits_around_a_parity_allow_it_with_slack_and_no_more() -> None:
+    reference = np.array([[3.0, 4.0], [5.0, 0.0]])
+    found = compare(reference, reference + np.array([[0.1, -0.1], [0, 0]]))
+    twice = compare(reference, reference + np.array([[0.25, -0.25], [0, 0]]))
+    limits = limits_around(found, slack=2.0)
+    assert failures(found, limits) == ()
+    assert len(failures(twice, limits)) == 2

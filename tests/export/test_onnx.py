@@ -1,0 +1,204 @@
+"""The export carries the module over exactly, and every way of breaking it is caught by a gate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import nn
+
+from compressor.device.parity import LIMITS
+from compressor.errors import FolderError, GateError, ModelError
+from compressor.export.gate import check_export
+from compressor.export.onnx import FORMATS, export_onnx, weight_elements, write_model
+from compressor.graph import trace
+
+# fp32 in another order; both networks' logits are around 1.
+FP32_ABS = 1e-5
+
+
+def loaded(path: Path) -> onnx.ModelProto:
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("name", ["residual", "attentive"])
+def test_parity_at_several_batch_sizes(name: str, images: NDArray[np.float32], request: pytest.FixtureRequest) -> None:
+    path, model = request.getfixturevalue(f"{name}_file"), request.getfixturevalue(name)
+    found = check_export(path, model, images, batches=(1, 2, 3))
+    assert set(found) == {1, 2, 3}
+    assert all(p.max_abs < FP32_ABS and p.n == 6 for p in found.values())
+
+
+def test_norms_are_folded_and_constants_gone(residual_file: Path) -> None:
+    operations = [node.op_type for node in loaded(residual_file).graph.node]
+    assert operations.count("Conv") == 4
+    assert not {"BatchNormalization", "Constant", "Identity", "Dropout", "Shape", "CastLike"} & set(operations)
+
+
+def test_the_dialect_is_pinned_and_the_file_says_what_it_is(residual_file: Path) -> None:
+    content = loaded(residual_file)
+    assert content.ir_version == FORMATS["tensorrt"].ir_version
+    assert [o.version for o in content.opset_import if o.domain == ""] == [FORMATS["tensorrt"].opset]
+    assert {p.key: p.value for p in content.metadata_props}["labels"] == "a,b"
+    assert [v.name for v in (*content.graph.input, *content.graph.output)] == ["input", "output"]
+    assert [v.type.tensor_type.shape.dim[0].dim_param for v in content.graph.input] == ["batch"]
+
+
+def test_no_path_of_this_machine_is_inside(residual_file: Path) -> None:
+    assert str(Path(__file__).parents[2]).encode() not in residual_file.read_bytes()
+    assert b".py" not in residual_file.read_bytes()
+
+
+def test_every_weight_is_counted(residual_file: Path, residual: nn.Module) -> None:
+    weights = sum(p.numel() for n, p in residual.named_parameters() if n.endswith("weight") and p.ndim > 1)
+    assert weight_elements(loaded(residual_file)) == weights
+
+
+def test_a_traced_module_in_training_exports_silently_in_evaluation_mode(
+    residual: nn.Module, images: NDArray[np.float32], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = copy.deepcopy(residual).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    traced = trace(model, torch.zeros(2, 3, 16, 16))
+    path = export_onnx(traced, torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+    check_export(path, model, images)
+    check_export(path, traced, images)
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+def test_a_model_that_cannot_be_exported_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the ONNX exporter refuses the model") as caught:
+        export_onnx(Branching(), torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    residual: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FolderError, match="No space left on device"):
+        export_onnx(residual, torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def wrong_bias(model: onnx.ModelProto) -> None:
+    bias = next(i for i in model.graph.initializer if list(i.dims) == [5])
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.05), bias.name))
+
+
+def dropped_layer(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if n.op_type == "Relu")
+    for user in model.graph.node:
+        user.input[:] = [node.input[0] if name == node.output[0] else name for name in user.input]
+    model.graph.node.remove(node)
+
+
+def training_norm(model: onnx.ModelProto) -> None:
+    conv = next(n for n in model.graph.node if n.op_type == "Conv")
+    index = list(model.graph.node).index(conv)
+    result, conv.output[0] = conv.output[0], "before_norm"
+    channels = 8
+    for name, value in (("g", 1.0), ("b", 0.0), ("m", 0.0), ("v", 1.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(channels, value, np.float32), name))
+    outputs = [result, "new_mean", "new_var"]
+    norm = helper.make_node("BatchNormalization", ["before_norm", *"gbmv"], outputs, "norm", training_mode=1)
+    model.graph.node.insert(index + 1, norm)
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def hidden_fixed_batch(model: onnx.ModelProto) -> None:
+    """The batch is free by name only: a reshape inside lays all images into one."""
+    last = next(n for n in model.graph.node if n.output[0] == "output")
+    last.output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 5]), "one"))
+    model.graph.node.append(helper.make_node("Reshape", ["before", "one"], ["output"], "squash"))
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    first = model.graph.initializer[0]
+    values = numpy_helper.to_array(first).copy()
+    values.flat[0] = np.nan
+    first.CopyFrom(numpy_helper.from_array(values, first.name))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "words"),
+    [
+        (wrong_bias, "differs from the model at batch 1"),
+        (dropped_layer, "differs from the model at batch 1"),
+        (training_norm, "training mode"),
+        (fixed_batch, "fixed batch 1"),
+        (hidden_fixed_batch, "does not run at batch 3"),
+        (not_a_number, "not finite"),
+    ],
+)
+def test_a_broken_export_fails_its_gate(
+    residual_file: Path,
+    residual: nn.Module,
+    images: NDArray[np.float32],
+    tmp_path: Path,
+    breakage: Callable[[onnx.ModelProto], None],
+    words: str,
+) -> None:
+    check_export(residual_file, residual, images)  # whole, it passes
+    content = loaded(residual_file)
+    breakage(content)
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content.SerializeToString())
+    with pytest.raises(GateError, match=words):
+        check_export(path, residual, images, limits=LIMITS["fp32"])
+
+
+@pytest.mark.parametrize("breakage", [training_norm, fixed_batch, not_a_number])
+def test_what_is_broken_by_structure_is_not_even_written(
+    residual_file: Path, tmp_path: Path, breakage: Callable[[onnx.ModelProto], None]
+) -> None:
+    content = loaded(residual_file)
+    breakage(content)
+    with pytest.raises(GateError):
+        write_model(content, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lost_weights_are_noticed(residual: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.export import onnx as module
+
+    honest = module._optimise
+
+    def lossy(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+        model, name = honest(raw)
+        head = next(i for i in model.graph.initializer if list(i.dims) == [5, 12])
+        head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head)[:, :10].copy(), head.name))
+        return model, name
+
+    monkeypatch.setattr(module, "_optimise", lossy)
+    with pytest.raises(GateError, match="weights of convolutions"):
+        export_onnx(residual, torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+
+
+def test_garbage_is_no_export(residual: nn.Module, images: NDArray[np.float32], tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"hello")
+    with pytest.raises(GateError, match=r"bad\.onnx"):
+        check_export(tmp_path / "bad.onnx", residual, images)

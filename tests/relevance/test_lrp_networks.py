@@ -1,0 +1,405 @@
+"""LRP through whole networks: conservation, equality with zennit end to end, and nothing left changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import zennit.attribution
+import zennit.composites
+import zennit.torchvision
+from torch import Tensor, fx, nn
+
+from compressor.errors import InputError, ModelError
+from compressor.graph import Watcher, aten, trace
+from compressor.relevance import lrp
+from compressor.relevance.canonical import affine
+from compressor.relevance.composite import PRESETS, Composite, Rule, at, preset
+
+SAME_AS_ZENNIT = 1e-5  # the issue's bound for a fast path; both run in float64 here
+CONSERVED = 1e-4  # the issue's bound, of the relevance at the start
+TINY = 1e-12  # in float64 a stabiliser that absorbs nothing measurable
+CONSERVING = Composite(
+    low=Rule("zplus", TINY),
+    mid=Rule("zplus", TINY),
+    high=Rule("zplus", TINY),
+    fc=Rule("epsilon", TINY),
+    linear=Rule("epsilon", TINY),
+    first=Rule("flat", TINY),
+    epsilon=TINY,
+)
+
+
+def _randomised(model: nn.Module, seed: int, *, biases: bool) -> nn.Module:
+    """Weights of usual size, BatchNorm statistics as after training; without biases shifts are zero too."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in = module.weight[0].numel()
+            module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.data = torch.rand(module.num_features, generator=generator) + 0.5
+            module.weight.data = torch.rand(module.num_features, generator=generator) + 0.5
+            module.running_mean.data = torch.randn(module.num_features, generator=generator) * 0.1 * biases
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            bias.data = torch.randn(bias.shape, generator=generator) * 0.1 * biases
+    return model.eval()
+
+
+def _built(name: str, seed: int, *, biases: bool) -> nn.Module:
+    model = getattr(torchvision.models, name)(weights=None, num_classes=5, **_SMALL.get(name, {}))
+    if name.startswith("vgg"):  # its own head has 10^8 weights and nothing else to test
+        model.classifier = nn.Sequential(nn.Linear(512 * 49, 16), nn.ReLU(), nn.Linear(16, 5))
+    return _randomised(model, seed, biases=biases)
+
+
+_SMALL: dict[str, dict[str, Any]] = {"mobilenet_v2": {"width_mult": 0.5}}
+
+
+def _images(n: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _graph(model: nn.Module, size: int) -> fx.GraphModule:
+    return trace(model.double(), _images(2, size))
+
+
+def _input(graph: fx.GraphModule) -> str:
+    return next(n.name for n in graph.graph.nodes if n.op == "placeholder")
+
+
+def _values(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
+    found: dict[fx.Node, Any] = {}
+
+    def watch(node: fx.Node, value: Any) -> Any:
+        found[node] = value
+        return value
+
+    with torch.no_grad():
+        Watcher(graph, watch).run(images)
+    return found
+
+
+def _absorbed(prepared: lrp.Prepared, node: fx.Node, relevance: Tensor, values: Mapping[fx.Node, Any]) -> float:
+    """What biases, shifts, constants and the softmax's expansion keep for themselves, from their formulas."""
+    known = prepared.known
+    if node in known.weighted:
+        weighted = known.weighted[node]
+        layer, x = weighted.layer, values[weighted.source]
+        if weighted.rule.name == "flat" or layer.bias is None:
+            return 0.0
+        bias = layer.bias.reshape(-1, *[1] * layer.dims)
+        with torch.no_grad():
+            z = lrp.forward(layer, x, layer.weight, layer.bias)
+            if weighted.rule.name == "zplus":
+                positive = lrp.forward(layer, x.clamp(min=0), layer.weight.clamp(min=0), None)
+                negative = lrp.forward(layer, x.clamp(max=0), layer.weight.clamp(max=0), None)
+                bias = bias.clamp(min=0)
+                z = positive + negative + bias
+        return float((relevance * bias / z).nan_to_num(0).sum())
+    if node in known.merged:
+        return 0.0
+    if node.target is aten.batch_norm.default:
+        shift = affine(node, known.constants)[1].reshape(1, -1, 1, 1)
+        return float((relevance * shift / values[node]).sum())
+    if node.target is aten.layer_norm.default:
+        return float((relevance * known.constants[node.args[3]] / values[node]).sum())
+    if node.target is aten.add.Tensor:
+        return sum(
+            float((relevance * known.constants[n] / values[node]).sum()) for n in node.args if n in known.constants
+        )
+    if node.target is aten.cat.default:
+        return _constant_part(known, node, relevance, values)
+    if node.target is aten.scaled_dot_product_attention.default:
+        return _absorbed_by_attention(node, relevance, values)
+    return 0.0
+
+
+def _constant_part(known: Any, node: fx.Node, relevance: Tensor, values: Mapping[fx.Node, Any]) -> float:
+    """A class token's relevance ends at the token."""
+    parts: Any = node.args[0]
+    pieces = torch.split(relevance, [values[n].shape[node.args[1]] for n in parts], node.args[1])  # type: ignore[arg-type]
+    return sum(float(piece.sum()) for n, piece in zip(parts, pieces, strict=True) if n not in known.data)
+
+
+def _absorbed_by_attention(node: fx.Node, relevance: Tensor, values: Mapping[fx.Node, Any]) -> float:
+    """Half goes to the values; of the other half the expansion's constant p_j (1 - x_j + sum p x) keeps its part."""
+    q, k, v = (values[n] for n in node.args[:3])
+    x = q @ k.mT * q.shape[-1] ** -0.5
+    p = torch.softmax(x, -1)
+    to_p = p * ((relevance / (2 * (p @ v))) @ v.mT)
+    return float((to_p * (1 - x + (p * x).sum(-1, keepdim=True))).sum())
+
+
+def _check_conservation(graph: fx.GraphModule, composite: Composite, images: Tensor, *, absorbing: bool) -> int:
+    """After every step back, what is under way plus what was absorbed is the start; returns the steps checked."""
+    prepared = lrp.prepare(graph, lrp.LrpOptions(composite))
+    values = _values(graph, images)
+    start = float(len(images))
+    state = {"under way": start, "absorbed": 0.0, "steps": 0}
+
+    def observe(node: fx.Node, relevance: Any, given: Mapping[fx.Node, Any]) -> None:
+        parts = relevance if isinstance(relevance, list) else [relevance]
+        came = sum(float(r.sum()) for r in parts if r is not None)
+        went = [r for part in given.values() for r in (part if isinstance(part, list) else [part]) if r is not None]
+        state["under way"] += sum(float(r.sum()) for r in went) - came
+        if absorbing and isinstance(relevance, Tensor):
+            state["absorbed"] += _absorbed(prepared, node, relevance, values)
+        state["steps"] += 1
+        assert abs(state["under way"] + state["absorbed"] - start) < CONSERVED * start, node.name
+
+    got = prepared(images, torch.zeros(len(images), dtype=torch.long), [_input(graph)], observe=observe)
+    assert float(got[_input(graph)].sum()) == pytest.approx(state["under way"], abs=CONSERVED * start)
+    return int(state["steps"])
+
+
+NETWORKS = ("resnet18", "vgg11_bn", "densenet121", "mobilenet_v2")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("biases", [False, True])
+def test_relevance_is_conserved(name: str, biases: bool) -> None:
+    graph = _graph(_built(name, 1, biases=biases), 32)
+    assert _check_conservation(graph, CONSERVING, _images(2, 32, 3), absorbing=biases) > 20
+
+
+class _TinyTransformer(nn.Module):
+    """Two pre-norm blocks over patches, attention written as the caller wishes."""
+
+    def __init__(self, how: str, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.how, self.heads = how, heads
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.1)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(4)])
+        self.qkv = nn.ModuleList([nn.Linear(width, 3 * width) for _ in range(2)])
+        self.out = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.up = nn.ModuleList([nn.Linear(width, 4 * width) for _ in range(2)])
+        self.down = nn.ModuleList([nn.Linear(4 * width, width) for _ in range(2)])
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        for i in range(2):
+            x = x + self.out[i](self._attend(self.qkv[i](self.norms[2 * i](x))))
+            x = x + self.down[i](torch.nn.functional.gelu(self.up[i](self.norms[2 * i + 1](x))))
+        scores: Tensor = self.head(x[:, 0])
+        return scores
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.how == "fused":
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return mixed.transpose(1, 2).flatten(2)
+
+
+def _transformer(how: str) -> nn.Module:
+    torch.manual_seed(3)
+    return _TinyTransformer(how).eval()
+
+
+def test_transformer_loses_what_biases_and_softmax_expansion_absorb() -> None:
+    graph = _graph(_transformer("fused"), 32)
+    assert _check_conservation(graph, CONSERVING, _images(2, 32, 3), absorbing=True) > 20
+
+
+@pytest.mark.parametrize("softmax", ["attnlrp", "cp", "zplus", "zplus-bias"])
+def test_fused_and_written_out_attention_agree(softmax: Any) -> None:
+    images, target = _images(2, 32, 4), torch.tensor([1, 3])
+    found = []
+    for how in ("fused", "written"):
+        graph = _graph(_transformer(how), 32)
+        composite = replace(PRESETS["epsilon-plus-flat"], softmax=softmax, epsilon=TINY)
+        nodes = [n.name for n in graph.graph.nodes if n.target is aten.linear.default]
+        found.append(lrp.node_relevance(graph, images, target, nodes, lrp.LrpOptions(composite)))
+    for a, b in zip(found[0].values(), found[1].values(), strict=True):
+        assert float((a - b).abs().max()) <= SAME_AS_ZENNIT * float(b.abs().max())
+
+
+def test_attention_rule_decides_whether_queries_and_keys_get_relevance() -> None:
+    graph = _graph(_transformer("fused"), 32)
+    qkv = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "qkv.0")
+    for softmax, reached in (("attnlrp", True), ("cp", False)):
+        options = lrp.LrpOptions(replace(PRESETS["epsilon-plus-flat"], softmax=softmax))  # type: ignore[arg-type]
+        found = lrp.node_relevance(graph, _images(2, 32), torch.tensor([0, 1]), [qkv], options)[qkv]
+        assert bool(found[..., :32].abs().sum() > 0) is reached
+        assert float(found[..., 32:].abs().sum()) > 0
+
+
+def _by_zennit(model: nn.Module, images: Tensor, target: Tensor, canonizer: Any) -> Tensor:
+    composite = zennit.composites.EpsilonPlusFlat(canonizers=[canonizer])
+    with zennit.attribution.Gradient(model, composite) as attributor:
+        _, relevance = attributor(images, torch.eye(5, dtype=images.dtype)[target])
+    found: Tensor = relevance.detach()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "canonizer"),
+    [("resnet18", zennit.torchvision.ResNetCanonizer), ("vgg11_bn", zennit.torchvision.VGGCanonizer)],
+)
+@pytest.mark.parametrize("quick", [True, False])
+def test_network_equals_zennit_end_to_end(name: str, canonizer: Any, quick: bool) -> None:
+    model = _built(name, 2, biases=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0  # zennit's merged norm still divides by sqrt(1 + eps)
+    graph = _graph(model, 32)
+    images, target = _images(2, 32, 5), torch.tensor([1, 4])
+    ours = lrp.node_relevance(graph, images, target, [_input(graph)], lrp.LrpOptions(fast=quick))[_input(graph)]
+    theirs = _by_zennit(model, images, target, canonizer())
+    assert float((ours - theirs).abs().max()) <= SAME_AS_ZENNIT * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_fast_equals_plain_in_a_whole_network(name: str) -> None:
+    torch.manual_seed(0)
+    graph = _graph(timm.create_model("test_efficientnet", num_classes=5).eval(), 64)
+    images, target = _images(2, 64, 6), torch.tensor([2, 0])
+    nodes = [n.name for n in graph.graph.nodes if n.op == "call_function" and isinstance(n.meta["val"], Tensor)]
+    nodes = [n for n in nodes if graph_value(graph, n).is_floating_point()]
+    quick, plain = (
+        lrp.node_relevance(graph, images, target, nodes, lrp.LrpOptions(preset(name), fast=fast))
+        for fast in (True, False)
+    )
+    assert set(quick) == set(nodes)
+    for node in nodes:
+        assert quick[node].shape == plain[node].shape
+        assert float((quick[node] - plain[node]).abs().max()) <= SAME_AS_ZENNIT * float(plain[node].abs().max())
+
+
+def graph_value(graph: fx.GraphModule, name: str) -> Tensor:
+    value: Tensor = next(n.meta["val"] for n in graph.graph.nodes if n.name == name)
+    return value
+
+
+def test_gradients_before_and_after_are_bit_equal() -> None:
+    model = _transformer("fused").double()
+    images = _images(2, 32, 7)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(images).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    before = gradients()
+    graph = trace(model, images)
+    state = {name: t.clone() for name, t in graph.state_dict().items()}
+    out = graph(images)
+    for quick in (True, False):
+        lrp.node_relevance(graph, images, torch.tensor([0, 1]), [_input(graph)], lrp.LrpOptions(fast=quick))
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
+    assert all(torch.equal(t, state[name]) for name, t in graph.state_dict().items())
+    assert torch.equal(out, graph(images))
+    assert all(p.grad is None for p in graph.parameters())
+
+
+def test_batch_size_does_not_change_relevance() -> None:
+    graph = _graph(_transformer("written"), 32)
+    node = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "up.1")
+    images, target = _images(4, 32, 8), torch.tensor([0, 1, 2, 3])
+    prepared = lrp.prepare(graph)
+    whole = prepared(images, target, [node])[node]
+    single = torch.cat([prepared(images[i : i + 1], target[i : i + 1], [node])[node] for i in range(4)])
+    assert torch.allclose(whole, single, rtol=1e-9, atol=1e-15)
+
+
+def test_start_and_target_options() -> None:
+    graph = _graph(_transformer("fused"), 32)
+    images = _images(3, 32, 9)
+    logits = graph(images).detach()
+    output = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "head")
+    labels = torch.tensor([4, -1, 0])
+    got = lrp.node_relevance(graph, images, labels, [output], lrp.LrpOptions(start="logit"))[output]
+    chosen = torch.tensor([4, int(logits[1].argmax()), 0])
+    expected = torch.zeros_like(logits).scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]))
+    assert torch.allclose(got, expected)
+    predicted = lrp.node_relevance(graph, images, labels, [output], lrp.LrpOptions(target="predicted"))[output]
+    assert torch.equal(predicted.argmax(1), logits.argmax(1))
+    assert float(predicted.sum()) == 3.0
+
+
+class _Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).cumprod(1).mean((2, 3))
+        scores: Tensor = self.head(x)
+        return scores
+
+
+def test_uncovered_operation_is_named_and_may_be_accepted() -> None:
+    graph = _graph(_Odd().eval(), 8)
+    assert lrp.uncovered(graph) == ("aten.cumprod at layer ''",)
+    with pytest.raises(InputError, match=r"aten.cumprod at layer ''; accept by name"):
+        lrp.prepare(graph)
+    options = lrp.LrpOptions(accept=("aten.cumprod",))
+    conv = next(n.name for n in graph.graph.nodes if n.target is aten.conv2d.default)
+    found = lrp.node_relevance(graph, _images(2, 8), torch.tensor([0, 1]), [conv], options)[conv]
+    assert bool(found.isfinite().all())
+    assert float(found.abs().sum()) > 0
+
+
+def test_unknown_node_is_refused() -> None:
+    graph = _graph(_transformer("fused"), 32)
+    with pytest.raises(ModelError, match="no node 'nowhere'"):
+        lrp.node_relevance(graph, _images(2, 32), torch.tensor([0, 1]), ["nowhere"])
+
+
+def test_norms_are_merged_before_and_behind_a_layer() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 6, 2, groups=3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1),
+    ]
+    model = nn.Sequential(*layers, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 5), nn.BatchNorm1d(5))
+    graph = _graph(_randomised(model, 4, biases=True), 8)
+    known = lrp.prepare(graph).known
+    norms = [n for n in graph.graph.nodes if n.target is aten.batch_norm.default]
+    assert set(norms) == set(known.merged)
+    values = _values(graph, _images(2, 8))
+    for norm in norms:
+        weighted = known.weighted.get(norm.args[0])
+        if weighted is None:  # the first: it went into the convolution behind it
+            continue
+        x = values[weighted.source.args[0] if weighted.source in norms else weighted.source]
+        out = lrp.forward(weighted.layer, x, weighted.layer.weight, weighted.layer.bias)
+        assert torch.allclose(out, values[norm], atol=1e-12)
+
+
+def test_depth_groups_follow_the_networks_own_depth() -> None:
+    graph = _graph(torchvision.models.resnet18(weights=None, num_classes=5).eval(), 64)
+    groups = {n.meta["layer"]: w.group for n, w in lrp.prepare(graph).known.weighted.items()}
+    assert {groups[name] for name in groups if name.startswith(("conv1", "layer1"))} == {"low"}
+    assert {groups[name] for name in groups if name.startswith(("layer2", "layer3"))} == {"mid"}
+    assert {groups[name] for name in groups if name.startswith("layer4.")} == {"high"}
+    assert groups["fc"] == "fc"
+
+
+def test_a_point_of_the_space_is_a_composite() -> None:
+    composite = at({"low": "gamma", "gamma": 0.5, "softmax": "cp", "epsilon": 1e-3})
+    assert composite.low == Rule("gamma", epsilon=1e-3, gamma=0.5)
+    assert composite.softmax == "cp"
+    assert composite.fc.epsilon == 1e-3
+    graph = _graph(_transformer("fused"), 32)
+    rules = {w.group: w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
+    assert rules["mid"] == "epsilon"
+    assert "gamma" in {w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
+    for bad in ({"depth": 1.0}, {"low": "epsilonn"}, {"softmax": "half"}):
+        with pytest.raises(InputError):
+            at(bad)

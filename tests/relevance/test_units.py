@@ -169,14 +169,17 @@ def test_settled_ends_behind_what_only_it_feeds() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+            self.gate, self.scale = nn.Linear(4, 1), nn.Parameter(torch.randn(4))
 
         def forward(self, x: Tensor) -> Tensor:
             y = nn.functional.hardswish(self.norm(self.a(x)))
-            return (self.b(y) + y).mean((2, 3)).softmax(1)
+            pooled = (self.b(y) + y).mean((2, 3)).softmax(1)
+            return pooled + self.gate(pooled) * self.scale
 
     graph = trace(Net(), torch.randn(2, 3, 4, 4))
     assert settled(named(graph, "conv2d")).target is aten.hardswish.default
     assert settled(named(graph, "conv2d_1")).name == "conv2d_1"  # the sum has another input
     assert settled(named(graph, "mean")).name == "mean"  # softmax mixes units
+    assert settled(named(graph, "linear")).name == "linear"  # one unit is spread over four
     with pytest.raises(ModelError, match="find the groups of this graph again"):
         named(graph, "conv2d_7")

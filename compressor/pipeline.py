@@ -43,7 +43,17 @@ from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import ScoreOptions, score
 from .relevance.composite import preset
 from .relevance.lrp import LrpOptions
-from .saved import Network, example_of, load_saved, read_network, read_weights, rebuild, write_network, write_weights
+from .saved import (
+    Network,
+    example_of,
+    load_module,
+    load_saved,
+    read_network,
+    read_weights,
+    rebuild,
+    write_network,
+    write_weights,
+)
 from .splits import Splits, split, split_apart
 from .stages import Notify, open_run
 from .work import Work, ranking_of
@@ -61,6 +71,10 @@ class Run:
 
     def network(self, model: nn.Module | None = None) -> fx.GraphModule:
         return load_saved(self.folder, model)
+
+    def module(self, model: nn.Module | None = None) -> nn.Module:
+        """The same in the model's own class, where its code can follow (ModelError where not)."""
+        return load_module(self.folder, model)
 
 
 def compress(

@@ -19,7 +19,8 @@ from .files import read_json, replacing, write_json
 from .graph import fetch, trace
 from .models import load_model
 from .pruning import Structure, analyse, prune
-from .records import IntArray, Plan
+from .pruning.modules import to_module
+from .records import IntArray, Plan, Slices
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 
@@ -94,7 +95,19 @@ def load_saved(folder: str | Path, module: nn.Module | None = None) -> fx.GraphM
 
     `module` stands for the dense network where the builder can't be called here (it was given as an object).
     """
-    folder = Path(folder)
+    return _replayed(Path(folder), module)[1]
+
+
+def load_module(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
+    """The same network in the model's own class, for models whose code takes its widths from its layers.
+
+    Raises ModelError for the others (attention with fixed head counts): `load_saved` serves those.
+    """
+    dense, small, slices, shape = _replayed(Path(folder), module)
+    return to_module(dense, small, slices, example_of(shape))
+
+
+def _replayed(folder: Path, module: nn.Module | None) -> tuple[nn.Module, fx.GraphModule, Slices, tuple[int, ...]]:
     network = read_network(folder)
     if module is None:
         if not network.builder:
@@ -102,9 +115,9 @@ def load_saved(folder: str | Path, module: nn.Module | None = None) -> fx.GraphM
         module = load_model(network.builder, "none").module
     graph = trace(module, example_of(network.shape))
     structure = analyse(graph, network.tied, network.frozen)
-    small = rebuild(graph, structure, network.kept)
+    small, slices = prune(graph, structure, Plan(network.kept, 0, 0))
     read_weights(folder / WEIGHTS, small)
-    return small
+    return module, small, slices, network.shape
 
 
 def rebuild(graph: fx.GraphModule, structure: Structure, kept: dict[str, IntArray]) -> fx.GraphModule:

@@ -41,7 +41,7 @@ class CompensationOptions:
     ridges: tuple[float, ...] = RIDGES
     rows_per_feature: float = 16.0
     rows_least: int = 8192
-    limit_bytes: int = 3 << 30
+    limit_bytes: int = 2 << 30
     seed: int = 0
 
 

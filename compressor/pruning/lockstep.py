@@ -104,7 +104,7 @@ class Lockstep:
     batches: Iterable[Tensor]
     changed: set[fx.Node]
     extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = field(default_factory=dict)
-    limit_bytes: int = 4 << 30
+    limit_bytes: int = 2 << 30
     position: int = 0
     twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _held: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = field(default_factory=list)

@@ -27,7 +27,7 @@ def reestimate(
     *,
     reference: fx.GraphModule | None = None,
     slices: Slices | None = None,
-    limit_bytes: int = 4 << 30,
+    limit_bytes: int = 2 << 30,
 ) -> tuple[str, ...]:
     """Replaces running means and variances by those of `batches`, in place; the names of the layers it changed.
 

@@ -20,6 +20,7 @@ from compressor.graph import Watcher, aten, trace
 from compressor.relevance import lrp
 from compressor.relevance.canonical import affine
 from compressor.relevance.composite import PRESETS, Composite, Rule, at, preset
+from compressor.relevance.rules import forward
 
 SAME_AS_ZENNIT = 1e-5  # the issue's bound for a fast path; both run in float64 here
 CONSERVED = 1e-4  # the issue's bound, of the relevance at the start
@@ -92,17 +93,17 @@ def _absorbed(prepared: lrp.Prepared, node: fx.Node, relevance: Tensor, values: 
     if node in known.weighted:
         weighted = known.weighted[node]
         layer, x = weighted.layer, values[weighted.source]
-        if weighted.rule.name == "flat" or layer.bias is None:
+        if weighted.rule.name == "flat":
             return 0.0
-        bias = layer.bias.reshape(-1, *[1] * layer.dims)
-        with torch.no_grad():
-            z = lrp.forward(layer, x, layer.weight, layer.bias)
-            if weighted.rule.name == "zplus":
-                positive = lrp.forward(layer, x.clamp(min=0), layer.weight.clamp(min=0), None)
-                negative = lrp.forward(layer, x.clamp(max=0), layer.weight.clamp(max=0), None)
-                bias = bias.clamp(min=0)
-                z = positive + negative + bias
-        return float((relevance * bias / z).nan_to_num(0).sum())
+        bias = torch.zeros(()) if layer.bias is None else layer.bias.reshape(-1, *[1] * layer.dims)
+        z = forward(layer, x, layer.weight, layer.bias)
+        kept = bias + TINY * z.sign()
+        if weighted.rule.name == "zplus":  # an output without a positive product keeps all it is given
+            positive = forward(layer, x.clamp(min=0), layer.weight.clamp(min=0), None)
+            negative = forward(layer, x.clamp(max=0), layer.weight.clamp(max=0), None)
+            kept = bias.clamp(min=0) + TINY
+            z = positive + negative + bias.clamp(min=0)
+        return float((relevance * kept / (z + TINY * z.sign() + TINY * (z == 0))).sum())
     if node in known.merged:
         return 0.0
     if node.target is aten.batch_norm.default:
@@ -137,8 +138,8 @@ def _absorbed_by_attention(node: fx.Node, relevance: Tensor, values: Mapping[fx.
     return float((to_p * (1 - x + (p * x).sum(-1, keepdim=True))).sum())
 
 
-def _check_conservation(graph: fx.GraphModule, composite: Composite, images: Tensor, *, absorbing: bool) -> int:
-    """After every step back, what is under way plus what was absorbed is the start; returns the steps checked."""
+def _check_conservation(graph: fx.GraphModule, composite: Composite, images: Tensor) -> float:
+    """After every step back, what is under way plus what was absorbed is the start; returns the share absorbed."""
     prepared = lrp.prepare(graph, lrp.LrpOptions(composite))
     values = _values(graph, images)
     start = float(len(images))
@@ -149,14 +150,15 @@ def _check_conservation(graph: fx.GraphModule, composite: Composite, images: Ten
         came = sum(float(r.sum()) for r in parts if r is not None)
         went = [r for part in given.values() for r in (part if isinstance(part, list) else [part]) if r is not None]
         state["under way"] += sum(float(r.sum()) for r in went) - came
-        if absorbing and isinstance(relevance, Tensor):
+        if isinstance(relevance, Tensor):
             state["absorbed"] += _absorbed(prepared, node, relevance, values)
         state["steps"] += 1
         assert abs(state["under way"] + state["absorbed"] - start) < CONSERVED * start, node.name
 
     got = prepared(images, torch.zeros(len(images), dtype=torch.long), [_input(graph)], observe=observe)
     assert float(got[_input(graph)].sum()) == pytest.approx(state["under way"], abs=CONSERVED * start)
-    return int(state["steps"])
+    assert state["steps"] > 20
+    return state["absorbed"] / start
 
 
 NETWORKS = ("resnet18", "vgg11_bn", "densenet121", "mobilenet_v2")
@@ -166,7 +168,9 @@ NETWORKS = ("resnet18", "vgg11_bn", "densenet121", "mobilenet_v2")
 @pytest.mark.parametrize("biases", [False, True])
 def test_relevance_is_conserved(name: str, biases: bool) -> None:
     graph = _graph(_built(name, 1, biases=biases), 32)
-    assert _check_conservation(graph, CONSERVING, _images(2, 32, 3), absorbing=biases) > 20
+    absorbed = _check_conservation(graph, CONSERVING, _images(2, 32, 3))
+    dead_outputs = name == "mobilenet_v2"  # a linear bottleneck without a positive product, see _absorbed
+    assert biases or dead_outputs or abs(absorbed) < CONSERVED
 
 
 class _TinyTransformer(nn.Module):
@@ -209,7 +213,7 @@ def _transformer(how: str) -> nn.Module:
 
 def test_transformer_loses_what_biases_and_softmax_expansion_absorb() -> None:
     graph = _graph(_transformer("fused"), 32)
-    assert _check_conservation(graph, CONSERVING, _images(2, 32, 3), absorbing=True) > 20
+    assert abs(_check_conservation(graph, CONSERVING, _images(2, 32, 3))) > CONSERVED
 
 
 @pytest.mark.parametrize("softmax", ["attnlrp", "cp", "zplus", "zplus-bias"])
@@ -378,7 +382,7 @@ def test_norms_are_merged_before_and_behind_a_layer() -> None:
         if weighted is None:  # the first: it went into the convolution behind it
             continue
         x = values[weighted.source.args[0] if weighted.source in norms else weighted.source]
-        out = lrp.forward(weighted.layer, x, weighted.layer.weight, weighted.layer.bias)
+        out = forward(weighted.layer, x, weighted.layer.weight, weighted.layer.bias)
         assert torch.allclose(out, values[norm], atol=1e-12)
 
 

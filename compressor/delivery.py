@@ -323,6 +323,8 @@ def _group_rows(work: Work, structure: Structure, plan: Plan, scores: Scores) ->
     rows = []
     for group in structure.groups.groups:
         kept = plan.kept.get(group.name, np.arange(group.size))
+        if group.parent in plan.kept:  # units of rows that went are gone with them
+            kept = kept[np.isin(group.rows[kept], plan.kept[group.parent])]
         values = importance(group, scores, options) if group.name in scores.values else np.full(group.size, np.nan)
         layers = tuple(dict.fromkeys(site.layer for site in group.sites))
         rows.append(GroupRow(group.name, group.kind, layers, group.size, kept, values))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,25 @@ from rich.table import Table
 
 from .recipe import Recipe, read_recipe, to_toml
 
+
+class OneLine(TyperGroup):
+    """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
+
+    def main(self, *given: Any, **options: Any) -> Any:
+        try:
+            code = super().main(*given, **{**options, "standalone_mode": False})
+        except typer.Exit as end:
+            code = end.exit_code
+        except (UsageError, FileError) as error:
+            help_of = error.ctx.command_path if error.ctx else "compressor"
+            raise RecipeError(f"{error.format_message().rstrip('.')}; see `{help_of} --help`") from error
+        if code == 130:
+            raise KeyboardInterrupt
+        raise SystemExit(code)
+
+
 app = typer.Typer(
+    cls=OneLine,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -94,10 +112,15 @@ def compress(
 def inspect(
     recipe: Recipe,
     as_json: bool = typer.Option(False, "--json", help="print groups and what was left alone as JSON"),
+    relevance: Path | None = typer.Option(None, help="draw what the model finds relevant in one image into this PNG"),
+    image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw"),
 ) -> None:
-    """Shows the units the model can lose, what is left alone and why. Needs no images; changes nothing."""
+    """Shows the units the model can lose, what is left alone and why; or what it finds relevant in one image."""
     from . import pipeline
 
+    if relevance is not None:
+        _draw(recipe, image, relevance)
+        return
     groups = pipeline.inspect(recipe)
     if as_json:
         print(
@@ -123,6 +146,17 @@ def inspect(
     out.print(left)
 
 
+def _draw(recipe: Recipe, image: int, path: Path) -> None:
+    from .files import write_bytes
+    from .looking import explain
+    from .report.explanation import draw_explanation
+
+    found = explain(recipe, image)
+    write_bytes(path, draw_explanation(found))
+    console.print(found.title, highlight=False)
+    print(json.dumps({"picture": str(path), "layers": len(found.layers), "heads": list(found.heads.shape)}))
+
+
 def _brief(group: Any) -> dict[str, Any]:
     layers = list(dict.fromkeys(s.layer for s in group.sites))
     return {
@@ -137,7 +171,7 @@ def _brief(group: Any) -> dict[str, Any]:
 @app.command()
 @with_recipe
 def benchmark(recipe: Recipe) -> None:
-    """Measures dense against pruned: accuracy, MACs, sizes, latency on every runtime here. Compresses first if need be."""
+    """Measures dense against pruned: accuracy, MACs, sizes, latency on every runtime here; compresses if need be."""
     from . import pipeline
 
     with _progress() as notify:
@@ -147,7 +181,7 @@ def benchmark(recipe: Recipe) -> None:
 
 
 @app.command()
-def load(folder: Path = typer.Argument(help="the folder of a finished run")) -> None:
+def load(folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
     """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
     from . import pipeline
 

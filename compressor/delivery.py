@@ -18,8 +18,8 @@ from torch import fx, nn
 
 from .cost import macs_by_layer, measure_cost
 from .device.bundle import Manifest, ModelFile, write_bundle
-from .device.bundle import Preprocessing as DevicePreprocessing
 from .device.environment import read_environment
+from .device.images import Preprocessing as DevicePreprocessing
 from .device.parity import Limits, Parity, limits_around
 from .device.timing import Schedule, Timing, from_json, summarise, time_interleaved, to_json
 from .device.worker import time_files
@@ -110,23 +110,16 @@ def _export(work: Work, final: fx.GraphModule) -> None:
         export_onnx(work.dense, work.example, files["dense"], metadata={**metadata, "compressor.variant": "dense"})
         export_onnx(final, work.example, files["pruned"], metadata={**metadata, "compressor.variant": "pruned"})
 
-    work.stages.do("onnx", [work.stages.keys["finetune"]], write, lambda: None)
+    def read() -> None:
+        for path in files.values():
+            path.stat()
 
-
-def _images(work: Work, count: int) -> NDArray[np.float32]:
-    """The first calibration images as the network takes them."""
-    found: list[NDArray[np.float32]] = []
-    for images, _ in work.calibration:
-        found.append(images.numpy())
-        if sum(len(part) for part in found) >= count:
-            break
-    stacked: NDArray[np.float32] = np.concatenate(found)[:count]
-    return stacked
+    work.stages.do("onnx", [work.stages.keys["finetune"]], write, read)
 
 
 def _parity(work: Work, final: fx.GraphModule) -> dict[str, dict[int, Parity]]:
     """ONNX Runtime against PyTorch at two batch sizes, dense and pruned; a gate each."""
-    folder, images = work.stages.folder, _images(work, 2 * GOLDEN_IMAGES)
+    folder, images = work.stages.folder, work.sample(2 * GOLDEN_IMAGES)
     limits = Limits(relative=work.recipe.max_parity, cosine=0.9999)
     networks = {"dense": work.dense, "pruned": final}
 
@@ -176,6 +169,8 @@ def _engines(work: Work) -> list[dict[str, Any]]:
 
     def read() -> list[dict[str, Any]]:
         held: list[dict[str, Any]] = read_json(folder / "engines.json", "engines/1")["engines"]
+        for engine in held:
+            (folder / engine["path"]).stat()
         return held
 
     found = work.stages.do("engines", [file_sha256(source), list(work.recipe.targets), profiles], write, read)
@@ -193,7 +188,7 @@ def _latency(work: Work, final: fx.GraphModule) -> list[Timing]:
         found: list[Timing] = []
         for batch in recipe.latency_batches:
             schedule = Schedule(batch=batch, seconds=recipe.latency_seconds)
-            images = _images(work, max(64, batch))
+            images = work.sample(max(64, batch))
             work.stages.notify(f"latency: ONNX Runtime, batch {batch}", 0.0)
             found += time_files(_files(work), images, schedule=schedule, runtime="onnxruntime").values()
             work.stages.notify(f"latency: PyTorch, batch {batch}", 0.5)
@@ -225,7 +220,7 @@ def _bundle(
     work: Work, final: fx.GraphModule, parity: Mapping[str, Mapping[int, Parity]], engines: list[dict[str, Any]]
 ) -> None:
     folder = work.stages.folder
-    images = _images(work, GOLDEN_IMAGES)
+    images = work.sample(GOLDEN_IMAGES)
     worst = max(parity["pruned"].values(), key=lambda p: p.max_abs)
     models = [ModelFile("model.onnx", limits=limits_around(worst))]
     files = {"model.onnx": folder / "model.onnx", "plan.json": folder / "network.json"}
@@ -258,7 +253,7 @@ def _contents(
     timings: list[Timing],
 ) -> ReportInput:
     recipe, folder = work.recipe, work.stages.folder
-    scores = read_record(folder / ("scores-1.json" if recipe.rounds > 1 else "scores.json"), Scores)
+    scores = read_record(folder / "scores-1.json", Scores)
     dense_cost, cost = measure_cost(work.dense), measure_cost(final)
     environment = read_environment()
     return ReportInput(

@@ -41,7 +41,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         model.eval()
         with torch.no_grad():
             exported = _export(model, example)
-        graph = exported.run_decompositions({}).module(check_guards=False)
+        graph: fx.GraphModule = exported.run_decompositions({}).module(check_guards=False)
     finally:
         for module, training in modes.items():
             module.training = training

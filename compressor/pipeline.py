@@ -7,21 +7,21 @@ report, ship. Every stage's result lies in the run's folder; a stage is done aga
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .checkpoints import state_hash
 from .cost import measure_cost
-from .data import load_images, require_labels
 from .delivery import Delivered, deliver
-from .errors import RecipeError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
-from .images import Images, Preprocessing, batches, overridden
+from .images import Images, overridden
 from .models import Model, load_model
 from .pruning import (
     CompensationOptions,
@@ -35,8 +35,9 @@ from .pruning import (
     parse_budget,
     prune,
 )
+from .pruning.budget import least_share
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
-from .records import Accuracy, Groups, Plan, Scores
+from .records import Accuracy, Groups, IntArray, Plan, Scores
 from .recovery.batchnorm import reestimate
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
@@ -54,9 +55,8 @@ from .saved import (
     write_network,
     write_weights,
 )
-from .splits import Splits, split, split_apart
-from .stages import Notify, open_run
-from .work import Work, ranking_of
+from .stages import Notify
+from .work import Work, given_preprocessing, prepare, ranking_of, require_known
 
 IDENTITY_IMAGES = 4
 
@@ -95,7 +95,8 @@ def compress(
         options["data"] = images
     if isinstance(model, nn.Module):
         options.setdefault("out", "runs/model")
-        recipe = make_recipe({**options, "model": type(model).__name__})
+        given = {name: value for name, value in options.items() if value is not None}
+        recipe = make_recipe({**given, "model": type(model).__name__})
         known = Model(model, "", "given", None, None, state_hash(model))
     else:
         recipe = read_recipe(None, **options)
@@ -108,85 +109,55 @@ def run(
 ) -> Run:
     """One run from a recipe, continued where an earlier one in the same folder stopped."""
     work = prepare(recipe, notify or (lambda stage, share: None), model, images)
-    structure = find_units(work)
-    plan, pruned = remove_and_repair(work, structure)
-    final = recover(work, structure, plan, pruned)
-    accuracy = measure_accuracy(work, structure, plan, pruned, final)
-    delivered = deliver(work, structure, plan, final, accuracy)
-    return finish(work, plan, accuracy, delivered)
+    structure, spent_s = find_units(work)
+    require_reachable(work.dense, structure, recipe)
+    with work.stages.begun():
+        keep_inputs(work, structure, spent_s)
+        plan, pruned = remove_and_repair(work, structure)
+        final = recover(work, structure, plan, pruned)
+        accuracy = measure_accuracy(work, structure, plan, pruned, final)
+        delivered = deliver(work, structure, plan, final, accuracy)
+        return finish(work, plan, accuracy, delivered)
 
 
-def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images | None) -> Work:
-    """Everything that can be refused is refused here, before anything is written."""
-    budget = parse_budget(recipe.budget)
-    composite = preset(recipe.composite) if recipe.composite else None
-    del budget, composite
-    model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, how = read_images(recipe, model, images)
-    dense = trace(model.module, example_of((len(how.mean), *how.size)))
-    outputs = int(dense.graph.output_node().args[0][0].meta["val"].shape[-1])  # type: ignore[union-attr,index]
-    for part in (splits.calibration, splits.evaluation):
-        require_labels(part, outputs)
-    folder = Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}")
-    identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
-    stages = open_run(folder, identity, notify)
-    write_text(folder / "recipe.toml", to_toml(recipe))
-    work = Work(
-        recipe,
-        stages,
-        model,
-        splits,
-        dense,
-        batches(splits.calibration, recipe.batch_size),
-        batches(splits.evaluation, recipe.batch_size),
-        how,
-    )
+def find_units(work: Work) -> tuple[Structure, float]:
+    """Groups of the traced graph, each checked, and the seconds that took; a finished stage's if there is one."""
+    if work.stages.holds("groups", _group_inputs(work)):
+        found = read_json(work.stages.folder / "check.json", "check/1")
+        return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"])), 0.0
+    work.stages.notify("groups", 0.0)
+    start = time.perf_counter()
+    structure = find_structure(work.dense, work.example, work.recipe.seed)
+    return structure, time.perf_counter() - start
+
+
+def _group_inputs(work: Work) -> list[Any]:
+    return [work.model.sha256, str(work.dense.code), list(work.example.shape), work.recipe.seed]
+
+
+def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> None:
+    """Raises BudgetError when no plan can meet the budget, whatever the scores are."""
+    budget, options = parse_budget(recipe.budget), ranking_of(recipe)
+    any_scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
+    if least_share(graph, structure, any_scores, budget.kind, options) > budget.share:
+        make_plan(graph, structure, any_scores, budget, options)  # raises, naming what can be reached
+
+
+def keep_inputs(work: Work, structure: Structure, spent_s: float) -> None:
+    """The resolved recipe, the splits and the groups; of the check its findings are kept, not the labels."""
+    folder, splits = work.stages.folder, work.splits
+    write_text(folder / "recipe.toml", to_toml(work.recipe))
     write_json(
-        folder / "splits.json", {"schema": "splits/1", "hashes": dict(splits.hashes), "left_out": list(splits.left_out)}
+        folder / "splits.json",
+        {"schema": "splits/1", "hashes": dict(splits.hashes), "left_out": list(splits.left_out)},
     )
-    return work
-
-
-def read_images(recipe: Recipe, model: Model, images: Images | None) -> tuple[Splits, Preprocessing]:
-    """Calibration and evaluation images, disjoint, prepared as the model wants them."""
-    given = {
-        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
-        "resize": recipe.resize or None,
-        "interpolation": recipe.interpolation or None,
-        "mean": recipe.mean or None,
-        "std": recipe.std or None,
-    }
-    known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
-    how = overridden(known, **given)
-    if images is None:
-        if not recipe.data:
-            raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
-        images = load_images(recipe.data, classes=model.class_names)
-    images = images.prepared(how)
-    if recipe.evaluation_data:
-        held_out = load_images(recipe.evaluation_data, classes=images.class_names or model.class_names).prepared(how)
-        n = min(recipe.calibration, len(images))
-        return split_apart(images, held_out, recipe.seed, calibration=n, search=0), how
-    held = round(recipe.evaluation * len(images))
-    n = min(recipe.calibration, len(images) - held)
-    return split(images, recipe.seed, calibration=n, search=0, evaluation=recipe.evaluation), how
-
-
-def find_units(work: Work) -> Structure:
-    """Groups of the traced graph, each checked; the findings of the check are kept, not the labels."""
-    stages, folder = work.stages, work.stages.folder
 
     def write() -> None:
-        structure = find_structure(work.dense, work.example, work.recipe.seed)
         write_record(folder / "groups.json", structure.groups)
         findings = {"schema": "check/1", "tied": list(structure.tied), "frozen": list(structure.frozen)}
         write_json(folder / "check.json", findings)
 
-    def read() -> Structure:
-        found = read_json(folder / "check.json", "check/1")
-        return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"]))
-
-    return stages.do("groups", [work.model.sha256, str(work.dense.code), list(work.example.shape)], write, read)
+    work.stages.do("groups", _group_inputs(work), write, lambda: None, spent_s=spent_s)
 
 
 def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
@@ -204,7 +175,8 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
     recipe, folder = work.recipe, work.stages.folder
     dense_cost = measure_cost(work.dense)
     target = parse_budget(recipe.budget)
-    current, units, kept = work.dense, structure, {}
+    current, units = work.dense, structure
+    kept: dict[str, IntArray] = {}
     for r in range(1, recipe.rounds + 1):
         scores = _stage_scores(work, r, current, units)
         now = measure_cost(current)
@@ -222,7 +194,7 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
 
 
 def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
-    recipe, path = work.recipe, work.stages.folder / (f"scores-{r}.json" if work.recipe.rounds > 1 else "scores.json")
+    recipe, path = work.recipe, work.stages.folder / f"scores-{r}.json"
     inputs = [
         work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"]),
         work.splits.hashes["calibration"],
@@ -281,7 +253,7 @@ def _stage_repair(
 
 def _check_identity(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> None:
     """The first thing believed of a pruned network: it is the original without the removed units."""
-    images = next(iter(work.calibration))[0][:IDENTITY_IMAGES]
+    images = torch.from_numpy(work.sample(IDENTITY_IMAGES))
     error = identity_error(graph, raw, units, step.kept, images)
     work.gate(
         "identity: pruned = masked original",
@@ -362,27 +334,25 @@ def finish(work: Work, plan: Plan, accuracy: dict[str, Accuracy], delivered: Del
 
 def inspect(recipe: Recipe) -> Groups:
     """The groups a recipe's model has and what is left alone; no images are needed."""
-    model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    how = _shape_only(recipe, model)
-    example = example_of((len(how.mean), *how.size))
-    return find_structure(trace(model.module, example), example, recipe.seed).groups
+    graph, example = _without_images(recipe)
+    return find_structure(graph, example, recipe.seed).groups
 
 
-def _shape_only(recipe: Recipe, model: Model) -> Preprocessing:
-    """Pre-processing for a look at the network alone: 224 px RGB unless the model or the recipe says otherwise."""
-    size = recipe.size[0] if len(recipe.size) == 1 else recipe.size or None
-    mean, std = recipe.mean or None, recipe.std or None
+def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
+    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named."""
+    require_known(recipe)
+    model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
+    given = given_preprocessing(recipe)
     if model.preprocessing is None:
-        size, mean, std = size or 224, mean or (0.5, 0.5, 0.5), std or (0.5, 0.5, 0.5)
-    return overridden(model.preprocessing, size=size, mean=mean, std=std)
+        plain = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        given |= {name: given[name] or value for name, value in plain.items()}
+    example = example_of(overridden(model.preprocessing, **given).shape)
+    return trace(model.module, example), example
 
 
 def predict(recipe: Recipe) -> dict[str, Any]:
     """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not."""
-    model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    how = _shape_only(recipe, model)
-    example = example_of((len(how.mean), *how.size))
-    graph = trace(model.module, example)
+    graph, example = _without_images(recipe)
     structure = find_structure(graph, example, recipe.seed)
     scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
     plan = make_plan(graph, structure, scores, parse_budget(recipe.budget), ranking_of(recipe))

@@ -5,6 +5,7 @@ Knows what values are allowed, not what they do. Every field's help is the comma
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -83,27 +84,40 @@ class Recipe:
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(choices)}.{did_you_mean(str(value), list(choices))}"
                 )
-        kinds = ["channel", "neuron", "stream", "head", "head_dim", "conv_group"]
-        for kind in self.units:
-            if kind not in kinds:
-                raise RecipeError(
-                    f"units has no kind {kind!r}; there are {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
-                )
+        for name, known in _KNOWN.items():
+            for value in getattr(self, name):
+                if value not in known:
+                    raise RecipeError(
+                        f"{name} has no {value!r}; there are {', '.join(known)}.{did_you_mean(value, list(known))}"
+                    )
         for name, low, high in _BOUNDS:
-            if not low <= getattr(self, name) <= high:
-                raise RecipeError(f"{name} = {getattr(self, name)} must lie between {low} and {high}")
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not low <= number <= high:
+                    raise RecipeError(f"{name} = {number} must lie between {low:g} and {high:g}")
 
 
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    "units": ("channel", "neuron", "stream", "head", "head_dim", "conv_group"),
+    "precisions": ("fp32", "fp16", "int8"),
+}
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("calibration", 1, 10**9),
     ("evaluation", 0, 0.95),
     ("batch_size", 1, 10**6),
+    ("seed", 0, 2**32 - 1),
+    ("per_cost", 0, 100),
     ("least", 0, 1),
     ("multiple", 1, 4096),
     ("rounds", 1, 1000),
     ("finetune_epochs", 0, 10**6),
     ("learning_rate", 0, 10),
     ("distillation", 0, 1),
+    ("latency_batches", 1, 10**6),
+    ("latency_seconds", 0, 10**6),
+    ("max_accuracy_loss", -100, 100),
+    ("max_identity_error", 0, 10**6),
+    ("max_parity", 0, 10**6),
 )
 
 
@@ -135,14 +149,19 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     try:
         if getattr(kind, "__origin__", None) is tuple:
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            return tuple(kind.__args__[0](p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
-        if kind is bool:
-            if not isinstance(value, bool):
-                raise ValueError("true or false")
-            return value
-        return kind(value)
+            return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
+        return _plain(kind, value)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} = {value!r} is not understood ({error})") from error
+
+
+def _plain(kind: type, value: Any) -> Any:
+    """Text is read as what the field wants; anything else must be that already (3 for 3.0, not 1 for 1.5)."""
+    fits: Mapping[type, tuple[type, ...]] = {str: (str, os.PathLike), int: (int, str), float: (int, float, str)}
+    if not isinstance(value, fits.get(kind, (kind,))) or (isinstance(value, bool) and kind is not bool):
+        expected = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[kind]
+        raise TypeError(f"expected {expected}")
+    return kind(value)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -159,10 +178,7 @@ def to_toml(recipe: Recipe) -> str:
     lines = []
     for f in fields(recipe):
         value = getattr(recipe, f.name)
-        if isinstance(value, tuple):
-            text = "[" + ", ".join(_toml_value(v) for v in value) + "]"
-        else:
-            text = _toml_value(value)
+        text = f"[{', '.join(map(_toml_value, value))}]" if isinstance(value, tuple) else _toml_value(value)
         lines.append(f"{f.name} = {text}")
     return "\n".join(lines) + "\n"
 

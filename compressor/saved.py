@@ -87,7 +87,7 @@ def read_weights(path: Path, graph: nn.Module) -> None:
 
 def _state(graph: nn.Module) -> dict[str, Tensor]:
     named = [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]
-    return {name: tensor for name, tensor in named}
+    return dict(named)
 
 
 def load_saved(folder: str | Path, module: nn.Module | None = None) -> fx.GraphModule:

@@ -6,18 +6,26 @@ always read from disk, so that a continued run and an uninterrupted one see the 
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import __version__
-from .errors import FolderError
+from .errors import CompressorError, FolderError
 from .files import content_hash, read_json, write_json
 
 T = TypeVar("T")
 Notify = Callable[[str, float], None]
+
+SHIPPED = ("summary.json", "report.md", "report.html", "report.json", "bundle")
+_LEFTOVERS = (".part-*", ".*.onnx.*", ".bundle.*")  # of writers that were killed
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @dataclass
@@ -26,33 +34,77 @@ class Stages:
 
     folder: Path
     notify: Notify
+    identity: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
 
-    def do(self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T]) -> T:
-        """Writes the stage's files unless they stand for the same inputs, then reads them."""
-        key = content_hash(name, __version__, inputs)
-        self.keys[name] = key
-        marker = self.folder / "stages" / f"{name}.json"
-        done = read_json(marker, "stage/1") if marker.is_file() else {}
-        if done.get("key") == key:
-            self.notify(f"{name} (done before)", 1.0)
-            self.seconds[name] = float(done["seconds"])
-            self.reused.append(name)
-            return read()
+    def holds(self, name: str, inputs: Any) -> bool:
+        """Whether the stage was finished with these inputs."""
+        return self._marker(name).get("key") == content_hash(name, __version__, inputs)
+
+    def do(
+        self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T], *, spent_s: float = 0.0
+    ) -> T:
+        """Writes the stage's files unless they stand for the same inputs, then reads them.
+
+        Files that are gone or damaged count as not written. `spent_s` went into the stage before it was written.
+        """
+        self.keys[name] = content_hash(name, __version__, inputs)
+        if self.holds(name, inputs):
+            try:
+                found = read()
+            except (CompressorError, OSError) as error:
+                self.notify(f"{name} (again: {error})", 0.0)
+            else:
+                self.notify(f"{name} (done before)", 1.0)
+                self.seconds[name] = float(self._marker(name)["seconds"])
+                self.reused.append(name)
+                return found
         self.notify(name, 0.0)
-        marker.unlink(missing_ok=True)
+        self.retract()
+        self._path(name).unlink(missing_ok=True)
         start = time.perf_counter()
         write()
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        write_json(marker, {"schema": "stage/1", "key": key, "seconds": self.seconds[name]})
+        self.seconds[name] = round(spent_s + time.perf_counter() - start, 3)
+        write_json(self._path(name), {"schema": "stage/1", "key": self.keys[name], "seconds": self.seconds[name]})
         self.notify(name, 1.0)
         return read()
 
+    def retract(self) -> None:
+        """Takes away what ships: it does not stand for the stages any more, or not yet."""
+        for name in SHIPPED:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """The folder is written inside; a disk that is full or read-only becomes a FolderError."""
+        try:
+            write_json(self.folder / "run.json", {"schema": "run/1", **self.identity})
+            for left in [p for pattern in _LEFTOVERS for p in self.folder.rglob(pattern)]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise FolderError(
+                f"{error.filename or self.folder} can't be written ({error.strerror}); free space or rights there, and "
+                "run the same command again: it continues after the last finished stage"
+            ) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
+
+    def _marker(self, name: str) -> dict[str, Any]:
+        path = self._path(name)
+        return read_json(path, "stage/1") if path.is_file() else {}
+
 
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
-    """The stages of a run in that folder, new or continued.
+    """The stages of a run in that folder, new or continued; nothing is written before `begun`.
 
     Raises FolderError when it holds another run (another model, weights or data) or anything else.
     """
@@ -65,11 +117,9 @@ def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
             raise FolderError(
                 f"{folder} holds the run of {was}, not of {now}; give another --out, or delete that folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".part-") for p in folder.iterdir())):
         raise FolderError(f"{folder} exists and is no run of this program; give another --out")
-    try:
-        (folder / "stages").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"can't make the folder {folder}: {error.strerror}; give another --out") from error
-    write_json(marker, {"schema": "run/1", **identity})
-    return Stages(folder, notify)
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise FolderError(f"{folder} can't be made: {place} is not a folder you may write to; give another --out")
+    return Stages(folder, notify, identity)

@@ -1,20 +1,32 @@
-"""What the stages of one run share: recipe, folder, dense network, images, and the gates passed so far."""
+"""What the stages of one run share: recipe, folder, dense network, images, and the gates passed so far.
+
+`prepare` reads and checks all of it before anything is written.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from .errors import GateError
-from .images import Batches, Preprocessing
-from .models import Model
-from .pruning import RankingOptions
+from .data import load_images, require_labels
+from .errors import DataError, GateError, ModelError, RecipeError
+from .export.engines import resolve_target
+from .graph import trace
+from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
+from .models import Model, load_model
+from .pruning import RankingOptions, parse_budget
 from .recipe import Recipe
+from .relevance.composite import preset
+from .relevance.criteria import criterion_named
 from .report import GateRow
 from .saved import example_of
-from .splits import Splits
-from .stages import Stages
+from .splits import Splits, split, split_apart
+from .stages import Notify, Stages, open_run
 
 
 @dataclass
@@ -34,15 +46,108 @@ class Work:
 
     @property
     def example(self) -> Tensor:
-        how = self.preprocessing
-        return example_of((len(how.mean), *how.size))
+        return example_of(self.preprocessing.shape)
+
+    def sample(self, count: int) -> NDArray[np.float32]:
+        """float32 [count, C, H, W], the first calibration images as the network takes them; few ones come again."""
+        found: list[NDArray[np.float32]] = []
+        for images, _ in self.calibration:
+            found.append(images.numpy())
+            if sum(len(part) for part in found) >= count:
+                break
+        return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
 
     def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "") -> None:
         """Notes a gate; raises GateError when the value is above the limit."""
         passed = bool(value <= limit)
         self.gates.append(GateRow(name, limit, float(value), passed, "<=", unit, remedy))
         if not passed:
+            self.stages.retract()
             raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
+
+
+def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images | None) -> Work:
+    """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses."""
+    require_known(recipe)
+    model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
+    splits, how = read_images(recipe, model, images)
+    dense = trace(model.module, example_of(how.shape))
+    for part in (splits.calibration, splits.evaluation):
+        require_labels(part, _classes(dense))
+        require_decodable(part)
+    folder = Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}")
+    identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
+    return Work(
+        recipe,
+        open_run(folder, identity, notify),
+        model,
+        splits,
+        dense,
+        batches(splits.calibration, recipe.batch_size),
+        batches(splits.evaluation, recipe.batch_size),
+        how,
+    )
+
+
+def require_known(recipe: Recipe) -> None:
+    """Raises RecipeError or InputError for a name or a budget that a later stage would refuse."""
+    parse_budget(recipe.budget)
+    criterion_named(recipe.criterion)
+    if recipe.composite:
+        preset(recipe.composite)
+    for target in recipe.targets:
+        resolve_target(target)
+
+
+def _classes(graph: fx.GraphModule) -> int:
+    """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
+    answers = graph.graph.output_node().all_input_nodes
+    shapes = [list(node.meta["val"].shape) for node in answers]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ModelError(
+            f"the model answers with {', '.join(map(str, shapes))}; expected one tensor [N, classes]: wrap the model "
+            "so that its forward returns the logits alone"
+        )
+    return int(shapes[0][1])
+
+
+def read_images(recipe: Recipe, model: Model, images: Images | None) -> tuple[Splits, Preprocessing]:
+    """Calibration and evaluation images, disjoint, prepared as the model wants them."""
+    known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
+    how = overridden(known, **given_preprocessing(recipe))
+    classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
+    if images is None:
+        if not recipe.data:
+            raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
+        images = load_images(recipe.data, classes=classes)
+    images = images.prepared(how)
+    if recipe.evaluation_data:
+        held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(how)
+        n = min(recipe.calibration, _different(images, recipe.calibration))
+        return split_apart(images, held_out, recipe.seed, calibration=n, search=0), how
+    held = round(recipe.evaluation * len(images))
+    n = min(recipe.calibration, _different(images, recipe.calibration + held) - held)
+    if not held or n < 1:
+        raise DataError(
+            f"{images.source} holds {len(images)} images, of which {held} are held out for evaluation; give more "
+            "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
+        )
+    return split(images, recipe.seed, calibration=n, search=0, evaluation=recipe.evaluation), how
+
+
+def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
+        "resize": recipe.resize or None,
+        "interpolation": recipe.interpolation or None,
+        "mean": recipe.mean or None,
+        "std": recipe.std or None,
+    }
+
+
+def _different(images: Images, wanted: int) -> int:
+    """How many images there are; repeated ones count once where that decides whether there are enough."""
+    return len(images) if len(images) > 2 * wanted else len({images.digest(name) for name in images.names})
 
 
 def ranking_of(recipe: Recipe) -> RankingOptions:

@@ -30,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("recipe", "stages"),
     ("saved",),
     ("work",),
-    ("delivery",),
+    ("delivery", "looking"),
     ("pipeline", "ship"),
     ("search",),
     ("cli",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,9 +69,10 @@ def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
             stand_in.meta["val"] = _shrunk(structure, node, gone)
         macs = 0
         for node in counted:
-            args = fx.map_arg(node.args, lambda n: shadow.get(n, n))
+            args = fx.map_arg(node.args, lambda n: shadow.get(n, n))  # type: ignore[arg-type,return-value]
+            formula: Callable[[Any], int] = FORMULAS[_schema(node)]
             view = _Call(args, shadow[node].meta)
-            macs += dense.by_node[node.name] * FORMULAS[_schema(node)](view) // max(1, FORMULAS[_schema(node)](node))  # type: ignore[arg-type]
+            macs += dense.by_node[node.name] * formula(view) // max(1, formula(node))
         left = sum(int(np.prod(_sizes(structure, n, gone))) for n in parameters.values())
         return macs, left + fixed
 
@@ -133,19 +134,32 @@ def make_plan(
     if least > limit:
         raise BudgetError(
             f"budget '{budget}' can't be met: with every removable unit gone {least / dense[index]:.3f} of the "
-            f"{budget.kind} remain; ask for at least '{budget.kind} {_up(least / dense[index])}', allow more kinds of units, or lower "
-            "the share of each group that always stays"
+            f"{budget.kind} remain; ask for at least '{budget.kind} {_up(least / dense[index])}', allow more kinds of "
+            "units, or lower the share of each group that always stays"
         )
     removed = _fill(_prefix(chunks, cost, limit), cost, limit)
     reached = cost(removed)
     if reached < (1 - SLACK) * limit:
         raise BudgetError(
             f"budget '{budget}' can't be met within {SLACK:.0%}: the nearest plan below it keeps "
-            f"{reached / dense[index]:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense[index])}' or round kept "
-            "counts to a smaller multiple"
+            f"{reached / dense[index]:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense[index])}' "
+            "or round kept counts to a smaller multiple"
         )
     kept = _kept(structure.groups, removed)
     return Plan(kept, dense[0], meter(removed_classes(structure, kept))[0], str(budget))
+
+
+def least_share(
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    kind: Literal["macs", "parameters"],
+    options: RankingOptions,
+) -> float:
+    """The share of the dense network that remains when everything goes that may go."""
+    meter, index = make_meter(graph, structure), ("macs", "parameters").index(kind)
+    kept = _kept(structure.groups, order_of_removal(structure.groups.groups, scores, options))
+    return meter(removed_classes(structure, kept))[index] / meter(removed_classes(structure, {}))[index]
 
 
 def _up(share: float) -> str:

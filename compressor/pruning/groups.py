@@ -89,7 +89,7 @@ def _walk(graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: 
 
 def _visit(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     if not any(isinstance(v, Value) for v in _flat((args, list(kwargs.values())))):
-        return node.target(*args, **kwargs)  # arithmetic on sizes
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on sizes
     if node.target is aten.sym_size.int:
         return args[0].shape[args[1]]
     return handler_of(node)(ledger, node, args, kwargs)
@@ -123,7 +123,7 @@ def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
     """Parameters that become the kernel of a grouped, not depthwise, convolution."""
     for node in graph.graph.nodes:
         if node.target in CONVOLUTIONS and len(node.args) > 6 and node.args[6] > 1:
-            if node.args[1].meta["val"].shape[1] == 1:
+            if weight_shape(node)[1] == 1:
                 continue
             front = [node.args[1]]
             while front:
@@ -166,6 +166,12 @@ def channel_axis(node: fx.Node) -> int | None:
     if node.target is aten.linear.default:
         return int(node.meta["val"].ndim) - 1
     return 1 if node.target in CONVOLUTIONS else None
+
+
+def weight_shape(node: fx.Node) -> tuple[int, ...]:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return tuple(weight.meta["val"].shape)
 
 
 def _produced(node: fx.Node, values: Mapping[str, Any]) -> IntArray:
@@ -289,7 +295,7 @@ def _kind(rows: bool, units: list[int], sites: list[tuple[fx.Node, Site]], class
         return "head" if any(n.target in ATTENTIONS for n in nodes) else "conv_group"
     if classes.parent[units[0]] > 0 and all(n.target is aten.linear.default for n in nodes):
         return "head_dim"
-    mixing = {n for n in nodes if not (n.target in CONVOLUTIONS and n.args[1].meta["val"].shape[1] == 1)}
+    mixing = {n for n in nodes if not (n.target in CONVOLUTIONS and weight_shape(n)[1] == 1)}
     if len(mixing) > 1:
         return "stream"
     return "neuron" if nodes[0].target is aten.linear.default else "channel"

@@ -56,7 +56,8 @@ class Ledger:
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Makes equally placed labels one; a and b broadcast."""
-        a, b = torch.broadcast_tensors(a, b)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        a, b = a.expand(shape), b.expand(shape)
         both = torch.stack([_squeeze(a, b).reshape(-1), _squeeze(b, a).reshape(-1)])
         self.pairs.append(torch.unique(both, dim=1) if both.shape[1] > 1 else both)
 
@@ -66,7 +67,7 @@ class Ledger:
         self.tie(labels, torch.zeros_like(labels))
 
     def pin(self, facet: Tensor, over: Iterable[int], node: str, reason: str) -> Tensor | None:
-        """Nothing may go along `over`: single units freeze; rows that lie across it stay removable, and are returned."""
+        """Nothing may go along `over`: single units freeze; rows across it stay removable, and are returned."""
         rows = [a for a in axes(facet) if a not in set(over)]
         if not rows:
             self.freeze(facet, node, reason)
@@ -101,7 +102,8 @@ def axes(facet: Tensor) -> tuple[int, ...]:
 
 def distinct(facet: Tensor) -> Tensor:
     index = tuple(slice(None) if a in axes(facet) else 0 for a in range(facet.ndim))
-    return torch.unique(facet[index])
+    found: Tensor = torch.unique(facet[index])
+    return found
 
 
 def compress(facet: Tensor) -> Tensor:
@@ -182,7 +184,8 @@ def _components(edges: IntArray, count: int) -> IntArray:
     # the smallest label names its class, so that 0 stays 0
     first = np.full(component.max() + 1, count, dtype=np.int64)
     np.minimum.at(first, component, np.arange(count))
-    return first[component]
+    of: IntArray = first[component]
+    return of
 
 
 def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:

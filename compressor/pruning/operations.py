@@ -195,7 +195,7 @@ def _parents(
 
 
 def reduce_summed(facet: Tensor, rank: int) -> Tensor:
-    return facet[(..., *[0] * (facet.ndim - rank))] if facet.ndim > rank else facet
+    return facet[tuple(slice(None) if a < rank else 0 for a in range(facet.ndim))]
 
 
 def freeze_all(ledger: Ledger, node: fx.Node, values: Any, reason: str) -> None:
@@ -318,7 +318,7 @@ def _channels_only(ledger: Ledger, x: Value, node: fx.Node) -> Value:
 
 
 def _kernel_free(facet: Tensor) -> Tensor:
-    return facet[(slice(None), slice(None), *[0] * (facet.ndim - 2))]
+    return reduce_summed(facet, 2)
 
 
 def _split_rows(facet: Tensor, groups: int) -> Tensor:
@@ -427,7 +427,7 @@ def layer_norm(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str,
 @handles(aten.group_norm.default)
 def group_norm(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
     x, groups = args[0], int(args[1])
-    n, c = x.shape[:2]
+    c = x.shape[1]
     for facet in x.facets:
         if axes(facet) != (1,) or groups == c:
             continue
@@ -572,8 +572,9 @@ def movement(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, A
     rest = [_content(a) for a in args[1:]]
     if _has_unknown(rest):
         return unknown(ledger, node, args, kwargs)
-    moved = [node.target(f, *rest, **kwargs) for f in x.facets]
-    content = None if x.content is None else node.target(x.content, *rest, **kwargs)
+    move: Callable[..., Any] = node.target  # type: ignore[assignment]
+    moved = [move(f, *rest, **kwargs) for f in x.facets]
+    content = None if x.content is None else move(x.content, *rest, **kwargs)
     meta = node.meta["val"]
     if isinstance(meta, Tensor):
         return Value(tuple(meta.shape), _compressed(moved), content)

@@ -174,6 +174,10 @@ def _lying_of(value: Any, structure: Structure) -> list[Lying]:
     return [structure.classes(f) for f in value.facets] if isinstance(value, Value) else []
 
 
+def _arguments(node: fx.Node) -> list[Any]:
+    return list(node.args)
+
+
 def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None = None) -> tuple[int, ...]:
     value = structure.values[node.name]
     value = value if part is None else value[part]
@@ -183,7 +187,7 @@ def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None
 def _resize(position: int) -> Any:
     def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
         before, after = structure.values[node.name].shape, _out_shape(node, structure, gone)
-        sizes = list(node.args[position])
+        sizes = list(_arguments(node)[position])
         offset = len(before) - len(sizes)
         for i, size in enumerate(sizes):
             if size == -1 or before[i + offset] == after[i + offset]:
@@ -196,9 +200,10 @@ def _resize(position: int) -> Any:
 
 
 def _unflatten(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    axis = int(node.args[1]) % node.args[0].meta["val"].ndim
+    source, axis, parts = _arguments(node)
+    axis %= len(structure.values[source.name].shape)
     after = _out_shape(node, structure, gone)
-    sizes = [s if s == -1 else after[axis + i] for i, s in enumerate(node.args[2])]
+    sizes = [s if s == -1 else after[axis + i] for i, s in enumerate(parts)]
     node.update_arg(2, sizes)
 
 
@@ -227,14 +232,14 @@ def _bounds(first: int) -> Any:
     """Slices: `first` is the position of (axis, start, end) among the arguments."""
 
     def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
-        source = node.args[0]
-        axis = node.args[first] if len(node.args) > first else 0
+        arguments = _arguments(node)
+        source, axis = arguments[0], arguments[first] if len(arguments) > first else 0
         if not _thinned(source, axis, structure, gone):
             return
         size = structure.values[source.name].shape[axis]
         for position in (first + 1, first + 2):
-            if len(node.args) > position and isinstance(node.args[position], int):
-                bound = node.args[position]
+            if len(arguments) > position and isinstance(arguments[position], int):
+                bound = arguments[position]
                 bound = min(bound + size if bound < 0 else bound, size)
                 node.update_arg(position, _kept_before(source, axis, bound, structure, gone))
 
@@ -242,15 +247,15 @@ def _bounds(first: int) -> Any:
 
 
 def _select(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    source, axis, position = node.args
+    source, axis, position = _arguments(node)
     if isinstance(position, int) and _thinned(source, axis, structure, gone):
         size = structure.values[source.name].shape[axis]
         node.update_arg(2, _kept_before(source, axis, position % size, structure, gone))
 
 
 def _split(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    source = node.args[0]
-    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    source, _, *rest = _arguments(node)
+    axis: Any = rest[0] if rest else node.kwargs.get("dim", 0)
     if not _thinned(source, axis, structure, gone):
         return
     parts = structure.values[node.name]
@@ -261,23 +266,25 @@ def _split(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 def _layer_norm(node: fx.Node, structure: Structure, gone: Keep) -> None:
     after = _out_shape(node, structure, gone)
-    node.update_arg(1, list(after[len(after) - len(node.args[1]) :]))
+    node.update_arg(1, list(after[len(after) - len(_arguments(node)[1]) :]))
 
 
 def _groups(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    if len(node.args) <= 6 or node.args[6] == 1:
+    arguments = _arguments(node)
+    if len(arguments) <= 6 or arguments[6] == 1:
         return
-    x, weight = (structure.values[a.name] for a in node.args[:2])
+    x, weight = (structure.values[a.name] for a in arguments[:2])
     channels = compact_shape(x.shape, _lying_of(x, structure), gone)[1]
     kernel = compact_shape(weight.shape, _lying_of(weight, structure), gone)
     transposed = "transpose" in str(node.target)
-    per_group = kernel[0] // node.args[6] if transposed else kernel[1]
-    node.update_arg(6, channels // per_group)
+    # a transposed kernel is [in, out / groups]: its inputs per group are known only through its outputs
+    n = _out_shape(node, structure, gone)[1] // kernel[1] if transposed else channels // kernel[1]
+    node.update_arg(6, n)
 
 
 def _pad(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    before, after = structure.values[node.args[0].name].shape, structure.values[node.name].shape
-    amounts = list(node.args[1])
+    source, amounts = _arguments(node)[0], list(_arguments(node)[1])
+    before, after = structure.values[source.name].shape, structure.values[node.name].shape
     for i in range(len(amounts) // 2):
         axis = len(after) - 1 - i
         if not _thinned(node, axis, structure, gone):
@@ -290,7 +297,7 @@ def _pad(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 def _attention_scale(node: fx.Node, structure: Structure, gone: Keep) -> None:
     if node.kwargs.get("scale") is None:
-        width = structure.values[node.args[0].name].shape[-1]
+        width = structure.values[_arguments(node)[0].name].shape[-1]
         node.kwargs = {**node.kwargs, "scale": 1.0 / math.sqrt(width)}
 
 

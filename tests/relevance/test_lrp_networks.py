@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torchvision
 import zennit.attribution
 import zennit.composites
 import zennit.torchvision
+from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from compressor.errors import InputError, ModelError
@@ -103,23 +106,29 @@ def _absorbed(prepared: lrp.Prepared, node: fx.Node, relevance: Tensor, values: 
             negative = forward(layer, x.clamp(max=0), layer.weight.clamp(max=0), None)
             kept = bias.clamp(min=0) + TINY
             z = positive + negative + bias.clamp(min=0)
-        return float((relevance * kept / (z + TINY * z.sign() + TINY * (z == 0))).sum())
+        return float((relevance * kept / _apart_from_zero(z)).sum())
     if node in known.merged:
         return 0.0
     if node.target is aten.batch_norm.default:
         shift = affine(node, known.constants)[1].reshape(1, -1, 1, 1)
-        return float((relevance * shift / values[node]).sum())
+        return float((relevance * shift / _apart_from_zero(values[node])).sum())
     if node.target is aten.layer_norm.default:
-        return float((relevance * known.constants[node.args[3]] / values[node]).sum())
+        return float((relevance * known.constants[node.args[3]] / _apart_from_zero(values[node])).sum())
     if node.target is aten.add.Tensor:
         return sum(
-            float((relevance * known.constants[n] / values[node]).sum()) for n in node.args if n in known.constants
+            float((relevance * known.constants[n] / _apart_from_zero(values[node])).sum())
+            for n in node.args
+            if n in known.constants
         )
     if node.target is aten.cat.default:
         return _constant_part(known, node, relevance, values)
     if node.target is aten.scaled_dot_product_attention.default:
         return _absorbed_by_attention(node, relevance, values)
     return 0.0
+
+
+def _apart_from_zero(z: Tensor) -> Tensor:
+    return z + torch.where(z < 0, -TINY, TINY)
 
 
 def _constant_part(known: Any, node: fx.Node, relevance: Tensor, values: Mapping[fx.Node, Any]) -> float:
@@ -164,13 +173,24 @@ def _check_conservation(graph: fx.GraphModule, composite: Composite, images: Ten
 NETWORKS = ("resnet18", "vgg11_bn", "densenet121", "mobilenet_v2")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("resnet18", "vgg11_bn") else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+)
 @pytest.mark.parametrize("biases", [False, True])
 def test_relevance_is_conserved(name: str, biases: bool) -> None:
     graph = _graph(_built(name, 1, biases=biases), 32)
     absorbed = _check_conservation(graph, CONSERVING, _images(2, 32, 3))
     dead_outputs = name == "mobilenet_v2"  # a linear bottleneck without a positive product, see _absorbed
     assert biases or dead_outputs or abs(absorbed) < CONSERVED
+
+
+@pytest.mark.slow
+def test_relevance_is_conserved_with_trained_weights(shared_data: Path) -> None:
+    model = torchvision.models.squeezenet1_1(weights=None)
+    model.load_state_dict(load_file(shared_data / "weights" / "imagenet_squeezenet1_1.safetensors"))
+    graph = _graph(model.eval(), 64)
+    assert abs(_check_conservation(graph, CONSERVING, _images(2, 64, 3))) > CONSERVED
 
 
 class _TinyTransformer(nn.Module):
@@ -211,8 +231,13 @@ def _transformer(how: str) -> nn.Module:
     return _TinyTransformer(how).eval()
 
 
+@cache
+def _transformer_graph(how: str) -> fx.GraphModule:
+    return _graph(_transformer(how), 32)
+
+
 def test_transformer_loses_what_biases_and_softmax_expansion_absorb() -> None:
-    graph = _graph(_transformer("fused"), 32)
+    graph = _transformer_graph("fused")
     assert abs(_check_conservation(graph, CONSERVING, _images(2, 32, 3))) > CONSERVED
 
 
@@ -221,7 +246,7 @@ def test_fused_and_written_out_attention_agree(softmax: Any) -> None:
     images, target = _images(2, 32, 4), torch.tensor([1, 3])
     found = []
     for how in ("fused", "written"):
-        graph = _graph(_transformer(how), 32)
+        graph = _transformer_graph(how)
         composite = replace(PRESETS["epsilon-plus-flat"], softmax=softmax, epsilon=TINY)
         nodes = [n.name for n in graph.graph.nodes if n.target is aten.linear.default]
         found.append(lrp.node_relevance(graph, images, target, nodes, lrp.LrpOptions(composite)))
@@ -230,7 +255,7 @@ def test_fused_and_written_out_attention_agree(softmax: Any) -> None:
 
 
 def test_attention_rule_decides_whether_queries_and_keys_get_relevance() -> None:
-    graph = _graph(_transformer("fused"), 32)
+    graph = _transformer_graph("fused")
     qkv = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "qkv.0")
     for softmax, reached in (("attnlrp", True), ("cp", False)):
         options = lrp.LrpOptions(replace(PRESETS["epsilon-plus-flat"], softmax=softmax))  # type: ignore[arg-type]
@@ -308,7 +333,7 @@ def test_gradients_before_and_after_are_bit_equal() -> None:
 
 
 def test_batch_size_does_not_change_relevance() -> None:
-    graph = _graph(_transformer("written"), 32)
+    graph = _transformer_graph("written")
     node = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "up.1")
     images, target = _images(4, 32, 8), torch.tensor([0, 1, 2, 3])
     prepared = lrp.prepare(graph)
@@ -318,7 +343,7 @@ def test_batch_size_does_not_change_relevance() -> None:
 
 
 def test_start_and_target_options() -> None:
-    graph = _graph(_transformer("fused"), 32)
+    graph = _transformer_graph("fused")
     images = _images(3, 32, 9)
     logits = graph(images).detach()
     output = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "head")
@@ -357,7 +382,7 @@ def test_uncovered_operation_is_named_and_may_be_accepted() -> None:
 
 
 def test_unknown_node_is_refused() -> None:
-    graph = _graph(_transformer("fused"), 32)
+    graph = _transformer_graph("fused")
     with pytest.raises(ModelError, match="no node 'nowhere'"):
         lrp.node_relevance(graph, _images(2, 32), torch.tensor([0, 1]), ["nowhere"])
 
@@ -400,7 +425,7 @@ def test_a_point_of_the_space_is_a_composite() -> None:
     assert composite.low == Rule("gamma", epsilon=1e-3, gamma=0.5)
     assert composite.softmax == "cp"
     assert composite.fc.epsilon == 1e-3
-    graph = _graph(_transformer("fused"), 32)
+    graph = _transformer_graph("fused")
     rules = {w.group: w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
     assert rules["mid"] == "epsilon"
     assert "gamma" in {w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}

@@ -1,0 +1,380 @@
+"""Does pruning hold for every network? One line per model, no per-model recipe, random weights and random scores.
+
+In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all). Every model gets two
+processes and a time limit: one prunes and checks, a fresh one rebuilds from the saved plan, exports and runs. Out: a
+table, DIR/zoo.csv and, as the last line, one JSON object; DIR/zoo.jsonl holds what is done, so a run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.device.runtimes import open_model
+from compressor.errors import BudgetError, CompressorError
+from compressor.export.engines import build_engine, image_profile
+from compressor.export.onnx import export_onnx
+from compressor.graph import fetch, trace
+from compressor.models import load_model
+from compressor.pruning import (
+    Budget,
+    RankingOptions,
+    Structure,
+    analyse,
+    find_structure,
+    identity_error,
+    make_plan,
+    prune,
+)
+from compressor.pruning.budget import least_share
+from compressor.records import Plan
+from compressor.relevance import ScoreOptions, score
+from compressor.saved import Network, load_saved, write_network, write_weights
+
+STAGES = (
+    *("build", "trace", "groups", "plan", "prune", "identity", "forward", "retraced at a second size", "save"),
+    *("replay", "export", "parity", "engine"),
+)
+TIMM = (
+    "resnet26d vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 "
+    "cait_xxs24_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 convnext_atto convnextv2_atto mobilenetv3_small_050 "
+    "mobilenetv4_conv_small mobilenetv4_hybrid_medium efficientnet_lite0 efficientformer_l1 efficientformerv2_s0 "
+    "efficientvit_b0 fastvit_t8 ghostnet_100 hrnet_w18_small mixer_s16_224 resmlp_12_224 gmlp_s16_224 mobileone_s0 "
+    "mobilevit_xxs mobilevitv2_050 nf_resnet50 nfnet_l0 pvt_v2_b0 poolformer_s12 repvgg_a0 resnest14d res2net50_14w_8s "
+    "rexnet_100 sebotnet33ts_256 botnet26t_256 lambda_resnet26t halonet26t tiny_vit_5m_224 levit_128s "
+    "xcit_nano_12_p16_224 edgenext_xx_small davit_tiny maxvit_rmlp_pico_rw_256 coatnet_pico_rw_224 "
+    "eva02_tiny_patch14_224 seresnext26d_32x4d ecaresnet26t skresnet18 dla34 densenet121 cspresnet50 vovnet39a "
+    "regnety_002 tf_efficientnet_b0 tf_efficientnetv2_b0 lcnet_050 tinynet_e semnasnet_075 hardcorenas_a mnasnet_small "
+    "dpn68 inception_v4 xception41 convmixer_768_32 twins_svt_small visformer_tiny pit_ti_224 crossvit_tiny_240 "
+    "coat_lite_tiny"
+).split()
+ASKED = 0.5  # share of the MACs that stays
+MOST = 0.75  # a structure whose honest limit is above this did not really get smaller
+# float64 rounding through ~200 layers of random weights; a wrong index shows as 1e-2 or more
+IDENTITY = 1e-7
+# float32 against float32 with other summation orders, through the same layers
+PARITY = 1e-3
+
+
+@dataclass
+class Log:
+    """What one model's processes have found so far, on disk after every stage."""
+
+    path: Path
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.found["stage"] = name
+        self.write()
+        start = time.perf_counter()
+        yield
+        self.found.setdefault("seconds", {})[name] = round(time.perf_counter() - start, 2)
+        self.write()
+
+    def write(self) -> None:
+        self.path.write_text(json.dumps(self.found))
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if options.work:
+        return _work(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = _done(options.out)
+    names = names_of(options.models)
+    print(f"torch {torch.__version__}, {options.threads} threads, {platform.processor() or platform.machine()}")
+    print(f"{'model':44} {'result':8} {'MACs kept':>9} {'groups+plan s':>13} {'total s':>8}  notes", flush=True)
+    for name in names:
+        if name not in done or (options.again and not done[name]["passed"]):
+            done[name] = _measure(name, options)
+            with (options.out / "zoo.jsonl").open("a") as file:
+                file.write(json.dumps(done[name]) + "\n")
+        print(_line(done[name]), flush=True)
+    rows = [done[name] for name in names]
+    _write_csv(options.out / "zoo.csv", rows)
+    print(json.dumps(_summary(rows)))
+    return None
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="torchvision", help="names, or: torchvision, timm, all")
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--limit-seconds", type=float, default=900, help="for each of a model's two processes")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
+    parser.add_argument("--again", action="store_true", help="repeat what failed before")
+    parser.add_argument("--work", choices=("prune", "replay"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def names_of(text: str) -> list[str]:
+    """The lists' names, cheapest first where the library says what a model costs."""
+    import torchvision.models as library
+
+    known = library.list_models(module=library)
+    if text in ("torchvision", "all"):
+        known.sort(key=lambda n: library.get_model_weights(n).DEFAULT.meta["_ops"])  # type: ignore[attr-defined]
+    both = {"torchvision": [f"torchvision:{n}" for n in known], "timm": [f"timm:{n}" for n in TIMM]}
+    if text == "all":
+        return [*both["torchvision"], *both["timm"]]
+    if text in both:
+        return both[text]
+    return [n if ":" in n else f"{'torchvision' if n in known else 'timm'}:{n}" for n in text.split(",")]
+
+
+def _done(out: Path) -> dict[str, dict[str, Any]]:
+    path = out / "zoo.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {row["model"]: row for row in rows}
+
+
+def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    folder = options.out / name.replace(":", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    start, failure = time.perf_counter(), ""
+    for work in ("prune", "replay"):
+        if not failure and not (work == "replay" and STAGES.index(options.until) < STAGES.index("replay")):
+            failure = _run_worker(work, name, folder, options)
+    state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").is_file() else {"stage": "build"}
+    shutil.rmtree(folder)
+    result = {"model": name, "passed": not failure, "reason": failure, "until": options.until, **state}
+    return {**result, "total_s": round(time.perf_counter() - start, 1)}
+
+
+def _run_worker(work: str, name: str, folder: Path, options: argparse.Namespace) -> str:
+    """Empty when it ended well, else why not."""
+    command = [sys.executable, __file__, "--work", work, "--models", name, "--out", str(folder), "--until"]
+    command += [options.until, "--threads", str(options.threads), "--size", str(options.size)]
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(options.limit_seconds)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return f"not done in {options.limit_seconds:g} s"
+            raise
+    lines = (folder / "output.txt").read_text().strip().splitlines()
+    return "" if code == 0 else (lines[-1][:300] if code > 0 and lines else f"ended with code {code}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    seconds = row.get("seconds", {})
+    spent = sum(seconds.get(s, 0) for s in ("groups", "plan"))
+    notes = f"{row['stage']}: {row['reason']}" if not row["passed"] else "; ".join(row.get("notes", []))
+    result = "passed" if row["passed"] else "FAILED"
+    return f"{row['model']:44} {result:8} {row.get('macs_kept', 1):9.3f} {spent:13.1f} {row['total_s']:8.1f}  {notes}"
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        columns = ("model", "passed", "stage", "reason", "macs_kept", "identity", "parity", "groups", "left_alone")
+        out.writerow([*columns, *(f"{s}_s" for s in STAGES)])
+        for row in rows:
+            out.writerow([*(row.get(c, "") for c in columns), *(row.get("seconds", {}).get(s, "") for s in STAGES)])
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "passed": sum(r["passed"] for r in rows),
+        "total": len(rows),
+        "failed": {r["model"]: f"{r['stage']}: {r['reason']}" for r in rows if not r["passed"]},
+        "macs_kept": {r["model"]: r["macs_kept"] for r in rows if r["passed"] and "macs_kept" in r},
+    }
+
+
+def _work(options: argparse.Namespace) -> None:
+    name, folder = options.models, options.out
+    state = folder / "state.json"
+    log = Log(state, json.loads(state.read_text()) if state.is_file() else {})
+    try:
+        for _ in (_prune if options.work == "prune" else _replay)(name, folder, log, options.size):
+            if log.found["stage"] == options.until:
+                break
+    except CompressorError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else ""
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        sys.exit(f"{type(error).__name__} at {where}: {text}")
+
+
+def _prune(name: str, folder: Path, log: Log, size: int) -> Iterator[None]:
+    """Every stage up to the saved plan; yields after each."""
+    with log.stage("build"):
+        model = load_model(name, "none")
+        height, width = model.preprocessing.size if model.preprocessing else (224, 224)
+        shape = (3, size or height, size or width)
+        images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+        disturb(model.module, images[:2])
+    yield
+    with log.stage("trace"):
+        graph = trace(model.module, images[:2])
+    yield
+    with log.stage("groups"):
+        structure = find_structure(graph, images[:2])
+        groups = structure.groups
+        log.found |= {"groups": len(groups.groups), "left_alone": len(groups.left_alone)}
+        log.found["blocked_by"] = sorted({f"{x.layer}: {x.operation}, {x.reason}" for x in groups.left_alone})[:20]
+    yield
+    with log.stage("plan"):
+        plan, asked = _plan(graph, structure)
+        log.found |= {"macs_kept": round(plan.macs_kept / plan.macs_dense, 4), "asked": asked}
+        if log.found["macs_kept"] > MOST:
+            raise BudgetError(f"{log.found['macs_kept']:.3f} of the MACs remain, more than {MOST}")
+    yield
+    with log.stage("prune"):
+        small, _ = prune(graph, structure, plan)
+    yield
+    with log.stage("identity"):
+        log.found["identity"] = error = identity_error(graph, small, structure, plan.kept, images[:2])
+        _require(error <= IDENTITY, f"pruned and masked differ by {error:.2e}")
+    yield
+    with log.stage("forward"), torch.no_grad():
+        outputs = [_first(small(images[:n])) for n in (1, 3)]
+        _require(all(bool(o.isfinite().all()) for o in outputs), "the output is not finite")
+        _require(torch.allclose(outputs[0], outputs[1][:1], rtol=1e-3, atol=1e-3), "the batch size changes the output")
+        np.savez(folder / "expected.npz", images=images.numpy(), one=outputs[0].numpy(), three=outputs[1].numpy())
+    yield
+    with log.stage("retraced at a second size"):
+        _second_size(model.module, structure, plan, small, shape, log)
+    yield
+    with log.stage("save"):
+        write_network(folder, Network(name, shape, structure.tied, structure.frozen, dict(plan.kept)))
+        write_weights(folder / "weights.safetensors", small)
+    yield
+
+
+@torch.no_grad()
+def disturb(module: nn.Module, images: Tensor) -> None:
+    """Weights whose every index matters: statistics of real activations, no parameter constant over its channels."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in module.parameters():
+        if (
+            parameter.numel() > 1
+            and parameter.is_floating_point()
+            and bool((parameter == parameter.flatten()[0]).all())
+        ):
+            noise = torch.rand(parameter.shape, generator=generator)
+            start = 0.0 if bool((parameter == 0).all()) else 0.75
+            parameter.copy_(start + noise / 2 - (0.25 if start == 0 else 0))
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [m.momentum for m in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    module(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        spread = norm.running_var.sqrt()
+        norm.running_mean += 0.2 * spread * torch.randn(spread.shape, generator=generator)
+        norm.running_var *= 0.5 + torch.rand(spread.shape, generator=generator)
+
+
+def _plan(graph: fx.GraphModule, structure: Structure) -> tuple[Plan, float]:
+    """Half the MACs, or the structure's honest limit; counts rounded to 8 where that can meet it, else to fewer."""
+    scores = score(graph, structure.groups, (), criterion="random", options=ScoreOptions())
+    for multiple in (8, 4, 2, 1):
+        options = RankingOptions(multiple=multiple)
+        limit = least_share(graph, structure, scores, "macs", options)
+        share = max(ASKED, math.ceil(limit * 1000) / 1000)
+        try:
+            return make_plan(graph, structure, scores, Budget("macs", share), options), share
+        except BudgetError as error:
+            refused = error
+    raise refused
+
+
+def _second_size(
+    module: nn.Module, structure: Structure, plan: Plan, small: fx.GraphModule, shape: tuple[int, ...], log: Log
+) -> None:
+    """A traced graph is fixed in image size: the dense model is traced again, the same units go, the weights match."""
+    pixels = max(32, shape[1] * 3 // 4 // 32 * 32)
+    images = torch.randn(2, shape[0], pixels, pixels, generator=torch.Generator().manual_seed(3))
+    notes = log.found.setdefault("notes", [])
+    try:
+        with torch.no_grad():
+            module(images)
+    except Exception as error:
+        notes.append(f"no second size: {(str(error).strip() or 'refused').splitlines()[0][:60]}")
+        return
+    graph = trace(module, images)
+    again = analyse(graph, structure.tied, structure.frozen)
+    other, _ = prune(graph, again, plan)
+    for name, parameter in small.named_parameters():
+        _require(torch.equal(fetch(other, name), parameter), f"at {pixels} px the plan cuts {name} differently")
+    error = identity_error(graph, other, again, plan.kept, images)
+    _require(error <= IDENTITY, f"at {pixels} px pruned and masked differ by {error:.2e}")
+
+
+def _replay(name: str, folder: Path, log: Log, size: int) -> Iterator[None]:
+    """A fresh process: rebuilds from the folder, exports, runs, builds; yields after each stage."""
+    held = np.load(folder / "expected.npz")
+    images = torch.from_numpy(held["images"])
+    with log.stage("replay"), torch.no_grad():
+        small = load_saved(folder)
+        for n, key in ((1, "one"), (3, "three")):
+            got = _first(small(images[:n])).numpy()
+            _require(np.allclose(got, held[key], rtol=1e-5, atol=1e-5), "the rebuilt network computes something else")
+    yield
+    path = folder / "pruned.onnx"
+    with log.stage("export"):
+        export_onnx(small, images[:2], path)
+    yield
+    with log.stage("parity"):
+        session = open_model(path, threads=torch.get_num_threads())
+        for n, key in ((1, "one"), (3, "three")):
+            difference = np.abs(session.run(held["images"][:n]) - held[key]).max() / np.abs(held[key]).max()
+            log.found["parity"] = max(float(difference), log.found.get("parity", 0.0))
+        _require(log.found["parity"] <= PARITY, f"onnxruntime differs by {log.found['parity']:.2e}")
+    yield
+    with log.stage("engine"):
+        profile = image_profile(images.shape[1:], batches=(1, 1, 4))
+        build_engine(path, folder / "pruned.engine", target="rtx", profiles=profile)
+    yield
+
+
+def _first(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output
+
+
+def _require(fact: bool, otherwise: str) -> None:
+    if not fact:
+        raise CompressorError(otherwise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""One image, explained: where relevance lies in the input, in each layer and in each head, as one PNG.
+
+In: plain arrays. Relevance is signed; warm colours speak for the class, cold ones against it. A layer's
+bar is how few of its units carry half of its positive relevance: short bars are the ones pruning can feed on.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..records import FloatArray
+from .plots import KEPT, LABELS, REMOVED, STYLE, _png, _short
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRelevance:
+    """[units] relevance of one layer's units for the image, signed."""
+
+    layer: str
+    units: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`image` [H, W, 3] in 0-1, `heat` [H, W]; `heads` [layers, heads] with NaN where a layer has fewer."""
+
+    title: str
+    image: FloatArray
+    heat: FloatArray
+    layers: tuple[LayerRelevance, ...]
+    heads: FloatArray
+    head_layers: tuple[str, ...]
+
+
+def share_for_half(units: FloatArray) -> float:
+    """The smallest share of units that carries half of the positive relevance; 0 when there is none."""
+    positive = np.sort(np.clip(units, 0, None))[::-1]
+    if positive.sum() <= 0:
+        return 0.0
+    return float((np.searchsorted(np.cumsum(positive), positive.sum() / 2) + 1) / len(units))
+
+
+def draw_explanation(explanation: Explanation) -> bytes:
+    """The picture as PNG bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        rows = len(explanation.layers)
+        body = max(1.6, (0.2 if rows <= LABELS else 0.07) * rows)
+        with_heads = explanation.heads.size > 0
+        heads = 0.3 * len(explanation.head_layers) + 0.9 if with_heads else 0.0
+        figure = Figure(figsize=(7.0, 3.6 + body + heads), layout="constrained")
+        figure.suptitle(textwrap.fill(explanation.title, 78), x=0.02, ha="left", fontsize=11)
+        grid = figure.add_gridspec(2 + with_heads, 2, height_ratios=[3.0, body, heads][: 2 + with_heads])
+        _draw_image(figure.add_subplot(grid[0, 0]), explanation)
+        _draw_heat(figure, figure.add_subplot(grid[0, 1]), explanation)
+        _draw_layers(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), explanation.layers)
+        if with_heads:
+            _draw_heads(figure, figure.add_subplot(grid[2, :]), explanation)
+        return _png(figure)
+
+
+def _bare(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _draw_image(axes: Axes, explanation: Explanation) -> None:
+    axes.imshow(np.clip(explanation.image, 0, 1), interpolation="nearest")
+    _bare(axes, "image, as the network sees it")
+
+
+def pooled(heat: FloatArray, finest: int = 72) -> FloatArray:
+    """[H, W] summed over square blocks so that at most `finest` remain a side: strides leave gaps between pixels."""
+    block = max(1, -(-max(heat.shape) // finest))
+    rows, columns = (n // block for n in heat.shape)
+    cut = heat[: rows * block, : columns * block]
+    result: FloatArray = cut.reshape(rows, block, columns, block).sum(axis=(1, 3))
+    return result
+
+
+def _draw_heat(figure: Figure, axes: Axes, explanation: Explanation) -> None:
+    heat = pooled(explanation.heat)
+    # a few pixels carry most relevance: the scale ends at the 99.5th percentile so that the rest can be seen
+    limit = float(np.quantile(np.abs(heat), 0.995)) or 1.0
+    extent = (0, explanation.heat.shape[1], explanation.heat.shape[0], 0)
+    axes.imshow(explanation.image.mean(axis=2), cmap="gray", alpha=0.35, interpolation="nearest", extent=extent)
+    shown = axes.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[-limit, 0, limit])
+    bar.ax.set_yticklabels(["against", "0", "for"], fontsize=8)
+    _bare(axes, "relevance of each pixel")
+
+
+def _draw_layers(sums: Axes, halves: Axes, layers: tuple[LayerRelevance, ...]) -> None:
+    rows = np.arange(len(layers))
+    positive = [float(np.clip(r.units, 0, None).sum()) for r in layers]
+    negative = [float(np.clip(r.units, None, 0).sum()) for r in layers]
+    sums.barh(rows, positive, color=REMOVED, height=0.8, label="for")
+    sums.barh(rows, negative, color=KEPT, height=0.8, label="against")
+    halves.barh(rows, [100 * share_for_half(r.units) for r in layers], color="#6a8f5f", height=0.8)
+    step = 1 if len(layers) <= LABELS else -(-len(layers) // 40)
+    for axes in (sums, halves):
+        axes.set_ylim(len(layers) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_yticks(list(rows[::step]), [""] * len(rows[::step]))
+    sums.set_yticks(list(rows[::step]), [_short(layers[i].layer) for i in rows[::step]], fontsize=7.5)
+    sums.set_title("relevance of each layer, by sign", fontsize=9, loc="left")
+    sums.legend(fontsize=8, loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    halves.set_title("units that carry half of it, %", fontsize=9, loc="left")
+
+
+def _draw_heads(figure: Figure, axes: Axes, explanation: Explanation) -> None:
+    limit = float(np.nanmax(np.abs(explanation.heads))) or 1.0
+    shown = axes.imshow(explanation.heads, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_yticks(range(len(explanation.head_layers)), [_short(n) for n in explanation.head_layers], fontsize=7.5)
+    axes.set_xticks(range(explanation.heads.shape[1]))
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel("head", fontsize=9)
+    axes.set_title("relevance of each head", fontsize=9, loc="left")
+    bar = figure.colorbar(shown, ax=axes, ticks=[-limit, 0, limit])
+    bar.ax.set_yticklabels(["against", "0", "for"], fontsize=8)

@@ -55,16 +55,16 @@ STAGES = (
 )
 TIMM = (
     "resnet26d vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 "
-    "cait_xxs24_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 convnext_atto convnextv2_atto mobilenetv3_small_050 "
-    "mobilenetv4_conv_small mobilenetv4_hybrid_medium efficientnet_lite0 efficientformer_l1 efficientformerv2_s0 "
-    "efficientvit_b0 fastvit_t8 ghostnet_100 hrnet_w18_small mixer_s16_224 resmlp_12_224 gmlp_s16_224 mobileone_s0 "
-    "mobilevit_xxs mobilevitv2_050 nf_resnet50 nfnet_l0 pvt_v2_b0 poolformer_s12 repvgg_a0 resnest14d res2net50_14w_8s "
-    "rexnet_100 sebotnet33ts_256 botnet26t_256 lambda_resnet26t halonet26t tiny_vit_5m_224 levit_128s "
-    "xcit_nano_12_p16_224 edgenext_xx_small davit_tiny maxvit_rmlp_pico_rw_256 coatnet_pico_rw_224 "
-    "eva02_tiny_patch14_224 seresnext26d_32x4d ecaresnet26t skresnet18 dla34 densenet121 cspresnet50 vovnet39a "
-    "regnety_002 tf_efficientnet_b0 tf_efficientnetv2_b0 lcnet_050 tinynet_e semnasnet_075 hardcorenas_a mnasnet_small "
-    "dpn68 inception_v4 xception41 convmixer_768_32 twins_svt_small visformer_tiny pit_ti_224 crossvit_tiny_240 "
-    "coat_lite_tiny"
+    "cait_xxs24_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 convnext_atto convnextv2_atto "
+    "mobilenetv3_small_050 mobilenetv4_conv_small mobilenetv4_hybrid_medium efficientnet_lite0 efficientformer_l1 "
+    "efficientformerv2_s0 efficientvit_b0 fastvit_t8 ghostnet_100 hrnet_w18_small mixer_s16_224 resmlp_12_224 "
+    "gmlp_s16_224 mobileone_s0 mobilevit_xxs mobilevitv2_050 nf_resnet50 nfnet_l0 pvt_v2_b0 poolformer_s12 repvgg_a0 "
+    "resnest14d res2net50_14w_8s rexnet_100 sebotnet33ts_256 botnet26t_256 lambda_resnet26t halonet26t "
+    "tiny_vit_5m_224 levit_128s xcit_nano_12_p16_224 edgenext_xx_small davit_tiny maxvit_rmlp_pico_rw_256 "
+    "coatnet_pico_rw_224 eva02_tiny_patch14_224 seresnext26d_32x4d ecaresnet26t skresnet18 dla34 densenet121 "
+    "cspresnet50 vovnet39a regnety_002 tf_efficientnet_b0 tf_efficientnetv2_b0 lcnet_050 tinynet_e semnasnet_075 "
+    "hardcorenas_a mnasnet_small dpn68 inception_v4 xception41 convmixer_768_32 twins_svt_small visformer_tiny "
+    "pit_ti_224 crossvit_tiny_240 coat_lite_tiny"
 ).split()
 ASKED = 0.5  # share of the MACs that stays
 MOST = 0.75  # a structure whose honest limit is above this did not really get smaller
@@ -135,7 +135,7 @@ def names_of(text: str) -> list[str]:
 
     known = library.list_models(module=library)
     if text in ("torchvision", "all"):
-        known.sort(key=lambda n: library.get_model_weights(n).DEFAULT.meta["_ops"])  # type: ignore[attr-defined]
+        known.sort(key=lambda n: library.get_model_weights(n).DEFAULT.meta["_ops"])
     both = {"torchvision": [f"torchvision:{n}" for n in known], "timm": [f"timm:{n}" for n in TIMM]}
     if text == "all":
         return [*both["torchvision"], *both["timm"]]
@@ -305,14 +305,15 @@ def disturb(module: nn.Module, images: Tensor) -> None:
 def _plan(graph: fx.GraphModule, structure: Structure) -> tuple[Plan, float]:
     """Half the MACs, or the structure's honest limit; counts rounded to 8 where that can meet it, else to fewer."""
     scores = score(graph, structure.groups, (), criterion="random", options=ScoreOptions())
+    refused = BudgetError("nothing can go")
     for multiple in (8, 4, 2, 1):
         options = RankingOptions(multiple=multiple)
         limit = least_share(graph, structure, scores, "macs", options)
         share = max(ASKED, math.ceil(limit * 1000) / 1000)
         try:
             return make_plan(graph, structure, scores, Budget("macs", share), options), share
-        except BudgetError as error:
-            refused = error
+        except BudgetError as why:
+            refused = why
     raise refused
 
 
@@ -326,8 +327,8 @@ def _second_size(
     try:
         with torch.no_grad():
             module(images)
-    except Exception as error:
-        notes.append(f"no second size: {(str(error).strip() or 'refused').splitlines()[0][:60]}")
+    except Exception as refusal:
+        notes.append(f"no second size: {(str(refusal).strip() or 'refused').splitlines()[0][:60]}")
         return
     graph = trace(module, images)
     again = analyse(graph, structure.tied, structure.frozen)

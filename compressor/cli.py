@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect as introspection
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,22 +17,25 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
+from .errors import InputError
 from .recipe import Recipe, read_recipe, to_toml
+
+_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer brings along under changing names
+_INTERRUPTED = 130
 
 
 class OneLine(TyperGroup):
     """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
 
-    def main(self, *given: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *given: Any, **options: Any) -> Any:
         try:
-            code = super().main(*given, **{**options, "standalone_mode": False})
-        except typer.Exit as end:
-            code = end.exit_code
-        except (UsageError, FileError) as error:
-            help_of = error.ctx.command_path if error.ctx else "compressor"
-            raise RecipeError(f"{error.format_message().rstrip('.')}; see `{help_of} --help`") from error
-        if code == 130:
+            code = super().main(args or ["--help"], *given, **{**options, "standalone_mode": False})
+        except _WrongUsage as error:
+            place = error.ctx.command_path if error.ctx else "compressor"
+            raise InputError(f"{error.format_message().rstrip('.')}; see `{place} --help`") from error
+        if code == _INTERRUPTED:
             raise KeyboardInterrupt
         raise SystemExit(code)
 
@@ -40,7 +43,6 @@ class OneLine(TyperGroup):
 app = typer.Typer(
     cls=OneLine,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Makes trained vision models small and fast for the edge, guided by what they find relevant.",
 )

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -239,7 +238,7 @@ def _stage_repair(
                 },
             )
         if recipe.reestimate:
-            reestimate(small, work.calibration)
+            reestimate(small, work.calibration, reference=work.dense, slices=slices)
         write_weights(path, small)
 
     def read() -> fx.GraphModule:

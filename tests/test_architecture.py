@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("records",),
     ("files", "distributed"),
     ("graph",),
+    ("lockstep",),
     ("calls", "images"),
     ("checkpoints", "splits"),
     ("datasets",),

@@ -18,10 +18,10 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch, store
+from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of, run_node
 from ..records import LeftAlone, Slices
 from . import gram
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
-from .lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of, run_node
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 ROW_ENTRIES = 1 << 23  # rows are unfolded so many numbers at a time: 64 MB in float64

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..lockstep import arguments, attribute
 from ..records import LeftAlone
 from . import gram
-from .lockstep import arguments, attribute
 
 _WINDOWED = (
     aten.conv1d.default,

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..distributed import sum_over_ranks
 from ..graph import aten, fetch, store, trace
-from ..pruning.lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of
+from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of
 from ..records import Slices
 from .evaluate import evaluating
 

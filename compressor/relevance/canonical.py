@@ -33,6 +33,7 @@ _KEEPS_SIGN = (
     "select expand cat stack add mul dropout pad roll index repeat channel_shuffle clone split chunk unbind "
     "split_with_sizes flip view contiguous pixel_shuffle pixel_unshuffle constant_pad_nd"
 ).split()
+_PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")
 _SHAPE_ONLY = ("sym_size", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like")
 
 
@@ -75,13 +76,16 @@ def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
 
 
 def _output(graph: fx.GraphModule) -> fx.Node:
-    """The node whose value holds the class scores: the first the model returns."""
+    """The node whose value holds the class scores: the first the model returns, before probabilities are made of it."""
     value: Any = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     while isinstance(value, (tuple, list)):
         value = value[0]
     if isinstance(value, dict):
         value = next(iter(value.values()))
     assert isinstance(value, fx.Node)
+    while operation(value) in _PROBABILITIES:
+        value = value.args[0]
+        assert isinstance(value, fx.Node)
     return value
 
 
@@ -136,9 +140,8 @@ def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
     weight = constants[given["weight"]]
     bias = constants[given["bias"]] if isinstance(given.get("bias"), fx.Node) else None
     stride, dilation = (_tuple(given.get(name, 1), dims) for name in ("stride", "dilation"))
-    padding = given.get("padding", "valid" if node.target is aten.conv2d.padding else 0)
-    if padding == "valid":
-        padding = 0
+    padding = given.get("padding", 0)
+    padding = 0 if padding == "valid" else padding
     exact = padding if isinstance(padding, str) else _tuple(padding, dims)
     groups = given.get("groups", 1)
     assert isinstance(groups, int)

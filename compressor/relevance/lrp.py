@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ..errors import InputError, ModelError
 from .canonical import Canonical, Weighted, canonical, operation
 from .composite import PRESETS, Composite
-from .operations import Call, OperationRule, Spec, by_taylor, rule_of, signals
+from .operations import Call, OperationRule, Spec, by_taylor, receivers, rule_of, signals
 from .rules import fast, forward, plain
 
 Observe = Callable[[fx.Node, Any, Mapping[fx.Node, Any]], None]
@@ -92,7 +92,7 @@ def prepare(graph: fx.GraphModule, options: LrpOptions | None = None) -> Prepare
     """Merges layers and finds every operation's rule. Raises UncoveredError where one has none."""
     options = options or LrpOptions()
     known = canonical(graph, options.composite)
-    missing = [name for name in _uncovered(known) if not _accepted(name, options)]
+    missing = [name for name in _uncovered(known, options.composite) if not _accepted(name, options)]
     if missing:
         raise UncoveredError(
             f"no LRP rule covers {', '.join(missing)}; accept by name to pass them by first-order Taylor "
@@ -112,11 +112,12 @@ def node_relevance(
 
 def uncovered(graph: fx.GraphModule, options: LrpOptions | None = None) -> tuple[str, ...]:
     """Operations relevance would have to pass and no rule covers, as `aten.cumprod at layer 'blocks.0'`."""
-    return _uncovered(canonical(graph, (options or LrpOptions()).composite))
+    composite = (options or LrpOptions()).composite
+    return _uncovered(canonical(graph, composite), composite)
 
 
-def _uncovered(known: Canonical) -> tuple[str, ...]:
-    reached = _reached(known)
+def _uncovered(known: Canonical, composite: Composite) -> tuple[str, ...]:
+    reached = _reached(known, composite)
     bare = [n for n in reached if n.op == "call_function" and n not in known.weighted and rule_of(n, known) is None]
     return tuple(dict.fromkeys(f"{_name(n)} at layer {n.meta.get('layer', '')!r}" for n in bare))
 
@@ -129,12 +130,12 @@ def _accepted(name: str, options: LrpOptions) -> bool:
     return name in options.accept or name.split(" ")[0] in options.accept
 
 
-def _reached(known: Canonical) -> dict[fx.Node, None]:
-    """The nodes between image and output."""
+def _reached(known: Canonical, composite: Composite) -> dict[fx.Node, None]:
+    """The nodes between image and output that may be handed relevance."""
     reached: dict[fx.Node, None] = {known.output: None}
     for node in reversed(known.data):
         if node in reached:
-            reached.update(dict.fromkeys(signals(node, known)))
+            reached.update(dict.fromkeys(receivers(node, known, composite)))
     return {node: None for node in known.data if node in reached}
 
 
@@ -152,7 +153,7 @@ def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
             through.add(node)
         if below or node.name in watched:
             wanted.add(node)
-    through &= set(_reached(known))
+    through &= set(_reached(known, prepared.options.composite))
     kept = {known.output}
     for node in through:
         kept.update(_kept_for(prepared, node))

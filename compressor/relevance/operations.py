@@ -185,22 +185,44 @@ def _may_be_infinite(call: Call) -> bool:
     )
 
 
+def receivers(node: fx.Node, known: Canonical, composite: Composite) -> list[fx.Node]:
+    """The signals a node may hand relevance to: not a denominator, a normaliser, a detached gate or a choice."""
+    inputs = [n for n in signals(node, known) if _carries_numbers(n)]
+    name = operation(node)
+    if name == "mul" and len(inputs) > 1:
+        inputs = [n for n in inputs if not is_normaliser(n, known)] or inputs
+        if composite.gate == "signal" and len(inputs) > 1:
+            inputs = [n for n in inputs if not is_gate(n, known)] or inputs
+    if name in ("div", "copy"):
+        inputs = [n for n in inputs if n is node.args[name == "copy"]]
+    return inputs
+
+
+def _carries_numbers(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
 def _multiply(call: Call) -> Sequence[Contribution]:
     """Half to each of two signals; all to the one where the other is a constant, a normaliser or a detached gate."""
-    factors = [n for n in call.node.args[:2] if isinstance(n, fx.Node) and n in call.known.data]
-    kept = [n for n in factors if not is_normaliser(n, call.known)] or factors
-    if call.composite.gate == "signal" and len(kept) == 2:
-        kept = [n for n in kept if not is_gate(n, call.known)] or kept
-    relevance = call.relevance if len(kept) == 1 else call.relevance * (1 / len(kept))
-    return [(n, relevance.sum_to_size(call.values[n].shape)) for n in kept]
+    kept = receivers(call.node, call.known, call.composite)
+    if len(kept) == 1 and call.node.args[0] is not call.node.args[1]:
+        return [(kept[0], call.relevance.sum_to_size(call.values[kept[0]].shape))]
+    half = call.relevance * (1 / len(kept))
+    return [(n, half.sum_to_size(call.values[n].shape)) for n in kept]
+
+
+def _copy(call: Call) -> Sequence[Contribution]:
+    """The second tensor in the shape and place of the first, whose values are lost."""
+    source = call.node.args[1]
+    assert isinstance(source, fx.Node)
+    return [(source, call.relevance.sum_to_size(call.values[source].shape))] if source in call.known.data else []
 
 
 def _divide(call: Call) -> Sequence[Contribution]:
     """The denominator only scales: it takes no relevance."""
-    source = call.node.args[0]
-    if not isinstance(source, fx.Node) or source not in call.known.data:
-        return _activation(call)
-    return [(source, call.relevance.sum_to_size(call.values[source].shape))]
+    kept = receivers(call.node, call.known, call.composite)
+    return [(n, call.relevance.sum_to_size(call.values[n].shape)) for n in kept]
 
 
 _NORMALISERS = ("rsqrt", "reciprocal", "linalg_vector_norm", "norm", "std", "var", "frobenius_norm")
@@ -360,11 +382,11 @@ def _gated(call: Call) -> Sequence[Contribution]:
 
 
 _MOVES = (
-    "permute transpose unsqueeze squeeze expand select slice index gather index_select roll pad constant_pad_nd flip "
-    "stack split chunk unbind split_with_sizes tensor_split repeat repeat_interleave unfold im2col pixel_shuffle "
-    "pixel_unshuffle channel_shuffle movedim t narrow clone to _to_copy contiguous alias detach reflection_pad2d "
-    "replication_pad2d diagonal tile unflatten rot90 masked_fill where scatter index_put swapaxes narrow_copy "
-    "broadcast_to expand_as type_as lift_fresh_copy reflection_pad1d copy slice_scatter select_scatter"
+    "permute transpose unsqueeze squeeze expand select slice roll pad constant_pad_nd flip stack split chunk unbind "
+    "split_with_sizes tensor_split repeat repeat_interleave unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle "
+    "movedim t narrow clone to _to_copy contiguous alias detach reflection_pad1d reflection_pad2d replication_pad2d "
+    "diagonal tile unflatten rot90 swapaxes narrow_copy broadcast_to expand_as type_as lift_fresh_copy slice_scatter "
+    "select_scatter"
 ).split()
 _AVERAGES = (
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
@@ -373,7 +395,7 @@ _AVERAGES = (
 ).split()
 _WINNERS = (
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
-    "maximum minimum max_pool2d_with_indices topk sort"
+    "maximum minimum max_pool2d_with_indices topk sort where masked_fill index gather index_select scatter index_put"
 ).split()
 _ACTIVATIONS = (
     "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid sigmoid tanh elu celu selu leaky_relu softplus softsign "
@@ -398,6 +420,7 @@ _RULES: Mapping[str, OperationRule] = {
     "cat": OperationRule("shapes", _cat),
     "mul": OperationRule("shapes", _multiply),
     "div": OperationRule("shapes", _divide),
+    "copy": OperationRule("shapes", _copy),
     "batch_norm": OperationRule("inputs", _batch_norm),
     "softmax": OperationRule("both", _softmax),
     "_softmax": OperationRule("both", _softmax),

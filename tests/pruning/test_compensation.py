@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compressor.graph import Watcher, fetch, store, trace
+from compressor.lockstep import Lockstep, changed_nodes, cut_parameters
 from compressor.pruning import compensation as subject
 from compressor.pruning import gram
 from compressor.pruning.compensation import Compensation, CompensationOptions, compensate
 from compressor.pruning.consumers import find_layers, schedule, window_of
-from compressor.pruning.lockstep import Lockstep, changed_nodes, cut_parameters
 from compressor.records import Slices
 
 # The weakest ridge leaves an error of its own size where the fit could be perfect.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,9 +10,10 @@ from torchvision.models.resnet import BasicBlock
 
 from compressor.errors import ModelError
 from compressor.graph import trace
-from compressor.pruning import RankingOptions, analyse, make_plan, parse_budget, prune
+from compressor.pruning import analyse, prune
+from compressor.pruning.check import random_units
 from compressor.pruning.modules import to_module
-from compressor.records import Scores
+from compressor.records import Plan
 
 TOLERANCE = 1e-4  # float32: the class and the graph sum in another order
 
@@ -21,10 +21,7 @@ TOLERANCE = 1e-4  # float32: the class and the graph sum in another order
 def _pruned(model: nn.Module, example: torch.Tensor):
     graph = trace(model, example)
     structure = analyse(graph)
-    draw = np.random.default_rng(0)
-    values = {g.name: draw.random((len(g.sites), g.size)) for g in structure.groups.groups}
-    plan = make_plan(graph, structure, Scores("random", values, 1), parse_budget("macs 0.6"), RankingOptions(multiple=4))
-    return prune(graph, structure, plan)
+    return prune(graph, structure, Plan(random_units(structure.groups.groups, 0), 0, 0))
 
 
 @pytest.mark.parametrize(

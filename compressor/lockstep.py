@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..graph import fetch
-from ..records import Slices
+from .graph import fetch
+from .records import Slices
 
 Values = dict[fx.Node, Any]
 Batch = Tensor | Sequence[Tensor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import fx
@@ -35,7 +37,9 @@ def explain(recipe: Recipe, index: int = 0) -> Explanation:
     groups = analyse(graph).groups.groups
     source = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
     sites = {(site.node, site.axes): (group, site) for group in groups for site in group.sites}
-    lrp = LrpOptions(accept=recipe.accept, **({"composite": preset(recipe.composite)} if recipe.composite else {}))
+    lrp = LrpOptions(accept=recipe.accept)
+    if recipe.composite:
+        lrp = replace(lrp, composite=preset(recipe.composite))
     image, label = images[index][None], torch.tensor([int(images.labels[index])])
     relevance = prepare(graph, lrp)(image, label, [source, *dict.fromkeys(node for node, _ in sites)])
     scores = torch.softmax(_logits(graph, image), dim=1)[0]

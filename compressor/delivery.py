@@ -114,7 +114,7 @@ def _export(work: Work, final: fx.GraphModule) -> None:
         for path in files.values():
             path.stat()
 
-    work.stages.do("onnx", [work.stages.keys["finetune"]], write, read)
+    work.stages.do("onnx", [work.stages.keys["finetune"], metadata], write, read)
 
 
 def _parity(work: Work, final: fx.GraphModule) -> dict[str, dict[int, Parity]]:

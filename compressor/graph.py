@@ -7,6 +7,8 @@ qualified names. Knows nothing of units, scores or files.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,6 +47,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     finally:
         for module, training in modes.items():
             module.training = training
+    _keep_constants(graph)
     _own_state(graph)
     _name_layers(graph)
     _simplify(graph)
@@ -66,7 +69,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     reasons = []
     for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
         try:
-            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
+            with contextlib.redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph so far
+                return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:
             reasons.append(_first_line(error))
     raise ModelError(
@@ -78,6 +82,23 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+def _keep_constants(graph: fx.GraphModule) -> None:
+    """Tensors the model holds in plain attributes (a cached table) become buffers: cut, saved and loaded like any."""
+    known = {
+        name
+        for name, _ in [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]
+    }
+    for node in graph.graph.nodes:
+        if node.op != "get_attr" or node.target in known or not isinstance(_attribute(graph, node.target), Tensor):
+            continue
+        *path, last = str(node.target).split(".")
+        owner = _attribute(graph, ".".join(path)) if path else graph
+        value = getattr(owner, last)
+        delattr(owner, last)
+        owner.register_buffer(last, value)
+        known.add(node.target)
 
 
 def _own_state(graph: fx.GraphModule) -> None:
@@ -197,10 +218,15 @@ def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, user
 
 def fetch(graph: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of that qualified name."""
+    value = _attribute(graph, name)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _attribute(graph: nn.Module, name: str) -> Any:
     value: Any = graph
     for part in name.split("."):
         value = getattr(value, part)
-    assert isinstance(value, Tensor)
     return value
 
 

@@ -111,7 +111,7 @@ def run(
     structure, spent_s = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
-        keep_inputs(work, structure, spent_s)
+        keep_units(work, structure, spent_s)
         plan, pruned = remove_and_repair(work, structure)
         final = recover(work, structure, plan, pruned)
         accuracy = measure_accuracy(work, structure, plan, pruned, final)
@@ -121,8 +121,9 @@ def run(
 
 def find_units(work: Work) -> tuple[Structure, float]:
     """Groups of the traced graph, each checked, and the seconds that took; a finished stage's if there is one."""
-    if work.stages.holds("groups", _group_inputs(work)):
-        found = read_json(work.stages.folder / "check.json", "check/1")
+    path = work.stages.folder / "check.json"
+    if work.stages.holds("groups", _group_inputs(work)) and path.is_file():
+        found = read_json(path, "check/1")
         return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"])), 0.0
     work.stages.notify("groups", 0.0)
     start = time.perf_counter()
@@ -142,14 +143,9 @@ def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recip
         make_plan(graph, structure, any_scores, budget, options)  # raises, naming what can be reached
 
 
-def keep_inputs(work: Work, structure: Structure, spent_s: float) -> None:
-    """The resolved recipe, the splits and the groups; of the check its findings are kept, not the labels."""
-    folder, splits = work.stages.folder, work.splits
-    write_text(folder / "recipe.toml", to_toml(work.recipe))
-    write_json(
-        folder / "splits.json",
-        {"schema": "splits/1", "hashes": dict(splits.hashes), "left_out": list(splits.left_out)},
-    )
+def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
+    """The groups to disk; of the check its findings, not the labels."""
+    folder = work.stages.folder
 
     def write() -> None:
         write_record(folder / "groups.json", structure.groups)
@@ -180,11 +176,15 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
         scores = _stage_scores(work, r, current, units)
         now = measure_cost(current)
         measured = (now.macs / dense_cost.macs) if target.kind == "macs" else now.parameters / dense_cost.parameters
-        budget = replace(target, share=target.share ** (r / recipe.rounds) / measured)
+        slack = target.slack if r == recipe.rounds else 1.0  # on the way any plan below the line will do
+        budget = replace(target, share=target.share ** (r / recipe.rounds) / measured, slack=slack)
         step = make_plan(current, units, scores, budget, ranking_of(recipe))
         kept = compose(kept, step.kept)
         current = _stage_repair(work, r, structure, kept, current, units, step)
         units = analyse(current, structure.tied, structure.frozen)
+    write_text(folder / "recipe.toml", to_toml(recipe))
+    splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
+    write_json(folder / "splits.json", {"schema": "splits/1", **splits})
     plan = Plan(kept, dense_cost.macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
     network = Network(work.model.builder, tuple(work.example.shape[1:]), structure.tied, structure.frozen, dict(kept))

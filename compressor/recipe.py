@@ -5,6 +5,7 @@ Knows what values are allowed, not what they do. Every field's help is the comma
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -57,9 +58,9 @@ class Recipe:
         "isomorphic",
         "uniform",
     )
-    reduction: str = _option("mean", "scores of coupled layers to one", "sum", "mean", "max")
+    reduction: str = _option("sum", "scores of coupled layers to one", "sum", "mean", "max")
     normalisation: str = _option("mean", "what makes layers comparable", "mean", "sum", "max", "l2", "none")
-    per_cost: float = _option(0.0, "power of the MACs a unit costs that its score is divided by")
+    per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by")
     least: float = _option(0.1, "share of every group that stays")
     multiple: int = _option(8, "kept channels are rounded to multiples of this")
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
@@ -187,6 +188,5 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's escapes
     return repr(value)

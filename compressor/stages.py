@@ -83,6 +83,10 @@ class Stages:
     def begun(self) -> Iterator[None]:
         """The folder is written inside; a disk that is full or read-only becomes a FolderError."""
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"can't make the folder {self.folder} ({error.strerror}); give another --out") from error
+        try:
             write_json(self.folder / "run.json", {"schema": "run/1", **self.identity})
             for left in [p for pattern in _LEFTOVERS for p in self.folder.rglob(pattern)]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
@@ -72,8 +73,9 @@ def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images 
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     splits, how = read_images(recipe, model, images)
     dense = trace(model.module, example_of(how.shape))
+    classes = _classes(dense, example_of(how.shape))
     for part in (splits.calibration, splits.evaluation):
-        require_labels(part, _classes(dense))
+        require_labels(part, classes)
         require_decodable(part)
     folder = Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}")
     identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
@@ -99,16 +101,17 @@ def require_known(recipe: Recipe) -> None:
         resolve_target(target)
 
 
-def _classes(graph: fx.GraphModule) -> int:
+@torch.no_grad()
+def _classes(graph: fx.GraphModule, example: Tensor) -> int:
     """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
-    answers = graph.graph.output_node().all_input_nodes
-    shapes = [list(node.meta["val"].shape) for node in answers]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
+    answer = graph(example)
+    if not isinstance(answer, Tensor) or answer.ndim != 2:
+        found = f"a tensor {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ModelError(
-            f"the model answers with {', '.join(map(str, shapes))}; expected one tensor [N, classes]: wrap the model "
-            "so that its forward returns the logits alone"
+            f"the model answers with {found}, expected one tensor [N, classes]; wrap the model so that its forward "
+            "returns the logits alone"
         )
-    return int(shapes[0][1])
+    return int(answer.shape[1])
 
 
 def read_images(recipe: Recipe, model: Model, images: Images | None) -> tuple[Splits, Preprocessing]:

@@ -27,10 +27,11 @@ SLACK = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`share` of the dense network's MACs or parameters that may stay."""
+    """`share` of the dense network's MACs or parameters that may stay, less at most `slack` of it."""
 
     kind: Literal["macs", "parameters"]
     share: float
+    slack: float = SLACK
 
     def __str__(self) -> str:
         return f"{self.kind} {self.share:g}"
@@ -124,6 +125,7 @@ def make_plan(
         scores,
         options,
         unit_cost=_unit_costs(structure, meter, index) if options.per_cost else None,
+        spans=structure.spans,
     )
     limit = budget.share * dense[index]
 
@@ -139,9 +141,9 @@ def make_plan(
         )
     removed = _fill(_prefix(chunks, cost, limit), cost, limit)
     reached = cost(removed)
-    if reached < (1 - SLACK) * limit:
+    if reached < (1 - budget.slack) * limit:
         raise BudgetError(
-            f"budget '{budget}' can't be met within {SLACK:.0%}: the nearest plan below it keeps "
+            f"budget '{budget}' can't be met within {budget.slack:.0%}: the nearest plan below it keeps "
             f"{reached / dense[index]:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense[index])}' "
             "or round kept counts to a smaller multiple"
         )
@@ -158,7 +160,8 @@ def least_share(
 ) -> float:
     """The share of the dense network that remains when everything goes that may go."""
     meter, index = make_meter(graph, structure), ("macs", "parameters").index(kind)
-    kept = _kept(structure.groups, order_of_removal(structure.groups.groups, scores, options))
+    everything = order_of_removal(structure.groups.groups, scores, options, spans=structure.spans)
+    kept = _kept(structure.groups, everything)
     return meter(removed_classes(structure, kept))[index] / meter(removed_classes(structure, {}))[index]
 
 
@@ -167,7 +170,10 @@ def _up(share: float) -> str:
 
 
 def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, float]:
-    """What one unit of each group costs in the dense network, averaged over its group."""
+    """What one channel of each group costs in the dense network, averaged over its group.
+
+    A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
+    """
     dense = meter(np.zeros(len(structure.classes.of), dtype=bool))[index]
     costs = {}
     for group in structure.groups.groups:
@@ -176,7 +182,8 @@ def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, flo
             [np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)]
         )
         saved = dense - meter(removed_classes(structure, {group.name: half}))[index]
-        costs[group.name] = saved / max(1, group.size - len(half)) / dense
+        channels = np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites])
+        costs[group.name] = saved / max(1, group.size - len(half)) / channels / dense
     return costs
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ..errors import ModelError
 from ..graph import Watcher
-from ..records import Group, Groups, IntArray
+from ..records import Groups, IntArray
 from .groups import Structure, analyse
 from .labels import Value
 from .ranking import spared
@@ -26,6 +26,8 @@ from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_
 # float64 rounding over sums of up to ~1e6 terms; a wrong index shows as O(1)
 TOLERANCE = 1e-8
 ROUNDS = 12
+# a wrong index may be right by chance for one choice of units, hardly for two
+SHARES = (1 / 3, 2 / 3)
 
 
 def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Structure:
@@ -38,8 +40,11 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
     double = copy.deepcopy(graph).double()
     for _ in range(ROUNDS):
         structure = analyse(graph, tied, frozen)
-        failed = _failures(double, structure, example.double(), seed)
-        if not failed:
+        for share in SHARES:
+            failed = _failures(double, structure, example.double(), random_units(structure, seed, share))
+            if failed:
+                break
+        else:
             return structure
         for name in failed:
             (frozen if name in tied or not _has_rows(structure, name) else tied).add(name)
@@ -56,24 +61,25 @@ def _has_rows(structure: Structure, name: str) -> bool:
     return any(len(structure.classes(f)[0]) > 1 for v in parts if isinstance(v, Value) for f in v.facets)
 
 
-def random_units(groups: Sequence[Group], seed: int) -> dict[str, IntArray]:
-    """About a third of each group's units gone, as many in every row that stays."""
+def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[str, IntArray]:
+    """That share of each group's units gone, as many in every row that stays."""
     generator = np.random.default_rng(seed)
     kept: dict[str, IntArray] = {}
-    for group in groups:
+    for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
         stays: list[int] = []
         n = len(rows) // len(np.unique(rows))
-        goes = max(1, n // 3) if n > 1 else 0
+        goes = max(1, int(n * share)) if n > 1 else 0
         for row in np.unique(rows):
             stays += sorted(generator.permutation(np.flatnonzero(rows == row))[goes:].tolist())
-        kept[group.name] = np.union1d(stays, spared(group, generator.random(group.size))).astype(np.int64)
+        always = spared(group, generator.random(group.size), structure.spans.get(group.name, ()))
+        kept[group.name] = np.union1d(stays, always).astype(np.int64)
     return kept
 
 
-def _failures(graph: fx.GraphModule, structure: Structure, example: Tensor, seed: int) -> list[str]:
+def _failures(graph: fx.GraphModule, structure: Structure, example: Tensor, kept: Mapping[str, IntArray]) -> list[str]:
     """Names of the nodes at which pruned and masked differ; the walk goes on from the masked values."""
-    gone = removed_classes(structure, random_units(structure.groups.groups, seed))
+    gone = removed_classes(structure, kept)
     if not gone.any():
         return []
     failed: list[str] = []

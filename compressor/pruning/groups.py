@@ -42,13 +42,17 @@ Lying = tuple[tuple[int, ...], IntArray]
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class."""
+    """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class.
+
+    `spans[group]` are sets of its units that some tensor is made of: one of each set stays, or that tensor is empty.
+    """
 
     groups: Groups
     classes: Classes
     values: Mapping[str, Any]
     group_of: IntArray
     unit_of: IntArray
+    spans: Mapping[str, tuple[IntArray, ...]]
     tied: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -72,7 +76,12 @@ def _walk(graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: 
     grouped = set(_grouped_weights(graph))
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            values[node.name] = _parameter(ledger, fetch(graph, str(node.target)), node.target in grouped, parameters)
+            value = _parameter(ledger, fetch(graph, str(node.target)), node.target in grouped, parameters)
+            values[node.name] = value
+            if node.name in frozen:
+                _freeze_tree(ledger, value, node.name, "can't lose single units of a row")
+            elif node.name in tied:
+                _tie_rows(ledger, value)
         elif node.op == "placeholder":
             values[node.name] = Value(tuple(node.meta["val"].shape))
         elif node.op == "output":
@@ -155,10 +164,33 @@ def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any])
     unit_of = np.full(len(classes.of), -1, dtype=np.int64)
     for g, members in enumerate([*rows, *inner]):
         group_of[members], unit_of[members] = g, np.arange(len(members))
-    structure = Structure(Groups(()), classes, values, group_of, unit_of)
+    structure = Structure(Groups(()), classes, values, group_of, unit_of, {})
     groups = _groups(graph, structure, [*rows, *inner], len(rows))
     left = tuple(_left_alone(graph, produced, classes))
-    return replace(structure, groups=Groups(tuple(groups), left))
+    structure = replace(structure, groups=Groups(tuple(groups), left))
+    return replace(structure, spans=_spans(structure))
+
+
+def _spans(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
+    """The smallest sets of units, in each group, that make up a whole axis of some tensor."""
+    groups, parent = structure.groups.groups, structure.classes.parent
+    found: dict[int, set[frozenset[int]]] = defaultdict(set)
+    for value in _flat(list(structure.values.values())):
+        for facet in value.facets if isinstance(value, Value) else ():
+            _, classes = structure.classes(facet)
+            members = np.unique(classes)
+            while members[0] > 0:
+                owner = structure.group_of[members]
+                mine = members[owner == owner[0]]
+                found[int(owner[0])].add(frozenset(structure.unit_of[mine].tolist()))
+                members = np.unique(parent[members])
+    return {groups[g].name: _smallest(sets, groups[g].size) for g, sets in found.items() if g >= 0}
+
+
+def _smallest(sets: Collection[frozenset[int]], size: int) -> tuple[IntArray, ...]:
+    proper = [s for s in sets if len(s) < size]
+    least = [s for s in proper if not any(other < s for other in proper)]
+    return tuple(np.array(sorted(s), dtype=np.int64) for s in sorted(least, key=sorted))
 
 
 def channel_axis(node: fx.Node) -> int | None:
@@ -212,15 +244,18 @@ def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
 
 
 def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
-    """The rows of each component as units of their own; components that share rows share them."""
-    found: list[list[int]] = []
+    """The rows of each component as units of their own, rows of rows first; components that share rows share them."""
+    levels: list[list[list[int]]] = [components]
     seen: set[int] = set()
-    for members in components:
-        rows = sorted({int(p) for p in classes.parent[members] if p > 0})
-        if rows and not seen & set(rows):
-            seen |= set(rows)
-            found.append(rows)
-    return found
+    while levels[-1]:
+        found: list[list[int]] = []
+        for members in levels[-1]:
+            rows = sorted({int(p) for p in classes.parent[members] if p > 0})
+            if rows and not seen & set(rows):
+                seen |= set(rows)
+                found.append(rows)
+        levels.append(found)
+    return [rows for level in levels[:0:-1] for rows in level]
 
 
 def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[tuple[fx.Node, Site]]]:

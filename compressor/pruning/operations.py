@@ -400,6 +400,14 @@ def _affine(ledger: Ledger, node: fx.Node, x: Value, parameters: Sequence[Any], 
     return Value(x.shape, merge(ledger, operands, x.shape, node.name))
 
 
+@handles(aten._native_batch_norm_legit.no_stats)
+def batch_statistics(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = args[:3]
+    out = batch_norm(ledger, node, [x, weight, bias, None, None, True], kwargs)
+    meta = node.meta["val"]
+    return (out, *(blank(m) for m in meta[1:]))
+
+
 @handles(aten.instance_norm.default)
 def instance_norm(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
     return _affine(ledger, node, args[0], args[1:5], 1)
@@ -538,7 +546,6 @@ def spatial(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, An
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
-    aten.slice.Tensor,
     aten.select.int,
     aten.unsqueeze.default,
     aten.squeeze.dim,
@@ -573,15 +580,31 @@ def movement(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, A
     if _has_unknown(rest):
         return unknown(ledger, node, args, kwargs)
     move: Callable[..., Any] = node.target  # type: ignore[assignment]
+    meta = node.meta["val"]
     moved = [move(f, *rest, **kwargs) for f in x.facets]
     content = None if x.content is None else move(x.content, *rest, **kwargs)
-    meta = node.meta["val"]
     if isinstance(meta, Tensor):
-        return Value(tuple(meta.shape), _compressed(moved), content)
+        return Value(tuple(meta.shape), _lasting(ledger, node, moved), content)
     return tuple(
-        Value(tuple(m.shape), _compressed([p[i] for p in moved]), None if content is None else content[i])
+        Value(tuple(m.shape), _lasting(ledger, node, [p[i] for p in moved]), None if content is None else content[i])
         for i, m in enumerate(meta)
     )
+
+
+@handles(aten.slice.Tensor)
+def cut(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Every second coordinate stays every second one only when neighbours go together."""
+    x, step = args[0], args[4] if len(args) > 4 else 1
+    axis = (args[1] if len(args) > 1 else 0) % len(x.shape)
+    for facet in x.facets if step > 1 else ():
+        if axis not in axes(facet):
+            continue
+        if facet.shape[axis] % step:
+            ledger.freeze(facet, node.name, "is taken in strides that do not divide it")
+        else:
+            parts = facet.unflatten(axis, (-1, step))
+            ledger.tie(parts, parts.narrow(axis + 1, 0, 1))
+    return movement(ledger, node, args, kwargs)
 
 
 _UNKNOWN = object()
@@ -597,6 +620,15 @@ def _content(arg: Any) -> Any:
 
 def _has_unknown(args: Any) -> bool:
     return any(a is _UNKNOWN or (isinstance(a, list) and _has_unknown(a)) for a in args)
+
+
+def _lasting(ledger: Ledger, node: fx.Node, facets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Facets that still vary; one that shrank to a single label would empty the tensor with it."""
+    found = [compress(f) for f in facets]
+    for facet in found:
+        if not axes(facet) and facet.numel() and bool(facet.reshape(-1)[0] != 0):
+            ledger.freeze(facet, node.name, "is taken out alone")
+    return tuple(f for f in found if axes(f))
 
 
 def _compressed(facets: Sequence[Tensor]) -> tuple[Tensor, ...]:

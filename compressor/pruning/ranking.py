@@ -41,10 +41,10 @@ class RankingOptions:
     and convolution groups are never rounded); `per_cost` the power of MACs per unit a score is divided by.
     """
 
-    reduction: Reduction = "mean"
+    reduction: Reduction = "sum"
     normalisation: Normalisation = "mean"
     scope: Scope = "global"
-    per_cost: float = 0.0
+    per_cost: float = 0.5
     kinds: tuple[UnitKind, ...] = ("channel", "neuron", "stream", "head", "conv_group")
     least: float = 0.1
     multiple: int = 8
@@ -60,12 +60,10 @@ class Chunk:
 
 
 def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatArray:
-    """[units] one score for each unit, comparable across groups."""
-    values = scores.values[group.name]
-    reduced = REDUCTIONS[options.reduction](values)
-    scale = NORMALISATIONS[options.normalisation](reduced)
-    result: FloatArray = reduced / scale if scale > 0 else np.zeros_like(reduced)
-    return result
+    """[units] one score for each unit, comparable across groups: each site by itself, then all of them."""
+    scale = NORMALISATIONS[options.normalisation]
+    sites = [values / (scale(values) or 1.0) for values in scores.values[group.name]]
+    return REDUCTIONS[options.reduction](np.stack(sites))
 
 
 def order_of_removal(
@@ -74,8 +72,12 @@ def order_of_removal(
     options: RankingOptions,
     *,
     unit_cost: Mapping[str, float] | None = None,
+    spans: Mapping[str, Sequence[IntArray]] | None = None,
 ) -> list[Chunk]:
-    """Chunks of every group that may be pruned and was scored, first to go first; each group's in order."""
+    """Chunks of every group that may be pruned and was scored, first to go first; each group's in order.
+
+    `spans` are a structure's sets of units of which one must stay.
+    """
     chunks: dict[str, list[Chunk]] = {}
     for group in groups:
         if group.kind not in options.kinds or group.name not in scores.values:
@@ -83,45 +85,43 @@ def order_of_removal(
         values = importance(group, scores, options)
         if options.per_cost and unit_cost:
             values = values / max(unit_cost[group.name], 1e-12) ** options.per_cost
-        chunks[group.name] = _chunks(group, values, options)
+        chunks[group.name] = _chunks(group, values, options, spared(group, values, (spans or {}).get(group.name, ())))
     if options.scope != "global":
         chunks = _ranked_within(groups, chunks, options.scope)
     return sorted((c for members in chunks.values() for c in members), key=lambda c: c.key)
 
 
-def spared(group: Group, values: FloatArray) -> IntArray:
-    """Units that stay so that no layer is left empty: at each site, the best of those that show there."""
+def spared(group: Group, values: FloatArray, spans: Sequence[IntArray]) -> IntArray:
+    """Units that stay so that no tensor is left empty: the best of each span."""
     if group.balanced:  # every row that stays keeps some
         return np.zeros(0, dtype=np.int64)
-    shown = [np.unique(site.units[site.units >= 0]) for site in group.sites]
-    best = [units for units in shown if 0 < len(units) < group.size]
-    return np.unique([units[np.argmax(values[units])] for units in best]).astype(np.int64)
+    return np.unique([units[np.argmax(values[units])] for units in spans]).astype(np.int64)
 
 
-def _chunks(group: Group, values: FloatArray, options: RankingOptions) -> list[Chunk]:
+def _chunks(group: Group, values: FloatArray, options: RankingOptions, never: IntArray) -> list[Chunk]:
     rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-    ranked = [r[np.argsort(values[r], kind="stable")] for r in (np.flatnonzero(rows == i) for i in np.unique(rows))]
+    ordered = values.copy()
+    ordered[never] = np.inf
+    ranked = [r[np.argsort(ordered[r], kind="stable")] for r in (np.flatnonzero(rows == i) for i in np.unique(rows))]
     width = len(ranked[0])
     table = np.stack([r[:width] for r in ranked])  # [rows, width], least important first
     found: list[Chunk] = []
-    gone, floor, never = 0, -np.inf, spared(group, values)
-    for stop in _stops(width, group.kind, options):
-        units = np.setdiff1d(table[:, gone:stop].reshape(-1), never)
+    gone, floor = 0, -np.inf
+    for stop in _stops(width, group.kind, options, len(never)):
+        units = np.sort(table[:, gone:stop].reshape(-1))
         gone = stop
-        if not len(units):
-            continue
         floor = max(floor, float(values[units].mean()))  # a group's chunks keep their order in any sorting
         found.append(Chunk(group.name, units, floor))
     return found
 
 
-def _stops(width: int, kind: UnitKind, options: RankingOptions) -> list[int]:
+def _stops(width: int, kind: UnitKind, options: RankingOptions, spared: int = 0) -> list[int]:
     """How many of `width` units are gone after each chunk.
 
     width 20, multiple 8, least 0.1: 16 stay, then 8 (0.1 asks for 2, a multiple of 8 for 8): [4, 12].
     """
     multiple = 1 if kind in ("head", "conv_group") else min(options.multiple, width)
-    least = max(1, multiple, int(np.ceil(options.least * width)))
+    least = max(1, multiple, spared, int(np.ceil(options.least * width)))
     stays = [n for n in range(width - 1, least - 1, -1) if n % multiple == 0]
     return [width - n for n in stays]
 

@@ -44,7 +44,9 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
         gone[members[~stays]] = True
     parent = structure.classes.parent
     inside = parent > 0
-    gone[inside] |= gone[parent[inside]]
+    before = -1
+    while before != (before := int(gone.sum())):  # rows of rows
+        gone[inside] |= gone[parent[inside]]
     gone[0] = False
     return gone
 
@@ -229,19 +231,24 @@ def _thinned(source: fx.Node, axis: int, structure: Structure, gone: Keep) -> bo
 
 
 def _bounds(first: int) -> Any:
-    """Slices: `first` is the position of (axis, start, end) among the arguments."""
+    """Slices: `first` is the position of (axis, start, end, step) among the arguments.
+
+    Neighbours within a stride go together: of [a b c d], 1::2 without a and b is still the second of two.
+    """
 
     def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
-        arguments = _arguments(node)
-        source, axis = arguments[0], arguments[first] if len(arguments) > first else 0
+        source, *given = [_arguments(node)[0], *_arguments(node)[first:]]
+        axis, start, end, step = [*given, *(0, None, None, 1)[len(given) :]]
         if not _thinned(source, axis, structure, gone):
             return
         size = structure.values[source.name].shape[axis]
-        for position in (first + 1, first + 2):
-            if len(arguments) > position and isinstance(arguments[position], int):
-                bound = arguments[position]
-                bound = min(bound + size if bound < 0 else bound, size)
-                node.update_arg(position, _kept_before(source, axis, bound, structure, gone))
+        if not all(isinstance(b, int) for b in (start or 0, size if end is None else end)):
+            return
+        start, end, _ = slice(start, end).indices(size)
+        phase, count = start % step, max(0, -((start - end) // step))
+        before = start - phase
+        bounds = [_kept_before(source, axis, b, structure, gone) for b in (before, before + count * step)]
+        node.args = (*node.args[:first], axis, bounds[0] + phase, bounds[1], step)
 
     return rule
 

@@ -18,8 +18,10 @@ from torch import Tensor, fx
 from ..errors import InputError, ModelError
 from .canonical import Canonical, Weighted, canonical, operation
 from .composite import PRESETS, Composite
-from .operations import Call, OperationRule, Spec, by_taylor, receivers, rule_of, signals
+from .operations import by_taylor, rule_of
+from .products import receivers
 from .rules import fast, forward, plain
+from .spreading import Call, OperationRule, Spec, signals
 
 Observe = Callable[[fx.Node, Any, Mapping[fx.Node, Any]], None]
 
@@ -74,9 +76,9 @@ class Prepared:
         which keeps memory small. A node that no relevance reaches has zeros."""
         route = self._route(frozenset(nodes))
         with torch.no_grad():
-            values = _forward(self, route, images)
+            values, saved = _forward(self, route, images)
             start = _start(values[self.known.output], targets, self.options)
-            return _back(self, route, values, start, take or _whole, observe)
+            return _back(self, route, values, saved, start, take=take or _whole, observe=observe)
 
     def _route(self, watched: frozenset[str]) -> Route:
         if watched not in self.routes:
@@ -188,18 +190,23 @@ def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Nod
     return drops
 
 
-def _forward(prepared: Prepared, route: Route, images: Tensor) -> dict[fx.Node, Any]:
-    """Runs the graph, merged layers as one; a value not kept becomes its shape."""
+def _forward(prepared: Prepared, route: Route, images: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
     known = prepared.known
+    saved: dict[fx.Node, Any] = {}
     values: dict[fx.Node, Any] = dict(known.constants)
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = images
         elif node.op == "call_function" and node not in values:
-            values[node] = _run(known, node, values)
+            own = prepared.rules[node].run if node in route.through and node in prepared.rules else None
+            values[node] = _run(known, node, values) if own is None else None
+            if own is not None:
+                args, kwargs = _arguments(node, values)
+                values[node], saved[node] = own(*args, **kwargs)
         for source in route.dropped.get(node, ()):
             values[source] = _spec(values[source])
-    return values
+    return values, saved
 
 
 def _run(known: Canonical, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
@@ -209,8 +216,12 @@ def _run(known: Canonical, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         return forward(layer, values[weighted.source], layer.weight, layer.bias)
     if node in known.merged:
         return values[node.args[0]]  # type: ignore[index]
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = _arguments(node, values)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    return fx.map_arg((node.args, node.kwargs), values.__getitem__)
 
 
 def _spec(value: Any) -> Any:
@@ -236,7 +247,9 @@ def _back(
     prepared: Prepared,
     route: Route,
     values: dict[fx.Node, Any],
+    saved: dict[fx.Node, Any],
     start: Tensor,
+    *,
     take: Callable[[str, Tensor], Tensor],
     observe: Observe | None,
 ) -> dict[str, Tensor]:
@@ -248,7 +261,7 @@ def _back(
         if node.name in route.watched:
             taken[node.name] = take(node.name, _zeros(values[node]) if relevance is None else relevance)
         if relevance is not None and node in route.through:
-            given = _spread(prepared, node, relevance, values)
+            given = _spread(prepared, node, relevance, values, saved.pop(node, None))
             for source, part in given:
                 _add(pending, node, source, part)
             if observe is not None:
@@ -257,7 +270,7 @@ def _back(
     return taken
 
 
-def _spread(prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[fx.Node, Any]) -> Any:
+def _spread(prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[fx.Node, Any], saved: Any) -> Any:
     known = prepared.known
     if node in known.weighted:
         weighted = known.weighted[node]
@@ -267,7 +280,7 @@ def _spread(prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[f
         whole: list[Any] = [None] * len(values[source])  # type: ignore[index]
         whole[index] = relevance  # type: ignore[index]
         return [(source, whole)]
-    return prepared.rules[node].spread(Call(node, relevance, values, known, prepared.options.composite))
+    return prepared.rules[node].spread(Call(node, relevance, values, known, prepared.options.composite, saved))
 
 
 def _through_layer(prepared: Prepared, weighted: Weighted, relevance: Tensor, x: Tensor, output: Any) -> Tensor:

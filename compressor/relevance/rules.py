@@ -120,8 +120,10 @@ def plain(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
         handles.remove()
 
 
-def stabilised_(z: Tensor, epsilon: float) -> Tensor:
-    """z + epsilon * sign(z), the sign of 0 being +1, written into z."""
+def stabilised_(z: Tensor, epsilon: float, sign: int = 0) -> Tensor:
+    """z + epsilon * sign(z), the sign of 0 being +1, written into z; `sign` names the only sign z has, if one."""
+    if sign > 0:
+        return z.add_(epsilon)
     return z.add_(torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), z))
 
 
@@ -166,13 +168,13 @@ def _signed(
 
 def _one_sign(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, nonnegative: bool, *, positive: bool) -> Tensor:
     """The relevance shared over the products of one sign; the bias counts where it has that sign."""
-    bias = _bias(layer, rule)
+    bias, sign = _bias(layer, rule), 1 if positive else -1
     edge = None if bias is None else _part(bias, positive)
     weight = _part(layer.weight, positive)
     if nonnegative:
-        return _share(layer, rule, [(x, weight)], edge, relevance)
+        return _share(layer, rule, [(x, weight)], edge, relevance, sign=sign)
     pieces = [(x.clamp(min=0), weight), (x.clamp(max=0), _part(layer.weight, not positive))]
-    return _share(layer, rule, pieces, edge, relevance)
+    return _share(layer, rule, pieces, edge, relevance, sign=sign)
 
 
 def _part(values: Tensor, positive: bool) -> Tensor:
@@ -180,13 +182,13 @@ def _part(values: Tensor, positive: bool) -> Tensor:
 
 
 def _share(
-    layer: Layer, rule: Rule, pieces: list[tuple[Tensor, Tensor]], edge: Tensor | None, relevance: Tensor
+    layer: Layer, rule: Rule, pieces: list[tuple[Tensor, Tensor]], edge: Tensor | None, relevance: Tensor, *, sign: int
 ) -> Tensor:
     """sum over pieces (x, w) of x * w^T(relevance / stabilised(sum of w x + edge))."""
     z = forward(layer, *pieces[0], edge)
     for x, weight in pieces[1:]:
         z += forward(layer, x, weight, None)
-    share = torch.div(relevance, stabilised_(z, rule.epsilon), out=z)
+    share = torch.div(relevance, stabilised_(z, rule.epsilon, sign), out=z)
     first, *rest = (transposed(layer, x, weight, share).mul_(x) for x, weight in pieces)
     for more in rest:
         first += more
@@ -204,7 +206,7 @@ def _gamma(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tenso
         edge = _bias(layer, rule)
         if edge is not None:
             edge = edge + rule.gamma * _part(edge, positive)
-        given = _share(layer, rule, pieces, edge, relevance * chosen)
+        given = _share(layer, rule, pieces, edge, relevance * chosen, sign=0)
         total = given if total is None else total.add_(given)
     assert total is not None
     return total

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # float32: the class and the graph sum in another order
 def _pruned(model: nn.Module, example: torch.Tensor):
     graph = trace(model, example)
     structure = analyse(graph)
-    return prune(graph, structure, Plan(random_units(structure.groups.groups, 0), 0, 0))
+    return prune(graph, structure, Plan(random_units(structure, 0), 0, 0))
 
 
 @pytest.mark.parametrize(

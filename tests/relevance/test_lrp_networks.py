@@ -432,3 +432,48 @@ def test_a_point_of_the_space_is_a_composite() -> None:
     for bad in ({"depth": 1.0}, {"low": "epsilonn"}, {"softmax": "half"}):
         with pytest.raises(InputError):
             at(bad)
+
+
+class _ByHand(nn.Module):
+    """Norms written out, nn.MultiheadAttention, a choice by `where`, a gate, probabilities at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, 4)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.mix, self.gate, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x - x.mean(-1, keepdim=True)
+        x = x / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        x = x + self.attention(x, x, x)[0]
+        x = torch.where(x > 0, x, 0.1 * x)
+        x = self.mix(x) * torch.sigmoid(self.gate(x.mean(1, keepdim=True)))
+        return torch.softmax(self.head(x.mean(1)), -1)
+
+
+def test_operations_written_by_hand_are_covered() -> None:
+    torch.manual_seed(0)
+    graph = _graph(_ByHand().eval(), 16)
+    assert lrp.uncovered(graph) == ()
+    layers = {n.meta["layer"]: n.name for n in graph.graph.nodes if n.target is aten.linear.default}
+    norms = [n.name for n in graph.graph.nodes if n.target in (aten.var.dim, aten.rsqrt.default)]
+    nodes = [*layers.values(), *norms, _input(graph)]
+    found = lrp.node_relevance(graph, _images(2, 16), torch.tensor([0, 1]), nodes)
+    assert all(bool(r.isfinite().all()) for r in found.values())
+    assert float(found[layers["head"]].sum()) == pytest.approx(2.0)  # the start is at the scores, not the softmax
+    assert all(float(found[name].abs().sum()) == 0 for name in norms)
+    half = found[layers["mix"]].sum(1, keepdim=True)
+    assert torch.allclose(half, found[layers["gate"]], rtol=1e-9, atol=1e-12)
+
+
+def test_detached_gate_takes_nothing() -> None:
+    torch.manual_seed(0)
+    graph = _graph(_ByHand().eval(), 16)
+    layers = {n.meta["layer"]: n.name for n in graph.graph.nodes if n.target is aten.linear.default}
+    options = lrp.LrpOptions(replace(PRESETS["epsilon-plus-flat"], gate="signal"))
+    found = lrp.node_relevance(graph, _images(2, 16), torch.tensor([0, 1]), list(layers.values()), options)
+    assert float(found[layers["gate"]].abs().sum()) == 0
+    assert float(found[layers["mix"]].abs().sum()) > 0

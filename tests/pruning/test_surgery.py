@@ -1,0 +1,447 @@
+"""Identity: the pruned network is the original with the removed units at zero in every consumer's input, float64.
+
+The masked side knows nothing of labels: it is written by hand for each net, as hooks that zero what each named
+module reads (or gives), with the module's own channel positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torchvision.models import VisionTransformer
+
+from compressor.errors import ModelError
+from compressor.graph import fetch, trace
+from compressor.pruning import Structure, find_structure, identity_error, prune
+from compressor.pruning.check import random_units
+from compressor.records import Group, IntArray, Plan
+from compressor.saved import Network, load_saved, write_network, write_weights
+
+# float64 rounding over a handful of layers; a wrong index shows as 1e-2 or more
+TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Channels `at` of what `module` reads ("in") or gives ("out") are channels `of` of what `producer` gives."""
+
+    module: str
+    producer: str
+    at: Sequence[int] | None = None
+    of: Sequence[int] | None = None
+    side: str = "in"
+    axis: int = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    masks: tuple[Mask, ...]
+    pruned: tuple[str, ...]  # layers that must lose units, so that no case passes by freezing
+    kinds: tuple[str, ...] = ("channel", "neuron", "stream", "head", "head_dim", "conv_group")
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Every parameter and statistic differs from channel to channel, so that a wrong index shows."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point():
+                low = 0.5 if "var" in name.rsplit(".", 1)[-1] else -0.5
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
+    return model.eval()
+
+
+def conv_bn(i: int, o: int, k: int = 3, **options: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **options), nn.BatchNorm2d(o), nn.ReLU())
+
+
+class Head(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv_bn(3, 8), conv_bn(8, 6), Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = conv_bn(3, 8), conv_bn(8, 6), Head(8)
+        self.b = nn.Sequential(nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(functional.relu(x + self.b(self.a(x))))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.expand, self.depthwise = conv_bn(3, 6), conv_bn(6, 12, 1), conv_bn(12, 12, 3, groups=12)
+        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.project, self.head = nn.Conv2d(12, 6, 1), Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.expand(x))
+        gate = self.excite(functional.relu(self.squeeze(functional.adaptive_avg_pool2d(y, 1)))).sigmoid()
+        return self.head(x + self.project(y * gate))
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_bn(3, 4), conv_bn(4, 6)
+        self.norm, self.c, self.head = nn.BatchNorm2d(10), nn.Conv2d(10, 5, 3), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(self.c(self.norm(torch.cat([x, self.b(x)], 1)).relu()))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g = conv_bn(3, 12), conv_bn(12, 16, 3, groups=4)
+        self.c, self.head = nn.Conv2d(16, 5, 1), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.g(self.a(x))))
+
+
+class Tokens(nn.Module):
+    """[N, 3, H, W] to [N, HW, C] and, after `inner`, to three classes."""
+
+    def __init__(self, inner: nn.Module, width: int = 12) -> None:
+        super().__init__()
+        self.embed, self.inner, self.out = nn.Linear(3, width), inner, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        return self.out(x + self.inner(x)).mean(1)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 20), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(functional.gelu(self.a(x)))
+
+
+class Attention(nn.Module):
+    """Four heads of six; `how` is the kernel path, and with `table` a bias per head from relative positions."""
+
+    def __init__(self, how: str, *, table: bool = False) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.how = nn.Linear(12, 72), nn.Linear(24, 12), how
+        self.table = nn.Parameter(torch.zeros(7, 4)) if table else None
+        self.register_buffer("index", torch.arange(4)[:, None] - torch.arange(4)[None] + 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.how == "fused":
+            x = functional.scaled_dot_product_attention(q, k, v)
+        else:
+            scores = q @ k.transpose(-2, -1) * 6**-0.5
+            if self.table is not None:
+                scores = scores + self.table[self.index.reshape(-1)].reshape(4, 4, 4).permute(2, 0, 1)
+            x = scores.softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(n, t, 24))
+
+
+class Gated(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(12, 32), nn.Linear(16, 12), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "glu":
+            return self.b(functional.glu(self.a(x)))
+        u, v = self.a(x).chunk(2, -1)
+        return self.b(u * functional.silu(v))
+
+
+class Shuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv_bn(3, 12), nn.Conv2d(12, 5, 1), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        return self.head(self.b(x.reshape(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w)))
+
+
+class PixelShuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv_bn(3, 24), nn.Conv2d(6, 5, 1), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(functional.pixel_shuffle(self.a(x), 2)))
+
+
+class OptionA(nn.Module):
+    """The CIFAR ResNet's shortcut: every second pixel, zeros beside the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = conv_bn(3, 8), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 16, 1), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.b(self.a(x).relu()) + functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+
+
+class Transposed(nn.Module):
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.a, self.up, self.head = conv_bn(3, 8), nn.ConvTranspose2d(8, 12, 2, 2, groups=groups), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.a(x)).relu())
+
+
+class PatchMerging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.reduce, self.out = nn.Linear(3, 6), nn.Linear(24, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x.permute(0, 2, 3, 1))
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+        return self.out(self.reduce(x)).mean((1, 2))
+
+
+class Standardised(nn.Module):
+    """A convolution whose kernel is normalised, each output channel's over its inputs, then scaled by a gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gain = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(8, 1, 1, 1))
+        self.b, self.head = nn.Conv2d(8, 5, 1), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = functional.batch_norm(self.a.weight.reshape(1, 8, -1), None, None, training=True, momentum=0.0)
+        x = functional.conv2d(x, w.reshape_as(self.a.weight) * self.gain, self.a.bias)
+        return self.head(self.b(x.relu()))
+
+
+class BareParameters(nn.Module):
+    """A token, positions, a layer scale and a buffer along the stream, none of them a layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.out = nn.Linear(3, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.token, self.positions = nn.Parameter(torch.zeros(1, 1, 12)), nn.Parameter(torch.zeros(1, 17, 12))
+        self.scale = nn.Parameter(torch.ones(12))
+        self.register_buffer("colour", torch.ones(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2)) * self.colour
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        x = x + self.scale * self.a(x)
+        return self.out(x[:, 0])
+
+
+class Tied(nn.Module):
+    """One matrix into the hidden space and, transposed, out of it; one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.twice, self.out = nn.Linear(3, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mean((2, 3)))
+        x = self.twice(self.twice(x).relu()).relu()
+        return self.out(x) + functional.linear(x, self.embed.weight.t())
+
+
+def heads(layer: str, proj: str, parts: int = 3) -> tuple[Mask, ...]:
+    del parts
+    return (Mask(layer, layer, side="out", axis=2), Mask(proj, layer, range(24), range(48, 72), axis=2))
+
+
+SHUFFLED = [(i % 3) * 4 + i // 3 for i in range(12)]
+ATTENTION = (
+    Mask("inner.qkv", "inner.qkv", side="out", axis=2),
+    Mask("inner.proj", "inner.qkv", None, range(48, 72), axis=2),
+)
+ON_TOKENS = (Mask("inner.qkv", "embed", axis=2), Mask("out", "embed", axis=2))
+CASES = {
+    "chain": Case(Chain, (3, 6, 6), (Mask("b.0", "a.0"), Mask("head.fc", "b.0")), ("a.0", "b.0")),
+    "residual": Case(
+        Residual,
+        (3, 6, 6),
+        (Mask("a.0", "stem.0"), Mask("b.0", "a.0"), Mask("head.fc", "b.0")),
+        ("stem.0", "a.0", "b.0"),
+    ),
+    "inverted residual": Case(
+        InvertedResidual,
+        (3, 6, 6),
+        (
+            *(Mask("expand.0", "stem.0"), Mask("squeeze", "depthwise.0"), Mask("excite", "squeeze")),
+            *(Mask("project", "expand.0"), Mask("head.fc", "project")),
+        ),
+        ("stem.0", "expand.0", "depthwise.0", "squeeze", "excite", "project"),
+    ),
+    "dense": Case(
+        Dense,
+        (3, 6, 6),
+        (Mask("b.0", "a.0"), Mask("c", "a.0", range(4)), Mask("c", "b.0", range(4, 10)), Mask("head.fc", "c")),
+        ("a.0", "b.0", "c"),
+    ),
+    "grouped": Case(
+        Grouped, (3, 6, 6), (Mask("g.0", "a.0"), Mask("c", "g.0"), Mask("head.fc", "c")), ("a.0", "g.0", "c")
+    ),
+    "mlp": Case(
+        lambda: Tokens(Mlp()),
+        (3, 2, 2),
+        (Mask("inner.a", "embed", axis=2), Mask("inner.b", "inner.a", axis=2), Mask("out", "embed", axis=2)),
+        ("embed", "inner.a", "inner.b"),
+    ),
+    "attention, fused": Case(
+        lambda: Tokens(Attention("fused")), (3, 2, 2), ATTENTION + ON_TOKENS, ("embed", "inner.qkv", "inner.proj")
+    ),
+    "attention, written out": Case(
+        lambda: Tokens(Attention("plain")), (3, 2, 2), ATTENTION + ON_TOKENS, ("embed", "inner.qkv", "inner.proj")
+    ),
+    "attention, relative positions": Case(
+        lambda: Tokens(Attention("plain", table=True)), (3, 2, 2), ATTENTION + ON_TOKENS, ("embed", "inner.qkv")
+    ),
+    "glu": Case(
+        lambda: Tokens(Gated("glu")),
+        (3, 2, 2),
+        (
+            Mask("inner.a", "embed", axis=2),
+            Mask("inner.b", "inner.a", None, range(16), axis=2),
+            Mask("out", "embed", axis=2),
+        ),
+        ("embed", "inner.a"),
+    ),
+    "chunk": Case(
+        lambda: Tokens(Gated("chunk")),
+        (3, 2, 2),
+        (
+            Mask("inner.a", "embed", axis=2),
+            Mask("inner.b", "inner.a", None, range(16), axis=2),
+            Mask("out", "embed", axis=2),
+        ),
+        ("embed", "inner.a"),
+    ),
+    "shuffle": Case(Shuffle, (3, 4, 4), (Mask("b", "a.0", None, SHUFFLED), Mask("head.fc", "b")), ("a.0", "b")),
+    "pixel shuffle": Case(
+        PixelShuffle, (3, 4, 4), (Mask("b", "a.0", None, range(0, 24, 4)), Mask("head.fc", "b")), ("a.0", "b")
+    ),
+    "option A": Case(
+        OptionA,
+        (3, 6, 6),
+        (Mask("a", "stem.0"), Mask("b", "a"), Mask("head.fc", "b")),
+        ("stem.0", "a", "b"),
+    ),
+    "transposed": Case(Transposed, (3, 4, 4), (Mask("up", "a.0"), Mask("head.fc", "up")), ("a.0", "up")),
+    "transposed, grouped": Case(
+        lambda: Transposed(4), (3, 4, 4), (Mask("up", "a.0"), Mask("head.fc", "up")), ("a.0", "up")
+    ),
+    "patch merging": Case(
+        PatchMerging,
+        (3, 4, 4),
+        (*(Mask("reduce", "a", range(6 * i, 6 * i + 6), axis=3) for i in range(4)), Mask("out", "reduce", axis=3)),
+        ("a", "reduce"),
+    ),
+    "weight standardisation": Case(Standardised, (3, 6, 6), (Mask("b", "a"), Mask("head.fc", "b")), ("a", "b")),
+    "bare parameters": Case(
+        BareParameters, (3, 4, 4), (Mask("a", "embed", axis=2), Mask("out", "embed", axis=1)), ("embed", "a")
+    ),
+}
+
+
+def removed_channels(groups: Sequence[Group], kept: Mapping[str, IntArray], layer: str) -> IntArray:
+    """Output channels of a layer that go, read off the record alone."""
+    by_name = {g.name: g for g in groups}
+    found: set[int] = set()
+    for group in groups:
+        gone = ~np.isin(np.arange(group.size), kept.get(group.name, np.arange(group.size)))
+        if group.parent and group.parent in kept:
+            gone |= ~np.isin(group.rows, kept[group.parent])
+        for site in group.sites:
+            if site.layer == layer and len(site.axes) == 1:
+                found |= set(np.flatnonzero((site.units >= 0) & gone[site.units]).tolist())
+    return np.array(sorted(found), dtype=np.int64)
+
+
+@contextmanager
+def masked(model: nn.Module, masks: Sequence[Mask], gone: Mapping[str, IntArray]) -> Iterator[None]:
+    handles = []
+    for mask in masks:
+        module, lost = model.get_submodule(mask.module), gone[mask.producer]
+        of = np.asarray(mask.of if mask.of is not None else np.arange(10**4))
+        at = np.asarray(mask.at if mask.at is not None else np.arange(10**4))
+        zero = torch.from_numpy(at[: len(of)][np.isin(of[: len(at)], lost)])
+
+        def blank(x: Tensor, zero: Tensor = zero, axis: int = mask.axis) -> Tensor:
+            return x.index_fill(min(axis, x.ndim - 1), zero[zero < x.shape[min(axis, x.ndim - 1)]], 0)
+
+        if mask.side == "in":
+            handles.append(module.register_forward_pre_hook(lambda m, args, blank=blank: (blank(args[0]),)))
+        else:
+            handles.append(module.register_forward_hook(lambda m, args, out, blank=blank: blank(out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def images(shape: Sequence[int], n: int = 2) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def cut(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tuple[fx.GraphModule, Structure, dict[str, IntArray]]:
+    graph = trace(model, images(shape))
+    structure = find_structure(graph, images(shape))
+    kept = random_units(structure, seed)
+    return prune(graph, structure, Plan(kept, 0, 0))[0], structure, kept
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_pruned_is_original_with_removed_units_at_zero(name: str, seed: int) -> None:
+    case = CASES[name]
+    model, x = randomised(case.build()).double(), images(case.shape, 3)
+    small, structure, kept = cut(model, case.shape, seed)
+    gone = {m.producer: removed_channels(structure.groups.groups, kept, m.producer) for m in case.masks}
+    for layer in case.pruned:
+        assert len(removed_channels(structure.groups.groups, kept, layer)), f"{layer} loses nothing"
+    with torch.no_grad(), masked(model, case.masks, gone):
+        expected = model(x)
+    dense = model(x)
+    assert (dense - expected).abs().max() > 1e-3 * dense.abs().max(), "the mask must matter"
+    torch.testing.assert_close(small(x), expected, rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,0 +1,350 @@
+"""The flow from Python: what a run gives, what is done again, and that a run cut off anywhere ends the same."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compressor
+from compressor import pipeline, stages
+from compressor.cost import measure_cost
+from compressor.data import load_images
+from compressor.device.bundle import verify_bundle
+from compressor.errors import BudgetError, GateError, ModelError
+from compressor.images import Images, Preprocessing
+from compressor.pruning import identity_error
+from compressor.pruning.budget import SLACK
+from compressor.recipe import Recipe, make_recipe, read_recipe
+from compressor.saved import rebuild
+from compressor.work import Work, prepare
+
+SUMMARY = (
+    "model run_dir accuracy_dense accuracy_pruned accuracy_finetuned macs_dense macs_pruned params_dense "
+    "params_pruned onnx_bytes_dense onnx_bytes_pruned latency_ms latency_ratio_b1 latency_ratio_b32 parity_max_abs "
+    "engines not_checked"
+).split()
+PARITY = 1e-4  # float32 sums in another order, on outputs of about 1
+EXACT = 1e-9  # float64 rounding; a wrong unit shows as O(1)
+QUICK: dict[str, Any] = {
+    "criterion": "l1",
+    "multiple": 2,
+    "targets": "",
+    "latency_batches": "1,32",
+    "latency_seconds": 0.0,
+    "max_accuracy_loss": 100,
+    "finetune_epochs": 1,
+    "batch_size": 8,
+}
+
+
+class Tiny(nn.Module):
+    """Two branches side by side, a residual sum, a gate and a lone scale: nothing a library's model has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.left = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.right = nn.Conv2d(16, 16, 5, padding=2, groups=2)
+        self.norm = nn.BatchNorm2d(32)
+        self.mix = nn.Conv2d(32, 16, 1)
+        self.gate = nn.Linear(16, 16)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.mix(nn.functional.gelu(self.norm(torch.cat([self.left(x), self.right(x)], 1))))
+        x = x + self.scale * y * self.gate(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.head(nn.functional.max_pool2d(x, 2).flatten(2).mean(-1))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tiny().train()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """60 images of four brightnesses: something there is to be right about."""
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    generator, labels = np.random.default_rng(0), np.arange(60) % 4
+    pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
+
+
+Compress = Callable[..., compressor.Run]
+
+
+@pytest.fixture(scope="module")
+def compress(tiny: nn.Module, images: Images) -> Compress:
+    return lambda out, **more: compressor.compress(tiny, images, out=out, **{**QUICK, **more})
+
+
+@pytest.fixture(scope="module")
+def run(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> compressor.Run:
+    return compress(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What must not depend on how often a run was cut off; times and paths do."""
+    summary = json.loads((folder / "summary.json").read_text())
+    timed = {"run_dir", "latency_ms", "latency_ratio_b1", "latency_ratio_b32"}
+    files = ["weights.safetensors", "model.onnx", "network.json", "plan.json", "scores-1.json", "groups.json"]
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}
+
+
+def _planned(recipe: Recipe, *, images: Images | None = None) -> tuple[Work, Any, torch.fx.GraphModule]:
+    """A run as far as its repaired network."""
+    work = prepare(recipe, lambda stage, share: None, None, images)
+    structure, spent_s = pipeline.find_units(work)
+    with work.stages.begun():
+        pipeline.keep_units(work, structure, spent_s)
+        plan, small = pipeline.remove_and_repair(work, structure)
+    return work, plan, small
+
+
+# what a run gives
+
+
+def test_the_summary_holds_what_the_command_promises(run: compressor.Run) -> None:
+    assert [key for key in SUMMARY if key not in run.summary] == []
+    assert json.loads(json.dumps(run.summary)) == run.summary
+    assert json.loads((run.folder / "summary.json").read_text()) == {"schema": "summary/1", **run.summary}
+    for batches in run.summary["latency_ms"].values():
+        assert set(batches) == {"1", "32"}
+        assert all(at[which]["p50"] > 0 for at in batches.values() for which in ("dense", "pruned"))
+
+
+def test_the_budget_is_met_from_below_by_smaller_tensors(run: compressor.Run) -> None:
+    share = run.summary["macs_pruned"] / run.summary["macs_dense"]
+    assert 0.5 * (1 - SLACK) <= share <= 0.5
+    network = run.network(Tiny())
+    assert measure_cost(network).macs == run.summary["macs_pruned"]
+    assert sum(p.numel() for p in network.parameters()) == run.summary["params_pruned"] < run.summary["params_dense"]
+
+
+def test_the_network_that_comes_back_computes_what_ships(run: compressor.Run, images: Images) -> None:
+    x = torch.stack([images[i] for i in range(5)])
+    with torch.no_grad():
+        expected = run.network(Tiny())(x).numpy()
+    session = onnxruntime.InferenceSession(run.folder / "bundle" / "model.onnx", providers=["CPUExecutionProvider"])
+    shipped = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert np.abs(shipped - expected).max() < PARITY
+    assert np.abs(expected).max() > 100 * PARITY
+
+
+def test_the_bundle_verifies_and_a_changed_byte_does_not(run: compressor.Run, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(run.folder / "bundle", bundle)
+    assert verify_bundle(bundle).passed
+    data = bytearray((bundle / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(data)
+    assert not verify_bundle(bundle).passed
+
+
+def test_the_folder_holds_every_part_and_nothing_temporary(run: compressor.Run) -> None:
+    parts = "recipe.toml splits.json scores-1.json plan.json weights.safetensors model.onnx parity.json accuracy.json"
+    parts += " latency.json report.md report.html summary.json bundle/manifest.json"
+    assert [name for name in parts.split() if not (run.folder / name).is_file()] == []
+    assert [p for p in run.folder.rglob("*") if p.name.startswith(".")] == []
+    assert read_recipe(run.folder / "recipe.toml") == run.recipe
+
+
+def test_the_callers_model_is_as_it_was(compress: Compress, tiny: nn.Module, tmp_path: Path) -> None:
+    before = copy.deepcopy(tiny.state_dict())
+    with pytest.raises(GateError):
+        compress(tmp_path / "stopped", max_identity_error=0, budget="parameters 0.5")
+    assert tiny.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
+
+
+def test_a_run_of_a_model_object_asks_for_that_object(run: compressor.Run) -> None:
+    with pytest.raises(ModelError, match="give that model to load it"):
+        run.network()
+
+
+# the same folder again
+
+
+def test_the_same_again_does_nothing_again(run: compressor.Run, compress: Compress) -> None:
+    said: list[str] = []
+    again = compress(run.folder, notify=lambda stage, share: said.append(stage))
+    assert [line for line in said if not line.endswith("(done before)")] == []
+    assert again.summary == run.summary
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no handler of ours may run on it."""
+
+
+def test_a_run_cut_off_at_every_stage_ends_as_if_it_had_not_been(
+    run: compressor.Run, compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json, cut_off = stages.write_json, set()
+
+    def killed_once(path: Path, value: dict[str, Any]) -> None:
+        if path.parent.name == "stages" and path.name not in cut_off:
+            cut_off.add(path.name)
+            raise Killed
+        write_json(path, value)
+
+    monkeypatch.setattr(stages, "write_json", killed_once)
+    for _ in range(20):
+        try:
+            compress(tmp_path / "cut", latency_batches=1)
+            break
+        except Killed:
+            continue
+    assert len(cut_off) == len(list((run.folder / "stages").glob("*.json"))) >= 8
+    assert _facts(tmp_path / "cut") == _facts(run.folder)
+
+
+def test_another_budget_keeps_groups_and_scores_and_does_the_rest_again(
+    run: compressor.Run, compress: Compress, tmp_path: Path
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(run.folder, folder)
+    said: list[str] = []
+    changed = compress(folder, budget="macs 0.65", notify=lambda stage, share: said.append(stage))
+    assert [s for s in said if s.endswith("(done before)")] == ["groups (done before)", "scores-1 (done before)"]
+    assert changed.summary["macs_pruned"] > run.summary["macs_pruned"]
+    assert _facts(folder) == _facts(compress(tmp_path / "fresh", budget="macs 0.65").folder)
+
+
+def test_a_failed_gate_leaves_a_report_that_says_so_and_nothing_that_ships(
+    run: compressor.Run, compress: Compress, tmp_path: Path
+) -> None:
+    folder = tmp_path / "failed"
+    shutil.copytree(run.folder, folder)
+    with pytest.raises(GateError, match="accuracy: top-1 lost"):
+        compress(folder, max_accuracy_loss=-100)
+    assert "accuracy: top-1 lost" in (folder / "report.md").read_text()
+    assert not (folder / "bundle").exists()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("budget", ["macs 0.001", "parameters 0.001"])
+def test_a_budget_out_of_reach_is_refused_before_anything_is_written(
+    compress: Compress, run: compressor.Run, tmp_path: Path, budget: str
+) -> None:
+    with pytest.raises(BudgetError, match=f"can't be met.*ask for at least '{budget.split()[0]} 0"):
+        compress(tmp_path / "new", budget=budget)
+    assert list(tmp_path.iterdir()) == []
+    before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")}
+    with pytest.raises(BudgetError):
+        compress(run.folder, budget=budget)
+    assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")} == before
+
+
+def test_too_few_images_for_a_batch_come_again_rather_than_stop_a_run(
+    compress: Compress, tiny: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    few = images.subset(range(6))
+    few = compressor.compress(
+        tiny, few, out=tmp_path / "few", **{**QUICK, "batch_size": 1, "evaluation": 0.5, "latency_batches": 32}
+    )
+    assert few.summary["evaluation_images"] == 3
+    assert few.summary["latency_ms"]["onnxruntime"]["32"]["pruned"]["p50"] > 0
+
+
+def test_repeated_images_are_left_out_and_do_not_stop_a_run(tmp_path: Path, tiny: nn.Module, images: Images) -> None:
+    twice = images.subset([*range(20), *range(10)])
+    recipe = make_recipe({**QUICK, "model": "Tiny", "out": tmp_path / "twice"})
+    model = pipeline.Model(tiny, "", "given", None, None, "")
+    work = prepare(recipe, lambda stage, share: None, model, twice)
+    parts = [work.splits.calibration, work.splits.evaluation]
+    digests = [p.digest(name) for p in parts for name in p.names]
+    assert len(digests) == len(set(digests)) == 20
+
+
+# what a recipe can ask for, on the embedded models
+
+
+def _embedded(out: Path, model: str, **more: Any) -> Recipe:
+    base = {"criterion": "l1", "multiple": 4, "calibration": 32, "targets": "", "compensate": False}
+    return read_recipe(None, model=model, out=str(out), **{**base, **more})
+
+
+@pytest.mark.parametrize("criterion", ["lrp", "gradient_x_input", "activation", "fpgm"])
+@pytest.mark.parametrize("model", ["digits-resnet", "digits-vit"])
+def test_every_kind_of_criterion_leads_to_a_plan_that_meets_the_budget(
+    tmp_path: Path, model: str, criterion: str
+) -> None:
+    recipe = _embedded(tmp_path / "run", model, criterion=criterion, budget="macs 0.6", calibration=8)
+    work, _, small = _planned(recipe)
+    assert 0.6 * (1 - SLACK) <= measure_cost(small).macs / measure_cost(work.dense).macs <= 0.6
+    assert [gate.passed for gate in work.gates] == [True]
+
+
+def test_two_rounds_meet_the_budget_and_their_plan_is_in_units_of_the_dense_network(tmp_path: Path) -> None:
+    recipe = _embedded(tmp_path / "run", "digits-resnet", rounds=2, budget="macs 0.5")
+    work, plan, small = _planned(recipe)
+    first = json.loads((tmp_path / "run" / "stages" / "repair-1.json").read_text())
+    assert first["schema"] == "stage/1"
+    assert 0.5 * (1 - SLACK) <= measure_cost(small).macs / measure_cost(work.dense).macs <= 0.5
+    structure, _ = pipeline.find_units(work)
+    replayed = rebuild(work.dense, structure, dict(plan.kept))
+    assert identity_error(work.dense, replayed, structure, plan.kept, torch.from_numpy(work.sample(4))) < EXACT
+    assert {n: p.shape for n, p in replayed.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
+
+
+def test_rounds_of_one_run_and_of_another_do_not_share_files_by_mistake(tmp_path: Path) -> None:
+    once = _planned(_embedded(tmp_path / "a", "digits-resnet", rounds=1))[1]
+    twice = _planned(_embedded(tmp_path / "a", "digits-resnet", rounds=2))[1]
+    fresh = _planned(_embedded(tmp_path / "b", "digits-resnet", rounds=2))[1]
+    back = _planned(_embedded(tmp_path / "a", "digits-resnet", rounds=1))[1]
+    assert {k: v.tolist() for k, v in twice.kept.items()} == {k: v.tolist() for k, v in fresh.kept.items()}
+    assert {k: v.tolist() for k, v in once.kept.items()} == {k: v.tolist() for k, v in back.kept.items()}
+
+
+def test_only_the_allowed_kinds_of_units_go(tmp_path: Path) -> None:
+    recipe = _embedded(tmp_path / "run", "digits-vit", units="head_dim,neuron", budget="macs 0.7")
+    work, plan, small = _planned(recipe)
+    structure, _ = pipeline.find_units(work)
+    gone = {structure.groups[name].kind for name, kept in plan.kept.items() if len(kept) < structure.groups[name].size}
+    assert gone == {"head_dim", "neuron"}
+    assert measure_cost(small).macs <= 0.7 * measure_cost(work.dense).macs
+
+
+def test_inspecting_and_predicting_need_neither_images_nor_weights() -> None:
+    recipe = make_recipe({"model": "torchvision:resnet18", "size": 32, "budget": "macs 0.4"})
+    groups = pipeline.inspect(recipe)
+    assert {g.kind for g in groups.groups} == {"channel", "stream"} or len(groups.groups) >= 8
+    assert [x for x in groups.left_alone if x.layer == "fc"] != []
+    predicted = pipeline.predict(recipe)
+    assert 0.4 * (1 - SLACK) <= predicted["macs_predicted"] / predicted["macs_dense"] <= 0.4
+
+
+# the promises of the embedded default, as the command gives them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "share", "lost", "lost_tuned"), [("digits-resnet", 0.5, 3.0, 0.7), ("digits-vit", 0.6, 3.0, 1.0)]
+)
+def test_the_embedded_default_keeps_its_promises(
+    tmp_path: Path, model: str, share: float, lost: float, lost_tuned: float
+) -> None:
+    summary = compressor.compress(model, out=tmp_path / "run", latency_seconds=0.5).summary
+    assert summary["macs_pruned"] <= share * summary["macs_dense"]
+    assert 100 * (summary["accuracy_dense"] - summary["accuracy_pruned"]) <= lost
+    assert 100 * (summary["accuracy_dense"] - summary["accuracy_finetuned"]) <= lost_tuned
+    assert summary["engines"] != []
+    assert compressor.load(tmp_path / "run")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import FolderError
+from compressor.files import write_text
+from compressor.stages import SHIPPED, Stages, open_run
+
+IDENTITY = {"model": "m", "weights": "w", "data": "d"}
+
+
+class Killed(BaseException):
+    """Stands for the signal that no handler sees."""
+
+
+def _open(folder: Path) -> Stages:
+    return open_run(folder, IDENTITY, lambda stage, share: None)
+
+
+def _stage(stages: Stages, inputs: object, *, name: str = "scores", text: str = "written") -> str:
+    path = stages.folder / name
+    return stages.do(name, inputs, lambda: write_text(path, text), path.read_text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with _open(tmp_path / "run").begun():
+        pass
+    return tmp_path / "run"
+
+
+def test_a_stage_is_read_back_for_the_same_inputs_and_done_again_for_others(folder: Path) -> None:
+    assert _stage(_open(folder), [1, "a"], text="first") == "first"
+    again = _open(folder)
+    assert _stage(again, [1, "a"], text="second") == "first"
+    assert again.reused == ["scores"]
+    changed = _open(folder)
+    assert _stage(changed, [2, "a"], text="third") == "third"
+    assert changed.reused == []
+
+
+def test_a_stage_cut_off_after_its_files_and_before_its_mark_is_done_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stage(_open(folder), [1], text="old")
+
+    def killed(*given: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.stages.write_json", killed)
+        with pytest.raises(Killed):
+            _stage(_open(folder), [2], text="half")
+    for inputs in ([1], [2]):
+        assert not _open(folder).holds("scores", inputs)
+    assert _stage(_open(folder), [1], text="new") == "new"
+
+
+def test_a_stage_whose_file_is_gone_is_done_again_and_says_so(folder: Path) -> None:
+    _stage(_open(folder), [1])
+    (folder / "scores").unlink()
+    said: list[str] = []
+    stages = open_run(folder, IDENTITY, lambda stage, share: said.append(stage))
+    assert _stage(stages, [1], text="again") == "again"
+    assert stages.reused == []
+    assert any(line.startswith("scores (again: ") for line in said)
+
+
+def test_seconds_hold_what_was_spent_before_and_outlive_the_process(folder: Path) -> None:
+    first = _open(folder)
+    first.do("groups", [1], lambda: None, lambda: None, spent_s=5.0)
+    second = _open(folder)
+    second.do("groups", [1], lambda: None, lambda: None)
+    assert 5.0 <= first.seconds["groups"] < 6.0
+    assert second.seconds == first.seconds
+
+
+def test_what_ships_goes_as_soon_as_a_stage_is_done_anew_and_stays_otherwise(folder: Path) -> None:
+    _stage(_open(folder), [1])
+    for name in SHIPPED:
+        path = folder / name
+        write_text(path / "manifest.json" if name == "bundle" else path, "of the earlier run")
+    _stage(_open(folder), [1])
+    assert all((folder / name).exists() for name in SHIPPED)
+    _stage(_open(folder), [2])
+    assert not any((folder / name).exists() for name in SHIPPED)
+
+
+def test_opening_a_run_writes_nothing(tmp_path: Path) -> None:
+    _open(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _other_run(folder: Path) -> None:
+    with open_run(folder, {**IDENTITY, "weights": "others"}, lambda stage, share: None).begun():
+        pass
+
+
+def _other_thing(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("\\begin{document}")
+
+
+def _file(folder: Path) -> None:
+    folder.write_text("a file")
+
+
+def _device(folder: Path) -> None:
+    folder.symlink_to(os.devnull)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_other_run, "holds the run of weights 'others', not of weights 'w'"),
+        (_other_thing, "is no run of this program"),
+        (_file, "is no run of this program"),
+        (_device, "is no run of this program"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, make: Callable[[Path], None], said: str
+) -> None:
+    make(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FolderError, match="give another --out") as caught:
+        _open(tmp_path / "run")
+    assert said in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_device_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="is not a folder you may write to"):
+        _open(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("left", [".part-run.json", ".part-scores.json", ".model.onnx.x7ab", ".bundle.q1"])
+def test_what_a_killed_writer_left_neither_blocks_a_run_nor_stays(tmp_path: Path, left: str) -> None:
+    folder = tmp_path / "run"
+    if left != ".part-run.json":
+        with _open(folder).begun():
+            pass
+    write_text(folder / left / "model.onnx" if left == ".bundle.q1" else folder / left, "half")
+    with _open(folder).begun():
+        assert not (folder / left).exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_a_full_disk_is_one_line_with_a_remedy_and_keeps_what_was_finished(folder: Path, number: int) -> None:
+    _stage(_open(folder), [1])
+    stages = _open(folder)
+
+    def full() -> None:
+        raise OSError(number, os.strerror(number), str(folder / "onnx"))
+
+    with pytest.raises(FolderError, match="run the same command again") as caught, stages.begun():
+        stages.do("onnx", [1], full, lambda: None)
+    assert os.strerror(number) in str(caught.value)
+    assert _open(folder).holds("scores", [1])
+    assert not _open(folder).holds("onnx", [1])
+
+
+def test_an_error_of_another_kind_keeps_its_own_name(folder: Path) -> None:
+    with pytest.raises(ConnectionResetError), _open(folder).begun():
+        raise ConnectionResetError(errno.ECONNRESET, "peer")

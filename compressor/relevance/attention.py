@@ -30,7 +30,7 @@ def softmax(x: Tensor, probabilities: Tensor, relevance: Tensor, dim: int, rule:
     if rule == "cp":
         return None
     if rule == "attnlrp":
-        return scaled(x, relevance + probabilities * relevance.sum(dim, keepdim=True))
+        return scaled(x, relevance - probabilities * relevance.sum(dim, keepdim=True))
     return _softmax_zplus(x, probabilities, relevance, dim, biased=rule == "zplus-bias")
 
 

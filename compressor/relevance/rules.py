@@ -221,7 +221,7 @@ def _flat(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
     ones = torch.ones(groups, 1, *layer.weight.shape[2:], dtype=x.dtype, device=x.device)
     thin = Layer(ones, None, layer.dims, layer.stride, layer.padding, layer.dilation, groups)
     single = x.new_ones(1, groups, *x.shape[2:])
-    count = forward(thin, single, ones, None).mul_(layer.weight.shape[1])
+    count = forward(thin, single, ones, None)
     summed = relevance.unflatten(1, (groups, -1)).sum(2)
     share = torch.div(summed, stabilised_(count, rule.epsilon))
     given = transposed(thin, single.expand(x.shape[0], *single.shape[1:]), ones, share)

@@ -92,11 +92,11 @@ class Stages:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno is not None and error.errno not in _FULL:  # numpy's short writes carry no number
                 raise
             raise FolderError(
-                f"{error.filename or self.folder} can't be written ({error.strerror}); free space or rights there, and "
-                "run the same command again: it continues after the last finished stage"
+                f"{error.filename or self.folder} can't be written ({error.strerror or error}); free space or "
+                "rights there, and run the same command again: it continues after the last finished stage"
             ) from error
 
     def _path(self, name: str) -> Path:

@@ -166,6 +166,11 @@ def test_a_full_disk_is_one_line_with_a_remedy_and_keeps_what_was_finished(folde
     assert not _open(folder).holds("onnx", [1])
 
 
+def test_a_short_write_of_numpys_counts_as_a_full_disk(folder: Path) -> None:
+    with pytest.raises(FolderError, match="49152 requested and 2968 written"), _open(folder).begun():
+        raise OSError("49152 requested and 2968 written")
+
+
 def test_an_error_of_another_kind_keeps_its_own_name(folder: Path) -> None:
     with pytest.raises(ConnectionResetError), _open(folder).begun():
         raise ConnectionResetError(errno.ECONNRESET, "peer")

@@ -175,7 +175,7 @@ def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, flo
     A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
     """
     dense = meter(np.zeros(len(structure.classes.of), dtype=bool))[index]
-    costs = {}
+    costs: dict[str, float] = {}
     for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
         half = np.concatenate(
@@ -183,7 +183,7 @@ def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, flo
         )
         saved = dense - meter(removed_classes(structure, {group.name: half}))[index]
         channels = np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites])
-        costs[group.name] = saved / max(1, group.size - len(half)) / channels / dense
+        costs[group.name] = float(saved / max(1, group.size - len(half)) / channels / dense)
     return costs
 
 

@@ -8,7 +8,7 @@ networks: the pruned one and the original with removed units zeroed at every con
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -242,8 +242,10 @@ class _MaskedRun(Watcher):
         return compact(value, lying[original], self.gone) if isinstance(value, Tensor) else value
 
 
-def scatter(value: Tensor, known: Value, structure: Structure, gone: Keep) -> Tensor:
+def scatter(value: Any, known: Any, structure: Structure, gone: Keep) -> Any:
     """The inverse of `compact`: removed coordinates come back as zeros."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(scatter(v, k, structure, gone) for v, k in zip(value, known, strict=True))
     stays = torch.ones((), dtype=torch.float64).expand(known.shape)
     stays = mask(stays.clone(), known, structure, gone) > 0
     moved = _row_major(known, structure)

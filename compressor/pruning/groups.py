@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ..graph import aten, fetch
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
-from .labels import Classes, Ledger, Value, along, axes, reduce_to, resolve
+from .labels import Classes, Ledger, Value, along, axes, distinct, reduce_to, resolve
 from .operations import handler_of
 
 CONVOLUTIONS = (
@@ -166,7 +166,7 @@ def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any])
         group_of[members], unit_of[members] = g, np.arange(len(members))
     structure = Structure(Groups(()), classes, values, group_of, unit_of, {})
     groups = _groups(graph, structure, [*rows, *inner], len(rows))
-    left = tuple(_left_alone(graph, produced, classes))
+    left = tuple(_left_alone(graph, structure, produced))
     structure = replace(structure, groups=Groups(tuple(groups), left))
     return replace(structure, spans=_spans(structure))
 
@@ -336,11 +336,26 @@ def _kind(rows: bool, units: list[int], sites: list[tuple[fx.Node, Site]], class
     return "neuron" if nodes[0].target is aten.linear.default else "channel"
 
 
-def _left_alone(graph: fx.GraphModule, produced: Mapping[fx.Node, IntArray], classes: Classes) -> Iterator[LeftAlone]:
+def _left_alone(
+    graph: fx.GraphModule, structure: Structure, produced: Mapping[fx.Node, IntArray]
+) -> Iterator[LeftAlone]:
+    classes = structure.classes
     operations = {n.name: str(n.target) for n in graph.graph.nodes}
     for node, labels in produced.items():
         if (classes.of[labels] != 0).any():
             continue
-        reasons = [classes.reasons[x] for x in labels.tolist() if x in classes.reasons]
+        asked = [*labels.tolist(), *(_labels_of_weight(node, structure) if not labels.any() else ())]
+        reasons = [classes.reasons[x] for x in asked if x in classes.reasons]
         at, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
         yield LeftAlone(node.meta["layer"], operations.get(at, at), reason)
+
+
+def _labels_of_weight(node: fx.Node, structure: Structure) -> Iterator[int]:
+    """Labels of the parameters a weight is computed from: where they stopped says why the layer has none."""
+    front = [node.args[1]]
+    while front:
+        source = front.pop()
+        if isinstance(source, fx.Node):
+            for facet in structure.values[source.name].facets if source.op == "get_attr" else ():
+                yield from distinct(facet).tolist()
+            front += source.all_input_nodes

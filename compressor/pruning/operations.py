@@ -404,8 +404,8 @@ def _affine(ledger: Ledger, node: fx.Node, x: Value, parameters: Sequence[Any], 
 def batch_statistics(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     x, weight, bias = args[:3]
     out = batch_norm(ledger, node, [x, weight, bias, None, None, True], kwargs)
-    meta = node.meta["val"]
-    return (out, *(blank(m) for m in meta[1:]))
+    statistics = Value(out.shape[1:2], tuple(reduce_to(f, (1,)) for f in out.facets if axes(f) == (1,)))
+    return (out, *(statistics if tuple(m.shape) == statistics.shape else blank(m) for m in node.meta["val"][1:]))
 
 
 @handles(aten.instance_norm.default)

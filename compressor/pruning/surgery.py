@@ -237,8 +237,9 @@ def _bounds(first: int) -> Any:
     """
 
     def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
-        source, *given = [_arguments(node)[0], *_arguments(node)[first:]]
-        axis, start, end, step = [*given, *(0, None, None, 1)[len(given) :]]
+        source, given = _arguments(node)[0], _arguments(node)[first:]
+        defaults: list[Any] = [0, None, None, 1]
+        axis, start, end, step = given + defaults[len(given) :]
         if not _thinned(source, axis, structure, gone):
             return
         size = structure.values[source.name].shape[axis]

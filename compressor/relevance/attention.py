@@ -93,9 +93,9 @@ def attention_fused(
     """
     share = torch.div(relevance, stabilised_(out.mul(2), epsilon))
     with torch.enable_grad():
-        leaves = tuple(t.detach().requires_grad_() for t in signals)
-        again = F.scaled_dot_product_attention(*leaves, **options)
-    q, k, v = torch.autograd.grad(again, leaves, share)
+        query, key, value = (t.detach().requires_grad_() for t in signals)
+        again = F.scaled_dot_product_attention(query, key, value, **options)
+    q, k, v = torch.autograd.grad(again, (query, key, value), share)
     return q.mul_(signals[0]).mul_(0.5), k.mul_(signals[1]).mul_(0.5), v.mul_(signals[2])
 
 
@@ -130,4 +130,6 @@ def attention_written_out(
 
 
 def _ungrouped(relevance: Tensor, heads: int) -> Tensor:
-    return relevance if heads == 1 else relevance.unflatten(-3, (-1, heads)).sum(-3)
+    return (
+        relevance if heads == 1 else relevance.reshape(*relevance.shape[:-3], -1, heads, *relevance.shape[-2:]).sum(-3)
+    )

@@ -126,7 +126,8 @@ def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.No
     if node.args[0] not in data:
         return None
     if node.target is aten.linear.default:
-        weight, bias = ([constants.get(a) if isinstance(a, fx.Node) else a for a in node.args[1:]] + [None])[:2]
+        given: list[Any] = [constants.get(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
+        weight, bias = [*given, None][:2]
         return Layer(weight, bias)
     if node.target in _CONVOLUTIONS:
         return _convolution(node, constants)
@@ -134,8 +135,9 @@ def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.No
 
 
 def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
-    dims = _CONVOLUTIONS[node.target]
-    names = [argument.name for argument in node.target._schema.arguments]
+    target: Any = node.target
+    dims = _CONVOLUTIONS[target]
+    names = [argument.name for argument in target._schema.arguments]
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     weight = constants[given["weight"]]
     bias = constants[given["bias"]] if isinstance(given.get("bias"), fx.Node) else None
@@ -179,8 +181,10 @@ def _merge(
 
 def affine(node: fx.Node, constants: Mapping[fx.Node, Any]) -> tuple[Tensor, Tensor]:
     """A BatchNorm in evaluation mode as scale and shift per channel."""
-    weight, bias, mean, var = (constants[a] if isinstance(a, fx.Node) else None for a in node.args[1:5])
-    scale: Tensor = torch.rsqrt(var + node.args[7])
+    given: list[Any] = [constants[a] if isinstance(a, fx.Node) else None for a in node.args[1:5]]
+    weight, bias, mean, var = given
+    epsilon: Any = node.args[7]
+    scale: Tensor = torch.rsqrt(var + epsilon)
     scale = scale if weight is None else scale * weight
     shift: Tensor = -mean * scale
     return scale, shift if bias is None else shift + bias
@@ -270,7 +274,7 @@ def _depths(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> di
 def _head(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> set[fx.Node]:
     """The linear layers on [N, F] behind which no other kind of layer comes; the last alone in a plain MLP."""
     reaches: dict[fx.Node, bool] = {}
-    for node in reversed(data):
+    for node in reversed(list(data)):
         inner = node in layers and not _flat_linear(node, layers[node])
         reaches[node] = inner or any(reaches[user] for user in node.users if user in reaches)
     head = [node for node in layers if not reaches[node]]

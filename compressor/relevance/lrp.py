@@ -168,7 +168,9 @@ def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
     if node in known.weighted:
         weighted = known.weighted[node]
         reads_output = prepared.options.fast and weighted.rule.name in ("epsilon", "norm", "gamma")
-        return [weighted.source, node] if reads_output else [weighted.source]
+        # a wide output (an MLP's, a joint q, k, v) takes more memory than computing it again takes time
+        narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
+        return [weighted.source, node] if reads_output and narrow else [weighted.source]
     need = prepared.rules[node].need if node in prepared.rules else "shapes"
     if need == "shapes" or node in known.merged:
         return []

@@ -82,8 +82,9 @@ def _pool_with_places(x: Tensor, kernel: Any, stride: Any = (), *rest: Any, **na
 def _max_pool(call: Call) -> Sequence[Contribution]:
     source, kernel, *rest = call.node.args
     assert isinstance(source, fx.Node)
-    stride, padding, dilation, ceil = (*rest, *((), 0, 1, False)[len(rest) :])
-    geometry = [call.node.kwargs.get(n, v) for n, v in zip(_POOL, (stride, padding, dilation, ceil), strict=True)]
+    usual: list[Any] = [(), 0, 1, False]  # stride, padding, dilation, ceil mode
+    given: list[Any] = [*rest, *usual[len(rest) :]]
+    geometry = [call.node.kwargs.get(n, v) for n, v in zip(_POOL, given, strict=True)]
     spec = call.values[source]
     like = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
     back = torch.ops.aten.max_pool2d_with_indices_backward.default
@@ -120,7 +121,7 @@ def _sum(call: Call) -> Sequence[Contribution]:
     name, (a, b) = operation(call.node), call.node.args[:2]
     factor: Any = call.node.kwargs.get("alpha", 1)
     weights = {"add": (1, factor), "sub": (1, -factor), "rsub": (-factor, 1)}[name]
-    parts = [call.values[n] if isinstance(n, fx.Node) else n for n in (a, b)]
+    parts: list[Any] = [call.values[n] if isinstance(n, fx.Node) else n for n in (a, b)]
     total = torch.as_tensor(parts[0] * weights[0] + parts[1] * weights[1])
     share = torch.div(call.relevance, stabilised_(total, call.composite.epsilon), out=total)
     found: list[Contribution] = []

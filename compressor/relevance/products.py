@@ -141,10 +141,10 @@ def attend(call: Call) -> Sequence[Contribution]:
     epsilon = call.composite.epsilon
     results: tuple[Tensor | None, ...]
     if call.composite.softmax == "attnlrp":
-        results = attention.attention_fused(tensors, call.relevance, call.values[call.node], options, epsilon)  # type: ignore[arg-type]
+        results = attention.attention_fused(tensors, call.relevance, call.values[call.node], options, epsilon)
     else:
         rule = call.composite.softmax
-        results = attention.attention_written_out(tensors, call.relevance, options, rule, epsilon)  # type: ignore[arg-type]
+        results = attention.attention_written_out(tensors, call.relevance, options, rule, epsilon)
     return [(n, r) for n, r in zip(nodes, results, strict=True) if n in call.known.data]
 
 

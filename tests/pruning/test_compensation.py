@@ -324,10 +324,8 @@ def test_each_node_runs_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, slices = narrowed(dense, [0, 2, 3, 5, 8, 9, 11])
     calls: list[str] = []
     run = subject.run_node
-    for place in ("lockstep", "compensation"):
-        monkeypatch.setattr(
-            f"compressor.pruning.{place}.run_node", lambda g, n, v: (calls.append(n.name), run(g, n, v))[1]
-        )
+    for place in ("lockstep", "pruning.compensation"):
+        monkeypatch.setattr(f"compressor.{place}.run_node", lambda g, n, v: (calls.append(n.name), run(g, n, v))[1])
     compensate(dense, pruned, slices, images.split(16))
     changed = changed_nodes(dense, cut_parameters(dense, slices))
     called = [node for node in dense.graph.nodes if node.op == "call_function"]

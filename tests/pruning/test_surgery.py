@@ -7,12 +7,9 @@ module reads (or gives), with the module's own channel positions.
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,10 +24,8 @@ from compressor.graph import fetch, trace
 from compressor.pruning import Structure, find_structure, identity_error, prune
 from compressor.pruning.check import random_units
 from compressor.records import Group, IntArray, Plan
-from compressor.saved import Network, load_saved, write_network, write_weights
 
-# float64 rounding over a handful of layers; a wrong index shows as 1e-2 or more
-TOLERANCE = 1e-10
+from .conftest import TOLERANCE, images, randomised, removed_channels
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,6 @@ class Case:
     masks: tuple[Mask, ...]
     pruned: tuple[str, ...]  # layers that must lose units, so that no case passes by freezing
     kinds: tuple[str, ...] = ("channel", "neuron", "stream", "head", "head_dim", "conv_group")
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Every parameter and statistic differs from channel to channel, so that a wrong index shows."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_floating_point():
-                low = 0.5 if "var" in name.rsplit(".", 1)[-1] else -0.5
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
-    return model.eval()
 
 
 def conv_bn(i: int, o: int, k: int = 3, **options: int) -> nn.Sequential:
@@ -240,18 +224,25 @@ class PatchMerging(nn.Module):
         return self.out(self.reduce(x)).mean((1, 2))
 
 
-class Standardised(nn.Module):
-    """A convolution whose kernel is normalised, each output channel's over its inputs, then scaled by a gain."""
+class StandardConv(nn.Conv2d):
+    """The kernel is normalised, each output channel's over its inputs, then scaled by a gain."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.gain = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(8, 1, 1, 1))
-        self.b, self.head = nn.Conv2d(8, 5, 1), Head(5)
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__(i, o, 3)
+        self.gain = nn.Parameter(torch.ones(o, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        w = functional.batch_norm(self.a.weight.reshape(1, 8, -1), None, None, training=True, momentum=0.0)
-        x = functional.conv2d(x, w.reshape_as(self.a.weight) * self.gain, self.a.bias)
-        return self.head(self.b(x.relu()))
+        w = functional.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True, momentum=0.0)
+        return functional.conv2d(x, w.reshape_as(self.weight) * self.gain, self.bias)
+
+
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = StandardConv(3, 8), nn.Conv2d(8, 5, 1), Head(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).relu()))
 
 
 class BareParameters(nn.Module):
@@ -282,11 +273,6 @@ class Tied(nn.Module):
         x = self.embed(x.mean((2, 3)))
         x = self.twice(self.twice(x).relu()).relu()
         return self.out(x) + functional.linear(x, self.embed.weight.t())
-
-
-def heads(layer: str, proj: str, parts: int = 3) -> tuple[Mask, ...]:
-    del parts
-    return (Mask(layer, layer, side="out", axis=2), Mask(proj, layer, range(24), range(48, 72), axis=2))
 
 
 SHUFFLED = [(i % 3) * 4 + i // 3 for i in range(12)]
@@ -383,20 +369,6 @@ CASES = {
 }
 
 
-def removed_channels(groups: Sequence[Group], kept: Mapping[str, IntArray], layer: str) -> IntArray:
-    """Output channels of a layer that go, read off the record alone."""
-    by_name = {g.name: g for g in groups}
-    found: set[int] = set()
-    for group in groups:
-        gone = ~np.isin(np.arange(group.size), kept.get(group.name, np.arange(group.size)))
-        if group.parent and group.parent in kept:
-            gone |= ~np.isin(group.rows, kept[group.parent])
-        for site in group.sites:
-            if site.layer == layer and len(site.axes) == 1:
-                found |= set(np.flatnonzero((site.units >= 0) & gone[site.units]).tolist())
-    return np.array(sorted(found), dtype=np.int64)
-
-
 @contextmanager
 def masked(model: nn.Module, masks: Sequence[Mask], gone: Mapping[str, IntArray]) -> Iterator[None]:
     handles = []
@@ -420,10 +392,6 @@ def masked(model: nn.Module, masks: Sequence[Mask], gone: Mapping[str, IntArray]
             handle.remove()
 
 
-def images(shape: Sequence[int], n: int = 2) -> Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-
 def cut(model: nn.Module, shape: Sequence[int], seed: int = 0) -> tuple[fx.GraphModule, Structure, dict[str, IntArray]]:
     graph = trace(model, images(shape))
     structure = find_structure(graph, images(shape))
@@ -445,3 +413,123 @@ def test_pruned_is_original_with_removed_units_at_zero(name: str, seed: int) -> 
     dense = model(x)
     assert (dense - expected).abs().max() > 1e-3 * dense.abs().max(), "the mask must matter"
     torch.testing.assert_close(small(x), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class TorchAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_torch_multihead_attention() -> None:
+    """The layer hands its matrices to a function, so there is nothing to hook: rows of q, k and v are zeroed."""
+    model, x = randomised(Tokens(TorchAttention())).double(), images((3, 2, 2), 3)
+    graph = trace(model, images((3, 2, 2)))
+    structure = find_structure(graph, images((3, 2, 2)))
+    kept = {n: u for n, u in random_units(structure, 0).items() if structure.groups[n].kind in ("head", "head_dim")}
+    small, slices = prune(graph, structure, Plan(kept, 0, 0))
+    assert {structure.groups[n].kind for n in kept} == {"head", "head_dim"}
+    held = slices.kept["inner.attention.in_proj_weight"][0]
+    gone = np.setdiff1d(np.arange(36), held)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.get_parameter("inner.attention.in_proj_weight")[gone] = 0
+        expected.get_parameter("inner.attention.in_proj_bias")[gone] = 0
+    assert len(gone) > 9
+    assert (expected(x) - model(x)).abs().max() > 1e-3
+    torch.testing.assert_close(small(x), expected(x), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_tied_weights_stay_tied() -> None:
+    model, x = randomised(Tied()).double(), images((3, 4, 4), 3)
+    small, structure, kept = cut(model, (3, 4, 4))
+    gone = removed_channels(structure.groups.groups, kept, "embed")
+    assert len(gone)
+    with torch.no_grad():
+        for name in ("embed.weight", "embed.bias", "twice.weight", "twice.bias"):
+            model.get_parameter(name)[gone] = 0
+    torch.testing.assert_close(small(x), model(x), rtol=TOLERANCE, atol=TOLERANCE)
+    assert len(list(small.parameters())) == len(list(model.parameters()))
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(3, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x.mean((2, 3)))))
+
+
+def test_a_normalised_axis_is_named_inexact_and_normalises_what_remains() -> None:
+    model, x = randomised(Normalised()).double(), images((3, 4, 4), 3)
+    small, structure, kept = cut(model, (3, 4, 4))
+    assert structure.groups["a"].inexact == ("layer_norm",)
+    stays = torch.from_numpy(kept["a"])
+    a, norm, b = model.a, model.norm, model.b
+    y = functional.layer_norm(a(x.mean((2, 3)))[:, stays], (len(stays),), norm.weight[stays], norm.bias[stays])
+    torch.testing.assert_close(small(x), y @ b.weight[:, stays].t() + b.bias, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_twelve_heads_to_seven(library: str) -> None:
+    """Rows of q, k and v and columns of the projection really go; the attention runs over seven heads."""
+    torch.manual_seed(0)
+    if library == "torchvision":
+        model: nn.Module = VisionTransformer(16, 8, 2, 12, 48, 96, num_classes=5)
+        names = (
+            "encoder.layers.encoder_layer_1.self_attention.in_proj_weight",
+            "encoder.layers.encoder_layer_1.self_attention.out_proj.weight",
+        )
+    else:
+        model = TimmViT(img_size=16, patch_size=8, embed_dim=48, depth=2, num_heads=12, num_classes=5)
+        names = ("blocks.1.attn.qkv.weight", "blocks.1.attn.proj.weight")
+    model, x = randomised(model), torch.randn(3, 3, 16, 16)
+    graph = trace(model, x)
+    structure = find_structure(graph, x)
+    heads = [g for g in structure.groups.groups if g.kind == "head"]
+    assert [g.size for g in heads] == [12, 12]
+    plan = Plan({g.name: np.array([0, 2, 3, 5, 6, 9, 11]) for g in heads}, 0, 0)
+    small, _ = prune(graph, structure, plan)
+    assert [tuple(fetch(small, n).shape) for n in names] == [(3 * 28, 48), (48, 28)]
+    attention = [n for n in small.graph.nodes if "scaled_dot_product" in str(n.target)]
+    assert [n.meta["val"].shape[1] for n in attention] == [7, 7]
+    assert small(x).shape == (3, 5)
+    assert identity_error(graph, small, structure, plan.kept, x) < TOLERANCE
+
+
+def test_softmax_scale_stays_the_trained_one() -> None:
+    """Dimensions of a head go, 1 / sqrt(D) does not follow: fused and written-out attention agree after pruning."""
+    outputs = []
+    for how in ("fused", "plain"):
+        model, x = randomised(Tokens(Attention(how))).double(), images((3, 2, 2))
+        graph = trace(model, x)
+        structure = find_structure(graph, x)
+        kept = {g.name: g_kept(g) for g in structure.groups.groups if g.kind == "head_dim"}
+        small, _ = prune(graph, structure, Plan(kept, 0, 0))
+        assert fetch(small, "inner.qkv.weight").shape == (36, 12)
+        outputs.append(small(x))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def g_kept(group: Group) -> IntArray:
+    """The first three units of every row."""
+    return np.sort(np.concatenate([np.flatnonzero(group.rows == r)[:3] for r in np.unique(group.rows)]))
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    graph = trace(randomised(Chain()), images((3, 6, 6)).float())
+    structure = find_structure(graph, images((3, 6, 6)).float())
+    with pytest.raises(ModelError, match="other_layer"):
+        prune(graph, structure, Plan({"other_layer": np.array([0])}, 0, 0))
+
+
+def test_the_graph_that_came_in_is_not_touched() -> None:
+    graph = trace(randomised(Chain()), images((3, 6, 6)).float())
+    before = {n: p.clone() for n, p in graph.state_dict().items()}
+    structure = find_structure(graph, images((3, 6, 6)).float())
+    prune(graph, structure, Plan(random_units(structure, 0), 0, 0))
+    assert all(torch.equal(p, before[n]) for n, p in graph.state_dict().items())

@@ -1,4 +1,4 @@
-"""Every torchvision classifier and one small model per timm family: relevance everywhere, or a name for what stops it."""
+"""Every torchvision classifier and one small model per timm family: relevance, or a name for what stops it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FAMILIES = (
     "pvt_v2_b0 res2net50_14w_8s resnest14d selecsls42 skresnet18 swinv2_cr_tiny_ns_224 tnt_s_legacy_patch16_224 "
     "twins_svt_small visformer_tiny volo_d1_224 xcit_nano_12_p16_224 cspdarknet53 darknet53 dla34 dpn48b "
     "sequencer2d_s starnet_s1 tiny_vit_5m_224 efficientvit_b0 efficientvit_m0 maxvit_rmlp_pico_rw_256 gmlp_s16_224 "
-    "focalnet_tiny_srf beit_base_patch16_224 davit_tiny hgnet_small hiera_tiny_224 metaformer_pppa_s12_224 mobileone_s0 "
-    "nextvit_small repghostnet_050 repvit_m0_9 resmlp_12_224 vgg11 vovnet39a xception41 densenet121 squeezenet1_1"
+    "focalnet_tiny_srf beit_base_patch16_224 davit_tiny hgnet_small hiera_tiny_224 mobileone_s0 "
+    "nextvit_small repghostnet_050 repvit_m0_9 resmlp_12_224 vgg11 vovnet39a xception41 densenet121"
 ).split()
 
 

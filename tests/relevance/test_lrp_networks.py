@@ -465,6 +465,11 @@ def test_operations_written_by_hand_are_covered() -> None:
     assert all(bool(r.isfinite().all()) for r in found.values())
     assert float(found[layers["head"]].sum()) == pytest.approx(2.0)  # the start is at the scores, not the softmax
     assert all(float(found[name].abs().sum()) == 0 for name in norms)
+    product = next(
+        n.name for n in graph.graph.nodes if n.target is aten.mul.Tensor and layers["mix"] in map(str, n.args)
+    )
+    whole = lrp.node_relevance(graph, _images(2, 16), torch.tensor([0, 1]), [product])[product].sum((1, 2))
+    assert torch.allclose(2 * found[layers["mix"]].sum((1, 2)), whole, rtol=1e-9)
     half = found[layers["mix"]].sum(1, keepdim=True)
     assert torch.allclose(half, found[layers["gate"]], rtol=1e-9, atol=1e-12)
 

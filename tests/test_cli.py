@@ -150,11 +150,11 @@ def test_inspect_prints_the_groups_and_what_is_left_alone_and_why(command: Comma
 
 
 def test_a_dry_run_prints_recipe_and_cost_and_does_nothing_else(command: Command, tmp_path: Path) -> None:
-    answer = _compress(command, tmp_path / "run", "--dry-run", "--budget", "macs 0.7")
+    answer = _compress(command, tmp_path / "run", "--dry-run", "--budget", "macs 0.65")
     predicted = json.loads(answer.stdout)
     assert answer.code == 0
-    assert 0.68 <= predicted["macs_predicted"] / predicted["macs_dense"] <= 0.7
-    assert 'budget = "macs 0.7"' in answer.stderr
+    assert 0.637 <= predicted["macs_predicted"] / predicted["macs_dense"] <= 0.65
+    assert 'budget = "macs 0.65"' in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,10 +162,10 @@ def test_every_field_of_a_recipe_is_a_flag_and_the_file_is_read(command: Command
     text = command("compress", "--help").stdout
     squeezed = "".join(text.split())
     assert [f.name for f in fields(Recipe) if f"--{f.name.replace('_', '-')}"[:20] not in squeezed] == []
-    (tmp_path / "mine.toml").write_text('model = "models.py:gated"\nbudget = "macs 0.8"\nsize = [16]\nmultiple = 2\n')
+    (tmp_path / "mine.toml").write_text('model = "models.py:gated"\nbudget = "macs 0.65"\nsize = [16]\nmultiple = 2\n')
     answer = command("compress", "--recipe", str(tmp_path / "mine.toml"), "--no-compensate", "--dry-run")
     resolved = json.loads(answer.stdout)["recipe"]
-    assert (resolved["budget"], resolved["compensate"], resolved["multiple"]) == ("macs 0.8", False, 2)
+    assert (resolved["budget"], resolved["compensate"], resolved["multiple"]) == ("macs 0.65", False, 2)
 
 
 # what is refused: one line, its exit code, nothing written

@@ -297,7 +297,9 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
     names: list[str] = []
     groups: list[Group] = []
     for g, units in enumerate(members):
-        kind = _kind(g < n_rows, units, sites[g], classes)
+        above = int(classes.parent[units[0]])
+        in_heads = above > 0 and groups[structure.group_of[above]].kind == "head"
+        kind: UnitKind = "head_dim" if in_heads else _kind(g < n_rows, sites[g])
         names.append(_name(kind, sites[g], names))
         balanced = bool(classes.relations.get(units[0]))
         parents = classes.parent[units]
@@ -324,12 +326,10 @@ def _name(kind: UnitKind, sites: list[tuple[fx.Node, Site]], taken: list[str]) -
     return f"{name}#{same + 1}" if same else name
 
 
-def _kind(rows: bool, units: list[int], sites: list[tuple[fx.Node, Site]], classes: Classes) -> UnitKind:
+def _kind(rows: bool, sites: list[tuple[fx.Node, Site]]) -> UnitKind:
     nodes = [node for node, _ in sites]
     if rows:
         return "head" if any(n.target in ATTENTIONS for n in nodes) else "conv_group"
-    if classes.parent[units[0]] > 0 and all(n.target is aten.linear.default for n in nodes):
-        return "head_dim"
     mixing = {n for n in nodes if not (n.target in CONVOLUTIONS and weight_shape(n)[1] == 1)}
     if len(mixing) > 1:
         return "stream"

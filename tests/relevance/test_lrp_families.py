@@ -1,4 +1,4 @@
-"""Every torchvision classifier and one small model per timm family: relevance, or a name for what stops it."""
+"""Every torchvision classifier and a small model per timm family: relevance everywhere, or a name for what stops it."""
 
 from __future__ import annotations
 

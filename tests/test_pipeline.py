@@ -62,7 +62,7 @@ class Tiny(nn.Module):
         self.left = nn.Conv2d(24, 24, 3, padding=1, bias=False)
         self.right = nn.Conv2d(24, 24, 5, padding=2, groups=2)
         self.norm = nn.BatchNorm2d(48)
-        self.mix = nn.Conv2d(48, 24, 1)
+        self.mix = nn.Sequential(nn.Conv2d(48, 64, 1), nn.ReLU(), nn.Conv2d(64, 24, 1))  # fine steps to a budget
         self.gate = nn.Linear(24, 24)
         self.scale = nn.Parameter(torch.tensor(0.5))
         self.head = nn.Linear(24, 4)

@@ -1,0 +1,85 @@
+"""Labels and classes: ties resolve to components, rows stay rows, zero never goes; groups tie what an oracle ties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet
+from torchvision.models.resnet import BasicBlock
+
+from compressor.graph import trace
+from compressor.pruning import analyse
+from compressor.pruning.labels import Ledger, along, axes, compress, resolve
+
+
+def test_ties_are_transitive_and_zero_absorbs() -> None:
+    ledger = Ledger()
+    a, b, c = (ledger.fresh(3) for _ in range(3))
+    ledger.tie(a, b)
+    ledger.tie(b, c)
+    ledger.freeze(c[2:], "node", "why")
+    of = resolve(ledger).of
+    assert of[a.numpy()].tolist() == of[c.numpy()].tolist()
+    assert of[a.numpy()].tolist() == [1, 2, 0]
+    assert resolve(ledger).reasons[int(a[2])] == ("node", "why")
+
+
+def test_rows_of_one_class_are_the_row() -> None:
+    ledger = Ledger()
+    parents, children = ledger.fresh(2, 1), ledger.fresh(2, 3)
+    ledger.tie(children, children[:, :1])
+    ledger.relate(parents.expand(2, 3), children, "node")
+    of = resolve(ledger).of
+    assert of[parents.reshape(-1).numpy()].tolist() == of[children[:, 0].numpy()].tolist()
+
+
+def test_rows_keep_their_parents() -> None:
+    ledger = Ledger()
+    parents, children = ledger.fresh(2, 1), ledger.fresh(2, 3)
+    ledger.relate(parents.expand(2, 3), children, "node")
+    classes = resolve(ledger)
+    assert classes.parent[classes.of[children[1].numpy()]].tolist() == [int(parents[1])] * 3
+    assert classes.row[classes.of[children.reshape(-1).numpy()]].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_compress_finds_the_axes_labels_depend_on() -> None:
+    facet = along(torch.arange(1, 5), 1, (3, 4, 2))
+    dense = facet.contiguous()
+    assert axes(facet) == (1,)
+    assert axes(dense) == (0, 1, 2)
+    assert axes(compress(dense)) == (1,)
+    assert torch.equal(compress(dense), facet)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.fc(self.c(x + self.b(x).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Plain(), ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5), MobileNetV2(num_classes=5, width_mult=0.35)],
+    ids=["plain", "residual", "inverted residual"],
+)
+def test_groups_tie_the_layers_torch_pruning_ties(model: nn.Module) -> None:
+    example = torch.randn(2, 3, 32, 32)
+    graph = trace(model, example)
+    ours = {frozenset(s.layer for s in g.sites) for g in analyse(graph).groups.groups}
+    last = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
+    oracle = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
+    names = {m: n for n, m in model.named_modules()}
+    theirs = set()
+    for group in oracle.get_all_groups(ignored_layers=[last], root_module_types=[nn.Conv2d, nn.Linear]):
+        produced = [d for d, _ in group if "out_channels" in d.handler.__name__]
+        produced = [d for d in produced if isinstance(d.target.module, (nn.Conv2d, nn.Linear))]
+        theirs.add(frozenset(names[d.target.module] for d in produced))
+    assert len(theirs) > 1
+    assert ours == theirs

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 
 from .graph import fetch
-from .records import Slices
 
 Values = dict[fx.Node, Any]
 Batch = Tensor | Sequence[Tensor]
@@ -56,23 +55,23 @@ def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
     return value
 
 
-def cut_parameters(dense: fx.GraphModule, slices: Slices) -> set[str]:
-    """The parameters and buffers that lost entries."""
-    cut = set()
-    for name, kept in slices.kept.items():
-        shape = fetch(dense, name).shape
-        if any(len(index) != size for index, size in zip(kept, shape, strict=True)):
-            cut.add(name)
-    return cut
-
-
-def changed_nodes(graph: fx.GraphModule, cut: set[str]) -> set[fx.Node]:
-    """The nodes whose values may differ from the other graph's."""
+def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]:
+    """The dense graph's nodes whose values may differ in the pruned one: cut, rewritten, or fed by such a node."""
+    twins = {node.name: node for node in pruned.graph.nodes}
     changed: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        if (node.op == "get_attr" and node.target in cut) or any(n in changed for n in node.all_input_nodes):
+    for node in dense.graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            own = fetch(dense, name).shape != fetch(pruned, name).shape
+        else:
+            own = _literals(node) != _literals(twins[node.name])
+        if own or any(n in changed for n in node.all_input_nodes):
             changed.add(node)
     return changed
+
+
+def _literals(node: fx.Node) -> str:
+    return repr(fx.map_arg((node.args, node.kwargs), lambda n: n.name))
 
 
 @dataclass(slots=True)

@@ -155,14 +155,17 @@ def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
     work.stages.do("groups", _group_inputs(work), write, lambda: None, spent_s=spent_s)
 
 
-def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
-    recipe = work.recipe
+def score_options(recipe: Recipe) -> ScoreOptions:
+    """How a recipe's criterion is read off a network."""
     lrp = LrpOptions(accept=recipe.accept)
     if recipe.composite:
         lrp = replace(lrp, composite=preset(recipe.composite))
-    return score(
-        graph, groups, work.calibration, criterion=recipe.criterion, options=ScoreOptions(seed=recipe.seed, lrp=lrp)
-    )
+    return ScoreOptions(seed=recipe.seed, lrp=lrp)
+
+
+def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
+    recipe = work.recipe
+    return score(graph, groups, work.calibration, criterion=recipe.criterion, options=score_options(recipe))
 
 
 def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphModule]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch, store
-from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of, run_node
+from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
 from ..records import LeftAlone, Slices
 from . import gram
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
@@ -98,7 +98,7 @@ def compensate(
         raise DataError(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
-    changed = changed_nodes(dense, cut_parameters(dense, slices))
+    changed = changed_nodes(dense, pruned)
     layers, left = find_layers(dense, changed)
     order = schedule(dense, layers)
     uses = {node: (layer.partner,) for node, layer in layers.items() if layer.partner is not None}

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..distributed import sum_over_ranks
 from ..graph import aten, fetch, store, trace
-from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, cut_parameters, images_of
+from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of
 from ..records import Slices
 from .evaluate import evaluating
 
@@ -44,7 +44,7 @@ def reestimate(
     elif slices is None:
         changed = set(dense.graph.nodes)
     else:
-        changed = changed_nodes(dense, cut_parameters(dense, slices))
+        changed = changed_nodes(dense, network)
     with (
         evaluating(network),
         Lockstep(dense, network, tuple(dense.graph.nodes), images, changed, {}, limit_bytes) as walk,

@@ -17,12 +17,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compressor.graph import Watcher, fetch, store, trace
-from compressor.lockstep import Lockstep, changed_nodes, cut_parameters
+from compressor.lockstep import Lockstep, changed_nodes
 from compressor.pruning import compensation as subject
 from compressor.pruning import gram
+from compressor.pruning.check import find_structure
 from compressor.pruning.compensation import Compensation, CompensationOptions, compensate
 from compressor.pruning.consumers import find_layers, schedule, window_of
-from compressor.records import Slices
+from compressor.pruning.surgery import prune
+from compressor.records import Plan, Slices
 
 # The weakest ridge leaves an error of its own size where the fit could be perfect.
 RIDGE_TOLERANCE = 1e-3
@@ -327,10 +329,35 @@ def test_each_node_runs_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("lockstep", "pruning.compensation"):
         monkeypatch.setattr(f"compressor.{place}.run_node", lambda g, n, v: (calls.append(n.name), run(g, n, v))[1])
     compensate(dense, pruned, slices, images.split(16))
-    changed = changed_nodes(dense, cut_parameters(dense, slices))
+    changed = changed_nodes(dense, pruned)
     called = [node for node in dense.graph.nodes if node.op == "call_function"]
     limit = 3 * (len(called) + sum(node in changed for node in called))
     assert 0 < len(calls) <= limit
+
+
+class PaddedShortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        wide = nn.functional.pad(x, (0, 0, 0, 0, 2, 2))
+        return self.head((wide + self.conv(x.relu())).mean((2, 3)))
+
+
+def test_a_node_is_changed_where_only_its_sizes_are() -> None:
+    images = torch.randn(8, 3, 6, 6)
+    dense = trace(PaddedShortcut().eval(), images)
+    structure = find_structure(dense, images)
+    stream = next(g for g in structure.groups.groups if g.kind == "stream")
+    padded = [u for u in range(stream.size) if all((site.units == u).sum() == 0 for site in stream.sites[:1])]
+    plan = Plan({stream.name: np.setdiff1d(np.arange(stream.size), padded[:1])}, 0, 0)
+    pruned, slices = prune(dense, structure, plan)
+    changed = {str(node.target) for node in changed_nodes(dense, pruned)}
+    assert any("pad" in name for name in changed)
+    assert compensate(dense, pruned, slices, images.split(4)).repaired
 
 
 def test_a_refit_that_generalises_worse_is_not_kept() -> None:

@@ -27,7 +27,7 @@ compress: $(STAMP)
 	@$(BIN)/compressor compress --model $(MODEL) $(ARGS)
 
 benchmark: $(STAMP)
-	@$(BIN)/compressor benchmark --model $(MODEL) $(ARGS)
+	@$(BIN)/compressor benchmark --model $(MODEL) --precisions fp32,fp16,int8 $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -2,28 +2,29 @@
 
     python benchmarks/accuracy.py --networks resnet20,resnet56 --seeds 0,1,2
     python benchmarks/accuracy.py --model file.py:build --weights w.safetensors --data images/ --kept 0.7,0.5
-    python benchmarks/accuracy.py --networks resnet20 --hold-out 0.2 --peer none --variant "l1: criterion=l1"
-`--hold-out` is for choosing: it evaluates on a share of --data and leaves the evaluation images alone. Points lie in
-OUT/points.jsonl, so a study continues; a CSV and a plot per network are made of them; the last line is JSON.
+    python benchmarks/accuracy.py --networks resnet20 --hold-out 0.2 --no-peer --variant "l1: criterion=l1"
+`--hold-out` is for choosing: it evaluates on a share of --data, not on the evaluation images. Widths are not rounded
+(torch_pruning's are not either). OUT/points.jsonl holds what is done, so a study continues; the last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+import tomllib
 import torch
-from peer import DATA_FREE, SETTINGS, Setting, Subject, prune_to
+from peer import SETTINGS, Setting, Subject, prune_to
 from rich.console import Console
 from torch import fx, nn
 
@@ -58,9 +59,10 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 NETWORKS = Path(__file__).with_name("networks.toml")
+SCREEN_IMAGES, SCREENED = 160, 3  # the peer's settings are tried on few evaluation images, the best on all of them
 ENOUGH = 0.98  # a point is "at equal MACs" when it keeps at least this share of what it may keep
 IDENTITY = 1e-9
-OURS = "ours"
+OURS, PEER = "ours", "torch_pruning: "
 console = Console(stderr=True)
 Row = dict[str, Any]
 
@@ -177,10 +179,11 @@ class Points:
 
 def _line(row: Row) -> str:
     found = row.get("failed") or f"{row['macs_kept']:.3f} of MACs, {row['accuracy']:.1%} of {row['dense']:.1%}"
-    return f"{row['network']:14} seed {row['seed']} keep {row['asked']:.2f} {row['variant']:44} {found}  {row['seconds']} s"
+    point = f"{row['network']:14} seed {row['seed']} keep {row['asked']:.2f}"
+    return f"{point} {row['variant']:44} {found}  {row['seconds']} s"
 
 
-def measure(study: Study, seed: int, points: Points, peers: str) -> Iterator[Row]:
+def measure(study: Study, seed: int, points: Points, *, peer: bool) -> Iterator[Row]:
     """Every point of one network and one seed; subjects are read only if a point is missing."""
     held: list[Subjects] = []
 
@@ -192,15 +195,35 @@ def measure(study: Study, seed: int, points: Points, peers: str) -> Iterator[Row
             recipe = make_recipe({**_values(study.recipe), "seed": seed, **changes})
             named = {"network": study.name, "seed": seed, "asked": share, "variant": name}
             yield points.measure(named, asdict(recipe), lambda r=recipe, s=share: _try(subjects, ours, r, s))
-    if peers == "none":
+    if not peer:
         return
     for share in study.kept:
-        for setting in SETTINGS:
-            if seed and setting.importance in DATA_FREE:
-                continue  # does not depend on the images: seed 0 speaks for all
-            named = {"network": study.name, "seed": seed, "asked": share, "variant": f"torch_pruning: {setting}"}
-            depends = [str(setting), asdict(replace(study.recipe, seed=seed))]
-            yield points.measure(named, depends, lambda x=setting, s=share: _try_peer(subjects, x, s))
+        tried = list(measure_peer(study, seed, share, points, subjects, SETTINGS, SCREEN_IMAGES))
+        counted = [r for r in tried if _counts(r)]
+        best = sorted(counted, key=lambda r: -max(r["accuracy"], r["with_norms"]))[:SCREENED]
+        settings = [x for x in SETTINGS if f"{PEER}{x}" in {r["variant"] for r in best}]
+        yield from measure_peer(study, seed, share, points, subjects, settings, 0)
+
+
+def measure_peer(
+    study: Study,
+    seed: int,
+    share: float,
+    points: Points,
+    subjects: Callable[[], Subjects],
+    settings: Sequence[Setting],
+    images: int,
+) -> Iterator[Row]:
+    """The peer under each setting, on so many evaluation images (0: all)."""
+    for setting in settings:
+        named = {"network": study.name, "seed": seed, "asked": share, "variant": f"{PEER}{setting}"}
+        named |= {"screened_on": images} if images else {}
+        depends = [str(setting), asdict(replace(study.recipe, seed=seed))]
+        yield points.measure(named, depends, lambda x=setting: _try_peer(subjects, x, share, images))
+
+
+def _counts(row: Row) -> bool:
+    return "failed" not in row and row["macs_kept"] >= ENOUGH * row["asked"]
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:
@@ -217,12 +240,13 @@ def _try(subjects: Callable[[], Subjects], build: Callable[..., tuple[nn.Module,
     return {"macs_kept": at, "accuracy": accuracy.top1, "dense": found.dense_accuracy, "images": accuracy.n}
 
 
-def _try_peer(subjects: Callable[[], Subjects], setting: Setting, share: float) -> Row:
+def _try_peer(subjects: Callable[[], Subjects], setting: Setting, share: float, images: int) -> Row:
     found = subjects()
     try:
         network, at = prune_to(peer_subject(found), setting, share, found.calibration, seed=found.recipe.seed)
-        accuracy = evaluate(network, found.evaluation).top1
-        norms = evaluate(with_repaired_norms(network, found.calibration), found.evaluation).top1
+        shown = list(itertools.islice(found.evaluation, -(-images // found.recipe.batch_size) or None))
+        accuracy = evaluate(network, shown).top1
+        norms = evaluate(with_repaired_norms(network, found.calibration), shown).top1
     except Exception as failure:  # whatever the peer raises is its result
         return {"failed": f"{type(failure).__name__}: {failure}"[:200], "dense": found.dense_accuracy}
     return {"macs_kept": at, "accuracy": accuracy, "with_norms": norms, "dense": found.dense_accuracy}
@@ -230,13 +254,13 @@ def _try_peer(subjects: Callable[[], Subjects], setting: Setting, share: float) 
 
 def summarise(rows: list[Row]) -> list[Row]:
     """One point per network and share: ours over the seeds, the best setting of the peer over the same."""
-    table = pd.DataFrame([r for r in rows if "failed" not in r and r["macs_kept"] >= ENOUGH * r["asked"]])
+    table = pd.DataFrame([r for r in rows if _counts(r) and not r.get("screened_on")])
     found = []
-    for (network, asked), part in table.groupby(["network", "asked"], sort=False):
+    for (network, _), part in table.groupby(["network", "asked"], sort=False):
         mine = part[part.variant == OURS]
         if mine.empty:
             continue
-        peers = part[part.variant.str.startswith("torch_pruning")]
+        peers = part[part.variant.str.startswith(PEER)]
         by_setting = peers.groupby("variant").accuracy.mean()
         point = {
             "model": network,
@@ -246,7 +270,7 @@ def summarise(rows: list[Row]) -> list[Row]:
             "ours_spread": float(mine.accuracy.max() - mine.accuracy.min()),
             "seeds": len(mine),
             "peer": float(by_setting.max()) if len(by_setting) else None,
-            "peer_setting": str(by_setting.idxmax()).removeprefix("torch_pruning: ") if len(by_setting) else "",
+            "peer_setting": str(by_setting.idxmax()).removeprefix(PEER) if len(by_setting) else "",
             "peer_with_norms": float(peers.groupby("variant").with_norms.mean().max()) if len(by_setting) else None,
         }
         found.append({k: round(v, 4) if isinstance(v, float) else v for k, v in point.items()})
@@ -255,11 +279,11 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 def draw(rows: list[Row], folder: Path) -> None:
     """A plot per network: mean over the seeds with their range, every variant and the peer's best."""
-    table = pd.DataFrame([r for r in rows if "failed" not in r])
+    table = pd.DataFrame([r for r in rows if "failed" not in r and not r.get("screened_on")])
     for network, part in table.groupby("network", sort=False):
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        mine = part[~part.variant.str.startswith("torch_pruning")]
-        peers = part[part.variant.str.startswith("torch_pruning") & (part.macs_kept >= ENOUGH * part.asked)]
+        mine = part[~part.variant.str.startswith(PEER)]
+        peers = part[part.variant.str.startswith(PEER) & (part.macs_kept >= ENOUGH * part.asked)]
         lines = list(mine.groupby("variant", sort=False))
         if not peers.empty:
             best = peers.loc[peers.groupby("asked").accuracy.idxmax()]
@@ -269,7 +293,9 @@ def draw(rows: list[Row], folder: Path) -> None:
             axes.plot(100 * curve.index, 100 * curve["mean"], marker="o", label=name)
             axes.fill_between(100 * curve.index, 100 * curve["min"], 100 * curve["max"], alpha=0.2)
         axes.axhline(100 * part.dense.mean(), color="grey", linestyle="--", label="dense")
-        axes.set(xlabel="MACs kept, %", ylabel="top-1, %", title=f"{network}: accuracy without retraining", ylim=(0, 100))
+        axes.set(
+            xlabel="MACs kept, %", ylabel="top-1, %", title=f"{network}: accuracy without retraining", ylim=(0, 100)
+        )
         axes.invert_xaxis()
         axes.legend(fontsize=8)
         figure.savefig(folder / f"{network}.png", dpi=150)
@@ -283,8 +309,8 @@ def main() -> None:
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
     for study in _studies(options):
-        for seed in map(int, options.seeds.split(",")):
-            rows += measure(study, seed, points, options.peer)
+        for i, seed in enumerate(map(int, options.seeds.split(","))):
+            rows += measure(study, seed, points, peer=options.peer and i == 0)  # one seed of the peer is 36 settings
     pd.DataFrame(rows).drop(columns="key").to_csv(options.out / "points.csv", index=False)
     draw(rows, options.out)
     print(json.dumps({"points": summarise(rows)}))
@@ -296,7 +322,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kept", default="", help="shares of the MACs that stay")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--variant", action="append", default=[], help="'name: field=value; field=value', repeatable")
-    parser.add_argument("--peer", choices=("all", "none"), default="all")
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch_pruning beside ours")
     parser.add_argument("--hold-out", type=float, default=0.0, help="share of --data to choose on")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
@@ -314,11 +340,13 @@ def _studies(options: argparse.Namespace) -> Iterator[Study]:
         name, _, changes = text.partition(":")
         variants[name.strip()] = dict(tuple(map(str.strip, c.split("=", 1))) for c in changes.split(";") if c.strip())  # type: ignore[misc]
     known = tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    if options.networks and "COMPRESSOR_DATA" not in os.environ:
+        raise SystemExit(f"set COMPRESSOR_DATA to the folder of images and weights that {NETWORKS.name} names")
     for name in filter(None, options.networks.split(",")) if options.networks else [""]:
         table = dict(known[name]) if name else {"kept": (0.7, 0.5, 0.35)}
         kept = tuple(map(float, options.kept.split(","))) if options.kept else tuple(table.pop("kept"))
         table.pop("kept", None)
-        recipe = read_recipe(None, **{**table, **given})
+        recipe = read_recipe(None, **{"multiple": 1, **table, **given})
         if options.hold_out:
             recipe = replace(recipe, evaluation_data="", evaluation=options.hold_out)
         yield Study(name or recipe.model, recipe, kept, variants)

@@ -30,7 +30,6 @@ IMPORTANCES: dict[str, Callable[[], tp.importance.Importance]] = {
     "random": tp.importance.RandomImportance,
 }
 SCOPES = {"local": {}, "global": {"global_pruning": True}, "isomorphic": {"global_pruning": True, "isomorphic": True}}
-DATA_FREE = ("l1", "l2", "fpgm")
 STEPS = 10  # of bisection: the ratio to a thousandth
 
 

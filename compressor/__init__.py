@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from .pipeline import load as load
     from .recipe import Recipe as Recipe
     from .recipe import read_recipe as read_recipe
+    from .search import search as search
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Run", "__version__", "compress", "load", "read_recipe"]
+__all__ = ["Recipe", "Run", "__version__", "compress", "load", "read_recipe", "search"]
 
-_HOMES = {"compress": "pipeline", "load": "pipeline", "Run": "pipeline", "Recipe": "recipe", "read_recipe": "recipe"}
+_HOMES = {
+    "compress": "pipeline",
+    "load": "pipeline",
+    "search": "search",
+    "Run": "pipeline",
+    "Recipe": "recipe",
+    "read_recipe": "recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

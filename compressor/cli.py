@@ -8,19 +8,23 @@ from __future__ import annotations
 import inspect as introspection
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
 from .errors import InputError
 from .recipe import Recipe, read_recipe, to_toml
+from .search import load_flow
+from .search.options import SearchOptions, make_options
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer brings along under changing names
 _INTERRUPTED = 130
@@ -79,12 +83,12 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _flag(f: Any) -> Any:
+def _flag(f: Any, panel: str = "Recipe") -> Any:
     default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
     name = "--" + f.name.replace("_", "-")
     switch = f"{name}/--no-{name[2:]}" if f.type == "bool" else name
-    text = f.metadata["help"] + (f" [{default}]" if default != "" else "")
-    return typer.Option(None, switch, help=text, show_default=False, rich_help_panel="Recipe")
+    text = f.metadata["help"] + (escape(f" [{default}]") if default != "" else "")
+    return typer.Option(None, switch, help=text, show_default=False, rich_help_panel=panel)
 
 
 @app.command()
@@ -172,14 +176,85 @@ def _brief(group: Any) -> dict[str, Any]:
 
 @app.command()
 @with_recipe
-def benchmark(recipe: Recipe) -> None:
-    """Measures dense against pruned: accuracy, MACs, sizes, latency on every runtime here; compresses if need be."""
-    from . import pipeline
+def benchmark(
+    recipe: Recipe,
+    places: list[Path] = typer.Argument(
+        None, help="folders of finished runs, or a bundle; none: the recipe's run, made if need be", show_default=False
+    ),
+    on: str = typer.Option("", help="runtimes, such as onnxruntime,openvino; all that are here by default"),
+    seconds: float = typer.Option(2.0, help="least time for each file, runtime and scenario", min=0.0),
+    least_runs: int = typer.Option(662, help="least runs of single images; a p99 stands from 662 on", min=1),
+    offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1),
+    rate_hz: float = typer.Option(0.0, help="adds a scenario with one image at a camera's rate", min=0.0),
+    threads: int = typer.Option(0, help="threads of a runtime; one for every core by default", min=0),
+    cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default"),
+    compare: Path | None = typer.Option(None, help="a benchmark.json to compare with; refused if taken elsewhere"),
+    report: Path | None = typer.Option(None, help="folder of the results; `benchmark` in the first place by default"),
+) -> None:
+    """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
+    from . import pipeline, suite
 
+    how = (seconds, least_runs, offline_batch, rate_hz, threads, suite.read_cores(cores))
+    options = suite.Options(*how, on=tuple(part.strip() for part in on.split(",") if part.strip()))
     with _progress() as notify:
-        run = pipeline.run(recipe, notify=notify)
-    _say(run)
-    print(json.dumps(run.summary))
+        folders = places or [pipeline.run(recipe, notify=notify).folder]
+        opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data) for folder in folders]
+        found = suite.benchmark(
+            opened, options=options, out=report or folders[0] / suite.STEM, notify=notify, other=compare
+        )
+    _say_benchmark(found)
+    print(json.dumps(found))
+
+
+def _say_benchmark(found: dict[str, Any]) -> None:
+    table = Table(title="speed-up over dense, by medians (95 % interval)")
+    for column in ("runtime", "scenario", "subject", "speed-up"):
+        table.add_column(column, justify="right" if column == "speed-up" else "left")
+    for runtime, scenarios in found["speed_up"].items():
+        for scenario, subjects in scenarios.items():
+            for name, (ratio, low, high) in subjects.items():
+                table.add_row(runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})")
+    if table.row_count:
+        console.print(table)
+    for name, runtime, scenario, ratio, low, high in found["changes"]:
+        text = f"{name} on {runtime}, {scenario}: {ratio:.2f}× as fast as before ({low:.2f}–{high:.2f})"
+        console.print(text, highlight=False)
+    for line in found["not_run"]:
+        console.print(f"not run: {line}", highlight=False)
+    console.print(f"page: {found['page']}", highlight=False)
+
+
+def with_search(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one flag for each of the search's own options."""
+    signature = introspection.signature(command, eval_str=True)
+    own = [p for n, p in signature.parameters.items() if n != "options"]
+    kind = introspection.Parameter.KEYWORD_ONLY
+    flags = [
+        introspection.Parameter(
+            f.name, kind, annotation=bool | None if f.type == "bool" else str | None, default=_flag(f, "Search")
+        )
+        for f in fields(SearchOptions)
+    ]
+
+    def wrapped(**given: Any) -> None:
+        values = {f.name: given.pop(f.name) for f in fields(SearchOptions)}
+        command(options=make_options(values), **given)
+
+    wrapped.__signature__ = introspection.Signature([*own, *flags])  # type: ignore[attr-defined]
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+@app.command()
+@with_recipe
+@with_search
+def search(recipe: Recipe, options: SearchOptions) -> None:
+    """Searches relevance's own parameters for the recipe that keeps most; the same command goes on, or joins."""
+    run_search = load_flow().run_search
+    with _search_progress(options.trials) as (notify, on_trial):
+        found = run_search(recipe, options, notify=notify, on_trial=on_trial)
+    _say_searched(found.summary)
+    print(json.dumps(found.summary))
 
 
 @app.command()
@@ -242,12 +317,78 @@ def _say(run: Any) -> None:
     table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_pruned'] / 1e6:.2f}")
     table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_pruned']:,}")
     table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_pruned']:,}")
+    for name, about in s["precisions"].items():
+        if about["precision"] != "fp32":
+            table.add_row(f"{name}", "", f"{about['bytes']:,} bytes, {about['accuracy']:.2%}")
     for runtime, batches in s["latency_ms"].items():
         for batch, at in batches.items():
-            table.add_row(
-                f"{runtime}, batch {batch}, p50 ms", f"{at['dense']['p50']:.3f}", f"{at['pruned']['p50']:.3f}"
-            )
+            cells = [f"{name.removeprefix('pruned-')} {t['p50']:.3f}" for name, t in at.items() if "-" in name]
+            pruned = [f"{at['pruned']['p50']:.3f}"] if "pruned" in at else []
+            dense = f"{at['dense']['p50']:.3f}" if "dense" in at else ""
+            table.add_row(f"{runtime}, batch {batch}, p50 ms", dense, ", ".join(pruned + cells))
     console.print(table)
     for line in s["not_checked"]:
         console.print(f"not checked: {line}", highlight=False)
     console.print(f"report: {Path(s['run_dir']) / 'report.html'}", highlight=False)
+
+
+@contextmanager
+def _search_progress(total: int) -> Iterator[tuple[Callable[[str, float], None], Callable[[Any], None]]]:
+    """A bar with the best so far for people; for logs a line per stage. A line per trial for both."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    live = sys.stderr.isatty()
+    said: set[str] = set()
+    with Progress(*columns, console=console, disable=not live) as bar:
+        task = bar.add_task("search", total=total)
+
+        def notify(stage: str, share: float) -> None:
+            bar.update(task, description=stage)
+            if not live and stage not in said:
+                said.add(stage)
+                print(stage, file=sys.stderr, flush=True)
+
+        def on_trial(progress: Any) -> None:
+            best = f"best {_percent(progress.best and progress.best.value)}"
+            bar.update(task, completed=progress.done, description=f"trials: {best}, {_minutes(progress.left_s)} left")
+            line = _trial_line(progress)
+            bar.console.print(line, highlight=False, soft_wrap=True) if live else print(
+                line, file=sys.stderr, flush=True
+            )
+
+        yield notify, on_trial
+
+
+def _trial_line(progress: Any) -> str:
+    row, best = progress.row, progress.best
+    reached = ", ".join(f"{p.budget:g}: {100 * p.accuracy:.1f}" for p in row.points)
+    named = f" [{row.preset}]" if row.preset else ""
+    leads = " (best)" if best is not None and best.number == row.number else ""
+    return (
+        f"{progress.done}/{progress.total} trial {row.number}{named} {row.state}: area {_percent(row.value)}{leads}; "
+        f"{reached or row.why}; {row.seconds:.1f} s, {_minutes(progress.left_s)} left, best "
+        f"{_percent(best and best.value)}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f} %"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _say_searched(s: dict[str, Any]) -> None:
+    table = Table(title=f"{Path(s['model']).name}: {s['trials']} trials, best {s['best']}")
+    parts = list(s["area"])
+    table.add_column("area under accuracy over MACs kept")
+    for part in parts:
+        table.add_column(f"{part} images", justify="right")
+    if s["best"] not in s["area_presets"]:
+        table.add_row(f"{s['best']} (chosen)", *(_percent(s["area"][part]) for part in parts))
+    for name, areas in s["area_presets"].items():
+        chosen = " (chosen)" if name == s["best"] else ""
+        table.add_row(name + chosen, *(_percent(areas[part]) for part in parts))
+    console.print(table)
+    console.print(f"recipe: {s['recipe']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {Path(s['run_dir']) / 'search.html'}", highlight=False, soft_wrap=True)

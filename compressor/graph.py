@@ -64,7 +64,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     except Exception as error:
         raise ModelError(
             f"the model's forward fails on an input of shape {list(example.shape)}: "
-            f"{_first_line(error)}; give the image size it was trained with (--size)"
+            f"{_first_line(error)}; check --size, and that --mean and --std have one value for grey images, three "
+            "for RGB"
         ) from error
     reasons = []
     for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python

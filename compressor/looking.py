@@ -16,8 +16,8 @@ from .models import Model, load_model
 from .pruning import analyse
 from .recipe import Recipe
 from .records import FloatArray, Group, Site
-from .relevance.composite import preset
 from .relevance.lrp import LrpOptions, prepare
+from .relevance.spelling import composite_of
 from .report.explanation import Explanation, LayerRelevance
 from .saved import example_of
 
@@ -39,7 +39,7 @@ def explain(recipe: Recipe, index: int = 0) -> Explanation:
     sites = {(site.node, site.axes): (group, site) for group in groups for site in group.sites}
     lrp = LrpOptions(accept=recipe.accept)
     if recipe.composite:
-        lrp = replace(lrp, composite=preset(recipe.composite))
+        lrp = replace(lrp, composite=composite_of(recipe.composite))
     image, label = images[index][None], torch.tensor([int(images.labels[index])])
     relevance = prepare(graph, lrp)(image, label, [source, *dict.fromkeys(node for node, _ in sites)])
     scores = torch.softmax(_logits(graph, image), dim=1)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .files import content_hash, read_json, read_record, write_json, write_recor
 from .graph import trace
 from .images import Images, overridden
 from .models import Model, load_model
+from .plans import make_step, ranking_here, require_reachable, set_aim
 from .pruning import (
     CompensationOptions,
     Structure,
@@ -34,15 +35,14 @@ from .pruning import (
     parse_budget,
     prune,
 )
-from .pruning.budget import least_share
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Groups, IntArray, Plan, Scores
 from .recovery.batchnorm import reestimate
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import ScoreOptions, score
-from .relevance.composite import preset
 from .relevance.lrp import LrpOptions
+from .relevance.spelling import composite_of
 from .saved import (
     Network,
     example_of,
@@ -58,6 +58,7 @@ from .stages import Notify
 from .work import Work, given_preprocessing, prepare, ranking_of, require_known
 
 IDENTITY_IMAGES = 4
+READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,6 @@ def _group_inputs(work: Work) -> list[Any]:
     return [work.model.sha256, str(work.dense.code), list(work.example.shape), work.recipe.seed]
 
 
-def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> None:
-    """Raises BudgetError when no plan can meet the budget, whatever the scores are."""
-    budget, options = parse_budget(recipe.budget), ranking_of(recipe)
-    any_scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-    if least_share(graph, structure, any_scores, budget.kind, options) > budget.share:
-        make_plan(graph, structure, any_scores, budget, options)  # raises, naming what can be reached
-
-
 def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
     """The groups to disk; of the check its findings, not the labels."""
     folder = work.stages.folder
@@ -157,10 +150,10 @@ def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
 
 def score_options(recipe: Recipe) -> ScoreOptions:
     """How a recipe's criterion is read off a network."""
-    lrp = LrpOptions(accept=recipe.accept)
-    if recipe.composite:
-        lrp = replace(lrp, composite=preset(recipe.composite))
-    return ScoreOptions(seed=recipe.seed, lrp=lrp)
+    given: dict[str, Any] = {"start": recipe.start, "target": recipe.start_class}
+    given |= {name: getattr(recipe, name) for name in ("sign", "per", "place")}
+    lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept)
+    return ScoreOptions(seed=recipe.seed, lrp=lrp, **{name: value for name, value in given.items() if value})
 
 
 def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
@@ -171,24 +164,19 @@ def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
 def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphModule]:
     """Rounds of score, plan, removal and repair; the last one's plan is in units of the dense network."""
     recipe, folder = work.recipe, work.stages.folder
-    dense_cost = measure_cost(work.dense)
-    target = parse_budget(recipe.budget)
+    aim = set_aim(work, structure)
     current, units = work.dense, structure
     kept: dict[str, IntArray] = {}
     for r in range(1, recipe.rounds + 1):
         scores = _stage_scores(work, r, current, units)
-        now = measure_cost(current)
-        measured = (now.macs / dense_cost.macs) if target.kind == "macs" else now.parameters / dense_cost.parameters
-        slack = target.slack if r == recipe.rounds else 1.0  # on the way any plan below the line will do
-        budget = replace(target, share=target.share ** (r / recipe.rounds) / measured, slack=slack)
-        step = make_plan(current, units, scores, budget, ranking_of(recipe))
+        step = make_step(work, r, current, units, scores, aim)
         kept = compose(kept, step.kept)
         current = _stage_repair(work, r, structure, kept, current, units, step)
         units = analyse(current, structure.tied, structure.frozen)
     write_text(folder / "recipe.toml", to_toml(recipe))
     splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
     write_json(folder / "splits.json", {"schema": "splits/1", **splits})
-    plan = Plan(kept, dense_cost.macs, measure_cost(current).macs, recipe.budget)
+    plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
     network = Network(work.model.builder, tuple(work.example.shape[1:]), structure.tied, structure.frozen, dict(kept))
     write_network(folder, network)
@@ -200,7 +188,7 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
     inputs = [
         work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"]),
         work.splits.hashes["calibration"],
-        *(getattr(recipe, n) for n in ("criterion", "composite", "accept", "seed", "batch_size")),
+        *(getattr(recipe, n) for n in (*READING, "accept", "seed", "batch_size")),
         asdict(work.preprocessing),
     ]
     return work.stages.do(
@@ -328,6 +316,7 @@ def finish(work: Work, plan: Plan, accuracy: dict[str, Accuracy], delivered: Del
         "accuracy_pruned": top1["compensated"],
         "accuracy_finetuned": top1.get("finetuned"),
         "evaluation_images": accuracy["dense"].n,
+        **work.budget_facts,
         **delivered.summary,
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/1", **summary})
@@ -357,15 +346,16 @@ def predict(recipe: Recipe) -> dict[str, Any]:
     graph, example = _without_images(recipe)
     structure = find_structure(graph, example, recipe.seed)
     scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-    plan = make_plan(graph, structure, scores, parse_budget(recipe.budget), ranking_of(recipe))
-    cost, dense = measure_cost(prune(graph, structure, plan)[0]), measure_cost(graph)
+    budget, dense = parse_budget(recipe.budget), measure_cost(graph)
+    found = {"model": recipe.model, "budget": recipe.budget, "macs_dense": dense.macs, "params_dense": dense.parameters}
+    if budget.kind == "latency":
+        found["not_predicted"] = f"MACs and parameters: '{budget}' is measured in the run"
+    else:
+        plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
+        cost = measure_cost(prune(graph, structure, plan)[0])
+        found |= {"macs_predicted": cost.macs, "params_predicted": cost.parameters}
     return {
-        "model": recipe.model,
-        "budget": recipe.budget,
-        "macs_dense": dense.macs,
-        "macs_predicted": cost.macs,
-        "params_dense": dense.parameters,
-        "params_predicted": cost.parameters,
+        **found,
         "groups": len(structure.groups.groups),
         "left_alone": [asdict(x) for x in structure.groups.left_alone],
         "recipe": asdict(recipe),

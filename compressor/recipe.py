@@ -13,12 +13,22 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from .device.runtimes import RUNTIMES
 from .errors import RecipeError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+# "" leaves the choice to the criterion
+_STARTS = ("", "one", "logit", "loss")
+_SIGNS = ("", "absolute", "signed", "squared")
+_PERS = ("", "all", "sample", "position", "element")
+_PLACES = ("", "site", "settled")
+
+PYTORCH = ("pytorch", "pytorch-compile", "pytorch-cuda", "pytorch-cuda-compile", "pytorch-cuda-graph")
+"""Ways to run a network in PyTorch itself, beside the runtimes that take a file."""
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
@@ -45,9 +55,16 @@ class Recipe:
     batch_size: int = _option(32, "images per batch of calibration and evaluation")
     seed: int = _option(0, "every random choice follows from it")
     criterion: str = _option("lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)")
-    composite: str = _option("", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024")
+    composite: str = _option(
+        "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"
+    )
+    start: str = _option("", "where relevance starts: one, logit, loss; else as the criterion's paper", *_STARTS)
+    start_class: str = _option("true", "class it starts at: the labelled or the predicted", "true", "predicted")
+    sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", *_SIGNS)
+    per: str = _option("", "values are summed up to here before their sign is taken; else the paper's", *_PERS)
+    place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)
     accept: tuple[str, ...] = _option((), "operations LRP may pass over although no rule covers them")
-    budget: str = _option("macs 0.5", "what may stay: 'macs 0.5' or 'parameters 0.4'")
+    budget: str = _option("macs 0.5", "what may stay: 'macs 0.5', 'parameters 0.4', 'latency 0.5 on onnxruntime'")
     units: tuple[str, ...] = _option(
         ("channel", "neuron", "stream", "head", "conv_group"), "kinds of units that may go (also: head_dim)"
     )
@@ -62,7 +79,7 @@ class Recipe:
     normalisation: str = _option("mean", "what makes layers comparable", "mean", "sum", "max", "l2", "none")
     per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by")
     least: float = _option(0.1, "share of every group that stays")
-    multiple: int = _option(8, "kept channels are rounded to multiples of this")
+    multiple: int = _option(8, "kept channels are rounded to multiples of this; 0: of what the runtime here likes")
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
     compensate: bool = _option(True, "repair consumers of what was removed by least squares")
     reestimate: bool = _option(False, "re-estimate batch normalisation from the calibration images")
@@ -70,10 +87,14 @@ class Recipe:
     learning_rate: float = _option(3e-4, "of fine-tuning")
     distillation: float = _option(0.9, "share of the loss that follows the dense model")
     targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
-    precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8")
+    precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8 (brings fp16 along)")
+    runtimes: tuple[str, ...] = _option(
+        ("onnxruntime", "pytorch"), "what latency is measured on; the report says of those not here why"
+    )
     latency_batches: tuple[int, ...] = _option((1, 32), "batch sizes that are timed")
     latency_seconds: float = _option(5.0, "least time each network is timed for, per batch size")
     max_accuracy_loss: float = _option(3.0, "gate: points of top-1 the shipped network may lose")
+    max_int8_loss: float = _option(1.0, "gate: points of top-1 int8 may lose; above it, layers stay in float")
     max_identity_error: float = _option(1e-9, "gate: pruned against masked original, float64, relative")
     max_parity: float = _option(1e-3, "gate: ONNX against PyTorch, relative to the largest output")
     out: str = _option("", "the run's folder; runs/<model> by default")
@@ -101,6 +122,7 @@ class Recipe:
 _KNOWN: Mapping[str, tuple[str, ...]] = {
     "units": ("channel", "neuron", "stream", "head", "head_dim", "conv_group"),
     "precisions": ("fp32", "fp16", "int8"),
+    "runtimes": (*RUNTIMES, *PYTORCH),
 }
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("calibration", 1, 10**9),
@@ -109,7 +131,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32 - 1),
     ("per_cost", 0, 100),
     ("least", 0, 1),
-    ("multiple", 1, 4096),
+    ("multiple", 0, 4096),
     ("rounds", 1, 1000),
     ("finetune_epochs", 0, 10**6),
     ("learning_rate", 0, 10),
@@ -117,6 +139,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("latency_batches", 1, 10**6),
     ("latency_seconds", 0, 10**6),
     ("max_accuracy_loss", -100, 100),
+    ("max_int8_loss", -100, 100),
     ("max_identity_error", 0, 10**6),
     ("max_parity", 0, 10**6),
 )
@@ -151,9 +174,20 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if getattr(kind, "__origin__", None) is tuple:
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
             return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
-        return _plain(kind, value)
+        return _plain(kind, _as_text(value) if name == "composite" else value)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} = {value!r} is not understood ({error})") from error
+
+
+def _as_text(value: Any) -> Any:
+    """A composite's table as JSON, whether it stands in the recipe or in a file of its own."""
+    if isinstance(value, (str, os.PathLike)) and Path(value).suffix in (".toml", ".json"):
+        path = Path(value)
+        value = _read_toml(path) if path.suffix == ".toml" else _read_json(path)
+        value = value.get("composite", value)  # a whole recipe will do
+        if not isinstance(value, dict):
+            return _as_text(value)
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _plain(kind: type, value: Any) -> Any:
@@ -174,13 +208,25 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} is not valid TOML: {error}") from error
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"can't read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path} holds a {type(value).__name__}, expected one object of rules")
+    return value
+
+
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML file that `read_recipe` reads back to the same."""
     lines = []
     for f in fields(recipe):
         value = getattr(recipe, f.name)
-        text = f"[{', '.join(map(_toml_value, value))}]" if isinstance(value, tuple) else _toml_value(value)
-        lines.append(f"{f.name} = {text}")
+        table = f.name == "composite" and value.lstrip().startswith("{")
+        lines.append(f"{f.name} = {_toml_value(json.loads(value) if table else value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -189,4 +235,8 @@ def _toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's escapes
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items()) + "}"
     return repr(value)

@@ -15,19 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from .data import load_images, require_labels
-from .errors import DataError, GateError, ModelError, RecipeError
+from .device.runtimes import available
+from .errors import DataError, EngineError, GateError, MissingPackageError, ModelError, RecipeError
 from .export.engines import resolve_target
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
-from .pruning import RankingOptions, parse_budget
+from .pruning import Budget, RankingOptions, parse_budget
 from .recipe import Recipe
-from .relevance.composite import preset
 from .relevance.criteria import criterion_named
+from .relevance.spelling import composite_of
 from .report import GateRow
 from .saved import example_of
 from .splits import Splits, split, split_apart
 from .stages import Notify, Stages, open_run
+
+SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Work:
     preprocessing: Preprocessing
     gates: list[GateRow] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
+    budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
 
     @property
     def example(self) -> Tensor:
@@ -67,14 +71,17 @@ class Work:
             raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
 
 
-def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images | None) -> Work:
-    """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses."""
+def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images | None, *, search: int = 0) -> Work:
+    """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
+
+    `search` images at most are set apart from calibration and evaluation.
+    """
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, how = read_images(recipe, model, images)
+    splits, how = read_images(recipe, model, images, search=search)
     dense = trace(model.module, example_of(how.shape))
     classes = _classes(dense, example_of(how.shape))
-    for part in (splits.calibration, splits.evaluation):
+    for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
         require_decodable(part)
     folder = Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}")
@@ -92,13 +99,22 @@ def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images 
 
 
 def require_known(recipe: Recipe) -> None:
-    """Raises RecipeError or InputError for a name or a budget that a later stage would refuse."""
-    parse_budget(recipe.budget)
+    """Raises RecipeError or InputError for a name or a budget that a later stage would refuse.
+
+    MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
+    """
+    _require_runtime(parse_budget(recipe.budget))
     criterion_named(recipe.criterion)
-    if recipe.composite:
-        preset(recipe.composite)
+    composite_of(recipe.composite)
     for target in recipe.targets:
         resolve_target(target)
+
+
+def _require_runtime(budget: Budget) -> None:
+    reason = available().get(budget.runtime, "") if budget.kind == "latency" else ""
+    if reason:
+        wrong = MissingPackageError if reason.startswith("not installed") else EngineError
+        raise wrong(f"budget '{budget}' can't be measured here: {budget.runtime} {reason}")
 
 
 @torch.no_grad()
@@ -114,8 +130,10 @@ def _classes(graph: fx.GraphModule, example: Tensor) -> int:
     return int(answer.shape[1])
 
 
-def read_images(recipe: Recipe, model: Model, images: Images | None) -> tuple[Splits, Preprocessing]:
-    """Calibration and evaluation images, disjoint, prepared as the model wants them."""
+def read_images(
+    recipe: Recipe, model: Model, images: Images | None, *, search: int = 0
+) -> tuple[Splits, Preprocessing]:
+    """Calibration, evaluation and at most `search` search images, disjoint, prepared as the model wants them."""
     known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
     how = overridden(known, **given_preprocessing(recipe))
     classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
@@ -126,16 +144,29 @@ def read_images(recipe: Recipe, model: Model, images: Images | None) -> tuple[Sp
     images = images.prepared(how)
     if recipe.evaluation_data:
         held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(how)
-        n = min(recipe.calibration, _different(images, recipe.calibration))
-        return split_apart(images, held_out, recipe.seed, calibration=n, search=0), how
+        n = min(recipe.calibration, _different(images, recipe.calibration + search))
+        rest = _left_for_search(images, n, search)
+        return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), how
     held = round(recipe.evaluation * len(images))
-    n = min(recipe.calibration, _different(images, recipe.calibration + held) - held)
+    n = min(recipe.calibration, _different(images, recipe.calibration + held + search) - held)
     if not held or n < 1:
         raise DataError(
             f"{images.source} holds {len(images)} images, of which {held} are held out for evaluation; give more "
             "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
         )
-    return split(images, recipe.seed, calibration=n, search=0, evaluation=recipe.evaluation), how
+    rest = _left_for_search(images, held + n, search)
+    return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), how
+
+
+def _left_for_search(images: Images, taken: int, search: int) -> int:
+    """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
+    left = min(search, _different(images, taken + search) - taken)
+    if search and left < min(search, SEARCH_LEAST):
+        raise DataError(
+            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {max(left, 0)} "
+            f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
+        )
+    return left
 
 
 def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
@@ -161,5 +192,5 @@ def ranking_of(recipe: Recipe) -> RankingOptions:
         per_cost=recipe.per_cost,
         kinds=recipe.units,  # type: ignore[arg-type]
         least=recipe.least,
-        multiple=recipe.multiple,
+        multiple=recipe.multiple or RankingOptions().multiple,
     )

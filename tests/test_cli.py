@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "other checkpoint": (["--weights", "other.safetensors"], 2, "doesn't fit the model"),
     "no checkpoint": (["--weights", "nowhere.pt"], 2, "don't exist"),
     "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least 'macs 0."),
-    "budget nonsense": (["--budget", "half"], 2, "write 'macs S' or 'parameters S'"),
+    "budget nonsense": (["--budget", "half"], 2, "write 'macs S', 'parameters S' or"),
     "unknown criterion": (["--criterion", "lpr"], 2, "Did you mean 'lrp'?"),
     "unknown composite": (["--composite", "yeom"], 2, "Did you mean 'yeom2021'?"),
     "unknown kind of unit": (["--units", "heads"], 2, "Did you mean 'head'"),
@@ -249,7 +249,7 @@ def test_a_target_that_cannot_be_built_here_is_said_and_does_not_stop_the_run(
     answer = _compress(command, tmp_path / "run", "--targets", "SM87")
     summary = json.loads(answer.stdout)
     assert (answer.code, summary["engines"]) == (0, [])
-    assert [line for line in summary["not_checked"] if line.startswith("TensorRT engine for SM87: not built")] != []
+    assert any("SM87" in line and "not built" in line for line in summary["not_checked"])
 
 
 # signals and a full disk, in processes of their own

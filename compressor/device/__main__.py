@@ -178,7 +178,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     not_run = {}
     for model in (*manifest.models, *built_engines(options.bundle, manifest)):
         chosen, reason = choose_runtime(model, options.runtime)
-        if reason:
+        if model.made_for:
+            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.bundle}"
+        elif reason:
             not_run[model.path] = reason
         else:
             groups.setdefault(chosen, {})[model.path] = options.bundle / model.path

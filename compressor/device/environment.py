@@ -20,6 +20,7 @@ from . import cuda
 from .runtimes import available, version_of
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _BOARD = Path("/proc/device-tree/model")
 
 
@@ -54,6 +55,13 @@ def read_environment() -> Environment:
     return Environment(machine, libraries, state, hashlib.sha256(stable.encode()).hexdigest()[:16])
 
 
+def cache_bytes() -> int:
+    """The largest cache of core 0; 0 where the system does not say."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = [_read(path) for path in sorted(_CACHES.glob("index*/size"))]
+    return max((int(s[:-1]) * units[s[-1]] for s in sizes if s[-1:] in units and s[:-1].isdigit()), default=0)
+
+
 def affinity() -> tuple[int, ...]:
     """The cores this process may run on; empty where the system can't say."""
     if sys.platform == "linux":
@@ -69,7 +77,13 @@ def pin(cores: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def resident_bytes() -> int:
-    """Peak resident memory of this process; -1 where the system can't say."""
+    """Peak resident memory of this process; -1 where the system can't say.
+
+    Linux's getrusage passes a parent's peak on to its children, so the process's own status is asked first.
+    """
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:

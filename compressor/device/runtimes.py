@@ -57,9 +57,11 @@ class Session:
     __call__ = run
 
 
-def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int = 0) -> Session:
+def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int = 0, fused: bool = True) -> Session:
     """Loads `path` in `runtime`; 0 threads leaves the number to the runtime.
 
+    `fused=False` keeps ONNX Runtime from turning Q/DQ pairs into integer kernels: a file made for another library
+    is then computed as that library reads it.
     Raises InputError for an unknown runtime, MissingPackageError or EngineError when it is not available here,
     ModelError when the file is missing or can't be read.
     """
@@ -75,6 +77,8 @@ def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int =
         wrong = MissingPackageError if reason.startswith("not installed") else EngineError
         raise wrong(f"can't run {path.name} in {runtime}: {reason}")
     try:
+        if runtime in _PROVIDERS:
+            return _open_onnxruntime(path, runtime, threads, fused=fused)
         return _OPENERS[runtime](path, runtime, threads)
     except CompressorError:
         raise
@@ -119,7 +123,7 @@ def _unavailable(runtime: str) -> str:
     return cuda.unavailable()
 
 
-def _open_onnxruntime(path: Path, runtime: str, threads: int) -> Session:
+def _open_onnxruntime(path: Path, runtime: str, threads: int, *, fused: bool = True) -> Session:
     import onnxruntime
 
     provider = _PROVIDERS[runtime]
@@ -127,6 +131,8 @@ def _open_onnxruntime(path: Path, runtime: str, threads: int) -> Session:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # a failure reaches us as an exception; its log line would be a second copy
+    if not fused:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     if provider not in session.get_providers():
         raise EngineError(

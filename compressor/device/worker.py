@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,23 @@ from .timing import Images, Schedule, Timing, make_batches, take_turn, warm_up
 
 
 def time_files(
-    files: Mapping[str, Path], images: Images, *, schedule: Schedule, runtime: str = "onnxruntime"
+    files: Mapping[str, Path],
+    images: Images,
+    *,
+    schedule: Schedule,
+    runtime: str = "onnxruntime",
+    module: str = "compressor.device.worker",
 ) -> dict[str, Timing]:
     """Times model files by name on one runtime; adds load time, first run and peak memory to the samples.
 
-    Raises what `open_model` raises, and EngineError when a worker dies.
+    `module` is the child, where something else than a file is opened. Raises what `open_model` raises, and
+    EngineError when a worker dies.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-"))
         pool = Path(folder) / "images.npy"
         np.save(pool, images)
-        workers = {
-            name: stack.enter_context(child.start("compressor.device.worker", name=f"the timing of {name}"))
-            for name in files
-        }
+        workers = {name: stack.enter_context(child.start(module, name=f"the timing of {name}")) for name in files}
         opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
         warm = {name: ask({"do": "warm"}) for name, ask in workers.items()}
         samples: dict[str, list[float]] = {name: [] for name in files}
@@ -77,12 +80,22 @@ def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> d
     }
 
 
-class _Worker:
+Opener = Callable[[Path, str, int], Session]
+
+
+def _open_file(path: Path, runtime: str, threads: int) -> Session:
+    return open_model(path, runtime=runtime, threads=threads)
+
+
+class Worker:
     """The child's state between requests: one session, its batches and its schedule."""
 
     session: Session
     batches: list[Images]
     schedule: Schedule
+
+    def __init__(self, opener: Opener = _open_file) -> None:
+        self.opener = opener
 
     def answer(self, request: Mapping[str, Any], report: child.Report) -> child.Event:
         if request["do"] == "open":
@@ -100,7 +113,7 @@ class _Worker:
         pin(self.schedule.cores)  # before the runtime starts its threads, which inherit it
         self.batches = make_batches(np.load(request["pool"], allow_pickle=False), self.schedule.batch)
         start = time.perf_counter()
-        self.session = open_model(request["path"], runtime=request["runtime"], threads=self.schedule.threads)
+        self.session = self.opener(Path(request["path"]), request["runtime"], self.schedule.threads)
         loaded = time.perf_counter()
         self.session.run(self.batches[0])
         ran = time.perf_counter()
@@ -114,4 +127,4 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    child.serve(_Worker().answer)
+    child.serve(Worker().answer)

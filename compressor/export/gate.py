@@ -35,11 +35,34 @@ def check_export(
     Every image is seen at every batch size, so a file that mixes up the batch can't pass. Raises GateError for
     training-mode operations, a fixed batch, NaN weights, other shapes or outputs outside `limits`.
     """
+    found = measure_export(path, reference, images, batches=batches, runtime=runtime)
+    for batch, parity in found.items():
+        wrong = failures(parity, limits)
+        if wrong:
+            raise GateError(
+                f"{path} differs from the model at batch {batch}: {'; '.join(wrong)} on {parity.n} images; "
+                "export it again from the model it is compared with, in evaluation mode"
+            )
+    return found
+
+
+def measure_export(
+    path: Path | str,
+    reference: nn.Module,
+    images: NDArray[np.float32],
+    *,
+    batches: Sequence[int] = (1, 3),
+    runtime: str = "onnxruntime",
+    fused: bool = True,
+) -> dict[int, Parity]:
+    """The same without limits: raises GateError only for what can't be measured, structure and batch.
+
+    `fused=False` for a file made for another library than the runtime (see `open_model`).
+    """
     path = Path(path)
-    model = _load_structure(path)
-    check_structure(model, str(path))
+    check_structure(_load_structure(path), str(path))
     expected = _reference_outputs(reference, images)
-    session = open_model(path, runtime=runtime)
+    session = open_model(path, runtime=runtime, fused=fused)
     found = {}
     for batch in batches:
         usable = images[: max(len(images) // batch, 1) * batch]
@@ -52,12 +75,6 @@ def check_export(
                 f"{path} does not run at batch {batch}: {error}; export it with a free batch axis"
             ) from error
         found[batch] = compare(expected[: len(usable)], np.concatenate(parts))
-        wrong = failures(found[batch], limits)
-        if wrong:
-            raise GateError(
-                f"{path} differs from the model at batch {batch}: {'; '.join(wrong)} on {len(usable)} images; "
-                "export it again from the model it is compared with, in evaluation mode"
-            )
     return found
 
 

@@ -41,9 +41,9 @@ def best_method(
     statistics: Statistics,
     score: Callable[[Path], float],
     placement: Placement = "tensorrt",
-) -> tuple[Method, dict[str, float]]:
+) -> tuple[Method, dict[Method, float]]:
     """The calibration method whose file the judge scores highest, that file at `out`, and all scores."""
-    scores: dict[str, float] = {}
+    scores: dict[Method, float] = {}
     for method in METHODS:
         scores[method] = score(to_int8(path, out, ranges=ranges(statistics, method), placement=placement))
     best = max(METHODS, key=lambda method: scores[method])
@@ -52,17 +52,25 @@ def best_method(
 
 
 def sensitivity(
-    path: Path | str, images: NDArray[np.float32], *, ranges: Ranges, placement: Placement = "tensorrt"
+    path: Path | str,
+    images: NDArray[np.float32],
+    *,
+    ranges: Ranges,
+    placement: Placement = "tensorrt",
+    progress: Callable[[float], None] | None = None,
 ) -> list[tuple[str, Parity]]:
     """Every weighted layer with the parity of the file that quantises it alone, worst first."""
     names = weighted_nodes(onnx.load(path))
     reference = open_model(path).run(images)
     measured = []
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        for name in names:
+        for index, name in enumerate(names):
             others = [other for other in _all_nodes(path) if other != name]
             one = to_int8(path, Path(folder) / "one.onnx", ranges=ranges, placement=placement, keep=others)
-            measured.append((name, compare(reference, open_model(one).run(images))))
+            session = open_model(one, fused=placement == "onnxruntime")
+            measured.append((name, compare(reference, session.run(images))))
+            if progress is not None:
+                progress((index + 1) / len(names))
     return sorted(measured, key=lambda pair: pair[1].sqnr_db)
 
 
@@ -95,7 +103,7 @@ def to_mixed(
             best = max(tried.values())
             raise GateError(
                 f"int8 reaches {best:.4f} with {low} of {len(order)} layers in float, at least {least:.4f} is asked "
-                f"for; ship fp16. The layers that cost most: {', '.join(order[:5])}"
+                f"for (the layers that cost most: {', '.join(order[:5])}); ship fp16"
             )
     while low + 1 < high:
         middle = (low + high) // 2

@@ -22,9 +22,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import FolderError, GateError, ModelError
+from .attention import over_four_axes
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
@@ -85,7 +86,7 @@ def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelPr
         example = example.repeat(2, *[1] * (example.ndim - 1))
     try:
         program = torch.onnx.export(
-            model,
+            over_four_axes(model) if isinstance(model, fx.GraphModule) else model,
             (example,),
             dynamo=True,
             opset_version=opset,
@@ -149,16 +150,19 @@ def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]
 def weight_elements(model: onnx.ModelProto) -> int:
     """Elements of the constant operands of the convolutions and matrix products that work on the image.
 
-    A weight may still be behind transposes (before folding), so the operand is traced to initializers through
-    operations that keep the number of elements. Products of constants alone may be folded, and don't count.
+    A weight may still be computed (before folding): transposed, or standardised. Its size is that of its stated
+    shape or, where none is stated, is followed from initializers through operations that keep it. Products of
+    constants alone may be folded, and don't count.
     """
-    sizes = {i.name: math.prod(i.dims) for i in model.graph.initializer}
-    live = {value.name for value in model.graph.input} - sizes.keys()
+    stated = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    sizes = {name: math.prod(dims) for name, dims in stated.items() if dims and all(dims)}
+    sizes |= {i.name: math.prod(i.dims) for i in model.graph.initializer}
+    live = {v.name for v in model.graph.input} - {i.name for i in model.graph.initializer}
     total = 0
     for node in model.graph.node:
         if node.op_type in _WEIGHTED and not live.isdisjoint(node.input):
             operands = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
-            total += sum(sizes.get(name, 0) for name in operands)
+            total += sum(sizes.get(name, 0) for name in operands if name not in live)
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:

@@ -45,7 +45,7 @@ def to_fp16(
 
     Without `statistics` every operation that squares or sums stays in fp32, since nothing shows it may not.
     """
-    model = _named(onnx.load(path))
+    model = named(onnx.load(path))
     found = overflowing(model, statistics)
     unknown = set(islands) - {node.name for node in model.graph.node}
     if unknown:
@@ -88,7 +88,7 @@ def to_int8(
     `tensorrt`: symmetric int8 inputs of weighted nodes and residual sums, zero points 0, outputs left to fusion.
     `onnxruntime`: uint8 activations on both sides, so that its CPU kernels stay in integers from node to node.
     """
-    model = _named(onnx.load(path))
+    model = named(onnx.load(path))
     nodes = [name for name in quantisable(model) if name not in set(keep)]
     if not nodes:
         raise InputError(f"{path} has no convolution or matrix product left to quantise")
@@ -159,7 +159,7 @@ def _quantise(
     return result
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+def named(model: onnx.ModelProto) -> onnx.ModelProto:
     """Gives every node a name, since nodes are chosen by name."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):

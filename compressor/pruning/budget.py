@@ -1,7 +1,8 @@
 """How far the order of removal goes: the plan that meets a budget, within 2 % from below or refused.
 
-Costs of hypothetical plans are read off the labels (no network is built). The longest prefix needed is
-found by bisection, then chunks are given back, most important first, while the budget still holds.
+Costs of hypothetical plans are read off the labels (no network is built); predicted times come with the
+meter that is handed in. The longest prefix needed is found by bisection, then chunks are given back, most
+important first, while the budget still holds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from ..cost import FORMULAS, measure_cost
-from ..errors import BudgetError, RecipeError
+from ..device.runtimes import RUNTIMES
+from ..errors import BudgetError, RecipeError, did_you_mean
 from ..records import Groups, IntArray, Plan, Scores
 from .groups import Structure
 from .labels import Value
@@ -23,36 +25,85 @@ from .ranking import Chunk, RankingOptions, order_of_removal
 from .surgery import Keep, compact_shape, removed_classes
 
 SLACK = 0.02
+LATENCY_SLACK = 0.03
+TARGETS = (*(name for name in RUNTIMES if name not in ("tensorrt", "tensorrt_rtx")), "pytorch")
+"""Runtimes a latency can be measured on; an engine library would have to build an engine for every layer."""
+
+_SYNONYMS = {"onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "pytorch-cpu": "pytorch"}
+_FORMS = "'macs S', 'parameters S' or 'latency S on RUNTIME'"
+
+Kind = Literal["macs", "parameters", "latency"]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`share` of the dense network's MACs or parameters that may stay, less at most `slack` of it."""
+    """`share` of the dense network's MACs, parameters or latency that may stay.
 
-    kind: Literal["macs", "parameters"]
+    MACs and parameters may be missed from below by at most `slack`, a measured latency either way. Latency is
+    that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
+    """
+
+    kind: Kind
     share: float
     slack: float = SLACK
+    runtime: str = ""
+    batch: int = 1
+    threads: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.share:g}"
+        return self.asking(self.share)
+
+    def asking(self, share: float) -> str:
+        """The same budget for another share, as it is written."""
+        text = f"{self.kind} {round(share, 4):g}"
+        if self.kind == "latency":
+            text += f" on {self.runtime}"
+            text += f" batch {self.batch}" if self.batch != 1 else ""
+            text += f" threads {self.threads}" if self.threads else ""
+        return text
 
 
 def parse_budget(text: str) -> Budget:
-    """`macs 0.5` -> half the MACs stay. Raises RecipeError for anything else."""
-    kind, _, share = text.strip().partition(" ")
+    """`macs 0.5` -> half the MACs stay; `latency 0.5 on onnxruntime batch 8 threads 1` -> half the time.
+
+    Raises RecipeError for anything else.
+    """
+    kind, *words = text.split() or [""]
     try:
-        value = float(share)
-    except ValueError:
-        value = -1.0
-    if kind not in ("macs", "parameters") or not 0 < value < 1:
+        share = float(words[0])
+    except (IndexError, ValueError):
+        share = -1.0
+    if kind not in ("macs", "parameters", "latency") or not 0 < share < 1:
+        close = did_you_mean(kind, ["macs", "parameters", "latency"]) if kind not in ("macs", "parameters") else ""
         raise RecipeError(
-            f"budget '{text}' is not understood; write 'macs S' or 'parameters S' with the share S that stays, "
-            "0 < S < 1, such as 'macs 0.5'"
+            f"budget '{text}' is not understood; write {_FORMS} with the share S that stays, 0 < S < 1, such as "
+            f"'macs 0.5'.{close if kind != 'latency' else ''}"
         )
-    return Budget(kind, value)  # type: ignore[arg-type]
+    if kind == "latency":
+        return _latency_budget(text, share, words[1:])
+    if words[1:]:
+        raise RecipeError(f"budget '{text}' goes on after its share with '{' '.join(words[1:])}'; write {_FORMS}")
+    return Budget("macs" if kind == "macs" else "parameters", share)
+
+
+def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
+    pairs = dict(zip(words[::2], words[1::2], strict=False))
+    runtime = _SYNONYMS.get(pairs.get("on", ""), pairs.get("on", ""))
+    form = "write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of "
+    if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
+        raise RecipeError(f"budget '{text}' is not understood; {form}{', '.join(TARGETS)}")
+    if runtime not in TARGETS:
+        why = "its engines are built one by one" if runtime in RUNTIMES else "no runtime of that name"
+        raise RecipeError(f"budget '{text}': {why}; {form}{', '.join(TARGETS)}.{did_you_mean(runtime, [*TARGETS])}")
+    numbers = {name: pairs.get(name, default) for name, default in (("batch", "1"), ("threads", "0"))}
+    for name, number in numbers.items():
+        if not number.isdigit() or (name == "batch" and int(number) < 1):
+            raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")
+    return Budget("latency", share, LATENCY_SLACK, runtime, int(numbers["batch"]), int(numbers["threads"]))
 
 
 Meter = Callable[[Keep], tuple[int, int]]
+Cost = Callable[[Keep], float]
 
 
 def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
@@ -113,81 +164,105 @@ def _shrunk(structure: Structure, node: fx.Node, gone: Keep) -> object:
 
 
 def make_plan(
-    graph: fx.GraphModule, structure: Structure, scores: Scores, budget: Budget, options: RankingOptions
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    budget: Budget,
+    options: RankingOptions,
+    *,
+    cost: Cost | None = None,
 ) -> Plan:
-    """The units that stay under the budget. Raises BudgetError naming the nearest reachable figure."""
+    """The units that stay under the budget. Raises BudgetError naming the nearest reachable figure.
+
+    `cost` of what stays is what the share is taken of; MACs or parameters, as the budget says, where not given.
+    """
     meter = make_meter(graph, structure)
-    index = 0 if budget.kind == "macs" else 1
+    price = cost or _counted(meter, budget.kind)
     nothing = np.zeros(len(structure.classes.of), dtype=bool)
-    dense = meter(nothing)
+    dense = price(nothing)
     chunks = order_of_removal(
         structure.groups.groups,
         scores,
         options,
-        unit_cost=_unit_costs(structure, meter, index) if options.per_cost else None,
+        unit_cost=_unit_costs(structure, price) if options.per_cost else None,
         spans=structure.spans,
+        coupled=structure.coupled,
     )
-    limit = budget.share * dense[index]
+    limit = budget.share * dense
 
-    def cost(removed: Sequence[Chunk]) -> int:
-        return meter(removed_classes(structure, _kept(structure.groups, removed)))[index]
+    def spent(removed: Sequence[Chunk]) -> float:
+        return price(removed_classes(structure, _kept(structure.groups, removed)))
 
-    least = cost(chunks)
+    least = spent(chunks)
     if least > limit:
         raise BudgetError(
-            f"budget '{budget}' can't be met: with every removable unit gone {least / dense[index]:.3f} of the "
-            f"{budget.kind} remain; ask for at least '{budget.kind} {_up(least / dense[index])}', allow more kinds of "
+            f"budget '{budget}' can't be met: with every removable unit gone {least / dense:.3f} of the "
+            f"{budget.kind} remain; ask for at least '{budget.kind} {_up(least / dense)}', allow more kinds of "
             "units, or lower the share of each group that always stays"
         )
-    removed = _fill(_prefix(chunks, cost, limit), cost, limit)
-    reached = cost(removed)
+    removed = _fill(_prefix(chunks, spent, limit), spent, limit)
+    reached = spent(removed)
     if reached < (1 - budget.slack) * limit:
         raise BudgetError(
             f"budget '{budget}' can't be met within {budget.slack:.0%}: the nearest plan below it keeps "
-            f"{reached / dense[index]:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense[index])}' "
+            f"{reached / dense:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense)}' "
             "or round kept counts to a smaller multiple"
         )
     kept = _kept(structure.groups, removed)
-    return Plan(kept, dense[0], meter(removed_classes(structure, kept))[0], str(budget))
+    return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], str(budget))
+
+
+def _counted(meter: Meter, kind: Kind) -> Cost:
+    index = ("macs", "parameters").index(kind)
+    return lambda gone: meter(gone)[index]
 
 
 def least_share(
     graph: fx.GraphModule,
     structure: Structure,
     scores: Scores,
-    kind: Literal["macs", "parameters"],
+    kind: Kind,
     options: RankingOptions,
+    *,
+    cost: Cost | None = None,
 ) -> float:
     """The share of the dense network that remains when everything goes that may go."""
-    meter, index = make_meter(graph, structure), ("macs", "parameters").index(kind)
-    everything = order_of_removal(structure.groups.groups, scores, options, spans=structure.spans)
-    kept = _kept(structure.groups, everything)
-    return meter(removed_classes(structure, kept))[index] / meter(removed_classes(structure, {}))[index]
+    price = cost or _counted(make_meter(graph, structure), kind)
+    kept = everything_gone(structure, scores, options)
+    return price(removed_classes(structure, kept)) / price(removed_classes(structure, {}))
+
+
+def everything_gone(structure: Structure, scores: Scores, options: RankingOptions) -> dict[str, IntArray]:
+    """What stays of each group when everything goes that may go."""
+    chunks = order_of_removal(
+        structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
+    )
+    return _kept(structure.groups, chunks)
 
 
 def _up(share: float) -> str:
     return f"{np.ceil(share * 1000) / 1000:.3f}"
 
 
-def _unit_costs(structure: Structure, meter: Meter, index: int) -> dict[str, float]:
+def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
     """What one channel of each group costs in the dense network, averaged over its group.
 
     A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
     """
-    dense = meter(np.zeros(len(structure.classes.of), dtype=bool))[index]
+    dense = price(np.zeros(len(structure.classes.of), dtype=bool))
     costs: dict[str, float] = {}
     for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
         half = np.concatenate(
             [np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)]
         )
-        saved = dense - meter(removed_classes(structure, {group.name: half}))[index]
+        saved = dense - price(removed_classes(structure, {group.name: half}))
         channels = np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites])
         costs[group.name] = float(saved / max(1, group.size - len(half)) / channels / dense)
     return costs
 
 
-def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], int], limit: float) -> list[Chunk]:
+def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
     """The shortest prefix whose removal meets the limit."""
     low, high = 0, len(chunks)
     while low < high:
@@ -199,7 +274,7 @@ def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], int], limit: 
     return chunks[:low]
 
 
-def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], int], limit: float) -> list[Chunk]:
+def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
     """Gives back what still fits: of each group's last removed chunk, the most important first."""
     refused: set[str] = set()
     while True:
@@ -218,7 +293,8 @@ def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], int], limit: f
 def _kept(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
     gone: dict[str, list[IntArray]] = {}
     for chunk in removed:
-        gone.setdefault(chunk.group, []).append(chunk.units)
+        for name, units in ((chunk.group, chunk.units), *chunk.also):
+            gone.setdefault(name, []).append(units)
     return {name: np.setdiff1d(np.arange(groups[name].size), np.concatenate(units)) for name, units in gone.items()}
 
 

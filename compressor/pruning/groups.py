@@ -45,6 +45,7 @@ class Structure:
     """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class.
 
     `spans[group]` are sets of its units that some tensor is made of: one of each set stays, or that tensor is empty.
+    `coupled` are groups that fill different rows of one tensor, and so lose equally many units or none.
     """
 
     groups: Groups
@@ -55,6 +56,7 @@ class Structure:
     spans: Mapping[str, tuple[IntArray, ...]]
     tied: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    coupled: tuple[frozenset[str], ...] = ()
 
     def lying(self, node: fx.Node) -> list[Lying]:
         """For each facet of the node's result: its axes and the class of every coordinate on them."""
@@ -168,7 +170,7 @@ def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any])
     groups = _groups(graph, structure, [*rows, *inner], len(rows))
     left = tuple(_left_alone(graph, structure, produced))
     structure = replace(structure, groups=Groups(tuple(groups), left))
-    return replace(structure, spans=_spans(structure))
+    return replace(structure, spans=_spans(structure), coupled=_coupled(structure))
 
 
 def _spans(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
@@ -185,6 +187,24 @@ def _spans(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
                 found[int(owner[0])].add(frozenset(structure.unit_of[mine].tolist()))
                 members = np.unique(parent[members])
     return {groups[g].name: _smallest(sets, groups[g].size) for g, sets in found.items() if g >= 0}
+
+
+def _coupled(structure: Structure) -> tuple[frozenset[str], ...]:
+    """Sets of groups of which some row, of some tensor, holds one and not the other."""
+    groups = structure.groups.groups
+    found: list[set[str]] = []
+    for value in _flat(list(structure.values.values())):
+        for facet in value.facets if isinstance(value, Value) else ():
+            over, classes = structure.classes(facet)
+            owners = np.where(classes > 0, structure.group_of[classes], -1).reshape(-1, classes.shape[-1])
+            if len(over) < 2 or len(present := np.unique(owners[owners >= 0])) < 2:
+                continue
+            rows = np.stack([(owners == g).any(1) for g in present])
+            if (rows != rows[:1]).any():
+                joined = {groups[g].name for g in present.tolist()}
+                apart = [s for s in found if not s & joined]
+                found = [*apart, joined.union(*(s for s in found if s & joined))]
+    return tuple(frozenset(s) for s in found)
 
 
 def _smallest(sets: Collection[frozenset[int]], size: int) -> tuple[IntArray, ...]:

@@ -7,8 +7,8 @@ Knows no cost but the one handed in; `budget.py` decides how long a prefix goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -38,7 +38,8 @@ class RankingOptions:
     """How scores become an order.
 
     `least` is the share of each group that always stays; `multiple` what kept counts are rounded to (heads
-    and convolution groups are never rounded); `per_cost` the power of MACs per unit a score is divided by.
+    and convolution groups are never rounded), `steps` the same for the groups named there; `per_cost` the power
+    of what a unit costs that a score is divided by.
     """
 
     reduction: Reduction = "sum"
@@ -48,15 +49,17 @@ class RankingOptions:
     kinds: tuple[UnitKind, ...] = ("channel", "neuron", "stream", "head", "conv_group")
     least: float = 0.1
     multiple: int = 8
+    steps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next units of a group to go; `key` orders chunks of all groups, lowest first."""
+    """The next units of a group to go, and of those it is coupled with; `key` orders all chunks, lowest first."""
 
     group: str
     units: IntArray
     key: float
+    also: tuple[tuple[str, IntArray], ...] = ()
 
 
 def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatArray:
@@ -73,11 +76,13 @@ def order_of_removal(
     *,
     unit_cost: Mapping[str, float] | None = None,
     spans: Mapping[str, Sequence[IntArray]] | None = None,
+    coupled: Sequence[Collection[str]] = (),
 ) -> list[Chunk]:
     """Chunks of every group that may be pruned and was scored, first to go first; each group's in order.
 
-    `spans` are a structure's sets of units of which one must stay.
+    `spans` are a structure's sets of units of which one must stay, `coupled` its groups that lose equally many.
     """
+    of = {name: max(options.steps.get(n, options.multiple) for n in members) for members in coupled for name in members}
     chunks: dict[str, list[Chunk]] = {}
     for group in groups:
         if group.kind not in options.kinds or group.name not in scores.values:
@@ -85,10 +90,29 @@ def order_of_removal(
         values = importance(group, scores, options)
         if options.per_cost and unit_cost:
             values = values / max(unit_cost[group.name], 1e-12) ** options.per_cost
-        chunks[group.name] = _chunks(group, values, options, spared(group, values, (spans or {}).get(group.name, ())))
+        own = replace(options, multiple=of.get(group.name, options.steps.get(group.name, options.multiple)))
+        chunks[group.name] = _chunks(group, values, own, spared(group, values, (spans or {}).get(group.name, ())))
+    for members in coupled:
+        _couple(chunks, members)
     if options.scope != "global":
         chunks = _ranked_within(groups, chunks, options.scope)
     return sorted((c for members in chunks.values() for c in members), key=lambda c: c.key)
+
+
+def _couple(chunks: dict[str, list[Chunk]], members: Collection[str]) -> None:
+    """Makes one list of chunks of the members' lists; where one of them may lose nothing, none may."""
+    own = [chunks.pop(name, []) for name in sorted(members)]
+    together = [
+        Chunk(
+            first.group,
+            first.units,
+            float(np.mean([c.key for c in (first, *rest)])),
+            tuple((c.group, c.units) for c in rest),
+        )
+        for first, *rest in zip(*own, strict=False)
+    ]
+    if together:
+        chunks[together[0].group] = together
 
 
 def spared(group: Group, values: FloatArray, spans: Sequence[IntArray]) -> IntArray:
@@ -136,5 +160,5 @@ def _ranked_within(groups: Sequence[Group], chunks: Mapping[str, list[Chunk]], s
     for family in families.values():
         family.sort(key=lambda c: c.key)
         for i, chunk in enumerate(family):
-            ranked[chunk.group].append(Chunk(chunk.group, chunk.units, (i + 1) / len(family)))
+            ranked[chunk.group].append(replace(chunk, key=(i + 1) / len(family)))
     return ranked

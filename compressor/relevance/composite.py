@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import RecipeError, did_you_mean
 
@@ -90,30 +90,66 @@ PRESETS: Mapping[str, Composite] = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One axis of the space a search walks: a composite's field and the values it may take."""
+    """One axis of a space a search walks: a field and the values it may take.
+
+    `when` names another axis and the values of it that make this one count; elsewhere it is not asked.
+    """
 
     field: str
     values: tuple[str, ...]
+    when: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """One continuous axis: a parameter of every rule that has it, between two bounds."""
+    """One continuous axis, between two bounds."""
 
     field: str
     lowest: float
     highest: float
     logarithmic: bool = True
+    when: tuple[str, tuple[str, ...]] | None = None
 
 
-_SEARCHED = ("epsilon", "zplus", "alphabeta", "gamma")
+Axis = Choice | Range
+Point = Mapping[str, str | float]
 
-SPACE: tuple[Choice | Range, ...] = (
-    *(Choice(group, _SEARCHED) for group in get_args(DepthGroup)),
-    Choice("softmax", get_args(SoftmaxRule)),
+# What a layer's axis may say; `depth` (inner linear layers only) follows the depth group's rule.
+RULES: Mapping[str, Rule] = {
+    "epsilon": Rule("epsilon"),
+    "zplus": Rule("zplus"),
+    "zplus-unbiased": _ZPLUS_UNBIASED,
+    "alphabeta": Rule("alphabeta"),
+    "gamma": Rule("gamma"),
+    "flat": Rule("flat"),
+    "wsquare": Rule("wsquare"),
+    "zbox": Rule("zbox"),
+}
+BY_DEPTH = "depth"
+_INNER = ("epsilon", "zplus", "zplus-unbiased", "alphabeta", "gamma")
+_PARAMETERS = (
     Range("epsilon", 1e-9, 1e-1),
     Range("gamma", 1e-2, 1e2),
     Range("alpha", 1.0, 4.0, logarithmic=False),
+)
+OWNERS = {"epsilon": ("epsilon",), "gamma": ("gamma",), "alpha": ("alphabeta",)}
+LAYERS = ("low", "mid", "high", "fc", "linear", "first")
+
+
+def _layer_axes(layer: str) -> tuple[Axis, ...]:
+    more = {"linear": (BY_DEPTH,), "first": ("flat", "wsquare", "zbox")}.get(layer, ())
+    name = f"{layer}.rule"
+    own = (replace(p, field=f"{layer}.{p.field}", when=(name, OWNERS[p.field])) for p in _PARAMETERS)
+    return (Choice(name, (*_INNER, *more)), *own)
+
+
+SPACE: tuple[Axis, ...] = (
+    *(axis for layer in LAYERS for axis in _layer_axes(layer)),
+    Choice("softmax", get_args(SoftmaxRule)),
+    Choice("normalisation", get_args(NormalisationRule)),
+    Choice("activation", get_args(ActivationRule)),
+    Choice("gate", get_args(GateRule)),
+    Range("epsilon", 1e-9, 1e-2),
 )
 
 
@@ -125,30 +161,50 @@ def preset(name: str) -> Composite:
     return PRESETS[name]
 
 
-def at(point: Mapping[str, str | float], base: Composite = PRESETS["hatefi2024"]) -> Composite:
-    """The composite at a point of `SPACE`: `{"low": "gamma", "softmax": "cp", "gamma": 0.1, ...}`.
+def at(point: Point, base: Composite = PRESETS["epsilon-plus-flat"]) -> Composite:
+    """The composite at a point of `SPACE`: `{"low.rule": "gamma", "low.gamma": 0.1, "softmax": "cp"}`.
 
-    Continuous values hold for every rule named; fields not named stay as in `base`.
+    What is not named stays as in `base`. Raises RecipeError for a field or a value the space does not have.
     """
-    known = [axis.field for axis in SPACE]
-    for field in point:
-        if field not in known:
-            raise RecipeError(f"the LRP space has no field {field!r}; fields: {known}.{did_you_mean(field, known)}")
-    numbers = {
-        axis.field: float(point[axis.field]) for axis in SPACE if isinstance(axis, Range) and axis.field in point
-    }
-    changed = base
-    for axis in SPACE:
-        if isinstance(axis, Choice):
-            changed = _choose(changed, axis, point.get(axis.field), numbers)
-    return changed
+    axes = {axis.field: axis for axis in SPACE}
+    for field, value in point.items():
+        if field not in axes:
+            raise RecipeError(f"the LRP space has no field {field!r}.{did_you_mean(field, list(axes))}")
+        require_inside(axes[field], value)
+    changed: dict[str, Any] = {name: value for name, value in point.items() if "." not in name}
+    for layer in LAYERS:
+        own = {name.removeprefix(f"{layer}."): v for name, v in point.items() if name.startswith(f"{layer}.")}
+        if own:
+            changed[layer] = _rule_at(own, getattr(base, layer))
+    return replace(base, **changed)
 
 
-def _choose(composite: Composite, axis: Choice, value: str | float | None, numbers: Mapping[str, float]) -> Composite:
-    if value is not None and value not in axis.values:
-        raise RecipeError(f"field {axis.field!r} is {value!r}; expected one of {list(axis.values)}")
-    if axis.field == "softmax":
-        return replace(composite, softmax=value) if value else composite  # type: ignore[arg-type]
-    rule: Rule = getattr(composite, axis.field)
-    named = replace(rule, name=value) if value else rule  # type: ignore[arg-type]
-    return replace(composite, **{axis.field: replace(named, **numbers)})  # type: ignore[arg-type]
+def require_inside(axis: Axis, value: str | float) -> None:
+    if isinstance(axis, Choice):
+        if value not in axis.values:
+            raise RecipeError(f"{axis.field} = {value!r} is not one of {', '.join(axis.values)}")
+    elif not isinstance(value, (int, float)) or not axis.lowest <= value <= axis.highest:
+        raise RecipeError(f"{axis.field} = {value!r} must lie between {axis.lowest:g} and {axis.highest:g}")
+
+
+def _rule_at(own: Point, before: Rule | None) -> Rule | None:
+    name = own.get("rule")
+    if name == BY_DEPTH:
+        return None
+    rule = RULES[str(name)] if name else before or Rule("epsilon")
+    return replace(rule, **{k: float(v) for k, v in own.items() if k != "rule"})  # type: ignore[arg-type]
+
+
+def point_of(composite: Composite) -> dict[str, str | float]:
+    """The point of `SPACE` a composite stands at, `at`'s inverse for what the space can say; `boundaries` it can't."""
+    point: dict[str, str | float] = {}
+    for layer in LAYERS:
+        rule: Rule | None = getattr(composite, layer)
+        name = BY_DEPTH if rule is None else "zplus-unbiased" if rule.name == "zplus" and not rule.bias else rule.name
+        point[f"{layer}.rule"] = name
+        if rule is not None:
+            point.update({f"{layer}.{p}": getattr(rule, p) for p, owners in OWNERS.items() if name in owners})
+    return point | {name: getattr(composite, name) for name in _PLAIN}
+
+
+_PLAIN = ("softmax", "normalisation", "activation", "gate", "epsilon")

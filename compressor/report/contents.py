@@ -95,13 +95,16 @@ class LatencyRow:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """A file of the bundle; `role` says what it is for (onnx, weights, engine)."""
+    """An exported file; `role` says what it is for. `kept` are the layers that stayed in a higher precision,
+    `method` how the ranges of an int8 file were found."""
 
     name: str
     role: str
     variant: str
     precision: str
     bytes: int
+    kept: tuple[str, ...] = ()
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,19 @@ class TradePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ParetoPoint:
+    """One file as it runs: its median latency and its accuracy, both on `runtime`; `reference` marks the dense
+    model."""
+
+    label: str
+    ms: float
+    accuracy: Accuracy
+    runtime: str = "onnxruntime"
+    batch: int = 1
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReportInput:
     """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value."""
 
@@ -168,5 +184,6 @@ class ReportInput:
     engines: tuple[EngineRow, ...] = ()
     gates: tuple[GateRow, ...] = ()
     trade: tuple[TradePoint, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
     not_checked: tuple[str, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)

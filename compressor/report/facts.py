@@ -12,7 +12,7 @@ from math import isfinite
 import numpy as np
 
 from ..records import FloatArray
-from .contents import AccuracyRow, GroupRow, LatencyRow, ReportInput
+from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
 
 ORDER = ("dense", "pruned", "compensated", "finetuned")
 
@@ -63,10 +63,26 @@ def speed_up(dense: LatencyRow, row: LatencyRow) -> float:
     return median_ms(dense) / median_ms(row)
 
 
+def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
+    """Points that no other beats: none is as fast and at least as accurate, one of the two strictly; fastest first."""
+    order = sorted(points, key=lambda p: (p.ms, -p.accuracy.top1))
+    front: list[ParetoPoint] = []
+    for point in order:
+        if not front or point.accuracy.top1 > front[-1].accuracy.top1:
+            front.append(point)
+    return tuple(front)
+
+
 def last_variant(run: ReportInput) -> str:
     """The most finished variant that was timed."""
     timed = {r.variant for r in run.latency}
     return max(timed, key=lambda v: ORDER.index(v) if v in ORDER else -1, default="dense")
+
+
+def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
+    """Milliseconds of every timed layer of the pruned network, slowest first."""
+    timed = [(row.ms_pruned, row) for row in run.layers if row.ms_pruned is not None]
+    return sorted(timed, key=lambda pair: -pair[0])
 
 
 def removed_share(before: float, after: float) -> float:

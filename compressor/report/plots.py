@@ -14,11 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..records import FloatArray
 from . import facts
-from .contents import GroupRow, LatencyRow, ReportInput
+from .contents import GroupRow, LatencyRow, ParetoPoint, ReportInput
 from .sections import slug
+from .tables import SLOWEST, subject
 
 KEPT, REMOVED, DENSE, INK = "#0b5394", "#e69138", "#8a8a8a", "#222222"
 WIDTH_IN, DPI = 5.0, 200
@@ -36,26 +38,36 @@ STYLE: Any = {
 }
 
 
+Drawing = Callable[[], Figure | None]
+
+
 def draw_plots(run: ReportInput) -> dict[str, bytes]:
+    return draw(_drawings(run))
+
+
+def draw(drawings: Iterable[tuple[str, Drawing]]) -> dict[str, bytes]:
+    """PNGs by name, in one style; a drawing that returns None has nothing to show."""
     import matplotlib
 
     found: dict[str, bytes] = {}
     with matplotlib.rc_context(STYLE):
-        for name, drawing in _drawings(run):
+        for name, drawing in drawings:
             figure = drawing()
             if figure is not None:
                 found[name] = _png(figure)
     return found
 
 
-def _drawings(run: ReportInput) -> Iterable[tuple[str, Callable[[], Figure | None]]]:
+def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
     yield "removed", lambda: _removed(run.groups)
     yield "relevance", lambda: _relevance(run.groups)
     yield "layers", lambda: _layers(run)
     yield "trade", lambda: _trade(run)
+    yield "pareto", lambda: draw_pareto(run.pareto)
+    yield "time", lambda: _time(run)
     for runtime in dict.fromkeys(r.runtime for r in run.latency):
         rows = [r for r in run.latency if r.runtime == runtime]
-        yield f"latency-{slug(runtime)}", lambda rows=rows: _latency(rows)  # type: ignore[misc]
+        yield f"latency-{slug(runtime)}", lambda rows=rows: draw_latency(rows)  # type: ignore[misc]
 
 
 def _png(figure: Figure) -> bytes:
@@ -173,37 +185,77 @@ def _trade(run: ReportInput) -> Figure | None:
     return figure
 
 
-def _latency(rows: Sequence[LatencyRow]) -> Figure | None:
-    panels = list(dict.fromkeys((r.batch, r.precision) for r in rows if r.samples_ms.size))
+_COLOURS = (KEPT, REMOVED, "#38761d", "#741b47", "#444444")
+_MARKERS = "so^Dvp*X"
+
+
+def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
+    """One panel; the front as a line, the dense model grey."""
+    if len(points) < 2:
+        return None
+    figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    front = facts.pareto_front(points)
+    axes.plot([p.ms for p in front], [100 * p.accuracy.top1 for p in front], color="#bbbbbb", linewidth=1.2, zorder=1)
+    for index, point in enumerate(points):
+        low, high = (100 * v for v in point.accuracy.interval)
+        top1, colour = 100 * point.accuracy.top1, DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
+        axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
+        label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {top1:.1f} %"
+        marker = _MARKERS[index % len(_MARKERS)]
+        axes.scatter(point.ms, top1, s=44, marker=marker, color=colour, label=label, zorder=3)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    figure.legend(fontsize=8, loc="outside upper left", ncols=1 if len(points) < 4 else 2)
+    axes.set_xlabel(f"median milliseconds, batch {points[0].batch}, {points[0].runtime}")
+    axes.set_ylabel("top-1, %")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    return figure
+
+
+def _time(run: ReportInput) -> Figure | None:
+    timed = [row for _, row in facts.timed_layers(run)][:SLOWEST]
+    if not timed:
+        return None
+    figure, axes = _rows_figure(len(timed))
+    rows = np.arange(len(timed))
+    axes.barh(rows, [r.ms_dense or 0.0 for r in timed], color="#d5d5d5", height=0.8, label="dense")
+    axes.barh(rows, [r.ms_pruned or 0.0 for r in timed], color=KEPT, height=0.5, label="pruned")
+    _name_rows(axes, [r.layer or "(top level)" for r in timed])
+    axes.set_xlabel("milliseconds")
+    _above(axes, 2)
+    return figure
+
+
+def draw_latency(rows: Sequence[LatencyRow]) -> Figure | None:
+    panels = list(dict.fromkeys(r.batch for r in rows if r.samples_ms.size))
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH_IN, 0.5 + 1.7 * len(panels)), layout="constrained")
     for axes, panel in zip(np.atleast_1d(figure.subplots(len(panels))), panels, strict=True):
         for row in rows:
-            if (row.batch, row.precision) == panel and row.samples_ms.size:
+            if row.batch == panel and row.samples_ms.size:
                 _finished_by(axes, row)
-        axes.set_title(f"batch {panel[0]}, {panel[1]}", fontsize=9, loc="left")
+        axes.set_title(f"batch {panel}", fontsize=9, loc="left")
         axes.set_ylabel("% finished", fontsize=9)
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="best")
     axes.set_xlabel("milliseconds for the batch")
     return figure
+
+
+_LINES = {"fp32": (KEPT, "-"), "fp16": ("#38761d", ":"), "int8": (REMOVED, "-.")}
 
 
 def _finished_by(axes: Axes, row: LatencyRow) -> None:
     """Every sample, sorted: the curve at x is the share of runs that took at most x."""
     samples = np.sort(row.samples_ms)
     share = 100 * np.arange(1, samples.size + 1) / samples.size
-    dense = row.variant == "dense"
-    label = f"{row.variant}, p50 {facts.milliseconds(facts.median_ms(row))} ms"
-    colours = {"dense": DENSE, "pruned": KEPT, "compensated": KEPT, "finetuned": KEPT}
-    axes.step(
-        samples,
-        share,
-        where="post",
-        color=colours.get(row.variant, REMOVED),
-        linestyle="--" if dense else "-",
-        label=label,
-    )
+    label = f"{subject(row)}, p50 {facts.milliseconds(facts.median_ms(row))} ms"
+    colour, line = (DENSE, "--") if row.variant == "dense" else _LINES.get(row.precision, (REMOVED, "-"))
+    axes.step(samples, share, where="post", color=colour, linestyle=line, label=label)
     if samples[-1] > 10 * samples[0]:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from . import facts, tables
-from .contents import ReportInput
+from .contents import LatencyRow, ReportInput
 from .tables import Table
 
 
@@ -74,11 +74,11 @@ def _speed_sentence(run: ReportInput) -> str:
     said: dict[str, list[str]] = {}
     for dense, row in facts.latency_pairs(run):
         if row.variant == facts.last_variant(run):
-            ratio = f"{facts.speed_up(dense, row):.2f}× at batch {row.batch}{_unless_fp32(row.precision)}"
-            said.setdefault(row.runtime, []).append(ratio)
+            ratio = f"{facts.speed_up(dense, row):.2f}×{_unless_fp32(row.precision)}"
+            said.setdefault(f"{row.runtime} at batch {row.batch}", []).append(ratio)
     if not said:
         return "Latency was not measured, so nothing is said about speed."
-    listed = "; ".join(f"{runtime} {', '.join(ratios)}" for runtime, ratios in said.items())
+    listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in said.items())
     return f"Speed against dense, by median latency: {listed}."
 
 
@@ -117,13 +117,26 @@ def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
         low, high = after.accuracy.interval
         detail = f"dense {facts.percent(before.accuracy.top1)}; 95 % interval {100 * low:.1f}–{100 * high:.1f}"
         found.append(KeyFigure("Top-1", facts.percent(after.accuracy.top1), detail))
-    for reference, row in list(facts.latency_pairs(run))[:2]:
+    for reference, row in _headline_pairs(run):
         value = f"{facts.milliseconds(facts.median_ms(row))} ms"
         detail = (
             f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {row.runtime}{_unless_fp32(row.precision)}"
         )
         found.append(KeyFigure(f"p50, batch {row.batch}", value, detail))
     return tuple(found)
+
+
+def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
+    """The first two timings in fp32 and the fastest of the other precisions at the first one's conditions."""
+    pairs = list(facts.latency_pairs(run))
+    full = [pair for pair in pairs if pair[1].precision == "fp32"][:2]
+    first = [row for _, row in full[:1]]
+    other = [
+        pair
+        for pair in pairs
+        if pair[1].precision != "fp32" and [(pair[1].runtime, pair[1].batch)] == [(r.runtime, r.batch) for r in first]
+    ]
+    return full + sorted(other, key=lambda pair: facts.median_ms(pair[1]))[:1]
 
 
 def _from(dense: str, after: float, before: float) -> str:
@@ -182,10 +195,15 @@ def _gain(run: ReportInput) -> Section:
     for runtime in dict.fromkeys(r.runtime for r in run.latency):
         alt = f"Curves: share of runs finished by a given time on {runtime}, dense and pruned"
         parts.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
-    parts += [tables.cost_table(run), tables.file_table(run), tables.engine_table(run)]
+    parts.append(Figure("pareto", "Points: top-1 against median latency of every file", _PARETO_CAPTION))
+    parts += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
     return Section("gain", "What it bought", tuple(text), tuple(parts))
 
 
+_PARETO_CAPTION = (
+    "Accuracy against median latency, every file where it was timed; up and to the left is better, the line joins "
+    "those that no other beats in both. Bars: 95 % interval of the accuracy."
+)
 _LATENCY_CAPTION = "{runtime}: share of runs finished within a time, every sample shown; further left is faster."
 
 
@@ -196,7 +214,11 @@ def slug(text: str) -> str:
 def _time(run: ReportInput) -> Section:
     slowest = tables.slowest_table(run)
     text = () if slowest.rows else ("Layers were not timed one by one.",)
-    return Section("time", "Where time still goes", text, (slowest,))
+    bars = Figure("time", "Bars: milliseconds of the slowest layers, dense and pruned", _TIME_CAPTION)
+    return Section("time", "Where time still goes", text, (bars, slowest))
+
+
+_TIME_CAPTION = "Time of the slowest layers of the pruned network, and what they took before."
 
 
 def _not_done(run: ReportInput) -> Section:

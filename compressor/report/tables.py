@@ -90,6 +90,7 @@ def layer_table(run: ReportInput) -> Table:
             row.operation,
         )
         for row in run.layers
+        if row.width_dense
     )
     head = ("layer", "width", "MACs", "MACs removed", "operation")
     return Table("Layers", head, "crrrl", rows)
@@ -135,9 +136,9 @@ def latency_table(run: ReportInput) -> Table:
     ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
     rows = [
         (
-            f"{conditions(r)}" + (f", {r.threads} threads" if r.threads else ""),
+            f"{r.runtime}, batch {r.batch}" + (f", {r.threads} threads" if r.threads else ""),
             (
-                r.variant,
+                subject(r),
                 _percentile(r, "p50"),
                 f"{ratios[id(r)]:.2f}×" if id(r) in ratios else "",
                 _percentile(r, "p90"),
@@ -156,6 +157,10 @@ def latency_table(run: ReportInput) -> Table:
     if not any(r.note for r in run.latency):
         return Table("Latency", head[:-1], "lrrrrr", _headed((h, r[:-1]) for h, r in rows), note)
     return Table("Latency", head, "lrrrrrl", _headed(rows), note)
+
+
+def subject(row: LatencyRow) -> str:
+    return row.variant if row.precision == "fp32" else f"{row.variant}, {row.precision}"
 
 
 def _percentile(row: LatencyRow, name: str) -> str:
@@ -184,6 +189,19 @@ def file_table(run: ReportInput) -> Table:
     return Table("Files", ("file", "size", "variant", "precision", "for"), "crlll", rows)
 
 
+def precision_table(run: ReportInput) -> Table:
+    """What the files of lower precision took; empty where there is only fp32."""
+    rows = []
+    for f in run.files:
+        if f.precision == "fp32":
+            continue
+        kept = f"{len(f.kept)}: {', '.join(f.kept)}" if f.kept else "none"
+        rows.append((f.name, f.precision, f.method or "–", kept))
+    head = ("file", "precision", "ranges by", "layers in higher precision")
+    note = "Layers stay in float where int8 would lose more than the recipe allows, or where fp16 would overflow."
+    return Table("Lower precisions", head, "clll", tuple(rows), note)
+
+
 def engine_table(run: ReportInput) -> Table:
     rows = tuple(
         (
@@ -204,13 +222,16 @@ def engine_table(run: ReportInput) -> Table:
 
 
 def pairs_table(title: str, values: Mapping[str, object]) -> Table:
-    rows = tuple((name, facts.number(value)) for name, value in values.items())
+    rows = tuple((name, facts.number(value) or "–") for name, value in values.items())
     return Table(title, ("field", "value"), "cl", rows)
 
 
+SLOWEST = 15
+
+
 def slowest_table(run: ReportInput) -> Table:
-    """The fifteen layers that take longest after pruning; empty where layers were not timed."""
-    timed = [(row.ms_pruned, row) for row in run.layers if row.ms_pruned is not None]
+    """The layers that take longest after pruning; empty where layers were not timed."""
+    timed = facts.timed_layers(run)
     total = sum(ms for ms, _ in timed)
     rows = tuple(
         (
@@ -220,7 +241,11 @@ def slowest_table(run: ReportInput) -> Table:
             facts.percent(ms / total if total else 0.0),
             row.operation,
         )
-        for ms, row in sorted(timed, key=lambda pair: -pair[0])[:15]
+        for ms, row in timed[:SLOWEST]
     )
     head = ("layer", "dense ms", "pruned ms", "share", "operation")
-    return Table("Slowest layers", head, "crrrl", rows)
+    note = (
+        "Medians of each kernel while profiled, which slows small kernels down: shares count, sums are not the "
+        "latency. A kernel that fuses several layers counts for the one with weights."
+    )
+    return Table("Slowest layers", head, "crrrl", rows, note)

@@ -17,7 +17,7 @@ from . import facts
 from .contents import ReportInput
 from .markdown import to_markdown
 from .plots import draw_plots
-from .sections import Figure, Section, build_sections, failures, key_figures, verdict
+from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, verdict
 
 SCHEMA = "report/1"
 
@@ -30,23 +30,40 @@ class ReportPaths:
     plots: tuple[Path, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page shows, in order; `images` are PNGs by the names that its figures use."""
+
+    title: str
+    verdict: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    key_figures: tuple[KeyFigure, ...]
+    sections: tuple[Section, ...]
+    images: Mapping[str, bytes]
+
+
 def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
     """Writes into `folder`, which is made if need be. Raises FolderError when the disk is in the way."""
-    root = Path(folder)
     images = draw_plots(run)
     sections = build_sections(run, images.keys())
-    title = f"{run.model}, pruned"
+    page = Page(f"{run.model}, pruned", verdict(run), failures(run), key_figures(run), sections, images)
+    return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
+
+
+def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, Any]) -> ReportPaths:
+    """The page as `<stem>.md` and `<stem>.html`, its plots as files, its content as `<stem>.json`."""
+    root = Path(folder)
     paths = ReportPaths(
-        root / "report.md",
-        root / "report.json",
-        root / "report.html",
-        tuple(root / "plots" / f"{name}.png" for name in images),
+        root / f"{stem}.md",
+        root / f"{stem}.json",
+        root / f"{stem}.html",
+        tuple(root / "plots" / f"{name}.png" for name in page.images),
     )
-    for path, image in zip(paths.plots, images.values(), strict=True):
+    for path, image in zip(paths.plots, page.images.values(), strict=True):
         write_bytes(path, image)
-    write_text(paths.markdown, to_markdown(title, verdict(run), sections))
-    write_json(paths.json, {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
-    write_text(paths.html, _to_html(title, run, sections, images))
+    write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections))
+    write_json(paths.json, content)
+    write_text(paths.html, _to_html(page, stem))
     return paths
 
 
@@ -91,18 +108,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _to_html(title: str, run: ReportInput, sections: tuple[Section, ...], images: Mapping[str, bytes]) -> str:
+def _to_html(page: Page, stem: str) -> str:
     loader = PackageLoader("compressor.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["figure"] = lambda part: isinstance(part, Figure)
-    data = {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in images.items()}
+    data = {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in page.images.items()}
     return environment.get_template("page.html.j2").render(
-        title=title,
-        verdict=verdict(run),
-        failures=failures(run),
-        figures=key_figures(run),
-        sections=sections,
+        title=page.title,
+        verdict=page.verdict,
+        failures=page.failures,
+        figures=page.key_figures,
+        sections=page.sections,
         images=data,
+        stem=stem,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compressor.device import timing
-from compressor.device.environment import pin, read_environment
+from compressor.device.environment import pin, read_environment, resident_bytes
 from compressor.device.percentiles import allowed_overruns, describe, estimate, least_samples
 from compressor.device.timing import (
     Schedule,
@@ -244,3 +246,19 @@ def test_a_worker_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         ask({"do": "open"})
     assert time.monotonic() - start < 20
+
+
+def test_batches_walk_through_the_pool_without_copying_it() -> None:
+    images = np.arange(7 * 3, dtype=np.float32).reshape(7, 3, 1, 1)
+    batches = make_batches(images, 2)
+    assert [b[:, 0, 0, 0].tolist() for b in batches] == [[0, 3], [6, 9], [12, 15], [18, 0]]
+    assert all(np.shares_memory(b, images) for b in batches[:3])
+    assert [len(b) for b in make_batches(images, 10)] == [10]
+
+
+def test_a_childs_peak_memory_is_its_own() -> None:
+    """A process inherits its parent's peak from the system; a runtime's memory is not that of what started it."""
+    ballast = np.ones(3 * 10**8 // 8)
+    code = "from compressor.device.environment import resident_bytes; print(resident_bytes())"
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert found == -1 or 10**6 < found < ballast.nbytes < resident_bytes()

@@ -202,3 +202,44 @@ def test_garbage_is_no_export(residual: nn.Module, images: NDArray[np.float32], 
     (tmp_path / "bad.onnx").write_bytes(b"hello")
     with pytest.raises(GateError, match=r"bad\.onnx"):
         check_export(tmp_path / "bad.onnx", residual, images)
+
+
+class WindowedAttention(nn.Module):
+    """Attention over [N, windows, heads, tokens, features], as networks with windows write it."""
+
+    def __init__(self, *, masked: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 18)
+        self.register_buffer("mask", torch.randn(2, 5, 5) if masked else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2).transpose(1, 2).reshape(-1, 4, 5, 6)
+        q, k, v = self.qkv(x).reshape(-1, 4, 5, 3, 2, 3).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_over_five_axes_is_exported(masked: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(6, 6, 4, 5)
+    graph = trace(WindowedAttention(masked=masked).eval(), images[:2])
+    before = str(graph.graph)
+    path = export_onnx(graph, images[:2], tmp_path / "m.onnx")
+    assert all(p.max_abs < FP32_ABS for p in check_export(path, graph, images.numpy(), batches=(1, 3)).values())
+    assert str(graph.graph) == before
+
+
+class StandardisedWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight).mean((2, 3))
+
+
+def test_a_computed_weight_is_counted_before_and_after_folding(tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 6, 6)
+    path = export_onnx(trace(StandardisedWeights(), images), images, tmp_path / "m.onnx")
+    assert weight_elements(onnx.load(path)) == 8 * 3 * 3 * 3

@@ -44,3 +44,16 @@ def test_a_span_keeps_its_best_and_counts_stay_multiples() -> None:
 
 def test_kinds_that_are_not_asked_for_stay() -> None:
     assert order_of_removal([group("a", 4)], scores(a=[3, 1, 4, 2]), RankingOptions(kinds=("head",))) == []
+
+
+def test_coupled_groups_lose_equally_many_or_none() -> None:
+    groups = [group("q", 6, rows=2), group("v", 6, rows=2), group("x", 3)]
+    options = RankingOptions(multiple=1, least=0.0)
+    values = scores(q=[1, 2, 3, 9, 8, 7], v=[6, 5, 4, 3, 2, 1], x=[1, 2, 3])
+    chunks = order_of_removal(groups, values, options, coupled=[{"q", "v"}])
+    joint = [c for c in chunks if c.group == "q"]
+    assert [(c.units.tolist(), c.also[0][0], c.also[0][1].tolist()) for c in joint] == [
+        ([0, 5], "v", [2, 5]),
+        ([1, 4], "v", [1, 4]),
+    ]
+    assert {c.group for c in order_of_removal(groups, values, options, coupled=[{"q", "absent"}])} == {"v", "x"}

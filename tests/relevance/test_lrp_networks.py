@@ -421,15 +421,16 @@ def test_depth_groups_follow_the_networks_own_depth() -> None:
 
 
 def test_a_point_of_the_space_is_a_composite() -> None:
-    composite = at({"low": "gamma", "gamma": 0.5, "softmax": "cp", "epsilon": 1e-3})
-    assert composite.low == Rule("gamma", epsilon=1e-3, gamma=0.5)
+    point = {"low.rule": "gamma", "low.gamma": 0.5, "fc.epsilon": 1e-3, "softmax": "cp"}
+    composite = at(point, PRESETS["hatefi2024"])
+    assert composite.low == Rule("gamma", gamma=0.5)
     assert composite.softmax == "cp"
     assert composite.fc.epsilon == 1e-3
     graph = _transformer_graph("fused")
     rules = {w.group: w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
     assert rules["mid"] == "epsilon"
     assert "gamma" in {w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
-    for bad in ({"depth": 1.0}, {"low": "epsilonn"}, {"softmax": "half"}):
+    for bad in ({"depth": 1.0}, {"low.rule": "epsilonn"}, {"softmax": "half"}, {"low.gamma": 1e9}):
         with pytest.raises(InputError):
             at(bad)
 

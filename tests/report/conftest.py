@@ -16,6 +16,7 @@ from compressor.report import (
     GroupRow,
     LatencyRow,
     LayerRow,
+    ParetoPoint,
     ParityRow,
     ReportInput,
     ReportPaths,
@@ -57,6 +58,7 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
         files=(
             FileRow("dense.onnx", "onnx", "dense", "fp32", 1_102_331),
             FileRow("model.onnx", "onnx", "finetuned", "fp32", 421_870),
+            FileRow("model.int8.onnx", "CPUs", "finetuned", "int8", 121_870, ("layer1.0.conv1", "fc"), "percentile"),
         ),
         engines=(
             EngineRow("model.sm89.engine", "tensorrt-rtx", "sm 8.9", "fp16", 301_220, "built, not run: no GPU", 31),
@@ -73,6 +75,11 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
             TradePoint("dense", 1.0, 0.9917),
             *(TradePoint("compensated", s, a) for s, a in ((0.8, 0.99), (0.65, 0.986), (0.5, 0.975), (0.35, 0.91))),
             TradePoint("finetuned", 0.5, 0.989, chosen=True),
+        ),
+        pareto=(
+            ParetoPoint("dense", 0.21, Accuracy(713, 719, 719), reference=True),
+            ParetoPoint("pruned", 0.13, Accuracy(711, 719, 719)),
+            ParetoPoint("pruned, int8", 0.11, Accuracy(705, 719, 719)),
         ),
         not_checked=("the TensorRT engine's outputs (no GPU here)", "latency on the target device"),
         timings_s={"trace": 3.1, "groups": 1.2, "scores": 8.4, "surgery": 0.6, "finetune": 41.0, "export": 9.9},

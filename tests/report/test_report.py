@@ -14,7 +14,16 @@ import pytest
 from compressor.errors import FolderError
 from compressor.files import read_json
 from compressor.records import Accuracy
-from compressor.report import AccuracyRow, LatencyRow, ReportInput, ReportPaths, facts, write_report
+from compressor.report import (
+    AccuracyRow,
+    LatencyRow,
+    LayerRow,
+    ParetoPoint,
+    ReportInput,
+    ReportPaths,
+    facts,
+    write_report,
+)
 from compressor.report.plots import draw_plots
 from compressor.report.sections import Figure, build_sections, failures, verdict
 from compressor.report.tables import Table
@@ -60,7 +69,8 @@ def test_every_file_of_the_report_is_written(written: ReportPaths) -> None:
     found = {p.name for p in written.html.parent.iterdir()}
     assert found == {"report.md", "report.json", "report.html", "plots"}
     assert {p.name for p in written.plots} == {
-        "removed.png", "relevance.png", "layers.png", "trade.png", "latency-onnxruntime-cpu.png", "latency-pytorch.png",
+        "removed.png", "relevance.png", "layers.png", "trade.png", "pareto.png", "time.png",
+        "latency-onnxruntime-cpu.png", "latency-pytorch.png",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(PNG) for p in written.plots)
 
@@ -71,7 +81,7 @@ def test_the_page_needs_nothing_from_outside(written: ReportPaths) -> None:
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert [a[:30] for a in page.addresses if not a.startswith(("#", "data:image/png;base64,"))] == []
-    assert len(page.images) == 6
+    assert len(page.images) == 8
     assert all(image["alt"] for image in page.images)
 
 
@@ -149,7 +159,7 @@ def test_slower_is_not_called_faster(run: ReportInput) -> None:
         return LatencyRow("cpu", "fp32", 1, variant, np.full(70, ms), {"p50": ms, "p90": ms})
 
     said = verdict(replace(run, latency=(row("dense", 2.0), row("pruned", 2.5))))[2]
-    assert "0.80× at batch 1" in said
+    assert "cpu at batch 1 0.80×" in said
 
 
 def test_speed_is_compared_under_the_same_conditions_only(run: ReportInput) -> None:
@@ -215,3 +225,30 @@ def test_a_folder_in_the_way_is_one_clear_error(bare: ReportInput, tmp_path: Pat
 )
 def test_numbers_are_written_short(write: Callable[[object], str], value: object, expected: str) -> None:
     assert write(value) == expected
+
+
+def test_the_front_has_no_point_that_another_beats() -> None:
+    def point(label: str, ms: float, right: int) -> ParetoPoint:
+        return ParetoPoint(label, ms, Accuracy(right, 100))
+
+    points = [point("dense", 4.0, 90), point("slow", 5.0, 90), point("small", 2.0, 88), point("bad", 3.0, 87)]
+    assert [p.label for p in facts.pareto_front(points)] == ["small", "dense"]
+    assert [p.label for p in facts.pareto_front([point("a", 1.0, 80), point("b", 1.0, 81)])] == ["b"]
+
+
+def test_the_layers_that_stay_in_float_are_named(run: ReportInput) -> None:
+    rows = table(run, "Lower precisions").rows
+    assert rows == (("model.int8.onnx", "int8", "percentile", "2: layer1.0.conv1, fc"),)
+
+
+def test_what_is_timed_but_has_no_weights_is_among_the_slowest_and_not_among_the_layers(run: ReportInput) -> None:
+    between = LayerRow("(between layers)", "layout changes", 0, 0, 0, 0, 9.0, 8.0)
+    more = replace(run, layers=(*run.layers, between))
+    assert table(more, "Slowest layers").rows[0][0] == "(between layers)"
+    assert [row for row in table(more, "Layers").rows if row[0] == "(between layers)"] == []
+
+
+def test_precisions_share_a_heading_and_are_told_apart(run: ReportInput) -> None:
+    dense, pruned = run.latency[:2]
+    rows = table(replace(run, latency=(dense, pruned, replace(pruned, precision="int8"))), "Latency").rows
+    assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "finetuned", "finetuned, int8"]

@@ -1,0 +1,140 @@
+"""The exported files against the network and the evaluation images: parity and accuracy, a gate for each.
+
+Every file is compared with the fp32 network in PyTorch, never with another file. Limits are the recipe's for
+fp32 and accuracy, and `device.parity.LIMITS` for fp16 and int8, where accuracy is what judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import fx
+
+from ..device.parity import LIMITS, Limits, Parity
+from ..device.runtimes import open_model
+from ..errors import GateError
+from ..export.gate import measure_export
+from ..files import file_sha256, read_json, write_json
+from ..images import Batches
+from ..records import Accuracy
+from ..report import GateRow
+from ..work import Work
+from .artifacts import Artifact, Findings
+
+PARITY_IMAGES = 16
+
+_REMEDIES = {
+    "fp32": "report the model; its export differs",
+    "fp16": "leave fp16 out (--precisions fp32) and report the model",
+    "int8": "leave int8 out (--precisions fp32,fp16), or give more calibration images",
+}
+
+
+def gate_accuracy(work: Work, accuracy: Mapping[str, Accuracy]) -> None:
+    work.gate(
+        "accuracy: top-1 lost",
+        100 * (accuracy["dense"].top1 - shipped(accuracy).top1),
+        work.recipe.max_accuracy_loss,
+        "raise the budget, give more calibration images, or allow more fine-tuning",
+        unit="points",
+    )
+
+
+def shipped(accuracy: Mapping[str, Accuracy]) -> Accuracy:
+    return accuracy.get("finetuned", accuracy["compensated"])
+
+
+def limits_of(work: Work, precision: str) -> Limits:
+    if precision == "fp32":
+        return Limits(relative=work.recipe.max_parity, cosine=0.9999)
+    return LIMITS[precision]
+
+
+def measure_parity(work: Work, found: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+    """Every file on ONNX Runtime at two batch sizes against its network in PyTorch."""
+    folder, images = work.stages.folder, work.sample(PARITY_IMAGES)
+
+    def write() -> None:
+        held = {a.name: _parity_of(work, found, a, networks[a.variant], images) for a in found.artifacts}
+        write_json(folder / "parity.json", {"schema": "parity/1", "onnxruntime": held})
+
+    def read() -> dict[str, dict[int, Parity]]:
+        held = read_json(folder / "parity.json", "parity/1")["onnxruntime"]
+        return {name: {int(b): Parity(**p) for b, p in by_batch.items()} for name, by_batch in held.items()}
+
+    hashes = {a.name: file_sha256(found.path(a)) for a in found.artifacts}
+    found.parity = work.stages.do("parity", [hashes, work.splits.hashes["calibration"]], write, read)
+    for artifact in found.artifacts:
+        _gate_parity(work, found, artifact)
+
+
+def _parity_of(
+    work: Work, found: Findings, artifact: Artifact, network: fx.GraphModule, images: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """What can't even be measured is a failed gate too, with the reason for its remedy."""
+    try:
+        measured = measure_export(found.path(artifact), network, images, fused=not artifact.made_for)
+    except GateError as error:
+        limit = limits_of(work, artifact.precision).relative
+        work.gates.append(GateRow(f"parity: {artifact.name}", limit, math.nan, False, "<=", "", str(error)))
+        work.stages.retract()
+        raise
+    return {str(batch): asdict(parity) for batch, parity in measured.items()}
+
+
+def _gate_parity(work: Work, found: Findings, artifact: Artifact) -> None:
+    """The largest difference, and for lossy precisions the least cosine, at the worse of the batch sizes."""
+    limits, remedy = limits_of(work, artifact.precision), _REMEDIES[artifact.precision]
+    parities = found.parity[artifact.name].values()
+    worst = max(p.max_abs / max(p.reference_max_abs, 1e-30) for p in parities)
+    work.gate(f"parity: {artifact.name} = PyTorch fp32, largest difference", worst, limits.relative, remedy)
+    if artifact.precision != "fp32":
+        angle = 1 - min(p.cosine for p in parities)
+        work.gate(f"parity: {artifact.name}, 1 - least cosine", angle, 1 - limits.cosine, remedy)
+
+
+def measure_files(work: Work, found: Findings, dense: Accuracy) -> None:
+    """Evaluation accuracy of every file on ONNX Runtime; what fp16 and int8 lose against dense is a gate each."""
+    folder = work.stages.folder
+
+    def write() -> None:
+        measured = {}
+        for index, artifact in enumerate(found.artifacts):
+            work.stages.notify("accuracy of the files", index / len(found.artifacts))
+            measured[artifact.name] = asdict(
+                accuracy_of(found.path(artifact), work.evaluation, fused=not artifact.made_for)
+            )
+        write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", "onnxruntime": measured})
+
+    def read() -> dict[str, Accuracy]:
+        held = read_json(folder / "accuracy-files.json", "accuracy/1")["onnxruntime"]
+        return {a.name: Accuracy(**held[a.name]) for a in found.artifacts}
+
+    hashes = {a.name: file_sha256(found.path(a)) for a in found.artifacts}
+    inputs = [hashes, work.splits.hashes["evaluation"], asdict(work.preprocessing)]
+    found.accuracy = work.stages.do("accuracy of the files", inputs, write, read)
+    for artifact in found.artifacts:
+        if artifact.precision != "fp32":
+            work.gate(
+                f"accuracy: top-1 lost by {artifact.name}",
+                100 * (dense.top1 - found.accuracy[artifact.name].top1),
+                work.recipe.max_accuracy_loss,
+                _REMEDIES[artifact.precision],
+                unit="points",
+            )
+
+
+def accuracy_of(path: Path, images: Batches, *, runtime: str = "onnxruntime", fused: bool = True) -> Accuracy:
+    """Top-1 and, from six classes on, top-5 of a model file over all labelled images."""
+    session = open_model(path, runtime=runtime, fused=fused)
+    right, right_top5, seen, classes = 0, 0, 0, 0
+    for batch, labels in images:
+        outputs = session.run(batch.numpy())
+        classes = outputs.shape[1]
+        best = np.argsort(-outputs, axis=1, kind="stable")[:, :5] == labels.numpy()[:, None]
+        right, right_top5, seen = right + int(best[:, 0].sum()), right_top5 + int(best.any(1).sum()), seen + len(labels)
+    return Accuracy(right, seen, right_top5 if classes > 5 else -1)

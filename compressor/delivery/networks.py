@@ -1,0 +1,82 @@
+"""A PyTorch network in, something callable with numpy images out: eager, compiled, or replayed as a CUDA graph.
+
+One contract for all ways, so that they are timed like any other runtime. Says why a way is not available here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import EngineError, InputError, did_you_mean
+from ..recipe import PYTORCH
+
+Images = NDArray[np.float32]
+Caller = Callable[[Images], NDArray[Any]]
+WAYS = PYTORCH
+_WARM_UP = 3  # runs on a side stream before a capture, as CUDA graphs ask for
+
+
+def unavailable(way: str) -> str:
+    """Why `way` can't run here, in words; an empty string when it can. Raises InputError for an unknown one."""
+    if way not in WAYS:
+        raise InputError(f"PyTorch has no way {way!r}; there are {', '.join(WAYS)}.{did_you_mean(way, list(WAYS))}")
+    if "cuda" in way and not torch.cuda.is_available():
+        return "no GPU: PyTorch finds no CUDA device"
+    if way == "pytorch-compile" and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        return "no C++ compiler, which torch.compile needs on CPUs: install g++"
+    return ""
+
+
+def caller(network: nn.Module, way: str) -> Caller:
+    """`network` as a function of images [N, C, H, W]; copies to and from a GPU are part of a call."""
+    reason = unavailable(way)
+    if reason:
+        raise EngineError(f"can't run {way}: {reason}")
+    if way == "pytorch-cuda-graph":
+        return _graphed(network.to("cuda"))
+    device = torch.device("cuda" if "cuda" in way else "cpu")
+    placed = network.to(device)
+    function: Callable[[Tensor], Tensor] = torch.compile(placed, dynamic=False) if "compile" in way else placed
+
+    def call(images: Images) -> NDArray[Any]:
+        with torch.inference_mode():
+            result: NDArray[Any] = function(torch.from_numpy(images).to(device)).cpu().numpy()
+        return result
+
+    return call
+
+
+def _graphed(network: nn.Module) -> Caller:
+    """One captured graph for each shape, replayed on fixed buffers."""
+    held: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def call(images: Images) -> NDArray[Any]:
+        if images.shape not in held:
+            held[images.shape] = _captured(network, torch.from_numpy(images).cuda())
+        graph, source, result = held[images.shape]
+        source.copy_(torch.from_numpy(images))
+        graph.replay()
+        answer: NDArray[Any] = result.cpu().numpy()
+        return answer
+
+    return call
+
+
+def _captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            network(source)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        result = network(source)
+    return graph, source, result

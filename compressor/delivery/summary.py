@@ -1,0 +1,66 @@
+"""Delivery's part of the run's last line: costs, sizes, latency, parity and engines as plain numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..device.timing import summarise
+from ..records import Accuracy, Cost
+from ..work import Work
+from .artifacts import DENSE, PRUNED, Findings
+
+
+def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
+    """`accuracy` is the dense network's, which the precisions' losses count from."""
+    latency = _latency(found)
+    return {
+        "macs_dense": dense.macs,
+        "macs_pruned": cost.macs,
+        "macs_kept": round(cost.macs / dense.macs, 4),
+        "flops_dense": dense.flops,
+        "flops_pruned": cost.flops,
+        "params_dense": dense.parameters,
+        "params_pruned": cost.parameters,
+        "onnx_bytes_dense": found.path(DENSE).stat().st_size,
+        "onnx_bytes_pruned": found.path(PRUNED).stat().st_size,
+        "latency_ms": latency,
+        **_ratios(latency),
+        "parity_max_abs": max(found.worst_parity(a).max_abs for a in found.artifacts if a.precision == "fp32"),
+        "precisions": {a.name: _precision(found, a, accuracy) for a in found.artifacts if a.variant == "pruned"},
+        "engines": [
+            {k: e[k] for k in ("target", "precision", "path", "library", "library_version", "size_bytes", "status")}
+            for e in found.engines
+            if e["path"]
+        ],
+        "not_checked": list(work.not_checked),
+    }
+
+
+def _latency(found: Findings) -> dict[str, Any]:
+    latency: dict[str, Any] = {}
+    for timing in found.timings:
+        figures = summarise(timing)
+        at = latency.setdefault(timing.runtime, {}).setdefault(str(timing.schedule.batch), {})
+        p90 = figures["p90_ms"]
+        at[timing.name] = {"p50": round(figures["p50_ms"], 4), "p90": p90 and round(p90, 4)}
+    return latency
+
+
+def _ratios(latency: dict[str, Any]) -> dict[str, float]:
+    """Pruned over dense by median latency on ONNX Runtime, both in fp32."""
+    return {
+        f"latency_ratio_b{batch}": round(at["pruned"]["p50"] / at["dense"]["p50"], 4)
+        for batch, at in latency.get("onnxruntime", {}).items()
+    }
+
+
+def _precision(found: Findings, artifact: Any, dense: Accuracy) -> dict[str, Any]:
+    measured = found.accuracy[artifact.name]
+    return {
+        "precision": artifact.precision,
+        "bytes": found.path(artifact).stat().st_size,
+        "accuracy": round(measured.top1, 4),
+        "points_lost": round(100 * (dense.top1 - measured.top1), 2),
+        "parity_max_abs": found.worst_parity(artifact).max_abs,
+        "layers_in_float": list(found.details.get(artifact.name, {}).get("layers", ())),
+    }

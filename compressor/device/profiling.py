@@ -1,0 +1,71 @@
+"""An ONNX file in, the time of each of its kernels out, as ONNX Runtime's own profiler takes it.
+
+Kernels carry the names ONNX Runtime gives them after its fusions; which layer one belongs to is export's to say.
+Profiling costs time of its own: shares are of use, sums are not the latency.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from .timing import Images, make_batches
+
+RUNS = 30
+_WARM_UP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """One kernel of one run; `us` has an entry per run, in microseconds."""
+
+    name: str
+    operation: str
+    us: tuple[float, ...]
+
+    @property
+    def median_us(self) -> float:
+        return float(np.median(self.us))
+
+
+def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads: int = 0) -> list[KernelTime]:
+    """Every kernel of `path` on ONNX Runtime's CPU provider, over `RUNS` runs after a warm-up, in their order."""
+    batches = make_batches(images, batch)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        session = _session(Path(path), Path(folder) / "profile", threads)
+        name = session.get_inputs()[0].name
+        for run in range(_WARM_UP + RUNS):
+            session.run(None, {name: batches[run % len(batches)]})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return _kernels(events)
+
+
+def _session(path: Path, prefix: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime can't load {path}: {str(error).splitlines()[0][:300]}") from error
+
+
+def _kernels(events: Sequence[dict[str, Any]]) -> list[KernelTime]:
+    """The profiler's trace: one event `<kernel>_kernel_time` with a duration per kernel and run."""
+    ending = "_kernel_time"
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(ending):
+            key = event["name"].removesuffix(ending), str(event["args"].get("op_name", ""))
+            times.setdefault(key, []).append(float(event["dur"]))
+    return [KernelTime(name, operation, tuple(us[_WARM_UP:])) for (name, operation), us in times.items()]

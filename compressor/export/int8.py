@@ -1,0 +1,79 @@
+"""An fp32 file and evidence in, the int8 file out that loses at most what is allowed, with the layers it took.
+
+The calibration method is chosen by the judge; where even the best loses too much, the layers that cost most stay
+in float (`mixed`). Which images are judged on is the caller's business: not those the ranges were read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .calibration import Method, Statistics, ranges
+from .mixed import best_method, sensitivity, to_mixed
+from .precision import Placement, to_int8
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """`score(file, placement)` is the judge, `reference` what it says of the fp32 file, `max_loss` in its units.
+
+    `images` [N, C, H, W] order the layers by what int8 costs them.
+    """
+
+    statistics: Statistics
+    images: NDArray[np.float32]
+    score: Callable[[Path, Placement], float]
+    reference: float
+    max_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """An int8 file; `scores` are the judge's of every method, `kept` the layers left in float, worst first."""
+
+    path: str
+    placement: Placement
+    method: Method
+    scores: Mapping[Method, float]
+    kept: tuple[str, ...]
+    score: float
+    reference: float
+
+
+def quantise(
+    path: Path | str,
+    out: Path | str,
+    *,
+    evidence: Evidence,
+    placement: Placement,
+    like: Quantised | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Quantised:
+    """Writes `out`; `like` is a form of the same network for another library, whose choices are tried first.
+
+    Raises GateError when half of the layers in float are not enough.
+    """
+
+    def score(file: Path) -> float:
+        return evidence.score(file, placement)
+
+    least = evidence.reference - evidence.max_loss
+    if like is not None:
+        chosen = ranges(evidence.statistics, like.method)
+        found = score(to_int8(path, out, ranges=chosen, placement=placement, keep=like.kept))
+        if found >= least:
+            tried = {like.method: found}
+            return Quantised(str(out), placement, like.method, tried, like.kept, found, evidence.reference)
+    method, scores = best_method(path, out, statistics=evidence.statistics, score=score, placement=placement)
+    if scores[method] >= least:
+        return Quantised(str(out), placement, method, scores, (), scores[method], evidence.reference)
+    chosen = ranges(evidence.statistics, method)
+    costs = sensitivity(path, evidence.images, ranges=chosen, placement=placement, progress=progress)
+    order = [name for name, _ in costs]
+    mixed = to_mixed(path, out, ranges=chosen, order=order, score=score, least=least, placement=placement)
+    return Quantised(str(out), placement, method, scores, mixed.kept, mixed.score, evidence.reference)

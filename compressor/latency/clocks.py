@@ -1,0 +1,191 @@
+"""A layer at some widths in, its time in microseconds out, on the runtime that was asked for.
+
+One contract for every runtime, so that tables don't know what they were timed on and tests bring a clock of
+their own. Files are timed in a process of their own, PyTorch in this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..device import child
+from ..device.environment import affinity
+from ..device.probes import steadied, take_rounds, time_probes
+from ..export.layers import Layer, input_shape, layer_model
+from ..files import content_hash
+
+EXTRA = 3  # layers that the second file has more than the first: the difference is less noisy by as much
+_PART_BYTES = 2**28  # weights of all files that are open at once
+_HASHED_BYTES = 2**26  # some tens of milliseconds: longer than a scheduler's slice
+_QUIET = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A layer at (input, output) channels."""
+
+    layer: Layer
+    inputs: int
+    outputs: int
+
+
+Clock = Callable[[Sequence[Point]], list[float]]
+_REFERENCE = Point(Layer("conv", (28, 28), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), 32, 32)
+
+
+Remember = Callable[[str, Callable[[], float]], float]
+"""A number by name: the one that was kept, else the one that is measured now, and kept."""
+
+
+@contextlib.contextmanager
+def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember) -> Iterator[Clock]:
+    """Times layers as ONNX files of one and of several copies; the difference is the layer's own time.
+
+    One and the same layer goes along in every measurement: what comes out is relative to it, so that tables made
+    at busier and at quieter times agree.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-")))
+        ask = stack.enter_context(child.start("compressor.device.probes", name=f"the timing of layers on {runtime}"))
+        timer = _Timer(ask, runtime, threads, folder, remember)
+
+        def clock(points: Sequence[Point]) -> list[float]:
+            found: list[float] = []
+            for part in _parts(points):
+                files = [_written(folder, p, i) for p in part for i in (1, 1 + EXTRA)]
+                shapes = [(batch, *input_shape(p.layer, p.inputs)) for p in part for _ in (0, 1)]
+                times = timer(files, shapes)
+                found += [max(0.0, b - a) / EXTRA for a, b in zip(times[::2], times[1::2], strict=True)]
+                for file in files:
+                    file.unlink()
+            return found
+
+        yield clock
+
+
+def time_file(path: Path, shape: tuple[int, ...], *, runtime: str, threads: int, remember: Remember) -> float:
+    """A whole network's microseconds, by the same yardstick as its layers'."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-")))
+        ask = stack.enter_context(child.start("compressor.device.probes", name=f"the timing of {path.name}"))
+        return _Timer(ask, runtime, threads, folder, remember)([path], [shape])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """Files' microseconds, with the reference beside them."""
+
+    ask: child.Ask
+    runtime: str
+    threads: int
+    folder: Path
+    remember: Remember
+
+    def __call__(self, files: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> list[float]:
+        beside = _written(self.folder, _REFERENCE, 1)
+        shape = (1, *input_shape(_REFERENCE.layer, _REFERENCE.inputs))
+        turns = time_probes(self.ask, [*files, beside], [*shapes, shape], runtime=self.runtime, threads=self.threads)
+        times = steadied(turns)
+        level = self.remember("reference", lambda: float(times[-1])) / times[-1]
+        return [float(t * level) for t in times[:-1]]
+
+
+def _written(folder: Path, point: Point, copies: int) -> Path:
+    path = folder / f"{content_hash(point)[:16]}-{copies}.onnx"
+    path.write_bytes(layer_model(point.layer, point.inputs, point.outputs, copies).SerializeToString())
+    return path
+
+
+def _parts(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """Points that are timed together, as many as fit into memory."""
+    part: list[Point] = []
+    size = 0
+    for point in points:
+        own = 4 * (2 + EXTRA) * point.inputs * point.outputs * max(1, prod(point.layer.kernel))
+        if part and size + own > _PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(point)
+        size += own
+    if part:
+        yield part
+
+
+def torch_clock(*, batch: int, threads: int) -> Clock:
+    """Times layers as PyTorch runs them; there is no layout to change, so one copy will do."""
+
+    def clock(points: Sequence[Point]) -> list[float]:
+        return _time_calls([_torch_call(p, batch) for p in points], threads)
+
+    return clock
+
+
+def time_network(network: nn.Module, shape: tuple[int, ...], *, threads: int) -> float:
+    """`time_file` for PyTorch."""
+    x = torch.rand(shape)
+    return _time_calls([lambda: network(x)], threads)[0]
+
+
+def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[float]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with torch.inference_mode():
+            return [float(t) for t in steadied(np.array(take_rounds(calls, by_processor=threads == 1)))]
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_busy() -> bool:
+    """Whether something else runs on this machine's cores: a thread on each gets less of it than it asks for.
+
+    Long operations are then always cut into while short ones slip through, and a table of wall-clock times is
+    wrong where it matters; such a table is made of one thread's processor time instead.
+    """
+    data = bytes(_HASHED_BYTES)
+
+    def share(_: int) -> float:
+        wall, own = time.perf_counter(), time.thread_time()
+        hashlib.sha256(data).digest()  # lets go of the interpreter's lock
+        return (time.thread_time() - own) / (time.perf_counter() - wall)
+
+    cores = len(affinity()) or os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        return float(np.mean(list(pool.map(share, range(4 * cores))))) < _QUIET
+
+
+def _torch_call(point: Point, batch: int) -> Callable[[], Tensor]:
+    layer = point.layer
+    x = torch.rand(batch, *input_shape(layer, point.inputs))
+    if layer.kind == "attention":
+        return lambda: F.scaled_dot_product_attention(x, x, x)
+    if layer.kind == "product":
+        other = torch.rand(batch, layer.sizes[0], point.inputs, layer.sizes[2])
+        return lambda: x @ other
+    bias = torch.rand(point.outputs)
+    if layer.kind == "linear":
+        matrix = torch.rand(point.outputs, point.inputs)
+        return lambda: F.linear(x, matrix, bias)
+    groups = point.inputs if layer.kind == "depthwise" else layer.groups
+    half = len(layer.padding) // 2
+    if layer.kind == "transposed":
+        weight = torch.rand(point.inputs, point.outputs // groups, *layer.kernel)
+        spread = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[half - 1]
+        return lambda: spread(x, weight, bias, layer.stride, layer.padding[:half], 0, groups, layer.dilation)
+    weight = torch.rand(point.outputs, point.inputs // groups, *layer.kernel)
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[half - 1]
+    return lambda: convolve(x, weight, bias, layer.stride, layer.padding[:half], layer.dilation, groups)

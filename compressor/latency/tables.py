@@ -1,0 +1,108 @@
+"""Times of one layer over a lattice of widths, interpolated; and the file that keeps what was timed.
+
+Between lattice points a width counts as the next step above it: half a block costs a whole one. Entries are
+kept under a hash of the layer, its widths, the runtime and the machine, and written after each, so that a
+measurement that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FolderError
+from ..files import read_json, write_json
+from ..records import FloatArray
+
+SCHEMA = "latency-model/1"
+_SHARES = (1.0, 0.5, 0.25, 0.125)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`us[i][j]` is the time at `inputs[i]`, `outputs[j]`, both ascending; `steps` of the two axes."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: tuple[int, int]
+    us: tuple[tuple[float, ...], ...]
+
+    def at(self, inputs: int, outputs: int) -> float:
+        """Bilinear between points; beyond the lattice its nearest point."""
+        i, a = _place(self.inputs, inputs, self.steps[0])
+        j, b = _place(self.outputs, outputs, self.steps[1])
+        k, m = min(i + 1, len(self.inputs) - 1), min(j + 1, len(self.outputs) - 1)
+        low = (1 - b) * self.us[i][j] + b * self.us[i][m]
+        high = (1 - b) * self.us[k][j] + b * self.us[k][m]
+        return (1 - a) * low + a * high
+
+
+def _place(levels: Sequence[int], width: int, step: int) -> tuple[int, float]:
+    """The point below (or at) a width rounded up to its step, and how far it is to the next, 0 to 1."""
+    if len(levels) == 1:
+        return 0, 0.0
+    width = min(max(-(-width // step) * step, levels[0]), levels[-1])
+    i = min(int(np.searchsorted(levels, width, side="right")) - 1, len(levels) - 2)
+    return i, (width - levels[i]) / (levels[i + 1] - levels[i])
+
+
+def levels(dense: int, least: int, step: int) -> tuple[int, ...]:
+    """Widths worth timing from `least` to `dense`: halves, on the steps. (64, 7, 16) gives 16, 32, 64."""
+    wanted = {max(least, int(dense * share)) for share in _SHARES} if least < dense else {dense}
+    return tuple(sorted({min(dense, -(-w // step) * step) for w in wanted}))
+
+
+def smoothed(us: FloatArray) -> FloatArray:
+    """Noise taken out that would make a wider layer the faster one: midway between the envelopes along each axis."""
+    for axis in (0, 1):
+        above = np.maximum.accumulate(us, axis=axis)
+        below = np.flip(np.minimum.accumulate(np.flip(us, axis), axis=axis), axis)
+        us = (above + below) / 2
+    return us
+
+
+class Kept:
+    """Entries on disk by key, in the run's file and, where one is given, in a file that runs share."""
+
+    def __init__(self, path: Path | None, shared: Path | None = None) -> None:
+        self.path, self.shared = path, shared
+        self.entries: dict[str, Any] = {}
+        self.measured = 0
+        for place in (shared, path):
+            if place is not None:
+                self.entries |= _entries(place)
+
+    def get(self, key: str) -> Any:
+        return self.entries.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        self.entries[key] = value
+        self.measured += 1
+        self.write()
+
+    def write(self, **facts: Any) -> None:
+        """Both files; `facts` are what a person reads in the run's own."""
+        if self.path is not None:
+            write_json(self.path, {"schema": SCHEMA, **facts, "entries": self.entries})
+        if self.shared is not None:
+            write_json(self.shared, {"schema": SCHEMA, "entries": _entries(self.shared) | self.entries})
+
+
+def shared_place() -> Path | None:
+    """Where runs share what was timed: a file in the folder that COMPRESSOR_CACHE names, if it does."""
+    folder = os.environ.get("COMPRESSOR_CACHE")
+    return Path(folder) / "latency-model.json" if folder else None
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """A file that is gone or damaged holds nothing: what it held is measured again."""
+    try:
+        entries: dict[str, Any] = read_json(path, SCHEMA)["entries"] if path.is_file() else {}
+    except FolderError:
+        return {}
+    return entries

@@ -1,0 +1,95 @@
+"""A network in, how long it takes beside the dense one out: exported, in processes of their own, in turns.
+
+Turns are short and many, and each is compared with its neighbour. Where other programs take the machine's cores
+away, one thread's processor time is compared instead of the wall clock's, and the ratio says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from ..device import child
+from ..device.probes import ON_THE_PROCESSOR, time_probes
+from ..device.timing import Schedule, Timing, time_interleaved
+from ..device.worker import time_files
+from ..export.onnx import export_onnx
+from ..pruning.budget import Budget
+from .clocks import is_busy
+from .correction import Ratio, ratio_of
+
+TURNS = 16
+SECONDS = 3.0
+NARROW = 0.015  # half the interval, relative: half of what a budget may be missed by
+_MOST_REPEATS = 3
+Images = NDArray[np.float32]
+
+
+def export_for(network: nn.Module, example: Tensor, path: Path) -> Path:
+    return export_onnx(network, example, path, metadata={"compressor.variant": path.stem})
+
+
+def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Ratio:
+    """Pruned over dense for two ONNX files (dense, pruned) on the budget's runtime, until the interval is narrow."""
+    if budget.threads == 1 and budget.runtime in ON_THE_PROCESSOR and is_busy():
+        return replace(_until_narrow(lambda: _processor_pairs(files, images, budget)), clock="processor")
+    named = {"dense": files[0], "pruned": files[1]}
+    return _until_narrow(lambda: _pairs(time_files(named, images, schedule=_schedule(budget), runtime=budget.runtime)))
+
+
+def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget) -> list[float]:
+    shape = (budget.batch, *images.shape[1:])
+    with child.start("compressor.device.probes", name="the timing of a pruned network") as ask:
+        turns = time_probes(ask, files, [shape, shape], runtime=budget.runtime, threads=1)
+    return [float(r) for r in turns[1] / turns[0]]
+
+
+def time_ratio_eager(networks: tuple[fx.GraphModule, fx.GraphModule], images: Images, budget: Budget) -> Ratio:
+    """The same for PyTorch, in this process; `threads` of the budget hold meanwhile."""
+    subjects = {name: _caller(net) for name, net in zip(("dense", "pruned"), networks, strict=True)}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(budget.threads or before)
+        return _until_narrow(lambda: _pairs(time_interleaved(subjects, images, schedule=_schedule(budget))))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _schedule(budget: Budget) -> Schedule:
+    return Schedule(
+        budget.batch, rounds=TURNS, seconds=SECONDS, runs=3 * TURNS, warmup_limit_s=3.0, threads=budget.threads
+    )
+
+
+def _until_narrow(measure: Callable[[], list[float]]) -> Ratio:
+    pairs: list[float] = []
+    for _ in range(_MOST_REPEATS):
+        pairs += measure()
+        found = ratio_of(pairs)
+        if found.high - found.low <= 2 * NARROW * found.value:
+            break
+    return found
+
+
+def _pairs(timings: Mapping[str, Timing]) -> list[float]:
+    return [float(r) for r in _turn_medians(timings["pruned"]) / _turn_medians(timings["dense"])]
+
+
+def _turn_medians(timing: Timing) -> NDArray[np.float64]:
+    samples, turns = np.asarray(timing.samples_ms), np.asarray(timing.turns)
+    return np.array([np.median(samples[turns == turn]) for turn in np.unique(turns)])
+
+
+def _caller(network: nn.Module) -> Callable[[Images], Any]:
+    def call(images: Images) -> Any:
+        with torch.inference_mode():
+            return network(torch.from_numpy(images))
+
+    return call

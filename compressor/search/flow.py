@@ -1,0 +1,168 @@
+"""The attribution's own parameters, searched for pruning (Hatefi et al. 2024): a recipe in, a better one out.
+
+`search` reads as it runs: images apart, groups, what counts on this network, trials, finalists, report. Trials live
+in a database (a file in the search's folder, or one that machines share), so the same command goes on or joins.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import __version__
+from ..checkpoints import state_hash
+from ..errors import FolderError, RecipeError
+from ..files import content_hash, write_json
+from ..images import Images, batches
+from ..models import Model
+from ..pipeline import READING, find_units, keep_units
+from ..recipe import Recipe, make_recipe, read_recipe
+from ..recovery.evaluate import evaluate
+from ..relevance.criteria import criterion_named
+from ..stages import Notify
+from ..work import Work, prepare
+from .bench import Bench, Kept, first_images
+from .finalists import check_finalists, finalists_of
+from .options import SearchOptions, make_options
+from .outcome import Found, Outcome, write_outcome
+from .space import Space, find_space, presets, recipe_at
+from .storage import open_study, require_storage
+from .study import Progress, enqueue_presets, importances, rows, run_trials
+
+_COUNTS = (*READING, "accept", "units", "scope", "reduction", "normalisation", "per_cost", "least", "multiple")
+
+
+def search(
+    model: str | nn.Module | None = None,
+    images: str | Images | None = None,
+    *,
+    notify: Notify | None = None,
+    on_trial: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Found:
+    """Searches a recipe for a model; `options` are SearchOptions' fields and the recipe's.
+
+    `model` and `images` are as in `compress`. Raises CompressorError's subclasses.
+    """
+    own = {name: options.pop(name) for name in SearchOptions.__dataclass_fields__ if name in options}
+    if isinstance(images, str):
+        options["data"] = images
+    known = None
+    if isinstance(model, nn.Module):
+        recipe = make_recipe({**options, "model": type(model).__name__})
+        known = Model(model, "", "given", None, None, state_hash(model))
+    else:
+        recipe = read_recipe(None, **({} if model is None else {"model": model}), **options)
+    given = images if isinstance(images, Images) else None
+    return run_search(recipe, make_options(own), notify=notify, on_trial=on_trial, model=known, images=given)
+
+
+def run_search(
+    recipe: Recipe,
+    options: SearchOptions,
+    *,
+    notify: Notify | None = None,
+    on_trial: Callable[[Progress], None] | None = None,
+    model: Model | None = None,
+    images: Images | None = None,
+) -> Found:
+    """One search from a recipe, continued or joined where its study stands."""
+    began = time.monotonic()
+    until = began + 60 * options.minutes if options.minutes else math.inf
+    families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
+    for family in families:
+        criterion_named(family)
+    if options.storage:
+        require_storage(options.storage)
+    placed = replace(recipe, out=str(folder_of(recipe)))
+    work = prepare(placed, notify or (lambda stage, share: None), model, images, search=options.search_images)
+    structure, spent_s = find_units(work)
+    bench = Bench(
+        work,
+        structure,
+        first_images(work.splits.calibration, options.score_images, recipe.batch_size),
+        first_images(work.splits.search, options.trial_images, recipe.batch_size),
+    )
+    bench.require_reachable(min(options.budgets))
+    with _begun(work):
+        keep_units(work, structure, spent_s)
+        work.stages.notify("what counts on this network", 0.0)
+        space = find_space(recipe, families, structure.groups.groups, bench.probe)
+        url = options.storage or f"sqlite:///{work.stages.folder / 'study.db'}"
+        with open_study(url, _study_name(work, space, options), seed=recipe.seed, images=bench.glanced) as study:
+            enqueue_presets(study, presets(space, families))
+            budgets = sorted(options.budgets)  # the hardest first: there recipes differ most and networks are fastest
+
+            def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
+                tried = recipe_at(space, point)
+                scores = bench.scores(tried, bench.few)
+                for share in budgets:
+                    yield bench.glance_at(tried, scores, share)
+
+            run_trials(
+                study,
+                space,
+                accuracies,
+                total=options.trials,
+                steps=len(budgets),
+                until=until,
+                report=on_trial or (lambda progress: None),
+            )
+            found, weights = rows(study), importances(study)
+        chosen = finalists_of(found, options.finalists)
+        if not chosen:
+            raise RecipeError("no trial of the search was completed; allow more trials or minutes")
+        parts = {"search": batches(work.splits.search, recipe.batch_size)}
+        parts |= {"evaluation": work.evaluation} if options.evaluate else {}
+        finalists = check_finalists(bench, space, chosen, budgets, parts, notify=work.stages.notify)
+        dense = {name: evaluate(work.dense, images).top1 for name, images in parts.items()}
+        outcome = Outcome(
+            work, options, space.axes, tuple(found), tuple(finalists), weights, dense, time.monotonic() - began
+        )
+        return write_outcome(outcome)
+
+
+def _study_name(work: Work, space: Space, options: SearchOptions) -> str:
+    """Says what a trial's value depends on, so that only processes that measure the same share a study."""
+    recipe = {name: getattr(space.base, name) for name in (*_COUNTS, "compensate", "seed")}
+    asked = [options.budgets, options.trial_images, options.score_images]
+    parts = {name: work.splits.hashes[name] for name in ("calibration", "search")}
+    key = content_hash(__version__, work.model.sha256, recipe, space.axes, asked, parts, asdict(work.preprocessing))
+    return f"{space.base.model.split('/')[-1]} {key[:12]}"
+
+
+@contextmanager
+def _begun(work: Work) -> Iterator[None]:
+    """The folder is written inside. Other processes may be at work in it: nothing of theirs is taken away."""
+    folder = work.stages.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", {"schema": "run/1", **work.stages.identity})
+        yield
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EIO,
+        ):
+            raise
+        raise FolderError(
+            f"{error.filename or folder} can't be written ({error.strerror}); free space or rights there, and run "
+            "the same command again: the search goes on where it stopped"
+        ) from error
+
+
+def folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}-search")

@@ -1,0 +1,60 @@
+"""How long and on what a search looks: one frozen record, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..errors import RecipeError
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """Trials score and repair with `score_images` and are judged on `trial_images`; finalists use all there are."""
+
+    trials: int = _option(100, "trials in all, by every process and every start together")
+    budgets: tuple[float, ...] = _option((0.35, 0.5, 0.65, 0.8), "shares of the MACs a trial is judged at")
+    families: tuple[str, ...] = _option(("lrp",), "criteria to choose among; the recipe's own is always one")
+    search_images: int = _option(1000, "images set apart to choose on, at most")
+    trial_images: int = _option(300, "of them, how many judge a trial")
+    score_images: int = _option(128, "calibration images that score and repair a trial")
+    finalists: int = _option(3, "trials made again with all images, besides the presets")
+    minutes: float = _option(0.0, "no trial is begun after so long; 0 for no limit")
+    storage: str = _option("", "database address, such as postgresql://user@host/name; else a file in the folder")
+    evaluate: bool = _option(True, "count the evaluation images for the finalists, once the choice is made")
+
+    def __post_init__(self) -> None:
+        if not self.budgets or not all(0 < b < 1 for b in self.budgets):
+            raise RecipeError(
+                f"budgets {list(self.budgets)} must be shares of the MACs between 0 and 1, such as 0.35,0.5"
+            )
+        for name in ("trials", "search_images", "trial_images", "score_images", "finalists"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.minutes < 0:
+            raise RecipeError(f"minutes = {self.minutes:g} must be 0 or more")
+
+
+def make_options(given: dict[str, Any]) -> SearchOptions:
+    """From values or from text as it stands on the command line; None leaves the default."""
+    return SearchOptions(
+        **{
+            f.name: _read(f.name, f.default, given[f.name])
+            for f in fields(SearchOptions)
+            if given.get(f.name) is not None
+        }
+    )
+
+
+def _read(name: str, default: Any, value: Any) -> Any:
+    try:
+        if isinstance(default, tuple):
+            parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+            return tuple(type(default[0])(part) for part in parts)
+        return type(default)(value)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name} = {value!r} is not understood; an example: {default!r}") from error

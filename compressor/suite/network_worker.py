@@ -1,0 +1,41 @@
+"""The child process that times a run's networks in PyTorch, as `device.worker` does model files.
+
+A "file" here is a run's folder with `dense` or `pruned` behind it: the network is rebuilt, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..delivery.networks import caller
+from ..device import child
+from ..device.runtimes import Session
+from ..device.worker import Worker
+from ..graph import trace
+from ..models import load_model
+from ..saved import example_of, load_saved, read_network
+
+MODULE = "compressor.suite.network_worker"
+VARIANTS = ("dense", "pruned")
+
+
+def _open(path: Path, runtime: str, threads: int) -> Session:
+    if threads:
+        torch.set_num_threads(threads)
+    folder = path.parent
+    shape = read_network(folder).shape
+    network = load_saved(folder) if path.name == "pruned" else _dense(folder)
+    return Session(runtime, torch.__version__, str(path), (-1, *shape), threads, caller(network, runtime), {})
+
+
+def _dense(folder: Path) -> nn.Module:
+    """Untrained weights: speed does not know the difference, and a checkpoint need not be here."""
+    network = read_network(folder)
+    return trace(load_model(network.builder, "none").module, example_of(network.shape))
+
+
+if __name__ == "__main__":
+    child.serve(Worker(_open).answer)

@@ -1,0 +1,83 @@
+"""One small run with every precision, made once: two blocks with a residual sum on four brightnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compressor
+from compressor.data import load_images
+from compressor.images import Images, Preprocessing
+from compressor.report import write as report_writer
+
+QUICK: dict[str, Any] = {
+    "criterion": "l1",
+    "multiple": 1,
+    "per_cost": 0.0,
+    "reduction": "mean",
+    "targets": "",
+    "latency_batches": "1",
+    "latency_seconds": 0.0,
+    "runtimes": "onnxruntime",
+    "max_accuracy_loss": 100,
+    "max_int8_loss": 30.0,
+    "finetune_epochs": 0,
+    "batch_size": 8,
+    "budget": "macs 0.6",
+}
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.inner = nn.Conv2d(16, 96, 1, bias=False)
+        self.outer = nn.Conv2d(96, 16, 1)  # many channels: fine steps to a budget
+        self.norm = nn.BatchNorm2d(96)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.outer(self.norm(self.inner(x)).relu())
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="session")
+def small() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small().eval()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    generator, labels = np.random.default_rng(0), np.arange(60) % 4
+    pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
+
+
+Compress = Callable[..., compressor.Run]
+
+
+@pytest.fixture(scope="session")
+def compress(small: nn.Module, images: Images) -> Compress:
+    return lambda out, **more: compressor.compress(small, images, out=str(out), **{**QUICK, **more})
+
+
+@pytest.fixture
+def without_plots(run: compressor.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the shared run draws its plots: they take seconds."""
+    monkeypatch.setattr(report_writer, "draw_plots", lambda found: {})
+
+
+@pytest.fixture(scope="session")
+def run(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> compressor.Run:
+    """All precisions; asking for int8 brings fp16 along. One target, so that TensorRT's form is made too."""
+    return compress(tmp_path_factory.mktemp("runs") / "whole", precisions="int8", targets="SM86")

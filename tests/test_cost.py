@@ -106,7 +106,13 @@ NETWORKS: list[tuple[str, Callable[[], nn.Module], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("build", "size", "device"), [n[1:] for n in NETWORKS], ids=[n[0] for n in NETWORKS])
+@pytest.mark.parametrize(
+    ("build", "size", "device"),
+    [
+        pytest.param(*n[1:], id=n[0], marks=[] if n[0] in ("resnet18", "vit_b_16") else pytest.mark.slow)
+        for n in NETWORKS
+    ],
+)
 def test_agrees_with_torch_counter(
     build: Callable[[], nn.Module], size: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

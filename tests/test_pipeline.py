@@ -225,6 +225,7 @@ def test_a_run_cut_off_at_every_stage_ends_as_if_it_had_not_been(
     assert _facts(tmp_path / "cut") == _facts(run.folder)
 
 
+@pytest.mark.slow
 def test_another_budget_keeps_groups_and_scores_and_does_the_rest_again(
     run: compressor.Run, compress: Compress, tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_written(
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_too_few_images_for_a_batch_come_again_rather_than_stop_a_run(
     compress: Compress, tiny: nn.Module, images: Images, tmp_path: Path
 ) -> None:

@@ -494,6 +494,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_postgresql_study_and_repeat_nothing(postgres: str) -> None:
     total = 10
     workers = [_worker(postgres, 0.1, total) for _ in range(2)]

@@ -1,7 +1,7 @@
 # make compress   compress the embedded model      make check   lint, format, types
 # make benchmark  measure dense against pruned     make test    the quick tests (test-slow: the others)
 #
-# MODEL=digits-vit picks the other embedded model, ARGS="--budget 0.4" adds flags, VENV=path moves the environment.
+# MODEL=digits-vit picks the other embedded model, ARGS="--budget 'macs 0.4'" adds flags, VENV=path moves the environment.
 
 VENV ?= .venv
 MODEL ?= digits-resnet

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .pipeline import load as load
     from .recipe import Recipe as Recipe
     from .recipe import read_recipe as read_recipe
-    from .search import search as search
+    from .searching import search as search
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "__version__", "compress", "load", "read_recipe", "search"]
@@ -22,7 +22,7 @@ __all__ = ["Recipe", "Run", "__version__", "compress", "load", "read_recipe", "s
 _HOMES = {
     "compress": "pipeline",
     "load": "pipeline",
-    "search": "search",
+    "search": "searching",
     "Run": "pipeline",
     "Recipe": "recipe",
     "read_recipe": "recipe",

@@ -23,8 +23,8 @@ from typer.core import TyperGroup
 
 from .errors import InputError
 from .recipe import Recipe, read_recipe, to_toml
-from .search import load_flow
-from .search.options import SearchOptions, make_options
+from .searching import load_flow
+from .searching.options import SearchOptions, make_options
 
 _WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer brings along under changing names
 _INTERRUPTED = 130

@@ -34,7 +34,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("work",),
     ("delivery", "looking", "plans"),
     ("pipeline", "ship"),
-    ("search", "suite"),
+    ("searching", "suite"),
     ("cli",),
     ("__main__",),
 )
@@ -49,7 +49,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("export/", "device/"),
     "tensorrt_rtx": ("export/", "device/"),
     "openvino": ("export/", "device/"),
-    "optuna": ("search/",),
+    "optuna": ("searching/",),
     "typer": ("cli.py",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),

@@ -34,13 +34,13 @@ from compressor.records import Scores
 from compressor.relevance import score
 from compressor.relevance.composite import PRESETS, SPACE, Axis, Choice, Rule, at, point_of
 from compressor.relevance.spelling import composite_of, to_text
-from compressor.search.bench import Kept, area
-from compressor.search.finalists import Finalist, finalists_of, winner_of
-from compressor.search.options import SearchOptions, make_options
-from compressor.search.sampling import JUDGES
-from compressor.search.space import Space, find_space, point_at, presets, recipe_at
-from compressor.search.storage import open_study
-from compressor.search.study import Progress, TrialRow, enqueue_presets, rows, run_trials
+from compressor.searching.bench import Kept, area
+from compressor.searching.finalists import Finalist, finalists_of, winner_of
+from compressor.searching.options import SearchOptions, make_options
+from compressor.searching.sampling import JUDGES
+from compressor.searching.space import Space, find_space, point_at, presets, recipe_at
+from compressor.searching.storage import open_study
+from compressor.searching.study import Progress, TrialRow, enqueue_presets, rows, run_trials
 
 EXACT = 1e-12
 LIVE = 1e-3  # what an axis that counts moves a score by, relative to the mean; the probe asks for ten times as much
@@ -511,7 +511,7 @@ def test_two_processes_share_a_postgresql_study_and_repeat_nothing(postgres: str
 
 
 def test_without_optuna_the_search_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.startswith("compressor.search.")]:
+    for name in [n for n in sys.modules if n.startswith("compressor.searching.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingPackageError, match="optuna not installed"):

@@ -15,11 +15,11 @@ import torchvision
 import zennit.attribution
 import zennit.composites
 import zennit.torchvision
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from compressor.errors import InputError, ModelError
 from compressor.graph import Watcher, aten, trace
+from compressor.models import load_model
 from compressor.relevance import lrp
 from compressor.relevance.canonical import affine
 from compressor.relevance.composite import PRESETS, Composite, Rule, at, preset
@@ -185,11 +185,21 @@ def test_relevance_is_conserved(name: str, biases: bool) -> None:
     assert biases or dead_outputs or abs(absorbed) < CONSERVED
 
 
+TRAINED = {
+    "torchvision:squeezenet1_1": "imagenet_squeezenet1_1",
+    "tf_mobilenet.py:MobileNetV2": "imagenet_mobilenet_v2_1.0_224_slim_fp32",
+    "cifar_resnet.py:cifar_resnet(depth=20)": "cifar10_resnet20",
+    "cifar_resnet.py:cifar_resnet(depth=56)": "cifar10_resnet56",
+}
+
+
 @pytest.mark.slow
-def test_relevance_is_conserved_with_trained_weights(shared_data: Path) -> None:
-    model = torchvision.models.squeezenet1_1(weights=None)
-    model.load_state_dict(load_file(shared_data / "weights" / "imagenet_squeezenet1_1.safetensors"))
-    graph = _graph(model.eval(), 64)
+@pytest.mark.parametrize("name", TRAINED)
+def test_relevance_is_conserved_with_trained_weights(name: str, shared_data: Path) -> None:
+    weights = shared_data / "weights"
+    place = "" if name.startswith("torchvision") else f"{weights}/architectures/"
+    model = load_model(place + name, f"{weights}/{TRAINED[name]}.safetensors")
+    graph = _graph(model.module, 64)
     assert abs(_check_conservation(graph, CONSERVING, _images(2, 64, 3))) > CONSERVED
 
 

@@ -101,7 +101,7 @@ def stages(model: nn.Module) -> dict[str, tuple[nn.Module, Callable[[], object]]
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4, 3, 8, 8, generator=generator)
     data = [(x, torch.tensor([0, 1, 2, 3])), (x.flip(0), torch.tensor([3, 2, 1, 0]))]
-    graph = trace(model, x)
+    graph = trace(copy.deepcopy(model), x)
     structure = find_structure(graph, x)
     scores = score(graph, structure.groups, data, criterion="l1")
     options = RankingOptions(multiple=1)

@@ -35,6 +35,7 @@ from compressor.graph import trace
 from compressor.images import Batches, batches
 from compressor.models import Model, load_model
 from compressor.pipeline import score_options
+from compressor.plans import comparable_scores
 from compressor.pruning import (
     Budget,
     CompensationOptions,
@@ -95,9 +96,10 @@ class Subjects:
     def scores(self, recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> Scores:
         """The dense network is scored once for each way of scoring."""
         options = score_options(recipe)
-        key = f"{recipe.criterion} {options}"
+        key = f"{recipe.criterion} {options} {recipe.normalisation} {recipe.units} {recipe.least} {recipe.reduction}"
         if graph is not self.dense or key not in self._scores:
             found = score(graph, structure.groups, self.calibration, criterion=recipe.criterion, options=options)
+            found = comparable_scores(recipe, graph, structure, found, list(self.calibration))
             if graph is not self.dense:
                 return found
             self._scores[key] = found

@@ -22,7 +22,7 @@ from .files import content_hash, read_json, read_record, write_json, write_recor
 from .graph import trace
 from .images import Images, overridden
 from .models import Model, load_model
-from .plans import make_step, ranking_here, require_reachable, set_aim
+from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim
 from .pruning import (
     CompensationOptions,
     Structure,
@@ -168,7 +168,7 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
     current, units = work.dense, structure
     kept: dict[str, IntArray] = {}
     for r in range(1, recipe.rounds + 1):
-        scores = _stage_scores(work, r, current, units)
+        scores = _stage_comparable(work, r, current, units, _stage_scores(work, r, current, units))
         step = make_step(work, r, current, units, scores, aim)
         kept = compose(kept, step.kept)
         current = _stage_repair(work, r, structure, kept, current, units, step)
@@ -197,6 +197,22 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
         lambda: write_record(path, score_units(work, graph, units.groups)),
         lambda: read_record(path, Scores),
     )
+
+
+def _stage_comparable(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores) -> Scores:
+    recipe, stage, path = work.recipe, f"measured-{r}", work.stages.folder / f"measured-{r}.json"
+    if recipe.normalisation != "measured":
+        return scores
+
+    def write() -> None:
+        notify = work.stages.notify
+        found = comparable_scores(
+            recipe, graph, units, scores, list(work.calibration), progress=lambda share: notify(stage, share)
+        )
+        write_record(path, found)
+
+    inputs = [work.stages.keys[f"scores-{r}"], recipe.units, recipe.least, recipe.reduction]
+    return work.stages.do(stage, inputs, write, lambda: read_record(path, Scores))
 
 
 def _stage_repair(

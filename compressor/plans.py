@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from .latency.model import (
 from .latency.tables import Kept, shared_place
 from .latency.trial import export_for, time_ratio, time_ratio_eager
 from .latency.uses import uses_of
-from .pruning import Budget, RankingOptions, Structure, make_plan, parse_budget, prune
+from .lockstep import Batch
+from .pruning import Budget, RankingOptions, Structure, make_plan, measure_scores, parse_budget, prune
 from .pruning.budget import everything_gone, least_share
 from .pruning.surgery import removed_classes
 from .recipe import Recipe
@@ -65,6 +66,21 @@ def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recip
     scores = any_scores(graph, structure, recipe)
     if least_share(graph, structure, scores, budget.kind, options) > budget.share:
         make_plan(graph, structure, scores, budget, options)  # raises, naming what can be reached
+
+
+def comparable_scores(
+    recipe: Recipe,
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    images: Sequence[Batch],
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Scores:
+    """The scores a plan is made of: as they are, or measured where the recipe asks for that."""
+    if recipe.normalisation != "measured" or not scores.values:
+        return scores
+    return measure_scores(graph, structure, scores, images, ranking_of(recipe), progress=progress)
 
 
 def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:

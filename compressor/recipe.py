@@ -76,8 +76,12 @@ class Recipe:
         "uniform",
     )
     reduction: str = _option("sum", "scores of coupled layers to one", "sum", "mean", "max")
-    normalisation: str = _option("mean", "what makes layers comparable", "mean", "sum", "max", "l2", "none")
-    per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by")
+    normalisation: str = _option(
+        "measured",
+        "what makes layers comparable: the loss measured when each gives up units, or a norm of its scores",
+        *("measured", "mean", "sum", "max", "l2", "none"),
+    )
+    per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by; 1 where measured")
     least: float = _option(0.1, "share of every group that stays")
     multiple: int = _option(8, "kept channels are rounded to multiples of this; 0: of what the runtime here likes")
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")

@@ -185,11 +185,13 @@ def _different(images: Images, wanted: int) -> int:
 
 
 def ranking_of(recipe: Recipe) -> RankingOptions:
+    """How scores become an order; measured ones are comparable as they are, and count per MAC."""
+    measured = recipe.normalisation == "measured"
     return RankingOptions(
         reduction=recipe.reduction,  # type: ignore[arg-type]
-        normalisation=recipe.normalisation,  # type: ignore[arg-type]
+        normalisation="none" if measured else recipe.normalisation,  # type: ignore[arg-type]
         scope=recipe.scope,  # type: ignore[arg-type]
-        per_cost=recipe.per_cost,
+        per_cost=1.0 if measured else recipe.per_cost,
         kinds=recipe.units,  # type: ignore[arg-type]
         least=recipe.least,
         multiple=recipe.multiple or RankingOptions().multiple,

@@ -20,6 +20,7 @@ from compressor.pruning import (
     find_structure,
     identity_error,
     make_plan,
+    measure_scores,
     prune,
 )
 from compressor.recovery.batchnorm import reestimate
@@ -111,6 +112,7 @@ def stages(model: nn.Module) -> dict[str, tuple[nn.Module, Callable[[], object]]
         "trace": (model, lambda: trace(model, x)),
         "groups": (graph, lambda: find_structure(graph, x)),
         "plan": (graph, lambda: make_plan(graph, structure, scores, Budget("macs", 0.6, slack=0.1), options)),
+        "measure": (graph, lambda: measure_scores(graph, structure, scores, data, options)),
         "prune": (graph, lambda: prune(graph, structure, plan)),
         "identity": (graph, lambda: identity_error(graph, small, structure, plan.kept, x)),
         "compensate": (graph, lambda: compensate(graph, copy.deepcopy(small), slices, data)),
@@ -126,7 +128,7 @@ def stages(model: nn.Module) -> dict[str, tuple[nn.Module, Callable[[], object]]
 
 
 STAGES = (
-    *("trace", "groups", "plan", "prune", "identity", "compensate", "reestimate", "finetune"),
+    *("trace", "groups", "measure", "plan", "prune", "identity", "compensate", "reestimate", "finetune"),
     *(f"score by {name}" for name in CRITERIA),
 )
 

@@ -43,7 +43,8 @@ def report_of(
     found: Findings,
 ) -> ReportInput:
     recipe = work.recipe
-    scores = read_record(work.stages.folder / "scores-1.json", Scores)
+    decided = "measured-1.json" if recipe.normalisation == "measured" else "scores-1.json"
+    scores = read_record(work.stages.folder / decided, Scores)
     dense_cost, cost = measure_cost(work.dense), measure_cost(final)
     environment = read_environment()
     return ReportInput(

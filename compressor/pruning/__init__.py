@@ -5,6 +5,7 @@ from .check import find_groups, find_structure, identity_error
 from .compensation import Compensation, CompensationOptions, compensate
 from .groups import Structure, analyse
 from .ranking import RankingOptions, importance
+from .sensitivity import measure_scores
 from .surgery import prune
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "identity_error",
     "importance",
     "make_plan",
+    "measure_scores",
     "parse_budget",
     "prune",
 ]

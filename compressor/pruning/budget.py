@@ -21,7 +21,7 @@ from ..errors import BudgetError, RecipeError, did_you_mean
 from ..records import Groups, IntArray, Plan, Scores
 from .groups import Structure
 from .labels import Value
-from .ranking import Chunk, RankingOptions, order_of_removal
+from .ranking import Chunk, RankingOptions, channels_per_unit, order_of_removal
 from .surgery import Keep, compact_shape, removed_classes
 
 SLACK = 0.02
@@ -257,8 +257,7 @@ def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
             [np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)]
         )
         saved = dense - price(removed_classes(structure, {group.name: half}))
-        channels = np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites])
-        costs[group.name] = float(saved / max(1, group.size - len(half)) / channels / dense)
+        costs[group.name] = float(saved / max(1, group.size - len(half)) / channels_per_unit(group) / dense)
     return costs
 
 

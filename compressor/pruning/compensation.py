@@ -160,7 +160,7 @@ def _gather(
         if layer.partner in dense and layer.partner in pruned:
             target += _difference(dense[layer.partner], pruned[layer.partner], fit.kept, axis)
         available = gram.position_count(y, window)
-        positions = _positions(available, _wanted(features, options), count, options.seed).to(y.device)
+        positions = sampled_positions(available, rows_wanted(features, options), count, options.seed).to(y.device)
         fold = fold_of(images[batch]).to(y.device)
         step = max(1, ROW_ENTRIES // (len(positions) * groups * features))
         for begin in range(0, len(y), step):
@@ -193,11 +193,11 @@ def fold_of(images: Tensor) -> Tensor:
     return (total * 2654435761 >> 13) & 1  # Knuth's multiplicative hash; its low bits are the weak ones
 
 
-def _wanted(features: int, options: CompensationOptions) -> int:
+def rows_wanted(features: int, options: CompensationOptions) -> int:
     return max(options.rows_least, math.ceil(options.rows_per_feature * features))
 
 
-def _positions(available: int, rows: int, images: int, seed: int) -> Tensor:
+def sampled_positions(available: int, rows: int, images: int, seed: int) -> Tensor:
     """The flat output positions looked at, the same in every image, so that no rank needs to know another's."""
     count = min(available, math.ceil(rows / images))
     generator = torch.Generator().manual_seed(seed)

@@ -69,6 +69,11 @@ def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatAr
     return REDUCTIONS[options.reduction](np.stack(sites))
 
 
+def channels_per_unit(group: Group) -> float:
+    """A head's dimensions, for instance; the mean over the group's sites."""
+    return float(np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites]))
+
+
 def order_of_removal(
     groups: Sequence[Group],
     scores: Scores,

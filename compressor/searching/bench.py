@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from ..files import content_hash
 from ..images import Batches, Images, batches
 from ..pipeline import score_options
+from ..plans import comparable_scores
 from ..pruning import Budget, CompensationOptions, Structure, compensate, make_plan, prune
 from ..recipe import Recipe
 from ..records import Accuracy, Plan, Scores
@@ -78,6 +79,11 @@ class Bench:
         groups = self.structure.groups
         return score(self.work.dense, groups, images, criterion=recipe.criterion, options=score_options(recipe))
 
+    def comparable(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
+        """What plans are made of; probes need scores alone."""
+        scores = self.scores(recipe, images)
+        return comparable_scores(recipe, self.work.dense, self.structure, scores, images)
+
     def probe(self, recipe: Recipe) -> Scores:
         """A few images with wrong labels, so that the labelled and the predicted class differ."""
         images, labels = self.few[0]
@@ -108,7 +114,7 @@ class Bench:
     def check(self, recipe: Recipe, shares: Sequence[float], parts: Mapping[str, Batches]) -> Iterator[dict[str, Kept]]:
         """A finalist at each budget as a run would make it, judged on each named part of the images."""
         calibration = list(self.work.calibration)
-        scores = self.scores(recipe, calibration)
+        scores = self.comparable(recipe, calibration)
         for share in shares:
             plan = self.plan(recipe, scores, share)
             small = self.reduced(plan, calibration, CompensationOptions(seed=recipe.seed))

@@ -103,7 +103,7 @@ def run_search(
 
             def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
                 tried = recipe_at(space, point)
-                scores = bench.scores(tried, bench.few)
+                scores = bench.comparable(tried, bench.few)
                 for share in budgets:
                     yield bench.glance_at(tried, scores, share)
 

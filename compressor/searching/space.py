@@ -32,7 +32,7 @@ _READING: tuple[Choice, ...] = (
 )
 _RANKING: tuple[Axis, ...] = (
     Choice("reduction", ("sum", "mean", "max")),
-    Choice("normalisation", ("mean", "sum", "max", "l2", "none")),
+    Choice("normalisation", ("measured", "mean", "sum", "max", "l2", "none")),
     Choice("scope", ("global", "isomorphic", "uniform")),
     Range("per_cost", 0.0, 1.0, logarithmic=False, when=("scope", ("global", "isomorphic"))),
 )

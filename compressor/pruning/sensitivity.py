@@ -1,0 +1,216 @@
+"""What each group's units are worth to the whole network, measured: scores in, comparable scores out.
+
+A group alone loses growing shares of its units, those first whose work the others can take over; the layers that
+read it are repaired in closed form, and the distance of the network's outputs is measured on images that served
+no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..distributed import sum_over_ranks
+from ..graph import fetch, store
+from ..lockstep import Batch, arguments, images_of
+from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
+from .carried import consumers_of, counts_of, order_of_loss
+from .consumers import Layer, find_layers
+from .groups import Structure
+from .moments import Inputs, collect, features_of
+from .ranking import Chunk, RankingOptions, channels_per_unit, importance, order_of_removal
+from .surgery import prune
+
+LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityOptions:
+    """`probes` images, at most a fifth of all, measure; the others' covariances repair.
+
+    `limit_bytes` of covariances are held at a time; groups that need more go in several passes.
+    """
+
+    probes: int = 48
+    limit_bytes: int = 2 << 30
+
+
+def measure_scores(
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    batches: Sequence[Batch],
+    ranking: RankingOptions,
+    *,
+    options: SensitivityOptions = SensitivityOptions(),
+    progress: Progress = lambda share: None,
+) -> Scores:
+    """Scores [1, units] a group: the rise of the relative squared error of the outputs per unit that goes.
+
+    `scores` say what a layer's outputs count for within the layer; groups without any are left without.
+    Images are [N, C, H, W], alone or with labels that are not used. Rank them with normalisation "none",
+    per_cost 1.
+    """
+    probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
+    layers, _ = find_layers(graph, set(graph.graph.nodes))
+    bench = _Bench(graph, structure, layers, probing)
+    counts = counts_of(scores, structure.groups.groups)
+    readers = consumers_of(structure, layers)
+    wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
+    found: dict[str, FloatArray] = {}
+    done = 0
+    for pack in _packs(wanted, readers, bench, options.limit_bytes):
+        needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
+        inputs = collect(graph, needed, fitting)
+        orders = {}
+        for group in pack:
+            order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
+            orders[group.name] = importance(group, scores, ranking) if order is None else order
+        for chunks in _chunks_of(pack, orders, ranking, structure):
+            _rate(bench, chunks, inputs, found)
+            done += 1
+            progress(done / len(wanted))
+    return Scores(f"{scores.criterion}, measured", found, scores.samples, scores.unscored, scores.uncovered)
+
+
+def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Images that measure and images that repair; the same where there are too few to part."""
+    everything = torch.cat(list(images))
+    count = min(probes, len(everything) // 5)
+    if count == 0:
+        return list(images), list(images)
+    size = len(images[0])
+    return list(torch.split(everything[:count], size)), list(torch.split(everything[count:], size))
+
+
+def _packs(
+    groups: Sequence[Group], readers: Mapping[str, Mapping[fx.Node, IntArray]], bench: _Bench, limit: int
+) -> Iterator[list[Group]]:
+    """Neighbouring groups whose readers' covariances fit the limit; one group at least."""
+    pack: list[Group] = []
+    nodes: set[fx.Node] = set()
+    for group in groups:
+        more = nodes | set(readers.get(group.name, {}))
+        size = sum(8 * features_of(bench.graph, bench.layers[node]) ** 2 for node in more)
+        if pack and size > limit:
+            yield pack
+            pack, more = [], set(readers.get(group.name, {}))
+        pack.append(group)
+        nodes = more
+    if pack:
+        yield pack
+
+
+def _chunks_of(
+    pack: Sequence[Group], orders: Mapping[str, FloatArray], ranking: RankingOptions, structure: Structure
+) -> Iterator[list[Chunk]]:
+    """Each group's units, one by one (or a row's at a time), in the order in which they go."""
+    fine = replace(ranking, scope="global", per_cost=0.0, multiple=1, steps={}, normalisation="none", reduction="sum")
+    ranked = Scores("order", {name: order[None] for name, order in orders.items()}, 0)
+    by_group: dict[str, list[Chunk]] = {}
+    for chunk in order_of_removal(pack, ranked, fine, spans=structure.spans, coupled=structure.coupled):
+        by_group.setdefault(chunk.group, []).append(chunk)
+    yield from by_group.values()
+
+
+def _rate(
+    bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, Inputs], found: dict[str, FloatArray]
+) -> None:
+    """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
+    stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
+    errors = [0.0]
+    for stop in stops:
+        gone: dict[str, list[IntArray]] = {}
+        for chunk in chunks[:stop]:
+            for name, units in ((chunk.group, chunk.units), *chunk.also):
+                gone.setdefault(name, []).append(units)
+        errors.append(bench.error({name: np.concatenate(units) for name, units in gone.items()}, inputs))
+    slopes = rising_slopes(np.array([0, *stops]), np.array(errors))
+    for chunk, slope in zip(chunks, np.repeat(slopes, np.diff([0, *stops])), strict=True):
+        members = ((chunk.group, chunk.units), *chunk.also)
+        for name, units in members:
+            group = bench.structure.groups[name]
+            values = found.setdefault(name, np.full((1, group.size), np.inf))
+            values[0, units] = slope / sum(len(u) for _, u in members) / channels_per_unit(group)
+    for name in {chunks[0].group, *(n for n, _ in chunks[0].also)}:
+        values = found[name]
+        values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay
+
+
+def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:
+    """Slopes of the largest convex curve below the measured one, one for each interval; none is negative."""
+    blocks: list[tuple[float, float, int]] = []  # rise, width, intervals
+    for rise, width in zip(np.diff(np.maximum.accumulate(errors)), np.diff(at), strict=True):
+        blocks.append((float(rise), float(width), 1))
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            last = blocks.pop()
+            before = blocks.pop()
+            blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
+    return np.concatenate([np.full(n, rise / width) for rise, width, n in blocks])
+
+
+class _Bench:
+    """The network with some units gone and the layers behind them repaired, against the whole one."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        structure: Structure,
+        layers: Mapping[fx.Node, Layer],
+        images: Sequence[Tensor],
+    ) -> None:
+        self.graph, self.structure, self.layers, self.images = graph, structure, layers, images
+        self.expected = [self._outputs(graph, part) for part in images]
+
+    @staticmethod
+    @torch.no_grad()
+    def _outputs(graph: fx.GraphModule, images: Tensor) -> Tensor:
+        """[N, ...] the first output; of classes, a constant more on all of them makes no difference."""
+        found = graph(images)
+        while not isinstance(found, Tensor):
+            found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+        return (found - found.mean(1, keepdim=True) if found.dim() > 1 and found.shape[1] > 1 else found).double()
+
+    def error(self, gone: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
+        """Squared distance of the outputs over their own square."""
+        groups = self.structure.groups
+        kept = {name: np.setdiff1d(np.arange(groups[name].size), units) for name, units in gone.items()}
+        small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
+        for node, some in inputs.items():
+            repair(self.graph, small, self.layers[node], slices, some)
+        off = whole = 0.0
+        for images, expected in zip(self.images, self.expected, strict=True):
+            off += float((self._outputs(small, images) - expected).square().sum())
+            whole += float(expected.square().sum())
+        sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
+        return float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
+
+
+@torch.no_grad()
+def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: Slices, inputs: Inputs) -> None:
+    """Gives the inputs that stayed the part of the others' work that they can take over; nothing where all stayed."""
+    weight = fetch(graph, layer.weight).detach()
+    kept = slices.kept.get(layer.weight)
+    if kept is None or len(kept[1]) == weight.shape[1]:
+        return
+    rows = weight.double().cpu().flatten(1)
+    entries = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
+    entries[torch.from_numpy(kept[1])] = True
+    stays, goes = entries.flatten().nonzero().flatten(), (~entries).flatten().nonzero().flatten()
+    across = inputs.covariance[stays][:, goes] @ rows[:, goes].mT
+    fitted = rows[:, stays] + torch.linalg.solve(inputs.covariance[stays][:, stays], across).mT
+    shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
+    outputs = torch.from_numpy(kept[0])
+    old = fetch(small, layer.weight)
+    store(small, layer.weight, fitted[outputs].reshape(old.shape).to(old))
+    if layer.bias:
+        bias = fetch(small, layer.bias)
+        store(small, layer.bias, bias + shift[outputs].to(bias))
+    elif layer.norm is not None:
+        name = str(arguments(layer.norm)["running_mean"].target)
+        store(small, name, fetch(small, name) - shift[outputs].to(fetch(small, name)))

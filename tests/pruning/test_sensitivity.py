@@ -1,0 +1,281 @@
+"""Who goes first and what a group is worth, measured: against brute force, and on networks whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from compressor.graph import fetch, trace
+from compressor.pruning import RankingOptions, Structure, find_structure, measure_scores, prune
+from compressor.pruning.carried import consumers_of, counts_of, order_of_loss
+from compressor.pruning.consumers import Layer, find_layers
+from compressor.pruning.moments import Inputs, collect, features_of, shrunk
+from compressor.pruning.sensitivity import SensitivityOptions, repair, rising_slopes
+from compressor.records import FloatArray, Plan, Scores
+from compressor.relevance import score
+
+EXACT = 1e-9  # float64 sums in another order
+PLAIN = RankingOptions(multiple=1)
+
+
+def two_layers(width: int = 8, *, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 5)).double().eval()
+
+
+def rows(n: int, width: int = 6, seed: int = 1) -> Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def read(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, Structure, dict[fx.Node, Layer]]:
+    graph = trace(model, x[:2])
+    return graph, find_structure(graph, x[:2]), find_layers(graph, set(graph.graph.nodes))[0]
+
+
+def unshrunk(covariance: Tensor, mean: Tensor) -> Inputs:
+    return Inputs(mean, covariance + 1e-12 * torch.eye(len(mean), dtype=torch.float64))
+
+
+# moments
+
+
+def test_a_covariance_is_that_of_the_patches_a_convolution_reads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(64, 2)).double().eval()
+    x = torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    graph, _, layers = read(model, x)
+    found = {layers[node].weight: inputs for node, inputs in collect(graph, layers, [x[:25], x[25:]]).items()}
+    patches = functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1)
+    for name, expected in (("0.weight", patches), ("2.weight", model[:2](x))):
+        covariance = torch.cov(expected.detach().T, correction=0)
+        assert torch.allclose(found[name].mean, expected.mean(0), rtol=0, atol=EXACT)
+        assert torch.allclose(found[name].covariance, shrunk(covariance, len(expected)), rtol=0, atol=EXACT)
+
+
+def test_fewer_rows_are_trusted_less() -> None:
+    x = rows(2000, 30) @ rows(30, 30, seed=2)
+    shares = []
+    for n in (4, 40, 400, 2000):
+        covariance = torch.cov(x[:n].T, correction=0)
+        got = shrunk(covariance, n)
+        assert float(torch.linalg.eigvalsh(got).min()) > 0
+        assert torch.allclose(got.diagonal(), covariance.diagonal(), rtol=1e-4)
+        off = ~torch.eye(30, dtype=torch.bool)
+        shares.append(float((got[off] / covariance[off]).median()))
+    assert shares == sorted(shares)
+    assert shares[0] < 0.9
+    assert shares[-1] > 0.95
+
+
+def test_shrinking_brings_a_small_sample_nearer_to_the_truth() -> None:
+    mix = rows(20, 20, seed=3)
+    truth = mix.T @ mix
+    sample = torch.cov((rows(15, 20, seed=4) @ mix).T, correction=0)
+    assert float((shrunk(sample, 15) - truth).norm()) < float((sample - truth).norm())
+
+
+def test_a_constant_input_does_no_harm() -> None:
+    assert bool(torch.linalg.inv(shrunk(torch.zeros(4, 4, dtype=torch.float64), 10)).isfinite().all())
+
+
+def test_grouped_and_very_wide_layers_are_left_out() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 2, 1), nn.Flatten(), nn.Linear(2 * 68 * 68, 3))
+    graph, _, layers = read(model.eval(), torch.randn(2, 4, 70, 70))
+    widths = {layer.weight: features_of(graph, layer) for layer in layers.values()}
+    assert widths == {"0.weight": 0, "1.weight": 8, "3.weight": 0}
+
+
+# who goes first
+
+
+def residual(weights: Tensor, covariance: Tensor, kept: list[int], worth: Tensor) -> float:
+    """What least squares on the kept inputs leaves of the outputs' variance, each by its worth: no shortcuts taken."""
+    target = weights @ covariance @ weights.T
+    if kept:
+        part, across = covariance[kept][:, kept], covariance[kept] @ weights.T
+        left = target - across.T @ torch.linalg.solve(part, across)
+    else:
+        left = target
+    variance = target.diagonal()
+    return float((worth * left.diagonal() / variance.clamp(min=1e-3 * variance.mean())).sum())
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_units_go_in_the_order_brute_force_finds(counted: bool) -> None:
+    model, x = two_layers(), rows(500)
+    graph, structure, layers = read(model, x)
+    (group,) = structure.groups.groups
+    inputs = collect(graph, layers, [x])
+    node = next(n for n in layers if layers[n].weight == "2.weight")
+    counts: dict[str, FloatArray] = {node.name: np.array([9.0, 0, 0, 0, 1])} if counted else {}
+    readers = consumers_of(structure, layers)[group.name]
+    assert set(readers) == {node}
+    got = order_of_loss(graph, group, readers, layers, inputs, counts)
+    worth = torch.tensor([0.9, 0, 0, 0, 0.1] if counted else [0.2] * 5, dtype=torch.float64)
+    left, expected = list(range(8)), []
+    while left:
+        without = {
+            u: residual(model[2].weight.detach(), inputs[node].covariance, [k for k in left if k != u], worth)
+            for u in left
+        }
+        expected.append(min(without, key=lambda u: without[u]))
+        left.remove(expected[-1])
+    assert got is not None
+    assert np.argsort(got).tolist() == expected
+
+
+def test_a_copy_goes_before_anything_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[4], model[0].bias[4] = model[0].weight[1], model[0].bias[1]
+    x = torch.randn(64, 3, 10, 10)
+    graph, structure, layers = read(model.eval(), x)
+    group = next(g for g in structure.groups.groups if g.size == 6)
+    order = order_of_loss(
+        graph, group, consumers_of(structure, layers)[group.name], layers, collect(graph, layers, [x]), {}
+    )
+    assert order is not None
+    assert int(np.argmin(order)) in (1, 4)
+    assert max(order[1], order[4]) > 0
+
+
+def test_scores_say_what_an_output_counts_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4, 2)).eval()
+    _, structure, _ = read(model, torch.randn(2, 3, 5, 5))
+    scores = Scores("x", {g.name: np.arange(g.size, dtype=float)[None] for g in structure.groups.groups}, 0)
+    counts = counts_of(scores, structure.groups.groups)
+    assert {len(v): v.tolist() for v in counts.values()} == {6: [0, 1, 2, 3, 4, 5], 4: [0, 1, 2, 3]}
+
+
+# what the others take over
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_can_be_carried_is_carried(norm: bool) -> None:
+    """Half the hidden units are copies: without them, repaired, the network is the same."""
+    torch.manual_seed(0)
+    hidden = nn.Conv2d(3, 8, 3).double()
+    with torch.no_grad():
+        hidden.weight[4:], hidden.bias[4:] = 2 * hidden.weight[:4], 2 * hidden.bias[:4]
+    behind: list[nn.Module] = [nn.Conv2d(8, 5, 3, bias=not norm), nn.BatchNorm2d(5)] if norm else [nn.Conv2d(8, 5, 3)]
+    model = nn.Sequential(hidden, nn.ReLU(), *behind, nn.Flatten(), nn.Linear(5 * 16, 3)).double().eval()
+    x = torch.randn(300, 3, 8, 8, dtype=torch.float64)
+    graph, structure, layers = read(model, x)
+    node = next(n for n in layers if layers[n].weight == "2.weight")
+    patches = functional.unfold(torch.relu(hidden(x)), 3).transpose(1, 2).flatten(0, 1).detach()
+    inputs = unshrunk(torch.cov(patches.T, correction=0), patches.mean(0))
+    group = next(g for g in structure.groups.groups if g.size == 8)
+    small, slices = prune(graph, structure, Plan({group.name: np.arange(4)}, 0, 0))
+    with torch.no_grad():
+        raw = float((small(x) - graph(x)).abs().max())
+        repair(graph, small, layers[node], slices, inputs)
+        assert float((small(x) - graph(x)).abs().max()) < 1e-6 < raw  # the ridge that makes copies solvable
+
+
+def test_a_mean_is_kept_where_nothing_else_can_be() -> None:
+    model, x = two_layers(4), rows(400)
+    with torch.no_grad():
+        model[0].bias += 3
+    graph, structure, layers = read(model, x)
+    (group,) = structure.groups.groups
+    inputs = collect(graph, layers, [x])
+    small, slices = prune(graph, structure, Plan({group.name: np.array([0])}, 0, 0))
+    with torch.no_grad():
+        for node, some in inputs.items():
+            repair(graph, small, layers[node], slices, some)
+        assert torch.allclose(small(x).mean(0), graph(x).mean(0), atol=1e-6)
+    assert torch.equal(fetch(graph, "2.weight"), model[2].weight)
+
+
+# what a group is worth
+
+
+@pytest.mark.parametrize(
+    ("errors", "slopes"),
+    [
+        ([0, 1, 3, 6], [1, 2, 3]),
+        ([0, 3, 5, 6], [2, 2, 2]),
+        ([0, 2, 1, 6], [1, 1, 4]),
+        ([0, 0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_slopes_never_fall(errors: list[float], slopes: list[float]) -> None:
+    assert rising_slopes(np.arange(4), np.array(errors, dtype=float)).tolist() == slopes
+
+
+class Branches(nn.Module):
+    """Two equal branches of which one counts for a hundredth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loud, self.quiet = (nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loud(x) + 0.01 * self.quiet(x)
+
+
+def measured(
+    model: nn.Module, x: Tensor, *, ranking: RankingOptions = PLAIN, criterion: str = "l1"
+) -> tuple[Structure, Scores]:
+    graph, structure, _ = read(model.eval(), x)
+    scores = score(graph, structure.groups, [(x, torch.zeros(len(x), dtype=torch.long))], criterion=criterion)
+    return structure, measure_scores(graph, structure, scores, list(torch.split(x, 32)), ranking)
+
+
+def test_what_the_output_does_not_need_is_worth_little() -> None:
+    torch.manual_seed(0)
+    _, found = measured(Branches(), rows(120).float())
+    worth = {name.partition(".")[0]: values.mean() for name, values in found.values.items()}
+    assert worth["quiet"] < 1e-2 * worth["loud"]
+    assert all(bool(np.isfinite(values).all()) and values.min() >= 0 for values in found.values.values())
+    assert found.criterion == "l1, measured"
+
+
+def test_units_that_others_carry_are_worth_least() -> None:
+    model = two_layers(6).float()
+    with torch.no_grad():
+        model[0].weight[5], model[0].bias[5] = model[0].weight[2], model[0].bias[2]
+    structure, found = measured(model, rows(200).float())
+    values = found.values[structure.groups.groups[0].name][0]
+    assert int(values.argmin()) in (2, 5)
+    assert values.min() < 0.05 * values.mean()
+
+
+def test_measuring_again_gives_the_same_and_packs_do_not_matter() -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(6, 6), nn.ReLU())), nn.Linear(6, 3)),
+        rows(90).float(),
+    )
+    graph, structure, _ = read(model.eval(), x)
+    scores = score(graph, structure.groups, [], criterion="l1")
+    found = [
+        measure_scores(graph, structure, scores, [x], PLAIN, options=replace(SensitivityOptions(), limit_bytes=limit))
+        for limit in (1 << 30, 1 << 30, 1)
+    ]
+    for other in found[1:]:
+        assert all(np.array_equal(found[0].values[name], values) for name, values in other.values.items())
+
+
+def test_only_kinds_that_may_go_are_measured_and_progress_ends_at_one() -> None:
+    x = rows(60).float()
+    graph, structure, _ = read(Branches().eval(), x)
+    scores = score(graph, structure.groups, [], criterion="l1")
+    said: list[float] = []
+    nothing = measure_scores(graph, structure, scores, [x], replace(PLAIN, kinds=("head",)), progress=said.append)
+    assert not nothing.values
+    assert not said
+    measure_scores(graph, structure, scores, [x], PLAIN, progress=said.append)
+    assert said[-1] == 1
+    assert said == sorted(said)
+
+
+def test_a_handful_of_images_will_do() -> None:
+    _, found = measured(Branches(), rows(33).float()[:3])
+    assert all(bool(np.isfinite(values).all()) for values in found.values.values())

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import string
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -128,7 +129,10 @@ def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]) -> None:
-    """Names the batch axis, drops the exporter's notes (they hold source paths), puts ours in."""
+    """Names the batch axis, drops the exporter's notes (they hold source paths), puts ours in.
+
+    Einsum's equations are respelled, as TensorRT's parser takes lower-case letters without spaces only.
+    """
     model.ir_version = dialect.ir_version
     model.producer_name, model.producer_version = "compressor", ""
     del model.metadata_props[:]
@@ -140,11 +144,22 @@ def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
         item.doc_string = ""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Einsum" and attribute.name == "equation":
+                attribute.s = respelled(attribute.s.decode()).encode()
     del graph.metadata_props[:]
     for value in (*graph.input, *graph.output):
         axis = value.type.tensor_type.shape.dim[0] if value.type.tensor_type.shape.dim else None
         if axis is not None and axis.dim_param:
             axis.dim_param = BATCH
+
+
+def respelled(equation: str) -> str:
+    """`B G H I D, B G H J D -> B G H I J` to `abcde,abcfe->abcdf`."""
+    plain = equation.replace(" ", "")
+    letters = dict.fromkeys(c for c in plain if c.isalpha())
+    return plain.translate(str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False))))
 
 
 def weight_elements(model: onnx.ModelProto) -> int:

@@ -15,7 +15,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from compressor.device.parity import LIMITS
+from compressor.device.runtimes import open_model
 from compressor.errors import FolderError, GateError, ModelError
+from compressor.export.engines import build_engine, image_profile
 from compressor.export.gate import check_export
 from compressor.export.onnx import FORMATS, export_onnx, weight_elements, write_model
 from compressor.graph import trace
@@ -243,3 +245,24 @@ def test_a_computed_weight_is_counted_before_and_after_folding(tmp_path: Path) -
     images = torch.randn(2, 3, 6, 6)
     path = export_onnx(trace(StandardisedWeights(), images), images, tmp_path / "m.onnx")
     assert weight_elements(onnx.load(path)) == 8 * 3 * 3 * 3
+
+
+class _Einsum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.a(x.flatten(2)), self.b(x.flatten(2))
+        return torch.einsum("B I D, B J D -> B I J", q, k).flatten(1)
+
+
+def test_einsum_is_spelled_as_every_parser_reads_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 2, 3)
+    model = trace(_Einsum().eval(), x.repeat(2, 1, 1, 1))
+    path = export_onnx(model, x, tmp_path / "m.onnx")
+    spelled = [a.s.decode() for n in onnx.load(path).graph.node for a in n.attribute if n.op_type == "Einsum"]
+    assert spelled == ["abc,adc->abd"]
+    found = open_model(path).run(x.numpy())
+    assert np.allclose(found, model(x).detach().numpy(), atol=1e-5)
+    build_engine(path, tmp_path / "m.engine", target="rtx", profiles=image_profile(x.shape[1:], batches=(1, 1, 4)))

@@ -158,8 +158,8 @@ def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]
 def respelled(equation: str) -> str:
     """`B G H I D, B G H J D -> B G H I J` to `abcde,abcfe->abcdf`."""
     plain = equation.replace(" ", "")
-    letters = dict.fromkeys(c for c in plain if c.isalpha())
-    return plain.translate(str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False))))
+    letters = "".join(dict.fromkeys(c for c in plain if c.isalpha()))
+    return plain.translate(str.maketrans(letters, string.ascii_lowercase[: len(letters)]))
 
 
 def weight_elements(model: onnx.ModelProto) -> int:

@@ -16,11 +16,13 @@ from ..images import Batches, Images, batches
 from ..pipeline import score_options
 from ..plans import comparable_scores
 from ..pruning import Budget, CompensationOptions, Structure, compensate, make_plan, prune
+from ..pruning.budget import least_share
 from ..recipe import Recipe
 from ..records import Accuracy, Plan, Scores
 from ..recovery.evaluate import evaluate
 from ..relevance import score
 from ..work import Work, ranking_of
+from .options import USUAL_BUDGETS
 
 Batch = tuple[Tensor, Tensor]
 PROBE_IMAGES = 4
@@ -71,9 +73,21 @@ class Bench:
     def glanced(self) -> int:
         return sum(len(labels) for _, labels in self.glance)
 
-    def require_reachable(self, share: float) -> None:
-        """Raises BudgetError where no recipe can keep that little."""
-        self.plan(self.work.recipe, self.scores(replace(self.work.recipe, criterion="random"), []), share)
+    def within_reach(self, shares: Sequence[float]) -> tuple[float, ...]:
+        """Rising: the hardest comes first, as there recipes differ most. Without any, the usual ones that can be met.
+
+        Raises BudgetError where no recipe can keep as little as is asked for.
+        """
+        recipe = self.work.recipe
+        scores = self.scores(replace(recipe, criterion="random"), [])
+        if shares:
+            self.plan(recipe, scores, min(shares))
+            return tuple(sorted(shares))
+        least = least_share(self.work.dense, self.structure, scores, "macs", ranking_of(recipe))
+        usual = tuple(share for share in USUAL_BUDGETS if share >= least)
+        if not usual:
+            self.plan(recipe, scores, max(USUAL_BUDGETS))
+        return usual
 
     def scores(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
         groups = self.structure.groups

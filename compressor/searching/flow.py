@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from .options import SearchOptions, make_options
 from .outcome import Found, Outcome, write_outcome
 from .space import Space, find_space, presets, recipe_at
 from .storage import open_study, require_storage
-from .study import Progress, enqueue_presets, importances, rows, run_trials
+from .study import Progress, TrialRow, enqueue_presets, importances, rows, run_trials
 
 _COUNTS = (*READING, "accept", "units", "scope", "reduction", "normalisation", "per_cost", "least", "multiple")
 
@@ -76,7 +76,6 @@ def run_search(
 ) -> Found:
     """One search from a recipe, continued or joined where its study stands."""
     began = time.monotonic()
-    until = began + 60 * options.minutes if options.minutes else math.inf
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
     for family in families:
         criterion_named(family)
@@ -91,43 +90,65 @@ def run_search(
         first_images(work.splits.calibration, options.score_images, recipe.batch_size),
         first_images(work.splits.search, options.trial_images, recipe.batch_size),
     )
-    bench.require_reachable(min(options.budgets))
+    options = replace(options, budgets=bench.within_reach(options.budgets))
     with _begun(work):
         keep_units(work, structure, spent_s)
         work.stages.notify("what counts on this network", 0.0)
         space = find_space(recipe, families, structure.groups.groups, bench.probe)
-        url = options.storage or f"sqlite:///{work.stages.folder / 'study.db'}"
-        with open_study(url, _study_name(work, space, options), seed=recipe.seed, images=bench.glanced) as study:
-            enqueue_presets(study, presets(space, families))
-            budgets = sorted(options.budgets)  # the hardest first: there recipes differ most and networks are fastest
+        tried = _try(bench, space, families, options, began, on_trial)
+        return write_outcome(_choose(bench, space, options, began, *tried))
 
-            def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
-                tried = recipe_at(space, point)
-                scores = bench.comparable(tried, bench.few)
-                for share in budgets:
-                    yield bench.glance_at(tried, scores, share)
 
-            run_trials(
-                study,
-                space,
-                accuracies,
-                total=options.trials,
-                steps=len(budgets),
-                until=until,
-                report=on_trial or (lambda progress: None),
-            )
-            found, weights = rows(study), importances(study)
-        chosen = finalists_of(found, options.finalists)
-        if not chosen:
-            raise RecipeError("no trial of the search was completed; allow more trials or minutes")
-        parts = {"search": batches(work.splits.search, recipe.batch_size)}
-        parts |= {"evaluation": work.evaluation} if options.evaluate else {}
-        finalists = check_finalists(bench, space, chosen, budgets, parts, notify=work.stages.notify)
-        dense = {name: evaluate(work.dense, images).top1 for name, images in parts.items()}
-        outcome = Outcome(
-            work, options, space.axes, tuple(found), tuple(finalists), weights, dense, time.monotonic() - began
+def _try(
+    bench: Bench,
+    space: Space,
+    families: Sequence[str],
+    options: SearchOptions,
+    began: float,
+    on_trial: Callable[[Progress], None] | None,
+) -> tuple[list[TrialRow], dict[str, float]]:
+    """The study's trials, with those of earlier starts and other processes, and what each choice weighs."""
+    url = options.storage or f"sqlite:///{bench.work.stages.folder / 'study.db'}"
+    name = _study_name(bench.work, space, options)
+    with open_study(url, name, seed=space.base.seed, images=bench.glanced) as study:
+        enqueue_presets(study, presets(space, families))
+
+        def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
+            tried = recipe_at(space, point)
+            scores = bench.comparable(tried, bench.few)
+            for share in options.budgets:
+                yield bench.glance_at(tried, scores, share)
+
+        run_trials(
+            study,
+            space,
+            accuracies,
+            total=options.trials,
+            steps=len(options.budgets),
+            until=began + 60 * options.minutes if options.minutes else math.inf,
+            report=on_trial or (lambda progress: None),
         )
-        return write_outcome(outcome)
+        return rows(study), importances(study)
+
+
+def _choose(
+    bench: Bench,
+    space: Space,
+    options: SearchOptions,
+    began: float,
+    found: list[TrialRow],
+    weights: dict[str, float],
+) -> Outcome:
+    """The best trials and the presets made again as a run makes them, on all search images."""
+    work, chosen = bench.work, finalists_of(found, options.finalists)
+    if not chosen:
+        raise RecipeError("no trial of the search was completed; allow more trials or minutes")
+    parts = {"search": batches(work.splits.search, space.base.batch_size)}
+    parts |= {"evaluation": work.evaluation} if options.evaluate else {}
+    finalists = check_finalists(bench, space, chosen, options.budgets, parts, notify=work.stages.notify)
+    dense = {name: evaluate(work.dense, images).top1 for name, images in parts.items()}
+    seconds = time.monotonic() - began
+    return Outcome(work, options, space.axes, tuple(found), tuple(finalists), weights, dense, seconds)
 
 
 def _study_name(work: Work, space: Space, options: SearchOptions) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import RecipeError
 
+USUAL_BUDGETS = (0.35, 0.5, 0.65, 0.8)
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -17,7 +19,7 @@ class SearchOptions:
     """Trials score and repair with `score_images` and are judged on `trial_images`; finalists use all there are."""
 
     trials: int = _option(100, "trials in all, by every process and every start together")
-    budgets: tuple[float, ...] = _option((0.35, 0.5, 0.65, 0.8), "shares of the MACs a trial is judged at")
+    budgets: tuple[float, ...] = _option((), "shares of the MACs a trial is judged at; 0.35,0.5,0.65,0.8 within reach")
     families: tuple[str, ...] = _option(("lrp",), "criteria to choose among; the recipe's own is always one")
     search_images: int = _option(1000, "images set apart to choose on, at most")
     trial_images: int = _option(300, "of them, how many judge a trial")
@@ -28,7 +30,7 @@ class SearchOptions:
     evaluate: bool = _option(True, "count the evaluation images for the finalists, once the choice is made")
 
     def __post_init__(self) -> None:
-        if not self.budgets or not all(0 < b < 1 for b in self.budgets):
+        if not all(0 < b < 1 for b in self.budgets):
             raise RecipeError(
                 f"budgets {list(self.budgets)} must be shares of the MACs between 0 and 1, such as 0.35,0.5"
             )
@@ -54,7 +56,7 @@ def _read(name: str, default: Any, value: Any) -> Any:
     try:
         if isinstance(default, tuple):
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            return tuple(type(default[0])(part) for part in parts)
+            return tuple(type((*default, 0.0)[0])(part) for part in parts)
         return type(default)(value)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} = {value!r} is not understood; an example: {default!r}") from error

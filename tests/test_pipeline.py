@@ -309,7 +309,10 @@ def test_two_rounds_meet_the_budget_and_their_plan_is_in_units_of_the_dense_netw
 ) -> None:
     recipe = make_recipe({**QUICK, "model": "Tiny", "rounds": 2, "out": tmp_path / "run"})
     work, plan, small = _planned(recipe, model=tiny, images=images)
-    assert set(work.stages.keys) == {"groups", "scores-1", "repair-1", "scores-2", "repair-2"}
+    assert set(work.stages.keys) == {
+        "groups",
+        *(f"{stage}-{r}" for stage in ("scores", "measured", "repair") for r in (1, 2)),
+    }
     assert 0.5 * (1 - SLACK) <= measure_cost(small).macs / measure_cost(work.dense).macs <= 0.5
     structure, _ = pipeline.find_units(work)
     replayed = rebuild(work.dense, structure, dict(plan.kept))

@@ -557,6 +557,14 @@ def test_a_search_with_more_trials_goes_on(searched: Any, place: Path, tmp_path:
     assert (after.summary["trials"], len(history)) == (5, 5)
 
 
+def test_without_budgets_the_usual_ones_within_reach_are_tried(place: Path, tmp_path: Path) -> None:
+    """Seven tenths of every group stay, so the hardest of the usual budgets can't be met."""
+    found = _search(place, tmp_path / "run", 1, budgets=(), least=0.7, evaluate=False)
+    summary = json.loads((found.folder / "search.json").read_text())
+    assert 0 < len(summary["budgets"]) < 4
+    assert set(summary["budgets"]) < {0.35, 0.5, 0.65, 0.8}
+
+
 def test_a_budget_no_recipe_reaches_and_too_few_images_are_refused_before_anything_is_written(
     place: Path, tmp_path: Path
 ) -> None:

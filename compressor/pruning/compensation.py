@@ -129,6 +129,10 @@ def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> _Fit:
 def _repair(
     walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions
 ) -> LayerRepair | LeftAlone:
+    features = fit.start.shape[-1]
+    if features > gram.WIDEST:
+        why = f"a row of its inputs has {features:,} entries, too many to refit (at most {gram.WIDEST:,})"
+        return LeftAlone(fit.layer.name, str(fit.layer.node.target), why)
     folds = _gather(walk, stop, fit, images, options)
     total = folds[0] + folds[1]
     ridge = gram.choose_ridge(folds, options.ridges, fit.start, fit.offset, intercept=fit.movable)

@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
+WIDEST = 12288  # entries of a row; one matrix of its second moments then takes 1.2 GB
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """How a layer reads its input: no kernel means the last axis of a linear layer.

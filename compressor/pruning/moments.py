@@ -21,7 +21,6 @@ from .compensation import CompensationOptions, rows_wanted, sampled_positions
 from .consumers import Layer, window_of
 
 DEFAULTS = CompensationOptions()
-WIDEST = 8192  # features of a row; a covariance of more would take over 256 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ def features_of(graph: fx.GraphModule, layer: Layer) -> int:
     """Entries of one row, 0 where rows of this layer are not looked at (grouped, or too wide)."""
     weight = fetch(graph, layer.weight)
     features = weight[0].numel()
-    return features if window_of(layer.node, weight).groups == 1 and features <= WIDEST else 0
+    return features if window_of(layer.node, weight).groups == 1 and features <= gram.WIDEST else 0
 
 
 @torch.no_grad()

@@ -118,6 +118,14 @@ def test_the_dense_graph_and_untouched_parameters_stay_bit_equal() -> None:
     assert not torch.equal(pruned.state_dict()["2.weight"], own["2.weight"])
 
 
+def test_a_layer_too_wide_for_memory_is_left_alone_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, pruned, slices, images = redundant("conv2d")
+    monkeypatch.setattr(gram, "WIDEST", 3)
+    found = compensate(dense, pruned, slices, images.split(16))
+    assert not found.repaired
+    assert [(x.layer, "too many to refit" in x.reason) for x in found.left_alone] == [("2", True)]
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_rows_times_weights_are_the_convolution(groups: int) -> None:
     torch.manual_seed(0)

@@ -84,8 +84,8 @@ def test_a_constant_input_does_no_harm() -> None:
 
 
 def test_grouped_and_very_wide_layers_are_left_out() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 2, 1), nn.Flatten(), nn.Linear(2 * 68 * 68, 3))
-    graph, _, layers = read(model.eval(), torch.randn(2, 4, 70, 70))
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 2, 1), nn.Flatten(), nn.Linear(2 * 88 * 88, 3))
+    graph, _, layers = read(model.eval(), torch.randn(2, 4, 90, 90))
     widths = {layer.weight: features_of(graph, layer) for layer in layers.values()}
     assert widths == {"0.weight": 0, "1.weight": 8, "3.weight": 0}
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 WIDEST = 12288  # entries of a row; one matrix of its second moments then takes 1.2 GB
 
 

@@ -130,8 +130,7 @@ def _rate(
             for name, units in ((chunk.group, chunk.units), *chunk.also):
                 gone.setdefault(name, []).append(units)
         errors.append(bench.error({name: np.concatenate(units) for name, units in gone.items()}, inputs))
-    slopes = rising_slopes(np.array([0, *stops]), np.array(errors))
-    for chunk, slope in zip(chunks, np.repeat(slopes, np.diff([0, *stops])), strict=True):
+    for chunk, slope in zip(chunks, slope_of_each(np.array([0, *stops]), np.array(errors)), strict=True):
         members = ((chunk.group, chunk.units), *chunk.also)
         for name, units in members:
             group = bench.structure.groups[name]
@@ -140,6 +139,15 @@ def _rate(
     for name in {chunks[0].group, *(n for n, _ in chunks[0].also)}:
         values = found[name]
         values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay
+
+
+def slope_of_each(at: IntArray, errors: FloatArray) -> FloatArray:
+    """[at[-1]] what one more unit costs, rising from unit to unit, so that units keep their order."""
+    turns = np.arange(at[-1]) + 0.5
+    slopes: FloatArray = np.interp(turns, (at[1:] + at[:-1]) / 2, rising_slopes(at, errors))
+    least = 1e-6 * max(float(slopes.max()), float(np.finfo(np.float32).tiny))
+    slopes += least * turns / at[-1]
+    return slopes
 
 
 def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:

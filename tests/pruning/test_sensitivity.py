@@ -15,7 +15,7 @@ from compressor.pruning import RankingOptions, Structure, find_structure, measur
 from compressor.pruning.carried import consumers_of, counts_of, order_of_loss
 from compressor.pruning.consumers import Layer, find_layers
 from compressor.pruning.moments import Inputs, collect, features_of, shrunk
-from compressor.pruning.sensitivity import SensitivityOptions, repair, rising_slopes
+from compressor.pruning.sensitivity import SensitivityOptions, repair, rising_slopes, slope_of_each
 from compressor.records import FloatArray, Plan, Scores
 from compressor.relevance import score
 
@@ -207,6 +207,29 @@ def test_a_mean_is_kept_where_nothing_else_can_be() -> None:
 )
 def test_slopes_never_fall(errors: list[float], slopes: list[float]) -> None:
     assert rising_slopes(np.arange(4), np.array(errors, dtype=float)).tolist() == slopes
+
+
+def test_what_each_unit_costs_rises_through_the_measured_slopes() -> None:
+    at = np.array([0, 2, 6, 10])
+    each = slope_of_each(at, np.array([0.0, 2, 10, 30]))
+    assert len(each) == 10
+    assert bool((np.diff(each) > 0).all())
+    assert each[[0, 9]] == pytest.approx([1, 5], rel=1e-5)
+    assert each[3] == pytest.approx(1 + 2.5 / 3, rel=1e-5)  # turn 3.5, between slope 1 at 1 and 2 at 4
+    assert bool((np.diff(slope_of_each(at, np.zeros(4))) > 0).all())
+
+
+def test_units_are_worth_more_the_later_they_go() -> None:
+    model, x = two_layers(20).float(), rows(300).float()
+    graph, structure, layers = read(model, x)
+    (group,) = structure.groups.groups
+    scores = score(graph, structure.groups, [], criterion="l1")
+    inputs = collect(graph, layers, list(torch.split(x[48:], 300)))
+    readers = consumers_of(structure, layers)[group.name]
+    order = order_of_loss(graph, group, readers, layers, inputs, counts_of(scores, structure.groups.groups))
+    values = measure_scores(graph, structure, scores, [x], replace(PLAIN, least=0)).values[group.name][0]
+    assert order is not None
+    assert np.argsort(values)[:-1].tolist() == np.argsort(order)[:-1].tolist()  # the last one always stays
 
 
 class Branches(nn.Module):

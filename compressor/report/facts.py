@@ -17,6 +17,11 @@ from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, 
 ORDER = ("dense", "pruned", "compensated", "finetuned")
 
 
+def worth(run: ReportInput) -> str:
+    """What a unit's number is called: the criterion's own, or what losing it was measured to cost."""
+    return "measured loss" if run.criterion.endswith("measured") else "relevance"
+
+
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
     """The accuracy of what ships: the last variant reached, on the images and the runtime of the dense row."""
     dense = dense_accuracy(run)

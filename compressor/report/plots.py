@@ -60,7 +60,7 @@ def draw(drawings: Iterable[tuple[str, Drawing]]) -> dict[str, bytes]:
 
 def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
     yield "removed", lambda: _removed(run.groups)
-    yield "relevance", lambda: _relevance(run.groups)
+    yield "relevance", lambda: _relevance(run.groups, facts.worth(run))
     yield "layers", lambda: _layers(run)
     yield "trade", lambda: _trade(run)
     yield "pareto", lambda: draw_pareto(run.pareto)
@@ -123,7 +123,7 @@ def _removed(groups: Sequence[GroupRow]) -> Figure | None:
     return figure
 
 
-def _relevance(groups: Sequence[GroupRow]) -> Figure | None:
+def _relevance(groups: Sequence[GroupRow], what: str) -> Figure | None:
     scored = [(g, *facts.split_scores(g)) for g in groups]
     scored = [s for s in scored if s[1].size + s[2].size]
     if not scored:
@@ -136,7 +136,7 @@ def _relevance(groups: Sequence[GroupRow]) -> Figure | None:
         _dots(axes, kept / largest, row - 0.18, KEPT, "kept" if first else "", size)
         _dots(axes, removed / largest, row + 0.18, REMOVED, "removed" if first else "", size)
     _name_rows(axes, [g.name for g, _, _ in scored])
-    axes.set_xlabel("relevance, as a share of the group's largest")
+    axes.set_xlabel(f"{what}, as a share of the group's largest")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     _above(axes, 2)

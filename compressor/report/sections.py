@@ -160,10 +160,13 @@ def _removed(run: ReportInput) -> Section:
         text.append(
             f"Ranked by {run.criterion} over {run.samples:,} calibration images; budget: {run.budget or 'none'}."
         )
+    what = facts.worth(run)
+    if what != "relevance":
+        text.append(_MEASURED)
     parts: tuple[Table | Figure, ...] = (
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
         tables.group_table(run),
-        Figure("relevance", "Dots: relevance of kept and of removed units by group", _RELEVANCE_CAPTION),
+        Figure("relevance", f"Dots: {what} of kept and of removed units by group", what.capitalize() + _OF_UNITS),
         Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and pruned."),
         tables.layer_table(run),
         tables.left_alone_table(run),
@@ -171,8 +174,13 @@ def _removed(run: ReportInput) -> Section:
     return Section("removed", "What was removed, and why", tuple(text), parts)
 
 
-_RELEVANCE_CAPTION = (
-    "Relevance of every unit as a share of its group's largest. Where kept and removed overlap, the saving per unit, "
+_MEASURED = (
+    "How many units a group gives up was measured: each group alone was cut to four sizes and repaired, and the error "
+    "of the network's outputs counts, per MAC saved. Those units went first whose work the others take over, where "
+    "the criterion says what a layer's outputs count for."
+)
+_OF_UNITS = (
+    " of every unit as a share of its group's largest. Where kept and removed overlap, the saving per unit, "
     "a rounding to the target's width or a limit per group decided."
 )
 

@@ -75,8 +75,9 @@ def group_table(run: ReportInput) -> Table:
                 f"{len(g.layers):,}",
             )
         )
-    head = ("group", "units", "removed", "relevance removed", "kind", "layers")
-    note = "Relevance removed: the removed units' share of the group's summed relevance."
+    head = ("group", "units", "removed", f"{facts.worth(run)} removed", "kind", "layers")
+    what = facts.worth(run)
+    note = f"{what.capitalize()} removed: the removed units' share of the group's sum."
     return Table("Groups", head, "crrrlr", tuple(rows), note)
 
 

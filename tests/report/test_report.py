@@ -188,6 +188,12 @@ def test_relevance_removed_is_the_share_of_the_groups_sum(run: ReportInput) -> N
     assert table(replace(run, groups=(group,)), "Groups").rows[0][1:4] == ("4 → 2", "50 %", "20.0 %")
 
 
+def test_a_measured_loss_is_not_called_relevance(run: ReportInput) -> None:
+    named = replace(run, criterion="lrp, measured")
+    assert "measured loss removed" in table(named, "Groups").head
+    assert "relevance removed" in table(run, "Groups").head
+
+
 def test_a_plot_without_data_is_left_out(bare: ReportInput) -> None:
     unscored = replace(bare, groups=(replace(bare.groups[0], scores=np.empty(0)),))
     assert set(draw_plots(unscored)) == {"removed"}

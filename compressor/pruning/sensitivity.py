@@ -36,7 +36,7 @@ class SensitivityOptions:
     `limit_bytes` of covariances are held at a time; groups that need more go in several passes.
     """
 
-    probes: int = 48
+    probes: int = 32
     limit_bytes: int = 2 << 30
 
 

@@ -20,7 +20,7 @@ from . import gram
 from .compensation import CompensationOptions, rows_wanted, sampled_positions
 from .consumers import Layer, window_of
 
-DEFAULTS = CompensationOptions()
+ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def collect(
     layers: Mapping[fx.Node, Layer],
     images: Iterable[Tensor],
     *,
-    options: CompensationOptions = DEFAULTS,
+    options: CompensationOptions = ROWS,
 ) -> dict[fx.Node, Inputs]:
     """One pass over the images; sums over ranks. Layers whose `features_of` is 0 are left out."""
     parts = list(images)

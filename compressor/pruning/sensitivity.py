@@ -7,7 +7,7 @@ no repair. The slope of that curve is every unit's new score, so ranking per MAC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,7 +64,7 @@ def measure_scores(
     wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
     found: dict[str, FloatArray] = {}
     done = 0
-    for pack in _packs(wanted, readers, bench, options.limit_bytes):
+    for pack in _packs(_bundles(wanted, structure.coupled), readers, bench, options.limit_bytes):
         needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
         inputs = collect(graph, needed, fitting)
         orders = {}
@@ -73,8 +73,9 @@ def measure_scores(
             orders[group.name] = importance(group, scores, ranking) if order is None else order
         for chunks in _chunks_of(pack, orders, ranking, structure):
             _rate(bench, chunks, inputs, found)
-            done += 1
-            progress(done / len(wanted))
+            progress((done + len(found.keys() & orders.keys())) / len(wanted))
+        done += len(pack)
+        progress(done / len(wanted))
     return Scores(f"{scores.criterion}, measured", found, scores.samples, scores.unscored, scores.uncovered)
 
 
@@ -88,20 +89,29 @@ def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Te
     return list(torch.split(everything[:count], size)), list(torch.split(everything[count:], size))
 
 
+def _bundles(groups: Sequence[Group], coupled: Sequence[Collection[str]]) -> list[list[Group]]:
+    """Groups that lose equally many are measured together."""
+    of = {name: min(members) for members in coupled for name in members}
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(of.get(group.name, group.name), []).append(group)
+    return list(found.values())
+
+
 def _packs(
-    groups: Sequence[Group], readers: Mapping[str, Mapping[fx.Node, IntArray]], bench: _Bench, limit: int
+    bundles: Sequence[list[Group]], readers: Mapping[str, Mapping[fx.Node, IntArray]], bench: _Bench, limit: int
 ) -> Iterator[list[Group]]:
-    """Neighbouring groups whose readers' covariances fit the limit; one group at least."""
+    """Neighbours whose readers' covariances fit the limit; one bundle at least."""
     pack: list[Group] = []
     nodes: set[fx.Node] = set()
-    for group in groups:
-        more = nodes | set(readers.get(group.name, {}))
-        size = sum(8 * features_of(bench.graph, bench.layers[node]) ** 2 for node in more)
+    for bundle in bundles:
+        own = {node for group in bundle for node in readers.get(group.name, {})}
+        size = sum(8 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | own)
         if pack and size > limit:
             yield pack
-            pack, more = [], set(readers.get(group.name, {}))
-        pack.append(group)
-        nodes = more
+            pack, nodes = [], set()
+        pack.extend(bundle)
+        nodes |= own
     if pack:
         yield pack
 

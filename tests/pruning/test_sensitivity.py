@@ -224,7 +224,7 @@ def test_units_are_worth_more_the_later_they_go() -> None:
     graph, structure, layers = read(model, x)
     (group,) = structure.groups.groups
     scores = score(graph, structure.groups, [], criterion="l1")
-    inputs = collect(graph, layers, list(torch.split(x[48:], 300)))
+    inputs = collect(graph, layers, list(torch.split(x[32:], 300)))
     readers = consumers_of(structure, layers)[group.name]
     order = order_of_loss(graph, group, readers, layers, inputs, counts_of(scores, structure.groups.groups))
     values = measure_scores(graph, structure, scores, [x], replace(PLAIN, least=0)).values[group.name][0]
@@ -284,6 +284,34 @@ def test_measuring_again_gives_the_same_and_packs_do_not_matter() -> None:
     ]
     for other in found[1:]:
         assert all(np.array_equal(found[0].values[name], values) for name, values in other.values.items())
+
+
+class FusedHeads(nn.Module):
+    """One projection makes queries, keys and values, so that their dimensions must lose equally many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 3 * 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_groups_that_lose_equally_many_are_measured_together(limit: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, 6)
+    graph, structure, _ = read(FusedHeads().eval(), x)
+    (coupled,) = structure.coupled
+    scores = score(graph, structure.groups, [], criterion="l1")
+    ranking = replace(PLAIN, kinds=("head_dim",))
+    said: list[float] = []
+    options = SensitivityOptions(limit_bytes=limit)
+    found = measure_scores(graph, structure, scores, [x], ranking, options=options, progress=said.append)
+    assert set(found.values) == coupled
+    assert said[-1] == 1
+    assert all(bool(np.isfinite(values).all()) for values in found.values.values())
 
 
 def test_only_kinds_that_may_go_are_measured_and_progress_ends_at_one() -> None:

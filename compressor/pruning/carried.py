@@ -30,24 +30,24 @@ class _Consumer:
 
     inverse: Tensor
     weights: Tensor  # [outputs, features], rows scaled by the root of what an output counts
-    units: Tensor  # [features] the group's unit an entry comes from, -1 for others
+    entries: Sequence[Tensor]  # the features each unit of the group makes, none where this layer does not read it
 
-    def losses(self, size: int, alive: Tensor) -> Tensor:
-        """[size] what removing one more unit costs; units of equally many entries are solved together."""
-        found = torch.zeros(size, dtype=torch.float64)
-        entries = [torch.nonzero(self.units == unit).flatten() for unit in range(size)]
-        for count in {len(e) for e in entries} - {0}:
-            some = torch.tensor([u for u, e in enumerate(entries) if len(e) == count and alive[u]], dtype=torch.long)
-            if not len(some):
-                continue
-            index = torch.stack([entries[u] for u in some.tolist()])
+    def losses(self, alive: Tensor) -> Tensor:
+        """[units] what removing one more unit costs; units of equally many entries are solved together."""
+        found = torch.zeros(len(self.entries), dtype=torch.float64)
+        by_count: dict[int, list[int]] = {}
+        for unit, entries in enumerate(self.entries):
+            if len(entries) and alive[unit]:
+                by_count.setdefault(len(entries), []).append(unit)
+        for some in by_count.values():
+            index = torch.stack([self.entries[unit] for unit in some])
             blocks = self.inverse[index.unsqueeze(2), index.unsqueeze(1)]
             columns = self.weights[:, index].permute(1, 2, 0)  # [units, entries, outputs]
             found[some] += (torch.linalg.solve(blocks, columns) * columns).sum((1, 2))
         return found
 
     def remove(self, units: Tensor) -> None:
-        gone = torch.nonzero(torch.isin(self.units, units)).flatten()
+        gone = torch.cat([self.entries[unit] for unit in units.tolist()])
         if not len(gone):
             return
         reduced = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
@@ -90,7 +90,7 @@ def order_of_loss(
     `counts[node name]` is what each of a layer's outputs is worth.
     """
     state = [
-        _consumer(fetch(graph, layers[node].weight).detach(), units, inputs[node], counts.get(node.name))
+        _consumer(fetch(graph, layers[node].weight).detach(), units, group.size, inputs[node], counts.get(node.name))
         for node, units in readers.items()
         if node in inputs
     ]
@@ -100,7 +100,7 @@ def order_of_loss(
     order = np.zeros(group.size)
     step = -(-group.size // AT_ONCE)
     for gone in range(0, group.size, step):
-        losses = torch.stack([c.losses(group.size, alive) for c in state]).sum(0)
+        losses = torch.stack([c.losses(alive) for c in state]).sum(0)
         losses[~alive] = torch.inf
         units = losses.argsort(stable=True)[: min(step, group.size - gone)]
         order[units.numpy()] = np.arange(gone, gone + len(units))
@@ -110,14 +110,15 @@ def order_of_loss(
     return order
 
 
-def _consumer(weight: Tensor, units: IntArray, inputs: Inputs, counts: FloatArray | None) -> _Consumer:
+def _consumer(weight: Tensor, units: IntArray, size: int, inputs: Inputs, counts: FloatArray | None) -> _Consumer:
     weights = weight.double().cpu().flatten(1)
     variance = ((weights @ inputs.covariance) * weights).sum(1)
     worth = torch.ones(len(weights), dtype=torch.float64) if counts is None else torch.from_numpy(np.abs(counts))
     worth = worth / worth.sum().clamp(min=torch.finfo(torch.float64).tiny)
     root = (worth / variance.clamp(min=1e-3 * variance.mean() + torch.finfo(torch.float64).tiny)).sqrt()
-    entries = np.repeat(units, weights.shape[1] // len(units))
-    return _Consumer(torch.linalg.inv(inputs.covariance), weights * root.unsqueeze(1), torch.from_numpy(entries))
+    of = torch.from_numpy(np.repeat(units, weights.shape[1] // len(units)))
+    entries = [torch.nonzero(of == unit).flatten() for unit in range(size)]
+    return _Consumer(torch.linalg.inv(inputs.covariance), weights * root.unsqueeze(1), entries)
 
 
 def counts_of(scores: Scores, groups: Sequence[Group]) -> dict[str, FloatArray]:

@@ -26,6 +26,7 @@ from .ranking import Chunk, RankingOptions, channels_per_unit, importance, order
 from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
+WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 Progress = Callable[[float], None]
 
 
@@ -195,7 +196,7 @@ class _Bench:
         return (found - found.mean(1, keepdim=True) if found.dim() > 1 and found.shape[1] > 1 else found).double()
 
     def error(self, gone: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
-        """Squared distance of the outputs over their own square."""
+        """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
         groups = self.structure.groups
         kept = {name: np.setdiff1d(np.arange(groups[name].size), units) for name, units in gone.items()}
         small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
@@ -206,7 +207,8 @@ class _Bench:
             off += float((self._outputs(small, images) - expected).square().sum())
             whole += float(expected.square().sum())
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
-        return float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
+        found = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
+        return min(found, WORST) if np.isfinite(found) else WORST
 
 
 @torch.no_grad()

@@ -428,6 +428,7 @@ QUICK: dict[str, Any] = {
     "runtimes": "onnxruntime",
     "max_accuracy_loss": 100,
     "finetune_epochs": 0,
+    "normalisation": "mean",
     "batch_size": 8,
 }
 

@@ -128,7 +128,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-OWN = {"data": "digits:training", "size": "16", "mean": "0.5", "std": "0.5", "calibration": 60, "multiple": 2}
+OWN = {
+    "data": "digits:training",
+    "size": "16",
+    "mean": "0.5",
+    "std": "0.5",
+    "calibration": 60,
+    "multiple": 2,
+    "normalisation": "mean",
+}
 SHORT = {"budgets": (0.5,), "search_images": 100, "trial_images": 60, "score_images": 16, "finalists": 1}
 
 

@@ -27,6 +27,7 @@ QUICK: dict[str, Any] = {
     "max_accuracy_loss": 100,
     "max_int8_loss": 30.0,
     "finetune_epochs": 0,
+    "normalisation": "mean",
     "batch_size": 8,
     "budget": "macs 0.6",
 }

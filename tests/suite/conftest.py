@@ -52,5 +52,6 @@ def run(folder: Path) -> Path:
         max_accuracy_loss=100,
         max_int8_loss=50,
         finetune_epochs=0,
+        normalisation="mean",
     )
     return folder / "run"

@@ -290,15 +290,17 @@ def test_repeated_images_are_left_out_and_do_not_stop_a_run(tmp_path: Path, tiny
 
 def _embedded(out: Path, model: str, **more: Any) -> Recipe:
     base = {"criterion": "l1", "multiple": 4, "calibration": 32, "targets": "", "compensate": False}
+    base |= {"normalisation": "mean"}
     return read_recipe(None, model=model, out=str(out), **{**base, **more})
 
 
-@pytest.mark.parametrize("criterion", ["lrp", "gradient_x_input"])
+@pytest.mark.parametrize(("criterion", "normalisation"), [("lrp", "measured"), ("gradient_x_input", "mean")])
 @pytest.mark.parametrize("model", ["digits-resnet", "digits-vit"])
-def test_criteria_of_either_kind_lead_to_a_plan_that_meets_the_budget(
-    tmp_path: Path, model: str, criterion: str
+def test_either_way_of_ranking_leads_to_a_plan_that_meets_the_budget(
+    tmp_path: Path, model: str, criterion: str, normalisation: str
 ) -> None:
-    recipe = _embedded(tmp_path / "run", model, criterion=criterion, budget="macs 0.6", calibration=8)
+    given = {"criterion": criterion, "normalisation": normalisation, "budget": "macs 0.6", "calibration": 8}
+    recipe = _embedded(tmp_path / "run", model, **given)
     work, _, small = _planned(recipe)
     assert 0.6 * (1 - SLACK) <= measure_cost(small).macs / measure_cost(work.dense).macs <= 0.6
     assert [gate.passed for gate in work.gates] == [True]

@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from compressor.data import load_images
+from compressor.images import Images, Preprocessing
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +23,16 @@ def shared_data() -> Path:
     if not Path(place).is_dir():
         pytest.skip(f"COMPRESSOR_DATA names {place!r}, which is no folder here")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """60 images of four brightnesses: something there is to be right about."""
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    generator, labels = np.random.default_rng(0), np.arange(60) % 4
+    pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.fixture(scope="session", autouse=True)

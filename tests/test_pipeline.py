@@ -20,10 +20,9 @@ import compressor
 from compressor import pipeline, stages
 from compressor.checkpoints import state_hash
 from compressor.cost import measure_cost
-from compressor.data import load_images
 from compressor.device.bundle import verify_bundle
 from compressor.errors import BudgetError, GateError, ModelError
-from compressor.images import Images, Preprocessing
+from compressor.images import Images
 from compressor.models import Model
 from compressor.pruning import identity_error
 from compressor.pruning.budget import SLACK
@@ -79,16 +78,6 @@ def tiny() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Tiny().train()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """60 images of four brightnesses: something there is to be right about."""
-    path = tmp_path_factory.mktemp("images") / "images.npz"
-    generator, labels = np.random.default_rng(0), np.arange(60) % 4
-    pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
 
 
 Compress = Callable[..., compressor.Run]

@@ -191,7 +191,7 @@ def make_plan(
     limit = budget.share * dense
 
     def spent(removed: Sequence[Chunk]) -> float:
-        return price(removed_classes(structure, _kept(structure.groups, removed)))
+        return price(removed_classes(structure, kept_after(structure.groups, removed)))
 
     least = spent(chunks)
     if least > limit:
@@ -208,7 +208,7 @@ def make_plan(
             f"{reached / dense:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense)}' "
             "or round kept counts to a smaller multiple"
         )
-    kept = _kept(structure.groups, removed)
+    kept = kept_after(structure.groups, removed)
     return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], str(budget))
 
 
@@ -237,7 +237,7 @@ def everything_gone(structure: Structure, scores: Scores, options: RankingOption
     chunks = order_of_removal(
         structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
     )
-    return _kept(structure.groups, chunks)
+    return kept_after(structure.groups, chunks)
 
 
 def _up(share: float) -> str:
@@ -289,7 +289,8 @@ def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit:
             return removed
 
 
-def _kept(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
+def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
+    """What stays of each group that loses any."""
     gone: dict[str, list[IntArray]] = {}
     for chunk in removed:
         for name, units in ((chunk.group, chunk.units), *chunk.also):

@@ -18,6 +18,7 @@ from ..distributed import sum_over_ranks
 from ..graph import fetch, store
 from ..lockstep import Batch, arguments, images_of
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
+from .budget import kept_after
 from .carried import consumers_of, counts_of, order_of_loss
 from .consumers import Layer, find_layers
 from .groups import Structure
@@ -136,11 +137,7 @@ def _rate(
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
     errors = [0.0]
     for stop in stops:
-        gone: dict[str, list[IntArray]] = {}
-        for chunk in chunks[:stop]:
-            for name, units in ((chunk.group, chunk.units), *chunk.also):
-                gone.setdefault(name, []).append(units)
-        errors.append(bench.error({name: np.concatenate(units) for name, units in gone.items()}, inputs))
+        errors.append(bench.error(kept_after(bench.structure.groups, chunks[:stop]), inputs))
     for chunk, slope in zip(chunks, slope_of_each(np.array([0, *stops]), np.array(errors)), strict=True):
         members = ((chunk.group, chunk.units), *chunk.also)
         for name, units in members:
@@ -195,10 +192,8 @@ class _Bench:
             found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
         return (found - found.mean(1, keepdim=True) if found.dim() > 1 and found.shape[1] > 1 else found).double()
 
-    def error(self, gone: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
+    def error(self, kept: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
-        groups = self.structure.groups
-        kept = {name: np.setdiff1d(np.arange(groups[name].size), units) for name, units in gone.items()}
         small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
         for node, some in inputs.items():
             repair(self.graph, small, self.layers[node], slices, some)

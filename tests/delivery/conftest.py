@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.data import load_images
-from compressor.images import Images, Preprocessing
+from compressor.images import Images
 from compressor.report import write as report_writer
 
 QUICK: dict[str, Any] = {
@@ -53,15 +51,6 @@ def small() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Small().eval()
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    path = tmp_path_factory.mktemp("images") / "images.npz"
-    generator, labels = np.random.default_rng(0), np.arange(60) % 4
-    pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
 
 
 Compress = Callable[..., compressor.Run]

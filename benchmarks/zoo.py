@@ -1,8 +1,9 @@
 """Does pruning hold for every network? One line per model, no per-model recipe, random weights and random scores.
 
 In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all). Every model gets two
-processes and a time limit: one prunes and checks, a fresh one rebuilds from the saved plan, exports and runs. Out: a
-table, DIR/zoo.csv and, as the last line, one JSON object; DIR/zoo.jsonl holds what is done, so a run continues.
+processes and a time limit: one prunes and checks, a fresh one rebuilds from the saved plan, exports and runs. What
+they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as the last line, one JSON
+object; DIR/zoo.jsonl holds what is done, so a run continues.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.data import load_images
 from compressor.device.runtimes import open_model
 from compressor.errors import BudgetError, CompressorError
 from compressor.export.engines import build_engine, image_profile
 from compressor.export.onnx import export_onnx
 from compressor.graph import fetch, trace
+from compressor.images import Preprocessing, overridden
 from compressor.models import load_model
 from compressor.pruning import (
     Budget,
@@ -72,6 +75,7 @@ MOST = 0.75  # a structure whose honest limit is above this did not really get s
 IDENTITY = 1e-7
 # float32 against float32 with other summation orders, through the same layers
 PARITY = 1e-3
+USUAL = Preprocessing((224, 224), (256,), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass
@@ -124,6 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
     parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
+    parser.add_argument("--images", default="", help="real images, as --data of the command line; without: noise")
     parser.add_argument("--again", action="store_true", help="repeat what failed before")
     parser.add_argument("--work", choices=("prune", "replay"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -168,6 +173,7 @@ def _run_worker(work: str, name: str, folder: Path, options: argparse.Namespace)
     """Empty when it ended well, else why not."""
     command = [sys.executable, __file__, "--work", work, "--models", name, "--out", str(folder), "--until"]
     command += [options.until, "--threads", str(options.threads), "--size", str(options.size)]
+    command += ["--images", options.images]
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -213,7 +219,7 @@ def _work(options: argparse.Namespace) -> None:
     state = folder / "state.json"
     log = Log(state, json.loads(state.read_text()) if state.is_file() else {})
     try:
-        for _ in (_prune if options.work == "prune" else _replay)(name, folder, log, options.size):
+        for _ in (_prune if options.work == "prune" else _replay)(name, folder, log, options):
             if log.found["stage"] == options.until:
                 break
     except CompressorError as error:
@@ -227,13 +233,13 @@ def _work(options: argparse.Namespace) -> None:
         sys.exit(f"{type(error).__name__} at {where}: {text}")
 
 
-def _prune(name: str, folder: Path, log: Log, size: int) -> Iterator[None]:
+def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iterator[None]:
     """Every stage up to the saved plan; yields after each."""
     with log.stage("build"):
         model = load_model(name, "none")
-        height, width = model.preprocessing.size if model.preprocessing else (224, 224)
-        shape = (3, size or height, size or width)
-        images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+        how = overridden(model.preprocessing or USUAL, size=options.size or None)
+        shape = how.shape
+        images = images_for(how, options.images)
         disturb(model.module, images[:2])
     yield
     with log.stage("trace"):
@@ -273,6 +279,13 @@ def _prune(name: str, folder: Path, log: Log, size: int) -> Iterator[None]:
     yield
 
 
+def images_for(how: Preprocessing, source: str) -> Tensor:
+    """[3, C, H, W], as the model takes them."""
+    if source:
+        return torch.stack([load_images(source).prepared(how)[index] for index in range(3)])
+    return torch.randn(3, *how.shape, generator=torch.Generator().manual_seed(1))
+
+
 @torch.no_grad()
 def disturb(module: nn.Module, images: Tensor) -> None:
     """Weights whose every index matters: statistics of real activations, no parameter constant over its channels."""
@@ -286,20 +299,20 @@ def disturb(module: nn.Module, images: Tensor) -> None:
             noise = torch.rand(parameter.shape, generator=generator)
             start = 0.0 if bool((parameter == 0).all()) else 0.75
             parameter.copy_(start + noise / 2 - (0.25 if start == 0 else 0))
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [m.momentum for m in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """On what the disturbed layers before it give, so that a deep network's values stay in range."""
+        (x,) = inputs
+        others = [axis for axis in range(x.dim()) if axis != 1]
+        spread = x.std(others).clamp(min=1e-3)
+        norm.running_mean = x.mean(others) + 0.2 * spread * torch.randn(spread.shape, generator=generator)
+        norm.running_var = spread.square() * (0.5 + torch.rand(spread.shape, generator=generator))
+
+    norms = [m for m in module.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     module(images)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.eval()
-        norm.momentum = momentum
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        spread = norm.running_var.sqrt()
-        norm.running_mean += 0.2 * spread * torch.randn(spread.shape, generator=generator)
-        norm.running_var *= 0.5 + torch.rand(spread.shape, generator=generator)
+    for hook in hooks:
+        hook.remove()
 
 
 def _plan(graph: fx.GraphModule, structure: Structure) -> tuple[Plan, float]:
@@ -339,7 +352,7 @@ def _second_size(
     _require(error <= IDENTITY, f"at {pixels} px pruned and masked differ by {error:.2e}")
 
 
-def _replay(name: str, folder: Path, log: Log, size: int) -> Iterator[None]:
+def _replay(name: str, folder: Path, log: Log, _: argparse.Namespace) -> Iterator[None]:
     """A fresh process: rebuilds from the folder, exports, runs, builds; yields after each stage."""
     held = np.load(folder / "expected.npz")
     images = torch.from_numpy(held["images"])

@@ -2,14 +2,15 @@
 
 In: the dense graph, the pruned one (same names, smaller tensors), their slices, calibration images. Out: new
 weights in the pruned graph, and a record. Layers are solved in graph order on the inputs the repaired network
-gives them (reconstruction as in arXiv 1707.06168, asymmetric as in 1505.06798). Knows nothing of scores.
+gives them (reconstruction as in arXiv 1707.06168, asymmetric as in 1505.06798); in front of a clamp such as
+ReLU, only what it lets through counts. Knows nothing of scores.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from ..errors import DataError
 from ..graph import fetch, store
 from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
 from ..records import LeftAlone, Slices
-from . import gram
+from . import clamped, gram
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 ROW_ENTRIES = 1 << 23  # rows are unfolded so many numbers at a time: 64 MB in float64
+LEAST_HELD = 2  # rows a feature; with fewer in memory a clamp is not looked at
 DEAD_OUTPUT = 1e-6  # an output scaled by less than this share of the largest does not reach the stream
 
 
@@ -35,7 +37,7 @@ class CompensationOptions:
     `ridges`: strengths to choose from, relative to the mean square of a layer's inputs; the middle one is used
     where there are too few images to hold any out. Positions of each image are sub-sampled until a layer sees
     about `rows_per_feature` rows for each entry of a row, but at least `rows_least`. `limit_bytes` of live
-    activations stay in memory, the rest waits in files.
+    activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -47,7 +49,10 @@ class CompensationOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayerRepair:
-    """One refitted layer; errors are squared errors relative to the target's variance, over all rows used."""
+    """One refitted layer; errors are squared errors relative to the target's variance, over all rows used.
+
+    In front of a clamp, errors that it cuts off are not counted.
+    """
 
     layer: str
     weight: str
@@ -78,6 +83,20 @@ class _Fit:
     def movable(self) -> bool:
         """Whether a constant can be added to the outputs: by a bias, or by the normalisation behind them."""
         return bool(self.layer.bias) or self.layer.norm is not None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a layer's rows and targets add up to, in two folds of images; the rows too where a clamp follows."""
+
+    folds: tuple[gram.Moments, gram.Moments]
+    bounds: clamped.Bounds | None = None
+    rows: list[clamped.Rows] = field(default_factory=list)
+
+    def error(self, weights: Tensor, offset: Tensor) -> float:
+        if self.bounds is None:
+            return gram.squared_error(self.folds[0] + self.folds[1], weights, offset)
+        return clamped.squared_error(clamped.Rows.joined(self.rows), self.bounds, weights, offset)
 
 
 def compensate(
@@ -133,29 +152,60 @@ def _repair(
     if features > gram.WIDEST:
         why = f"a row of its inputs has {features:,} entries, too many to refit (at most {gram.WIDEST:,})"
         return LeftAlone(fit.layer.name, str(fit.layer.node.target), why)
-    folds = _gather(walk, stop, fit, images, options)
-    total = folds[0] + folds[1]
-    ridge = gram.choose_ridge(folds, options.ridges, fit.start, fit.offset, intercept=fit.movable)
-    problem = gram.problem_of(total, fit.movable)
-    weights = None if ridge is None else gram.solve(problem, ridge, fit.start)
-    if ridge is None or weights is None:
+    seen = _gather(walk, stop, fit, images, options)
+    solved = _solve(fit, seen, options)
+    if solved is None:
         target = str(fit.layer.node.target)
         return LeftAlone(fit.layer.name, target, "no refit is better than its own weights on held-out images")
-    offset = gram.intercept_of(problem, weights)
+    ridge, weights, offset = solved
+    total = seen.folds[0] + seen.folds[1]
     variance = max(gram.variance_of(total), torch.finfo(torch.float64).tiny)
-    before, after = (gram.squared_error(total, *w) / variance for w in ((fit.start, fit.offset), (weights, offset)))
+    before, after = (seen.error(*w) / variance for w in ((fit.start, fit.offset), (weights, offset)))
     _write(walk.pruned, fit, weights, offset)
     return LayerRepair(fit.layer.name, fit.layer.weight, ridge, before, after, int(total.count))
 
 
-def _gather(
-    walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions
-) -> tuple[gram.Moments, gram.Moments]:
+def _solve(fit: _Fit, seen: _Seen, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
+    """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
+    ridge = gram.choose_ridge(seen.folds, options.ridges, fit.start, fit.offset, intercept=fit.movable)
+    if ridge is None:
+        return None
+    total = seen.folds[0] + seen.folds[1]
+    if seen.bounds is not None and _clamped_is_better(fit, seen, seen.bounds, ridge):
+        rows = clamped.Rows.joined(seen.rows)
+        found = clamped.solve(total, rows, seen.bounds, ridge, fit.start, intercept=fit.movable)
+        return None if found is None else (ridge, *found)
+    problem = gram.problem_of(total, fit.movable)
+    weights = gram.solve(problem, ridge, fit.start)
+    return None if weights is None else (ridge, weights, gram.intercept_of(problem, weights))
+
+
+def _clamped_is_better(fit: _Fit, seen: _Seen, bounds: clamped.Bounds, ridge: float) -> bool:
+    if any(float(fold.count) == 0 for fold in seen.folds):
+        return False
+    problem = gram.problem_of(seen.folds[0], fit.movable)
+    linear = gram.solve(problem, ridge, fit.start)
+    found = clamped.solve(seen.folds[0], seen.rows[0], bounds, ridge, fit.start, intercept=fit.movable)
+    if linear is None or found is None:
+        return False
+    held_out = (
+        clamped.squared_error(seen.rows[1], bounds, *w) for w in ((linear, gram.intercept_of(problem, linear)), found)
+    )
+    without, with_it = held_out
+    return with_it < without
+
+
+def _gather(walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions) -> _Seen:
     """Brings both graphs to the layer and sums its rows and targets, in two folds of images, over all ranks."""
     layer, window, axis = fit.layer, fit.window, fit.layer.channel_axis
     groups, outputs, features = fit.start.shape
     folds = tuple(gram.Moments.empty(groups, features, outputs, fit.start.device) for _ in range(2))
     count = sum_count(sum(len(batch) for batch in images))
+    wanted = rows_wanted(features, options)
+    held = min(wanted, options.limit_bytes // 2 // (4 * groups * (features + 2 * outputs)))
+    known = layer.partner is None or layer.partner in walk.order[:stop]
+    bounds = layer.bounds if known and held >= LEAST_HELD * features else None
+    parts = tuple([clamped.Rows.empty(groups, features, outputs, fit.start.device)] for _ in range(2))
     source = arguments(layer.node)["input"]
 
     def visit(batch: int, dense: Values, pruned: Values) -> None:
@@ -163,8 +213,10 @@ def _gather(
         target = y.index_select(axis, fit.kept).double() * _along(fit.scale.flatten(), y.dim(), axis)
         if layer.partner in dense and layer.partner in pruned:
             target += _difference(dense[layer.partner], pruned[layer.partner], fit.kept, axis)
+        given = None if bounds is None else _given_to_the_clamp(walk, layer, dense)
         available = gram.position_count(y, window)
-        positions = sampled_positions(available, rows_wanted(features, options), count, options.seed).to(y.device)
+        positions = sampled_positions(available, wanted, count, options.seed).to(y.device)
+        of_held = torch.isin(positions, sampled_positions(available, held, count, options.seed).to(y.device))
         fold = fold_of(images[batch]).to(y.device)
         step = max(1, ROW_ENTRIES // (len(positions) * groups * features))
         for begin in range(0, len(y), step):
@@ -175,9 +227,24 @@ def _gather(
                 chosen = fold[part] == number
                 if bool(chosen.any()):
                     moments.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
+                if given is not None:
+                    reached = gram.targets_of(given.index_select(axis, fit.kept)[part], window, positions)
+                    few = [t[:, chosen][:, :, of_held].flatten(1, 2).float() for t in (rows, targets, reached)]
+                    parts[number].append(clamped.Rows(*few))
 
     walk.advance(stop, visit)
-    return _over_ranks(folds[0]), _over_ranks(folds[1])
+    sums = _over_ranks(folds[0]), _over_ranks(folds[1])
+    return _Seen(sums, bounds, [clamped.Rows.joined(p) for p in parts]) if bounds is not None else _Seen(sums)
+
+
+def _given_to_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:
+    """What the dense network's clamp behind the layer takes."""
+    values, at = dict(dense), layer.node
+    for node in layer.chain:
+        values[node] = run_node(walk.dense, node, values)
+        at = node
+    found: Tensor = values[at]
+    return found if layer.partner is None else found + dense[layer.partner]
 
 
 def _along(vector: Tensor, dimensions: int, axis: int) -> Tensor:

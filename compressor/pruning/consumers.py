@@ -6,6 +6,7 @@ stream; `schedule` puts what they are added to before the layer. Knows nothing o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..graph import aten
 from ..lockstep import arguments, attribute
 from ..records import LeftAlone
 from . import gram
+from .clamped import Bounds
 
 _WINDOWED = (
     aten.conv1d.default,
@@ -28,6 +30,15 @@ _WINDOWED = (
     aten.conv3d.padding,
 )
 _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_RECTIFIED = (aten.relu.default, aten.relu_.default)
+_CLAMPED = (
+    *(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default),
+    *(aten.hardtanh.default, aten.hardtanh_.default),
+)
+_HARD: dict[Any, Bounds] = {  # what a hard activation's two bounds are: beyond them it is constant
+    **dict.fromkeys((aten.hardswish.default, aten.hardswish_.default), Bounds(-3.0, math.inf)),
+    **dict.fromkeys((aten.hardsigmoid.default, aten.hardsigmoid_.default), Bounds(-3.0, 3.0)),
+}
 _PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default)
 
 
@@ -36,7 +47,8 @@ class Layer:
     """A convolution or linear node with parameters of its own.
 
     `norm` is the batch normalisation right behind it, `chain` that and the stored factors that follow, and
-    `partner` the other operand of the sum the outputs then enter.
+    `partner` the other operand of the sum the outputs then enter. `bounds` are those of a clamp, such as ReLU,
+    that alone takes the chain's end or that sum.
     """
 
     node: fx.Node
@@ -45,6 +57,7 @@ class Layer:
     norm: fx.Node | None
     chain: tuple[fx.Node, ...]
     partner: fx.Node | None
+    bounds: Bounds | None = None
 
     @property
     def name(self) -> str:
@@ -109,7 +122,8 @@ def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], change
         chain.append(user)
         at = user
     bias = "" if args["bias"] is None else str(args["bias"].target)
-    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), _partner(at, changed))
+    partner = _partner(at, changed)
+    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, _bounds(at, partner))
 
 
 def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int]) -> bool:
@@ -144,6 +158,23 @@ def _partner(at: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     (other,) = (n for n in user.all_input_nodes if n is not at)
     alike = isinstance(other.meta.get("val"), Tensor) and other.meta["val"].shape == at.meta["val"].shape
     return other if alike and other in changed and other.op != "get_attr" else None
+
+
+def _bounds(at: fx.Node, partner: fx.Node | None) -> Bounds | None:
+    """Of the clamp that is all that takes `at`, or all that takes its sum with the partner."""
+    users = list(at.users)
+    if partner is not None and len(users) == 1:
+        users = list(users[0].users)
+    if len(users) != 1:
+        return None
+    (user,) = users
+    if user.target in _RECTIFIED:
+        return Bounds(0.0, math.inf)
+    if user.target not in _CLAMPED:
+        return _HARD.get(user.target)
+    args = arguments(user)
+    low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
+    return Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 def window_of(node: fx.Node, weight: Tensor) -> gram.Window:

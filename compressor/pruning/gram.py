@@ -123,13 +123,20 @@ def problem_of(moments: Moments, intercept: bool) -> Problem:
 
 def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
     """Ridge weights [groups, outputs, features] shrunk towards `start`; None where it is numerically singular."""
+    factor = factor_of(problem, ridge)
+    return None if factor is None else solve_with(problem, factor, start)
+
+
+def factor_of(problem: Problem, ridge: float) -> Tensor | None:
+    """The Cholesky factor of the second moments and the ridge; None where they are numerically singular."""
     diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)
     scale = diagonal.mean(-1, keepdim=True)
     penalty = ridge * torch.maximum(scale, 1e-6 * diagonal.mean() + torch.finfo(torch.float64).tiny)
-    system = problem.xx + torch.diag_embed(penalty.expand_as(diagonal))
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if bool(failed.any()):
-        return None
+    factor, failed = torch.linalg.cholesky_ex(problem.xx + torch.diag_embed(penalty.expand_as(diagonal)))
+    return None if bool(failed.any()) else factor
+
+
+def solve_with(problem: Problem, factor: Tensor, start: Tensor) -> Tensor:
     residual = problem.xy - problem.xx @ start.mT
     return start + torch.cholesky_solve(residual, factor).mT
 

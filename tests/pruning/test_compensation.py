@@ -26,33 +26,16 @@ from compressor.pruning.consumers import find_layers, schedule, window_of
 from compressor.pruning.surgery import prune
 from compressor.records import Plan, Slices
 
+from .conftest import ORDER_TOLERANCE, RANK_TOLERANCE, distance, sliced
+
 # The weakest ridge leaves an error of its own size where the fit could be perfect.
 RIDGE_TOLERANCE = 1e-3
-# float64 sums of the same numbers in another order.
-ORDER_TOLERANCE = 1e-9
-# Two processes add their halves in float64, the weights are float32.
-RANK_TOLERANCE = 1e-5
 IMAGES = 48
-
-
-def sliced(dense: fx.GraphModule, cuts: dict[str, dict[int, list[int]]]) -> tuple[fx.GraphModule, Slices]:
-    """A copy with the named axes of the named parameters cut to the given indices."""
-    pruned, kept = copy.deepcopy(dense), {}
-    for name, axes in cuts.items():
-        whole = fetch(dense, name).detach()
-        index = tuple(np.array(axes.get(axis, range(size)), np.int64) for axis, size in enumerate(whole.shape))
-        store(pruned, name, whole[np.ix_(*index)].clone())
-        kept[name] = index
-    return pruned, Slices(kept)
 
 
 def answer(graph: fx.GraphModule, x: Tensor) -> Tensor:
     with torch.no_grad():
         return graph(x)[0] if isinstance(graph(x), (tuple, list)) else graph(x)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -128,7 +128,8 @@ def _torchvision(spec: str, weights: str) -> _Built:
         downloads=weights == "default",
     )
     categories = tuple(own.meta["categories"]) if arguments.get("num_classes", 1000) == 1000 else None
-    return _Built(module, _of_transforms(own.transforms()), categories)
+    fixed = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
+    return _Built(module, overridden(_of_transforms(own.transforms()), size=fixed), categories)
 
 
 def _of_transforms(preset: Any) -> Preprocessing:

@@ -135,6 +135,9 @@ def test_torchvision_by_name_knows_its_preprocessing() -> None:
     assert model.preprocessing == Preprocessing((240, 240), (255,), "bilinear", **IMAGENET)
     assert model.class_names is not None
     assert model.class_names[0] == "tench"
+    small = load_model("torchvision:vit_b_32(image_size=96)", "none").preprocessing
+    assert small is not None
+    assert (small.size, small.resize) == ((96, 96), (110,))  # 224 of 256, for the pixels it was built for
     assert load_model("torchvision:resnet18(num_classes=2)", "none").class_names is None
 
 

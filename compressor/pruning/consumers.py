@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..lockstep import arguments, attribute
+from ..lockstep import arguments, attribute, run_node
 from ..records import LeftAlone
 from . import gram
 from .clamped import Bounds
@@ -30,15 +30,17 @@ _WINDOWED = (
     aten.conv3d.padding,
 )
 _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-_RECTIFIED = (aten.relu.default, aten.relu_.default)
-_CLAMPED = (
+_POINTWISE = (  # of one value, or with a stored bound; what they make of a large value tells where they are flat
+    *(aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default),
     *(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default),
-    *(aten.hardtanh.default, aten.hardtanh_.default),
+    *(aten.clamp_max.default, aten.clamp_max_.default, aten.maximum.default, aten.minimum.default),
+    *(aten.hardswish.default, aten.hardswish_.default, aten.hardsigmoid.default, aten.hardsigmoid_.default),
+    *(aten.gelu.default, aten.gelu_.default, aten.silu.default, aten.silu_.default, aten.mish.default),
+    *(aten.sigmoid.default, aten.sigmoid_.default, aten.tanh.default, aten.tanh_.default, aten.elu.default),
 )
-_HARD: dict[Any, Bounds] = {  # what a hard activation's two bounds are: beyond them it is constant
-    **dict.fromkeys((aten.hardswish.default, aten.hardswish_.default), Bounds(-3.0, math.inf)),
-    **dict.fromkeys((aten.hardsigmoid.default, aten.hardsigmoid_.default), Bounds(-3.0, 3.0)),
-}
+FLAT = 0.02  # GELU and its like never are; where they rise by less than this they count as flat
+KINK = 0.2  # ReLU and its like leave a plane at once, and then exactly there
+_TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 100, torch.tensor([1e4])])
 _PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default)
 
 
@@ -47,8 +49,8 @@ class Layer:
     """A convolution or linear node with parameters of its own.
 
     `norm` is the batch normalisation right behind it, `chain` that and the stored factors that follow, and
-    `partner` the other operand of the sum the outputs then enter. `bounds` are those of a clamp, such as ReLU,
-    that alone takes the chain's end or that sum.
+    `partner` the other operand of the sum the outputs then enter. `bounds` are where what alone takes the
+    chain's end or that sum is flat, as ReLU is below zero.
     """
 
     node: fx.Node
@@ -123,7 +125,7 @@ def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], change
         at = user
     bias = "" if args["bias"] is None else str(args["bias"].target)
     partner = _partner(at, changed)
-    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, _bounds(at, partner))
+    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, _bounds(graph, at, partner))
 
 
 def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int]) -> bool:
@@ -160,21 +162,29 @@ def _partner(at: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     return other if alike and other in changed and other.op != "get_attr" else None
 
 
-def _bounds(at: fx.Node, partner: fx.Node | None) -> Bounds | None:
-    """Of the clamp that is all that takes `at`, or all that takes its sum with the partner."""
-    users = list(at.users)
-    if partner is not None and len(users) == 1:
-        users = list(users[0].users)
-    if len(users) != 1:
-        return None
-    (user,) = users
-    if user.target in _RECTIFIED:
-        return Bounds(0.0, math.inf)
-    if user.target not in _CLAMPED:
-        return _HARD.get(user.target)
-    args = arguments(user)
-    low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
-    return Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
+def _bounds(graph: fx.GraphModule, at: fx.Node, partner: fx.Node | None) -> Bounds | None:
+    """Where the pointwise operations that alone take `at`, or its sum with the partner, are flat: found by trying."""
+    if partner is not None:
+        (at,) = at.users
+    made = _TRIED.to(next(graph.parameters()))
+    while len(at.users) == 1:
+        (user,) = at.users
+        stored = [n for n in user.all_input_nodes if n is not at]
+        if user.target not in _POINTWISE or any(n.op != "get_attr" or n.meta["val"].numel() > 1 for n in stored):
+            break
+        made = run_node(graph, user, {at: made.clone()})
+        at = user
+    low, high = _flat_until(made), -_flat_until(made.flip(0))
+    return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
+
+
+def _flat_until(made: Tensor) -> float:
+    """The last value tried up to which a function stays where it starts; minus infinity where it rises at once."""
+    away = (made - made[0]).abs()
+    exactly, about = (int((away <= limit).long().cumprod(0).sum()) - 1 for limit in (0.0, FLAT))
+    if about == 0:
+        return -math.inf
+    return float(_TRIED[exactly if _TRIED[about] - _TRIED[exactly] < KINK else about])
 
 
 def window_of(node: fx.Node, weight: Tensor) -> gram.Window:

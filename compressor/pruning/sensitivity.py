@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, fx
 
 from ..distributed import sum_over_ranks
 from ..graph import fetch, store
-from ..lockstep import Batch, arguments, images_of
+from ..lockstep import Batch, Values, arguments, changed_nodes, images_of, run_node
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
 from .budget import kept_after
 from .carried import consumers_of, counts_of, order_of_loss
@@ -180,30 +181,79 @@ class _Bench:
         layers: Mapping[fx.Node, Layer],
         images: Sequence[Tensor],
     ) -> None:
-        self.graph, self.structure, self.layers, self.images = graph, structure, layers, images
-        self.expected = [self._outputs(graph, part) for part in images]
-
-    @staticmethod
-    @torch.no_grad()
-    def _outputs(graph: fx.GraphModule, images: Tensor) -> Tensor:
-        """[N, ...] the first output; of classes, a constant more on all of them makes no difference."""
-        found = graph(images)
-        while not isinstance(found, Tensor):
-            found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
-        return (found - found.mean(1, keepdim=True) if found.dim() > 1 and found.shape[1] > 1 else found).double()
+        self.graph, self.structure, self.layers = graph, structure, layers
+        self.walk = _Walk(graph, images)
+        self.expected = [_centred(self.walk.finish(graph, values)) for values in self.walk.just_before(0)]
 
     def error(self, kept: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
         small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
         for node, some in inputs.items():
             repair(self.graph, small, self.layers[node], slices, some)
+        changed = changed_nodes(self.graph, small)
+        first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)
         off = whole = 0.0
-        for images, expected in zip(self.images, self.expected, strict=True):
-            off += float((self._outputs(small, images) - expected).square().sum())
+        for values, expected in zip(self.walk.just_before(first), self.expected, strict=True):
+            off += float((_centred(self.walk.finish(small, values)) - expected).square().sum())
             whole += float(expected.square().sum())
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
         found = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
         return min(found, WORST) if np.isfinite(found) else WORST
+
+
+def _centred(outputs: Any) -> Tensor:
+    """[N, ...] the first output; of classes, a constant more on all of them makes no difference."""
+    while not isinstance(outputs, Tensor):
+        outputs = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs[0]
+    some = outputs.dim() > 1 and outputs.shape[1] > 1
+    return (outputs - outputs.mean(1, keepdim=True) if some else outputs).double()
+
+
+class _Walk:
+    """The whole network's live values before one of its nodes, so that what comes before a cut is computed once."""
+
+    def __init__(self, graph: fx.GraphModule, images: Sequence[Tensor]) -> None:
+        self.graph, self.images = graph, images
+        self.nodes = [node for node in graph.graph.nodes if node.op != "get_attr"]
+        self.last_use = {used: i for i, node in enumerate(self.nodes) for used in node.all_input_nodes}
+        self._at, self._values = 0, [self._start(part) for part in images]
+
+    def _start(self, images: Tensor) -> Values:
+        (placeholder,) = (node for node in self.nodes if node.op == "placeholder")
+        return {placeholder: images.to(next(self.graph.parameters()).device)}
+
+    def just_before(self, index: int) -> list[Values]:
+        """For every batch; cheapest where the index only rises."""
+        if index < self._at:
+            self._at, self._values = 0, [self._start(part) for part in self.images]
+        for values in self._values:
+            self._run(self.graph, values, self._at, index)
+        self._at = index
+        return self._values
+
+    def finish(self, graph: fx.GraphModule, values: Values) -> Any:
+        """The outputs of a graph with the same nodes, from where the whole one's values stand."""
+        return self._run(graph, dict(values), self._at, len(self.nodes))
+
+    @torch.no_grad()
+    def _run(self, graph: fx.GraphModule, values: Values, begin: int, end: int) -> Any:
+        twins = [node for node in graph.graph.nodes if node.op != "get_attr"]
+        for index in range(begin, end):
+            node, twin = self.nodes[index], twins[index]
+            if node.op == "output":
+                return fx.map_arg(node.args[0], values.__getitem__)
+            if node.op != "placeholder":
+                own = {theirs: values[ours] for ours, theirs in _pairs(node, twin)}
+                values[node] = run_node(graph, twin, own)
+            for used in (*node.all_input_nodes, node):
+                if self.last_use.get(used, -1) <= index:
+                    values.pop(used, None)
+        return None
+
+
+def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    pairs = zip(node.all_input_nodes, twin.all_input_nodes, strict=True)
+    return ((ours, theirs) for ours, theirs in pairs if ours.op != "get_attr")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def prune(graph: fx.GraphModule, structure: Structure, plan: Plan) -> tuple[fx.G
 
 def remove(graph: fx.GraphModule, structure: Structure, gone: Keep) -> tuple[fx.GraphModule, Slices]:
     """The graph without the classes that are gone. Raises RaggedError, naming the node, where no box remains."""
-    small = copy.deepcopy(graph)
+    small = _copied(graph, structure, gone)
     kept: dict[str, tuple[IntArray, ...]] = {}
     done: dict[int, Tensor] = {}
     for node in small.graph.nodes:
@@ -76,6 +77,22 @@ def remove(graph: fx.GraphModule, structure: Structure, gone: Keep) -> tuple[fx.
     return small, Slices(kept)
 
 
+def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep) -> fx.GraphModule:
+    """A copy in which parameters that are cut next are still the graph's own, so that none is ever held twice."""
+    names = Counter(
+        id(tensor)
+        for tensors in (graph.named_parameters, graph.named_buffers)
+        for _, tensor in tensors(remove_duplicate=False)
+    )
+    read = [node for node in graph.graph.nodes if node.op == "get_attr" and _is_cut(structure.lying(node), gone)]
+    cut = [fetch(graph, str(node.target)) for node in read]
+    return copy.deepcopy(graph, {id(tensor): tensor for tensor in cut if names[id(tensor)] == 1})
+
+
+def _is_cut(lying: Sequence[Lying], gone: Keep) -> bool:
+    return any(gone[classes].any() for _, classes in lying)
+
+
 def _cut_parameter(
     graph: fx.GraphModule,
     node: fx.Node,
@@ -86,7 +103,7 @@ def _cut_parameter(
 ) -> None:
     lying = structure.lying(node)
     tensor = fetch(graph, str(node.target))
-    if node.target in kept or not any(gone[classes].any() for _, classes in lying):
+    if node.target in kept or not _is_cut(lying, gone):
         return
     if id(tensor) not in done:  # tied parameters stay tied
         cut = compact(tensor.detach(), lying, gone).clone()

@@ -37,7 +37,7 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
     """
     tied: set[str] = set()
     frozen: set[str] = set()
-    double = copy.deepcopy(graph).double()
+    double = _parameters_late(copy.deepcopy(graph).double())
     for _ in range(ROUNDS):
         structure = analyse(graph, tied, frozen)
         for share in SHARES:
@@ -49,6 +49,15 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
         for name in failed:
             (frozen if name in tied or not _has_rows(structure, name) else tied).add(name)
     raise ModelError(f"the pruning check does not settle at {sorted(failed)[:5]}; please report this model")
+
+
+def _parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
+    """Each parameter is read just before its first use, so that one masked copy is held at a time."""
+    place = {node: index for index, node in enumerate(graph.graph.nodes)}
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr" and n.users]:
+        min(node.users, key=place.__getitem__).prepend(node)
+    graph.recompile()
+    return graph
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:

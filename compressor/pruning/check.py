@@ -221,7 +221,7 @@ def identity_error(
     gone = removed_classes(structure, kept)
     inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
     small = {n.name: n for n in pruned.graph.nodes}
-    masked, exact = copy.deepcopy(dense).double(), copy.deepcopy(pruned).double()
+    masked, exact = (_parameters_late(copy.deepcopy(graph).double()) for graph in (dense, pruned))
 
     def watch(node: fx.Node, value: Any) -> Any:
         return mask(value, structure.values.get(node.name), structure, gone) if node.op != "output" else value

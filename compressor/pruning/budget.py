@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..cost import FORMULAS, measure_cost
 from ..device.runtimes import RUNTIMES
@@ -111,9 +111,9 @@ def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     dense = measure_cost(graph)
     counted = [n for n in graph.graph.nodes if n.name in dense.by_node]
     shadow = {n: _Shadow(n) for node in counted for n in (node, *node.all_input_nodes)}
-    parameters = {
-        id(p): n for n in graph.graph.nodes if n.op == "get_attr" for p in [_parameter(graph, n)] if p is not None
-    }
+    named = dict(graph.named_parameters())
+    read = [n for n in graph.graph.nodes if n.op == "get_attr" and n.target in named]
+    parameters = {id(named[str(n.target)]): n for n in read}
     fixed = dense.parameters - sum(int(np.prod(structure.values[n.name].shape)) for n in parameters.values())
 
     def meter(gone: Keep) -> tuple[int, int]:
@@ -146,10 +146,6 @@ class _Call:
 
 def _schema(node: fx.Node) -> str:
     return str(node.target._schema.name)  # type: ignore[union-attr]
-
-
-def _parameter(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
-    return dict(graph.named_parameters()).get(str(node.target))
 
 
 def _sizes(structure: Structure, node: fx.Node, gone: Keep) -> tuple[int, ...]:

@@ -6,9 +6,10 @@ Groups are connected classes of producers' output channels (convolutions, linear
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ ATTENTIONS = (
 Lying = tuple[tuple[int, ...], IntArray]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Structure:
     """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class.
 
@@ -57,11 +58,19 @@ class Structure:
     tied: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     coupled: tuple[frozenset[str], ...] = ()
+    _lying: dict[str, list[Lying]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @functools.cached_property
+    def members(self) -> dict[str, IntArray]:
+        """The classes of each group."""
+        return {g.name: np.flatnonzero(self.group_of == i) for i, g in enumerate(self.groups.groups)}
 
     def lying(self, node: fx.Node) -> list[Lying]:
         """For each facet of the node's result: its axes and the class of every coordinate on them."""
-        value = self.values[node.name]
-        return [self.classes(f) for f in value.facets] if isinstance(value, Value) else []
+        if node.name not in self._lying:
+            value = self.values[node.name]
+            self._lying[node.name] = [self.classes(f) for f in value.facets] if isinstance(value, Value) else []
+        return self._lying[node.name]
 
 
 def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:

@@ -36,13 +36,13 @@ class RaggedError(Exception):
 def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
     """[classes] true where a plan removes the class: units not kept, and everything in rows not kept."""
     gone = np.zeros(len(structure.classes.of), dtype=bool)
-    index = {g.name: i for i, g in enumerate(structure.groups.groups)}
     for name, units in kept.items():
-        if name not in index:
+        if name not in structure.members:
             raise ModelError(f"the plan names group '{name}', which this model does not have; rebuild the plan")
-        members = np.flatnonzero(structure.group_of == index[name])
-        stays = np.isin(structure.unit_of[members], units)
-        gone[members[~stays]] = True
+        members = structure.members[name]
+        goes = np.ones(structure.groups[name].size, dtype=bool)
+        goes[units] = False
+        gone[members[goes[structure.unit_of[members]]]] = True
     parent = structure.classes.parent
     inside = parent > 0
     before = -1

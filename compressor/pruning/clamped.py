@@ -46,6 +46,9 @@ class Rows:
     def joined(cls, parts: list[Rows]) -> Rows:
         return cls(*(torch.cat([getattr(part, name) for part in parts], 1) for name in ("x", "targets", "given")))
 
+    def part(self, which: slice) -> Rows:
+        return Rows(self.x[:, which], self.targets[:, which], self.given[:, which])
+
 
 def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> float:
     """Mean squared error per row, summed over all outputs; what the clamp cuts off again does not count."""

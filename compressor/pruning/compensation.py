@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -91,12 +91,13 @@ class _Seen:
 
     folds: tuple[gram.Moments, gram.Moments]
     bounds: clamped.Bounds | None = None
-    rows: list[clamped.Rows] = field(default_factory=list)
+    rows: clamped.Rows | None = None
+    of_first: int = 0  # so many of the rows are the first fold's
 
     def error(self, weights: Tensor, offset: Tensor) -> float:
-        if self.bounds is None:
+        if self.bounds is None or self.rows is None:
             return gram.squared_error(self.folds[0] + self.folds[1], weights, offset)
-        return clamped.squared_error(clamped.Rows.joined(self.rows), self.bounds, weights, offset)
+        return clamped.squared_error(self.rows, self.bounds, weights, offset)
 
 
 def compensate(
@@ -171,28 +172,26 @@ def _solve(fit: _Fit, seen: _Seen, options: CompensationOptions) -> tuple[float,
     if ridge is None:
         return None
     total = seen.folds[0] + seen.folds[1]
-    if seen.bounds is not None and _clamped_is_better(fit, seen, seen.bounds, ridge):
-        rows = clamped.Rows.joined(seen.rows)
-        found = clamped.solve(total, rows, seen.bounds, ridge, fit.start, intercept=fit.movable)
+    bounds, rows = seen.bounds, seen.rows
+    if bounds is not None and rows is not None and _clamped_is_better(fit, seen, bounds, rows, ridge):
+        found = clamped.solve(total, rows, bounds, ridge, fit.start, intercept=fit.movable)
         return None if found is None else (ridge, *found)
     problem = gram.problem_of(total, fit.movable)
     weights = gram.solve(problem, ridge, fit.start)
     return None if weights is None else (ridge, weights, gram.intercept_of(problem, weights))
 
 
-def _clamped_is_better(fit: _Fit, seen: _Seen, bounds: clamped.Bounds, ridge: float) -> bool:
+def _clamped_is_better(fit: _Fit, seen: _Seen, bounds: clamped.Bounds, rows: clamped.Rows, ridge: float) -> bool:
     if any(float(fold.count) == 0 for fold in seen.folds):
         return False
+    first, second = rows.part(slice(seen.of_first)), rows.part(slice(seen.of_first, None))
     problem = gram.problem_of(seen.folds[0], fit.movable)
     linear = gram.solve(problem, ridge, fit.start)
-    found = clamped.solve(seen.folds[0], seen.rows[0], bounds, ridge, fit.start, intercept=fit.movable)
+    found = clamped.solve(seen.folds[0], first, bounds, ridge, fit.start, intercept=fit.movable)
     if linear is None or found is None:
         return False
-    held_out = (
-        clamped.squared_error(seen.rows[1], bounds, *w) for w in ((linear, gram.intercept_of(problem, linear)), found)
-    )
-    without, with_it = held_out
-    return with_it < without
+    without = clamped.squared_error(second, bounds, linear, gram.intercept_of(problem, linear))
+    return clamped.squared_error(second, bounds, *found) < without
 
 
 def _gather(walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions) -> _Seen:
@@ -234,7 +233,9 @@ def _gather(walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], opti
 
     walk.advance(stop, visit)
     sums = _over_ranks(folds[0]), _over_ranks(folds[1])
-    return _Seen(sums, bounds, [clamped.Rows.joined(p) for p in parts]) if bounds is not None else _Seen(sums)
+    if bounds is None:
+        return _Seen(sums)
+    return _Seen(sums, bounds, clamped.Rows.joined([*parts[0], *parts[1]]), sum(p.x.shape[1] for p in parts[0]))
 
 
 def _given_to_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ModelError
-from ..graph import Watcher
+from ..graph import aten
 from ..records import Groups, IntArray
-from .groups import Structure, analyse
+from .groups import CONVOLUTIONS, Structure, analyse
 from .labels import Value
 from .ranking import spared
 from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
@@ -37,11 +37,11 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
     """
     tied: set[str] = set()
     frozen: set[str] = set()
-    double = _parameters_late(copy.deepcopy(graph).double())
+    late = _parameters_late(graph)
     for _ in range(ROUNDS):
         structure = analyse(graph, tied, frozen)
         for share in SHARES:
-            failed = _failures(double, structure, example.double(), random_units(structure, seed, share))
+            failed = _failures(late, structure, example.double(), random_units(structure, seed, share))
             if failed:
                 break
         else:
@@ -52,12 +52,20 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
 
 
 def _parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
-    """Each parameter is read just before its first use, so that one masked copy is held at a time."""
-    place = {node: index for index, node in enumerate(graph.graph.nodes)}
-    for node in [n for n in graph.graph.nodes if n.op == "get_attr" and n.users]:
+    """The same parameters, each read just before its first use, so that `_Double` holds few of them at a time."""
+    nodes = copy.deepcopy(graph.graph)
+    place = {node: index for index, node in enumerate(nodes.nodes)}
+    for node in [n for n in nodes.nodes if n.op == "get_attr" and n.users]:
         min(node.users, key=place.__getitem__).prepend(node)
-    graph.recompile()
-    return graph
+    return fx.GraphModule(graph, nodes)
+
+
+class _Double(fx.Interpreter):
+    """Runs a graph in float64; a parameter is converted when it is read and freed after its last use."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:
@@ -122,7 +130,7 @@ def _parts(value: Any) -> list[Value]:
     return [v for v in parts if isinstance(v, Value)]
 
 
-class _Lockstep(fx.Interpreter):
+class _Lockstep(_Double):
     """Runs the original on masked values and, at every node, the pruned operation on the compacted ones."""
 
     def __init__(
@@ -174,7 +182,17 @@ class _Lockstep(fx.Interpreter):
         return value
 
     def _masked(self, node: fx.Node, out: Any) -> Any:
+        if _is_weight(node):
+            return out
         return mask(out, self.structure.values.get(node.name), self.structure, self.gone)
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Only multiplied with inputs that are masked themselves: masking it too changes nothing and costs a copy."""
+    return node.op == "get_attr" and all(
+        user.target in (*CONVOLUTIONS, aten.linear.default) and user.args[1] is node and user.args[0] is not node
+        for user in node.users
+    )
 
 
 def _near(a: Tensor, b: Tensor) -> bool:
@@ -221,31 +239,29 @@ def identity_error(
     gone = removed_classes(structure, kept)
     inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
     small = {n.name: n for n in pruned.graph.nodes}
-    masked, exact = (_parameters_late(copy.deepcopy(graph).double()) for graph in (dense, pruned))
-
-    def watch(node: fx.Node, value: Any) -> Any:
-        return mask(value, structure.values.get(node.name), structure, gone) if node.op != "output" else value
-
+    masked = _MaskedRun(_parameters_late(dense), structure, gone, inexact, small)
+    exact = _Double(_parameters_late(pruned))
     traced = next(n for n in dense.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
     worst = 0.0
     for start in range(0, len(images) - traced + 1, traced):  # shapes are known at the traced batch size
         batch = images[start : start + traced].double()
-        expected = _MaskedRun(masked, watch, structure, gone, inexact, small).run(batch)
-        for a, b in zip(_tensors(exact(batch)), _tensors(expected), strict=True):
+        for a, b in zip(_tensors(exact.run(batch)), _tensors(masked.run(batch)), strict=True):
             worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
     return worst
 
 
-class _MaskedRun(Watcher):
-    def __init__(
-        self, graph: fx.GraphModule, watch: Any, structure: Structure, gone: Keep, inexact: set[str], small: Any
-    ) -> None:
-        super().__init__(graph, watch)
+class _MaskedRun(_Double):
+    """The original on masked values; where that can't be exact, the pruned operation on the compacted ones."""
+
+    def __init__(self, graph: fx.GraphModule, structure: Structure, gone: Keep, inexact: set[str], small: Any) -> None:
+        super().__init__(graph)
         self.structure, self.gone, self.inexact, self.small = structure, gone, inexact, small
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name not in self.inexact:
-            return super().run_node(n)
+            out = super().run_node(n)
+            plain = n.op == "output" or _is_weight(n)
+            return out if plain else mask(out, self.structure.values.get(n.name), self.structure, self.gone)
         values = self.structure.values
         lying = {a: self.structure.lying(a) for a in n.all_input_nodes}
         args, kwargs = fx.map_arg(

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from .checkpoints import state_hash
 from .cost import measure_cost
 from .delivery import Delivered, deliver
+from .delivery.precisions import JUDGE_IMAGES
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
 from .images import Images, overridden
@@ -108,7 +109,8 @@ def run(
     recipe: Recipe, *, notify: Notify | None = None, model: Model | None = None, images: Images | None = None
 ) -> Run:
     """One run from a recipe, continued where an earlier one in the same folder stopped."""
-    work = prepare(recipe, notify or (lambda stage, share: None), model, images)
+    spare = JUDGE_IMAGES if "int8" in recipe.precisions else 0
+    work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare)
     structure, spent_s = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():

@@ -71,14 +71,16 @@ class Work:
             raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
 
 
-def prepare(recipe: Recipe, notify: Notify, model: Model | None, images: Images | None, *, search: int = 0) -> Work:
+def prepare(
+    recipe: Recipe, notify: Notify, model: Model | None, images: Images | None, *, search: int = 0, spare: int = 0
+) -> Work:
     """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
 
-    `search` images at most are set apart from calibration and evaluation.
+    `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave.
     """
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, how = read_images(recipe, model, images, search=search)
+    splits, how = read_images(recipe, model, images, search=search, spare=spare)
     dense = trace(model.module, example_of(how.shape))
     classes = _classes(dense, example_of(how.shape))
     for part in (splits.calibration, splits.search, splits.evaluation):
@@ -131,9 +133,9 @@ def _classes(graph: fx.GraphModule, example: Tensor) -> int:
 
 
 def read_images(
-    recipe: Recipe, model: Model, images: Images | None, *, search: int = 0
+    recipe: Recipe, model: Model, images: Images | None, *, search: int = 0, spare: int = 0
 ) -> tuple[Splits, Preprocessing]:
-    """Calibration, evaluation and at most `search` search images, disjoint, prepared as the model wants them."""
+    """Calibration, evaluation and `search` images (or at most `spare`), disjoint, prepared as the model wants them."""
     known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
     how = overridden(known, **given_preprocessing(recipe))
     classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
@@ -145,7 +147,7 @@ def read_images(
     if recipe.evaluation_data:
         held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(how)
         n = min(recipe.calibration, _different(images, recipe.calibration + search))
-        rest = _left_for_search(images, n, search)
+        rest = _left_for_search(images, n, search) if search else _left(images, n, spare)
         return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), how
     held = round(recipe.evaluation * len(images))
     n = min(recipe.calibration, _different(images, recipe.calibration + held + search) - held)
@@ -154,19 +156,23 @@ def read_images(
             f"{images.source} holds {len(images)} images, of which {held} are held out for evaluation; give more "
             "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
         )
-    rest = _left_for_search(images, held + n, search)
+    rest = _left_for_search(images, held + n, search) if search else _left(images, held + n, spare)
     return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), how
 
 
 def _left_for_search(images: Images, taken: int, search: int) -> int:
     """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
-    left = min(search, _different(images, taken + search) - taken)
-    if search and left < min(search, SEARCH_LEAST):
+    left = _left(images, taken, search)
+    if left < min(search, SEARCH_LEAST):
         raise DataError(
-            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {max(left, 0)} "
+            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {left} "
             f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
         )
     return left
+
+
+def _left(images: Images, taken: int, wanted: int) -> int:
+    return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
 
 
 def given_preprocessing(recipe: Recipe) -> dict[str, Any]:

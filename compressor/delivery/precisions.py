@@ -1,7 +1,8 @@
 """The pruned fp32 file in, its fp16 and int8 files out, made from calibration images alone.
 
-Ranges are read from the first part of the calibration images; the rest judges calibration methods and mixed
-precision. No evaluation image decides anything here.
+Ranges are read from the first part of the calibration images. Methods and mixed precision are judged on images that
+served nothing else, where there are some left, else on the other calibration images: those flatter, as the repair
+was fitted on them. No evaluation image decides anything here.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from ..export.int8 import Evidence, Quantised, quantise
 from ..export.kernels import node_layers
 from ..export.precision import Placement, to_fp16
 from ..files import file_sha256, read_json, write_json
+from ..images import Batches, Images, batches
 from ..report import GateRow
 from ..work import Work
 from .artifacts import FP16, INT8, INT8_TENSORRT, PRUNED, Artifact, Findings, wanted_precisions
 
 RANGE_IMAGES = 64  # more than 32 changed no range by a level that mattered; each costs a pass with every activation
 JUDGE_IMAGES = 512
+LEAST_SPARE = 64  # fewer tell two methods apart worse than calibration images do
 SENSITIVITY_IMAGES = 16
 
 LabelledImages = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -97,7 +100,8 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
 
     files = [form.name for form in forms]
     sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
-    inputs = [file_sha256(found.path(PRUNED)), work.splits.hashes["calibration"], recipe.max_int8_loss, files, sizes]
+    images = [work.splits.hashes[name] for name in ("calibration", "search")]
+    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes]
     made = work.stages.do("int8", inputs, write, read)
     for form, detail in made.items():
         work.gate(
@@ -112,7 +116,8 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
 
 def _gate_name(work: Work, artifact: Artifact) -> str:
     form = f", form for {artifact.made_for}" if artifact.made_for else ""
-    return f"int8: top-1 lost on {_judged_on(work)} calibration images{form}"
+    which = "spare" if _spare(work) else "calibration"
+    return f"int8: top-1 lost on {_judged_on(work)} {which} images{form}"
 
 
 _REMEDY = "leave int8 out (--precisions fp32,fp16), allow more with --max-int8-loss, or give more calibration images"
@@ -172,7 +177,7 @@ def _statistics(work: Work, found: Findings) -> Statistics:
     """Ranges and histograms of every activation over the first calibration images; fp16 and int8 share them."""
     if found.statistics is None:
         work.stages.notify("precisions: ranges of the activations", 0.0)
-        found.statistics = collect(found.path(PRUNED), gathered(work, _range_images(work))[0])
+        found.statistics = collect(found.path(PRUNED), gathered(work.calibration, _range_images(work))[0])
     return found.statistics
 
 
@@ -181,22 +186,33 @@ def _range_images(work: Work) -> int:
     return min(RANGE_IMAGES, max(1, len(work.splits.calibration) // 4))
 
 
+def _spare(work: Work) -> Images | None:
+    """Images that served nothing yet, where there are enough."""
+    left = work.splits.search
+    return left if len(left) >= LEAST_SPARE else None
+
+
 def _judges(work: Work) -> LabelledImages:
-    """The calibration images behind those the ranges come from; all, where there is only one."""
+    """Spare images, else the calibration images behind those the ranges come from; all, where there is only one."""
+    spare = _spare(work)
+    if spare is not None:
+        return gathered(batches(spare, work.recipe.batch_size), JUDGE_IMAGES)
     first = _range_images(work)
-    images, labels = gathered(work, first + JUDGE_IMAGES)
+    images, labels = gathered(work.calibration, first + JUDGE_IMAGES)
     return (images[first:], labels[first:]) if len(images) > first else (images, labels)
 
 
 def _judged_on(work: Work) -> int:
-    count = len(work.splits.calibration)
+    spare, count = _spare(work), len(work.splits.calibration)
+    if spare is not None:
+        return min(JUDGE_IMAGES, len(spare))
     return min(JUDGE_IMAGES, count - _range_images(work)) or count
 
 
-def gathered(work: Work, count: int) -> LabelledImages:
-    """The first `count` calibration images [N, C, H, W] with their labels, or as many as there are."""
+def gathered(source: Batches, count: int) -> LabelledImages:
+    """The first `count` images [N, C, H, W] with their labels, or as many as there are."""
     images, labels = [], []
-    for some, answers in work.calibration:
+    for some, answers in source:
         images.append(some.numpy())
         labels.append(answers.numpy())
         if sum(map(len, labels)) >= count:

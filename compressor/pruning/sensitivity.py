@@ -2,7 +2,8 @@
 
 A group alone loses growing shares of its units, those first whose work the others can take over; the layers that
 read it are repaired in closed form, and the distance of the network's outputs is measured on images that served
-no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation.
+no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation. What later
+layers make up for, which they do the more the earlier a loss is, is measured with all groups cut at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..lockstep import Batch, Values, arguments, changed_nodes, images_of, run_n
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
 from .budget import kept_after
 from .carried import consumers_of, counts_of, order_of_loss
+from .compensation import CompensationOptions, compensate
 from .consumers import Layer, find_layers
 from .groups import Structure
 from .moments import Inputs, collect, features_of
@@ -29,18 +31,33 @@ from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
+FACTORS = (0.1, 10.0)  # beyond these it is the difference of two errors that is measured, not what it stands for
+LIGHT = CompensationOptions(rows_per_feature=4.0, rows_least=2048, ridges=(1e-3, 1e-2))
 Progress = Callable[[float], None]
+Mend = Callable[[fx.GraphModule, Slices], object]
 
 
 @dataclass(frozen=True, slots=True)
 class SensitivityOptions:
     """`probes` images, at most a fifth of all, measure; the others' covariances repair.
 
-    `limit_bytes` of covariances are held at a time; groups that need more go in several passes.
+    `limit_bytes` of covariances are held at a time; groups that need more go in several passes. What later layers
+    make up for is measured for `stretches` of neighbouring groups, with `repairing` images; none with 0.
     """
 
     probes: int = 32
     limit_bytes: int = 2 << 30
+    stretches: int = 8
+    repairing: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A group's chunks (and those coupled with it) as they go, and the errors when so many are gone; both from 0."""
+
+    chunks: Sequence[Chunk]
+    stops: IntArray
+    errors: FloatArray
 
 
 def measure_scores(
@@ -55,6 +72,9 @@ def measure_scores(
 ) -> Scores:
     """Scores [1, units] a group: the rise of the relative squared error of the outputs per unit that goes.
 
+    Errors are those of a group alone, times the share of such errors that remains when all groups lose units and
+    all layers are refitted, which is less the more layers follow.
+
     `scores` say what a layer's outputs count for within the layer; groups without any are left without.
     Images are [N, C, H, W], alone or with labels that are not used. Rank them with normalisation "none",
     per_cost 1.
@@ -65,7 +85,7 @@ def measure_scores(
     counts = counts_of(scores, structure.groups.groups)
     readers = consumers_of(structure, layers)
     wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
-    found: dict[str, FloatArray] = {}
+    curves: list[_Curve] = []
     done = 0
     for pack in _packs(_bundles(wanted, structure.coupled), readers, bench, options.limit_bytes):
         needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
@@ -75,10 +95,14 @@ def measure_scores(
             order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
             orders[group.name] = importance(group, scores, ranking) if order is None else order
         for chunks in _chunks_of(pack, orders, ranking, structure):
-            _rate(bench, chunks, inputs, found)
-            progress((done + len(found.keys() & orders.keys())) / len(wanted))
-        done += len(pack)
-        progress(done / len(wanted))
+            curves.append(_measured(bench, chunks, inputs))
+            progress(0.7 * (done + 1) / len(wanted))
+            done += 1 + len(chunks[0].also)
+    found: dict[str, FloatArray] = {}
+    for curve, factor in zip(curves, _remaining(bench, curves, fitting, options), strict=True):
+        _enter(curve, factor, structure, found)
+    if curves:
+        progress(1.0)
     return Scores(f"{scores.criterion}, measured", found, scores.samples, scores.unscored, scores.uncovered)
 
 
@@ -131,21 +155,51 @@ def _chunks_of(
     yield from by_group.values()
 
 
-def _rate(
-    bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, Inputs], found: dict[str, FloatArray]
-) -> None:
-    """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
+def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, Inputs]) -> _Curve:
+    def mend(small: fx.GraphModule, slices: Slices) -> None:
+        for node, some in inputs.items():
+            repair(bench.graph, small, bench.layers[node], slices, some)
+
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
-    errors = [0.0]
-    for stop in stops:
-        errors.append(bench.error(kept_after(bench.structure.groups, chunks[:stop]), inputs))
-    for chunk, slope in zip(chunks, slope_of_each(np.array([0, *stops]), np.array(errors)), strict=True):
+    errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
+    return _Curve(chunks, np.array([0, *stops]), np.array([0.0, *errors]))
+
+
+def _remaining(
+    bench: _Bench, curves: Sequence[_Curve], images: Sequence[Tensor], options: SensitivityOptions
+) -> FloatArray:
+    """[curves] what of a group's error is left where all groups go to the first level and all layers are refitted.
+
+    Neighbours share one figure: the rise of the whole's error by their going, over the sum of theirs alone.
+    """
+    factors = np.ones(len(curves))
+    if not options.stretches or len(curves) < 2:
+        return factors
+    few = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
+
+    def error(cut: Sequence[int]) -> float:
+        chunks = [chunk for i in cut for chunk in curves[i].chunks[: curves[i].stops[1]]]
+        kept = kept_after(bench.structure.groups, chunks)
+        return bench.error(kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT))
+
+    everything = list(range(len(curves)))
+    whole = error(everything)
+    for stretch in np.array_split(everything, min(options.stretches, len(curves))):
+        rise = whole - error([i for i in everything if i not in stretch])
+        alone = sum(float(curves[i].errors[1]) for i in stretch)
+        factors[stretch] = np.clip(rise / alone, *FACTORS) if alone > 0 else 1.0
+    return factors
+
+
+def _enter(curve: _Curve, factor: float, structure: Structure, found: dict[str, FloatArray]) -> None:
+    """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
+    for chunk, slope in zip(curve.chunks, factor * slope_of_each(curve.stops, curve.errors), strict=True):
         members = ((chunk.group, chunk.units), *chunk.also)
         for name, units in members:
-            group = bench.structure.groups[name]
+            group = structure.groups[name]
             values = found.setdefault(name, np.full((1, group.size), np.inf))
             values[0, units] = slope / sum(len(u) for _, u in members) / channels_per_unit(group)
-    for name in {chunks[0].group, *(n for n, _ in chunks[0].also)}:
+    for name in {curve.chunks[0].group, *(n for n, _ in curve.chunks[0].also)}:
         values = found[name]
         values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay
 
@@ -185,11 +239,10 @@ class _Bench:
         self.walk = _Walk(graph, images)
         self.expected = [_centred(self.walk.finish(graph, values)) for values in self.walk.just_before(0)]
 
-    def error(self, kept: Mapping[str, IntArray], inputs: Mapping[fx.Node, Inputs]) -> float:
+    def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
         small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
-        for node, some in inputs.items():
-            repair(self.graph, small, self.layers[node], slices, some)
+        mend(small, slices)
         changed = changed_nodes(self.graph, small)
         first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)
         off = whole = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,20 +122,29 @@ def _kept_along(lying: Sequence[Lying], axis: int, size: int, gone: Keep) -> Int
 
 def compact(tensor: Tensor, lying: Sequence[Lying], gone: Keep) -> Tensor:
     """The tensor without the coordinates whose classes are gone. Raises RaggedError when that is not a box."""
+    for over, keep in _cuts(lying, gone):
+        if keep.ndim == 1:
+            tensor = tensor.index_select(over[0], torch.from_numpy(np.flatnonzero(keep)))
+        else:
+            tensor = _squeeze_rows(tensor, over, keep)
+    return tensor
+
+
+def _cuts(lying: Sequence[Lying], gone: Keep) -> Iterator[tuple[tuple[int, ...], Keep]]:
+    """What stays, cut after cut: of a whole axis, or of the last of several axes, row by row."""
     keeps = [(over, ~gone[classes]) for over, classes in lying if gone[classes].any()]
     for i, (over, keep) in enumerate(keeps):
         for position, axis in enumerate(over):  # whole slices first
             others = tuple(p for p in range(keep.ndim) if p != position)
-            stays = keep.any(axis=others) if others else keep
+            stays: Keep = np.asarray(keep.any(axis=others) if others else keep)
             if not stays.all():
+                yield (axis,), stays
                 index = np.flatnonzero(stays)
-                tensor = tensor.index_select(axis, torch.from_numpy(index))
                 keep = np.take(keep, index, axis=position)
                 keeps[i + 1 :] = [_sliced(entry, axis, index) for entry in keeps[i + 1 :]]
         if not keep.all():
-            tensor = _squeeze_rows(tensor, over, keep)
+            yield over, keep
             keeps[i + 1 :] = [_refuse(entry, over[-1]) for entry in keeps[i + 1 :]]
-    return tensor
 
 
 def _sliced(entry: tuple[tuple[int, ...], Keep], axis: int, index: IntArray) -> tuple[tuple[int, ...], Keep]:
@@ -151,30 +160,29 @@ def _refuse(entry: tuple[tuple[int, ...], Keep], axis: int) -> tuple[tuple[int, 
 
 def _squeeze_rows(tensor: Tensor, over: tuple[int, ...], keep: Keep) -> Tensor:
     """Rows that lose different coordinates of the last axis they lie on, the same number each."""
-    counts = np.unique(keep.sum(axis=-1))
-    if len(counts) > 1:
-        raise RaggedError(f"rows would keep {counts.min()} to {counts.max()} units; they must keep equal counts")
-    index = torch.from_numpy(np.argsort(~keep, axis=-1, kind="stable")[..., : counts[0]].copy())
+    count = _count_of_rows(keep)
+    index = torch.from_numpy(np.argsort(~keep, axis=-1, kind="stable")[..., :count].copy())
     shape = [1] * tensor.ndim
     for position, axis in enumerate(over):
         shape[axis] = index.shape[position]
     sizes = list(tensor.shape)
-    sizes[over[-1]] = int(counts[0])
+    sizes[over[-1]] = count
     return tensor.gather(over[-1], index.reshape(shape).expand(sizes))
 
 
+def _count_of_rows(keep: Keep) -> int:
+    counts = np.unique(keep.sum(axis=-1))
+    if len(counts) > 1:
+        raise RaggedError(f"rows would keep {counts.min()} to {counts.max()} units; they must keep equal counts")
+    return int(counts[0])
+
+
 def compact_shape(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> tuple[int, ...]:
-    """The sizes `compact` would give, for a tensor of that shape."""
+    """The sizes `compact` would give, for a tensor of that shape; no tensor is made."""
     sizes = list(shape)
-    touched = [a for over, _ in lying for a in over]
-    if len(set(touched)) == len(touched) and all(len(over) == 1 for over, _ in lying):
-        for (axis,), classes in lying:
-            sizes[axis] = int(np.count_nonzero(~gone[classes]))
-        return tuple(sizes)
-    marks = torch.zeros((), dtype=torch.bool).expand(*shape)
-    index = tuple(slice(None) if a in touched else slice(0, 1) for a in range(len(shape)))
-    small = compact(marks[index], lying, gone).shape
-    return tuple(small[a] if a in touched else n for a, n in enumerate(shape))
+    for over, keep in _cuts(lying, gone):
+        sizes[over[-1]] = int(np.count_nonzero(keep)) if keep.ndim == 1 else _count_of_rows(keep)
+    return tuple(sizes)
 
 
 def _shrunk(meta: Any, value: Any, structure: Structure, gone: Keep) -> Any:

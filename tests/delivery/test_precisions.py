@@ -18,6 +18,7 @@ import compressor
 from compressor import delivery
 from compressor.checkpoints import state_hash
 from compressor.delivery import gates, precisions
+from compressor.delivery.artifacts import INT8
 from compressor.device.bundle import verify_bundle
 from compressor.device.parity import LIMITS
 from compressor.errors import GateError, RecipeError
@@ -249,10 +250,24 @@ def test_no_image_gives_ranges_and_judges_them(small: nn.Module, images: Images,
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run"})
     given = Model(small, "", "given", None, None, state_hash(small))
     work = prepare(recipe, lambda stage, share: None, given, images)
-    ranged, _ = precisions.gathered(work, precisions._range_images(work))
+    ranged, _ = precisions.gathered(work.calibration, precisions._range_images(work))
     judged, labels = precisions._judges(work)
     seen = {image.tobytes() for image in ranged}
     assert len(seen) == 10
     assert len(judged) == len(labels) == precisions._judged_on(work) == 32
     assert seen.isdisjoint(image.tobytes() for image in judged)
     assert seen.isdisjoint(image.numpy().tobytes() for batch, _ in work.evaluation for image in batch)
+
+
+def test_images_that_served_nothing_judge_where_there_are_enough(
+    small: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "LEAST_SPARE", 8)
+    recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run", "calibration": 16})
+    given = Model(small, "", "given", None, None, state_hash(small))
+    work = prepare(recipe, lambda stage, share: None, given, images, spare=12)
+    judged, labels = precisions._judges(work)
+    assert len(judged) == len(labels) == precisions._judged_on(work) == 12
+    served = {image.numpy().tobytes() for part in (work.calibration, work.evaluation) for b, _ in part for image in b}
+    assert served.isdisjoint(image.tobytes() for image in judged)
+    assert "12 spare images" in precisions._gate_name(work, INT8)

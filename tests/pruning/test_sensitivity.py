@@ -330,3 +330,30 @@ def test_only_kinds_that_may_go_are_measured_and_progress_ends_at_one() -> None:
 def test_a_handful_of_images_will_do() -> None:
     _, found = measured(Branches(), rows(33).float()[:3])
     assert all(bool(np.isfinite(values).all()) for values in found.values.values())
+
+
+class MadeUpFor(nn.Module):
+    """What the early layer loses the head still finds in the image; what the late one loses nobody behind it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.middle = nn.Linear(6, 16), nn.Linear(16, 6)
+        self.late, self.head = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.middle(functional.leaky_relu(self.early(x), 0.8))
+        return self.head(self.late(torch.cat([seen, x], 1)).relu())
+
+
+def test_a_loss_that_later_layers_make_up_for_counts_less() -> None:
+    torch.manual_seed(0)
+    x = rows(240).float()
+    graph, structure, _ = read(MadeUpFor().eval(), x)
+    scores = score(graph, structure.groups, [], criterion="l1")
+    alone, together = (
+        measure_scores(graph, structure, scores, list(torch.split(x, 48)), PLAIN, options=options).values
+        for options in (SensitivityOptions(stretches=0), SensitivityOptions())
+    )
+    left = {name: float(together[name].mean() / alone[name].mean()) for name in alone}
+    assert set(left) >= {"early", "late"}
+    assert left["early"] < 0.5 * left["late"]

@@ -1,0 +1,336 @@
+"""What the studies share: networks and their images, removal to shares of the MACs, rows kept on disk, curves.
+
+In: names of networks.toml, or a recipe's flags. Out: `Subjects` (one network, one seed), networks at equal MACs,
+`Points` (rows that are measured once, so that a study continues), lines with their spread. Knows no study's question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import tomllib
+import torch
+from matplotlib.axes import Axes
+from rich.console import Console
+from torch import Tensor, fx, nn
+
+from compressor.cost import measure_cost
+from compressor.errors import CompressorError, DataError
+from compressor.files import content_hash
+from compressor.graph import trace
+from compressor.images import Batches, Images, batches
+from compressor.models import Model, load_model
+from compressor.pipeline import score_options
+from compressor.plans import comparable_scores
+from compressor.pruning import (
+    Budget,
+    CompensationOptions,
+    Structure,
+    analyse,
+    compensate,
+    compose,
+    find_structure,
+    identity_error,
+    make_plan,
+    prune,
+)
+from compressor.recipe import Recipe, read_recipe
+from compressor.records import IntArray, Plan, Scores
+from compressor.recovery.batchnorm import reestimate
+from compressor.recovery.evaluate import evaluate
+from compressor.relevance import score
+from compressor.saved import example_of
+from compressor.work import ranking_of, read_images
+
+mpl.use("agg")
+
+NETWORKS = Path(__file__).with_name("networks.toml")
+ENOUGH = 0.98  # a point is "at equal MACs" when it keeps at least this share of what it may keep
+IDENTITY = 1e-9
+WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
+EVERYTHING = 10**9  # more images than there are
+COLOURS = {"lrp": "C3", "gradient": "C0", "gradient_x_input": "C4", "taylor": "C1", "l1": "C2", "random": "C7"}
+console = Console(stderr=True)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One network: its recipe and the shares of the MACs that stay."""
+
+    name: str
+    recipe: Recipe
+    kept: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What the points of one network and one seed share."""
+
+    recipe: Recipe
+    model: Model
+    calibration: Batches
+    evaluation: Batches
+    example: Tensor
+    dense: fx.GraphModule
+    structure: Structure
+    dense_accuracy: float
+    known: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        return int(self.dense(self.example).shape[1])
+
+    def seeing(self, calibration: Images) -> Subjects:
+        """The same network with other images to score and repair on."""
+        return replace(self, calibration=batches(calibration, self.recipe.batch_size), known={})
+
+    def scores(self, recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> Scores:
+        """The dense network is scored once for each way of scoring."""
+        options = score_options(recipe)
+        key = f"{recipe.criterion} {options} {recipe.normalisation} {recipe.units} {recipe.least} {recipe.reduction}"
+        if graph is not self.dense or key not in self.known:
+            found = score(graph, structure.groups, self.calibration, criterion=recipe.criterion, options=options)
+            found = comparable_scores(recipe, graph, structure, found, list(self.calibration))
+            if graph is not self.dense:
+                return found
+            self.known[key] = found
+        return self.known[key]
+
+
+def subjects_of(study: Study, seed: int) -> Subjects:
+    """The network and the images of its recipe."""
+    recipe = replace(study.recipe, seed=seed)
+    model = load_model(recipe.model, recipe.weights or None)
+    splits, _ = read_images(recipe, model, None)
+    return make_subjects(recipe, model, splits.calibration, splits.evaluation)
+
+
+def make_subjects(recipe: Recipe, model: Model, calibration: Images, evaluation: Images) -> Subjects:
+    assert calibration.preprocessing is not None
+    example = example_of(calibration.preprocessing.shape)
+    dense = trace(model.module, example)
+    shown = batches(evaluation, recipe.batch_size)
+    return Subjects(
+        recipe,
+        model,
+        batches(calibration, recipe.batch_size),
+        shown,
+        example,
+        dense,
+        find_structure(dense, example),
+        evaluate(dense, shown).top1,
+    )
+
+
+def pool_of(recipe: Recipe, model: Model) -> tuple[Images, Images]:
+    """All images that may calibrate, in an order that the seed decides, and those that evaluate: disjoint."""
+    splits, _ = read_images(replace(recipe, calibration=EVERYTHING), model, None)
+    return splits.calibration, splits.evaluation
+
+
+def draw_each(pool: Images, per_class: int) -> Images:
+    """The pool's first so many images of every class: few ones are among the many of the same seed."""
+    places = [np.flatnonzero(pool.labels == label) for label in np.unique(pool.labels)]
+    least = min(map(len, places))
+    if least < per_class:
+        raise DataError(f"{pool.source} has a class of {least} images, {per_class} are asked for; ask for fewer")
+    return pool.subset(np.sort(np.concatenate([some[:per_class] for some in places])))
+
+
+Mend = Callable[[fx.GraphModule], fx.GraphModule]
+
+
+def steps(
+    subjects: Subjects, recipe: Recipe, budgets: Iterable[Budget], mend: Mend = lambda network: network
+) -> Iterator[tuple[fx.GraphModule, float]]:
+    """Score, plan, removal and repair at every budget, each from the network before it; what share it kept.
+
+    Budgets are of the dense network. What `mend` makes of a network is what the next step starts from.
+    """
+    structure, dense = subjects.structure, subjects.dense
+    current, units, at = dense, structure, 1.0
+    kept: dict[str, IntArray] = {}
+    for budget in budgets:
+        left = replace(budget, share=budget.share / at)
+        plan = make_plan(current, units, subjects.scores(recipe, current, units), left, ranking_of(recipe))
+        small, _ = prune(current, units, plan)
+        error = identity_error(current, small, units, plan.kept, subjects.example)
+        if error > IDENTITY:
+            raise CompressorError(f"pruned and masked original differ by {error:.1e}")
+        kept = compose(kept, plan.kept)
+        _, slices = prune(dense, structure, Plan(kept, 0, 0))
+        if recipe.compensate:
+            compensate(dense, small, slices, subjects.calibration, options=CompensationOptions(seed=recipe.seed))
+        if recipe.reestimate:
+            reestimate(small, subjects.calibration, reference=dense, slices=slices)
+        current = mend(small)
+        units = analyse(current, structure.tied, structure.frozen)
+        at = measure_cost(current).macs / measure_cost(dense).macs
+        yield current, at
+
+
+def ours(subjects: Subjects, recipe: Recipe, share: float) -> tuple[fx.GraphModule, float]:
+    """The recipe's rounds down to that share; the network and the share of the MACs it kept."""
+    on_the_way = [Budget("macs", share ** (r / recipe.rounds), slack=1.0) for r in range(1, recipe.rounds)]
+    *_, last = steps(subjects, recipe, [*on_the_way, Budget("macs", share)])
+    return last
+
+
+def attempt(subjects: Callable[[], Subjects], build: Callable[..., tuple[nn.Module, float]], *how: Any) -> Row:
+    """The accuracy of what `build` makes, or why it can't be made."""
+    found = subjects()
+    bounds = {"dense": found.dense_accuracy, "chance": 1 / found.classes}
+    try:
+        network, at = build(found, *how)
+    except CompressorError as refusal:
+        return {"failed": str(refusal)[:200], **bounds}
+    accuracy = evaluate(network, found.evaluation)
+    return {"macs_kept": at, "accuracy": accuracy.top1, **bounds, "images": accuracy.n}
+
+
+class Points:
+    """Rows already measured, on disk after every one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        self.known = {row["key"]: row for row in self.rows}
+
+    def measure(self, named: Row, depends_on: object, work: Callable[[], Row]) -> Row:
+        """The row of that name, measured unless it stands for the same `depends_on`."""
+        key = content_hash([named, depends_on])
+        if key not in self.known:
+            start = time.perf_counter()
+            row = {**named, **work(), "seconds": round(time.perf_counter() - start, 1), "key": key}
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.known[key] = row
+            self.rows.append(row)
+        row = self.known[key]
+        console.print(_line(row), highlight=False, soft_wrap=True)
+        return row
+
+
+def _line(row: Row) -> str:
+    found = row.get("failed") or f"{row['macs_kept']:.3f} of MACs, {row['accuracy']:.1%} of {row['dense']:.1%}"
+    point = f"{row['network']:14} seed {row['seed']} keep {row['asked']:.2f}"
+    return f"{point} {row['variant']:44} {found}  {row['seconds']} s"
+
+
+def counts(row: Row) -> bool:
+    """Whether a row is at equal MACs."""
+    return "failed" not in row and row["macs_kept"] >= ENOUGH * row["asked"]
+
+
+def spread(values: Iterable[float]) -> Row:
+    """Mean and range of what the seeds gave."""
+    found = np.array(list(values), dtype=np.float64)
+    return {k: round(float(v), 4) for k, v in (("mean", found.mean()), ("low", found.min()), ("high", found.max()))}
+
+
+def margin(table: pd.DataFrame, of: str = "lrp", column: str = "accuracy") -> Row | None:
+    """How far one criterion is ahead of the best other one (by its mean), seed by seed; None without both."""
+    by_seed = table.pivot_table(index="seed", columns="criterion", values=column)
+    others = by_seed.columns.drop(of, errors="ignore")
+    if of not in by_seed or others.empty:
+        return None
+    best = by_seed[others].mean().idxmax()
+    return {"over": str(best), **spread((by_seed[of] - by_seed[best]).dropna())}
+
+
+def draw_line(axes: Axes, part: pd.DataFrame, x: str, label: str, *, percent: bool = False, **style: Any) -> None:
+    """Mean accuracy over the seeds with their range, against a column (a share as per cent)."""
+    curve = 100 * part.groupby(x).accuracy.agg(["mean", "min", "max"])
+    at = 100 * curve.index if percent else curve.index
+    (line,) = axes.plot(at, curve["mean"], marker="o", label=label, **style)
+    axes.fill_between(at, curve["min"], curve["max"], alpha=0.12, color=line.get_color(), linewidth=0)
+
+
+def draw_bounds(axes: Axes, part: pd.DataFrame) -> None:
+    """The dense network's accuracy, and what guessing gives where points are that bad; the axis from 0 there only."""
+    axes.axhline(100 * part.dense.mean(), color="black", linestyle="--", linewidth=1, label="dense")
+    worst = 100 * part.accuracy.min()
+    if "chance" in part and worst < WIDE:
+        axes.axhline(100 * part.chance.mean(), color="black", linestyle=":", linewidth=1, label="chance")
+    axes.set_ylim(0.0 if worst < WIDE else 10 * (worst // 10), 101.0)
+
+
+def finish(rows: Sequence[Row], out: Path) -> pd.DataFrame:
+    """Writes points.csv; the rows at equal MACs as a table."""
+    pd.DataFrame(rows).drop(columns="key").to_csv(out / "points.csv", index=False)
+    found = [row for row in rows if counts(row)]
+    if not found:
+        raise SystemExit(f"no point could be reached; {out / 'points.csv'} says why")
+    return pd.DataFrame(found)
+
+
+def add_flags(parser: argparse.ArgumentParser, *, kept: str, out: str) -> None:
+    """What every study takes: networks, shares, seeds, and a recipe's fields."""
+    parser.add_argument("--networks", default="", help=f"names of {NETWORKS.name}, comma-separated")
+    parser.add_argument("--kept", default="", help=kept)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    flags = parser.add_argument_group("recipe, as in `compressor compress`")
+    for f in fields(Recipe):
+        if f.name not in ("seed", "out"):
+            flags.add_argument(f"--{f.name.replace('_', '-')}", dest=f"recipe_{f.name}")
+
+
+def read_studies(options: argparse.Namespace, **defaults: Any) -> Iterator[Study]:
+    """The networks of the command line: of the list by name, or one by its recipe's flags."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    given = as_fields({k[7:]: v for k, v in vars(options).items() if k.startswith("recipe_") and v is not None})
+    known = tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    names = [name for name in options.networks.split(",") if name] or [""]
+    for name in filter(None, names):
+        if name not in known:
+            raise SystemExit(f"{NETWORKS.name} has no network {name!r}; it has {', '.join(known)}")
+        if "${COMPRESSOR_DATA}" in str(known[name]):
+            raise SystemExit(f"set COMPRESSOR_DATA to the folder of images and weights that {NETWORKS.name} names")
+    for name in names:
+        table = {"kept": (0.7, 0.5, 0.35), **known.get(name, {})}
+        own = table.pop("kept")
+        kept = tuple(map(float, options.kept.split(","))) if options.kept else tuple(own)
+        recipe = read_recipe(None, **{"multiple": 1, **defaults, **table, **given})
+        yield Study(name or recipe.model, recipe, kept)
+
+
+def as_fields(texts: Mapping[str, str]) -> Row:
+    """A recipe's fields from text: those that are true or false want to be so."""
+    truths = {f.name for f in fields(Recipe) if isinstance(f.default, bool)}
+    return {k: {"true": True, "false": False}.get(v, v) if k in truths else v for k, v in texts.items()}
+
+
+def seeds_of(options: argparse.Namespace) -> list[int]:
+    return [int(seed) for seed in options.seeds.split(",")]
+
+
+def chosen(text: str, allowed: Sequence[str], what: str) -> list[str]:
+    """A comma-separated choice; everything where none is made."""
+    found = [part.strip() for part in text.split(",") if part.strip()] or list(allowed)
+    for part in found:
+        if part not in allowed:
+            raise SystemExit(f"{what} {part!r} is not one of {', '.join(allowed)}")
+    return found
+
+
+def run(main: Callable[[], None]) -> None:
+    """A refusal ends the study with its reason."""
+    try:
+        main()
+    except CompressorError as refusal:
+        raise SystemExit(str(refusal)) from None

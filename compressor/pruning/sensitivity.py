@@ -2,8 +2,8 @@
 
 A group alone loses growing shares of its units, those first whose work the others can take over; the layers that
 read it are repaired in closed form, and the distance of the network's outputs is measured on images that served
-no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation. What later
-layers make up for, which they do the more the earlier a loss is, is measured with all groups cut at once.
+no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation. What
+layers further on make up for, which is the more the earlier a loss is, is measured too and does not count.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
-FACTORS = (0.1, 10.0)  # beyond these it is the difference of two errors that is measured, not what it stands for
-LIGHT = CompensationOptions(rows_per_feature=4.0, rows_least=2048, ridges=(1e-3, 1e-2))
+LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
+LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096)
 Progress = Callable[[float], None]
 Mend = Callable[[fx.GraphModule, Slices], object]
 
@@ -41,14 +41,14 @@ Mend = Callable[[fx.GraphModule, Slices], object]
 class SensitivityOptions:
     """`probes` images, at most a fifth of all, measure; the others' covariances repair.
 
-    `limit_bytes` of covariances are held at a time; groups that need more go in several passes. What later layers
-    make up for is measured for `stretches` of neighbouring groups, with `repairing` images; none with 0.
+    `limit_bytes` of covariances are held at a time; groups that need more go in several passes. What layers further
+    on make up for is measured for `stretches` of neighbouring groups, with `repairing` images; not at all with 0.
     """
 
     probes: int = 32
     limit_bytes: int = 2 << 30
     stretches: int = 8
-    repairing: int = 64
+    repairing: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def measure_scores(
 ) -> Scores:
     """Scores [1, units] a group: the rise of the relative squared error of the outputs per unit that goes.
 
-    Errors are those of a group alone, times the share of such errors that remains when all groups lose units and
-    all layers are refitted, which is less the more layers follow.
+    Errors are those of a group alone whose readers are refitted, times the share of them that remains where all
+    layers behind it are.
 
     `scores` say what a layer's outputs count for within the layer; groups without any are left without.
     Images are [N, C, H, W], alone or with labels that are not used. Rank them with normalisation "none",
@@ -168,26 +168,22 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
 def _remaining(
     bench: _Bench, curves: Sequence[_Curve], images: Sequence[Tensor], options: SensitivityOptions
 ) -> FloatArray:
-    """[curves] what of a group's error is left where all groups go to the first level and all layers are refitted.
+    """[curves] what of a group's error remains, at the second level, where all layers behind it are refitted.
 
-    Neighbours share one figure: the rise of the whole's error by their going, over the sum of theirs alone.
+    Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
     """
     factors = np.ones(len(curves))
-    if not options.stretches or len(curves) < 2:
-        return factors
     few = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
-
-    def error(cut: Sequence[int]) -> float:
-        chunks = [chunk for i in cut for chunk in curves[i].chunks[: curves[i].stops[1]]]
+    parts = min(options.stretches, len(curves))
+    for stretch in np.array_split(np.arange(len(curves)), parts) if parts else []:
+        at = [(curves[i], min(2, len(curves[i].stops) - 1)) for i in stretch]
+        alone = sum(float(curve.errors[level]) for curve, level in at)
+        if alone <= 0:
+            continue
+        chunks = [chunk for curve, level in at for chunk in curve.chunks[: curve.stops[level]]]
         kept = kept_after(bench.structure.groups, chunks)
-        return bench.error(kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT))
-
-    everything = list(range(len(curves)))
-    whole = error(everything)
-    for stretch in np.array_split(everything, min(options.stretches, len(curves))):
-        rise = whole - error([i for i in everything if i not in stretch])
-        alone = sum(float(curves[i].errors[1]) for i in stretch)
-        factors[stretch] = np.clip(rise / alone, *FACTORS) if alone > 0 else 1.0
+        left = bench.error(kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT))
+        factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)
     return factors
 
 

@@ -356,4 +356,4 @@ def test_a_loss_that_later_layers_make_up_for_counts_less() -> None:
     )
     left = {name: float(together[name].mean() / alone[name].mean()) for name in alone}
     assert set(left) >= {"early", "late"}
-    assert left["early"] < 0.5 * left["late"]
+    assert left["early"] < 0.75 * left["late"]

@@ -181,9 +181,9 @@ def _peer_pruned(module: nn.Module, example: Tensor, ratio: float) -> nn.Module:
     return small.requires_grad_(False)
 
 
-def _exported(job: Job) -> tuple[dict[str, Path], dict[str, int], str]:
-    """Files and MACs by name (dense, peer, ours) and why there is no peer; made once."""
-    record = job.folder / "files.json"
+def _exported(job: Job, *, peer: bool = False) -> tuple[dict[str, Path], dict[str, int], str]:
+    """Files and MACs by name (dense, ours and, if asked for, the peer's) and why there is no peer; made once."""
+    record = job.folder / f"files{'-peer' * peer}.json"
     files = {name: job.folder / f"{name}.onnx" for name in ("dense", "torch_pruning", "ours")}
     if not record.is_file():
         module, example = _example(job)
@@ -191,7 +191,8 @@ def _exported(job: Job) -> tuple[dict[str, Path], dict[str, int], str]:
         networks: dict[str, nn.Module] = {"dense": graph, "ours": _ours(job, graph, example)}
         why = ""
         try:
-            networks["torch_pruning"] = trace(_peer(module, example, job.options.budget), example)
+            if peer:
+                networks["torch_pruning"] = trace(_peer(module, example, job.options.budget), example)
         except Exception as error:  # another library's failure is a result of the comparison
             why = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
         for name, network in networks.items():
@@ -203,7 +204,7 @@ def _exported(job: Job) -> tuple[dict[str, Path], dict[str, int], str]:
 
 
 def _noise(job: Job, count: int) -> np.ndarray:
-    shape = json.loads((job.folder / "files.json").read_text())["shape"]
+    shape = json.loads(next(job.folder.glob("files*.json")).read_text())["shape"]
     return np.random.default_rng(2).standard_normal((count, *shape), dtype=np.float32)
 
 
@@ -236,7 +237,7 @@ def _quiet_ms(timing: Timing) -> float:
 
 
 def _ratio(job: Job) -> dict[str, Any]:
-    files, macs, why = _exported(job)
+    files, macs, why = _exported(job, peer=True)
     found = _speedups(_timed(job, files))
     for name, row in found.items():
         row["macs_kept"] = round(macs[name] / macs["dense"], 4)

@@ -30,8 +30,8 @@ from compressor.errors import DataError, EngineError, FolderError, GateError, In
 from .conftest import CLASSES, PREPROCESSING, SIZE, small_model, small_outputs
 
 MODEL = "models/small.onnx"
-# Dividing by 255 and by std in float32.
 RUNTIMES_REL = 1e-5  # two runtimes in float32, each summing as the processor likes: 2.4e-6 was seen
+# Dividing by 255 and by std in float32.
 FLOAT32_ABS = 1e-6
 
 

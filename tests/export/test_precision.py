@@ -117,6 +117,13 @@ def test_without_statistics_what_may_overflow_stays(attentive_file: Path, tmp_pa
         to_fp16(attentive_file, tmp_path / "i.onnx", islands=["nowhere"])
 
 
+def multiplies_bytes_exactly() -> bool:
+    """What Linux says of an x86 processor; elsewhere nothing is known to saturate."""
+    about = Path("/proc/cpuinfo")
+    flags = about.read_text() if about.is_file() else ""
+    return "avx2" not in flags or "vnni" in flags
+
+
 @pytest.mark.parametrize("placement", ["tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("name", ["residual", "attentive"])
 def test_int8_is_close(
@@ -126,6 +133,8 @@ def test_int8_is_close(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
+    if placement == "onnxruntime" and not multiplies_bytes_exactly():
+        pytest.skip("this processor has no VNNI: its products of uint8 and int8 saturate at 16 bits in ONNX Runtime")
     path = request.getfixturevalue(f"{name}_file")
     made = to_int8(path, tmp_path / "q.onnx", ranges=ranges(collect(path, images)), placement=placement)
     for batch in (1, 6):

@@ -59,6 +59,11 @@ class _Curve:
     stops: IntArray
     errors: FloatArray
 
+    @property
+    def second(self) -> int:
+        """Where the second level stands among the stops; the last one where a group is too small to have two."""
+        return min(2, len(self.stops) - 1)
+
 
 def measure_scores(
     graph: fx.GraphModule,
@@ -176,11 +181,11 @@ def _remaining(
     few = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
     parts = min(options.stretches, len(curves))
     for stretch in np.array_split(np.arange(len(curves)), parts) if parts else []:
-        at = [(curves[i], min(2, len(curves[i].stops) - 1)) for i in stretch]
-        alone = sum(float(curve.errors[level]) for curve, level in at)
+        some = [curves[i] for i in stretch]
+        alone = sum(float(curve.errors[curve.second]) for curve in some)
         if alone <= 0:
             continue
-        chunks = [chunk for curve, level in at for chunk in curve.chunks[: curve.stops[level]]]
+        chunks = [chunk for curve in some for chunk in curve.chunks[: curve.stops[curve.second]]]
         kept = kept_after(bench.structure.groups, chunks)
         left = bench.error(kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT))
         factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from .cost import measure_cost
@@ -250,7 +249,7 @@ class Timed:
         self.work, self.graph, self.units, self.scores, self.aim = work, graph, units, scores, aim
         self.dense_us = aim.model.dense_us
         self.cost = make_latency_meter(graph, units, aim.model)
-        self.now = self.cost(np.zeros(len(units.classes.of), dtype=bool)) / self.dense_us
+        self.now = self.cost(removed_classes(units, {})) / self.dense_us
 
     def plan_at(self, share: float) -> tuple[Plan, float]:
         """The plan predicted to take at most that share of the dense network's time, and its prediction."""

@@ -17,7 +17,7 @@ from ..export.layers import Layer
 from ..files import content_hash
 from ..pruning.groups import Structure
 from ..pruning.labels import Value
-from ..pruning.surgery import Keep, compact_shape
+from ..pruning.surgery import Keep, compact_shape, removed_classes
 from .clocks import Clock, Point
 from .staircase import measure_step, probe_widths
 from .tables import Kept, Table, levels, smoothed
@@ -182,7 +182,7 @@ def group_steps(graph: fx.GraphModule, structure: Structure, steps: Steps) -> di
     """
     found: dict[str, int] = {}
     for index, group in enumerate(structure.groups.groups):
-        gone = np.zeros(len(structure.classes.of), dtype=bool)
+        gone = removed_classes(structure, {})
         gone[structure.group_of == index] = True
         shapes = shapes_left(structure, _halved(gone))
         sizes = [

@@ -7,7 +7,7 @@ important first, while the budget still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,26 +109,50 @@ Cost = Callable[[Keep], float]
 def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     """A function from removed classes to (MACs at batch 1, parameters) of the network that would remain."""
     dense = measure_cost(graph)
-    counted = [n for n in graph.graph.nodes if n.name in dense.by_node]
-    shadow = {n: _Shadow(n) for node in counted for n in (node, *node.all_input_nodes)}
+    nodes = [n for n in graph.graph.nodes if n.name in dense.by_node]
     named = dict(graph.named_parameters())
     read = [n for n in graph.graph.nodes if n.op == "get_attr" and n.target in named]
-    parameters = {id(named[str(n.target)]): n for n in read}
-    fixed = dense.parameters - sum(int(np.prod(structure.values[n.name].shape)) for n in parameters.values())
+    parameters = list({id(named[str(n.target)]): n for n in read}.values())
+    fixed = dense.parameters - sum(int(np.prod(structure.values[n.name].shape)) for n in parameters)
+    macs = [_macs_of(structure, n, dense.by_node[n.name]) for n in nodes]
+    sizes = [_elements_of(structure, n) for n in parameters]
 
     def meter(gone: Keep) -> tuple[int, int]:
-        for node, stand_in in shadow.items():
-            stand_in.meta["val"] = _shrunk(structure, node, gone)
-        macs = 0
-        for node in counted:
-            args = fx.map_arg(node.args, lambda n: shadow.get(n, n))  # type: ignore[arg-type,return-value]
-            formula: Callable[[Any], int] = FORMULAS[_schema(node)]
-            view = _Call(args, shadow[node].meta)
-            macs += dense.by_node[node.name] * formula(view) // max(1, formula(node))
-        left = sum(int(np.prod(_sizes(structure, n, gone))) for n in parameters.values())
-        return macs, left + fixed
+        return sum(count(gone) for count in macs), sum(count(gone) for count in sizes) + fixed
 
     return meter
+
+
+def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Callable[[Keep], int]) -> Callable[[Keep], int]:
+    """The same function, asked once for each choice of classes that lie on the nodes."""
+    lying = [classes.reshape(-1) for node in nodes for _, classes in structure.lying(node)]
+    relevant = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *lying]))
+    known: dict[bytes, int] = {}
+
+    def remembered(gone: Keep) -> int:
+        key = np.packbits(gone[relevant]).tobytes()
+        if key not in known:
+            known[key] = count(gone)
+        return known[key]
+
+    return remembered
+
+
+def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Callable[[Keep], int]:
+    formula: Callable[[Any], int] = FORMULAS[_schema(node)]
+    shadow = {n: _Shadow(n) for n in (node, *node.all_input_nodes)}
+    call = _Call(fx.map_arg(node.args, lambda n: shadow.get(n, n)), shadow[node].meta)  # type: ignore[arg-type,return-value]
+
+    def count(gone: Keep) -> int:
+        for n, stand_in in shadow.items():
+            stand_in.meta["val"] = _shrunk(structure, n, gone)
+        return dense * formula(call) // max(1, formula(node))
+
+    return _remembered(structure, shadow, count)
+
+
+def _elements_of(structure: Structure, node: fx.Node) -> Callable[[Keep], int]:
+    return _remembered(structure, (node,), lambda gone: int(np.prod(_sizes(structure, node, gone))))
 
 
 class _Shadow:
@@ -174,7 +198,7 @@ def make_plan(
     """
     meter = make_meter(graph, structure)
     price = cost or _counted(meter, budget.kind)
-    nothing = np.zeros(len(structure.classes.of), dtype=bool)
+    nothing = removed_classes(structure, {})
     dense = price(nothing)
     chunks = order_of_removal(
         structure.groups.groups,
@@ -245,7 +269,7 @@ def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
 
     A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
     """
-    dense = price(np.zeros(len(structure.classes.of), dtype=bool))
+    dense = price(removed_classes(structure, {}))
     costs: dict[str, float] = {}
     for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
@@ -287,11 +311,13 @@ def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit:
 
 def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
     """What stays of each group that loses any."""
-    gone: dict[str, list[IntArray]] = {}
+    stays: dict[str, Keep] = {}
     for chunk in removed:
         for name, units in ((chunk.group, chunk.units), *chunk.also):
-            gone.setdefault(name, []).append(units)
-    return {name: np.setdiff1d(np.arange(groups[name].size), np.concatenate(units)) for name, units in gone.items()}
+            if name not in stays:
+                stays[name] = np.ones(groups[name].size, dtype=bool)
+            stays[name][units] = False
+    return {name: np.flatnonzero(keep) for name, keep in stays.items()}
 
 
 def compose(first: Mapping[str, IntArray], second: Mapping[str, IntArray]) -> dict[str, IntArray]:

@@ -8,7 +8,8 @@ networks: the pruned one and the original with removed units zeroed at every con
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ModelError
-from ..graph import aten
+from ..graph import aten, fetch
+from ..lockstep import arguments
 from ..records import Groups, IntArray
-from .groups import CONVOLUTIONS, Structure, analyse
+from .groups import CONVOLUTIONS, Structure, analyse, weight_shape
 from .labels import Value
+from .operations import handler_of, pointwise
 from .ranking import spared
 from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
 
@@ -37,14 +40,10 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
     """
     tied: set[str] = set()
     frozen: set[str] = set()
-    late = _parameters_late(graph)
     for _ in range(ROUNDS):
         structure = analyse(graph, tied, frozen)
-        for share in SHARES:
-            failed = _failures(late, structure, example.double(), random_units(structure, seed, share))
-            if failed:
-                break
-        else:
+        failed = _failures(graph, structure, example, [random_units(structure, seed, share) for share in SHARES])
+        if not failed:
             return structure
         for name in failed:
             (frozen if name in tied or not _has_rows(structure, name) else tied).add(name)
@@ -64,8 +63,7 @@ class _Double(fx.Interpreter):
     """Runs a graph in float64; a parameter is converted when it is read and freed after its last use."""
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return _doubled(super().get_attr(target, args, kwargs))
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:
@@ -94,18 +92,32 @@ def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[
     return kept
 
 
-def _failures(graph: fx.GraphModule, structure: Structure, example: Tensor, kept: Mapping[str, IntArray]) -> list[str]:
-    """Names of the nodes at which pruned and masked differ; the walk goes on from the masked values."""
-    gone = removed_classes(structure, kept)
-    if not gone.any():
-        return []
-    failed: list[str] = []
-    try:
-        small, _ = remove(graph, structure, gone)
-    except RaggedError as error:
-        return _ragged_origins(graph, structure, gone) or [error.node]
-    _Lockstep(graph, small, structure, gone, failed).run(example)
-    return failed
+def _failures(
+    graph: fx.GraphModule, structure: Structure, example: Tensor, choices: Iterable[Mapping[str, IntArray]]
+) -> list[str]:
+    """Names of the nodes at which pruned and masked differ for one of the choices of units that stay."""
+    trials = []
+    for gone in (removed_classes(structure, kept) for kept in choices):
+        if not gone.any():
+            continue
+        try:
+            trials.append(_Trial(gone, remove(graph, structure, gone)[0]))
+        except RaggedError as error:
+            return _ragged_origins(graph, structure, gone) or [error.node]
+    lockstep = _Lockstep(graph, structure, trials)
+    lockstep.run(example)
+    return lockstep.failed
+
+
+@dataclass
+class _Trial:
+    """What goes, and the graph without it."""
+
+    gone: Keep
+    small: fx.GraphModule
+
+    def __post_init__(self) -> None:
+        self.nodes = {n.name: n for n in self.small.graph.nodes}
 
 
 def _ragged_origins(graph: fx.GraphModule, structure: Structure, gone: Keep) -> list[str]:
@@ -130,61 +142,113 @@ def _parts(value: Any) -> list[Value]:
     return [v for v in parts if isinstance(v, Value)]
 
 
-class _Lockstep(_Double):
-    """Runs the original on masked values and, at every node, the pruned operation on the compacted ones."""
+class _Lockstep(fx.Interpreter):
+    """Runs the original; at every node, both it and the pruned operation in float64, on what came in, masked."""
 
-    def __init__(
-        self, graph: fx.GraphModule, small: fx.GraphModule, structure: Structure, gone: Keep, failed: list[str]
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, structure: Structure, trials: Sequence[_Trial]) -> None:
         super().__init__(graph)
-        self.structure, self.gone, self.failed = structure, gone, failed
-        self.small_nodes = {n.name: n for n in small.graph.nodes}
-        self.large_nodes = {n.name: n for n in graph.graph.nodes}
+        self.structure, self.trials = structure, trials
+        self.nodes = {n.name: n for n in graph.graph.nodes}
         self.inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
+        self.failed: list[str] = []
 
     @torch.no_grad()
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if n.op == "call_function" and _tensors(out):
-            problem = self._differs(n, out)
-            if problem:
-                self.failed.append(n.name)
-        return self._masked(n, out)
+        if n.op == "call_function" and _tensors(out) and any(self._differs(n, trial) for trial in self.trials):
+            self.failed.append(n.name)
+        return out
 
-    def _differs(self, n: fx.Node, out: Any) -> bool:
-        node = self.small_nodes[n.name]
+    def _differs(self, n: fx.Node, trial: _Trial) -> bool:
+        exact = n.name not in self.inexact
+        lengths = _excerpt(n, self.structure, trial.gone)
+        excerpted = n.all_input_nodes if _is_pointwise(n) else n.all_input_nodes[:1]
+        read: dict[fx.Node, Any] = {}
+        for node in n.all_input_nodes:
+            value = _narrowed(self.env[node], lengths if node in excerpted else {})
+            known = self.structure.values.get(node.name)
+            read[node] = value if _is_weight(node) else mask(value, known, self.structure, trial.gone)
+
+        def compacted(node: fx.Node) -> Any:
+            original = self.nodes[node.name]
+            if node.op == "get_attr" and original not in excerpted:
+                return fetch(trial.small, str(node.target))
+            return self._compact(original, read[original], trial.gone)
+
         try:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._compacted)
-            got = _tensors(node.target(*args, **kwargs))
-            expected = _tensors(self._compact_value(n, out))
+            got = _tensors(_computed(trial.nodes[n.name], compacted))
+            expected = _tensors(self._compact(n, _computed(n, read.__getitem__), trial.gone))
         except (RuntimeError, RaggedError, IndexError, ValueError, TypeError):
             return True
         for a, b in zip(got, expected, strict=True):
-            if a.shape != b.shape:
-                return True
-            if n.name not in self.inexact and a.is_floating_point() and not _near(a, b):
+            if a.shape != b.shape or (exact and a.is_floating_point() and not _near(a, b)):
                 return True
         return False
 
-    def _compacted(self, node: fx.Node) -> Any:
-        original = self.large_nodes[node.name]
-        return self._compact_value(original, self.env[original])
-
-    def _compact_value(self, node: fx.Node, value: Any) -> Any:
+    def _compact(self, node: fx.Node, value: Any, gone: Keep) -> Any:
         known = self.structure.values.get(node.name)
         if isinstance(value, Tensor) and isinstance(known, Value):
-            return compact(value, self.structure.lying(node), self.gone)
+            return compact(value, self.structure.lying(node), gone)
         if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
             return [
-                compact(v, [self.structure.classes(f) for f in k.facets], self.gone) if isinstance(k, Value) else v
+                compact(v, [self.structure.classes(f) for f in k.facets], gone) if isinstance(k, Value) else v
                 for v, k in zip(value, known, strict=True)
             ]
         return value
 
-    def _masked(self, node: fx.Node, out: Any) -> Any:
-        if _is_weight(node):
-            return out
-        return mask(out, self.structure.values.get(node.name), self.structure, self.gone)
+
+def _computed(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    """The node's operation in float64."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _doubled(value_of(n)))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _narrowed(value: Any, lengths: Mapping[int, int]) -> Any:
+    for axis, length in lengths.items() if isinstance(value, Tensor) else ():
+        if axis + value.ndim >= 0 and value.shape[axis] > length:
+            value = value.narrow(axis, 0, length)
+    return value
+
+
+def _excerpt(node: fx.Node, structure: Structure, gone: Keep) -> dict[int, int]:
+    """How many entries of which axes, counted from the last, show whether an operation's channels are right.
+
+    Along axes that lose nothing, those of images and positions, layers, normalisations with stored statistics
+    and pointwise operations repeat the same arithmetic.
+    """
+    sources = [n for n in (node, *node.all_input_nodes) if isinstance(structure.values.get(n.name), Value)]
+    ndim = node.meta["val"].ndim if isinstance(node.meta["val"], Tensor) else 0
+    if node.target is aten.linear.default:
+        lengths = dict.fromkeys(range(-ndim, -1), 1)
+    elif node.target in CONVOLUTIONS:  # two places of the kernel, its dilation and stride included
+        named = arguments(node)
+        kernel = enumerate(weight_shape(node)[2:], 2 - ndim)
+        reach, step = np.max(named["dilation"]), np.max(named["stride"])
+        lengths = {-ndim: 1} | {axis: int((k - 1) * reach + 1 + step) for axis, k in kernel}
+    elif node.target is aten.batch_norm.default:
+        lengths = dict.fromkeys([-ndim, *range(2 - ndim, 0)], 1)
+    elif node.target is aten.layer_norm.default:
+        lengths = dict.fromkeys(range(-ndim, -len(arguments(node)["normalized_shape"])), 1)
+    elif _is_pointwise(node):
+        lengths = dict.fromkeys(range(-ndim, 0), 1)
+    else:
+        return {}
+    if not _is_pointwise(node):
+        sources = sources[:2]
+    for source in sources:
+        rank = len(structure.values[source.name].shape)
+        for over, classes in structure.lying(source):
+            for axis in over if gone[classes].any() else ():
+                lengths.pop(axis - rank, None)
+    return lengths
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return node.op == "call_function" and handler_of(node) is pointwise
 
 
 def _is_weight(node: fx.Node) -> bool:

@@ -171,8 +171,8 @@ def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any])
     produced = {n: _produced(n, values) for n in graph.graph.nodes if channel_axis(n) is not None}
     inner = _components([classes.of[labels] for labels in produced.values()], classes)
     rows = _parents(inner, classes)
-    group_of = np.full(len(classes.of), -1, dtype=np.int64)
-    unit_of = np.full(len(classes.of), -1, dtype=np.int64)
+    group_of = np.full(len(classes.parent), -1, dtype=np.int64)
+    unit_of = np.full(len(classes.parent), -1, dtype=np.int64)
     for g, members in enumerate([*rows, *inner]):
         group_of[members], unit_of[members] = g, np.arange(len(members))
     structure = Structure(Groups(()), classes, values, group_of, unit_of, {})

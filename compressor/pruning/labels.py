@@ -58,8 +58,8 @@ class Ledger:
         """Makes equally placed labels one; a and b broadcast."""
         shape = np.broadcast_shapes(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
-        both = torch.stack([_squeeze(a, b).reshape(-1), _squeeze(b, a).reshape(-1)])
-        self.pairs.append(torch.unique(both, dim=1) if both.shape[1] > 1 else both)
+        both = torch.unique(_squeeze(a, b).reshape(-1) * self.count + _squeeze(b, a).reshape(-1))
+        self.pairs.append(torch.stack([both // self.count, both % self.count]))
 
     def freeze(self, facet: Tensor, node: str, reason: str) -> None:
         labels = distinct(facet)
@@ -135,7 +135,7 @@ def _squeeze(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The resolved ledger: `of[label]` is its class; class 0 never goes.
+    """The resolved ledger: `of[label]` is its class, counted from 0; class 0 never goes.
 
     `parent[class]` is the class of the row it lies in, -1 for none; rows of one relation keep equal counts,
     and `relations[class]` names the relations a child takes part in, `row[class]` its row there.
@@ -165,8 +165,9 @@ def resolve(ledger: Ledger) -> Classes:
         if not more.shape[1]:
             break
         edges = np.concatenate([edges, more], axis=1)
-    parent = np.full(ledger.count, -1, dtype=np.int64)
-    row = np.zeros(ledger.count, dtype=np.int64)
+    of = _counted(of)
+    parent = np.full(int(of.max()) + 1, -1, dtype=np.int64)
+    row = np.zeros(len(parent), dtype=np.int64)
     relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
     for i, relation in enumerate(rows):
         children = of[relation.children.numpy()]
@@ -186,6 +187,14 @@ def _components(edges: IntArray, count: int) -> IntArray:
     np.minimum.at(first, component, np.arange(count))
     of: IntArray = first[component]
     return of
+
+
+def _counted(of: IntArray) -> IntArray:
+    """Classes named by their smallest labels, numbered in that order."""
+    named = np.zeros(len(of), dtype=np.int64)
+    named[of] = 1
+    counted: IntArray = (np.cumsum(named) - 1)[of]
+    return counted
 
 
 def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
@@ -227,7 +236,8 @@ def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
     for labels, node, reason in ledger.frozen:
         for name in np.unique(island[labels.numpy()]).tolist():
             first.setdefault(name, (node, reason))
-    return {label: first[name] for label, name in enumerate(island.tolist()) if name in first}
+    found = np.flatnonzero(np.isin(island, list(first)))
+    return {label: first[name] for label, name in zip(found.tolist(), island[found].tolist(), strict=True)}
 
 
 def _inexact(ledger: Ledger, of: IntArray) -> dict[int, tuple[str, ...]]:

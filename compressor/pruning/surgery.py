@@ -35,7 +35,7 @@ class RaggedError(Exception):
 
 def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
     """[classes] true where a plan removes the class: units not kept, and everything in rows not kept."""
-    gone = np.zeros(len(structure.classes.of), dtype=bool)
+    gone = np.zeros(len(structure.classes.parent), dtype=bool)
     for name, units in kept.items():
         if name not in structure.members:
             raise ModelError(f"the plan names group '{name}', which this model does not have; rebuild the plan")

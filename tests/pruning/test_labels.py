@@ -40,7 +40,7 @@ def test_rows_keep_their_parents() -> None:
     parents, children = ledger.fresh(2, 1), ledger.fresh(2, 3)
     ledger.relate(parents.expand(2, 3), children, "node")
     classes = resolve(ledger)
-    assert classes.parent[classes.of[children[1].numpy()]].tolist() == [int(parents[1])] * 3
+    assert classes.parent[classes.of[children[1].numpy()]].tolist() == [classes.of[int(parents[1])]] * 3
     assert classes.row[classes.of[children.reshape(-1).numpy()]].tolist() == [0, 0, 0, 1, 1, 1]
 
 

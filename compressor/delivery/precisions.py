@@ -23,7 +23,7 @@ from ..errors import GateError
 from ..export.calibration import Statistics, collect
 from ..export.int8 import Evidence, Quantised, quantise
 from ..export.kernels import node_layers
-from ..export.precision import Placement, to_fp16
+from ..export.precision import Placement, to_fp16, weight_bits
 from ..files import file_sha256, read_json, write_json
 from ..images import Batches, Images, batches
 from ..report import GateRow
@@ -101,7 +101,7 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
     files = [form.name for form in forms]
     sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
     images = [work.splits.hashes[name] for name in ("calibration", "search")]
-    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes]
+    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes, weight_bits()]
     made = work.stages.do("int8", inputs, write, read)
     for form, detail in made.items():
         work.gate(

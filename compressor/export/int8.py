@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
-from .precision import Placement, to_int8
+from .precision import Placement, to_int8, weight_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """An int8 file; `scores` are the judge's of every method, `kept` the layers left in float, worst first."""
+    """An int8 file; `scores` are the judge's of every method, `kept` the layers left in float, worst first.
+
+    `bits` are those of the weights."""
 
     path: str
     placement: Placement
@@ -43,6 +45,7 @@ class Quantised:
     kept: tuple[str, ...]
     score: float
     reference: float
+    bits: int
 
 
 def quantise(
@@ -63,17 +66,18 @@ def quantise(
         return evidence.score(file, placement)
 
     least = evidence.reference - evidence.max_loss
+    bits = 8 if placement == "tensorrt" else weight_bits()
     if like is not None:
         chosen = ranges(evidence.statistics, like.method)
         found = score(to_int8(path, out, ranges=chosen, placement=placement, keep=like.kept))
         if found >= least:
             tried = {like.method: found}
-            return Quantised(str(out), placement, like.method, tried, like.kept, found, evidence.reference)
+            return Quantised(str(out), placement, like.method, tried, like.kept, found, evidence.reference, bits)
     method, scores = best_method(path, out, statistics=evidence.statistics, score=score, placement=placement)
     if scores[method] >= least:
-        return Quantised(str(out), placement, method, scores, (), scores[method], evidence.reference)
+        return Quantised(str(out), placement, method, scores, (), scores[method], evidence.reference, bits)
     chosen = ranges(evidence.statistics, method)
     costs = sensitivity(path, evidence.images, ranges=chosen, placement=placement, progress=progress)
     order = [name for name, _ in costs]
     mixed = to_mixed(path, out, ranges=chosen, order=order, score=score, least=least, placement=placement)
-    return Quantised(str(out), placement, method, scores, mixed.kept, mixed.score, evidence.reference)
+    return Quantised(str(out), placement, method, scores, mixed.kept, mixed.score, evidence.reference, bits)

@@ -52,7 +52,7 @@ class Rows:
 
 def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> float:
     """Mean squared error per row, summed over all outputs; what the clamp cuts off again does not count."""
-    squares = sum((float(lack.square().sum()) for _, lack in _lacks(rows, bounds, weights, offset)), 0.0)
+    squares = sum((float(lack.square().sum()) for _, _, lack in _lacks(rows, bounds, weights, offset)), 0.0)
     sums = sum_over_ranks({"squares": np.array(squares), "rows": np.array(float(rows.x.shape[1]))})
     return float(sums["squares"]) / max(float(sums["rows"]), 1.0)
 
@@ -84,8 +84,8 @@ def solve(
 def _moves(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """How targets move to where the clamp makes no difference: times the centred rows, and by themselves; means."""
     xd, d = torch.zeros_like(weights.mT), torch.zeros_like(offset)
-    for part, lack in _lacks(rows, bounds, weights, offset):
-        moves = _made(rows, part, weights, offset) + lack - rows.targets[:, part]
+    for part, made, lack in _lacks(rows, bounds, weights, offset):
+        moves = made + lack - rows.targets[:, part]
         xd += ((rows.x[:, part] - mean.to(rows.x).unsqueeze(1)).mT @ moves).double()
         d += moves.double().sum(1)
     sums = sum_over_ranks({"xd": xd.cpu().numpy(), "d": d.cpu().numpy(), "rows": np.array(float(rows.x.shape[1]))})
@@ -93,17 +93,14 @@ def _moves(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor, mean: Te
     return torch.as_tensor(sums["xd"]).to(xd) / n, torch.as_tensor(sums["d"]).to(d) / n
 
 
-def _made(rows: Rows, part: slice, weights: Tensor, offset: Tensor) -> Tensor:
-    return torch.baddbmm(offset.to(rows.x).unsqueeze(1), rows.x[:, part], weights.to(rows.x).mT)
-
-
-def _lacks(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A few rows at a time, and what their outputs [groups, few, outputs] lack."""
+def _lacks(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A few rows at a time, their outputs [groups, few, outputs], and what those lack."""
     groups, n, features = rows.x.shape
     few = max(1, CHUNK_ENTRIES // (groups * (features + weights.shape[1])))
     for begin in range(0, n, few):
         part = slice(begin, begin + few)
         targets, given = rows.targets[:, part], rows.given[:, part]
-        lack = targets - _made(rows, part, weights, offset)
+        made = torch.baddbmm(offset.to(rows.x).unsqueeze(1), rows.x[:, part], weights.to(rows.x).mT)
+        lack = targets - made
         lack = torch.where(given <= bounds.low, (lack + bounds.low - given).clamp(max=0), lack)
-        yield part, torch.where(given >= bounds.high, (lack + bounds.high - given).clamp(min=0), lack)
+        yield part, made, torch.where(given >= bounds.high, (lack + bounds.high - given).clamp(min=0), lack)

@@ -37,13 +37,15 @@ class CompensationOptions:
     `ridges`: strengths to choose from, relative to the mean square of a layer's inputs; the middle one is used
     where there are too few images to hold any out. Positions of each image are sub-sampled until a layer sees
     about `rows_per_feature` rows for each entry of a row, but at least `rows_least`. `limit_bytes` of live
-    activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held.
+    activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
+    without `clamps`: a quicker repair that takes no notice of them.
     """
 
     ridges: tuple[float, ...] = RIDGES
     rows_per_feature: float = 16.0
     rows_least: int = 8192
     limit_bytes: int = 2 << 30
+    clamps: bool = True
     seed: int = 0
 
 
@@ -122,11 +124,12 @@ def compensate(
     layers, left = find_layers(dense, changed)
     order = schedule(dense, layers)
     uses = {node: (layer.partner,) for node, layer in layers.items() if layer.partner is not None}
+    folds = [fold_of(batch) for batch in images]
     repaired: list[LayerRepair] = []
     with Lockstep(dense, pruned, order, images, changed, uses, options.limit_bytes) as walk:
         for stop, node in enumerate(order):
             if node in layers:
-                done = _repair(walk, stop, _fit_of(walk, layers[node], slices), images, options)
+                done = _repair(walk, stop, _fit_of(walk, layers[node], slices), folds, options)
                 if isinstance(done, LayerRepair):
                     repaired.append(done)
                 else:
@@ -147,13 +150,13 @@ def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> _Fit:
 
 
 def _repair(
-    walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions
+    walk: Lockstep, stop: int, fit: _Fit, folds: Sequence[Tensor], options: CompensationOptions
 ) -> LayerRepair | LeftAlone:
     features = fit.start.shape[-1]
     if features > gram.WIDEST:
         why = f"a row of its inputs has {features:,} entries, too many to refit (at most {gram.WIDEST:,})"
         return LeftAlone(fit.layer.name, str(fit.layer.node.target), why)
-    seen = _gather(walk, stop, fit, images, options)
+    seen = _gather(walk, stop, fit, folds, options)
     solved = _solve(fit, seen, options)
     if solved is None:
         target = str(fit.layer.node.target)
@@ -194,35 +197,41 @@ def _clamped_is_better(fit: _Fit, seen: _Seen, bounds: clamped.Bounds, rows: cla
     return clamped.squared_error(second, bounds, *found) < without
 
 
-def _gather(walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], options: CompensationOptions) -> _Seen:
-    """Brings both graphs to the layer and sums its rows and targets, in two folds of images, over all ranks."""
+def _gather(walk: Lockstep, stop: int, fit: _Fit, folds: Sequence[Tensor], options: CompensationOptions) -> _Seen:
+    """Brings both graphs to the layer and sums its rows and targets, in two folds of images, over all ranks.
+
+    `folds` [N] has each batch's.
+    """
     layer, window, axis = fit.layer, fit.window, fit.layer.channel_axis
     groups, outputs, features = fit.start.shape
-    folds = tuple(gram.Moments.empty(groups, features, outputs, fit.start.device) for _ in range(2))
-    count = sum_count(sum(len(batch) for batch in images))
+    sums = tuple(gram.Moments.empty(groups, features, outputs, fit.start.device) for _ in range(2))
+    count = sum_count(sum(map(len, folds)))
     wanted = rows_wanted(features, options)
     held = min(wanted, options.limit_bytes // 2 // (4 * groups * (features + 2 * outputs)))
     known = layer.partner is None or layer.partner in walk.order[:stop]
-    bounds = layer.bounds if known and held >= LEAST_HELD * features else None
+    bounds = layer.bounds if options.clamps and known and held >= LEAST_HELD * features else None
     parts = tuple([clamped.Rows.empty(groups, features, outputs, fit.start.device)] for _ in range(2))
     source = arguments(layer.node)["input"]
 
     def visit(batch: int, dense: Values, pruned: Values) -> None:
         y = dense[layer.node] = run_node(walk.dense, layer.node, dense)
-        target = y.index_select(axis, fit.kept).double() * _along(fit.scale.flatten(), y.dim(), axis)
+        target = y.index_select(axis, fit.kept)
+        lack = None
         if layer.partner in dense and layer.partner in pruned:
-            target += _difference(dense[layer.partner], pruned[layer.partner], fit.kept, axis)
+            lack = _difference(dense[layer.partner], pruned[layer.partner], fit.kept, axis)
         given = None if bounds is None else _given_to_the_clamp(walk, layer, dense)
         available = gram.position_count(y, window)
         positions = sampled_positions(available, wanted, count, options.seed).to(y.device)
         of_held = torch.isin(positions, sampled_positions(available, held, count, options.seed).to(y.device))
-        fold = fold_of(images[batch]).to(y.device)
+        fold = folds[batch].to(y.device)
         step = max(1, ROW_ENTRIES // (len(positions) * groups * features))
         for begin in range(0, len(y), step):
             part = slice(begin, begin + step)
             rows = gram.rows_of(pruned[source][part], window, positions)
-            targets = gram.targets_of(target[part], window, positions)
-            for number, moments in enumerate(folds):
+            targets = gram.targets_of(target[part], window, positions).double() * fit.scale[:, None, None]
+            if lack is not None:
+                targets += gram.targets_of(lack[part], window, positions)
+            for number, moments in enumerate(sums):
                 chosen = fold[part] == number
                 if bool(chosen.any()):
                     moments.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
@@ -232,10 +241,10 @@ def _gather(walk: Lockstep, stop: int, fit: _Fit, images: Sequence[Tensor], opti
                     parts[number].append(clamped.Rows(*few))
 
     walk.advance(stop, visit)
-    sums = _over_ranks(folds[0]), _over_ranks(folds[1])
+    totals = _over_ranks(sums[0]), _over_ranks(sums[1])
     if bounds is None:
-        return _Seen(sums)
-    return _Seen(sums, bounds, clamped.Rows.joined([*parts[0], *parts[1]]), sum(p.x.shape[1] for p in parts[0]))
+        return _Seen(totals)
+    return _Seen(totals, bounds, clamped.Rows.joined([*parts[0], *parts[1]]), sum(p.x.shape[1] for p in parts[0]))
 
 
 def _given_to_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:
@@ -248,12 +257,6 @@ def _given_to_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:
     return found if layer.partner is None else found + dense[layer.partner]
 
 
-def _along(vector: Tensor, dimensions: int, axis: int) -> Tensor:
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return vector.view(shape)
-
-
 def _difference(dense: Tensor, pruned: Tensor, kept: Tensor, axis: int) -> Tensor:
     """What the pruned stream lacks."""
     return (dense if dense.shape == pruned.shape else dense.index_select(axis, kept)) - pruned
@@ -261,7 +264,7 @@ def _difference(dense: Tensor, pruned: Tensor, kept: Tensor, axis: int) -> Tenso
 
 def fold_of(images: Tensor) -> Tensor:
     """0 or 1 for each image, by its content: the same whichever process holds it."""
-    total = images.contiguous().flatten(1).view(torch.uint8).long().sum(1)
+    total = images.contiguous().flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
     return (total * 2654435761 >> 13) & 1  # Knuth's multiplicative hash; its low bits are the weak ones
 
 

@@ -32,7 +32,7 @@ from .surgery import prune
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
-LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096)
+LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, clamps=False)
 Progress = Callable[[float], None]
 Mend = Callable[[fx.GraphModule, Slices], object]
 

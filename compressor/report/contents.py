@@ -96,7 +96,7 @@ class LatencyRow:
 @dataclass(frozen=True, slots=True)
 class FileRow:
     """An exported file; `role` says what it is for. `kept` are the layers that stayed in a higher precision,
-    `method` how the ranges of an int8 file were found."""
+    `method` how the ranges of an int8 file were found, `bits` what its weights have."""
 
     name: str
     role: str
@@ -105,6 +105,7 @@ class FileRow:
     bytes: int
     kept: tuple[str, ...] = ()
     method: str = ""
+    bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
         files=(
             FileRow("dense.onnx", "onnx", "dense", "fp32", 1_102_331),
             FileRow("model.onnx", "onnx", "finetuned", "fp32", 421_870),
-            FileRow("model.int8.onnx", "CPUs", "finetuned", "int8", 121_870, ("layer1.0.conv1", "fc"), "percentile"),
+            FileRow("model.int8.onnx", "CPUs", "finetuned", "int8", 121_870, ("layer1.0.conv1", "fc"), "percentile", 7),
         ),
         engines=(
             EngineRow("model.sm89.engine", "tensorrt-rtx", "sm 8.9", "fp16", 301_220, "built, not run: no GPU", 31),

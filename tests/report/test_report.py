@@ -243,8 +243,9 @@ def test_the_front_has_no_point_that_another_beats() -> None:
 
 
 def test_the_layers_that_stay_in_float_are_named(run: ReportInput) -> None:
-    rows = table(run, "Lower precisions").rows
-    assert rows == (("model.int8.onnx", "int8", "percentile", "2: layer1.0.conv1, fc"),)
+    found = table(run, "Lower precisions")
+    assert found.rows == (("model.int8.onnx", "int8", "percentile", "7", "2: layer1.0.conv1, fc"),)
+    assert "without VNNI" in found.note
 
 
 def test_what_is_timed_but_has_no_weights_is_among_the_slowest_and_not_among_the_layers(run: ReportInput) -> None:

@@ -24,6 +24,7 @@ from ..export.calibration import Statistics, collect
 from ..export.int8 import Evidence, Quantised, quantise
 from ..export.kernels import node_layers
 from ..export.precision import Placement, to_fp16, weight_bits
+from ..export.rounding import Rounding, find_rounding
 from ..files import file_sha256, read_json, write_json
 from ..images import Batches, Images, batches
 from ..report import GateRow
@@ -147,6 +148,7 @@ def _evidence(work: Work, found: Findings) -> Evidence:
     score = _judge(found.path(PRUNED), images, labels)
     return Evidence(
         statistics=_statistics(work, found),
+        rounding=_rounding(work, found),
         images=images[:SENSITIVITY_IMAGES],
         score=score,
         reference=score(found.path(PRUNED), "onnxruntime"),
@@ -179,6 +181,12 @@ def _statistics(work: Work, found: Findings) -> Statistics:
         work.stages.notify("precisions: ranges of the activations", 0.0)
         found.statistics = collect(found.path(PRUNED), gathered(work.calibration, _range_images(work))[0])
     return found.statistics
+
+
+def _rounding(work: Work, found: Findings) -> Rounding:
+    """From the images the ranges are read from."""
+    work.stages.notify("int8: what the layers read", 0.0)
+    return find_rounding(found.path(PRUNED), gathered(work.calibration, _range_images(work))[0])
 
 
 def _range_images(work: Work) -> int:

@@ -39,13 +39,13 @@ def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
     if len(images) == 0:
         raise InputError("calibration needs images, none were given")
     model = onnx.load(path)
-    run, names = _exposed(model)
+    run, names = exposed(model)
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
-    for name, value in _values(run, names, parts):
+    for name, value in values_of(run, names, parts):
         low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
-    for name, value in _values(run, names, parts):
+    for name, value in values_of(run, names, parts):
         if high[name] > low[name]:
             counts[name] += np.histogram(value, bins=_BINS, range=(low[name], high[name]))[0]
     return Statistics({name: (low[name], high[name]) for name in names}, counts, len(images))
@@ -69,7 +69,7 @@ def ranges(
     return found
 
 
-def _exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
+def exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     """A session that returns every float activation, and their names, the input's first."""
     import onnxruntime
 
@@ -86,7 +86,7 @@ def _exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     return session, [session.get_inputs()[0].name, *outputs]
 
 
-def _values(session: Any, names: Sequence[str], parts: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def values_of(session: Any, names: Sequence[str], parts: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     for part in parts:
         yield names[0], part
         yield from zip(names[1:], session.run(names[1:], {names[0]: part}), strict=True)

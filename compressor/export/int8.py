@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,18 @@ from numpy.typing import NDArray
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
 from .precision import Placement, to_int8, weight_bits
+from .rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """`score(file, placement)` is the judge, `reference` what it says of the fp32 file, `max_loss` in its units.
 
-    `images` [N, C, H, W] order the layers by what int8 costs them.
+    `images` [N, C, H, W] order the layers by what int8 costs them; `statistics` and `rounding` are of others.
     """
 
     statistics: Statistics
+    rounding: Rounding
     images: NDArray[np.float32]
     score: Callable[[Path, Placement], float]
     reference: float
@@ -65,19 +68,20 @@ def quantise(
     def score(file: Path) -> float:
         return evidence.score(file, placement)
 
+    how: dict[str, Any] = {"placement": placement, "rounding": evidence.rounding}
     least = evidence.reference - evidence.max_loss
     bits = 8 if placement == "tensorrt" else weight_bits()
     if like is not None:
         chosen = ranges(evidence.statistics, like.method)
-        found = score(to_int8(path, out, ranges=chosen, placement=placement, keep=like.kept))
+        found = score(to_int8(path, out, ranges=chosen, keep=like.kept, **how))
         if found >= least:
             tried = {like.method: found}
             return Quantised(str(out), placement, like.method, tried, like.kept, found, evidence.reference, bits)
-    method, scores = best_method(path, out, statistics=evidence.statistics, score=score, placement=placement)
+    method, scores = best_method(path, out, statistics=evidence.statistics, score=score, **how)
     if scores[method] >= least:
         return Quantised(str(out), placement, method, scores, (), scores[method], evidence.reference, bits)
     chosen = ranges(evidence.statistics, method)
-    costs = sensitivity(path, evidence.images, ranges=chosen, placement=placement, progress=progress)
+    costs = sensitivity(path, evidence.images, ranges=chosen, progress=progress, **how)
     order = [name for name, _ in costs]
-    mixed = to_mixed(path, out, ranges=chosen, order=order, score=score, least=least, placement=placement)
+    mixed = to_mixed(path, out, ranges=chosen, order=order, score=score, least=least, **how)
     return Quantised(str(out), placement, method, scores, mixed.kept, mixed.score, evidence.reference, bits)

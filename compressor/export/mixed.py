@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from ..device.runtimes import open_model
 from ..errors import GateError
 from .calibration import METHODS, Method, Statistics, ranges
 from .precision import Placement, to_int8, weighted_nodes
+from .rounding import Rounding
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -41,13 +43,15 @@ def best_method(
     statistics: Statistics,
     score: Callable[[Path], float],
     placement: Placement = "tensorrt",
+    rounding: Rounding | None = None,
 ) -> tuple[Method, dict[Method, float]]:
     """The calibration method whose file the judge scores highest, that file at `out`, and all scores."""
     scores: dict[Method, float] = {}
     for method in METHODS:
-        scores[method] = score(to_int8(path, out, ranges=ranges(statistics, method), placement=placement))
+        chosen = ranges(statistics, method)
+        scores[method] = score(to_int8(path, out, ranges=chosen, placement=placement, rounding=rounding))
     best = max(METHODS, key=lambda method: scores[method])
-    to_int8(path, out, ranges=ranges(statistics, best), placement=placement)
+    to_int8(path, out, ranges=ranges(statistics, best), placement=placement, rounding=rounding)
     return best, scores
 
 
@@ -57,6 +61,7 @@ def sensitivity(
     *,
     ranges: Ranges,
     placement: Placement = "tensorrt",
+    rounding: Rounding | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[tuple[str, Parity]]:
     """Every weighted layer with the parity of the file that quantises it alone, worst first."""
@@ -66,7 +71,8 @@ def sensitivity(
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         for index, name in enumerate(names):
             others = [other for other in _all_nodes(path) if other != name]
-            one = to_int8(path, Path(folder) / "one.onnx", ranges=ranges, placement=placement, keep=others)
+            how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+            one = to_int8(path, Path(folder) / "one.onnx", keep=others, **how)
             session = open_model(one, fused=placement == "onnxruntime")
             measured.append((name, compare(reference, session.run(images))))
             if progress is not None:
@@ -83,6 +89,7 @@ def to_mixed(
     score: Callable[[Path], float],
     least: float,
     placement: Placement = "tensorrt",
+    rounding: Rounding | None = None,
 ) -> Mixed:
     """Keeps the first k layers of `order` (worst first) in float, for the smallest k found with score >= `least`.
 
@@ -92,14 +99,15 @@ def to_mixed(
     tried: dict[int, float] = {}
 
     def attempt(count: int) -> bool:
-        written = to_int8(path, out, ranges=ranges, placement=placement, keep=order[:count])
+        how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+        written = to_int8(path, out, keep=order[:count], **how)
         tried[count] = score(written)
         return tried[count] >= least
 
-    low, high = -1, 0
+    low, high, most = -1, 0, max(1, len(order) // 2)
     while not attempt(high):
-        low, high = high, max(1, high * 2)
-        if high > max(1, len(order) // 2):
+        low, high = high, min(max(1, high * 2), most)
+        if high == low:
             best = max(tried.values())
             raise GateError(
                 f"int8 reaches {best:.4f} with {low} of {len(order)} layers in float, at least {least:.4f} is asked "

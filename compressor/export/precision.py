@@ -1,7 +1,7 @@
 """An fp32 ONNX file in, an fp16 or an int8 one out; precision is written into the file, as strong typing needs.
 
 fp16 keeps fp32 islands where calibration images show values half floats can't hold. int8 is explicit Q/DQ with
-symmetric per-channel weights and float biases, placed for the target. Knows no accuracy: `mixed` measures.
+symmetric per-channel weights, placed for the target. Knows no accuracy: `mixed` measures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..errors import InputError
 from .calibration import Statistics
 from .half import converted
 from .onnx import write_model
+from .rounding import Rounding
 
 Placement = Literal["tensorrt", "onnxruntime"]
 
@@ -86,12 +87,13 @@ def to_int8(
     ranges: Mapping[str, tuple[float, float]],
     placement: Placement = "tensorrt",
     keep: Sequence[str] = (),
+    rounding: Rounding | None = None,
 ) -> Path:
     """Writes the file with Q/DQ around convolutions and products with weights, but for the nodes in `keep`.
 
     `tensorrt`: symmetric int8 inputs of weighted nodes and residual sums, zero points 0, outputs left to fusion.
     `onnxruntime`: uint8 activations on both sides, so that its CPU kernels stay in integers from node to node;
-    weights have `weight_bits()`.
+    weights have `weight_bits()`. They are rounded as `rounding` of the same file says, else to the nearest.
     """
     model = named(onnx.load(path))
     nodes = [name for name in quantisable(model) if name not in set(keep)]
@@ -99,9 +101,15 @@ def to_int8(
         raise InputError(f"{path} has no convolution or matrix product left to quantise")
     model = onnx.shape_inference.infer_shapes(model)
     quantised = _quantise(model, nodes, ranges, placement)
+    if rounding is not None:
+        rounding.apply(quantised, 64 if _is_narrow(placement) else 127)
     del quantised.graph.value_info[:]
     quantised.ir_version = model.ir_version
     return write_model(sorted_nodes(quantised), Path(out))
+
+
+def _is_narrow(placement: Placement) -> bool:
+    return placement == "onnxruntime" and weight_bits() < 8
 
 
 @functools.cache
@@ -172,7 +180,7 @@ def _quantise(
         quantiser = QDQQuantizer(
             model,
             True,  # per channel
-            not for_tensorrt and weight_bits() < 8,
+            _is_narrow(placement),
             QuantType.QInt8,
             QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, data),

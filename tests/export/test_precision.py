@@ -17,6 +17,7 @@ from compressor.export import precision
 from compressor.export.calibration import METHODS, Statistics, collect, ranges
 from compressor.export.mixed import best_method, sensitivity, to_mixed
 from compressor.export.precision import Placement, quantisable, sorted_nodes, to_fp16, to_int8, weighted_nodes
+from compressor.export.rounding import find_rounding, rounded
 
 # int8 of these small untrained networks on noise; the noise floor of 8 bits over four layers is some 30 dB.
 INT8_DB = 20.0
@@ -140,6 +141,45 @@ def test_weights_for_onnxruntime_leave_a_bit_where_the_processor_saturates(
             weights = [numpy_helper.to_array(i) for i in onnx.load(made).graph.initializer]
             largest[placement, bits] = max(int(np.abs(w.astype(int)).max()) for w in weights if w.dtype == np.int8)
     assert largest == {("tensorrt", 7): 127, ("tensorrt", 8): 127, ("onnxruntime", 7): 64, ("onnxruntime", 8): 127}
+
+
+@pytest.mark.parametrize("name", ["residual", "attentive"])
+def test_weights_rounded_together_keep_the_outputs_better(
+    name: str, images: NDArray[np.float32], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Activations in float: what weights lose is told apart from what ranges do."""
+    path = request.getfixturevalue(f"{name}_file")
+    seen = np.random.default_rng(1).normal(size=(64, *images.shape[1:])).astype(np.float32)
+    decibels = []
+    for rounding in (None, find_rounding(path, seen)):
+        made = to_int8(path, tmp_path / "q.onnx", ranges=ranges(collect(path, images)), rounding=rounding)
+        held = {i.name: numpy_helper.to_array(i) for i in onnx.load(made).graph.initializer}
+        axes = {n.input[0]: n.attribute[0].i for n in nodes(made, "DequantizeLinear") if n.attribute}
+        model = onnx.load(path)
+        for weight in model.graph.initializer:
+            old = numpy_helper.to_array(weight)
+            if f"{weight.name}_quantized" in held:
+                codes, scale = held[f"{weight.name}_quantized"], held[f"{weight.name}_scale"]
+                along = [-1 if axis == axes[f"{weight.name}_quantized"] else 1 for axis in range(old.ndim)]
+                new = (codes * scale.reshape(along)).astype(old.dtype)
+                assert np.abs(new - old).max() < 3 * scale.max()
+            else:
+                new = held.get(weight.name, old)
+            weight.CopyFrom(numpy_helper.from_array(new, weight.name))
+        onnx.save(model, tmp_path / "w.onnx")
+        decibels.append(compare(outputs(path, images), outputs(tmp_path / "w.onnx", images)).sqnr_db)
+    assert decibels[1] > decibels[0] + 1
+
+
+def test_rounding_one_weight_moves_those_behind_it() -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(500, 3)) @ generator.normal(size=(3, 12)) + 0.1 * generator.normal(size=(500, 12))
+    steps = generator.normal(size=(2, 5, 12)) * 4
+    codes = rounded(steps, np.stack([inputs.T @ inputs] * 2), 10)
+    errors = [float(np.square((steps - c) @ inputs.T).sum()) for c in (codes, np.clip(np.rint(steps), -10, 10))]
+    assert np.array_equal(codes, np.rint(codes))
+    assert np.abs(codes).max() <= 10
+    assert errors[0] < errors[1] / 3
 
 
 def test_tensorrt_gets_symmetric_per_channel_weights_and_float_biases(

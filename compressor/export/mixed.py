@@ -67,11 +67,12 @@ def sensitivity(
     """Every weighted layer with the parity of the file that quantises it alone, worst first."""
     names = weighted_nodes(onnx.load(path))
     reference = open_model(path).run(images)
+    how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+    nodes = _all_nodes(path)
     measured = []
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         for index, name in enumerate(names):
-            others = [other for other in _all_nodes(path) if other != name]
-            how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+            others = [other for other in nodes if other != name]
             one = to_int8(path, Path(folder) / "one.onnx", keep=others, **how)
             session = open_model(one, fused=placement == "onnxruntime")
             measured.append((name, compare(reference, session.run(images))))
@@ -96,10 +97,10 @@ def to_mixed(
     k is doubled until the judge accepts, then bisected. Raises GateError when not even half of the layers in
     float is enough: then int8 isn't worth having.
     """
+    how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
     tried: dict[int, float] = {}
 
     def attempt(count: int) -> bool:
-        how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
         written = to_int8(path, out, keep=order[:count], **how)
         tried[count] = score(written)
         return tried[count] >= least

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -55,6 +56,7 @@ from compressor.work import ranking_of, read_images
 mpl.use("agg")
 
 NETWORKS = Path(__file__).with_name("networks.toml")
+FOLDER = "COMPRESSOR_DATA"  # names the folder that networks.toml's paths begin with
 ENOUGH = 0.98  # a point is "at equal MACs" when it keeps at least this share of what it may keep
 IDENTITY = 1e-9
 WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
@@ -209,11 +211,11 @@ class Points:
         self.known = {row["key"]: row for row in self.rows}
 
     def measure(self, named: Row, depends_on: object, work: Callable[[], Row]) -> Row:
-        """The row of that name, measured unless it stands for the same `depends_on`."""
-        key = content_hash([named, depends_on])
+        """The row of that name, measured unless it stands for the same `depends_on`, on any machine and commit."""
+        key = content_hash(_without_folder([named, depends_on]))
         if key not in self.known:
             start = time.perf_counter()
-            row = {**named, **work(), "seconds": round(time.perf_counter() - start, 1), "key": key}
+            row = {**named, **work(), "seconds": round(time.perf_counter() - start, 1), "commit": _commit(), "key": key}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             self.known[key] = row
@@ -221,6 +223,19 @@ class Points:
         row = self.known[key]
         console.print(_line(row), highlight=False, soft_wrap=True)
         return row
+
+
+def _without_folder(values: object) -> object:
+    """The same on every machine: the folder of images and weights by the name it has in networks.toml."""
+    text, folder = json.dumps(values), os.environ.get(FOLDER, "")
+    return json.loads(text.replace(json.dumps(folder)[1:-1], f"${{{FOLDER}}}") if folder else text)
+
+
+def _commit() -> str:
+    """Of the code that measures; with a + where it has been edited since, empty where git does not know it."""
+    asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(asked, cwd=NETWORKS.parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _line(row: Row) -> str:
@@ -299,8 +314,8 @@ def read_studies(options: argparse.Namespace, **defaults: Any) -> Iterator[Study
     for name in filter(None, names):
         if name not in known:
             raise SystemExit(f"{NETWORKS.name} has no network {name!r}; it has {', '.join(known)}")
-        if "${COMPRESSOR_DATA}" in str(known[name]):
-            raise SystemExit(f"set COMPRESSOR_DATA to the folder of images and weights that {NETWORKS.name} names")
+        if f"${{{FOLDER}}}" in str(known[name]):
+            raise SystemExit(f"set {FOLDER} to the folder of images and weights that {NETWORKS.name} names")
     for name in names:
         table = {"kept": (0.7, 0.5, 0.35), **known.get(name, {})}
         own = table.pop("kept")

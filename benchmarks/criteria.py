@@ -1,0 +1,144 @@
+"""Which criterion ranks best: accuracy over MACs kept, raw and with the same repair for all, and the area under it.
+
+    python benchmarks/criteria.py --networks resnet20,resnet56 --seeds 0,1,2
+    python benchmarks/criteria.py --networks mobilenetv2 --criteria lrp,l1,random --searched runs/mobilenetv2-search
+Each criterion ranks alone, its scores divided by their layer's mean as in the papers; "loss measured" is our default
+beside them, `--searched` the recipe a search of that network found. Nothing is trained. OUT/points.jsonl holds what is
+done; a plot per network; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from study import (
+    COLOURS,
+    Points,
+    Row,
+    Study,
+    add_flags,
+    attempt,
+    chosen,
+    draw_bounds,
+    draw_line,
+    finish,
+    margin,
+    ours,
+    read_studies,
+    run,
+    seeds_of,
+    spread,
+    subjects_of,
+)
+
+from compressor.recipe import read_recipe
+from compressor.relevance import CRITERIA
+
+DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,activation,l1,random"
+MEASURED, SEARCHED = "loss measured", "searched"
+REPAIRS: Mapping[str, bool] = {"raw": False, "repaired": True}
+FOUND = ("criterion", "composite", "start", "start_class", "sign", "per", "place")  # by a search
+FOUND += ("reduction", "normalisation", "scope", "per_cost")
+
+
+def rankings_of(criteria: list[str], searched: str) -> dict[str, dict[str, Any]]:
+    """What changes in the recipe, by the name of the ranking."""
+    found: dict[str, dict[str, Any]] = {c: {"criterion": c, "normalisation": "mean"} for c in criteria}
+    found[MEASURED] = {"normalisation": "measured"}
+    if searched:
+        recipe = read_recipe(Path(searched) / "best.toml")
+        found[SEARCHED] = {name: getattr(recipe, name) for name in FOUND}
+    return found
+
+
+def measure(study: Study, seed: int, points: Points, rankings: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    """Every point of one network and one seed; the network is read only if a point is missing."""
+    subjects = functools.cache(lambda: subjects_of(study, seed))
+    for name, changes in rankings.items():
+        for repair, compensate in REPAIRS.items():
+            recipe = replace(study.recipe, seed=seed, compensate=compensate, **changes)
+            for share in study.kept:
+                named = {"network": study.name, "seed": seed, "asked": share, "criterion": name, "repair": repair}
+                named["variant"] = f"{name}, {repair}"
+                yield points.measure(named, asdict(recipe), lambda r=recipe, k=share: attempt(subjects, ours, r, k))
+
+
+def areas_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean height of the straight lines through accuracy over MACs; of one share, the accuracy there."""
+    by = ["network", "repair", "criterion", "seed"]
+    return table.groupby(by, sort=False).apply(_area, include_groups=False).rename("area").reset_index()
+
+
+def _area(part: pd.DataFrame) -> float:
+    ordered = part.sort_values("asked")
+    width = ordered.asked.iloc[-1] - ordered.asked.iloc[0]
+    return float(np.trapezoid(ordered.accuracy, ordered.asked) / width if width else ordered.accuracy.iloc[0])
+
+
+def summarise(table: pd.DataFrame) -> list[Row]:
+    """One entry for each network and repair: the criteria by their area, and how far LRP is ahead of the best other."""
+    reached = table.groupby(["network", "repair", "criterion", "seed"]).asked.transform("count")
+    complete = table[reached == table.groupby("network").asked.transform("nunique")]  # areas over the same shares
+    found = []
+    for (network, repair), part in areas_of(complete).groupby(["network", "repair"], sort=False):
+        areas = {name: spread(some.area) for name, some in part.groupby("criterion", sort=False)}
+        entry = {"model": network, "repair": repair, "seeds": part.seed.nunique()}
+        entry |= {"area": dict(sorted(areas.items(), key=lambda item: -item[1]["mean"]))}
+        alone = part[~part.criterion.isin([MEASURED, SEARCHED])]
+        entry["lrp_margin"] = margin(alone, column="area")
+        if SEARCHED in areas:
+            rivals = part[~part.criterion.isin([MEASURED, "lrp"])]
+            entry["searched_margin"] = margin(rivals, SEARCHED, "area")
+        found.append(entry)
+    return found
+
+
+def draw(table: pd.DataFrame, folder: Path) -> None:
+    for network, part in table.groupby("network", sort=False):
+        figure, axes = plt.subplots(1, len(REPAIRS), figsize=(10, 4.5), sharex=True, layout="constrained")
+        for panel, repair in zip(axes, REPAIRS, strict=True):
+            own = part[part.repair == repair]
+            for name, line in own.groupby("criterion", sort=False):
+                style = {"color": COLOURS.get(name), "linestyle": "-" if name in CRITERIA else ":", "alpha": 0.8}
+                draw_line(panel, line, "asked", name, percent=True, **style)
+            draw_bounds(panel, own)
+            panel.set(title=repair, xlabel="MACs kept, %", ylabel="top-1, %")
+        axes[0].invert_xaxis()
+        axes[0].legend(fontsize=8)
+        figure.suptitle(f"{network}, nothing trained")
+        figure.savefig(folder / f"{network}.png", dpi=150)
+        plt.close(figure)
+
+
+def main() -> None:
+    options = _options()
+    rankings = rankings_of(chosen(options.criteria, tuple(CRITERIA), "criterion"), options.searched)
+    points = Points(options.out / "points.jsonl")
+    rows: list[Row] = []
+    for study in read_studies(options):
+        for seed in seeds_of(options):
+            rows += measure(study, seed, points, rankings)
+    table = finish(rows, options.out)
+    draw(table, options.out)
+    print(json.dumps({"points": summarise(table)}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--criteria", default=DEFAULT_CRITERIA)
+    parser.add_argument("--searched", default="", help="folder of a search of this one network")
+    add_flags(parser, kept="shares of the MACs that stay", out="runs/criteria")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

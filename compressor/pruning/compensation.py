@@ -21,6 +21,7 @@ from ..errors import DataError
 from ..graph import fetch, store
 from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
 from ..records import LeftAlone, Slices
+from ..windows import Window, position_count, rows_of, targets_of
 from . import clamped, gram
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
 
@@ -75,7 +76,7 @@ class _Fit:
     """A layer as the solver sees it: [groups, outputs, features] weights, outputs times `scale`."""
 
     layer: Layer
-    window: gram.Window
+    window: Window
     kept: Tensor
     scale: Tensor
     start: Tensor
@@ -220,23 +221,23 @@ def _gather(walk: Lockstep, stop: int, fit: _Fit, folds: Sequence[Tensor], optio
         if layer.partner in dense and layer.partner in pruned:
             lack = _difference(dense[layer.partner], pruned[layer.partner], fit.kept, axis)
         given = None if bounds is None else _given_to_the_clamp(walk, layer, dense)
-        available = gram.position_count(y, window)
+        available = position_count(pruned[source], window)
         positions = sampled_positions(available, wanted, count, options.seed).to(y.device)
         of_held = torch.isin(positions, sampled_positions(available, held, count, options.seed).to(y.device))
         fold = folds[batch].to(y.device)
         step = max(1, ROW_ENTRIES // (len(positions) * groups * features))
         for begin in range(0, len(y), step):
             part = slice(begin, begin + step)
-            rows = gram.rows_of(pruned[source][part], window, positions)
-            targets = gram.targets_of(target[part], window, positions).double() * fit.scale[:, None, None]
+            rows = rows_of(pruned[source][part], window, positions)
+            targets = targets_of(target[part], window, positions).double() * fit.scale[:, None, None]
             if lack is not None:
-                targets += gram.targets_of(lack[part], window, positions)
+                targets += targets_of(lack[part], window, positions)
             for number, moments in enumerate(sums):
                 chosen = fold[part] == number
                 if bool(chosen.any()):
                     moments.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
                 if given is not None:
-                    reached = gram.targets_of(given.index_select(axis, fit.kept)[part], window, positions)
+                    reached = targets_of(given.index_select(axis, fit.kept)[part], window, positions)
                     few = [t[:, chosen][:, :, of_held].flatten(1, 2).float() for t in (rows, targets, reached)]
                     parts[number].append(clamped.Rows(*few))
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ..graph import aten
 from ..lockstep import arguments, attribute, run_node
 from ..records import LeftAlone
-from . import gram
+from ..windows import Window
 from .clamped import Bounds
 
 _WINDOWED = (
@@ -187,10 +187,10 @@ def _flat_until(made: Tensor) -> float:
     return float(_TRIED[exactly if _TRIED[about] - _TRIED[exactly] < KINK else about])
 
 
-def window_of(node: fx.Node, weight: Tensor) -> gram.Window:
+def window_of(node: fx.Node, weight: Tensor) -> Window:
     """How a convolution or linear node with that weight reads its input."""
     if node.target is aten.linear.default:
-        return gram.Window()
+        return Window()
     args, axes = arguments(node), weight.dim() - 2
     kernel = tuple(weight.shape[2:])
     stride, dilation = _per_axis(args["stride"], axes), _per_axis(args["dilation"], axes)
@@ -201,7 +201,7 @@ def window_of(node: fx.Node, weight: Tensor) -> gram.Window:
     else:  # "same": an odd total puts the extra zero behind
         totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
         padding = tuple((total // 2, total - total // 2) for total in totals)
-    return gram.Window(kernel, stride, padding, dilation, int(args["groups"]))
+    return Window(kernel, stride, padding, dilation, int(args["groups"]))
 
 
 def _per_axis(value: Any, axes: int) -> tuple[int, ...]:

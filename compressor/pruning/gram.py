@@ -1,7 +1,7 @@
 """Streaming least squares for convolutions and linear layers: rows of a layer's input in, weights out.
 
-A layer is `targets = weights @ row + intercept` for each group of its channels, where a row is the input
-patch (or token) under one output position. Knows nothing of graphs, plans or which layers deserve repair.
+A layer is `targets = weights @ row + intercept` for each group of its channels, rows as `windows` reads them.
+Knows nothing of graphs, plans or which layers deserve repair.
 Ridge regression in centred form, strength chosen by two-fold validation: Hoerl & Kennard 1970.
 """
 
@@ -13,57 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 WIDEST = 12288  # entries of a row; one matrix of its second moments then takes 1.2 GB
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How a layer reads its input: no kernel means the last axis of a linear layer.
-
-    `padding` holds (before, after) of each spatial axis.
-    """
-
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[tuple[int, int], ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-
-    @property
-    def linear(self) -> bool:
-        return not self.kernel
-
-
-def rows_of(x: Tensor, window: Window, positions: Tensor) -> Tensor:
-    """The input rows under the flat output `positions`: [groups, B, positions, features]."""
-    if window.linear:
-        return x.reshape(x.shape[0], -1, x.shape[-1])[:, positions].unsqueeze(0)
-    axes = len(window.kernel)
-    before_after = [pad for pair in reversed(window.padding) for pad in pair]
-    view = functional.pad(x, before_after) if any(before_after) else x
-    for axis, (size, step, gap) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True), 2):
-        view = view.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
-    sizes = view.shape[2 : 2 + axes]
-    order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-    where: list[slice | Tensor] = [slice(None), *torch.unravel_index(positions, sizes)]
-    patches = view.permute(order)[tuple(where)]  # [B, positions, C, *kernel]
-    rows = patches.reshape(len(x), len(positions), window.groups, -1)
-    return rows.permute(2, 0, 1, 3)
-
-
-def targets_of(y: Tensor, window: Window, positions: Tensor) -> Tensor:
-    """The outputs at the flat `positions`: [groups, B, positions, outputs per group]."""
-    if window.linear:
-        return y.reshape(y.shape[0], -1, y.shape[-1])[:, positions].unsqueeze(0)
-    flat = y.flatten(2)[:, :, positions]  # [B, O, positions]
-    return flat.reshape(len(y), window.groups, -1, len(positions)).permute(1, 0, 3, 2)
-
-
-def position_count(y: Tensor, window: Window) -> int:
-    """How many rows one image has in a layer with output `y`."""
-    return math.prod(y.shape[1:-1]) if window.linear else math.prod(y.shape[2:])
 
 
 @dataclass(slots=True)

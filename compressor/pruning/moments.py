@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks
 from ..graph import Watcher, fetch
 from ..lockstep import arguments
+from ..windows import position_count, rows_of
 from . import gram
 from .compensation import CompensationOptions, rows_wanted, sampled_positions
 from .consumers import Layer, window_of
@@ -56,8 +57,9 @@ def collect(
         if node in sums:
             window = window_of(node, fetch(graph, layers[node].weight))
             wanted = rows_wanted(widths[node], options)
-            positions = sampled_positions(gram.position_count(value, window), wanted, total, options.seed)
-            rows = gram.rows_of(walk.env[arguments(node)["input"]], window, positions.to(value.device))
+            given = walk.env[arguments(node)["input"]]
+            positions = sampled_positions(position_count(given, window), wanted, total, options.seed)
+            rows = rows_of(given, window, positions.to(value.device))
             sums[node].add(rows.flatten(0, 2))
         return value
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -172,13 +174,13 @@ def test_weights_rounded_together_keep_the_outputs_better(
 
 
 def test_rounding_one_weight_moves_those_behind_it() -> None:
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(500, 3)) @ generator.normal(size=(3, 12)) + 0.1 * generator.normal(size=(500, 12))
-    steps = generator.normal(size=(2, 5, 12)) * 4
-    codes = rounded(steps, np.stack([inputs.T @ inputs] * 2), 10)
-    errors = [float(np.square((steps - c) @ inputs.T).sum()) for c in (codes, np.clip(np.rint(steps), -10, 10))]
-    assert np.array_equal(codes, np.rint(codes))
-    assert np.abs(codes).max() <= 10
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = normal(500, 3) @ normal(3, 12) + 0.1 * normal(500, 12)
+    steps = normal(2, 5, 12) * 4
+    codes = rounded(steps, (inputs.mT @ inputs).expand(2, 12, 12), 10)
+    errors = [float(((steps - c) @ inputs.mT).square().sum()) for c in (codes, steps.round().clamp(-10, 10))]
+    assert torch.equal(codes, codes.round())
+    assert codes.abs().max() <= 10
     assert errors[0] < errors[1] / 3
 
 

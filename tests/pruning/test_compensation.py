@@ -25,6 +25,7 @@ from compressor.pruning.compensation import Compensation, CompensationOptions, c
 from compressor.pruning.consumers import find_layers, schedule, window_of
 from compressor.pruning.surgery import prune
 from compressor.records import Plan, Slices
+from compressor.windows import position_count, rows_of, targets_of
 
 from .conftest import ORDER_TOLERANCE, RANK_TOLERANCE, distance, sliced
 
@@ -119,7 +120,8 @@ def test_rows_times_weights_are_the_convolution(groups: int) -> None:
     y = layer(x).detach()
     window = window_of(node, layer.weight)
     positions = torch.tensor([0, 3, 11, y[0, 0].numel() - 1])
-    rows, targets = gram.rows_of(x, window, positions), gram.targets_of(y, window, positions)
+    assert position_count(x, window) == y[0, 0].numel()
+    rows, targets = rows_of(x, window, positions), targets_of(y, window, positions)
     weights = layer.weight.detach().reshape(groups, 16 // groups, -1)
     made = rows @ weights.mT.unsqueeze(1) + layer.bias.detach().reshape(groups, 1, 1, -1)
     assert rows.shape == (groups, 4, 4, 8 // groups * 6)

@@ -30,6 +30,7 @@ from .ranking import Chunk, RankingOptions, channels_per_unit, importance, order
 from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
+LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
 LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, clamps=False)
@@ -215,14 +216,23 @@ def slope_of_each(at: IntArray, errors: FloatArray) -> FloatArray:
 
 
 def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:
-    """Slopes of the least convex curve that is nowhere below the measured one, one for each interval.
+    """Slopes of a convex curve through the measured one, one for each interval; none is negative.
 
-    Where the first tenth of the units costs everything (a stream that norms read), the rest costs nothing more; the
-    average over all of them would be a promise that a budget which stops in between does not keep.
+    Dents are bridged by the largest convex curve below, but not from where `LOST` is reached: a stream's first tenth
+    may cost everything and the rest nothing more, and the average over all of it would be a promise that a budget
+    which stops in between does not keep.
     """
-    slopes = np.diff(np.maximum.accumulate(errors)) / np.diff(at)
-    found: FloatArray = np.maximum.accumulate(slopes)
-    return found
+    reached = np.maximum.accumulate(errors)
+    blocks: list[tuple[float, float, int]] = []  # rise, width, intervals
+    for rise, width, error in zip(np.diff(reached), np.diff(at), reached[:-1], strict=True):
+        blocks.append((float(rise), float(width), 1))
+        while error < LOST and len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            last = blocks.pop()
+            before = blocks.pop()
+            blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
+    slopes = np.concatenate([np.full(n, rise / width) for rise, width, n in blocks])
+    rising: FloatArray = np.maximum.accumulate(slopes)
+    return rising
 
 
 class _Bench:

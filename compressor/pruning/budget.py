@@ -18,10 +18,10 @@ from torch import fx
 from ..cost import FORMULAS, measure_cost
 from ..device.runtimes import RUNTIMES
 from ..errors import BudgetError, RecipeError, did_you_mean
-from ..records import Groups, IntArray, Plan, Scores
+from ..records import Group, Groups, IntArray, Plan, Scores
 from .groups import Structure
 from .labels import Value
-from .ranking import Chunk, RankingOptions, channels_per_unit, order_of_removal
+from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
 from .surgery import Keep, compact_shape, removed_classes
 
 SLACK = 0.02
@@ -265,20 +265,25 @@ def _up(share: float) -> str:
 
 
 def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
-    """What one channel of each group costs in the dense network, averaged over its group.
+    """What one channel of each group costs in the dense network, averaged over its group and those coupled with it.
 
     A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
     """
     dense = price(removed_classes(structure, {}))
     costs: dict[str, float] = {}
-    for group in structure.groups.groups:
-        rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-        half = np.concatenate(
-            [np.flatnonzero(rows == r)[: max(1, int((rows == r).sum()) // 2)] for r in np.unique(rows)]
-        )
-        saved = dense - price(removed_classes(structure, {group.name: half}))
-        costs[group.name] = float(saved / max(1, group.size - len(half)) / channels_per_unit(group) / dense)
+    for bundle in bundles_of(structure.groups.groups, structure.coupled):
+        halves = {group.name: _half(group) for group in bundle}
+        saved = dense - price(removed_classes(structure, halves))
+        channels = sum(max(1, g.size - len(halves[g.name])) * channels_per_unit(g) for g in bundle)
+        costs |= dict.fromkeys(halves, float(saved / channels / dense))
     return costs
+
+
+def _half(group: Group) -> IntArray:
+    """The first half of each row."""
+    rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
+    members = [np.flatnonzero(rows == r) for r in np.unique(rows)]
+    return np.concatenate([units[: max(1, len(units) // 2)] for units in members])
 
 
 def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:

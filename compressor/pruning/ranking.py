@@ -74,6 +74,15 @@ def channels_per_unit(group: Group) -> float:
     return float(np.mean([np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites]))
 
 
+def bundles_of(groups: Sequence[Group], coupled: Sequence[Collection[str]]) -> list[list[Group]]:
+    """Groups that lose equally many together, every other one by itself."""
+    of = {name: min(members) for members in coupled for name in members}
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(of.get(group.name, group.name), []).append(group)
+    return list(found.values())
+
+
 def order_of_removal(
     groups: Sequence[Group],
     scores: Scores,

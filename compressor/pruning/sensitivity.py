@@ -8,7 +8,7 @@ layers further on make up for, which is the more the earlier a loss is, is measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from .compensation import CompensationOptions, compensate
 from .consumers import Layer, find_layers
 from .groups import Structure
 from .moments import Inputs, collect, features_of
-from .ranking import Chunk, RankingOptions, channels_per_unit, importance, order_of_removal
+from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
 from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
@@ -93,7 +93,7 @@ def measure_scores(
     wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
     curves: list[_Curve] = []
     done = 0
-    for pack in _packs(_bundles(wanted, structure.coupled), readers, bench, options.limit_bytes):
+    for pack in _packs(bundles_of(wanted, structure.coupled), readers, bench, options.limit_bytes):
         needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
         inputs = collect(graph, needed, fitting)
         orders = {}
@@ -120,15 +120,6 @@ def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Te
         return list(images), list(images)
     size = len(images[0])
     return list(torch.split(everything[:count], size)), list(torch.split(everything[count:], size))
-
-
-def _bundles(groups: Sequence[Group], coupled: Sequence[Collection[str]]) -> list[list[Group]]:
-    """Groups that lose equally many are measured together."""
-    of = {name: min(members) for members in coupled for name in members}
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        found.setdefault(of.get(group.name, group.name), []).append(group)
-    return list(found.values())
 
 
 def _packs(

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn import functional
 from torchvision.models import MobileNetV2
 
 from compressor.cost import measure_cost
@@ -15,6 +16,7 @@ from compressor.errors import BudgetError, RecipeError
 from compressor.graph import trace
 from compressor.pruning import Budget, RankingOptions, Structure, find_structure, make_plan, parse_budget, prune
 from compressor.pruning.budget import SLACK, compose, least_share
+from compressor.pruning.surgery import Keep, compact_shape, removed_classes
 from compressor.records import Scores
 
 Net = tuple[fx.GraphModule, Structure, Scores]
@@ -84,3 +86,33 @@ def test_two_rounds_as_one() -> None:
     both = compose(first, second)
     assert both["a"].tolist() == [1, 5]
     assert both["b"].tolist() == [4]
+
+
+class FusedAttention(nn.Module):
+    """Queries, keys and values of one projection: their dimensions lie on one axis and lose equally many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.head = nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.head((x + self.proj(attended.transpose(1, 2).flatten(2))).mean(1))
+        return out
+
+
+def test_a_cost_of_every_tensor_may_be_asked_of_every_group() -> None:
+    example = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
+    graph = trace(FusedAttention().eval(), example)
+    structure = find_structure(graph, example)
+    assert structure.coupled
+    nodes = [n for n in graph.graph.nodes if isinstance(n.meta.get("val"), Tensor) and n.name in structure.values]
+
+    def moved(gone: Keep) -> float:
+        return float(sum(np.prod(compact_shape(n.meta["val"].shape, structure.lying(n), gone)) for n in nodes))
+
+    values = {g.name: np.ones((len(g.sites), g.size)) for g in structure.groups.groups}
+    budget = Budget("latency", 0.8, slack=1.0, runtime="onnxruntime")
+    plan = make_plan(graph, structure, Scores("given", values, 1), budget, RankingOptions(multiple=1), cost=moved)
+    assert moved(removed_classes(structure, plan.kept)) <= 0.8 * moved(removed_classes(structure, {}))

@@ -22,7 +22,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from .errors import InputError
-from .interrupts import Interrupts
 from .recipe import Recipe, read_recipe, to_toml
 from .searching import load_flow
 from .searching.options import SearchOptions, make_options
@@ -294,20 +293,17 @@ class _progress:
         )
         self.bar.start()
         self.tasks: dict[str, Any] = {}
-        self.interrupts = Interrupts().__enter__()
         return self.notify
 
     def notify(self, stage: str, share: float) -> None:
-        self.interrupts.raise_again()
         if stage not in self.tasks:
             self.tasks[stage] = self.bar.add_task(stage, total=1.0)
             if self.bar.disable:
                 print(stage, file=sys.stderr, flush=True)
         self.bar.update(self.tasks[stage], completed=share)
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
-        self.interrupts.__exit__(kind, *error)
 
 
 def _say(run: Any) -> None:
@@ -342,18 +338,16 @@ def _search_progress(total: int) -> Iterator[tuple[Callable[[str, float], None],
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     live = sys.stderr.isatty()
     said: set[str] = set()
-    with Interrupts() as interrupts, Progress(*columns, console=console, disable=not live) as bar:
+    with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("search", total=total)
 
         def notify(stage: str, share: float) -> None:
-            interrupts.raise_again()
             bar.update(task, description=stage)
             if not live and stage not in said:
                 said.add(stage)
                 print(stage, file=sys.stderr, flush=True)
 
         def on_trial(progress: Any) -> None:
-            interrupts.raise_again()
             best = f"best {_percent(progress.best and progress.best.value)}"
             bar.update(task, completed=progress.done, description=f"trials: {best}, {_minutes(progress.left_s)} left")
             line = _trial_line(progress)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "compressor"
 
 # Lowest first; a module imports from rooms before its own, or from its own package.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("errors", "interrupts"),
+    ("errors",),
     ("records",),
     ("files", "distributed"),
     ("graph",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from compressor.__main__ import main
-from compressor.interrupts import Interrupts
 from compressor.recipe import Recipe
 
 MODELS = """
@@ -303,26 +301,6 @@ def test_ctrl_c_is_one_line_and_exit_130(place: Path, tmp_path: Path) -> None:
     code, said = _process(place, tmp_path / "run").stopped("onnx", signal.SIGINT)
     assert (code, said.splitlines()[-1]) == (130, "interrupted")
     assert "Traceback" not in said
-
-
-@pytest.fixture
-def usual_ctrl_c() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("usual_ctrl_c")
-def test_ctrl_c_that_a_library_swallows_counts_at_the_next_stage() -> None:
-    with contextlib.suppress(KeyboardInterrupt), Interrupts() as interrupts:
-        interrupts.raise_again()
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            interrupts.raise_again()
-    with pytest.raises(KeyboardInterrupt), Interrupts(), contextlib.suppress(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _small_files() -> None:

@@ -255,6 +255,11 @@ def test_a_target_that_cannot_be_built_here_is_said_and_does_not_stop_the_run(
 # signals and a full disk, in processes of their own
 
 
+def _hears_ctrl_c() -> None:
+    """A shell starts what it runs in the background deaf to it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class _Started:
     arguments: list[str]
@@ -267,7 +272,12 @@ class _Started:
         """Sends the signal once the stage is named on stderr."""
         pipe = subprocess.PIPE
         with subprocess.Popen(
-            self.arguments, stdout=pipe, stderr=pipe, start_new_session=True, **self.options
+            self.arguments,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            preexec_fn=_hears_ctrl_c,
+            **self.options,
         ) as child:
             assert child.stderr is not None
             said = ""

@@ -126,9 +126,9 @@ def rounded(steps: Tensor, covariance: Tensor, most: int) -> Tensor:
     inputs = steps.shape[2]
     damping = _DAMPING * covariance.diagonal(dim1=-2, dim2=-1).mean(1) + 1e-12
     whole = covariance + damping[:, None, None] * torch.eye(inputs, dtype=covariance.dtype)
-    # inverse(whole) = upper.mT @ upper: whole backwards is L @ L.mT, so L backwards is the inverse of upper
-    lower = torch.linalg.cholesky(whole.flip(1, 2)).flip(1, 2)
-    upper = torch.linalg.solve_triangular(lower, torch.eye(inputs, dtype=covariance.dtype), upper=True)
+    # whole = root @ root.mT with root upper triangular, so inverse(whole) = upper.mT @ upper
+    root = torch.linalg.cholesky(whole.flip(1, 2)).flip(1, 2)
+    upper = torch.linalg.solve_triangular(root, torch.eye(inputs, dtype=covariance.dtype), upper=True)
     left, codes = steps.clone(), torch.empty_like(steps)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)

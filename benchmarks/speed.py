@@ -120,7 +120,7 @@ def _held(options: argparse.Namespace, part: str, model: str, fingerprint: str) 
 # networks
 
 
-def _example(job: Job) -> tuple[nn.Module, Tensor]:
+def example_of(job: Job) -> tuple[nn.Module, Tensor]:
     """The model with random weights and statistics of real activations, and two images of noise."""
     model = load_model(job.model, "none")
     height, width = model.preprocessing.size if model.preprocessing else (224, 224)
@@ -136,7 +136,7 @@ def _example(job: Job) -> tuple[nn.Module, Tensor]:
     return model.module.eval(), example
 
 
-def _ours(job: Job, graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+def ours(job: Job, graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     structure = find_structure(graph, example)
     scores = score(graph, structure.groups, (), criterion=job.options.criterion, options=ScoreOptions())
     ranking = RankingOptions(multiple=job.options.multiple, scope=job.options.scope)
@@ -186,9 +186,9 @@ def _exported(job: Job, *, peer: bool = False) -> tuple[dict[str, Path], dict[st
     record = job.folder / f"files{'-peer' * peer}.json"
     files = {name: job.folder / f"{name}.onnx" for name in ("dense", "torch_pruning", "ours")}
     if not record.is_file():
-        module, example = _example(job)
+        module, example = example_of(job)
         graph = trace(module, example)
-        networks: dict[str, nn.Module] = {"dense": graph, "ours": _ours(job, graph, example)}
+        networks: dict[str, nn.Module] = {"dense": graph, "ours": ours(job, graph, example)}
         why = ""
         try:
             if peer:

@@ -59,7 +59,7 @@ def _graphed(network: nn.Module) -> Caller:
 
     def call(images: Images) -> NDArray[Any]:
         if images.shape not in held:
-            held[images.shape] = _captured(network, torch.from_numpy(images).cuda())
+            held[images.shape] = captured(network, torch.from_numpy(images).cuda())
         graph, source, result = held[images.shape]
         source.copy_(torch.from_numpy(images))
         graph.replay()
@@ -69,7 +69,7 @@ def _graphed(network: nn.Module) -> Caller:
     return call
 
 
-def _captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+def captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):

@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from study import (
@@ -28,8 +27,7 @@ from study import (
     add_flags,
     attempt,
     chosen,
-    draw_bounds,
-    draw_line,
+    draw_panels,
     finish,
     margin,
     ours,
@@ -102,21 +100,8 @@ def summarise(table: pd.DataFrame) -> list[Row]:
     return found
 
 
-def draw(table: pd.DataFrame, folder: Path) -> None:
-    for network, part in table.groupby("network", sort=False):
-        figure, axes = plt.subplots(1, len(REPAIRS), figsize=(10, 4.5), sharex=True, layout="constrained")
-        for panel, repair in zip(axes, REPAIRS, strict=True):
-            own = part[part.repair == repair]
-            for name, line in own.groupby("criterion", sort=False):
-                style = {"color": COLOURS.get(name), "linestyle": "-" if name in CRITERIA else ":", "alpha": 0.8}
-                draw_line(panel, line, "asked", name, percent=True, **style)
-            draw_bounds(panel, own)
-            panel.set(title=repair, xlabel="MACs kept, %", ylabel="top-1, %")
-        axes[0].invert_xaxis()
-        axes[0].legend(fontsize=8)
-        figure.suptitle(f"{network}, nothing trained")
-        figure.savefig(folder / f"{network}.png", dpi=150)
-        plt.close(figure)
+def style_of(criterion: str) -> Row:
+    return {"color": COLOURS.get(criterion), "linestyle": "-" if criterion in CRITERIA else ":"}
 
 
 def main() -> None:
@@ -128,7 +113,7 @@ def main() -> None:
         for seed in seeds_of(options):
             rows += measure(study, seed, points, rankings)
     table = finish(rows, options.out)
-    draw(table, options.out)
+    draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
     print(json.dumps({"points": summarise(table)}))
 
 

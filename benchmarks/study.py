@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tomllib
@@ -280,6 +281,31 @@ def draw_bounds(axes: Axes, part: pd.DataFrame) -> None:
     if "chance" in part and worst < WIDE:
         axes.axhline(100 * part.chance.mean(), color="black", linestyle=":", linewidth=1, label="chance")
     axes.set_ylim(0.0 if worst < WIDE else 10 * (worst // 10), 101.0)
+
+
+def draw_panels(
+    table: pd.DataFrame, folder: Path, *, panels: str, lines: str, style: Callable[[str], Row], same_height: bool
+) -> None:
+    """Each network's curves over the MACs kept, nothing trained: a panel for each value of a column, lines of another.
+
+    Written to folder/<network>.png; panels of the same height share their axis.
+    """
+    for network, part in table.groupby("network", sort=False):
+        ways = part[panels].unique()
+        figure, row = plt.subplots(
+            1, len(ways), figsize=(10, 4.5), sharex=True, sharey=same_height, squeeze=False, layout="constrained"
+        )
+        for panel, way in zip(row[0], ways, strict=True):
+            own = part[part[panels] == way]
+            for name, line in own.groupby(lines, sort=False):
+                draw_line(panel, line, "asked", str(name), percent=True, alpha=0.8, **style(str(name)))
+            draw_bounds(panel, part if same_height else own)
+            panel.set(title=way, xlabel="MACs kept, %", ylabel="top-1, %")
+        row[0, 0].invert_xaxis()
+        row[0, 0].legend(fontsize=8)
+        figure.suptitle(f"{network}, nothing trained")
+        figure.savefig(folder / f"{network}.png", dpi=150)
+        plt.close(figure)
 
 
 def finish(rows: Sequence[Row], out: Path) -> pd.DataFrame:

@@ -14,10 +14,8 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from study import (
     Points,
@@ -25,8 +23,7 @@ from study import (
     Study,
     add_flags,
     attempt,
-    draw_bounds,
-    draw_line,
+    draw_panels,
     finish,
     ours,
     read_studies,
@@ -66,20 +63,8 @@ def summarise(table: pd.DataFrame) -> list[Row]:
     return found
 
 
-def draw(table: pd.DataFrame, folder: Path) -> None:
-    for network, part in table.groupby("network", sort=False):
-        figure, axes = plt.subplots(1, len(WAYS), figsize=(10, 4.5), sharex=True, sharey=True, layout="constrained")
-        for panel, way in zip(axes, WAYS, strict=True):
-            for kind, line in part[part.way == way].groupby("units", sort=False):
-                style = {"linestyle": "-" if kind in UNITS else ":", "alpha": 0.8}
-                draw_line(panel, line, "asked", kind, percent=True, **style)
-            draw_bounds(panel, part)
-            panel.set(title=way, xlabel="MACs kept, %", ylabel="top-1, %")
-        axes[0].invert_xaxis()
-        axes[0].legend(fontsize=8)
-        figure.suptitle(f"{network}, nothing trained")
-        figure.savefig(folder / f"{network}.png", dpi=150)
-        plt.close(figure)
+def style_of(kind: str) -> Row:
+    return {"linestyle": "-" if kind in UNITS else ":"}
 
 
 def main() -> None:
@@ -91,7 +76,7 @@ def main() -> None:
         row for study in read_studies(options) for seed in seeds_of(options) for row in measure(study, seed, points)
     ]
     table = finish(rows, options.out)
-    draw(table, options.out)
+    draw_panels(table, options.out, panels="way", lines="units", style=style_of, same_height=True)
     print(json.dumps({"points": summarise(table)}))
 
 

@@ -63,6 +63,7 @@ IDENTITY = 1e-9
 WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
 EVERYTHING = 10**9  # more images than there are
 COLOURS = {"lrp": "C3", "gradient": "C0", "gradient_x_input": "C4", "taylor": "C1", "l1": "C2", "random": "C7"}
+COLOURS |= {"activation": "C5", "loss measured": "C9", "searched": "C6"}
 console = Console(stderr=True)
 Row = dict[str, Any]
 

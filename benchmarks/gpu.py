@@ -146,8 +146,13 @@ def _eager(case: Case, images: Tensor, precision: str, compiled: bool = False) -
 
 
 def _graph(case: Case, images: Tensor, precision: str) -> Run:
-    graph, _, _ = captured(*_placed(case, images, precision))
-    return graph.replay
+    network, images = _placed(case, images, precision)
+    graph, source, result = captured(network, images)
+
+    def run(_held: object = (network, source, result)) -> None:  # the graph reads and writes their memory
+        graph.replay()
+
+    return run
 
 
 def _placed(case: Case, images: Tensor, precision: str) -> tuple[nn.Module, Tensor]:

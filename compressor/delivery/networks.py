@@ -70,6 +70,7 @@ def _graphed(network: nn.Module) -> Caller:
 
 
 def captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    """A graph that reads images from `source` on the GPU and writes to the last tensor; the caller keeps both alive."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
+from pathlib import PurePath
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from ..records import FloatArray
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
 
 ORDER = ("dense", "pruned", "compensated", "finetuned")
+
+
+def model_name(model: str) -> str:
+    """A model as the command line took it, without the folder its file lies in."""
+    file, ending, factory = model.partition(".py:")
+    return f"{PurePath(file).name}{ending}{factory}" if ending else model
 
 
 def worth(run: ReportInput) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
+from .facts import model_name
 from .plots import DENSE, KEPT, REMOVED, WIDTH_IN, Drawing, draw
 from .sections import Figure, KeyFigure, Section
 from .tables import Table
@@ -70,7 +71,7 @@ class SearchReport:
 def write_search_report(found: SearchReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
     """Writes into `folder`, over an earlier report; `content` becomes search.json."""
     images = draw(_drawings(found))
-    title = f"{found.model}: attribution searched for pruning"
+    title = f"{model_name(found.model)}: attribution searched for pruning"
     page = Page(title, tuple(_verdict(found)), (), tuple(_figures(found)), _sections(found, images), images)
     return write_page(page, folder, "search", content)
 

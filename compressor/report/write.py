@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ..files import write_bytes, write_json, write_text
 from . import facts
@@ -46,7 +48,9 @@ def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
     """Writes into `folder`, which is made if need be. Raises FolderError when the disk is in the way."""
     images = draw_plots(run)
     sections = build_sections(run, images.keys())
-    page = Page(f"{run.model}, pruned", verdict(run), failures(run), key_figures(run), sections, images)
+    page = Page(
+        f"{facts.model_name(run.model)}, pruned", verdict(run), failures(run), key_figures(run), sections, images
+    )
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
 
 
@@ -108,11 +112,15 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
+_CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it
+
+
 def _to_html(page: Page, stem: str) -> str:
     loader = PackageLoader("compressor.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = lambda text: Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
     environment.tests["figure"] = lambda part: isinstance(part, Figure)
     data = {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in page.images.items()}
     return environment.get_template("page.html.j2").render(

@@ -27,7 +27,8 @@ from compressor.report import (
 from compressor.report.plots import draw_plots
 from compressor.report.sections import Figure, build_sections, failures, verdict
 from compressor.report.tables import Table
-from compressor.report.write import SCHEMA
+from compressor.report.write import SCHEMA, write_page
+from compressor.report.write import Page as Sheet
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -259,3 +260,24 @@ def test_precisions_share_a_heading_and_are_told_apart(run: ReportInput) -> None
     dense, pruned = run.latency[:2]
     rows = table(replace(run, latency=(dense, pruned, replace(pruned, precision="int8"))), "Latency").rows
     assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "finetuned", "finetuned, int8"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/home/me/nets/odd.py:build(depth=5)", "odd.py:build(depth=5)"),
+        ("odd.py:build", "odd.py:build"),
+        ("timm:vit_tiny", "timm:vit_tiny"),
+        ("package.module:factory", "package.module:factory"),
+    ],
+)
+def test_a_title_leaves_the_folder_out(given: str, shown: str) -> None:
+    assert facts.model_name(given) == shown
+
+
+def test_a_command_in_a_text_is_code_and_the_rest_is_escaped(run: ReportInput, tmp_path: Path) -> None:
+    images = draw_plots(run)
+    section = replace(build_sections(run, images.keys())[0], text=("<b> use `compressor run a` & `b`",))
+    page = Sheet("title", (), (), (), (section,), images)
+    text = write_page(page, tmp_path, "page", {}).html.read_text()
+    assert "<p>&lt;b&gt; use <code>compressor run a</code> &amp; <code>b</code></p>" in text

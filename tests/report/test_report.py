@@ -265,7 +265,7 @@ def test_precisions_share_a_heading_and_are_told_apart(run: ReportInput) -> None
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("/home/me/nets/odd.py:build(depth=5)", "odd.py:build(depth=5)"),
+        ("nets/mine/odd.py:build(depth=5)", "odd.py:build(depth=5)"),
         ("odd.py:build", "odd.py:build"),
         ("timm:vit_tiny", "timm:vit_tiny"),
         ("package.module:factory", "package.module:factory"),
@@ -279,5 +279,5 @@ def test_a_command_in_a_text_is_code_and_the_rest_is_escaped(run: ReportInput, t
     images = draw_plots(run)
     section = replace(build_sections(run, images.keys())[0], text=("<b> use `compressor run a` & `b`",))
     page = Sheet("title", (), (), (), (section,), images)
-    text = write_page(page, tmp_path, "page", {}).html.read_text()
+    text = write_page(page, tmp_path, "page", {"schema": "page/1"}).html.read_text()
     assert "<p>&lt;b&gt; use <code>compressor run a</code> &amp; <code>b</code></p>" in text

@@ -153,7 +153,7 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 
 def draw(rows: list[Row], folder: Path) -> None:
-    """A plot per network: mean over the seeds with their range, every variant and the peer's best."""
+    """A plot per network: mean over the seeds with their range, every variant, and the peer with its best settings."""
     table = pd.DataFrame([r for r in rows if "failed" not in r and not r.get("screened_on")])
     for network, part in table.groupby("network", sort=False):
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -161,8 +161,10 @@ def draw(rows: list[Row], folder: Path) -> None:
         peers = part[part.variant.str.startswith(PEER) & (part.macs_kept >= ENOUGH * part.asked)]
         lines = list(mine.groupby("variant", sort=False))
         if not peers.empty:
-            best = peers.loc[peers.groupby("asked").accuracy.idxmax()]
-            lines.append(("torch_pruning, best setting", best))
+            renewed = peers.assign(accuracy=peers.with_norms)
+            for name, rows_of in (("best setting", peers), ("batch norm re-estimated", renewed)):
+                best = rows_of.loc[rows_of.groupby("asked").accuracy.idxmax()]
+                lines.append((f"torch_pruning, {name}", best))
         for name, line in lines:
             draw_line(axes, line, "asked", name, percent=True)
         draw_bounds(axes, part)

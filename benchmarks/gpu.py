@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py --models torchvision:resnet50,torchvision:vit_b_16 --batches 1,8,64
 PyTorch eager, compiled and as a captured CUDA graph, ONNX Runtime CUDA; fp32 and fp16. A time is that of the network
-alone: images lie on the GPU, and the result is waited for there. Out: a table and, as the last line, JSON;
-DIR/gpu.jsonl holds what is done, a way that fails says why.
+alone: images lie on the GPU, and the result is waited for there. Out: a table and, as the last line, JSON; DIR holds
+what is done, for each model, options and machine apart. A way that fails says why, and is tried again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from speed import Job, example_of, ours
+from speed import Job, add_network_flags, example_of, ours
 from torch import Tensor, fx, nn
 
 from compressor.cost import measure_cost
@@ -30,21 +31,22 @@ from compressor.device.timing import Schedule, compare, time_interleaved
 from compressor.export.calibration import collect
 from compressor.export.onnx import export_onnx
 from compressor.export.precision import to_fp16
+from compressor.files import content_hash
 from compressor.graph import trace
 
 MODELS = "torchvision:resnet50,torchvision:vit_b_16"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-VARIANTS = ("dense", "pruned")
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, two images of its size on the CPU, and where its ONNX file belongs."""
+    """A network, two images of its size on the CPU, where its ONNX file belongs, its MACs."""
 
     network: fx.GraphModule
     example: Tensor
     file: Path
+    macs: int
 
 
 def main() -> None:
@@ -64,47 +66,45 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", default=MODELS, help="as the command line takes them, comma-separated")
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that stays")
-    parser.add_argument("--multiple", type=int, default=16, help="our widths are multiples of this")
-    parser.add_argument("--criterion", default="l1", help="one that needs no images")
-    parser.add_argument("--scope", default="uniform", help="global, isomorphic or uniform")
-    parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
+    add_network_flags(parser)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each network")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser.parse_args()
 
 
 def _rows(options: argparse.Namespace, model: str, fingerprint: str) -> Iterator[dict[str, Any]]:
-    """What is on file for this machine, else measured; the networks are made when the first is missing."""
-    path = options.out / "gpu.jsonl"
+    """What is on file for these options and this machine, else measured; networks are made if one is missing."""
+    given = {k: str(v) for k, v in vars(options).items() if k not in ("models", "batches", "ways", "out")}
+    folder = options.out / content_hash([model, given, fingerprint])[:16]
+    folder.mkdir(exist_ok=True)
+    path = folder / "gpu.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    cases = functools.cache(lambda: _cases(Job(model, options, options.out)))
-    for batch in map(int, options.batches.split(",")):
-        for precision in PRECISIONS:
-            for way in options.ways.split(","):
-                named = {"model": model, "batch": batch, "precision": precision, "way": way, "budget": options.budget}
-                named |= {"multiple": options.multiple, "machine": fingerprint}
-                row = next((r for r in known if named.items() <= r.items()), None)
-                if row is None:
-                    row = named | _measured(cases(), options.seconds, batch, precision, way)
-                    with path.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                print(_line(row), flush=True)
-                yield row
+    cases = functools.cache(lambda: _cases(Job(model, options, folder)))
+    wanted = itertools.product(map(int, options.batches.split(",")), PRECISIONS, options.ways.split(","))
+    for batch, precision, way in wanted:
+        named = {"model": model, "batch": batch, "precision": precision, "way": way}
+        row = next((r for r in known if named.items() <= r.items() and "failed" not in r), None)
+        if row is None:
+            row = named | _measured(cases(), options.seconds, batch, precision, way)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(_line(row), flush=True)
+        yield row
 
 
 def _cases(job: Job) -> dict[str, Case]:
     module, example = example_of(job)
     graph = trace(module, example)
     networks = {"dense": graph, "pruned": ours(job, graph, example)}
-    name = job.model.replace(":", "-")
-    return {k: Case(network, example, job.folder / f"{name}-{k}.onnx") for k, network in networks.items()}
+    return {
+        name: Case(network, example, job.folder / f"{name}.onnx", measure_cost(network).macs)
+        for name, network in networks.items()
+    }
 
 
 def _measured(cases: dict[str, Case], seconds: float, batch: int, precision: str, way: str) -> dict[str, Any]:
     shape = cases["dense"].example.shape[1:]
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(2)).cuda()
-    macs = {name: measure_cost(case.network).macs for name, case in cases.items()}
     try:
         runs = {name: WAYS[way](case, images, precision) for name, case in cases.items()}
         schedule = Schedule(batch=1, rounds=10, seconds=seconds, runs=100, warmup_s=0.3, warmup_limit_s=3)
@@ -114,7 +114,7 @@ def _measured(cases: dict[str, Case], seconds: float, batch: int, precision: str
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150] if str(error) else ''}"}
     speedup = compare(timings["dense"], timings["pruned"])
     return {
-        "macs_kept": round(macs["pruned"] / macs["dense"], 4),
+        "macs_kept": round(cases["pruned"].macs / cases["dense"].macs, 4),
         "dense_ms": round(timings["dense"].p50_ms, 4),
         "pruned_ms": round(timings["pruned"].p50_ms, 4),
         "faster": round(speedup.ratio, 3),

@@ -80,11 +80,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="", help="as the command line takes them, comma-separated")
-    parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that stays")
-    parser.add_argument("--multiple", type=int, default=16, help="our widths are multiples of this")
-    parser.add_argument("--criterion", default="l1", help="one that needs no images")
-    parser.add_argument("--scope", default="uniform", help="global, isomorphic or uniform")
-    parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
+    add_network_flags(parser)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each network")
     parser.add_argument("--threads", type=int, default=len(affinity()) or 1)
     parser.add_argument("--target", default="SM86", help="of the engines")
@@ -95,6 +91,15 @@ def _options() -> argparse.Namespace:
     found = parser.parse_args()
     found.parts = found.parts or ["ratio"]
     return found
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """What decides the pruned network, as `ours` reads it."""
+    parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that stays")
+    parser.add_argument("--multiple", type=int, default=16, help="our widths are multiples of this")
+    parser.add_argument("--criterion", default="l1", help="one that needs no images")
+    parser.add_argument("--scope", default="uniform", help="global, isomorphic or uniform")
+    parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
 
 
 def _held(options: argparse.Namespace, part: str, model: str, fingerprint: str) -> dict[str, Any]:

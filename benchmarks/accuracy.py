@@ -52,6 +52,7 @@ OURS, PEER = "ours", "torch_pruning: "
 Variants = Mapping[str, Mapping[str, Any]]
 
 
+@functools.lru_cache(maxsize=1)
 def peer_subject(subjects: Subjects) -> Subject:
     """What torch_pruning has to be told by hand, read off the groups we found."""
     groups = subjects.structure.groups.groups
@@ -60,13 +61,16 @@ def peer_subject(subjects: Subjects) -> Subject:
     blocks = {site.layer.rpartition(".")[0]: g.size for g in groups if g.kind == "head" for site in g.sites}
     fused = {n: m for n, m in linear.items() if m.out_features == 3 * m.in_features}
     heads = {n: size for n in fused for block, size in blocks.items() if n.rpartition(".")[0] == block}
-    return Subject(subjects.model.module, subjects.example, subjects.classes, frozenset(stream), heads)
+    module, batches = subjects.model.module, subjects.calibration
+    return Subject(module, subjects.example, subjects.classes, frozenset(stream), heads, batches)
 
 
-def with_repaired_norms(network: nn.Module, calibration: Batches) -> nn.Module:
-    """A copy whose batch normalisations know their new inputs: the repair anybody can do."""
+def with_repaired_norms(network: nn.Module, calibration: Batches) -> nn.Module | None:
+    """A copy whose batch normalisations know their new inputs: the repair anybody can do. None: there are none."""
     network = copy.deepcopy(network)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return None
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over all batches
@@ -118,10 +122,11 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 def _try_peer(subjects: Callable[[], Subjects], setting: Setting, share: float, images: int) -> Row:
     found = subjects()
     try:
-        network, at = prune_to(peer_subject(found), setting, share, found.calibration, seed=found.recipe.seed)
+        network, at = prune_to(peer_subject(found), setting, share, seed=found.recipe.seed)
         shown = list(itertools.islice(found.evaluation, -(-images // found.recipe.batch_size) or None))
         accuracy = evaluate(network, shown).top1
-        norms = evaluate(with_repaired_norms(network, found.calibration), shown).top1
+        renewed = with_repaired_norms(network, found.calibration)
+        norms = evaluate(renewed, shown).top1 if renewed else accuracy
     except Exception as failure:  # whatever the peer raises is its result
         return {"failed": f"{type(failure).__name__}: {failure}"[:200], "dense": found.dense_accuracy}
     return {"macs_kept": at, "accuracy": accuracy, "with_norms": norms, "dense": found.dense_accuracy}

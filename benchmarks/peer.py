@@ -1,12 +1,13 @@
 """torch_pruning as the peer of a comparison: its pruner, its importances, its scopes, brought to the same MACs.
 
-In: a model, images, a share of the MACs. Out: the physically pruned module, or why there is none. torch_pruning has
-no budget in MACs: the pruning ratio is bisected. Its best setting is found by trying all of `SETTINGS`.
+In: a subject (model, images), a share of the MACs. Out: the physically pruned module, or why there is none.
+torch_pruning has no budget in MACs: the pruning ratio is bisected. Its best is the best of `SETTINGS`, all tried.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import warnings
@@ -21,6 +22,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 Batch = tuple[Tensor, Tensor]
+Gradients = dict[str, Tensor]  # by parameter
 IMPORTANCES: dict[str, Callable[[], tp.importance.Importance]] = {
     "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
     "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
@@ -48,7 +50,7 @@ class Setting:
 SETTINGS = tuple(Setting(*chosen) for chosen in itertools.product(IMPORTANCES, SCOPES, (False, True)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """`stream` are the layers whose outputs the residual stream ties together, `heads` a fused projection's heads."""
 
@@ -57,6 +59,23 @@ class Subject:
     classes: int
     stream: frozenset[str]
     heads: dict[str, int]
+    batches: Iterable[Batch]  # of calibration images and labels
+
+    @functools.cached_property
+    def mean_gradients(self) -> list[Gradients]:
+        """Of the loss summed over all images: what Taylor takes."""
+        module = copy.deepcopy(self.module).eval()
+        for images, labels in self.batches:
+            functional.cross_entropy(module(images), labels, reduction="sum").backward()
+        return [_gradients(module)]
+
+    @functools.cached_property
+    def sample_gradients(self) -> list[Gradients]:
+        """Of one image's loss, the last one's: what torch_pruning's Hessian keeps of many."""
+        module = copy.deepcopy(self.module).eval()
+        *_, (images, labels) = self.batches
+        functional.cross_entropy(module(images[-1:]), labels[-1:]).backward()
+        return [_gradients(module)]
 
 
 def macs_of(module: nn.Module, example: Tensor) -> int:
@@ -65,12 +84,10 @@ def macs_of(module: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def prune_to(
-    subject: Subject, setting: Setting, share: float, batches: Iterable[Batch], *, seed: int
-) -> tuple[nn.Module, float]:
+def prune_to(subject: Subject, setting: Setting, share: float, *, seed: int) -> tuple[nn.Module, float]:
     """The pruned copy with the most MACs not above `share`, and its share. Raises what torch_pruning raises."""
     dense = macs_of(subject.module, subject.example)
-    gathered = _gathered(subject.module, setting, batches)
+    gathered = _gathered(subject, setting)
     best: tuple[nn.Module, float] | None = None
     low, high = 0.0, 1.0
     for _ in range(STEPS):
@@ -96,22 +113,9 @@ def prune_to(
     return best
 
 
-def _gathered(module: nn.Module, setting: Setting, batches: Iterable[Batch]) -> list[dict[str, Tensor]]:
-    """Gradients of the mean loss (Taylor), or of every sample's (Hessian), by parameter name."""
-    module = copy.deepcopy(module).eval()
-    if setting.importance == "taylor":
-        for images, labels in batches:
-            functional.cross_entropy(module(images), labels, reduction="sum").backward()
-        return [_gradients(module)]
-    found = []
-    if setting.importance == "hessian":
-        for images, labels in batches:
-            for i in range(len(images)):
-                module.zero_grad()
-                functional.cross_entropy(module(images[i : i + 1]), labels[i : i + 1]).backward()
-                found.append(_gradients(module))
-            found = found[-1:]  # torch_pruning keeps the last sample only
-    return found
+def _gathered(subject: Subject, setting: Setting) -> list[Gradients]:
+    kinds = {"taylor": "mean_gradients", "hessian": "sample_gradients"}
+    return getattr(subject, kinds[setting.importance]) if setting.importance in kinds else []
 
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class Study:
     kept: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Subjects:
     """What the points of one network and one seed share."""
 

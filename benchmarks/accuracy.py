@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from peer import SETTINGS, Setting, Subject, prune_to
+from peer import SETTINGS, Batch, Setting, Subject, prune_to
 from study import (
     ENOUGH,
     Points,
@@ -43,7 +43,6 @@ from study import (
 )
 from torch import nn
 
-from compressor.images import Batches
 from compressor.recipe import Recipe, make_recipe
 from compressor.recovery.evaluate import evaluate
 
@@ -65,7 +64,7 @@ def peer_subject(subjects: Subjects) -> Subject:
     return Subject(module, subjects.example, subjects.classes, frozenset(stream), heads, batches)
 
 
-def with_repaired_norms(network: nn.Module, calibration: Batches) -> nn.Module | None:
+def with_repaired_norms(network: nn.Module, calibration: Iterable[Batch]) -> nn.Module | None:
     """A copy whose batch normalisations know their new inputs: the repair anybody can do. None: there are none."""
     network = copy.deepcopy(network)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -123,9 +122,10 @@ def _try_peer(subjects: Callable[[], Subjects], setting: Setting, share: float, 
     found = subjects()
     try:
         network, at = prune_to(peer_subject(found), setting, share, seed=found.recipe.seed)
-        shown = list(itertools.islice(found.evaluation, -(-images // found.recipe.batch_size) or None))
+        few = -(-images // found.recipe.batch_size) or None
+        shown = list(itertools.islice(found.evaluation, few))
         accuracy = evaluate(network, shown).top1
-        renewed = with_repaired_norms(network, found.calibration)
+        renewed = with_repaired_norms(network, itertools.islice(found.calibration, few))
         norms = evaluate(renewed, shown).top1 if renewed else accuracy
     except Exception as failure:  # whatever the peer raises is its result
         return {"failed": f"{type(failure).__name__}: {failure}"[:200], "dense": found.dense_accuracy}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from .errors import ModelError
 
@@ -70,7 +71,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     reasons = []
     for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph so far
+            with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
                 return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:
             reasons.append(_first_line(error))
@@ -78,6 +79,35 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         f"the model can't be traced with a free batch axis: {reasons[0]}; its forward must not branch on values "
         "nor fix the batch size"
     )
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` of an input with itself, batch first, is read with three transpositions and not eight.
+
+    The same function and names of parameters; PyTorch's own puts the tokens first and back, a copy each time.
+    """
+    theirs = nn.MultiheadAttention.forward
+
+    def forward(
+        self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        wanted = dict(zip(("key_padding_mask", "need_weights", "attn_mask"), args, strict=False)) | kwargs
+        masked = wanted.get("key_padding_mask") is not None or wanted.get("attn_mask") is not None
+        extended = self.bias_k is not None or self.add_zero_attn or not self._qkv_same_embed_dim
+        plain = query is key and key is value and self.batch_first and query.dim() == 3
+        if not plain or masked or extended or wanted.get("need_weights", True):
+            return theirs(self, query, key, value, *args, **kwargs)
+        projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = projected.reshape(*query.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return functional.linear(attended, self.out_proj.weight, self.out_proj.bias), None
+
+    nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.MultiheadAttention.forward = theirs  # type: ignore[method-assign]
 
 
 def _first_line(error: BaseException) -> str:

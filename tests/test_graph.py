@@ -87,3 +87,37 @@ def test_a_cached_tensor_is_state() -> None:
     torch.testing.assert_close(graph(x), model(x))
     attributes = [str(n.target) for n in graph.graph.nodes if n.op == "get_attr"]
     assert set(attributes) <= set(graph.state_dict())
+
+
+class Attending(nn.Module):
+    def __init__(self, call: Callable[[nn.MultiheadAttention, Tensor], Tensor], **options: object) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, **{"batch_first": True, **options})  # type: ignore[arg-type]
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.attention, x.flatten(2).transpose(1, 2))
+
+
+MASK = torch.tensor([[False, True, False, True]]).expand(4, 4)
+CALLS: dict[str, Callable[[nn.MultiheadAttention, Tensor], Tensor]] = {
+    "plain": lambda a, x: a(x, x, x, need_weights=False)[0],
+    "by position": lambda a, x: a(x, x, x, None, False)[0],
+    "weights": lambda a, x: a(x, x, x)[0] + a(x, x, x)[1].mean(),
+    "crossed": lambda a, x: a(x, x.flip(1), x, need_weights=False)[0],
+    "masked": lambda a, x: a(x, x, x, need_weights=False, attn_mask=MASK)[0],
+    "padded": lambda a, x: a(x, x, x, need_weights=False, key_padding_mask=MASK[: len(x)])[0],
+}
+OPTIONS = {"tokens first": {"batch_first": False}, "zero": {"add_zero_attn": True}, "extra": {"add_bias_kv": True}}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *OPTIONS])
+def test_attention_is_read_as_it_computes(name: str) -> None:
+    torch.manual_seed(0)
+    model = Attending(CALLS.get(name, CALLS["plain"]), **OPTIONS.get(name, {})).eval().requires_grad_(False)
+    x, theirs = torch.randn(4, 8, 2, 2), nn.MultiheadAttention.forward
+    graph = trace(model, x)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-5, atol=1e-6)
+    assert nn.MultiheadAttention.forward is theirs
+    moved = [n for n in graph.graph.nodes if n.target in (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)]
+    assert (len(moved) == 3) == (name in ("plain", "by position"))  # the images' own, qkv's and the heads'

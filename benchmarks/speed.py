@@ -34,7 +34,7 @@ from compressor.errors import CompressorError
 from compressor.export.calibration import collect, ranges
 from compressor.export.engines import build_engine, image_profile, supported_targets
 from compressor.export.onnx import export_onnx
-from compressor.export.precision import to_fp16, to_int8
+from compressor.export.precision import to_fp16, to_int8, with_half_rest
 from compressor.graph import trace
 from compressor.models import load_model
 from compressor.pruning import Budget, RankingOptions, find_structure, make_plan, prune
@@ -275,6 +275,7 @@ def _engines(job: Job) -> dict[str, Any]:
                     to_fp16(source, path, statistics=statistics)
                 else:
                     to_int8(source, path, ranges=ranges(statistics))
+                    with_half_rest(path, path, statistics=statistics)
             found[f"{variant} {precision}"] = _engine(job, source if precision == "fp32" else path, variant, precision)
     refused = {name: why for name, why in supported_targets().items() if why and name in ("SM87", "SM90")}
     return {**found, "refused": refused}

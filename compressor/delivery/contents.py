@@ -105,7 +105,8 @@ def _file_rows(found: Findings) -> list[FileRow]:
         if found.path(artifact).is_file():
             detail, size = found.details.get(artifact.name, {}), found.path(artifact).stat().st_size
             about = (artifact.name, artifact.purpose, artifact.variant, artifact.precision, size)
-            how = (str(detail.get("method", "")), int(detail.get("bits", 0)))
+            rest = "" if artifact.precision != "int8" else "fp32" if detail.get("islands") is None else "fp16"
+            how = (str(detail.get("method", "")), int(detail.get("bits", 0)), rest)
             rows.append(FileRow(*about, tuple(detail.get("layers", ())), *how))
     return rows
 

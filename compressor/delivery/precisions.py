@@ -91,10 +91,10 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
         for form in forms:
             first = _quantised(work, found, form, evidence, first)
             made[form.name] = {**asdict(first), "path": form.name, "judged_on": _judged_on(work)}
-        write_json(folder / "int8.json", {"schema": "int8/1", "files": made})
+        write_json(folder / "int8.json", {"schema": "int8/2", "files": made})
 
     def read() -> dict[Artifact, dict[str, Any]]:
-        held = read_json(folder / "int8.json", "int8/1")["files"]
+        held = read_json(folder / "int8.json", "int8/2")["files"]
         for form in forms:
             found.path(form).stat()
         return {form: held[form.name] for form in forms}

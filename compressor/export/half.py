@@ -122,7 +122,7 @@ def _adapt(node: onnx.NodeProto) -> bool:
                 attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))
         elif attribute.name.startswith("value_") and node.op_type == "Constant":
             return False
-    fixed = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike", "DequantizeLinear")
+    fixed = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike")
     return node.op_type not in fixed
 
 

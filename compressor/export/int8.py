@@ -6,8 +6,10 @@ in float (`mixed`). Which images are judged on is the caller's business: not tho
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
-from .precision import Placement, to_int8, weight_bits
+from .precision import Placement, to_int8, weight_bits, with_half_rest
 from .rounding import Rounding
 
 
@@ -39,7 +41,8 @@ class Evidence:
 class Quantised:
     """An int8 file; `scores` are the judge's of every method, `kept` the layers left in float, worst first.
 
-    `bits` are those of the weights."""
+    `bits` are those of the weights; `islands`, where the rest is in half precision, what stays in fp32 for its values.
+    """
 
     path: str
     placement: Placement
@@ -49,6 +52,7 @@ class Quantised:
     score: float
     reference: float
     bits: int
+    islands: tuple[str, ...] | None = None
 
 
 def quantise(
@@ -62,9 +66,32 @@ def quantise(
 ) -> Quantised:
     """Writes `out`; `like` is a form of the same network for another library, whose choices are tried first.
 
+    TensorRT's form computes the rest in half precision, unless that loses more than is allowed.
     Raises GateError when half of the layers in float are not enough.
     """
+    made = _in_fp32(path, out, evidence, placement, like, progress)
+    return _with_half_rest(made, evidence) if placement == "tensorrt" else made
 
+
+def _with_half_rest(made: Quantised, evidence: Evidence) -> Quantised:
+    path = Path(made.path)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        half = with_half_rest(path, Path(folder) / path.name, statistics=evidence.statistics)
+        score = evidence.score(Path(half.path), made.placement)
+        if score < evidence.reference - evidence.max_loss:
+            return made
+        shutil.copyfile(half.path, path)
+    return replace(made, score=score, islands=tuple(sorted(half.islands)))
+
+
+def _in_fp32(
+    path: Path | str,
+    out: Path | str,
+    evidence: Evidence,
+    placement: Placement,
+    like: Quantised | None,
+    progress: Callable[[float], None] | None,
+) -> Quantised:
     def score(file: Path) -> float:
         return evidence.score(file, placement)
 

@@ -1,7 +1,7 @@
 """An fp32 ONNX file in, an fp16 or an int8 one out; precision is written into the file, as strong typing needs.
 
 fp16 keeps fp32 islands where calibration images show values half floats can't hold. int8 is explicit Q/DQ with
-symmetric per-channel weights, placed for the target. Knows no accuracy: `mixed` measures.
+symmetric per-channel weights, placed for the target, the rest in fp32 or fp16. Knows no accuracy: `mixed` measures.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..device.runtimes import open_model
@@ -32,6 +33,7 @@ _MARGIN = 4.0  # other images than the calibration's may go this much further
 _SQUARING = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "ReduceSumSquare", "Pow")
 _SUMMING = ("ReduceSum", "CumSum", "ReduceLogSumExp", "Exp")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 _PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add")
 
 
@@ -60,16 +62,56 @@ def to_fp16(
     return Half(str(out), found)
 
 
+def with_half_rest(path: Path | str, out: Path | str, *, statistics: Statistics) -> Half:
+    """Writes an int8 file (Q/DQ) whose other operations compute in half precision, which TensorRT has kernels for.
+
+    So attention is fused and no product is padded to a multiple of four. `statistics` are of the fp32 file.
+    """
+    model = named(onnx.load(path))
+    found = overflowing(model, statistics)
+    _fit_scales(model)
+    write_model(converted(model, found), Path(out))
+    return Half(str(out), found)
+
+
+def _fit_scales(model: onnx.ModelProto) -> None:
+    """Scales become the next half float above, and codes of weights what they are on that scale."""
+    held = {i.name: i for i in model.graph.initializer}
+    fitted: dict[str, NDArray[np.float32]] = {}
+    for node in model.graph.node:
+        if node.op_type not in _QUANTISING or node.input[1] not in held:
+            continue
+        before = fitted.setdefault(node.input[1], numpy_helper.to_array(held[node.input[1]]))
+        after = _half_above(before)
+        if node.input[0] in held:
+            codes = numpy_helper.to_array(held[node.input[0]])
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            shape = [-1 if i == axis % codes.ndim and before.size > 1 else 1 for i in range(codes.ndim)]
+            moved = np.rint(codes * (before / after).reshape(shape)).astype(codes.dtype)
+            held[node.input[0]].CopyFrom(numpy_helper.from_array(moved, node.input[0]))
+        held[node.input[1]].CopyFrom(numpy_helper.from_array(after, node.input[1]))
+
+
+def _half_above(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    near = values.astype(np.float16)
+    above = np.where(near < values, np.nextafter(near, np.float16(np.inf)), near)
+    return above.astype(np.float32)
+
+
 def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[str, float]:
     """Nodes whose values, or squares and sums inside them, half floats can't hold, with that magnitude."""
     found: dict[str, float] = {}
+    same: dict[str, str] = {}  # what a quantiser passes on, by the name it had in the fp32 file
     for node in model.graph.node:
+        if node.op_type in _QUANTISING:
+            same[node.output[0]] = same.get(node.input[0], node.input[0])
         if statistics is None:
             if node.op_type in (*_SQUARING, *_SUMMING):
                 found[node.name] = float("inf")
             continue
-        reach = max((_magnitude(statistics, name) for name in (*node.input, *node.output)), default=0.0)
-        inside = _magnitude(statistics, node.input[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
+        names = [same.get(name, name) for name in (*node.input, *node.output)]
+        reach = max((_magnitude(statistics, name) for name in names), default=0.0)
+        inside = _magnitude(statistics, names[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
         if max(reach, inside) * _MARGIN > _HALF_MAX:
             found[node.name] = max(reach, inside)
     return found

@@ -96,7 +96,8 @@ class LatencyRow:
 @dataclass(frozen=True, slots=True)
 class FileRow:
     """An exported file; `role` says what it is for. `kept` are the layers that stayed in a higher precision,
-    `method` how the ranges of an int8 file were found, `bits` what its weights have."""
+    `method` how the ranges of an int8 file were found, `bits` what its weights have,
+    `rest` the precision of what is not int8."""
 
     name: str
     role: str
@@ -106,6 +107,7 @@ class FileRow:
     kept: tuple[str, ...] = ()
     method: str = ""
     bits: int = 0
+    rest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,15 +197,15 @@ def precision_table(run: ReportInput) -> Table:
         if f.precision == "fp32":
             continue
         kept = f"{len(f.kept)}: {', '.join(f.kept)}" if f.kept else "none"
-        rows.append((f.name, f.precision, f.method or "–", str(f.bits or "–"), kept))
-    head = ("file", "precision", "ranges by", "bits of a weight", "layers in higher precision")
+        rows.append((f.name, f.precision, f.method or "–", str(f.bits or "–"), f.rest or "–", kept))
+    head = ("file", "precision", "ranges by", "bits of a weight", "the rest in", "layers in higher precision")
     note = "Layers stay in float where int8 would lose more than the recipe allows, or where fp16 would overflow."
     if any(0 < f.bits < 8 for f in run.files):
         note += (
             " Weights have 7 bits where this processor would add the products of 8 in 16 bits (x86 without VNNI) "
             "and so cut large sums off."
         )
-    return Table("Lower precisions", head, "cllrl", tuple(rows), note)
+    return Table("Lower precisions", head, "cllrll", tuple(rows), note)
 
 
 def engine_table(run: ReportInput) -> Table:

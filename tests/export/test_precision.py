@@ -18,7 +18,15 @@ from compressor.errors import GateError, InputError
 from compressor.export import precision
 from compressor.export.calibration import METHODS, Statistics, collect, ranges
 from compressor.export.mixed import best_method, sensitivity, to_mixed
-from compressor.export.precision import Placement, quantisable, sorted_nodes, to_fp16, to_int8, weighted_nodes
+from compressor.export.precision import (
+    Placement,
+    quantisable,
+    sorted_nodes,
+    to_fp16,
+    to_int8,
+    weighted_nodes,
+    with_half_rest,
+)
 from compressor.export.rounding import find_rounding, rounded
 
 # int8 of these small untrained networks on noise; the noise floor of 8 bits over four layers is some 30 dB.
@@ -207,6 +215,55 @@ def test_tensorrt_gets_no_pair_behind_an_activation_that_nobody_quantised_reads(
             readers.setdefault(name, set()).add(node.op_type)
     for node in nodes(made, "DequantizeLinear"):
         assert readers[node.output[0]] <= {"Conv", "Gemm", "MatMul", "Add"}
+
+
+@pytest.mark.parametrize("name", ["residual", "attentive"])
+def test_the_rest_of_an_int8_file_in_half(
+    name: str, images: NDArray[np.float32], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(f"{name}_file")
+    found = collect(path, images)
+    int8 = to_int8(path, tmp_path / "q.onnx", ranges=ranges(found))
+    made = with_half_rest(int8, tmp_path / "h.onnx", statistics=found)
+    assert made.islands == {}
+    assert compare(fp32_of(int8, images), fp32_of(Path(made.path), images)).sqnr_db > 30  # int8 itself has about 25
+    floats = {i.name for i in onnx.load(made.path).graph.initializer if i.data_type == TensorProto.FLOAT}
+    assert floats == set()
+    assert [n.op_type for n in onnx.load(made.path).graph.node].count("Cast") == 2  # the input and the output
+
+
+def fp32_of(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(open_model(path, fused=False).run(images), dtype=np.float32)
+
+
+def test_what_overflows_in_half_is_quantised_in_float(tmp_path: Path) -> None:
+    """A product of values near 1e5 with weights near 1e-4, whose scale is a subnormal half: neither is lost."""
+    weight = np.array([[3e-4, 1.0], [-1e-4, 0.5], [2e-4, -1.0]], dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["input", "large"], ["big"], "scale"),
+            helper.make_node("MatMul", ["big", "weight"], ["product"], "product"),
+            helper.make_node("Mul", ["product", "small"], ["output"], "back"),
+        ],
+        "large",
+        [helper.make_tensor_value_info("input", 1, ["batch", 3])],
+        [helper.make_tensor_value_info("output", 1, ["batch", 2])],
+        [
+            numpy_helper.from_array(np.float32(1e5), "large"),
+            numpy_helper.from_array(weight, "weight"),
+            numpy_helper.from_array(np.array([1.0, 1e-4], np.float32), "small"),
+        ],
+    )
+    path = tmp_path / "m.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    rows = np.random.default_rng(0).uniform(0.5, 1.0, (16, 3)).astype(np.float32)
+    found = collect(path, rows)
+    int8 = to_int8(path, tmp_path / "q.onnx", ranges=ranges(found))
+    made = with_half_rest(int8, tmp_path / "h.onnx", statistics=found)
+    assert {"scale", "product"} <= set(made.islands)
+    reference, ours = outputs(path, rows), fp32_of(Path(made.path), rows)
+    assert (np.abs(ours - reference).max(0) < 0.02 * np.abs(reference).max(0)).all()
 
 
 def test_kept_nodes_stay_in_float(residual_file: Path, statistics: Statistics, tmp_path: Path) -> None:

@@ -65,9 +65,12 @@ def peer_subject(subjects: Subjects) -> Subject:
 
 
 def with_repaired_norms(network: nn.Module, calibration: Iterable[Batch]) -> nn.Module | None:
-    """A copy whose batch normalisations know their new inputs: the repair anybody can do. None: there are none."""
+    """A copy whose batch normalisations know their new inputs: the repair anybody can do.
+
+    None where there are none that hold statistics: those folded into their layers, means of zero, are plain biases.
+    """
     network = copy.deepcopy(network)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean.any()]
     if not norms:
         return None
     for norm in norms:

@@ -77,25 +77,31 @@ def with_half_rest(path: Path | str, out: Path | str, *, statistics: Statistics)
 def _fit_scales(model: onnx.ModelProto) -> None:
     """Scales become the next half float above, and codes of weights what they are on that scale."""
     held = {i.name: i for i in model.graph.initializer}
-    fitted: dict[str, NDArray[np.float32]] = {}
+    before: dict[str, NDArray[np.float32]] = {}
+    moved: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in _QUANTISING or node.input[1] not in held:
             continue
-        before = fitted.setdefault(node.input[1], numpy_helper.to_array(held[node.input[1]]))
-        after = _half_above(before)
-        if node.input[0] in held:
-            codes = numpy_helper.to_array(held[node.input[0]])
+        codes, scale = node.input[:2]
+        if scale not in before:
+            before[scale] = numpy_helper.to_array(held[scale])
+            held[scale].CopyFrom(numpy_helper.from_array(_half_above(before[scale]), scale))
+        if codes in held and codes not in moved:
+            moved.add(codes)
+            values, after = numpy_helper.to_array(held[codes]), numpy_helper.to_array(held[scale])
+            ratio = np.divide(before[scale], after, out=np.ones_like(after), where=after > 0)
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            shape = [-1 if i == axis % codes.ndim and before.size > 1 else 1 for i in range(codes.ndim)]
-            moved = np.rint(codes * (before / after).reshape(shape)).astype(codes.dtype)
-            held[node.input[0]].CopyFrom(numpy_helper.from_array(moved, node.input[0]))
-        held[node.input[1]].CopyFrom(numpy_helper.from_array(after, node.input[1]))
+            shape = [-1 if i == axis % values.ndim and ratio.size > 1 else 1 for i in range(values.ndim)]
+            fitted = np.rint(values * ratio.reshape(shape)).astype(values.dtype)
+            held[codes].CopyFrom(numpy_helper.from_array(fitted, codes))
 
 
 def _half_above(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    near = values.astype(np.float16)
-    above = np.where(near < values, np.nextafter(near, np.float16(np.inf)), near)
-    return above.astype(np.float32)
+    """What half can't hold stays: its quantiser is an island."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float16)
+        above = np.where(near < values, np.nextafter(near, np.float16(np.inf)), near).astype(np.float32)
+    return np.where(np.isfinite(above), above, values)
 
 
 def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[str, float]:

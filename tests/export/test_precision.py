@@ -236,8 +236,9 @@ def fp32_of(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(open_model(path, fused=False).run(images), dtype=np.float32)
 
 
-def test_what_overflows_in_half_is_quantised_in_float(tmp_path: Path) -> None:
-    """A product of values near 1e5 with weights near 1e-4, whose scale is a subnormal half: neither is lost."""
+@pytest.mark.parametrize("factor", [1e5, 1e8])  # the values are beyond half precision, then the scale as well
+def test_what_overflows_in_half_is_quantised_in_float(factor: float, tmp_path: Path) -> None:
+    """A product of large values with weights near 1e-4, whose scale is a subnormal half: neither is lost."""
     weight = np.array([[3e-4, 1.0], [-1e-4, 0.5], [2e-4, -1.0]], dtype=np.float32)
     graph = helper.make_graph(
         [
@@ -249,9 +250,9 @@ def test_what_overflows_in_half_is_quantised_in_float(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("input", 1, ["batch", 3])],
         [helper.make_tensor_value_info("output", 1, ["batch", 2])],
         [
-            numpy_helper.from_array(np.float32(1e5), "large"),
+            numpy_helper.from_array(np.float32(factor), "large"),
             numpy_helper.from_array(weight, "weight"),
-            numpy_helper.from_array(np.array([1.0, 1e-4], np.float32), "small"),
+            numpy_helper.from_array(np.array([1e5, 10.0], np.float32) / np.float32(factor), "small"),
         ],
     )
     path = tmp_path / "m.onnx"

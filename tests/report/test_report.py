@@ -245,8 +245,10 @@ def test_the_front_has_no_point_that_another_beats() -> None:
 
 def test_the_layers_that_stay_in_float_are_named(run: ReportInput) -> None:
     found = table(run, "Lower precisions")
-    assert found.rows == (("model.int8.onnx", "int8", "percentile", "7", "2: layer1.0.conv1, fc"),)
+    assert found.rows == (("model.int8.onnx", "int8", "percentile", "7", "–", "2: layer1.0.conv1, fc"),)
     assert "without VNNI" in found.note
+    halves = tuple(replace(f, rest="fp16") for f in run.files)
+    assert [row[4] for row in table(replace(run, files=halves), "Lower precisions").rows] == ["fp16"]
 
 
 def test_what_is_timed_but_has_no_weights_is_among_the_slowest_and_not_among_the_layers(run: ReportInput) -> None:

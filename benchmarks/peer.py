@@ -114,8 +114,9 @@ def prune_to(subject: Subject, setting: Setting, share: float, *, seed: int) -> 
 
 
 def _gathered(subject: Subject, setting: Setting) -> list[Gradients]:
-    kinds = {"taylor": "mean_gradients", "hessian": "sample_gradients"}
-    return getattr(subject, kinds[setting.importance]) if setting.importance in kinds else []
+    if setting.importance == "taylor":
+        return subject.mean_gradients
+    return subject.sample_gradients if setting.importance == "hessian" else []
 
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:

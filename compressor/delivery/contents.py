@@ -105,10 +105,19 @@ def _file_rows(found: Findings) -> list[FileRow]:
         if found.path(artifact).is_file():
             detail, size = found.details.get(artifact.name, {}), found.path(artifact).stat().st_size
             about = (artifact.name, artifact.purpose, artifact.variant, artifact.precision, size)
-            rest = "" if artifact.precision != "int8" else "fp32" if detail.get("islands") is None else "fp16"
-            how = (str(detail.get("method", "")), int(detail.get("bits", 0)), rest)
+            how = (str(detail.get("method", "")), int(detail.get("bits", 0)), _rest(artifact.precision, detail))
             rows.append(FileRow(*about, tuple(detail.get("layers", ())), *how))
     return rows
+
+
+def _rest(precision: str, detail: Mapping[str, Any]) -> str:
+    """The precision of what is not int8 in an int8 file."""
+    if precision != "int8":
+        return ""
+    islands = detail.get("islands")
+    if islands is None:
+        return "fp32"
+    return f"fp16, {len(islands)} operations in fp32" if islands else "fp16"
 
 
 def _engine_row(engine: Mapping[str, Any]) -> EngineRow:

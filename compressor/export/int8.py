@@ -6,7 +6,6 @@ in float (`mixed`). Which images are judged on is the caller's business: not tho
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
+from .onnx import write_model
 from .precision import Placement, to_int8, weight_bits, with_half_rest
 from .rounding import Rounding
 
@@ -80,7 +81,7 @@ def _with_half_rest(made: Quantised, evidence: Evidence) -> Quantised:
         score = evidence.score(Path(half.path), made.placement)
         if score < evidence.reference - evidence.max_loss:
             return made
-        shutil.copyfile(half.path, path)
+        write_model(onnx.load(half.path), path)
     return replace(made, score=score, islands=tuple(sorted(half.islands)))
 
 
@@ -92,6 +93,8 @@ def _in_fp32(
     like: Quantised | None,
     progress: Callable[[float], None] | None,
 ) -> Quantised:
+    """The int8 file whose other operations are in fp32, in either form."""
+
     def score(file: Path) -> float:
         return evidence.score(file, placement)
 

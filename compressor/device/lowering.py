@@ -40,7 +40,7 @@ class Lowering:
 
     `types` counts kernels by `input->output` type. `padded` names the kernels that widen a tensor to the next
     multiple, such as `conv_3: 63->64`; the image's own three channels don't count as such, nor does packing a
-    depthwise convolution's channels several times over.
+    depthwise convolution's channels several times over, nor a kernel that also splits or joins tensors.
     """
 
     available: bool
@@ -65,7 +65,7 @@ def read_lowering(messages: Sequence[str]) -> Lowering:
         kernel = _read_kernel(line)
         if kernel is None:
             return Lowering(False, f"a line of the layer list has an unknown form: {line[:80]!r}")
-        if kernel.kind not in _NO_KERNEL:
+        if kernel.kind not in _NO_KERNEL and not _makes_a_size(kernel):
             kernels.append(kernel)
     if not kernels:
         return Lowering(False, "the layer list is empty")
@@ -100,6 +100,12 @@ def _tensors(text: str) -> tuple[TensorUse, ...]:
 
 def _image_names(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"Name: ([^,]*), IOMode: Input", text))
+
+
+def _makes_a_size(kernel: Kernel) -> bool:
+    """Arithmetic on one whole number, such as the free batch times the heads: nothing of the image."""
+    tensors = (*kernel.inputs, *kernel.outputs)
+    return all(t.type == "Int64" and t.dims in ((), (1,)) for t in tensors)
 
 
 def _types(kernel: Kernel) -> str:

@@ -1,61 +1,72 @@
-"""Attention over any number of leading axes, written over four: what the ONNX exporter reads.
+"""Attention written as product, softmax and product: what exporters read over any number of axes, and runtimes fuse.
 
-In: a traced graph. Out: the same graph, or a copy whose attentions are flattened to [N, heads, tokens, features]
-and back. The leading axis stays what it is, so a free batch stays free.
+In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention`. The exporter's own spelling
+takes four axes only, transposes the keys between two reshapes and scales keys as well as queries.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from ..graph import aten
 
 ATTENTION = aten.scaled_dot_product_attention.default
+_NAMES = [argument.name for argument in ATTENTION._schema.arguments]
 
 
-def over_four_axes(graph: fx.GraphModule) -> fx.GraphModule:
-    found = [n for n in graph.graph.nodes if n.target is ATTENTION and len(_shape(n)) > 4]
+def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
+    found = [n.name for n in graph.graph.nodes if n.target is ATTENTION and not _asked(n).get("enable_gqa")]
     if not found:
         return graph
-    names = {n.name for n in found}
     result = copy.deepcopy(graph)
     for node in result.graph.nodes:
-        if node.name in names:
-            _flatten(result.graph, node)
+        if node.name in found:
+            _spell(result, node)
     result.graph.lint()
     result.recompile()
     return result
 
 
+def _asked(node: fx.Node) -> dict[str, Any]:
+    return dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _spell(model: fx.GraphModule, node: fx.Node) -> None:
+    """softmax(scale q k^T + mask) v, the queries scaled as they are fewest and half precision holds no large scores."""
+    asked, call = _asked(node), model.graph.call_function
+    query, keys, values, mask = asked["query"], asked["key"], asked["value"], asked.get("attn_mask")
+    scale = asked.get("scale") or _shape(query)[-1] ** -0.5
+    with model.graph.inserting_before(node):
+        if asked.get("is_causal"):
+            model.register_buffer(f"{node.name}_causal", torch.ones(_shape(query)[-2], _shape(keys)[-2]).tril().bool())
+            mask = model.graph.get_attr(f"{node.name}_causal")
+        scaled = call(aten.mul.Tensor, (query, scale))
+        scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (keys, -2, -1))))
+        if mask is not None:
+            scores = _masked(model, scores, mask)
+        shares = call(aten.softmax.int, (scores, -1))
+        result = call(aten.matmul.default, (shares, values))
+    result.meta = dict(node.meta)
+    node.replace_all_uses_with(result)
+    model.graph.erase_node(node)
+
+
+def _masked(model: fx.GraphModule, scores: fx.Node, mask: fx.Node) -> fx.Node:
+    """A mask of booleans says what may be seen, one of numbers is added."""
+    if _type(model, mask) != torch.bool:
+        return model.graph.call_function(aten.add.Tensor, (scores, mask))
+    hidden = model.graph.call_function(aten.logical_not.default, (mask,))
+    return model.graph.call_function(aten.masked_fill.Scalar, (scores, hidden, float("-inf")))
+
+
+def _type(model: fx.GraphModule, node: fx.Node) -> torch.dtype:
+    value: Tensor = node.meta["val"] if "val" in node.meta else getattr(model, str(node.target))
+    return value.dtype
+
+
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
-
-
-def _flatten(graph: fx.Graph, node: fx.Node) -> None:
-    """Axes 1 to -3 of every operand become one."""
-    leading = _shape(node)[1:-2]
-    with graph.inserting_before(node):
-        operands = [_merged(graph, a, leading) if isinstance(a, fx.Node) else a for a in node.args]
-        mask = node.kwargs.get("attn_mask")
-        given = (
-            {**node.kwargs, "attn_mask": _merged(graph, mask, leading)} if isinstance(mask, fx.Node) else node.kwargs
-        )
-        flat = graph.call_function(ATTENTION, tuple(operands), given)
-        back = graph.call_function(aten.unflatten.int, (flat, 1, list(leading)))
-    back.meta = dict(node.meta)
-    node.replace_all_uses_with(back)
-    graph.erase_node(node)
-
-
-def _merged(graph: fx.Graph, operand: fx.Node, leading: tuple[int, ...]) -> fx.Node:
-    """A mask has fewer axes, or ones to be repeated."""
-    shape = _shape(operand)
-    if len(shape) <= 2:
-        return operand
-    whole = (1,) * (len(leading) + 3 - len(shape)) + shape
-    if whole[1:-2] != leading:
-        sizes = [-1 if len(shape) == len(whole) else 1, *leading, -1, -1]
-        operand = graph.call_function(aten.expand.default, (operand, sizes))
-    return graph.call_function(aten.flatten.using_ints, (operand, 1, len(leading)))

@@ -7,15 +7,21 @@ says which library builds it where. Knows no builder API; that is `compressor.de
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from ..device import tensorrt
-from ..device.builder import EngineJob, EngineRecord, Profiles, Progress
+from ..device.builder import EngineJob, EngineRecord, Profiles, Progress, sha256_of, write_sidecar
 from ..device.builder import build_engine as _build
 from ..errors import EngineError, InputError, did_you_mean
+from .onnx import write_model
+from .tokens import with_even_tokens
 
 # TensorRT-RTX's list of named compute capabilities (1.7); it has no SM87, SM90 or SM100 and up but consumer cards.
 RTX_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
@@ -66,13 +72,35 @@ def build_engine(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> EngineRecord:
-    """Builds for `target`; raises InputError for an unknown one, EngineError where it can't be built here and why."""
+    """Builds for `target`; raises InputError for an unknown one, EngineError where it can't be built here and why.
+
+    TensorRT-RTX's fp32 products take even sizes only: attention over an odd number of tokens is widened first.
+    """
     chosen = resolve_target(target)
     refusal = _refusal(chosen)
     if refusal:
         raise EngineError(refusal)
-    job = _job(chosen, profiles, precision)
-    return _build(onnx_path, out_path, job=job, cache=cache, progress=progress)
+    onnx_path, job = Path(onnx_path), _job(chosen, profiles, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        source = onnx_path
+        if precision == "fp32" and job.library == "tensorrt_rtx" and onnx_path.is_file():
+            source = _with_even_tokens(onnx_path, Path(folder))
+        record = _build(source, out_path, job=job, cache=cache, progress=progress)
+    if source != onnx_path:
+        record = replace(record, onnx_sha256=sha256_of(onnx_path))
+        write_sidecar(record)
+    return record
+
+
+def _with_even_tokens(source: Path, folder: Path) -> Path:
+    """A file in `folder`; `source` where nothing changes, weights lie outside the file, or the builder says why not."""
+    try:
+        model = onnx.load(source, load_external_data=False)
+    except DecodeError:
+        return source
+    outside = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    even = model if outside else with_even_tokens(model)
+    return source if even is model else write_model(even, folder / source.name)
 
 
 def resolve_target(name: str) -> Target:

@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from ..errors import FolderError, GateError, ModelError
-from .attention import over_four_axes
+from .attention import spelled_out
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
@@ -87,7 +87,7 @@ def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelPr
         example = example.repeat(2, *[1] * (example.ndim - 1))
     try:
         program = torch.onnx.export(
-            over_four_axes(model) if isinstance(model, fx.GraphModule) else model,
+            spelled_out(model) if isinstance(model, fx.GraphModule) else model,
             (example,),
             dynamo=True,
             opset_version=opset,

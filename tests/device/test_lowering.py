@@ -41,6 +41,13 @@ def test_kernels_types_and_memory() -> None:
     assert (found.activation_bytes, found.weights_bytes) == (1234, 99)
 
 
+def test_arithmetic_on_one_whole_number_is_no_kernel() -> None:
+    rows = layer("__mye33481_myl0_6", "reshape", "", tensor("rows", "1", "Int64"))
+    cast = layer("cast_hvar_7", "cast", tensor("rows", "1", "Int64"), tensor("hvar", "1", "Int64"))
+    table = layer("gather", "gather", tensor("at", "7", "Int64"), tensor("where", "7", "Int64"))
+    assert read_lowering(log(CONV, rows, cast, table)).kinds == {"correlation": 1, "gather": 1}
+
+
 def test_widening_to_the_next_multiple_is_padding_but_not_of_the_image() -> None:
     assert read_lowering(log(CAST, CONV)).padded == ()
     assert read_lowering(log(CAST, CONV, PAD)).padded == ("__myl_ReplConc_3: 63->64",)

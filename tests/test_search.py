@@ -242,6 +242,29 @@ def test_dimensions_are_those_the_network_has(network: Any) -> None:
     assert space.by_depth is (name == "tokens")
 
 
+def test_what_is_held_stays_as_the_recipe_has_it() -> None:
+    graph = trace(_module("small"), torch.randn(2, 1, 16, 16))
+    groups = analyse(graph).groups
+    batch = [(torch.randn(4, 1, 16, 16), torch.tensor([3, 1, 4, 1]))]
+
+    def probe(recipe: Recipe) -> Scores:
+        return score(graph, groups, batch, criterion=recipe.criterion, options=score_options(recipe))
+
+    base = Recipe(normalisation="mean", scope="uniform", sign="signed")
+    held = ("normalisation", "scope", "sign")
+    space = find_space(base, ("lrp",), groups.groups, probe, held)
+    fields = {axis.field for axis in space.axes}
+    assert "lrp.mid.rule" in fields
+    assert not {"normalisation", "scope", "lrp.sign", "per_cost"} & fields  # a uniform share asks for no costs
+    for name, point in presets(space, ("lrp",)).items():
+        found = recipe_at(space, point)
+        assert (found.normalisation, found.scope, found.sign) == ("mean", "uniform", "signed"), name
+    free = find_space(Recipe(scope="global"), ("lrp",), groups.groups, probe, ("scope",))
+    assert next(axis for axis in free.axes if axis.field == "per_cost").when is None
+    with pytest.raises(RecipeError, match=r"held = 'normalization'.*Did you mean 'normalisation'"):
+        find_space(base, ("lrp",), groups.groups, probe, ("normalization",))
+
+
 def test_no_dimension_is_dead(network: Any) -> None:
     """Each choice, and both ends of each range where it counts, give other scores on other images too."""
     _, space, scores = network

@@ -94,7 +94,7 @@ def run_search(
     with _begun(work):
         keep_units(work, structure, spent_s)
         work.stages.notify("what counts on this network", 0.0)
-        space = find_space(recipe, families, structure.groups.groups, bench.probe)
+        space = find_space(recipe, families, structure.groups.groups, bench.probe, options.held)
         tried = _try(bench, space, families, options, began, on_trial)
         return write_outcome(_choose(bench, space, options, began, *tried))
 

@@ -21,6 +21,7 @@ class SearchOptions:
     trials: int = _option(100, "trials in all, by every process and every start together")
     budgets: tuple[float, ...] = _option((), "shares of the MACs a trial is judged at; 0.35,0.5,0.65,0.8 within reach")
     families: tuple[str, ...] = _option(("lrp",), "criteria to choose among; the recipe's own is always one")
+    held: tuple[str, ...] = _option((), "choices that stay as the recipe has them, such as normalisation,scope")
     search_images: int = _option(1000, "images set apart to choose on, at most")
     trial_images: int = _option(300, "of them, how many judge a trial")
     score_images: int = _option(128, "calibration images that score and repair a trial")
@@ -56,7 +57,8 @@ def _read(name: str, default: Any, value: Any) -> Any:
     try:
         if isinstance(default, tuple):
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            return tuple(type((*default, 0.0)[0])(part) for part in parts)
+            kind = float if name == "budgets" else str
+            return tuple(kind(part) for part in parts)
         return type(default)(value)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} = {value!r} is not understood; an example: {default!r}") from error

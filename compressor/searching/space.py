@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CompressorError, RecipeError
+from ..errors import CompressorError, RecipeError, did_you_mean
 from ..recipe import Recipe
 from ..records import Group, Scores
 from ..relevance.composite import BY_DEPTH, PRESETS, SPACE, Axis, Choice, Composite, Point, Range, at, point_of
@@ -37,6 +37,8 @@ _RANKING: tuple[Axis, ...] = (
     Range("per_cost", 0.0, 1.0, logarithmic=False, when=("scope", ("global", "isomorphic"))),
 )
 
+HOLDABLE = tuple(axis.field for axis in (*_READING, *_RANKING))
+
 Probe = Callable[[Recipe], Scores]
 
 
@@ -45,13 +47,14 @@ class Space:
     """`axes` are named `lrp.low.rule`, `lrp.sign`, `scope`; `criterion` comes first where there are several.
 
     `aliases` maps a value to the earlier one it can't be told from. With `by_depth`, inner linear layers
-    follow their depth group's rule, as there are no inner convolutions.
+    follow their depth group's rule, as there are no inner convolutions. What is `held` stays as `base` has it.
     """
 
     base: Recipe
     axes: tuple[Axis, ...]
     aliases: Mapping[tuple[str, str], str] = field(default_factory=dict)
     by_depth: bool = False
+    held: tuple[str, ...] = ()
 
     def walk(self, suggest: Callable[[Axis], str | float]) -> dict[str, str | float]:
         """A point, axis by axis; those that do not count where the earlier ones stand are not asked."""
@@ -62,22 +65,42 @@ class Space:
         return point
 
 
-def find_space(base: Recipe, families: Sequence[str], groups: Sequence[Group], probe: Probe) -> Space:
-    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe."""
+def find_space(
+    base: Recipe, families: Sequence[str], groups: Sequence[Group], probe: Probe, held: Sequence[str] = ()
+) -> Space:
+    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe.
+
+    Raises RecipeError for a name in `held` that is no choice outside the composite.
+    """
+    for name in held:
+        if name not in HOLDABLE:
+            raise RecipeError(
+                f"held = {name!r}: what can be held is {', '.join(HOLDABLE)}.{did_you_mean(name, list(HOLDABLE))}"
+            )
     axes: list[Axis] = [Choice("criterion", tuple(families))] if len(families) > 1 else []
     aliases: dict[tuple[str, str], str] = {}
     by_depth = False
     for family in families:
-        known = _Probed(replace(base, **_unread(), criterion=family, composite=""), probe)
+        known = _Probed(replace(base, **_unread(base, held), criterion=family, composite=""), probe)
         found: list[Axis] = []
         if family == "lrp":
             by_depth, found = _composite_axes(known, aliases)
         if isinstance(criterion_named(family), AtNodes):
-            found += _distinct(known, aliases, family)
+            found += [axis for axis in _distinct(known, aliases, family) if axis.field not in held]
         axes += [_within(family, axis, several=len(families) > 1) for axis in found]
     several_sites = any(len(g.sites) > 1 for g in groups if g.kind in base.units)
-    axes += [axis for axis in _RANKING if axis.field != "reduction" or several_sites]
-    return Space(base, tuple(axes), aliases, by_depth)
+    ranking = [axis for axis in _RANKING if axis.field not in held and (axis.field != "reduction" or several_sites)]
+    axes += [_asked_by(axis, base, held) for axis in ranking if _counts_beside(axis, base, held)]
+    return Space(base, tuple(axes), aliases, by_depth, tuple(held))
+
+
+def _counts_beside(axis: Axis, base: Recipe, held: Sequence[str]) -> bool:
+    """Whether the axis means something beside what is held."""
+    return axis.when is None or axis.when[0] not in held or getattr(base, axis.when[0]) in axis.when[1]
+
+
+def _asked_by(axis: Axis, base: Recipe, held: Sequence[str]) -> Axis:
+    return replace(axis, when=None) if axis.when is not None and axis.when[0] in held else axis
 
 
 @dataclass(slots=True)
@@ -192,7 +215,7 @@ def recipe_at(space: Space, point: Point) -> Recipe:
     own = {n.removeprefix(f"{criterion}."): v for n, v in point.items() if n.startswith(f"{criterion}.")}
     reading = {axis.field for axis in _READING}
     given = {name: "" if value == USUAL else value for name, value in own.items() if name in reading}
-    changed: dict[str, Any] = {"composite": "", **_unread(), **given, "criterion": criterion}
+    changed: dict[str, Any] = {"composite": "", **_unread(space.base, space.held), **given, "criterion": criterion}
     if criterion == "lrp":
         base = at({"linear.rule": BY_DEPTH}) if space.by_depth else Composite()
         changed["composite"] = to_text(at({n: v for n, v in own.items() if n not in reading}, base))
@@ -200,9 +223,10 @@ def recipe_at(space: Space, point: Point) -> Recipe:
     return replace(space.base, **changed)
 
 
-def _unread() -> dict[str, Any]:
-    """The criterion as its paper reads it."""
-    return {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
+def _unread(base: Recipe, held: Sequence[str]) -> dict[str, Any]:
+    """The criterion as its paper reads it, but for what is held."""
+    usual = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
+    return {name: getattr(base, name) if name in held else value for name, value in usual.items()}
 
 
 def _ranked() -> set[str]:
@@ -258,7 +282,7 @@ def _follow_depth(composite: Composite) -> Composite:
 
 def presets(space: Space, families: Sequence[str]) -> dict[str, dict[str, str | float]]:
     """What the search has to beat, by name: the recipe as it came, LRP's presets, each criterion as published."""
-    plain = replace(space.base, **_unread(), composite="")
+    plain = replace(space.base, **_unread(space.base, space.held), composite="")
     named = {"recipe": space.base}
     for family in families:
         if family == "lrp":

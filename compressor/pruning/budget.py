@@ -215,11 +215,7 @@ def make_plan(
 
     least = spent(chunks)
     if least > limit:
-        raise BudgetError(
-            f"budget '{budget}' can't be met: with every removable unit gone {least / dense:.3f} of the "
-            f"{budget.kind} remain; ask for at least '{budget.kind} {_up(least / dense)}', allow more kinds of "
-            "units, or lower the share of each group that always stays"
-        )
+        raise BudgetError(f"budget '{budget}' can't be met: {_out_of_reach(budget, least / dense, structure)}")
     removed = _fill(_prefix(chunks, spent, limit), spent, limit)
     reached = spent(removed)
     if reached < (1 - budget.slack) * limit:
@@ -258,6 +254,19 @@ def everything_gone(structure: Structure, scores: Scores, options: RankingOption
         structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
     )
     return kept_after(structure.groups, chunks)
+
+
+def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
+    """What is left when all has gone, what to ask for instead, and the layers where nothing could go."""
+    inner = [layer for layer in structure.groups.left_alone if layer.operation != "output"]
+    held = "; ".join(f"{layer.layer} {layer.reason}" for layer in inner[:3])
+    more = f" (left alone: {held}{f', and {len(inner) - 3} more layers' if len(inner) > 3 else ''})" if inner else ""
+    if not structure.groups.groups:
+        return f"no unit of this network can be removed{more}"
+    return (
+        f"with every removable unit gone {least:.3f} of the {budget.kind} remain{more}; ask for at least "
+        f"'{budget.kind} {_up(least)}', allow more kinds of units, or lower the share of each group that always stays"
+    )
 
 
 def _up(share: float) -> str:

@@ -110,7 +110,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
         figure.supxlabel("calibration images per class")
         figure.supylabel("top-1, %")
         figure.suptitle(f"{network}, {share:.0%} of the MACs, nothing trained")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
         figure.savefig(folder / f"{network}-{share:g}.png", dpi=150)
         plt.close(figure)
 

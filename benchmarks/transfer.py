@@ -207,7 +207,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
             draw_bounds(axes[i, j], part[part.repair == repair])
             axes[i, j].set_title(f"{schedule}, {repair}, {tuning}", size=9)
         axes[0, 0].invert_xaxis()
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
         figure.supxlabel("MACs kept, %")
         figure.supylabel("top-1, %")
         ranked = ", ranked as published" if "ranking" in part else ""

@@ -22,7 +22,7 @@ def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
     found = [n.name for n in graph.graph.nodes if n.target is ATTENTION and not _asked(n).get("enable_gqa")]
     if not found:
         return graph
-    result = copy.deepcopy(graph)
+    result = fx.GraphModule(graph, copy.deepcopy(graph.graph))  # the weights are shared
     for node in result.graph.nodes:
         if node.name in found:
             _spell(result, node)

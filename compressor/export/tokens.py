@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-_POINTWISE = {"Add": 0, "Sub": 0, "Mul": 0, "Div": 0, "Where": 1}  # and which input the scores may be from on
-
+# Which inputs the scores may be. A divisor of many columns stays out: the new column would be zero over zero.
+_POINTWISE = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
 
 Edit = Literal["mask", "shape"] | int  # an axis: it gets longer by a zero
 Edits = dict[str, dict[str, Edit]]  # by a node's first output, what becomes of which of its inputs
@@ -75,7 +75,8 @@ class _Graph:
         if result is None or result.op_type != "MatMul" or result.input[0] != softmax.output[0]:
             return {}
         found = self._before(softmax.input[0], tokens)
-        if found is None or self._is_read_twice(softmax.output[0]):
+        rows = self.shapes.get(result.input[1], ())[-2:-1]
+        if found is None or rows != (tokens,) or self._is_read_twice(softmax.output[0]):
             return {}
         return {**found, softmax.output[0]: {softmax.input[0]: "mask"}, result.output[0]: {result.input[1]: -2}}
 
@@ -92,13 +93,14 @@ class _Graph:
         if node is None or self._is_read_twice(name) or self.width(name) != tokens:
             return None
         if node.op_type == "MatMul":
-            return {name: {node.input[1]: -1}}
+            keys = node.input[1]
+            return {name: {keys: -1}} if self.width(keys) == tokens and len(self.shapes[keys]) > 1 else None
         if node.op_type == "Reshape" and self.last_size(node.input[1]) in (-1, tokens):
             before = self._before(node.input[0], tokens)
             return None if before is None else {**before, name: {node.input[1]: "shape"}}
-        for scores in node.input[_POINTWISE[node.op_type] :] if node.op_type in _POINTWISE else ():
+        for scores in (node.input[i] for i in _POINTWISE.get(node.op_type, ())):
             others = [other for other in node.input if other != scores]
-            fits = all(self.width(other) in (0, 1, tokens) for other in others)
+            fits = all(self.width(o) in ((0, 1) if node.op_type == "Div" else (0, 1, tokens)) for o in others)
             before = self._before(scores, tokens) if fits else None
             if before is not None:
                 return {**before, name: {other: -1 for other in others if self.width(other) == tokens}}

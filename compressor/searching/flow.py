@@ -33,7 +33,7 @@ from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options
 from .outcome import Found, Outcome, write_outcome
-from .space import Space, find_space, presets, recipe_at
+from .space import Space, find_space, presets, recipe_at, require_holdable
 from .storage import open_study, require_storage
 from .study import Progress, TrialRow, enqueue_presets, importances, rows, run_trials
 
@@ -79,6 +79,7 @@ def run_search(
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
     for family in families:
         criterion_named(family)
+    require_holdable(options.held)
     if options.storage:
         require_storage(options.storage)
     placed = replace(recipe, out=str(folder_of(recipe)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from ..errors import RecipeError
@@ -10,8 +10,9 @@ from ..errors import RecipeError
 USUAL_BUDGETS = (0.35, 0.5, 0.65, 0.8)
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, of: type = str) -> Any:
+    """`of` is the type of a list's items."""
+    return field(default=default, metadata={"help": text, "of": of})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,9 @@ class SearchOptions:
     """Trials score and repair with `score_images` and are judged on `trial_images`; finalists use all there are."""
 
     trials: int = _option(100, "trials in all, by every process and every start together")
-    budgets: tuple[float, ...] = _option((), "shares of the MACs a trial is judged at; 0.35,0.5,0.65,0.8 within reach")
+    budgets: tuple[float, ...] = _option(
+        (), "shares of the MACs a trial is judged at; 0.35,0.5,0.65,0.8 within reach", float
+    )
     families: tuple[str, ...] = _option(("lrp",), "criteria to choose among; the recipe's own is always one")
     held: tuple[str, ...] = _option((), "choices that stay as the recipe has them, such as normalisation,scope")
     search_images: int = _option(1000, "images set apart to choose on, at most")
@@ -45,20 +48,16 @@ class SearchOptions:
 def make_options(given: dict[str, Any]) -> SearchOptions:
     """From values or from text as it stands on the command line; None leaves the default."""
     return SearchOptions(
-        **{
-            f.name: _read(f.name, f.default, given[f.name])
-            for f in fields(SearchOptions)
-            if given.get(f.name) is not None
-        }
+        **{f.name: _read(f, given[f.name]) for f in fields(SearchOptions) if given.get(f.name) is not None}
     )
 
 
-def _read(name: str, default: Any, value: Any) -> Any:
+def _read(option: Field[Any], value: Any) -> Any:
+    default: Any = option.default
     try:
         if isinstance(default, tuple):
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            kind = float if name == "budgets" else str
-            return tuple(kind(part) for part in parts)
+            return tuple(option.metadata["of"](part) for part in parts)
         return type(default)(value)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{name} = {value!r} is not understood; an example: {default!r}") from error
+        raise RecipeError(f"{option.name} = {value!r} is not understood; an example: {default!r}") from error

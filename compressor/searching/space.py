@@ -37,7 +37,7 @@ _RANKING: tuple[Axis, ...] = (
     Range("per_cost", 0.0, 1.0, logarithmic=False, when=("scope", ("global", "isomorphic"))),
 )
 
-HOLDABLE = tuple(axis.field for axis in (*_READING, *_RANKING))
+_HOLDABLE = [axis.field for axis in (*_READING, *_RANKING)]
 
 Probe = Callable[[Recipe], Scores]
 
@@ -65,18 +65,18 @@ class Space:
         return point
 
 
+def require_holdable(held: Sequence[str]) -> None:
+    """Raises RecipeError for a name that is no choice outside the composite."""
+    for name in held:
+        if name not in _HOLDABLE:
+            hint = did_you_mean(name, _HOLDABLE)
+            raise RecipeError(f"held = {name!r}: what can be held is {', '.join(_HOLDABLE)}.{hint}")
+
+
 def find_space(
     base: Recipe, families: Sequence[str], groups: Sequence[Group], probe: Probe, held: Sequence[str] = ()
 ) -> Space:
-    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe.
-
-    Raises RecipeError for a name in `held` that is no choice outside the composite.
-    """
-    for name in held:
-        if name not in HOLDABLE:
-            raise RecipeError(
-                f"held = {name!r}: what can be held is {', '.join(HOLDABLE)}.{did_you_mean(name, list(HOLDABLE))}"
-            )
+    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe."""
     axes: list[Axis] = [Choice("criterion", tuple(families))] if len(families) > 1 else []
     aliases: dict[tuple[str, str], str] = {}
     by_depth = False

@@ -17,6 +17,7 @@ from torch import nn
 from compressor.device.parity import LIMITS
 from compressor.device.runtimes import open_model
 from compressor.errors import FolderError, GateError, ModelError
+from compressor.export.attention import ATTENTION, spelled_out
 from compressor.export.engines import build_engine, image_profile
 from compressor.export.gate import check_export
 from compressor.export.onnx import FORMATS, export_onnx, weight_elements, write_model
@@ -229,6 +230,15 @@ def test_attention_over_five_axes_is_exported(masked: bool, tmp_path: Path) -> N
     path = export_onnx(graph, images[:2], tmp_path / "m.onnx")
     assert all(p.max_abs < FP32_ABS for p in check_export(path, graph, images.numpy(), batches=(1, 3)).values())
     assert str(graph.graph) == before
+
+
+def test_attention_is_spelled_out_beside_the_graph_and_without_a_copy_of_its_weights() -> None:
+    graph = trace(WindowedAttention(masked=False).eval(), torch.randn(2, 6, 4, 5))
+    spelled = spelled_out(graph)
+    assert spelled is not graph
+    kept = {id(p) for p in graph.parameters()}
+    assert {id(p) for p in spelled.parameters()} <= kept
+    assert ATTENTION in {n.target for n in graph.graph.nodes} - {n.target for n in spelled.graph.nodes}
 
 
 class StandardisedWeights(nn.Module):

@@ -50,6 +50,8 @@ class Attention(nn.Module):
         scores = (q @ k.transpose(-2, -1)) / 2
         if self.form == "biased":
             return self.bias + scores
+        if self.form == "divided":
+            return scores / (1 + self.bias.abs())
         if self.form == "windows":  # Swin's shifted windows
             split = scores.reshape(-1, 2, HEADS, self.tokens, self.tokens) + self.mask
             return split.reshape(-1, HEADS, self.tokens, self.tokens)
@@ -100,7 +102,7 @@ def test_every_output_stays_what_it_was(form: str, tmp_path: Path) -> None:
 
 
 def test_an_even_number_and_unknown_forms_stay_as_they_are(tmp_path: Path) -> None:
-    for tokens, form in ((8, "biased"), (7, "computed")):
+    for tokens, form in ((8, "biased"), (7, "computed"), (7, "divided")):
         model = onnx.load(exported(tokens, form, tmp_path)[0])
         assert with_even_tokens(model) is model
 

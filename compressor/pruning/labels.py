@@ -2,7 +2,7 @@
 
 A facet is an int64 tensor of the labelled tensor's shape, expanded (stride 0) along the axes it does not
 depend on; an element goes when any of its facets' labels goes. Label 0 never goes. Ties are collected as
-pairs and resolved once, by connected components. Knows no operations: those are in `operations.py`.
+pairs and resolved once, by connected components. Knows no operation: how they use labels is in `relations.py`.
 """
 
 from __future__ import annotations

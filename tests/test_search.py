@@ -596,6 +596,14 @@ def test_without_budgets_the_usual_ones_within_reach_are_tried(place: Path, tmp_
     assert set(summary["budgets"]) < {0.35, 0.5, 0.65, 0.8}
 
 
+def test_a_search_that_repairs_nothing_says_so(place: Path, tmp_path: Path) -> None:
+    found = _search(place, tmp_path / "run", 1, compensate=False, evaluate=False)
+    assert not found.recipe.compensate
+    said = (found.folder / "search.md").read_text()
+    assert "neither repaired nor fine-tuned" in said
+    assert "scored and repaired" not in said
+
+
 def test_a_budget_no_recipe_reaches_and_too_few_images_are_refused_before_anything_is_written(
     place: Path, tmp_path: Path
 ) -> None:

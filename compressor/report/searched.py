@@ -66,6 +66,7 @@ class SearchReport:
     hashes: Mapping[str, str]
     trial_images: int
     score_images: int
+    repaired: bool
 
 
 def write_search_report(found: SearchReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
@@ -127,7 +128,8 @@ def _figures(found: SearchReport) -> Iterator[KeyFigure]:
 def _sections(found: SearchReport, images: Mapping[str, bytes]) -> tuple[Section, ...]:
     few = "Too few trials were completed to say which choices count."
     weights = (_WEIGHTS,) if _WEIGHTS.name in images else ()
-    caption = f"Top-1 over the MACs that may stay, on {_PARTS[_judged(found)]}; repaired, no fine-tuning."
+    mended = "repaired, no fine-tuning" if found.repaired else "neither repaired nor fine-tuned"
+    caption = f"Top-1 over the MACs that may stay, on {_PARTS[_judged(found)]}; {mended}."
     curve = Figure("search-curve", "accuracy over MACs kept, best against presets", caption)
     use = "Use it with `compressor compress --recipe best.toml`."
     return (
@@ -151,7 +153,7 @@ _WEIGHTS = Figure(
 
 def _images_text(found: SearchReport) -> str:
     return (
-        f"Trials scored and repaired with {found.score_images} calibration images and were judged on "
+        f"Trials scored{' and repaired' if found.repaired else ''} with {found.score_images} calibration images and were judged on "
         f"{found.trial_images} search images; finalists were made again with all calibration images and judged on all "
         "search images, where the choice was made. Evaluation images were counted after it. The parts share no image."
     )

@@ -152,8 +152,9 @@ _WEIGHTS = Figure(
 
 
 def _images_text(found: SearchReport) -> str:
+    done = "scored and repaired" if found.repaired else "scored"
     return (
-        f"Trials scored{' and repaired' if found.repaired else ''} with {found.score_images} calibration images and were judged on "
+        f"Trials {done} with {found.score_images} calibration images and were judged on "
         f"{found.trial_images} search images; finalists were made again with all calibration images and judged on all "
         "search images, where the choice was made. Evaluation images were counted after it. The parts share no image."
     )

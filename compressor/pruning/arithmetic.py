@@ -43,7 +43,7 @@ def transposed_convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwarg
 
 def _convolve(ledger: Ledger, node: fx.Node, args: list[Any], groups: int, *, transposed: bool) -> Value:
     x = _channels_only(ledger, args[0], node)
-    weight = Value(args[1].shape[:2], tuple(_kernel_free(f) for f in args[1].facets))
+    weight = Value(args[1].shape[:2], tuple(reduce_summed(f, 2) for f in args[1].facets))
     n, c = x.shape
     o, i = weight.shape
     if groups == 1:
@@ -71,10 +71,6 @@ def _channels_only(ledger: Ledger, x: Value, node: fx.Node) -> Value:
             ledger.tie(facet, first.reshape(*first.shape, *[1] * (facet.ndim - 2)).expand(facet.shape))
         facets.append(first.expand(*x.shape[:2]))
     return Value(tuple(x.shape[:2]), tuple(compress(f) for f in facets if axes(f)))
-
-
-def _kernel_free(facet: Tensor) -> Tensor:
-    return reduce_summed(facet, 2)
 
 
 def _split_rows(facet: Tensor, groups: int) -> Tensor:

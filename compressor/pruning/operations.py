@@ -14,11 +14,11 @@ from torch import fx
 
 from ..graph import aten
 from . import arithmetic, movements
-from .handlers import Handler, Table, shape_of, unknown
+from .handlers import Handler, shape_of, unknown
 from .labels import Ledger, Value
 from .relations import broadcast, merge
 
-TABLE = Table({**arithmetic.TABLE, **movements.TABLE})
+TABLE: dict[Any, Handler] = {**arithmetic.TABLE, **movements.TABLE}
 
 # element by element, but not tagged so by torch
 UNTAGGED = (

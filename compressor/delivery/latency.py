@@ -26,6 +26,7 @@ from .networks import WAYS, caller, unavailable
 from .precisions import layers_of
 
 POOL_IMAGES = 64  # calibration images that latency runs draw from, so that none is always in the caches
+LIMIT_S = 60.0  # of one network: one whose batch takes a second is timed by fewer runs, which are counted
 ENGINES = ("tensorrt", "tensorrt_rtx")
 
 
@@ -40,7 +41,7 @@ def measure_latency(work: Work, found: Findings, networks: Mapping[str, fx.Graph
         for index, (batch, runtime) in enumerate((b, r) for b in recipe.latency_batches for r in here):
             share = index / (len(here) * len(recipe.latency_batches))
             work.stages.notify(f"latency: {runtime}, batch {batch}", share)
-            schedule = Schedule(batch=batch, seconds=recipe.latency_seconds)
+            schedule = Schedule(batch=batch, seconds=recipe.latency_seconds, limit_s=LIMIT_S)
             timings += _timed(work, found, networks, runtime, schedule).values()
         write_json(folder / "latency.json", {"schema": "latency/1", "timings": [to_json(t) for t in timings]})
 

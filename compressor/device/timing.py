@@ -6,6 +6,7 @@ wall-clock from handing over a batch to holding its result. Knows no runtime: a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,14 +31,16 @@ _WINDOW = 5
 class Schedule:
     """How to measure. Each subject gets `rounds` turns; a turn ends when both its time and its runs are met.
 
-    Batch 1 gives single-stream latency, a large batch back to back the offline throughput. `rate_hz` starts runs
-    at a camera's rate instead (0: back to back); idle clocks then show as they would.
+    With `limit_s`, runs still missing are given up when a subject's turns have taken that long together. Batch 1
+    gives single-stream latency, a large batch back to back the offline throughput. `rate_hz` starts runs at a
+    camera's rate instead (0: back to back); idle clocks then show as they would.
     """
 
     batch: int = 1
     rounds: int = 5
     seconds: float = 5.0
     runs: int = 64
+    limit_s: float = 0.0
     warmup_s: float = 0.5
     warmup_limit_s: float = 10.0
     rate_hz: float = 0.0
@@ -145,12 +148,14 @@ def warm_up(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> 
 def take_turn(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> list[float]:
     """One turn's samples in ms, each a run on its own batch."""
     samples: list[float] = []
-    seconds, runs = schedule.seconds / schedule.rounds, -(-schedule.runs // schedule.rounds)
-    start = time.perf_counter()
-    while len(samples) < runs or time.perf_counter() - start < seconds:
+    seconds, limit_s = schedule.seconds / schedule.rounds, (schedule.limit_s or math.inf) / schedule.rounds
+    runs = -(-schedule.runs // schedule.rounds)
+    start, elapsed = time.perf_counter(), 0.0
+    while elapsed < seconds or (len(samples) < runs and (not samples or elapsed < limit_s)):
         if schedule.rate_hz:
             _sleep_until(start + len(samples) / schedule.rate_hz)
         samples.append(_run_once(subject, batches[len(samples) % len(batches)]))
+        elapsed = time.perf_counter() - start
     return samples
 
 

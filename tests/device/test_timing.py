@@ -134,6 +134,13 @@ def test_a_turn_lasts_until_both_time_and_runs_are_met(clock: Clock, pool: NDArr
     assert len(by_runs) == 21
 
 
+def test_runs_of_a_slow_subject_are_given_up_at_the_limit(clock: Clock, pool: NDArray[np.float32]) -> None:
+    batches, schedule = make_batches(pool, 1), Schedule(rounds=2, seconds=1.0, runs=64, limit_s=8.0)
+    assert len(timing.take_turn(clock.taking(1.0), batches, schedule)) == 4
+    assert len(timing.take_turn(clock.taking(9.0), batches, schedule)) == 1
+    assert len(timing.take_turn(clock.taking(0.0625), batches, schedule)) == 32
+
+
 def test_a_camera_rate_spaces_the_runs(clock: Clock, pool: NDArray[np.float32]) -> None:
     starts: list[float] = []
 

@@ -31,7 +31,7 @@ from compressor.errors import CompressorError
 from compressor.files import content_hash, read_json, write_json
 from compressor.latency.correction import Met, Ratio, meet
 from compressor.latency.trial import export_for, time_ratio
-from compressor.pipeline import find_units, keep_units, remove_and_repair, score_units
+from compressor.pipeline import find_scores, find_units, keep_units, remove_and_repair
 from compressor.plans import measure_ratio, set_aim
 from compressor.pruning import Budget, Structure, make_plan, parse_budget, prune
 from compressor.pruning.budget import least_share
@@ -103,7 +103,7 @@ def _same_latency(recipe: Recipe, structure: Structure, budget: Budget, rival: f
     work = _prepared(replace(recipe, budget="macs 0.5"))
     with work.stages.begun():
         keep_units(work, structure, 0.0)
-        met = _met_by_macs(work, structure, score_units(work, work.dense, structure.groups), budget)
+        met = _met_by_macs(work, structure, find_scores(work, 1, work.dense, structure), budget)
     share, found = met.plan.macs_kept / met.plan.macs_dense, met.trial.measured
     console.print(f"  seed {recipe.seed}: 'macs {share:.3f}' takes {found}, {len(met.trials)} tried")
     work = _prepared(replace(recipe, budget=f"macs {share * (1 + 1e-6):.6f}"))

@@ -158,11 +158,6 @@ def score_options(recipe: Recipe) -> ScoreOptions:
     return ScoreOptions(seed=recipe.seed, lrp=lrp, **{name: value for name, value in given.items() if value})
 
 
-def score_units(work: Work, graph: fx.GraphModule, groups: Groups) -> Scores:
-    recipe = work.recipe
-    return score(graph, groups, work.calibration, criterion=recipe.criterion, options=score_options(recipe))
-
-
 def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphModule]:
     """Rounds of score, plan, removal and repair; the last one's plan is in units of the dense network."""
     recipe, folder = work.recipe, work.stages.folder
@@ -170,7 +165,7 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
     current, units = work.dense, structure
     kept: dict[str, IntArray] = {}
     for r in range(1, recipe.rounds + 1):
-        scores = _stage_comparable(work, r, current, units, _stage_scores(work, r, current, units))
+        scores = find_scores(work, r, current, units)
         step = make_step(work, r, current, units, scores, aim)
         kept = compose(kept, step.kept)
         current = _stage_repair(work, r, structure, kept, current, units, step)
@@ -185,6 +180,11 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
     return plan, current
 
 
+def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
+    """What round r ranks by; a finished stage's if there is one, whatever the budget."""
+    return _stage_comparable(work, r, graph, units, _stage_scores(work, r, graph, units))
+
+
 def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
     recipe, path = work.recipe, work.stages.folder / f"scores-{r}.json"
     inputs = [
@@ -193,12 +193,12 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
         *(getattr(recipe, n) for n in (*READING, "accept", "seed", "batch_size")),
         asdict(work.preprocessing),
     ]
-    return work.stages.do(
-        f"scores-{r}",
-        inputs,
-        lambda: write_record(path, score_units(work, graph, units.groups)),
-        lambda: read_record(path, Scores),
-    )
+
+    def write() -> None:
+        options = score_options(recipe)
+        write_record(path, score(graph, units.groups, work.calibration, criterion=recipe.criterion, options=options))
+
+    return work.stages.do(f"scores-{r}", inputs, write, lambda: read_record(path, Scores))
 
 
 def _stage_comparable(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores) -> Scores:

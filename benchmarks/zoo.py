@@ -77,8 +77,7 @@ IDENTITY = 1e-7
 PARITY = 1e-3
 USUAL = Preprocessing((224, 224), (256,), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PROCESSES = multiprocessing.get_context("forkserver")
-# what every process would spend 15 seconds on
-PRELOADED = [Path(__file__).stem, "timm", "torch._dynamo", "onnxscript", "onnxslim"]
+PRELOADED = [Path(__file__).stem, "timm", "torch._dynamo", "onnxscript", "onnxslim"]  # seconds, in every process
 
 
 @dataclass
@@ -172,12 +171,13 @@ def _run_worker(work: str, name: str, folder: Path, options: argparse.Namespace)
     """Empty when it ended well, else why not. A process of its own, forked from one that has imported and no more."""
     process = PROCESSES.Process(target=_work, args=(work, name, folder, options))
     process.start()
+    assert process.pid  # killpg(0) would be this process's own group
     try:
         process.join(options.limit_seconds)
     finally:
         late = process.exitcode is None
         if late:
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             process.join()
     if late:
         return f"not done in {options.limit_seconds:g} s"

@@ -36,10 +36,8 @@ from compressor.pipeline import score_options
 from compressor.plans import comparable_scores
 from compressor.pruning import (
     Budget,
-    CompensationOptions,
     Structure,
     analyse,
-    compensate,
     compose,
     find_structure,
     identity_error,
@@ -48,9 +46,9 @@ from compressor.pruning import (
 )
 from compressor.recipe import Recipe, read_recipe
 from compressor.records import IntArray, Plan, Scores
-from compressor.recovery.batchnorm import reestimate
 from compressor.recovery.evaluate import evaluate
 from compressor.relevance import score
+from compressor.repair import repair
 from compressor.saved import example_of
 from compressor.work import ranking_of, read_images
 
@@ -174,10 +172,7 @@ def steps(
             raise CompressorError(f"pruned and masked original differ by {error:.1e}")
         kept = compose(kept, plan.kept)
         _, slices = prune(dense, structure, Plan(kept, 0, 0))
-        if recipe.compensate:
-            compensate(dense, small, slices, subjects.calibration, options=CompensationOptions(seed=recipe.seed))
-        if recipe.reestimate:
-            reestimate(small, subjects.calibration, reference=dense, slices=slices)
+        repair(recipe, dense, small, slices, subjects.calibration)
         current = mend(small)
         units = analyse(current, structure.tied, structure.frozen)
         at = measure_cost(current).macs / measure_cost(dense).macs

@@ -25,10 +25,8 @@ from .images import Images, overridden
 from .models import Model, load_model
 from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim
 from .pruning import (
-    CompensationOptions,
     Structure,
     analyse,
-    compensate,
     compose,
     find_structure,
     identity_error,
@@ -38,12 +36,12 @@ from .pruning import (
 )
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Groups, IntArray, Plan, Scores
-from .recovery.batchnorm import reestimate
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import ScoreOptions, score
 from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
+from .repair import repair
 from .saved import (
     Network,
     example_of,
@@ -234,20 +232,10 @@ def _stage_repair(
 
     def write() -> None:
         small = copy.deepcopy(raw)
+        record = repair(recipe, work.dense, small, slices, work.calibration)
         if recipe.compensate:
-            record = compensate(
-                work.dense, small, slices, work.calibration, options=CompensationOptions(seed=recipe.seed)
-            )
-            write_json(
-                work.stages.folder / "repair.json",
-                {
-                    "schema": "repair/1",
-                    "layers": [asdict(x) for x in record.repaired],
-                    "left_alone": [asdict(x) for x in record.left_alone],
-                },
-            )
-        if recipe.reestimate:
-            reestimate(small, work.calibration, reference=work.dense, slices=slices)
+            layers, left = ([asdict(x) for x in part] for part in (record.repaired, record.left_alone))
+            write_json(work.stages.folder / "repair.json", {"schema": "repair/1", "layers": layers, "left_alone": left})
         write_weights(path, small)
 
     def read() -> fx.GraphModule:

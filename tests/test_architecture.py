@@ -32,7 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("recipe", "stages"),
     ("saved",),
     ("work",),
-    ("delivery", "looking", "plans"),
+    ("delivery", "looking", "plans", "repair"),
     ("pipeline", "ship"),
     ("searching", "suite"),
     ("cli",),

@@ -604,11 +604,11 @@ def test_a_search_that_repairs_nothing_says_so(place: Path, tmp_path: Path) -> N
     assert "scored and repaired" not in said
 
 
-def test_a_budget_no_recipe_reaches_and_too_few_images_are_refused_before_anything_is_written(
-    place: Path, tmp_path: Path
-) -> None:
+def test_what_no_search_can_do_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="can't be met"):
         _search(place, tmp_path / "run", 3, budgets=(0.001,))
     with pytest.raises(DataError, match="left to search on"):
         _search(place, tmp_path / "run", 3, calibration=740)
+    with pytest.raises(RecipeError, match="rounds = 2: a search judges recipes in one round"):
+        _search(place, tmp_path / "run", 3, rounds=2)
     assert not (tmp_path / "run").exists()

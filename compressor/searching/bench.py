@@ -15,12 +15,13 @@ from ..files import content_hash
 from ..images import Batches, Images, batches
 from ..pipeline import score_options
 from ..plans import comparable_scores
-from ..pruning import Budget, CompensationOptions, Structure, compensate, make_plan, prune
+from ..pruning import Budget, CompensationOptions, Structure, make_plan, prune
 from ..pruning.budget import least_share
 from ..recipe import Recipe
 from ..records import Accuracy, Plan, Scores
 from ..recovery.evaluate import evaluate
 from ..relevance import score
+from ..repair import repair
 from ..work import Work, ranking_of
 from .options import USUAL_BUDGETS
 
@@ -118,11 +119,12 @@ class Bench:
         found = self.seen[key]
         return Kept(share, plan.macs_kept / plan.macs_dense, found.correct, found.n)
 
-    def reduced(self, plan: Plan, images: Sequence[Batch], options: CompensationOptions) -> fx.GraphModule:
-        """The pruned network, repaired."""
+    def reduced(
+        self, plan: Plan, images: Sequence[Batch], options: CompensationOptions | None = None
+    ) -> fx.GraphModule:
+        """The pruned network, repaired as a run's is unless options say otherwise."""
         small, slices = prune(self.work.dense, self.structure, plan)
-        if self.work.recipe.compensate:
-            compensate(self.work.dense, small, slices, images, options=options)
+        repair(self.work.recipe, self.work.dense, small, slices, images, options=options)
         return small
 
     def check(self, recipe: Recipe, shares: Sequence[float], parts: Mapping[str, Batches]) -> Iterator[dict[str, Kept]]:
@@ -131,7 +133,7 @@ class Bench:
         scores = self.comparable(recipe, calibration)
         for share in shares:
             plan = self.plan(recipe, scores, share)
-            small = self.reduced(plan, calibration, CompensationOptions(seed=recipe.seed))
+            small = self.reduced(plan, calibration)
             found = {name: evaluate(small, images) for name, images in parts.items()}
             kept = plan.macs_kept / plan.macs_dense
             yield {name: Kept(share, kept, a.correct, a.n) for name, a in found.items()}

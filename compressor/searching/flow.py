@@ -80,6 +80,11 @@ def run_search(
     for family in families:
         criterion_named(family)
     require_holdable(options.held)
+    if recipe.rounds > 1:
+        raise RecipeError(
+            f"rounds = {recipe.rounds}: a search judges recipes in one round; leave it out here and give it to "
+            "`compressor compress` with the recipe that was found"
+        )
     if options.storage:
         require_storage(options.storage)
     placed = replace(recipe, out=str(folder_of(recipe)))
@@ -154,7 +159,7 @@ def _choose(
 
 def _study_name(work: Work, space: Space, options: SearchOptions) -> str:
     """Says what a trial's value depends on, so that only processes that measure the same share a study."""
-    recipe = {name: getattr(space.base, name) for name in (*_COUNTS, "compensate", "seed")}
+    recipe = {name: getattr(space.base, name) for name in (*_COUNTS, "compensate", "reestimate", "seed")}
     asked = [options.budgets, options.trial_images, options.score_images]
     parts = {name: work.splits.hashes[name] for name in ("calibration", "search")}
     key = content_hash(__version__, work.model.sha256, recipe, space.axes, asked, parts, asdict(work.preprocessing))

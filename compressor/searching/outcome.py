@@ -127,7 +127,7 @@ def _report(outcome: Outcome, best: Finalist) -> SearchReport:
         hashes=dict(work.splits.hashes),
         trial_images=min(options.trial_images, len(work.splits.search)),
         score_images=min(options.score_images, len(work.splits.calibration)),
-        repaired=best.recipe.compensate,
+        repaired=best.recipe.compensate or best.recipe.reestimate,
     )
 
 

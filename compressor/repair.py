@@ -1,0 +1,39 @@
+"""A pruned network and its recipe in, the same network repaired in place: what every way to a result shares.
+
+Layers that lost inputs are refitted by least squares, then batch normalisation's statistics are taken anew, where
+the recipe asks for either. A run, a search and the studies repair by this one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from .lockstep import Batch
+from .pruning import Compensation, CompensationOptions, compensate
+from .recipe import Recipe
+from .records import Slices
+from .recovery.batchnorm import reestimate
+
+
+def repair(
+    recipe: Recipe,
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    slices: Slices,
+    batches: Iterable[Batch],
+    *,
+    options: CompensationOptions | None = None,
+) -> Compensation:
+    """What was refitted, in place; nothing where the recipe wants no repair. `options` other than a run's are lighter.
+
+    Batches are [N, C, H, W] images, or (images, labels). Raises DataError without images.
+    """
+    images = list(batches)
+    found = Compensation(())
+    if recipe.compensate:
+        found = compensate(dense, pruned, slices, images, options=options or CompensationOptions(seed=recipe.seed))
+    if recipe.reestimate:
+        reestimate(pruned, images, reference=dense, slices=slices)
+    return found

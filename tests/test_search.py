@@ -37,7 +37,7 @@ from compressor.relevance.spelling import composite_of, to_text
 from compressor.searching.bench import Kept, area
 from compressor.searching.finalists import Finalist, finalists_of, winner_of
 from compressor.searching.options import SearchOptions, make_options
-from compressor.searching.sampling import JUDGES
+from compressor.searching.sampling import JUDGES, STARTUP_TRIALS
 from compressor.searching.space import Space, find_space, point_at, presets, recipe_at, require_holdable
 from compressor.searching.storage import open_study
 from compressor.searching.study import Progress, TrialRow, enqueue_presets, rows, run_trials
@@ -408,6 +408,26 @@ def test_presets_come_first_are_never_stopped_and_are_not_tried_twice(url: str) 
     assert set(by_name) == {"worst", "recipe", "late"}
     assert by_name["late"].state == "complete", "a preset was stopped"
     assert len(by_name["late"].points) == 2
+
+
+WIDE = Space(Recipe(), tuple(Choice(f"axis{i}", ("a", "b", "c", "d")) for i in range(8)))
+
+
+def test_the_first_trials_vary_the_best_one_and_later_ones_are_free(url: str) -> None:
+    """Of eight axes a variation keeps more than half on average; a random point would share two of them."""
+    preset = {f"axis{i}": "a" for i in range(8)}
+
+    def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
+        yield Kept(0.5, 0.5, sum(value == "a" for value in point.values()), 8)
+
+    with open_study(url, "test", seed=0, images=1000) as study:
+        enqueue_presets(study, {"recipe": preset})
+        run_trials(study, WIDE, accuracies, total=STARTUP_TRIALS + 1, steps=1)
+        found = rows(study)
+    shared = [8 * row.points[0].accuracy for row in found[1:STARTUP_TRIALS]]
+    assert found[0].point == preset
+    assert 4.0 < sum(shared) / len(shared) < 8.0
+    assert len({json.dumps(row.point, sort_keys=True) for row in found}) == len(found)
 
 
 def test_hopeless_trials_are_stopped_before_their_last_budget(url: str) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from study import Row, Study, add_flags, chosen, console, read_studies, run, seeds_of, spread
+from study import REPAIRS, Row, Study, add_flags, chosen, console, read_studies, run, seeds_of, spread
 
 from compressor.searching.flow import run_search
 from compressor.searching.options import SearchOptions, make_options
 from compressor.searching.study import Progress
 
-REPAIRS = {"raw": False, "repaired": True}
 HELD = "normalisation,reduction,scope,per_cost"
 SEARCHED = "searched"
 

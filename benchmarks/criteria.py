@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from study import (
     COLOURS,
+    REPAIRS,
     Points,
     Row,
     Study,
@@ -43,7 +44,6 @@ from compressor.relevance import CRITERIA
 
 DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,activation,l1,random"
 MEASURED, SEARCHED = "loss measured", "searched"
-REPAIRS: Mapping[str, bool] = {"raw": False, "repaired": True}
 FOUND = ("criterion", "composite", "start", "start_class", "sign", "per", "place")  # by a search
 FOUND += ("reduction", "normalisation", "scope", "per_cost")
 

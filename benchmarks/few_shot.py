@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from study import (
     COLOURS,
+    REPAIRS,
     Points,
     Row,
     Study,
@@ -51,7 +53,6 @@ RANKINGS: Mapping[str, Mapping[str, Any]] = {
     "criterion alone": {"normalisation": "mean"},
     "loss measured": {"normalisation": "measured"},
 }
-REPAIRS: Mapping[str, Mapping[str, Any]] = {"raw": {"compensate": False}, "repaired": {"compensate": True}}
 
 
 def measure(study: Study, seed: int, points: Points, criteria: list[str], per_class: list[int]) -> Iterator[Row]:
@@ -61,9 +62,9 @@ def measure(study: Study, seed: int, points: Points, criteria: list[str], per_cl
         subjects = functools.cache(lambda n=count: read()[0].seeing(draw_each(read()[1], n)))
         for share in study.kept:
             for criterion in criteria:
-                for ranking, repair in ((a, b) for a in RANKINGS for b in REPAIRS):
-                    changes = {"seed": seed, "criterion": criterion, **RANKINGS[ranking], **REPAIRS[repair]}
-                    recipe = replace(study.recipe, **changes)
+                for ranking, (repair, compensate) in itertools.product(RANKINGS, REPAIRS.items()):
+                    changes = {"criterion": criterion, "compensate": compensate, **RANKINGS[ranking]}
+                    recipe = replace(study.recipe, seed=seed, **changes)
                     named = {"network": study.name, "seed": seed, "asked": share, "criterion": criterion}
                     named |= {"per_class": count, "ranking": ranking, "repair": repair}
                     named["variant"] = f"{count} a class, {criterion}, {ranking}, {repair}"

@@ -62,6 +62,7 @@ WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
 EVERYTHING = 10**9  # more images than there are
 COLOURS = {"lrp": "C3", "gradient": "C0", "gradient_x_input": "C4", "taylor": "C1", "l1": "C2", "random": "C7"}
 COLOURS |= {"activation": "C5", "loss measured": "C9", "searched": "C6"}
+REPAIRS: Mapping[str, bool] = {"raw": False, "repaired": True}
 console = Console(stderr=True)
 Row = dict[str, Any]
 

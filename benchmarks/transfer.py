@@ -24,6 +24,7 @@ import pandas as pd
 from small_task import Task, subjects_of
 from study import (
     COLOURS,
+    REPAIRS,
     Points,
     Row,
     Study,
@@ -51,7 +52,6 @@ from compressor.recovery.finetune import FinetuneOptions, finetune
 from compressor.relevance import CRITERIA
 
 DEFAULT_CRITERIA = "lrp,gradient,taylor,l1,random"
-REPAIRS: Mapping[str, bool] = {"raw": False, "repaired": True}
 ONE_SHOT, ITERATIVE = "one shot", "iterative"
 TUNINGS = ("no tuning", "tuned after", "tuned each step")
 PANELS = (*((s, t) for t in TUNINGS[:2] for s in (ONE_SHOT, ITERATIVE)), (ITERATIVE, TUNINGS[2]))

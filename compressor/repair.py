@@ -6,10 +6,11 @@ the recipe asks for either. A run, a search and the studies repair by this one f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import fx
 
+from .images import Batches
 from .lockstep import Batch
 from .pruning import Compensation, CompensationOptions, compensate
 from .recipe import Recipe
@@ -22,18 +23,17 @@ def repair(
     dense: fx.GraphModule,
     pruned: fx.GraphModule,
     slices: Slices,
-    batches: Iterable[Batch],
+    batches: Batches | Sequence[Batch],
     *,
     options: CompensationOptions | None = None,
 ) -> Compensation:
     """What was refitted, in place; nothing where the recipe wants no repair. `options` other than a run's are lighter.
 
-    Batches are [N, C, H, W] images, or (images, labels). Raises DataError without images.
+    Batches are [N, C, H, W] images, or (images, labels), and decoded only if asked for. Raises DataError without any.
     """
-    images = list(batches)
     found = Compensation(())
     if recipe.compensate:
-        found = compensate(dense, pruned, slices, images, options=options or CompensationOptions(seed=recipe.seed))
+        found = compensate(dense, pruned, slices, batches, options=options or CompensationOptions(seed=recipe.seed))
     if recipe.reestimate:
-        reestimate(pruned, images, reference=dense, slices=slices)
+        reestimate(pruned, batches, reference=dense, slices=slices)
     return found

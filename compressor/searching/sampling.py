@@ -1,7 +1,7 @@
 """Which point a trial tries and when it is given up: optuna's sampler and pruner, as a study takes them.
 
 Seeds follow a trial's number, so workers differ and a resumed study goes on as it would have. Every other one of the
-first trials varies the best preset, as a slow network sees few. Tree-structured Parzen estimator: Bergstra et al. 2011;
+first trials varies the best so far, as a slow network sees few. Tree-structured Parzen estimator: Bergstra et al. 2011;
 constant liar: Ginsbourger et al. 2010.
 """
 
@@ -58,9 +58,10 @@ class Seeded(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         drawn = self._inner.sample_independent(study, trial, param_name, param_distribution)
-        if trial.number % 2 or len(study.get_trials(deepcopy=False, states=FINISHED)) >= STARTUP_TRIALS:
+        done = study.get_trials(deepcopy=False, states=FINISHED)
+        if trial.number % 2 or len(done) >= STARTUP_TRIALS:
             return drawn
-        judged = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        judged = (t for t in done if t.state == TrialState.COMPLETE)
         best = max(judged, key=lambda t: t.value or 0.0, default=None)
         stays = random.Random(content_hash(self._seed, trial.number, param_name)).random() < STAYS
         if best is None or not stays or best.distributions.get(param_name) != param_distribution:

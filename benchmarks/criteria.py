@@ -1,7 +1,7 @@
 """Which criterion ranks best: accuracy over MACs kept, raw and with the same repair for all, and the area under it.
 
     python benchmarks/criteria.py --networks resnet20,resnet56 --seeds 0,1,2
-    python benchmarks/criteria.py --networks mobilenetv2 --criteria lrp,l1,random --searched runs/mobilenetv2-search
+    python benchmarks/criteria.py --networks deit_tiny --repairs raw --searched runs/composites/deit_tiny-raw-0
 Each criterion ranks alone, its scores divided by their layer's mean as in the papers; "loss measured" is our default
 beside them, `--searched` the recipe a search of that network found. Nothing is trained. OUT/points.jsonl holds what is
 done; a plot per network; the last line is JSON.
@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from study import (
     COLOURS,
@@ -41,6 +40,7 @@ from study import (
 
 from compressor.recipe import read_recipe
 from compressor.relevance import CRITERIA
+from compressor.searching.bench import Kept, area
 
 DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,activation,l1,random"
 MEASURED, SEARCHED = "loss measured", "searched"
@@ -58,12 +58,14 @@ def rankings_of(criteria: list[str], searched: str) -> dict[str, dict[str, Any]]
     return found
 
 
-def measure(study: Study, seed: int, points: Points, rankings: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+def measure(
+    study: Study, seed: int, points: Points, rankings: Mapping[str, Mapping[str, Any]], repairs: Iterable[str]
+) -> Iterator[Row]:
     """Every point of one network and one seed; the network is read only if a point is missing."""
     subjects = functools.cache(lambda: subjects_of(study, seed))
     for name, changes in rankings.items():
-        for repair, compensate in REPAIRS.items():
-            recipe = replace(study.recipe, seed=seed, compensate=compensate, **changes)
+        for repair in repairs:
+            recipe = replace(study.recipe, seed=seed, compensate=REPAIRS[repair], **changes)
             for share in study.kept:
                 named = {"network": study.name, "seed": seed, "asked": share, "criterion": name, "repair": repair}
                 named["variant"] = f"{name}, {repair}"
@@ -71,15 +73,13 @@ def measure(study: Study, seed: int, points: Points, rankings: Mapping[str, Mapp
 
 
 def areas_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean height of the straight lines through accuracy over MACs; of one share, the accuracy there."""
+    """One row for each network, repair, criterion and seed."""
     by = ["network", "repair", "criterion", "seed"]
     return table.groupby(by, sort=False).apply(_area, include_groups=False).rename("area").reset_index()
 
 
 def _area(part: pd.DataFrame) -> float:
-    ordered = part.sort_values("asked")
-    width = ordered.asked.iloc[-1] - ordered.asked.iloc[0]
-    return float(np.trapezoid(ordered.accuracy, ordered.asked) / width if width else ordered.accuracy.iloc[0])
+    return area([Kept(p.asked, p.macs_kept, round(p.accuracy * p.images), p.images) for p in part.itertuples()])
 
 
 def summarise(table: pd.DataFrame) -> list[Row]:
@@ -107,11 +107,12 @@ def style_of(criterion: str) -> Row:
 def main() -> None:
     options = _options()
     rankings = rankings_of(chosen(options.criteria, tuple(CRITERIA), "criterion"), options.searched)
+    repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
     for study in read_studies(options):
         for seed in seeds_of(options):
-            rows += measure(study, seed, points, rankings)
+            rows += measure(study, seed, points, rankings, repairs)
     table = finish(rows, options.out)
     draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
     print(json.dumps({"points": summarise(table)}))
@@ -120,6 +121,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criteria", default=DEFAULT_CRITERIA)
+    parser.add_argument("--repairs", default=",".join(REPAIRS))
     parser.add_argument("--searched", default="", help="folder of a search of this one network")
     add_flags(parser, kept="shares of the MACs that stay", out="runs/criteria")
     return parser.parse_args()

@@ -17,7 +17,7 @@ RESNET = ("--networks", "digits-resnet", *SMALL)
 STUDIES = {
     "accuracy": (*RESNET, "--kept", "0.7", "--no-peer"),
     "criteria": (*RESNET, "--kept", "0.7", "--criteria", "lrp,l1"),
-    "few_shot": (*RESNET, "--kept", "0.7", "--criteria", "l1", "--counts", "1,2"),
+    "few_shot": (*RESNET, "--kept", "0.7", "--criteria", "l1", "--counts", "2"),
     "vit_units": ("--networks", "digits-vit", *SMALL, "--kept", "0.85"),
     "transfer": (*RESNET, "--kept", "0.85,0.7", "--criteria", "l1", "--per-class", "5", "--tunings", "no tuning"),
 }

@@ -1,7 +1,7 @@
 """Which criterion ranks best: accuracy over MACs kept, raw and with the same repair for all, and the area under it.
 
     python benchmarks/criteria.py --networks resnet20,resnet56 --seeds 0,1,2
-    python benchmarks/criteria.py --networks resnet20 --repairs raw --searched 'runs/composites/{network}-raw-0'
+    python benchmarks/criteria.py --repairs raw --searched 'benchmarks/results/composites/{network}.toml' --networks N
 Each criterion ranks alone, its scores divided by their layer's mean as in the papers; "loss measured" is our default
 beside them, `--searched` the recipe a search of that network found. Nothing is trained. OUT/points.jsonl holds what is
 done; a plot per network; the last line is JSON.
@@ -48,12 +48,12 @@ FOUND = ("criterion", "composite", "start", "start_class", "sign", "per", "place
 FOUND += ("reduction", "normalisation", "scope", "per_cost")
 
 
-def rankings_of(criteria: list[str], folder: str) -> dict[str, dict[str, Any]]:
-    """What changes in the recipe, by the name of the ranking; the folder is of a search, or empty."""
+def rankings_of(criteria: list[str], searched: str) -> dict[str, dict[str, Any]]:
+    """What changes in the recipe, by the name of the ranking; `searched` is a recipe's file, or empty."""
     found: dict[str, dict[str, Any]] = {c: {"criterion": c, "normalisation": "mean"} for c in criteria}
     found[MEASURED] = {"normalisation": "measured"}
-    if folder:
-        recipe = read_recipe(Path(folder) / "best.toml")
+    if searched:
+        recipe = read_recipe(Path(searched))
         found[SEARCHED] = {name: getattr(recipe, name) for name in FOUND}
     return found
 
@@ -123,7 +123,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criteria", default=DEFAULT_CRITERIA)
     parser.add_argument("--repairs", default="", help=", ".join(REPAIRS))
-    parser.add_argument("--searched", default="", help="folder of a search; {network} stands for the name")
+    parser.add_argument("--searched", default="", help="recipe that a search found; {network} stands for the name")
     add_flags(parser, kept="shares of the MACs that stay", out="runs/criteria")
     return parser.parse_args()
 

@@ -58,7 +58,7 @@ def test_what_a_search_found_ranks_beside_the_criteria_under_the_same_repair(tmp
     few = ("--trials", "5", "--search-images", "100", "--trial-images", "50", "--multiple", "1")
 
     found = run_study("composites", *flags, *few, "--out", str(tmp_path / "searches"))
-    searched = tmp_path / "searches" / "{network}-raw-0"
+    searched = tmp_path / "searches" / "{network}-raw-0" / "best.toml"
     beside = run_study("criteria", *flags, "--searched", str(searched), "--out", str(tmp_path / "beside"))
 
     (alone,), (among,) = found["points"], beside["points"]

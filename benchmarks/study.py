@@ -299,7 +299,7 @@ def draw_panels(
             draw_bounds(panel, part if same_height else own)
             panel.set(title=way, xlabel="MACs kept, %", ylabel="top-1, %")
         row[0, 0].invert_xaxis()
-        row[0, 0].legend(fontsize=8)
+        figure.legend(*row[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
         figure.suptitle(f"{network}, nothing trained")
         figure.savefig(folder / f"{network}.png", dpi=150)
         plt.close(figure)

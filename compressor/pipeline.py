@@ -35,7 +35,7 @@ from .pruning import (
     prune,
 )
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
-from .records import Accuracy, Groups, IntArray, Plan, Scores
+from .records import Accuracy, Compensation, Groups, IntArray, Plan, Scores
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import ScoreOptions, score
@@ -224,7 +224,8 @@ def _stage_repair(
     units: Structure,
     step: Plan,
 ) -> fx.GraphModule:
-    recipe, path = work.recipe, work.stages.folder / "stages" / f"repaired-{r}.safetensors"
+    recipe, folder = work.recipe, work.stages.folder
+    record, path = folder / f"repair-{r}.json", folder / "stages" / f"repaired-{r}.safetensors"
     raw, _ = prune(current, units, step)
     whole, slices = prune(work.dense, structure, Plan(kept, 0, 0))
     del whole
@@ -232,13 +233,11 @@ def _stage_repair(
 
     def write() -> None:
         small = copy.deepcopy(raw)
-        record = repair(recipe, work.dense, small, slices, work.calibration)
-        if recipe.compensate:
-            layers, left = ([asdict(x) for x in part] for part in (record.repaired, record.left_alone))
-            write_json(work.stages.folder / "repair.json", {"schema": "repair/1", "layers": layers, "left_alone": left})
+        write_record(record, repair(recipe, work.dense, small, slices, work.calibration))
         write_weights(path, small)
 
     def read() -> fx.GraphModule:
+        read_record(record, Compensation)
         small = copy.deepcopy(raw)
         read_weights(path, small)
         return small

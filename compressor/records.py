@@ -109,6 +109,29 @@ class Slices:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRepair:
+    """One refitted layer; errors are squared errors relative to the target's variance, over all rows used.
+
+    In front of a clamp, errors that it cuts off are not counted.
+    """
+
+    layer: str
+    weight: str
+    ridge: float
+    error_before: float
+    error_after: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """What closed-form repair refitted, and the layers that lost inputs and kept their own weights."""
+
+    repaired: tuple[LayerRepair, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """1 MAC = 2 FLOPs. `by_node` counts MACs at batch 1; `uncounted` names operations without a formula."""
 

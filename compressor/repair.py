@@ -12,9 +12,9 @@ from torch import fx
 
 from .images import Batches
 from .lockstep import Batch
-from .pruning import Compensation, CompensationOptions, compensate
+from .pruning import CompensationOptions, compensate
 from .recipe import Recipe
-from .records import Slices
+from .records import Compensation, Slices
 from .recovery.batchnorm import reestimate
 
 
@@ -31,7 +31,7 @@ def repair(
 
     Batches are [N, C, H, W] images, or (images, labels), and decoded only if asked for. Raises DataError without any.
     """
-    found = Compensation(())
+    found = Compensation()
     if recipe.compensate:
         found = compensate(dense, pruned, slices, batches, options=options or CompensationOptions(seed=recipe.seed))
     if recipe.reestimate:

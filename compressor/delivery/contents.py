@@ -16,7 +16,7 @@ from ..device.timing import Timing, summarise
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..pruning import Structure, importance
-from ..records import Accuracy, Cost, Plan, Scores
+from ..records import Accuracy, Compensation, Cost, Plan, Scores
 from ..report import (
     AccuracyRow,
     EngineRow,
@@ -60,6 +60,7 @@ def report_of(
         budget=recipe.budget,
         splits=dict(work.splits.hashes),
         left_alone=structure.groups.left_alone,
+        repair=read_record(work.stages.folder / f"repair-{recipe.rounds}.json", Compensation),
         unscored=scores.unscored,
         uncovered=scores.uncovered,
         layers=tuple(_layer_rows(work.dense, final, dense_cost, cost, found)),

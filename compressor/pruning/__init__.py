@@ -2,7 +2,7 @@
 
 from .budget import Budget, compose, make_plan, parse_budget
 from .check import find_groups, find_structure, identity_error
-from .compensation import Compensation, CompensationOptions, compensate
+from .compensation import CompensationOptions, compensate
 from .groups import Structure, analyse
 from .ranking import RankingOptions, importance
 from .sensitivity import measure_scores
@@ -10,7 +10,6 @@ from .surgery import prune
 
 __all__ = [
     "Budget",
-    "Compensation",
     "CompensationOptions",
     "RankingOptions",
     "Structure",

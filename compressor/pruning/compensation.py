@@ -20,7 +20,7 @@ from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch, store
 from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
-from ..records import LeftAlone, Slices
+from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..windows import Window, position_count, rows_of, targets_of
 from . import clamped, gram
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
@@ -48,27 +48,6 @@ class CompensationOptions:
     limit_bytes: int = 2 << 30
     clamps: bool = True
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRepair:
-    """One refitted layer; errors are squared errors relative to the target's variance, over all rows used.
-
-    In front of a clamp, errors that it cuts off are not counted.
-    """
-
-    layer: str
-    weight: str
-    ridge: float
-    error_before: float
-    error_after: float
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Compensation:
-    repaired: tuple[LayerRepair, ...]
-    left_alone: tuple[LeftAlone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..records import Accuracy, Cost, FloatArray, IntArray, LeftAlone
+from ..records import Accuracy, Compensation, Cost, FloatArray, IntArray, LeftAlone
 
 Variant = Literal["dense", "pruned", "compensated", "finetuned"]
 
@@ -178,6 +178,7 @@ class ReportInput:
     budget: str = ""
     splits: Mapping[str, object] = field(default_factory=dict)
     left_alone: tuple[LeftAlone, ...] = ()
+    repair: Compensation = field(default_factory=Compensation)
     unscored: tuple[str, ...] = ()
     uncovered: tuple[str, ...] = ()
     layers: tuple[LayerRow, ...] = ()

@@ -190,7 +190,8 @@ def _cost(run: ReportInput) -> Section:
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
     trade = Figure("trade", "Points: top-1 against the share of MACs kept", "Accuracy against the MACs kept.")
-    return Section("cost", "What it cost", tuple(text), (tables.accuracy_table(run), trade, tables.parity_table(run)))
+    parts = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
+    return Section("cost", "What it cost", tuple(text), parts)
 
 
 def _gain(run: ReportInput) -> Section:
@@ -236,6 +237,7 @@ def _not_done(run: ReportInput) -> Section:
     found += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
     found += [f"operation {name} has no relevance rule; the recipe accepted it" for name in run.uncovered]
     found += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
+    found += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
     if run.left_alone:
         some = "1 layer was" if len(run.left_alone) == 1 else f"{len(run.left_alone)} layers were"
         found.append(f"{some} left alone, for the reason given above")

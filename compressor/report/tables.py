@@ -102,6 +102,15 @@ def left_alone_table(run: ReportInput) -> Table:
     return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
 
 
+def repair_table(run: ReportInput) -> Table:
+    rows = tuple(
+        (row.layer or "(top level)", facts.percent(row.error_before), facts.percent(row.error_after), f"{row.rows:,}")
+        for row in run.repair.repaired
+    )
+    note = "Squared error of the layer's outputs against the dense network's, of their variance."
+    return Table("Repaired layers", ("layer", "error before", "error after", "rows"), "crrr", rows, note)
+
+
 def accuracy_table(run: ReportInput) -> Table:
     rows = []
     for row in run.accuracy:

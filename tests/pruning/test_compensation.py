@@ -22,10 +22,10 @@ from compressor.lockstep import Lockstep, changed_nodes
 from compressor.pruning import compensation as subject
 from compressor.pruning import gram
 from compressor.pruning.check import find_structure
-from compressor.pruning.compensation import Compensation, CompensationOptions, compensate
+from compressor.pruning.compensation import CompensationOptions, compensate
 from compressor.pruning.consumers import find_layers, schedule, window_of
 from compressor.pruning.surgery import prune
-from compressor.records import Plan, Slices
+from compressor.records import Compensation, Plan, Slices
 from compressor.windows import position_count, rows_of, targets_of
 
 from .conftest import ORDER_TOLERANCE, RANK_TOLERANCE, distance, sliced

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compressor.records import Accuracy, Cost, LeftAlone
+from compressor.records import Accuracy, Compensation, Cost, LayerRepair, LeftAlone
 from compressor.report import (
     AccuracyRow,
     EngineRow,
@@ -47,6 +47,10 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
         budget="50 % of the MACs",
         splits={"calibration": "256 images, sha256 1f0c…", "evaluation": "719 images, sha256 aa31…"},
         left_alone=(LeftAlone("fc", "aten.linear.default", "its outputs are the network's classes"),),
+        repair=Compensation(
+            (LayerRepair("layer1.0.conv2", "layer1.0.conv2.weight", 1e-3, 0.412, 0.087, 8192),),
+            (LeftAlone("up", "aten.conv_transpose2d.input", "a transposed convolution"),),
+        ),
         unscored=("layer3.0.downsample",),
         layers=tuple(_layer(rng, i) for i in range(groups + 6)),
         parity=(

@@ -114,6 +114,7 @@ def test_what_was_not_done_is_said(written: ReportPaths, form: str) -> None:
         "built, not run: no GPU",
         "latency on the target device",
         "group layer3.0.downsample was not scored",
+        "layer up was not repaired: a transposed convolution",
         "aten.fft_rfft.default could not be counted",
         "n too small",
     ):
@@ -122,6 +123,10 @@ def test_what_was_not_done_is_said(written: ReportPaths, form: str) -> None:
 
 def test_an_engine_that_was_not_run_is_listed_as_not_checked(run: ReportInput) -> None:
     assert ("model.sm89.engine: built, not run: no GPU",) in table(run, "Not checked, not scored, not counted").rows
+
+
+def test_what_the_repair_won_back_is_shown_layer_by_layer(run: ReportInput) -> None:
+    assert table(run, "Repaired layers").rows == (("layer1.0.conv2", "41.2 %", "8.7 %", "8,192"),)
 
 
 def test_a_bare_run_says_what_is_missing(bare: ReportInput, tmp_path: Path) -> None:

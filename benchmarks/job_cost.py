@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from compressor.graph import trace
 from compressor.models import load_model
 from compressor.pipeline import score_options
+from compressor.placement import placed
 from compressor.plans import comparable_scores
 from compressor.pruning import find_structure, identity_error, make_plan, parse_budget, prune
 from compressor.recipe import Recipe, make_recipe
@@ -47,10 +48,8 @@ COUNTED = ("groups", "scores", "measured", "plan", "identity", "repair")  # what
 def main() -> None:
     options = _options()
     names = options.models.split(",")
-    if len(names) == 1:
-        found = {names[0]: measure(names[0], options)}
-    else:
-        found = {name: _in_a_child(name) for name in names}
+    run = _in_a_child if len(names) > 1 else lambda name: measure(name, options)
+    found = {name: run(name) for name in names}
     print(json.dumps({"models": found}))
 
 
@@ -129,9 +128,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     print(f"{name}, {options.images} images of {options.size} px, {options.threads} threads, {device}", flush=True)
     module, batches = subjects(name, recipe, options)
     stages = Stages(device)
-    graph = stages.time("trace", lambda: trace(module, batches[0][0][:2]))
-    del module
-    graph = graph.to(device)
+    graph = stages.time("trace", lambda: placed(trace(module, batches[0][0][:2]), device))
     passes = [_timed(lambda: gradient_pass(graph, batches, device), device) for _ in range(2)]
     stages.rows["one pass"] = {"seconds": round(statistics.median(passes), 3)}
     print(f"  {'one pass':12} {statistics.median(passes):8.2f} s", flush=True)

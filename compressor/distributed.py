@@ -6,6 +6,7 @@ Knows nothing of what is summed. The process group is made by whoever launched t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,3 +47,12 @@ def sum_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
 
 def sum_count(count: int) -> int:
     return int(sum_over_ranks({"count": np.array([count], np.float64)})["count"][0])
+
+
+def joined_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Every rank's arrays one behind the other along the first axis, in the order of ranks; all pass the same names."""
+    if world() == 1:
+        return dict(values)
+    parts: list[Any] = [None] * world()
+    distributed.all_gather_object(parts, dict(values))
+    return {name: np.concatenate([part[name] for part in parts]) for name in values}

@@ -23,7 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("files", "distributed"),
     ("graph",),
     ("lockstep",),
-    ("calls", "images", "windows"),
+    ("calls", "images", "samples", "windows"),
     ("checkpoints", "splits"),
     ("datasets",),
     ("data", "models", "cost", "device"),

@@ -65,19 +65,22 @@ def solve(
     The moments hold all rows, linearly; `rows` say by how much targets may move.
     """
     problem = gram.problem_of(moments, intercept)
-    factor = gram.factor_of(problem, ridge)
+    left = problem.xy - problem.xx @ start.mT  # what `start` leaves to explain, before any target moves
+    factor = gram.factor_in(rows.x.dtype, problem, ridge)
     if factor is None:
         return None
-    weights = before = gram.solve_with(problem, factor, start)
-    offset = offset_before = gram.intercept_of(problem, weights)
+
+    def refitted(moved: Tensor | float, by: Tensor | float) -> tuple[Tensor, Tensor]:
+        weights = start + torch.cholesky_solve((left + moved).to(factor), factor).mT.double()
+        return weights, gram.intercept_of(replace(problem, mean_y=problem.mean_y + by), weights)
+
+    weights, offset = before, offset_before = refitted(0.0, 0.0)
     for step in range(STEPS):
         ahead = step / (step + 3)
         at = weights + ahead * (weights - before), offset + ahead * (offset - offset_before)
         xd, d = _moves(rows, bounds, *at, problem.mean_x)
-        moved = replace(problem, xy=problem.xy + xd, mean_y=problem.mean_y + d if intercept else problem.mean_y)
         before, offset_before = weights, offset
-        weights = gram.solve_with(moved, factor, start)
-        offset = gram.intercept_of(moved, weights)
+        weights, offset = refitted(xd, d if intercept else 0.0)
     return weights, offset
 
 

@@ -8,16 +8,18 @@ Ridge regression in centred form, strength chosen by two-fold validation: Hoerl 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 WIDEST = 12288  # entries of a row; one matrix of its second moments then takes 1.2 GB
+BLOCK = 1024  # columns of a symmetric product that are made at a time, so that only one half of it is
+NARROW_RIDGE = 1e-6  # a weaker ridge than this can't be seen in float32
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Moments:
     """Sums of rows x and targets y, per group of channels, in float64; [groups, ...] but for the count."""
 
@@ -28,27 +30,68 @@ class Moments:
     xy: Tensor
     yy: Tensor
 
-    @classmethod
-    def empty(cls, groups: int, features: int, outputs: int, device: torch.device) -> Moments:
-        matrices = ((groups, features, features), (groups, features, outputs))
-        shapes: tuple[tuple[int, ...], ...] = ((), (groups, features), (groups, outputs), *matrices, (groups, outputs))
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Takes in rows [groups, n, features] and targets [groups, n, outputs]."""
-        x64, y64 = x.double(), y.double()
-        self.count += x.shape[1]
-        self.x += x64.sum(1)
-        self.y += y64.sum(1)
-        self.yy += y64.square().sum(1)
-        self.xx.baddbmm_(x64.mT, x64)
-        self.xy.baddbmm_(x64.mT, y64)
-
     def tensors(self) -> tuple[Tensor, ...]:
         return self.count, self.x, self.y, self.xx, self.xy, self.yy
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
+
+
+class MomentSums:
+    """Collects `Moments` batch by batch: products in the rows' own precision, sums in float64.
+
+    Rows and targets are counted from a point near their mean, so that a feature whose mean is far above its
+    spread loses nothing to float32; `moments` puts the point back.
+    """
+
+    def __init__(
+        self, groups: int, features: int, outputs: int, device: torch.device, origin: tuple[Tensor, Tensor]
+    ) -> None:
+        """`origin`: points [groups, features] and [groups, outputs] that rows and targets are counted from."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.origin = origin
+        self.count = 0
+        self.x, self.y, self.yy = zeros(groups, features), zeros(groups, outputs), zeros(groups, outputs)
+        self.xx, self.xy = zeros(groups, features, features), zeros(groups, features, outputs)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Takes in rows [groups, n, features] and targets [groups, n, outputs]."""
+        x = x - self.origin[0].to(x).unsqueeze(1)
+        y = y - self.origin[1].to(y).unsqueeze(1)
+        self.count += x.shape[1]
+        self.x += x.sum(1, dtype=torch.float64)
+        self.y += y.sum(1, dtype=torch.float64)
+        self.yy += y.square().sum(1, dtype=torch.float64)
+        add_lower_product(self.xx, x)
+        self.xy += x.mT @ y.to(x.dtype)
+
+    def moments(self) -> Moments:
+        n = torch.tensor(float(self.count), dtype=torch.float64, device=self.x.device)
+        a, b = (point.double() for point in self.origin)
+        xx = mirrored(self.xx) + _outer(a, self.x) + _outer(self.x, a) + n * _outer(a, a)
+        xy = self.xy + _outer(a, self.y) + _outer(self.x, b) + n * _outer(a, b)
+        yy = self.yy + 2 * b * self.y + n * b.square()
+        return Moments(n, self.x + n * a, self.y + n * b, xx, xy, yy)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a.unsqueeze(-1) * b.unsqueeze(-2)
+
+
+def add_lower_product(total: Tensor, x: Tensor) -> None:
+    """Adds the lower half of `x.mT @ x`, [groups, n, features], to `total`; `mirrored` completes it."""
+    features = x.shape[-1]
+    for begin in range(0, features, BLOCK):
+        columns = x[..., begin : begin + BLOCK]
+        total[..., begin:, begin : begin + BLOCK] += x[..., begin:].mT @ columns
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """The symmetric matrix whose lower half is given."""
+    return lower.tril() + lower.tril(-1).mT
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +104,26 @@ class Problem:
     mean_x: Tensor
     mean_y: Tensor
 
+    def to(self, dtype: torch.dtype) -> Problem:
+        return Problem(*(t.to(dtype) for t in (self.xx, self.xy, self.yy, self.mean_x, self.mean_y)))
+
 
 def problem_of(moments: Moments, intercept: bool) -> Problem:
     n = moments.count.clamp(min=1)
     mean_x, mean_y = moments.x / n, moments.y / n
     if not intercept:
         mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-    xx = moments.xx / n - mean_x.unsqueeze(-1) * mean_x.unsqueeze(-2)
-    xy = moments.xy / n - mean_x.unsqueeze(-1) * mean_y.unsqueeze(-2)
-    return Problem(xx, xy, moments.yy / n - mean_y.square(), mean_x, mean_y)
+    return _centred_at(moments, mean_x, mean_y)
+
+
+def _centred_at(moments: Moments, at_x: Tensor, at_y: Tensor) -> Problem:
+    """Mean second moments about the points `at_x` [groups, features] and `at_y` [groups, outputs]."""
+    n = moments.count.clamp(min=1)
+    mean_x, mean_y = moments.x / n, moments.y / n
+    xx = moments.xx / n - _outer(mean_x, at_x) - _outer(at_x, mean_x - at_x)
+    xy = moments.xy / n - _outer(mean_x, at_y) - _outer(at_x, mean_y - at_y)
+    yy = moments.yy / n - 2 * mean_y * at_y + at_y.square()
+    return Problem(xx, xy, yy, at_x, at_y)
 
 
 def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
@@ -82,9 +136,17 @@ def factor_of(problem: Problem, ridge: float) -> Tensor | None:
     """The Cholesky factor of the second moments and the ridge; None where they are numerically singular."""
     diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)
     scale = diagonal.mean(-1, keepdim=True)
-    penalty = ridge * torch.maximum(scale, 1e-6 * diagonal.mean() + torch.finfo(torch.float64).tiny)
-    factor, failed = torch.linalg.cholesky_ex(problem.xx + torch.diag_embed(penalty.expand_as(diagonal)))
+    penalty = ridge * torch.maximum(scale, 1e-6 * diagonal.mean() + torch.finfo(torch.float32).tiny)
+    system = problem.xx.clone()
+    system.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    factor, failed = torch.linalg.cholesky_ex(system)
     return None if bool(failed.any()) else factor
+
+
+def factor_in(dtype: torch.dtype, problem: Problem, ridge: float) -> Tensor | None:
+    """The same in that precision, in float64 where that would not be exact enough."""
+    found = factor_of(problem.to(dtype), ridge) if ridge >= NARROW_RIDGE else None
+    return factor_of(problem, ridge) if found is None else found
 
 
 def solve_with(problem: Problem, factor: Tensor, start: Tensor) -> Tensor:
@@ -111,6 +173,37 @@ def variance_of(moments: Moments) -> float:
     return float((moments.yy / n - (moments.y / n).square()).sum())
 
 
+class _HeldOut:
+    """One fold fitted, the other judging: the error of any ridge, by way of what `start` leaves unexplained.
+
+    With `e = y - start x` and the correction `d` that a ridge gives, the judge's error is that of `e - d x`: all
+    terms are of the size of the improvement, so float32 is exact enough wherever the ridge itself is.
+    """
+
+    def __init__(self, fitted: Moments, judge: Moments, start: Tensor, *, intercept: bool) -> None:
+        problem = problem_of(fitted, intercept)
+        judged = _centred_at(judge, problem.mean_x, problem.mean_y)
+        self.precise = _without_start(problem, start), _without_start(judged, start)
+        self.rough = self.precise[0].to(torch.float32), self.precise[1].to(torch.float32)
+
+    def error(self, ridge: float) -> float:
+        for fitted, judged in (self.rough, self.precise) if ridge >= NARROW_RIDGE else (self.precise,):
+            factor = factor_of(fitted, ridge)
+            if factor is not None:
+                change = torch.cholesky_solve(fitted.xy, factor)  # [groups, features, outputs]
+                gained = (change * (2 * judged.xy - judged.xx @ change)).sum(dtype=torch.float64)
+                return float(judged.yy.sum(dtype=torch.float64) - gained)
+        return math.inf
+
+
+def _without_start(problem: Problem, start: Tensor) -> Problem:
+    """The same of targets that lack what `start` explains of them."""
+    explained = problem.xx @ start.mT
+    left = problem.xy - explained
+    yy = problem.yy - (start.mT * (problem.xy + left)).sum(-2)
+    return replace(problem, xy=left, yy=yy)
+
+
 def choose_ridge(
     folds: Sequence[Moments], ridges: Sequence[float], start: Tensor, offset: Tensor, *, intercept: bool
 ) -> float | None:
@@ -120,16 +213,28 @@ def choose_ridge(
     """
     if any(float(fold.count) == 0 for fold in folds):
         return sorted(ridges)[len(ridges) // 2]
-    errors = dict.fromkeys(ridges, 0.0)
+    first, second = folds
+    trials = [_HeldOut(a, b, start, intercept=intercept) for a, b in ((first, second), (second, first))]
+    best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
     unchanged = sum(squared_error(fold, start, offset) for fold in folds)
-    for held_out, fold in enumerate(folds):
-        others = [other for index, other in enumerate(folds) if index != held_out]
-        problem = problem_of(sum(others[1:], others[0]), intercept)
-        for ridge in ridges:
-            weights = solve(problem, ridge, start)
-            if weights is None:
-                errors[ridge] = math.inf
-            else:
-                errors[ridge] += squared_error(fold, weights, intercept_of(problem, weights))
-    best = min(errors, key=lambda ridge: errors[ridge])
-    return best if errors[best] <= unchanged else None
+    return best if error <= unchanged else None
+
+
+def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tuple[float, float]:
+    """The rising strengths' best and its error, found from the middle downhill: errors have one valley."""
+    errors: dict[int, float] = {}
+
+    def error_at(index: int) -> float:
+        if not 0 <= index < len(ridges):
+            return math.inf
+        if index not in errors:
+            errors[index] = error_of(ridges[index])
+        return errors[index]
+
+    at = len(ridges) // 2
+    while math.isinf(error_at(at)) and at + 1 < len(ridges):  # numerically singular: only stronger ones can help
+        at += 1
+    for step in (-1, 1):
+        while error_at(at + step) < error_at(at):
+            at += step
+    return ridges[at], error_at(at)

@@ -8,17 +8,18 @@ oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no g
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..distributed import sum_count, sum_over_ranks
+from ..distributed import sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..lockstep import arguments
 from ..windows import position_count, rows_of
 from . import gram
-from .compensation import CompensationOptions, rows_wanted, sampled_positions
+from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted, sampled_positions
 from .consumers import Layer, window_of
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
@@ -30,6 +31,22 @@ class Inputs:
 
     mean: Tensor
     covariance: Tensor
+    _inverse: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def inverse(self) -> Tensor:
+        """[features, features], made once: orders and repairs of every group the layer reads stand on it."""
+        if not self._inverse:
+            self._inverse.append(_inverse_of(self.covariance))
+        return self._inverse[0]
+
+
+def _inverse_of(covariance: Tensor) -> Tensor:
+    """Of a positive definite matrix, by its Cholesky factor."""
+    factor = torch.linalg.cholesky(covariance)
+    unit = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    root: Tensor = torch.linalg.solve_triangular(factor, unit, upper=False)
+    return root.mT @ root
 
 
 def features_of(graph: fx.GraphModule, layer: Layer) -> int:
@@ -46,56 +63,76 @@ def collect(
     images: Iterable[Tensor],
     *,
     options: CompensationOptions = ROWS,
+    layouts: Layouts | None = None,
 ) -> dict[fx.Node, Inputs]:
-    """One pass over the images; sums over ranks. Layers whose `features_of` is 0 are left out."""
+    """One pass over the images; sums over ranks.
+
+    Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are
+    `layouts_of` the graph's layers, where they are known already.
+    """
     parts = list(images)
     total = sum_count(sum(len(part) for part in parts))
+    if layouts is None:
+        layouts = layouts_of(graph, layers, parts[0]) if parts else {}
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
-    sums = {node: _Sums.empty(width) for node, width in widths.items() if width}
+    where = {node: layouts.get(arguments(node)["input"].name) for node in layers}
+    sums = {node: _Sums(width) for node, width in widths.items() if width and where[node] is not None}
 
-    def watch(node: fx.Node, value: Tensor) -> Tensor:
-        if node in sums:
+    device = next(graph.parameters()).device
+    n = 0
+
+    def watch(node: fx.Node, value: Any) -> Any:
+        samples = where.get(node)
+        if node in sums and samples is not None:
             window = window_of(node, fetch(graph, layers[node].weight))
-            wanted = rows_wanted(widths[node], options)
-            given = walk.env[arguments(node)["input"]]
-            positions = sampled_positions(position_count(given, window), wanted, total, options.seed)
-            rows = rows_of(given, window, positions.to(value.device))
-            sums[node].add(rows.flatten(0, 2))
+            given = samples.images_first(walk.env[arguments(node)["input"]], n)
+            wanted, count = rows_wanted(widths[node], options), total * (len(given) // n)
+            positions = sampled_positions(position_count(given, window), wanted, count, options.seed)
+            sums[node].add(rows_of(given, window, positions.to(device)).flatten(0, 2))
         return value
 
     walk = Watcher(graph, watch)
     for part in parts:
-        walk.run(part)
-    return {node: _over_ranks(total).inputs() for node, total in sums.items()}
+        n = len(part)
+        walk.run(part.to(device))
+    return {node: rows.inputs(device) for node, rows in sums.items()}
 
 
-@dataclass(slots=True)
 class _Sums:
-    count: Tensor
-    x: Tensor
-    xx: Tensor
+    """Rows counted from the first ones' mean: products in the rows' own precision, sums in float64."""
 
-    @classmethod
-    def empty(cls, features: int) -> _Sums:
-        shapes: tuple[tuple[int, ...], ...] = ((), (features,), (features, features))
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.count = 0
+        self.origin = torch.zeros(features, dtype=torch.float64)
+        self.x = self.xx = torch.zeros(0)
 
     def add(self, rows: Tensor) -> None:
-        rows = rows.double().cpu()
+        """Takes in rows [n, features]."""
+        if not self.count:
+            self.origin = rows.double().mean(0)
+            self.x, self.xx = (self.origin.new_zeros(shape) for shape in ((len(self.origin),), (len(self.origin),) * 2))
+        rows = rows - self.origin.to(rows)
         self.count += len(rows)
-        self.x += rows.sum(0)
-        self.xx.addmm_(rows.mT, rows)
+        self.x += rows.sum(0, dtype=torch.float64)
+        gram.add_lower_product(self.xx, rows)
 
-    def inputs(self) -> Inputs:
-        n = self.count.clamp(min=1)
-        mean = self.x / n
-        return Inputs(mean, shrunk(self.xx / n - mean.outer(mean), float(n)))
-
-
-def _over_ranks(sums: _Sums) -> _Sums:
-    named = {"count": sums.count.numpy(), "x": sums.x.numpy(), "xx": sums.xx.numpy()}
-    found = sum_over_ranks(named)
-    return _Sums(*(torch.as_tensor(found[name]) for name in named))
+    def inputs(self, device: torch.device) -> Inputs:
+        """Mean and shrunk covariance of the rows that all ranks saw."""
+        if not self.count:
+            self.x = torch.zeros(self.features, dtype=torch.float64)
+            self.xx = torch.zeros(self.features, self.features, dtype=torch.float64)
+        a, n = self.origin.to(self.x), float(self.count)
+        raw = {"n": torch.tensor(n, dtype=torch.float64), "x": self.x + n * a}
+        raw["xx"] = gram.mirrored(self.xx)
+        if world() > 1:  # every rank counted from another point
+            raw["xx"] = raw["xx"] + a.outer(self.x) + self.x.outer(a) + n * a.outer(a)
+            found = sum_over_ranks({name: value.cpu().numpy() for name, value in raw.items()})
+            raw = {name: torch.as_tensor(found[name]).to(device) for name in raw}
+            a = torch.zeros_like(raw["x"])
+        n = max(float(raw["n"]), 1.0)
+        mean = raw["x"] / n
+        return Inputs(mean, shrunk(raw["xx"] / n - (mean - a).outer(mean - a), n))
 
 
 def shrunk(covariance: Tensor, rows: float) -> Tensor:
@@ -110,4 +147,6 @@ def shrunk(covariance: Tensor, rows: float) -> Tensor:
     squares = float((covariance / deviation.outer(deviation)).square().sum())
     spread = (rows + 1 - 2 / p) * (squares - p)
     strength = min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
-    return (1 - strength) * covariance + torch.diag(strength * diagonal + floor)
+    result = (1 - strength) * covariance
+    result.diagonal().add_(strength * diagonal + floor)
+    return result

@@ -21,19 +21,19 @@ from ..graph import fetch, store
 from ..lockstep import Batch, Values, arguments, changed_nodes, images_of, run_node
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
 from .budget import kept_after
-from .carried import consumers_of, counts_of, order_of_loss
-from .compensation import CompensationOptions, compensate
+from .compensation import CompensationOptions, Layouts, compensate, layouts_of
 from .consumers import Layer, find_layers
 from .groups import Structure
 from .moments import Inputs, collect, features_of
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
+from .redundancy import consumers_of, counts_of, order_of_loss
 from .surgery import prune
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
-LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, clamps=False)
+LIGHT = CompensationOptions(ridges=(1e-4, 1e-2, 1.0), rows_least=2048, rows_most=2048, clamps=False)
 Progress = Callable[[float], None]
 Mend = Callable[[fx.GraphModule, Slices], object]
 
@@ -87,6 +87,7 @@ def measure_scores(
     """
     probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
     layers, _ = find_layers(graph, set(graph.graph.nodes))
+    layouts = layouts_of(graph, layers, probing[0])
     bench = _Bench(graph, structure, layers, probing)
     counts = counts_of(scores, structure.groups.groups)
     readers = consumers_of(structure, layers)
@@ -95,7 +96,7 @@ def measure_scores(
     done = 0
     for pack in _packs(bundles_of(wanted, structure.coupled), readers, bench, options.limit_bytes):
         needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
-        inputs = collect(graph, needed, fitting)
+        inputs = collect(graph, needed, fitting, layouts=layouts)
         orders = {}
         for group in pack:
             order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
@@ -105,7 +106,7 @@ def measure_scores(
             progress(0.7 * (done + 1) / len(wanted))
             done += 1 + len(chunks[0].also)
     found: dict[str, FloatArray] = {}
-    for curve, factor in zip(curves, _remaining(bench, curves, fitting, options), strict=True):
+    for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options), strict=True):
         _enter(curve, factor, structure, found)
     if curves:
         progress(1.0)
@@ -130,7 +131,7 @@ def _packs(
     nodes: set[fx.Node] = set()
     for bundle in bundles:
         own = {node for group in bundle for node in readers.get(group.name, {})}
-        size = sum(8 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | own)
+        size = sum(16 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | own)
         if pack and size > limit:
             yield pack
             pack, nodes = [], set()
@@ -163,7 +164,11 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
 
 
 def _remaining(
-    bench: _Bench, curves: Sequence[_Curve], images: Sequence[Tensor], options: SensitivityOptions
+    bench: _Bench,
+    curves: Sequence[_Curve],
+    images: Sequence[Tensor],
+    layouts: Layouts,
+    options: SensitivityOptions,
 ) -> FloatArray:
     """[curves] what of a group's error remains, at the second level, where all layers behind it are refitted.
 
@@ -179,7 +184,9 @@ def _remaining(
             continue
         chunks = [chunk for curve in some for chunk in curve.chunks[: curve.stops[curve.second]]]
         kept = kept_after(bench.structure.groups, chunks)
-        left = bench.error(kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT))
+        left = bench.error(
+            kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT, layouts=layouts)
+        )
         factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)
     return factors
 
@@ -317,14 +324,14 @@ def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: S
     kept = slices.kept.get(layer.weight)
     if kept is None or len(kept[1]) == weight.shape[1]:
         return
-    rows = weight.double().cpu().flatten(1)
+    rows = weight.double().flatten(1)
     entries = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
     entries[torch.from_numpy(kept[1])] = True
+    entries = entries.to(rows.device)
     stays, goes = entries.flatten().nonzero().flatten(), (~entries).flatten().nonzero().flatten()
-    across = inputs.covariance[stays][:, goes] @ rows[:, goes].mT
-    fitted = rows[:, stays] + torch.linalg.solve(inputs.covariance[stays][:, stays], across).mT
+    fitted = rows[:, stays] + taken_over(rows[:, goes], inputs, stays, goes)
     shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
-    outputs = torch.from_numpy(kept[0])
+    outputs = torch.from_numpy(kept[0]).to(rows.device)
     old = fetch(small, layer.weight)
     store(small, layer.weight, fitted[outputs].reshape(old.shape).to(old))
     if layer.bias:
@@ -333,3 +340,16 @@ def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: S
     elif layer.norm is not None:
         name = str(arguments(layer.norm)["running_mean"].target)
         store(small, name, fetch(small, name) - shift[outputs].to(fetch(small, name)))
+
+
+def taken_over(weights: Tensor, inputs: Inputs, stays: Tensor, goes: Tensor) -> Tensor:
+    """[outputs, stays] what least squares adds to the features that stay, for `weights` [outputs, goes] of the others.
+
+    The best guess of x_g from x_s is `C_gs C_ss^-1 x_s`, which with P = C^-1 is `-P_gg^-1 P_gs x_s`: whichever of
+    the two blocks is smaller is solved.
+    """
+    if len(goes) <= len(stays):
+        factor = torch.linalg.cholesky(inputs.inverse[goes][:, goes])
+        return -torch.cholesky_solve(weights.mT, factor).mT @ inputs.inverse[goes][:, stays]
+    factor = torch.linalg.cholesky(inputs.covariance[stays][:, stays])
+    return torch.cholesky_solve(inputs.covariance[stays][:, goes] @ weights.mT, factor).mT

@@ -16,11 +16,12 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
 from ..records import FloatArray, Group, Groups, Scores
+from ..samples import sample_layouts
 from . import weights
 from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
 from .options import ScoreOptions, Sign
 from .tape import targets_of
-from .units import Reading, place_of, read_units, readings, sample_layouts
+from .units import Reading, place_of, read_units, readings
 
 __all__ = ["CRITERIA", "ScoreOptions", "score"]
 

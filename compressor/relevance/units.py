@@ -1,36 +1,25 @@
 """A node's tensor in, its units' values per sample out: [N, ...] -> [N, units].
 
-Where the samples of a batch lie is measured, not assumed: attention over windows folds them into
-another axis, `nn.MultiheadAttention` puts them second. Knows no criterion. Where the absolute value is
+Where the samples of a batch lie is for `samples` to say. Knows no criterion. Where the absolute value is
 taken follows Yeom et al. 2021 (channels) and Hatefi et al. 2024 (tokens and heads).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import ModelError
-from ..graph import Watcher, aten
+from ..graph import aten
 from ..records import Group, Site, UnitKind
+from ..samples import Samples
 from .options import Per, Place, Sign
-
-_PROBE_SAMPLES = (3, 5)
 
 # In evaluation mode, and though torch does not tag them so.
 _ALSO_ELEMENTWISE = (aten.batch_norm.default, aten.hardswish.default, aten.prelu.default)
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Coordinate c of `axis` belongs to sample (c // inner) % N."""
-
-    axis: int
-    inner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,60 +121,3 @@ def is_elementwise(node: fx.Node) -> bool:
 def shape(node: fx.Node) -> tuple[int, ...]:
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-@torch.no_grad()
-def sample_layouts(graph: fx.GraphModule, nodes: Iterable[str], images: Tensor) -> dict[str, Samples | None]:
-    """Where each node keeps the samples: the axis that grows with the batch and, where it is folded with
-    others, the coordinates that change when one sample does. None: the node does not depend on the input.
-    """
-    traced = next(n for n in graph.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
-    n = next(count for count in _PROBE_SAMPLES if count != traced)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(n + 1, *images.shape[1:], generator=generator).to(images)
-    batch = images[:1] + noise * images[:1].std().clamp_min(1e-3)
-    wanted, values = set(nodes), dict[str, Tensor]()
-    _run(graph, batch[:n], wanted, values)
-    changed: dict[str, Tensor] = {}
-    axes = {name: _growing_axis(values[name], shape(named(graph, name)), n, traced) for name in wanted}
-    folded = {name for name, axis in axes.items() if axis is not None and values[name].shape[axis] != n}
-    if folded:
-        _run(graph, torch.cat([batch[n:], batch[1:n]]), folded, changed)
-    return {
-        name: None if axis is None else Samples(axis, _inner(name, axis, n, values[name], changed.get(name)))
-        for name, axis in axes.items()
-    }
-
-
-def _run(graph: fx.GraphModule, batch: Tensor, wanted: set[str], into: dict[str, Tensor]) -> None:
-    def watch(node: fx.Node, value: Any) -> Any:
-        if node.name in wanted and isinstance(value, Tensor):
-            into[node.name] = value
-        return value
-
-    Watcher(graph, watch).run(batch)
-
-
-def _growing_axis(value: Tensor, traced_shape: tuple[int, ...], n: int, traced: int) -> int | None:
-    for axis, (now, then) in enumerate(zip(value.shape, traced_shape, strict=True)):
-        if now != then and now * traced == then * n:
-            return axis
-    return None
-
-
-def _inner(name: str, axis: int, n: int, before: Tensor, after: Tensor | None) -> int:
-    """How many neighbouring coordinates of the axis one sample takes before the next one's begin."""
-    if after is None:
-        return 1
-    length = before.shape[axis]
-    others = [a for a in range(before.ndim) if a != axis]
-    moved = (before != after).amax(others) if others else before != after
-    coordinates = torch.arange(length, device=moved.device)
-    shares = [k for k in range(1, length // n + 1) if (length // n) % k == 0]
-    fits = [k for k in shares if not bool(moved[(coordinates // k) % n != 0].any())]
-    if not fits:
-        raise ModelError(
-            f"the samples of a batch can't be told apart at node {name!r} (shape {list(before.shape)} for {n} "
-            "samples): one sample's value depends on another's; score samples one by one or leave its group out"
-        )
-    return max(fits)

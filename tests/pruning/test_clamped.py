@@ -33,9 +33,9 @@ def problem(groups: int) -> tuple[Rows, gram.Moments, Tensor]:
     hidden = torch.randn(groups, 400, 3, generator=generator, dtype=torch.float64)
     both = torch.randn(groups, 8, 4, generator=generator, dtype=torch.float64)
     targets = torch.cat([x, hidden], 2) @ both
-    moments = gram.Moments.empty(groups, 5, 4, x.device)
-    moments.add(x, targets)
-    return Rows(x, targets, targets - 0.5), moments, torch.zeros(groups, 4, 5, dtype=torch.float64)
+    sums = gram.MomentSums(groups, 5, 4, x.device, (x.mean(1), targets.mean(1)))
+    sums.add(x, targets)
+    return Rows(x, targets, targets - 0.5), sums.moments(), torch.zeros(groups, 4, 5, dtype=torch.float64)
 
 
 def loss(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Tensor:

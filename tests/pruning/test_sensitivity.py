@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from compressor.graph import fetch, trace
 from compressor.pruning import RankingOptions, Structure, find_structure, measure_scores, prune
-from compressor.pruning.carried import consumers_of, counts_of, order_of_loss
 from compressor.pruning.consumers import Layer, find_layers
 from compressor.pruning.moments import Inputs, collect, features_of, shrunk
+from compressor.pruning.redundancy import consumers_of, counts_of, order_of_loss
 from compressor.pruning.sensitivity import SensitivityOptions, repair, rising_slopes, slope_of_each
 from compressor.records import FloatArray, Plan, Scores
 from compressor.relevance import score

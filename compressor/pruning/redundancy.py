@@ -1,0 +1,151 @@
+"""Which units go first: those whose work the others can take over. Layers' inputs and weights in, an order out.
+
+A unit's loss is the share of its consumers' outputs that least squares can't recover from the units still there,
+each output counted by its own score. Units go greedily, and the inverse covariance is reduced as they do
+(optimal brain surgeon, Hassibi & Stork 1993, with blocks of inputs for weights). Knows no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..graph import fetch
+from ..lockstep import arguments
+from ..records import FloatArray, Group, IntArray, Scores
+from .consumers import Layer
+from .groups import Structure
+from .moments import Inputs
+
+AT_ONCE = 50  # a group is emptied in about so many steps
+COMPACTED = 0.85  # of the features left: matrices are copied without the rest
+
+
+class _Consumer:
+    """A layer that reads the group: what remains of its inverse covariance and of its weights, by unit.
+
+    `inverse` [features, features] and `weights` [outputs, features] (rows scaled by the root of what an output
+    counts) hold the features of `alive` units only, but for those that went since they were last copied.
+    """
+
+    def __init__(self, inverse: Tensor, weights: Tensor, owner: Tensor, size: int) -> None:
+        """`owner` [features] is the unit each feature belongs to, -1 of none."""
+        self.inverse, self.weights, self.owner = inverse, weights, owner
+        self.size = size
+
+    def losses(self) -> Tensor:
+        """[units] what removing one more unit costs, 0 of those gone or not read here.
+
+        Units of equally many features are solved together: one feature costs `|w|^2 / inverse`.
+        """
+        losses = self.weights.new_zeros(self.size)
+        units, counts = torch.unique(self.owner[self.owner >= 0], return_counts=True)
+        order = self.owner.argsort(stable=True)
+        order = order[self.owner[order] >= 0]  # the features of the first unit, of the second ...
+        begins = counts.cumsum(0) - counts
+        for count in counts.unique().tolist():
+            some = counts == count
+            features = order[begins[some].unsqueeze(1) + torch.arange(count, device=order.device)]  # [units, count]
+            losses[units[some]] = self._losses_of(features)
+        return losses
+
+    def _losses_of(self, features: Tensor) -> Tensor:
+        """[units] for units of features [units, count]."""
+        if features.shape[1] == 1:
+            single = features[:, 0]
+            squares: Tensor = self.weights[:, single].square().sum(0)
+            return squares / self.inverse.diagonal()[single]
+        blocks = self.inverse[features.unsqueeze(2), features.unsqueeze(1)]  # [units, count, count]
+        columns = self.weights[:, features].movedim(0, -1)  # [units, count, outputs]
+        losses: Tensor = ((torch.linalg.inv(blocks) @ columns) * columns).sum((1, 2))
+        return losses
+
+    def remove(self, units: Tensor) -> None:
+        gone = torch.isin(self.owner, units).nonzero().flatten()
+        if not len(gone):
+            return
+        across = self.inverse[gone]  # [gone, features]
+        reduced = torch.linalg.solve(across[:, gone], across)
+        self.weights -= self.weights[:, gone] @ reduced
+        self.inverse -= across.mT @ reduced
+        self.owner = self.owner.clone()
+        self.owner[gone] = -2
+        left = (self.owner > -2).nonzero().flatten()
+        if len(left) < COMPACTED * len(self.owner):
+            self.inverse, self.weights = self.inverse[left][:, left], self.weights[:, left]
+            self.owner = self.owner[left]
+
+
+def consumers_of(structure: Structure, layers: Mapping[fx.Node, Layer]) -> dict[str, dict[fx.Node, IntArray]]:
+    """For every group the layers that read it, each with the unit of every input channel (-1: none)."""
+    readers: dict[str, dict[fx.Node, IntArray]] = {}
+    groups = structure.groups.groups
+    for node, layer in layers.items():
+        source = arguments(node)["input"]
+        axis = layer.channel_axis % source.meta["val"].ndim
+        for over, members in structure.lying(source):
+            if over != (axis,):
+                continue
+            for classes in (members, structure.classes.parent[members]):
+                owner = np.where(classes > 0, structure.group_of[classes], -1)
+                for number in np.unique(owner[owner >= 0]).tolist():
+                    units = np.where(owner == number, structure.unit_of[classes], -1)
+                    readers.setdefault(groups[number].name, {})[node] = units
+    return readers
+
+
+def order_of_loss(
+    graph: fx.GraphModule,
+    group: Group,
+    readers: Mapping[fx.Node, IntArray],
+    layers: Mapping[fx.Node, Layer],
+    inputs: Mapping[fx.Node, Inputs],
+    counts: Mapping[str, FloatArray],
+) -> FloatArray | None:
+    """[units] the turn in which each should go, 0 first; None where no layer that reads the group was looked at.
+
+    `counts[node name]` is what each of a layer's outputs is worth.
+    """
+    consumers: Sequence[_Consumer] = [
+        _consumer(fetch(graph, layers[node].weight).detach(), units, group.size, inputs[node], counts.get(node.name))
+        for node, units in readers.items()
+        if node in inputs
+    ]
+    if not consumers:
+        return None
+    alive = torch.ones(group.size, dtype=torch.bool, device=consumers[0].weights.device)
+    order = np.zeros(group.size)
+    step = -(-group.size // AT_ONCE)
+    for gone in range(0, group.size, step):
+        losses = torch.stack([consumer.losses() for consumer in consumers]).sum(0)
+        losses[~alive] = torch.inf
+        units = losses.argsort(stable=True)[: min(step, group.size - gone)]
+        order[units.cpu().numpy()] = np.arange(gone, gone + len(units))
+        alive[units] = False
+        for consumer in consumers if gone + step < group.size else ():
+            consumer.remove(units)
+    return order
+
+
+def _consumer(weight: Tensor, units: IntArray, size: int, inputs: Inputs, counts: FloatArray | None) -> _Consumer:
+    weights = weight.double().flatten(1)
+    worth = torch.ones(len(weights), dtype=torch.float64) if counts is None else torch.from_numpy(np.abs(counts))
+    worth = (worth / worth.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(weights)
+    variance = ((weights @ inputs.covariance) * weights).sum(1)
+    root = (worth / variance.clamp(min=1e-3 * variance.mean() + torch.finfo(torch.float64).tiny)).sqrt()
+    owner = torch.from_numpy(np.repeat(units, weights.shape[1] // len(units))).to(weights.device)
+    return _Consumer(inputs.inverse.clone(), weights * root.unsqueeze(1), owner, size)
+
+
+def counts_of(scores: Scores, groups: Sequence[Group]) -> dict[str, FloatArray]:
+    """What each output channel of a scored layer is worth, by the node's name."""
+    worth: dict[str, FloatArray] = {}
+    for group in groups:
+        for values, site in zip(scores.values.get(group.name, ()), group.sites, strict=False):
+            if len(site.axes) == 1:
+                here = worth.setdefault(site.node, np.zeros(site.units.shape))
+                here[site.units >= 0] += values[site.units[site.units >= 0]]
+    return worth

@@ -33,6 +33,7 @@ from compressor.graph import trace
 from compressor.images import Batches, Images, batches
 from compressor.models import Model, load_model
 from compressor.pipeline import score_options
+from compressor.placement import device_of, placed, resolve, to_device
 from compressor.plans import comparable_scores
 from compressor.pruning import (
     Budget,
@@ -92,7 +93,7 @@ class Subjects:
 
     @property
     def classes(self) -> int:
-        return int(self.dense(self.example).shape[1])
+        return int(self.dense(to_device(self.example, device_of(self.dense))).shape[1])
 
     def seeing(self, calibration: Images) -> Subjects:
         """The same network with other images to score and repair on."""
@@ -122,7 +123,7 @@ def subjects_of(study: Study, seed: int) -> Subjects:
 def make_subjects(recipe: Recipe, model: Model, calibration: Images, evaluation: Images) -> Subjects:
     assert calibration.preprocessing is not None
     example = example_of(calibration.preprocessing.shape)
-    dense = trace(model.module, example)
+    dense = placed(trace(model.module, example), resolve(recipe.device))
     shown = batches(evaluation, recipe.batch_size)
     return Subjects(
         recipe,
@@ -209,8 +210,11 @@ class Points:
         self.known = {row["key"]: row for row in self.rows}
 
     def measure(self, named: Row, depends_on: object, work: Callable[[], Row]) -> Row:
-        """The row of that name, measured unless it stands for the same `depends_on`, on any machine and commit."""
-        key = content_hash(_without_folder([named, depends_on]))
+        """The row of that name, measured unless it stands for the same `depends_on`, on any machine and commit.
+
+        What a recipe says of the device does not count.
+        """
+        key = content_hash(_without_folder([named, _without_device(depends_on)]))
         if key not in self.known:
             start = time.perf_counter()
             row = {**named, **work(), "seconds": round(time.perf_counter() - start, 1), "commit": _commit(), "key": key}
@@ -227,6 +231,12 @@ def _without_folder(values: object) -> object:
     """The same on every machine: the folder of images and weights by the name it has in networks.toml."""
     text, folder = json.dumps(values), os.environ.get(FOLDER, "")
     return json.loads(text.replace(json.dumps(folder)[1:-1], f"${{{FOLDER}}}") if folder else text)
+
+
+def _without_device(values: object) -> object:
+    if isinstance(values, dict):
+        return {k: v for k, v in values.items() if k != "device"}
+    return [_without_device(v) for v in values] if isinstance(values, (list, tuple)) else values
 
 
 def _commit() -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from .errors import ModelError
+from .placement import placed
 
 aten = torch.ops.aten
 
@@ -35,10 +36,11 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """The model's evaluation graph in ATen operations, free in the batch axis.
 
     `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters); the
-    graph shares no storage with it. Node metadata: `val` (shapes at the example), `layer` (qualified
-    name of the module that issued the operation, "" for the root).
+    graph shares no storage with it and lies where the example does, wherever the model lies. Node metadata:
+    `val` (shapes at the example), `layer` (qualified name of the module that issued the operation, "" for the root).
     Raises ModelError when the model's forward fails or cannot be traced.
     """
+    model = placed(model, example.device)
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from .graph import fetch
+from .placement import device_of, to_device
 
 Values = dict[fx.Node, Any]
 Batch = Tensor | Sequence[Tensor]
@@ -145,9 +146,9 @@ class Lockstep:
 
     def _fresh(self) -> Iterable[tuple[Values, Values]]:
         placeholder = next(node for node in self.order if node.op == "placeholder")
-        device = next(self.dense.parameters()).device
+        device = device_of(self.dense)
         for batch in self.batches:
-            images = batch.to(device)
+            images = to_device(batch, device)
             yield {placeholder: images}, {placeholder: images}
 
     def _read(self, held: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:

@@ -13,6 +13,7 @@ from .errors import DataError, RecipeError
 from .graph import trace
 from .images import Images, Preprocessing, overridden
 from .models import Model, load_model
+from .placement import computing, device_of, placed, resolve, to_device
 from .pruning import analyse
 from .recipe import Recipe
 from .records import FloatArray, Group, Site
@@ -27,13 +28,19 @@ def explain(recipe: Recipe, index: int = 0) -> Explanation:
 
     Raises DataError when there is no such image, RecipeError when no data is named.
     """
+    with computing():
+        return _explained(recipe, index)
+
+
+def _explained(recipe: Recipe, index: int) -> Explanation:
+    device = resolve(recipe.device)
     model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     images = _prepared(recipe, model)
     if not 0 <= index < len(images):
         raise DataError(f"image {index} was asked for, {images.source} has {len(images)} (0 to {len(images) - 1})")
     how = images.preprocessing
     assert how is not None
-    graph = trace(model.module, example_of((len(how.mean), *how.size)))
+    graph = placed(trace(model.module, example_of((len(how.mean), *how.size))), device)
     groups = analyse(graph).groups.groups
     source = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
     sites = {(site.node, site.axes): (group, site) for group in groups for site in group.sites}
@@ -41,7 +48,9 @@ def explain(recipe: Recipe, index: int = 0) -> Explanation:
     if recipe.composite:
         lrp = replace(lrp, composite=composite_of(recipe.composite))
     image, label = images[index][None], torch.tensor([int(images.labels[index])])
-    relevance = prepare(graph, lrp)(image, label, [source, *dict.fromkeys(node for node, _ in sites)])
+    nodes = [source, *dict.fromkeys(node for node, _ in sites)]
+    found = prepare(graph, lrp)(to_device(image, device), to_device(label, device), nodes)
+    relevance = {node: value.cpu() for node, value in found.items()}
     scores = torch.softmax(_logits(graph, image), dim=1)[0]
     return Explanation(
         _title(recipe, images, index, scores, int(label)),
@@ -64,7 +73,7 @@ def _prepared(recipe: Recipe, model: Model) -> Images:
 
 @torch.no_grad()
 def _logits(graph: fx.GraphModule, image: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = graph(image)
+    logits: torch.Tensor = graph(to_device(image, device_of(graph))).cpu()
     return logits
 
 

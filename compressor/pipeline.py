@@ -23,6 +23,7 @@ from .files import content_hash, read_json, read_record, write_json, write_recor
 from .graph import trace
 from .images import Images, overridden
 from .models import Model, load_model
+from .placement import code_of, computing
 from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim
 from .pruning import (
     Structure,
@@ -107,6 +108,11 @@ def run(
     recipe: Recipe, *, notify: Notify | None = None, model: Model | None = None, images: Images | None = None
 ) -> Run:
     """One run from a recipe, continued where an earlier one in the same folder stopped."""
+    with computing():
+        return _run(recipe, notify, model, images)
+
+
+def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Images | None) -> Run:
     spare = JUDGE_IMAGES if "int8" in recipe.precisions else 0
     work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare)
     structure, spent_s = find_units(work)
@@ -133,7 +139,7 @@ def find_units(work: Work) -> tuple[Structure, float]:
 
 
 def _group_inputs(work: Work) -> list[Any]:
-    return [work.model.sha256, str(work.dense.code), list(work.example.shape), work.recipe.seed]
+    return [work.model.sha256, code_of(work.dense), list(work.example.shape), work.recipe.seed]
 
 
 def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
@@ -321,6 +327,7 @@ def finish(work: Work, plan: Plan, accuracy: dict[str, Accuracy], delivered: Del
         "accuracy_pruned": top1["compensated"],
         "accuracy_finetuned": top1.get("finetuned"),
         "evaluation_images": accuracy["dense"].n,
+        "device": str(work.device),
         **work.budget_facts,
         **delivered.summary,
     }

@@ -35,6 +35,7 @@ from .latency.tables import Kept, shared_place
 from .latency.trial import export_for, time_ratio, time_ratio_eager
 from .latency.uses import uses_of
 from .lockstep import Batch
+from .placement import code_of, release
 from .pruning import Budget, RankingOptions, Structure, make_plan, measure_scores, parse_budget, prune
 from .pruning.budget import everything_gone, least_share
 from .pruning.surgery import removed_classes
@@ -171,12 +172,13 @@ def _remember(budget: Budget, kept: Kept) -> Remember:
 
 
 def _measure_model(work: Work, structure: Structure, budget: Budget, kept: Kept, notify: Notify) -> LatencyModel:
+    release()
     with _measuring(budget, kept, notify) as measuring:
         steps = measure_steps(uses_of(work.dense), measuring)
         options = replace(ranking_of(work.recipe), steps=group_steps(work.dense, structure, steps))
         scores = any_scores(work.dense, structure, work.recipe)
         least = removed_classes(structure, everything_gone(structure, scores, options))
-        key = content_hash("dense", measuring.place, work.model.sha256, str(work.dense.code), list(work.example.shape))
+        key = content_hash("dense", measuring.place, work.model.sha256, code_of(work.dense), list(work.example.shape))
         dense_us = measuring.entry(key, lambda: _time_dense(work, budget, kept))
         return measure_model(work.dense, structure, least=least, dense_us=dense_us, measuring=measuring)
 
@@ -214,6 +216,7 @@ def _refuse_early(work: Work, structure: Structure, aim: Aim) -> None:
 
 
 def measure_ratio(work: Work, budget: Budget, small: fx.GraphModule) -> Ratio:
+    release()
     images = work.sample(max(16, budget.batch))
     if budget.runtime == "pytorch":
         return time_ratio_eager((work.dense, small), images, budget)

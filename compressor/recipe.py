@@ -54,6 +54,7 @@ class Recipe:
     std: tuple[float, ...] = _option((), "standard deviation of values 0-1, one per channel")
     batch_size: int = _option(32, "images per batch of calibration and evaluation")
     seed: int = _option(0, "every random choice follows from it")
+    device: str = _option("auto", "what computes: auto (a GPU where there is one), cpu, cuda or cuda:1")
     criterion: str = _option("lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)")
     composite: str = _option(
         "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"

@@ -18,6 +18,7 @@ from .errors import FolderError, ModelError
 from .files import read_json, replacing, write_json
 from .graph import fetch, trace
 from .models import load_model
+from .placement import CPU
 from .pruning import Structure, analyse, prune
 from .pruning.modules import to_module
 from .records import IntArray, Plan, Slices
@@ -65,7 +66,7 @@ def read_network(folder: Path) -> Network:
 
 def write_weights(path: Path, graph: nn.Module) -> None:
     """Every parameter and buffer under its own name; tied ones once for each name."""
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in _state(graph).items()}
+    state = {name: tensor.detach().to(CPU, copy=True).contiguous() for name, tensor in _state(graph).items()}
     with replacing(path) as temporary:
         save_file(state, temporary)
 

@@ -21,6 +21,7 @@ from .export.engines import resolve_target
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
+from .placement import CPU, device_of, placed, resolve, to_device
 from .pruning import Budget, RankingOptions, parse_budget
 from .recipe import Recipe
 from .relevance.criteria import criterion_named
@@ -48,6 +49,7 @@ class Work:
     gates: list[GateRow] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
+    device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
 
     @property
     def example(self) -> Tensor:
@@ -81,7 +83,8 @@ def prepare(
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     splits, how = read_images(recipe, model, images, search=search, spare=spare)
-    dense = trace(model.module, example_of(how.shape))
+    device = resolve(recipe.device)
+    dense = placed(trace(model.module, example_of(how.shape)), device)
     classes = _classes(dense, example_of(how.shape))
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
@@ -97,14 +100,16 @@ def prepare(
         batches(splits.calibration, recipe.batch_size),
         batches(splits.evaluation, recipe.batch_size),
         how,
+        device=device,
     )
 
 
 def require_known(recipe: Recipe) -> None:
-    """Raises RecipeError or InputError for a name or a budget that a later stage would refuse.
+    """Raises RecipeError or InputError for a name, a device or a budget that a later stage would refuse.
 
     MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
     """
+    resolve(recipe.device)
     _require_runtime(parse_budget(recipe.budget))
     criterion_named(recipe.criterion)
     composite_of(recipe.composite)
@@ -122,7 +127,7 @@ def _require_runtime(budget: Budget) -> None:
 @torch.no_grad()
 def _classes(graph: fx.GraphModule, example: Tensor) -> int:
     """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
-    answer = graph(example)
+    answer = graph(to_device(example, device_of(graph)))
     if not isinstance(answer, Tensor) or answer.ndim != 2:
         found = f"a tensor {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ModelError(

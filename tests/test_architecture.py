@@ -20,7 +20,7 @@ PACKAGE = ROOT / "compressor"
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
-    ("files", "distributed"),
+    ("files", "distributed", "placement"),
     ("graph",),
     ("lockstep",),
     ("calls", "images", "samples", "windows"),

@@ -7,7 +7,7 @@ Knows nothing of units and scores but what the report shows of them. What could 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -15,6 +15,7 @@ from torch import fx
 from ..cost import measure_cost
 from ..errors import GateError
 from ..export.onnx import export_onnx
+from ..placement import CPU, placed, release
 from ..pruning import Structure
 from ..records import Accuracy, Plan
 from ..report import GateRow, write_report
@@ -40,7 +41,12 @@ class Delivered:
 def deliver(
     work: Work, structure: Structure, plan: Plan, final: fx.GraphModule, accuracy: Mapping[str, Accuracy]
 ) -> Delivered:
-    """Exports, checks, builds, measures, reports and bundles; a failed gate is raised once the report is written."""
+    """Exports, checks, builds, measures, reports and bundles; a failed gate is raised once the report is written.
+
+    All from copies on the CPU, where the networks lie on a GPU: what runs on that is the engines.
+    """
+    work, final = replace(work, dense=placed(work.dense, CPU)), placed(final, CPU)
+    release()
     found = Findings(work.stages.folder)
     failed: GateError | None = None
     try:

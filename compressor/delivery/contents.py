@@ -50,7 +50,12 @@ def report_of(
     return ReportInput(
         model=recipe.model,
         recipe=asdict(recipe),
-        environment={**environment.machine, **environment.libraries, **environment.state},
+        environment={
+            **environment.machine,
+            **environment.libraries,
+            **environment.state,
+            "computed on": str(work.device),
+        },
         groups=tuple(_group_rows(work, structure, plan, scores)),
         cost_dense=dense_cost,
         cost_pruned=cost,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import EngineError, InputError, did_you_mean
+from ..placement import placed, resolve
 from ..recipe import PYTORCH
 
 Images = NDArray[np.float32]
@@ -35,15 +36,18 @@ def unavailable(way: str) -> str:
 
 
 def caller(network: nn.Module, way: str) -> Caller:
-    """`network` as a function of images [N, C, H, W]; copies to and from a GPU are part of a call."""
+    """`network` as a function of images [N, C, H, W]; copies to and from a GPU are part of a call.
+
+    The network itself stays where it lies.
+    """
     reason = unavailable(way)
     if reason:
         raise EngineError(f"can't run {way}: {reason}")
+    device = resolve("cuda" if "cuda" in way else "cpu")
+    there = placed(network, device)
     if way == "pytorch-cuda-graph":
-        return _graphed(network.to("cuda"))
-    device = torch.device("cuda" if "cuda" in way else "cpu")
-    placed = network.to(device)
-    function: Callable[[Tensor], Tensor] = torch.compile(placed, dynamic=False) if "compile" in way else placed
+        return _graphed(there)
+    function: Callable[[Tensor], Tensor] = torch.compile(there, dynamic=False) if "compile" in way else there
 
     def call(images: Images) -> NDArray[Any]:
         with torch.inference_mode():

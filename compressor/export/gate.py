@@ -18,6 +18,7 @@ from torch import nn
 from ..device.parity import LIMITS, Limits, Parity, compare, failures
 from ..device.runtimes import open_model
 from ..errors import GateError, ModelError
+from ..placement import CPU, placed
 from .onnx import check_structure
 
 
@@ -87,7 +88,8 @@ def _load_structure(path: Path) -> onnx.ModelProto:
 
 @torch.no_grad()
 def _reference_outputs(reference: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """In evaluation mode; a traced graph has none to switch and is in it already."""
+    """In evaluation mode, on the CPU; a traced graph has none to switch and is in it already."""
+    reference = placed(reference, CPU)
     modes = {m: m.training for m in reference.modules()}
     try:
         for module in modes:

@@ -26,6 +26,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from ..errors import FolderError, GateError, ModelError
+from ..placement import CPU, placed
 from .attention import spelled_out
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
@@ -64,10 +65,13 @@ def export_onnx(
 ) -> Path:
     """Writes `model` for inputs like `example` [N, C, H, W]; the batch axis is free, output 0 is `output`.
 
+    A model on a GPU is exported from a copy on the CPU.
+
     The file appears whole or not at all. Raises ModelError when the exporter or the checker refuses the
     model, GateError when weights were lost or added on the way, FolderError when the file can't be written.
     """
     dialect = FORMATS[target]
+    model, example = placed(model, CPU), example.to(CPU)
     with _silence(), torch.no_grad():
         raw = _torch_export(model, example, opset or dialect.opset)
         before = weight_elements(raw)

@@ -27,6 +27,7 @@ from ..device.environment import affinity
 from ..device.probes import steadied, take_rounds, time_probes
 from ..export.layers import Layer, input_shape, layer_model
 from ..files import content_hash
+from ..placement import CPU, placed
 
 EXTRA = 3  # layers that the second file has more than the first: the difference is less noisy by as much
 _PART_BYTES = 2**28  # weights of all files that are open at once
@@ -135,9 +136,9 @@ def torch_clock(*, batch: int, threads: int) -> Clock:
 
 
 def time_network(network: nn.Module, shape: tuple[int, ...], *, threads: int) -> float:
-    """`time_file` for PyTorch."""
-    x = torch.rand(shape)
-    return _time_calls([lambda: network(x)], threads)[0]
+    """`time_file` for PyTorch, on the CPU."""
+    x, here = torch.rand(shape), placed(network, CPU)
+    return _time_calls([lambda: here(x)], threads)[0]
 
 
 def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[float]:

@@ -21,6 +21,7 @@ from ..device.probes import ON_THE_PROCESSOR, time_probes
 from ..device.timing import Schedule, Timing, time_interleaved
 from ..device.worker import time_files
 from ..export.onnx import export_onnx
+from ..placement import CPU, placed
 from ..pruning.budget import Budget
 from .clocks import is_busy
 from .correction import Ratio, ratio_of
@@ -52,8 +53,8 @@ def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget) -
 
 
 def time_ratio_eager(networks: tuple[fx.GraphModule, fx.GraphModule], images: Images, budget: Budget) -> Ratio:
-    """The same for PyTorch, in this process; `threads` of the budget hold meanwhile."""
-    subjects = {name: _caller(net) for name, net in zip(("dense", "pruned"), networks, strict=True)}
+    """The same for PyTorch on the CPU, in this process; `threads` of the budget hold meanwhile."""
+    subjects = {name: _caller(placed(net, CPU)) for name, net in zip(("dense", "pruned"), networks, strict=True)}
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(budget.threads or before)

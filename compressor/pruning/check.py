@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from ..errors import ModelError
 from ..graph import aten, fetch
 from ..lockstep import arguments
+from ..placement import CPU, placed
 from ..records import Groups, IntArray
 from .groups import CONVOLUTIONS, Structure, analyse, weight_shape
 from .labels import Value
@@ -36,8 +37,10 @@ SHARES = (1 / 3, 2 / 3)
 def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Structure:
     """The graph's groups, each checked; what failed is named in `groups.left_alone`.
 
-    `example` is [N, C, H, W] as the graph was traced with; the graph is not changed.
+    `example` is [N, C, H, W] as the graph was traced with; the graph is not changed. A graph on a GPU is checked
+    on the CPU, in a copy for the time of the check: few GPUs are quick in float64.
     """
+    graph, example = placed(graph, CPU), example.to(CPU)
     tied: set[str] = set()
     frozen: set[str] = set()
     for _ in range(ROUNDS):
@@ -298,8 +301,9 @@ def identity_error(
     """Largest difference of the outputs on [N, C, H, W] images, relative to the largest output, in float64.
 
     The masked original normalises over what remains where the pruned axis is a normalised one: it computes
-    such a node on the compacted operands and puts the result back in place.
+    such a node on the compacted operands and puts the result back in place. Like `find_structure`, on the CPU.
     """
+    dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), images.to(CPU)
     gone = removed_classes(structure, kept)
     inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
     small = {n.name: n for n in pruned.graph.nodes}

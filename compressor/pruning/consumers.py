@@ -125,7 +125,8 @@ def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], change
         at = user
     bias = "" if args["bias"] is None else str(args["bias"].target)
     partner = _partner(at, changed)
-    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, _bounds(graph, at, partner))
+    bounds = _bounds(graph, at, partner, like=attribute(graph, args["weight"]))
+    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
 
 
 def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int]) -> bool:
@@ -162,11 +163,11 @@ def _partner(at: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     return other if alike and other in changed and other.op != "get_attr" else None
 
 
-def _bounds(graph: fx.GraphModule, at: fx.Node, partner: fx.Node | None) -> Bounds | None:
+def _bounds(graph: fx.GraphModule, at: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
     """Where the pointwise operations that alone take `at`, or its sum with the partner, are flat: found by trying."""
     if partner is not None:
         (at,) = at.users
-    made = _TRIED.to(next(graph.parameters()))
+    made = _TRIED.to(like)
     while len(at.users) == 1:
         (user,) = at.users
         stored = [n for n in user.all_input_nodes if n is not at]
@@ -174,6 +175,7 @@ def _bounds(graph: fx.GraphModule, at: fx.Node, partner: fx.Node | None) -> Boun
             break
         made = run_node(graph, user, {at: made.clone()})
         at = user
+    made = made.detach().cpu()
     low, high = _flat_until(made), -_flat_until(made.flip(0))
     return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
 

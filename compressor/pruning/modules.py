@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import fetch, store
+from ..placement import CPU, placed
 from ..records import Slices
 
 AGREEMENT = 1e-9  # float64, relative: both run the same operations on the same numbers, in another order
@@ -77,16 +78,17 @@ def _fill(small: nn.Module, pruned: fx.GraphModule) -> None:
     names = dict([*pruned.named_parameters(remove_duplicate=False), *pruned.named_buffers(remove_duplicate=False)])
     own = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)])
     for name in own.keys() & names.keys():
-        value = fetch(pruned, name).detach().clone()
+        value = fetch(pruned, name).detach().to(own[name].device, copy=True)
         store(small, name, nn.Parameter(value) if isinstance(own[name], nn.Parameter) else value)
 
 
 @torch.no_grad()
 def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Tensor) -> None:
     remedy = "its code fixes widths that were pruned; use the traced network, which computes the same for every model"
-    expected = copy.deepcopy(pruned).double()(example.double())
+    images = example.to(CPU).double()
+    expected = copy.deepcopy(placed(pruned, CPU)).double()(images)
     try:
-        got = copy.deepcopy(small).double()(example.double())
+        got = copy.deepcopy(placed(small, CPU)).double()(images)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ModelError(f"the class {type(small).__name__} can't follow: {error}; {remedy}") from error
     error_share = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -124,7 +124,7 @@ def compact(tensor: Tensor, lying: Sequence[Lying], gone: Keep) -> Tensor:
     """The tensor without the coordinates whose classes are gone. Raises RaggedError when that is not a box."""
     for over, keep in _cuts(lying, gone):
         if keep.ndim == 1:
-            tensor = tensor.index_select(over[0], torch.from_numpy(np.flatnonzero(keep)))
+            tensor = tensor.index_select(over[0], torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
         else:
             tensor = _squeeze_rows(tensor, over, keep)
     return tensor
@@ -161,7 +161,7 @@ def _refuse(entry: tuple[tuple[int, ...], Keep], axis: int) -> tuple[tuple[int, 
 def _squeeze_rows(tensor: Tensor, over: tuple[int, ...], keep: Keep) -> Tensor:
     """Rows that lose different coordinates of the last axis they lie on, the same number each."""
     count = _count_of_rows(keep)
-    index = torch.from_numpy(np.argsort(~keep, axis=-1, kind="stable")[..., :count].copy())
+    index = torch.from_numpy(np.argsort(~keep, axis=-1, kind="stable")[..., :count].copy()).to(tensor.device)
     shape = [1] * tensor.ndim
     for position, axis in enumerate(over):
         shape[axis] = index.shape[position]

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from ..distributed import sum_over_ranks
 from ..graph import aten, fetch, store, trace
 from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of
+from ..placement import CPU, device_of, placed
 from ..records import Slices
 from .evaluate import evaluating
 
@@ -54,7 +55,7 @@ def reestimate(
 
 def _reestimate_module(module: nn.Module, images: list[Tensor], limit_bytes: int) -> tuple[str, ...]:
     example = images[0][:2] if len(images[0]) > 1 else images[0].repeat(2, *[1] * (images[0].dim() - 1))
-    graph = trace(module, example)
+    graph = placed(trace(module, example.to(CPU)), device_of(module))
     layers = reestimate(graph, images, limit_bytes=limit_bytes)
     own = dict(module.named_buffers())
     with torch.no_grad():
@@ -78,8 +79,8 @@ def _restate(walk: Lockstep, stop: int, slices: Slices | None, *, matching: bool
     mean_name, var_name = str(args["running_mean"].target), str(args["running_var"].target)
     old_mean = fetch(walk.pruned, mean_name)
     kept = None if slices is None else slices.kept.get(mean_name)
-    index = torch.arange(len(old_mean)) if kept is None else torch.from_numpy(kept[0])
-    dense_mean, dense_var = (fetch(walk.dense, name).double().cpu()[index] for name in (mean_name, var_name))
+    index = torch.arange(len(old_mean)) if kept is None else torch.from_numpy(kept[0])  # as all that is pooled: CPU
+    dense_mean, dense_var = (fetch(walk.dense, name).cpu().double()[index] for name in (mean_name, var_name))
     seen = _statistics(walk, stop, index.to(old_mean.device))
     mean, var = seen[1]
     if matching:

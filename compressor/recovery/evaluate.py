@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from ..distributed import sum_over_ranks
 from ..errors import DataError
 from ..graph import aten, set_training
+from ..placement import device_of, to_device
 from ..records import Accuracy
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
@@ -28,11 +29,6 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
         answer = next(iter(answer.values())) if isinstance(answer, dict) else answer[0]
     assert isinstance(answer, Tensor)
     return answer
-
-
-def device_of(network: nn.Module) -> torch.device:
-    tensor = next(iter(network.parameters()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 @contextmanager
@@ -73,7 +69,7 @@ def evaluate(
     device = device_of(network)
     with evaluating(network):
         for images, labels in batches:
-            logits = logits_of(network, images.to(device)).float().cpu()
+            logits = logits_of(network, to_device(images, device)).float().cpu()
             classes = logits.shape[1]
             best = logits.topk(min(5, classes), dim=1).indices == labels.cpu().long().unsqueeze(1)
             correct += int(best[:, 0].sum())

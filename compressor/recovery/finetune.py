@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from ..errors import DataError
 from ..graph import set_training
+from ..placement import device_of, to_device
 from .batchnorm import reestimate
-from .evaluate import LabelledBatches, device_of, evaluating, logits_of
+from .evaluate import LabelledBatches, evaluating, logits_of
 
 MAX_GRADIENT_NORM = 5.0  # a freshly pruned network's first steps can be far larger than any later one
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -74,12 +75,14 @@ def finetune(
 ) -> Finetuning:
     """Trains on ([N, C, H, W], [N]) batches; a label of -1 is learned from the teacher alone.
 
-    `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back.
+    `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back. The teacher lies
+    on the network's device.
     """
     kept = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
     modes = {module: module.training for module in network.modules()}
     try:
-        with torch.random.fork_rng():
+        place = device_of(network)
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
             torch.manual_seed(options.seed)
             return _train(network, batches, options, teacher, augment, progress)
     except BaseException:
@@ -119,7 +122,7 @@ def _train(
         total = 0.0
         for images, labels in _in_new_order(batches, options.seed + epoch):
             given = augment(images, generator) if augment is not None else images
-            loss = _loss(network, teacher, given.to(device), labels.to(device), options)
+            loss = _loss(network, teacher, to_device(given, device), to_device(labels, device), options)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)

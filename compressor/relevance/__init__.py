@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
+from ..placement import device_of, on_device, to_device
 from ..records import FloatArray, Group, Groups, Scores
 from ..samples import sample_layouts
 from . import weights
@@ -40,7 +41,8 @@ def score(
 
     Batches are (images [N, C, H, W], labels [N], -1 unknown). A site the criterion cannot read (no weights
     of its own) repeats the mean of the group's others; a group with no readable site is in `unscored`.
-    Every rank of a distributed run passes its own share of the images and gets the same scores.
+    Every rank of a distributed run passes its own share of the images and gets the same scores. Batches go to
+    where the graph lies.
     """
     row = criterion_named(criterion)
     options = options or ScoreOptions()
@@ -87,7 +89,7 @@ def _at_nodes(
     options = replace(options, start=options.start or row.start)
     sign, per, place = options.sign or row.sign, options.per or row.per, options.place or row.place
     wanted = {place_of(graph, site, place).name for group in groups.groups for site in group.sites}
-    layouts = sample_layouts(graph, wanted, _first_images(batches))
+    layouts = sample_layouts(graph, wanted, to_device(_first_images(batches), device_of(graph)))
     plan: dict[str, list[tuple[str, Reading]]] = {}
     for group in groups.groups:
         for i, reading in readings(graph, group, place, layouts).items():
@@ -95,7 +97,7 @@ def _at_nodes(
     measure = row.prepare(graph, sorted(plan), options)
     sums: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in batches:
+    for images, labels in on_device(batches, device_of(graph)):
 
         def take(node: str, tensor: Tensor, n: int = len(images)) -> None:
             for key, reading in plan[node]:
@@ -118,7 +120,7 @@ def _on_weights(
     tensors = weights.evaluated(graph, names)
     collected: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in batches if row.collect else ():
+    for images, labels in on_device(batches if row.collect else (), device_of(graph)):
         assert row.collect is not None
         targets = targets_of(graph, images, labels, predicted=options.target == "predicted")
         for name, part in row.collect(graph, images, targets, names).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -67,12 +68,13 @@ def _signed_as(x: Tensor, sign: Sign) -> Tensor:
 
 def _scatter(x: Tensor, reading: Reading) -> Tensor:
     """[..., coordinates] -> [..., units]; coordinates of no unit are dropped, those of one unit added."""
-    units = torch.as_tensor(reading.site.units, device=x.device).flatten()
-    if units.numel() == reading.size and bool((units == torch.arange(reading.size, device=x.device)).all()):
+    units = reading.site.units.reshape(-1)
+    if np.array_equal(units, np.arange(reading.size)):
         return x
-    own = units >= 0
+    own = np.flatnonzero(units >= 0)
     out = x.new_zeros(*x.shape[:-1], reading.size, dtype=torch.float64)
-    return out.index_add_(-1, units[own], x[..., own].double())
+    where, unit = (torch.from_numpy(index).to(x.device) for index in (own, units[own]))
+    return out.index_add_(-1, unit, x.index_select(-1, where).double())
 
 
 def readings(

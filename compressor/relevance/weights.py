@@ -113,7 +113,7 @@ def unit_rows(tensors: Mapping[str, Tensor], some: Sequence[Feed], size: int) ->
 
 @torch.no_grad()
 def evaluated(graph: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of weight nodes, computed ones (standardised weights) included."""
+    """The tensors of weight nodes, computed ones (standardised weights) included; on the CPU, as rows are float64."""
     known: dict[fx.Node, Tensor] = {}
 
     def value(node: fx.Node) -> Tensor:
@@ -125,4 +125,4 @@ def evaluated(graph: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
                 known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         return known[node]
 
-    return {name: value(named(graph, name)) for name in names}
+    return {name: value(named(graph, name)).cpu() for name in names}

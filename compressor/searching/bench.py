@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from ..files import content_hash
 from ..images import Batches, Images, batches
 from ..pipeline import score_options
+from ..placement import to_device
 from ..plans import comparable_scores
 from ..pruning import Budget, CompensationOptions, Structure, make_plan, prune
 from ..pruning.budget import least_share
@@ -103,7 +104,7 @@ class Bench:
         """A few images with wrong labels, so that the labelled and the predicted class differ."""
         images, labels = self.few[0]
         images, labels = images[:PROBE_IMAGES], labels[:PROBE_IMAGES]
-        classes = int(self.work.dense(self.work.example).shape[1])
+        classes = int(self.work.dense(to_device(self.work.example, self.work.device)).shape[1])
         return self.scores(recipe, [(images, (labels + 1) % classes)])
 
     def plan(self, recipe: Recipe, scores: Scores, share: float) -> Plan:

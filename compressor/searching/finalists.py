@@ -65,7 +65,9 @@ def _held(
 ) -> dict[str, tuple[Kept, ...]]:
     hashes = {name: bench.work.splits.hashes[name] for name in ("calibration", *parts)}
     scored = {
-        k: v for k, v in asdict(recipe).items() if k not in ("model", "data", "evaluation_data", "out", "weights")
+        k: v
+        for k, v in asdict(recipe).items()
+        if k not in ("model", "data", "evaluation_data", "out", "weights", "device")
     }
     key = content_hash(scored, hashes, list(budgets), bench.work.model.sha256)
     path = bench.work.stages.folder / "finalists" / f"{key[:16]}.json"

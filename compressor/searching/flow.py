@@ -24,6 +24,7 @@ from ..files import content_hash, write_json
 from ..images import Images, batches
 from ..models import Model
 from ..pipeline import READING, find_units, keep_units
+from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
 from ..recovery.evaluate import evaluate
 from ..relevance.criteria import criterion_named
@@ -75,6 +76,18 @@ def run_search(
     images: Images | None = None,
 ) -> Found:
     """One search from a recipe, continued or joined where its study stands."""
+    with computing():
+        return _run_search(recipe, options, notify, on_trial, model, images)
+
+
+def _run_search(
+    recipe: Recipe,
+    options: SearchOptions,
+    notify: Notify | None,
+    on_trial: Callable[[Progress], None] | None,
+    model: Model | None,
+    images: Images | None,
+) -> Found:
     began = time.monotonic()
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
     for family in families:

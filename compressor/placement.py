@@ -1,0 +1,120 @@
+"""Where tensors lie: a device's name in, networks and batches on that device out.
+
+A GPU computes float32 in full precision here, as the CPU does, and running out of its memory is an error that
+names a remedy. Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from .errors import CompressorError, RecipeError
+
+CPU = torch.device("cpu")
+NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def resolve(name: str) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:n`. Raises RecipeError where there is none such."""
+    if not NAMES.fullmatch(name):
+        raise RecipeError(f"device = {name!r} is not known; write auto, cpu, cuda or cuda:n (--device)")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return CPU
+    wanted = torch.device("cuda" if name == "auto" else name)
+    index = (torch.cuda.current_device() if count else 0) if wanted.index is None else wanted.index
+    if index >= count:
+        there = f"PyTorch finds {count} ({', '.join(f'cuda:{i}' for i in range(count))})" if count else "there is none"
+        raise RecipeError(f"device = {name!r} needs a GPU, {there}; use --device auto or --device cpu")
+    return torch.device("cuda", index)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's first parameter lies, or its first buffer where it has none; without either, the CPU."""
+    tensor = next(_tensors(network), None)
+    return CPU if tensor is None else tensor.device
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def placed(network: Network, device: torch.device) -> Network:
+    """The network on that device: itself where it is there already, else a copy, tied tensors tied in it too.
+
+    Tensors that a traced graph makes itself (`zeros`, `arange`) are made there.
+    """
+    tensors = list(_tensors(network))
+    if all(tensor.device == device for tensor in tensors):
+        return network
+    memo: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in tensors}
+    moved = copy.deepcopy(network, memo)
+    for module in moved.modules():
+        if isinstance(module, fx.GraphModule):
+            _make_tensors_on(module, device)
+    return moved
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    there = tensor.detach().to(device, copy=True)
+    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+
+
+def _make_tensors_on(graph: fx.GraphModule, device: torch.device) -> None:
+    def there(argument: Any) -> Any:
+        return device if isinstance(argument, torch.device) else argument
+
+    for node in graph.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, there), map_aggregate(node.kwargs, there)
+    graph.recompile()
+
+
+def code_of(graph: fx.GraphModule) -> str:
+    """The graph's code as it reads on the CPU, so that a stage done on one device stands for all."""
+    return re.sub(r"device\(type='\w+'(, index=\d+)?\)", "device(type='cpu')", str(graph.code))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there; on its way to a GPU from pinned memory, so that the next batch is prepared meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def on_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same (images, labels), one batch at a time there."""
+    for images, labels in batches:
+        yield to_device(images, device), to_device(labels, device)
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """float32 is multiplied in full precision (no TF32) inside; CompressorError where a GPU's memory is too small."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(str(error).split(". ")[:2])  # "CUDA out of memory. Tried to allocate 2.00 GiB"
+        raise CompressorError(f"{reason}; use a smaller --batch-size, or --device cpu") from error
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def release() -> None:
+    """Gives a GPU's memory that PyTorch keeps for later back, before another runtime uses that GPU."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -444,10 +444,6 @@ def test_weights_go_to_disk_and_come_back_to_their_device(subject: Subject, tmp_
 
 
 # its covariances come with the rewrite of pruning/moments and pruning/sensitivity; take the mark away then
-MEASURED = pytest.mark.xfail(raises=MixedDevices, strict=True, reason="pruning/moments feeds images as they come")
-
-
-@MEASURED
 def test_measured_scores_do_not_depend_on_the_device(subject: Subject) -> None:
     graph, structure = subject
     scores = score(graph, structure.groups, batches(), criterion="l1")
@@ -512,7 +508,7 @@ def lines(notified: list[str], said: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "normalisation"),
-    [("attention", "mean"), ("convolutions", "mean"), pytest.param("convolutions", "measured", marks=MEASURED)],
+    [("attention", "mean"), ("convolutions", "mean"), ("convolutions", "measured")],
 )
 def test_the_whole_job_makes_the_same_plan_and_goes_on_on_another_device(
     name: str, normalisation: str, images: Images, tmp_path: Path, on_fake: None, undelivered: None

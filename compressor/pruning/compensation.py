@@ -21,6 +21,7 @@ from ..distributed import joined_over_ranks, sum_count, sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch, store
 from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
+from ..placement import device_of, to_device
 from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..samples import Samples, sample_layouts
 from ..windows import Window, position_count, rows_of, targets_of
@@ -135,8 +136,7 @@ Layouts = Mapping[str, Samples | None]
 def layouts_of(dense: fx.GraphModule, layers: Iterable[fx.Node], images: Tensor) -> Layouts:
     """Where the inputs and outputs of layers keep the images, by node name; None where that can't be told."""
     nodes = {name for node in layers for name in (node.name, arguments(node)["input"].name)}
-    device = next(dense.parameters()).device
-    return sample_layouts(dense, nodes, images[:1].to(device), strict=False) if nodes else {}
+    return sample_layouts(dense, nodes, to_device(images[:1], device_of(dense)), strict=False) if nodes else {}
 
 
 def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> _Fit:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..lockstep import arguments
+from ..placement import device_of, to_device
 from ..windows import position_count, rows_of
 from . import gram
 from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted, sampled_positions
@@ -78,7 +79,7 @@ def collect(
     where = {node: layouts.get(arguments(node)["input"].name) for node in layers}
     sums = {node: _Sums(width) for node, width in widths.items() if width and where[node] is not None}
 
-    device = next(graph.parameters()).device
+    device = device_of(graph)
     n = 0
 
     def watch(node: fx.Node, value: Any) -> Any:
@@ -94,7 +95,7 @@ def collect(
     walk = Watcher(graph, watch)
     for part in parts:
         n = len(part)
-        walk.run(part.to(device))
+        walk.run(to_device(part, device))
     return {node: rows.inputs(device) for node, rows in sums.items()}
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from ..distributed import sum_over_ranks
 from ..graph import fetch, store
 from ..lockstep import Batch, Values, arguments, changed_nodes, images_of, run_node
+from ..placement import device_of, to_device
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
 from .budget import kept_after
 from .compensation import CompensationOptions, Layouts, compensate, layouts_of
@@ -281,7 +282,7 @@ class _Walk:
 
     def _start(self, images: Tensor) -> Values:
         (placeholder,) = (node for node in self.nodes if node.op == "placeholder")
-        return {placeholder: images.to(next(self.graph.parameters()).device)}
+        return {placeholder: to_device(images, device_of(self.graph))}
 
     def just_before(self, index: int) -> list[Values]:
         """For every batch; cheapest where the index only rises."""

@@ -98,7 +98,6 @@ def test_redundant_units_leave_no_trace(folding: nn.Module, n: int) -> None:
     assert record.repaired[0].rows <= 2 * max(64, 8 * 4, n)  # as many as were asked for, however they lie
     with torch.no_grad():
         assert distance(bare(x), graph(x)) > 0.05
-        with torch.no_grad():
         assert distance(small(x), graph(x)) < RIDGE_TOLERANCE
 
 

@@ -27,6 +27,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("checkpoints", "splits"),
     ("datasets",),
     ("data", "models", "cost", "device"),
+    ("budgets",),
     ("relevance", "pruning", "recovery", "export", "report"),
     ("latency",),
     ("recipe", "stages"),

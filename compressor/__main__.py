@@ -7,8 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from .device.__main__ import VERBS, guarded
-from .device.__main__ import main as device_main
+from . import __version__
 from .errors import MissingPackageError
 
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
@@ -17,18 +16,26 @@ _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code. Errors of the tree are one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in VERBS:
-        return device_main(given)
-    return guarded(lambda: _compress(given))
+    if given[:1] == ["--version"]:
+        print(f"compressor {__version__}")
+        return 0
+    # only now: the device's verbs bring numpy, which takes longer to import than the version takes to print
+    from .device import __main__ as device
+
+    if given and given[0] in device.VERBS:
+        return device.main(given)
+    return device.guarded(lambda: _compress(given))
 
 
 def _compress(arguments: list[str]) -> int:
+    from .device import __main__ as device
+
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing and arguments[:1] == ["benchmark"]:
-        return device_main(arguments)  # times a bundle's models with a runtime alone
+        return device.main(arguments)  # times a bundle's models with a runtime alone
     if missing:
         raise MissingPackageError(
-            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)} needs: "
+            f"{', '.join(missing)} not installed, which everything but {', '.join(device.VERBS)} needs: "
             "pip install 'compressor[compress]'"
         )
     app = importlib.import_module("compressor.cli").app

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from typer.core import TyperGroup
 
+from . import __version__
 from .errors import InputError
 from .recipe import Recipe, read_recipe, to_toml
 from .searching import load_flow
@@ -51,6 +52,21 @@ app = typer.Typer(
     help="Makes trained vision models small and fast for the edge, guided by what they find relevant.",
 )
 console = Console(stderr=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"compressor {__version__}")
+        raise typer.Exit
+
+
+# `__main__` answers it before this module is imported; listed here for --help
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", help="print the version and end", is_eager=True, callback=_print_version
+    ),
+) -> None: ...
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -100,6 +116,7 @@ def compress(
     ),
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
+    _announce(f"compress {recipe.model} to {recipe.budget}", recipe)
     from . import pipeline
 
     if dry_run:
@@ -150,6 +167,13 @@ def inspect(
     out = Console()
     out.print(table)
     out.print(left)
+
+
+def _announce(task: str, recipe: Recipe) -> None:
+    """The first line, before torch is imported: that takes seconds, and what was asked for can be read meanwhile."""
+    sources = [source for source in (recipe.data, recipe.evaluation_data) if source]
+    images = " and ".join(sources) or "not named"
+    print(f"{task}: images {images}, folder {recipe.folder}", file=sys.stderr, flush=True)
 
 
 def _draw(recipe: Recipe, image: int, path: Path) -> None:
@@ -250,6 +274,7 @@ def with_search(command: Callable[..., None]) -> Callable[..., None]:
 @with_search
 def search(recipe: Recipe, options: SearchOptions) -> None:
     """Searches relevance's own parameters for the recipe that keeps most; the same command goes on, or joins."""
+    _announce(f"search for {recipe.model}", recipe)
     run_search = load_flow().run_search
     with _search_progress(options.trials) as (notify, on_trial):
         found = run_search(recipe, options, notify=notify, on_trial=on_trial)

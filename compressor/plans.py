@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx
 
+from .budgets import Budget, parse_budget
 from .cost import measure_cost
 from .device.environment import read_environment
 from .device.probes import ON_THE_PROCESSOR
@@ -36,7 +37,7 @@ from .latency.trial import export_for, time_ratio, time_ratio_eager
 from .latency.uses import uses_of
 from .lockstep import Batch
 from .placement import code_of, release
-from .pruning import Budget, RankingOptions, Structure, make_plan, measure_scores, parse_budget, prune
+from .pruning import RankingOptions, Structure, make_plan, measure_scores, prune
 from .pruning.budget import everything_gone, least_share
 from .pruning.surgery import removed_classes
 from .recipe import Recipe

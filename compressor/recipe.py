@@ -1,6 +1,7 @@
 """The options of a run: one frozen record, from a TOML file and from flags of the same names.
 
-Knows what values are allowed, not what they do. Every field's help is the command line's too.
+Knows what values are allowed, not what they do, and imports no torch: a value that is not allowed is refused
+at once. Every field's help is the command line's too.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from .budgets import parse_budget
 from .device.runtimes import RUNTIMES
 from .errors import RecipeError, did_you_mean
+from .export.targets import resolve_target
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+# the names in relevance's table; read from there they would bring torch, and a misspelt one would be refused late
+CRITERIA = (
+    *("lrp", "gradient", "gradient_x_input", "taylor", "fisher", "integrated_gradients", "activation"),
+    *("l1", "l2", "fpgm", "bn_scale", "taylor_weights", "hessian", "random"),
+)
 
 # "" leaves the choice to the criterion
 _STARTS = ("", "one", "logit", "loss")
@@ -55,7 +64,9 @@ class Recipe:
     batch_size: int = _option(32, "images per batch of calibration and evaluation")
     seed: int = _option(0, "every random choice follows from it")
     device: str = _option("auto", "what computes: auto (a GPU where there is one), cpu, cuda or cuda:1")
-    criterion: str = _option("lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)")
+    criterion: str = _option(
+        "lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)", *CRITERIA
+    )
     composite: str = _option(
         "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"
     )
@@ -122,6 +133,14 @@ class Recipe:
             for number in value if isinstance(value, tuple) else (value,):
                 if not low <= number <= high:
                     raise RecipeError(f"{name} = {number} must lie between {low:g} and {high:g}")
+        parse_budget(self.budget)
+        for target in self.targets:
+            resolve_target(target)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.out or f"runs/{self.model.split(':')[-1].split('/')[-1]}")
 
 
 _KNOWN: Mapping[str, tuple[str, ...]] = {

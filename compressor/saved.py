@@ -20,7 +20,6 @@ from .graph import fetch, trace
 from .models import load_model
 from .placement import CPU
 from .pruning import Structure, analyse, prune
-from .pruning.modules import to_module
 from .records import IntArray, Plan, Slices
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
@@ -104,6 +103,8 @@ def load_module(folder: str | Path, module: nn.Module | None = None) -> nn.Modul
 
     Raises ModelError for the others (attention with fixed head counts): `load_saved` serves those.
     """
+    from .pruning.modules import to_module  # brings torch_pruning and, with it, timm, which nothing else here needs
+
     dense, small, slices, shape = _replayed(Path(folder), module)
     return to_module(dense, small, slices, example_of(shape))
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from .budgets import Budget, parse_budget
 from .data import load_images, require_labels
 from .device.runtimes import available
 from .errors import DataError, EngineError, GateError, MissingPackageError, ModelError, RecipeError
-from .export.engines import resolve_target
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
 from .placement import CPU, device_of, placed, resolve, to_device
-from .pruning import Budget, RankingOptions, parse_budget
+from .pruning import RankingOptions
 from .recipe import Recipe
-from .relevance.criteria import criterion_named
 from .relevance.spelling import composite_of
 from .report import GateRow
 from .saved import example_of
@@ -89,11 +87,10 @@ def prepare(
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
         require_decodable(part)
-    folder = Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}")
     identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
     return Work(
         recipe,
-        open_run(folder, identity, notify),
+        open_run(recipe.folder, identity, notify),
         model,
         splits,
         dense,
@@ -105,16 +102,13 @@ def prepare(
 
 
 def require_known(recipe: Recipe) -> None:
-    """Raises RecipeError or InputError for a name, a device or a budget that a later stage would refuse.
+    """Raises RecipeError for a composite or a device that a later stage would refuse; the recipe has checked the rest.
 
     MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
     """
     resolve(recipe.device)
     _require_runtime(parse_budget(recipe.budget))
-    criterion_named(recipe.criterion)
     composite_of(recipe.composite)
-    for target in recipe.targets:
-        resolve_target(target)
 
 
 def _require_runtime(budget: Budget) -> None:

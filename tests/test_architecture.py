@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor import __version__
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "compressor"
 
@@ -27,6 +29,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("checkpoints", "splits"),
     ("datasets",),
     ("data", "models", "cost", "device"),
+    ("budgets",),
     ("relevance", "pruning", "recovery", "export", "report"),
     ("latency",),
     ("recipe", "stages"),
@@ -211,6 +214,83 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_importing_the_package_is_light() -> None:
     heavy = ["torch", "torchvision", "timm", "zennit", "onnx", "onnxruntime", "matplotlib", "typer", "pandas"]
     found = run_python(f"import sys, compressor; print([m for m in {heavy} if m in sys.modules])")
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+HEAVY = ("torch", "torchvision", "timm", "zennit", "torch_pruning", "onnx", "onnxruntime", "sklearn", "scipy", "pandas")
+
+
+def test_the_version_is_said_without_numpy() -> None:
+    code = (
+        "import sys; from compressor.__main__ import main; code = main(['--version']); "
+        f"sys.exit(code or [m for m in {(*HEAVY, 'numpy', 'typer', 'rich')} if m in sys.modules] or 0)"
+    )
+    found = run_python(code)
+    assert (found.returncode, found.stdout) == (0, f"compressor {__version__}\n"), found.stderr
+
+
+def test_the_command_line_is_read_without_torch() -> None:
+    heavy = (*HEAVY, "matplotlib", "optuna")
+    found = run_python(
+        "import sys, compressor.cli; from compressor.recipe import read_recipe; read_recipe(composite='yeom2021'); "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+# ends the process at the first import of torch, which is announced to hooks before it begins
+STOPPED_AT_TORCH = """
+import os, sys
+
+def stop(event, details):
+    if event == "import" and details[0] == "torch":
+        print("torch", file=sys.stderr, flush=True)
+        os._exit(0)
+
+sys.addaudithook(stop)
+from compressor.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_until_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", STOPPED_AT_TORCH, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_first_line_says_what_is_compressed_before_torch_is_imported(tmp_path: Path) -> None:
+    found = run_until_torch("compress", "--out", str(tmp_path / "run"))
+    first, second = found.stderr.splitlines()
+    assert first == (
+        f"compress digits-resnet to macs 0.5: images digits:training and digits:evaluation, folder {tmp_path / 'run'}"
+    )
+    assert second == "torch"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--bugdet", "macs 0.5"), ("--budget", "half"), ("--criterion", "lpr"), ("--targets", "SM866"), ("--seed", "x")],
+    ids=" ".join,
+)
+def test_what_was_asked_for_wrongly_is_refused_before_torch_is_imported(words: tuple[str, ...]) -> None:
+    found = run_until_torch("compress", *words)
+    assert (found.returncode, len(found.stderr.splitlines())) == (2, 1), found.stderr
+    assert found.stderr.startswith("error: ")
+
+
+def test_the_flow_is_imported_without_what_only_some_stages_need() -> None:
+    late = (
+        "torchvision",
+        "timm",
+        "zennit",
+        "torch_pruning",
+        "onnxruntime",
+        "sklearn",
+        "matplotlib",
+        "optuna",
+        "pandas",
+    )
+    found = run_python(f"import sys, compressor.pipeline; print([m for m in {late} if m in sys.modules])")
     assert found.stdout.strip() == "[]", found.stderr
 
 

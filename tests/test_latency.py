@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 import compressor
 from compressor import pipeline, plans
+from compressor.budgets import LATENCY_SLACK, TARGETS
 from compressor.checkpoints import state_hash
 from compressor.data import load_images
 from compressor.device.probes import steadied
@@ -41,7 +42,7 @@ from compressor.latency.tables import Kept, Table, levels, smoothed
 from compressor.latency.uses import dense_shapes, uses_of, widths
 from compressor.models import Model
 from compressor.pruning import Budget, RankingOptions, Structure, find_structure, make_plan, parse_budget, prune
-from compressor.pruning.budget import LATENCY_SLACK, TARGETS, everything_gone
+from compressor.pruning.budget import everything_gone
 from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores

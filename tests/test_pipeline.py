@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 import compressor
 from compressor import pipeline, stages
+from compressor.budgets import SLACK
 from compressor.checkpoints import state_hash
 from compressor.cost import measure_cost
 from compressor.device.bundle import verify_bundle
@@ -25,7 +26,6 @@ from compressor.errors import BudgetError, GateError, ModelError
 from compressor.images import Images
 from compressor.models import Model
 from compressor.pruning import identity_error
-from compressor.pruning.budget import SLACK
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan
 from compressor.saved import rebuild

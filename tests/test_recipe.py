@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compressor.errors import RecipeError
+from compressor.errors import InputError, RecipeError
 from compressor.recipe import Recipe, make_recipe, read_recipe, to_toml
 
 
@@ -46,6 +46,8 @@ def test_a_recipe_written_as_toml_is_read_back_the_same(tmp_path: Path) -> None:
         ("max_parity", float("inf"), "max_parity = inf must lie"),
         ("latency_batches", "1,0", "latency_batches = 0 must lie"),
         ("size", "a,b", "size = 'a,b' is not understood"),
+        ("budget", "macs half", "budget 'macs half' is not understood"),
+        ("criterion", "lpr", "Did you mean 'lrp'?"),
     ],
 )
 def test_a_value_that_a_field_cannot_have_is_refused_by_name(field: str, value: Any, said: str) -> None:
@@ -53,6 +55,11 @@ def test_a_value_that_a_field_cannot_have_is_refused_by_name(field: str, value: 
         make_recipe({field: value})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_target_that_is_none_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError, match="Did you mean 'SM86'"):
+        make_recipe({"targets": "SM866"})
 
 
 def test_a_whole_number_will_do_where_a_number_is_wanted_and_a_path_for_a_text(tmp_path: Path) -> None:

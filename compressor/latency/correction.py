@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..budgets import Budget
 from ..errors import BudgetError
-from ..pruning.budget import Budget
 from ..records import FloatArray, Plan
 
 NETWORKS = 8  # timed at most

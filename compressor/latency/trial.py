@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from ..budgets import Budget
 from ..device import child
 from ..device.probes import ON_THE_PROCESSOR, time_probes
 from ..device.timing import Schedule, Timing, time_interleaved
 from ..device.worker import time_files
 from ..export.onnx import export_onnx
 from ..placement import CPU, placed
-from ..pruning.budget import Budget
 from .clocks import is_busy
 from .correction import Ratio, ratio_of
 

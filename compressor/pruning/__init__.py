@@ -1,6 +1,7 @@
 """What goes: groups of a traced graph, an order of removal, a plan under a budget, removal and repair."""
 
-from .budget import Budget, compose, make_plan, parse_budget
+from ..budgets import Budget, parse_budget
+from .budget import compose, make_plan
 from .check import find_groups, find_structure, identity_error
 from .compensation import CompensationOptions, compensate
 from .groups import Structure, analyse

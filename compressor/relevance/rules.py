@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-import zennit.core
-import zennit.rules
 from torch import Tensor, nn
 
 from ..errors import RecipeError
 from .composite import Rule
+
+if TYPE_CHECKING:
+    import zennit.core
 
 _CONVOLUTIONS: dict[int, tuple[Any, type[nn.Module]]] = {
     1: (F.conv1d, nn.Conv1d),
@@ -77,6 +78,8 @@ def module_of(layer: Layer) -> nn.Module:
 
 
 def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
+    import zennit.rules  # brings torchvision; most rules have a fast form and never come here
+
     zero = None if rule.bias else ["bias"]
     eps = rule.epsilon
     makers: dict[str, Callable[[], Any]] = {

@@ -18,7 +18,6 @@ from ..files import write_bytes, write_json, write_text
 from . import facts
 from .contents import ReportInput
 from .markdown import to_markdown
-from .plots import draw_plots
 from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, verdict
 
 SCHEMA = "report/1"
@@ -46,6 +45,8 @@ class Page:
 
 def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
     """Writes into `folder`, which is made if need be. Raises FolderError when the disk is in the way."""
+    from .plots import draw_plots  # brings matplotlib, and the report is a run's last stage
+
     images = draw_plots(run)
     sections = build_sections(run, images.keys())
     page = Page(

@@ -15,16 +15,9 @@ from compressor.device.builder import EngineJob, EngineRecord, engine_key, read_
 from compressor.device.runtimes import available
 from compressor.errors import EngineError, InputError, ModelError
 from compressor.export.calibration import collect, ranges
-from compressor.export.engines import (
-    RTX_CAPABILITIES,
-    TARGETS,
-    build_engine,
-    build_recipe,
-    image_profile,
-    resolve_target,
-    supported_targets,
-)
+from compressor.export.engines import build_engine, build_recipe, image_profile, supported_targets
 from compressor.export.precision import to_fp16, to_int8
+from compressor.export.targets import RTX_CAPABILITIES, TARGETS, resolve_target
 
 PROFILE = image_profile((3, 16, 16), batches=(1, 1, 8))
 MAGIC = b"ftrt", b"vtrt", b"ptrt"  # what TensorRT and TensorRT-RTX plans begin with

@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision.models import MobileNetV2
 
+from compressor.budgets import SLACK
 from compressor.cost import measure_cost
 from compressor.errors import BudgetError, RecipeError
 from compressor.graph import trace
 from compressor.pruning import Budget, RankingOptions, Structure, find_structure, make_plan, parse_budget, prune
-from compressor.pruning.budget import SLACK, compose, least_share
+from compressor.pruning.budget import compose, least_share
 from compressor.pruning.surgery import Keep, compact_shape, removed_classes
 from compressor.records import Scores
 

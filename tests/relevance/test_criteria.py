@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
+from compressor import recipe
 from compressor.errors import DataError, ModelError, RecipeError
 from compressor.graph import aten, trace
 from compressor.pruning import find_groups
@@ -161,6 +162,10 @@ def permuted(model: nn.Module, network: Network) -> tuple[Case, Tensor]:
     other = network.build().eval()
     other.load_state_dict(state)
     return case_of(other, torch.float64), order
+
+
+def test_a_recipe_knows_the_criteria_of_the_table_by_name() -> None:
+    assert tuple(CRITERIA) == recipe.CRITERIA
 
 
 criteria = pytest.mark.parametrize("criterion", list(CRITERIA))

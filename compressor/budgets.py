@@ -1,0 +1,90 @@
+"""The budget a recipe asks for: its text in, what may stay out. Knows no network and imports no torch.
+
+So a budget that can't be meant is refused at once, before anything heavy is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .device.runtimes import RUNTIMES
+from .errors import RecipeError, did_you_mean
+
+SLACK = 0.02
+LATENCY_SLACK = 0.03
+TARGETS = (*(name for name in RUNTIMES if name not in ("tensorrt", "tensorrt_rtx")), "pytorch")
+"""Runtimes a latency can be measured on; an engine library would have to build an engine for every layer."""
+
+_SYNONYMS = {"onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "pytorch-cpu": "pytorch"}
+_FORMS = "'macs S', 'parameters S' or 'latency S on RUNTIME'"
+
+Kind = Literal["macs", "parameters", "latency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """`share` of the dense network's MACs, parameters or latency that may stay.
+
+    MACs and parameters may be missed from below by at most `slack`, a measured latency either way. Latency is
+    that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
+    """
+
+    kind: Kind
+    share: float
+    slack: float = SLACK
+    runtime: str = ""
+    batch: int = 1
+    threads: int = 0
+
+    def __str__(self) -> str:
+        return self.asking(self.share)
+
+    def asking(self, share: float) -> str:
+        """The same budget for another share, as it is written."""
+        text = f"{self.kind} {round(share, 4):g}"
+        if self.kind == "latency":
+            text += f" on {self.runtime}"
+            text += f" batch {self.batch}" if self.batch != 1 else ""
+            text += f" threads {self.threads}" if self.threads else ""
+        return text
+
+
+def parse_budget(text: str) -> Budget:
+    """`macs 0.5` -> half the MACs stay; `latency 0.5 on onnxruntime batch 8 threads 1` -> half the time.
+
+    Raises RecipeError for anything else.
+    """
+    kind, *words = text.split() or [""]
+    try:
+        share = float(words[0])
+    except (IndexError, ValueError):
+        share = -1.0
+    if kind not in ("macs", "parameters", "latency") or not 0 < share < 1:
+        close = did_you_mean(kind, ["macs", "parameters", "latency"]) if kind not in ("macs", "parameters") else ""
+        raise RecipeError(
+            f"budget '{text}' is not understood; write {_FORMS} with the share S that stays, 0 < S < 1, such as "
+            f"'macs 0.5'.{close if kind != 'latency' else ''}"
+        )
+    if kind == "latency":
+        return _latency_budget(text, share, words[1:])
+    if words[1:]:
+        raise RecipeError(f"budget '{text}' goes on after its share with '{' '.join(words[1:])}'; write {_FORMS}")
+    return Budget("macs" if kind == "macs" else "parameters", share)
+
+
+def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
+    pairs = dict(zip(words[::2], words[1::2], strict=False))
+    runtime = _SYNONYMS.get(pairs.get("on", ""), pairs.get("on", ""))
+    form = "write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of "
+    if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
+        raise RecipeError(f"budget '{text}' is not understood; {form}{', '.join(TARGETS)}")
+    if runtime not in TARGETS:
+        why = "its engines are built one by one" if runtime in RUNTIMES else "no runtime of that name"
+        raise RecipeError(f"budget '{text}': {why}; {form}{', '.join(TARGETS)}.{did_you_mean(runtime, [*TARGETS])}")
+    numbers = {name: pairs.get(name, default) for name, default in (("batch", "1"), ("threads", "0"))}
+    for name, number in numbers.items():
+        if not number.isdigit() or (name == "batch" and int(number) < 1):
+            raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")
+    return Budget("latency", share, LATENCY_SLACK, runtime, int(numbers["batch"]), int(numbers["threads"]))

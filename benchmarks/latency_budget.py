@@ -65,9 +65,9 @@ def study_seed(recipe: Recipe, out: Path, multiples: Sequence[int]) -> list[Row]
     """The latency budget's network and, for each multiple, the MAC budget's of the same latency."""
     folder = out / f"seed-{recipe.seed}"
     timed = _prepared(replace(recipe, out=str(folder / "latency")))
-    structure, spent_s = find_units(timed)
+    structure, spent = find_units(timed)
     with timed.stages.begun():
-        keep_units(timed, structure, spent_s)
+        keep_units(timed, structure, spent)
         plan, network = remove_and_repair(timed, structure)
     facts = timed.budget_facts["latency_budget"]
     ratio = (facts["measured"], *facts["interval"])

@@ -11,6 +11,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -234,18 +235,27 @@ def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes:
 
 def _digits(source: str) -> Images:
     """1,797 scans of 8 x 8 pixels with 17 grey levels; `training` and `evaluation` are fixed, disjoint parts."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
     _, _, part = source.partition(":")
     if part not in ("", "training", "evaluation"):
         raise DataError(f"{source!r}: digits has no part {part!r}; use digits, digits:training or digits:evaluation")
-    scans = load_digits()
-    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
-    images = _of_array(source, pixels, scans.target.astype(np.int64), ())
+    rows = _scans()
+    levels = rows[:, :-1].reshape(-1, 8, 8, 1)
+    pixels = np.round(levels * (255 / 16)).astype(np.uint8)
+    images = _of_array(source, pixels, rows[:, -1].astype(np.int64), ())
     if not part:
         return images
     order = stratified_order(images.names, images.labels, DIGITS_SEED)
     held_out = round(DIGITS_HELD_OUT * len(images))
     return images.subset(np.sort(order[:held_out] if part == "evaluation" else order[held_out:]))
+
+
+def _scans() -> NDArray[np.float64]:
+    """A row of 64 grey levels and the digit for each scan: what `sklearn.datasets.load_digits` reads, without importing
+    the library, which takes longer than everything else that is done with the images."""
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'")
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise MissingPackageError(f"{path} is missing, which 'digits' is read from; install scikit-learn again")
+    return np.loadtxt(path, delimiter=",")

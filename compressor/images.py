@@ -229,9 +229,11 @@ class Batches:
 
     def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass in an order that depends on the seed alone."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.images), generator=generator).numpy()
-        return self._in_order(cast(IntArray, order))
+        return self._in_order(cast(IntArray, self.order(seed).numpy()))
+
+    def order(self, seed: int) -> Tensor:
+        """Which image comes when in the pass that `shuffled` makes."""
+        return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
 
     def _in_order(self, order: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
         how = _known(self.images)

@@ -7,7 +7,6 @@ report, ship. Every stage's result lies in the run's folder; a stage is done aga
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from .checkpoints import state_hash
 from .cost import measure_cost
 from .delivery import Delivered, deliver
 from .delivery.precisions import JUDGE_IMAGES
+from .delivery.summary import stage_costs
+from .device import usage
+from .device.usage import Usage
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
 from .images import Images, overridden
@@ -115,10 +117,10 @@ def run(
 def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Images | None) -> Run:
     spare = JUDGE_IMAGES if "int8" in recipe.precisions else 0
     work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare)
-    structure, spent_s = find_units(work)
+    structure, spent = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
-        keep_units(work, structure, spent_s)
+        keep_units(work, structure, spent)
         plan, pruned = remove_and_repair(work, structure)
         final = recover(work, structure, plan, pruned)
         accuracy = measure_accuracy(work, structure, plan, pruned, final)
@@ -126,23 +128,23 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Ima
         return finish(work, plan, accuracy, delivered)
 
 
-def find_units(work: Work) -> tuple[Structure, float]:
-    """Groups of the traced graph, each checked, and the seconds that took; a finished stage's if there is one."""
+def find_units(work: Work) -> tuple[Structure, Usage]:
+    """Groups of the traced graph, each checked, and what that took; a finished stage's if there is one."""
     path = work.stages.folder / "check.json"
+    meter = usage.begin()
     if work.stages.holds("groups", _group_inputs(work)) and path.is_file():
         found = read_json(path, "check/1")
-        return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"])), 0.0
+        return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"])), meter.read()
     work.stages.notify("groups", 0.0)
-    start = time.perf_counter()
     structure = find_structure(work.dense, work.example, work.recipe.seed)
-    return structure, time.perf_counter() - start
+    return structure, meter.read()
 
 
 def _group_inputs(work: Work) -> list[Any]:
     return [work.model.sha256, code_of(work.dense), list(work.example.shape), work.recipe.seed]
 
 
-def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
+def keep_units(work: Work, structure: Structure, spent: Usage) -> None:
     """The groups to disk; of the check its findings, not the labels."""
     folder = work.stages.folder
 
@@ -151,7 +153,7 @@ def keep_units(work: Work, structure: Structure, spent_s: float) -> None:
         findings = {"schema": "check/1", "tied": list(structure.tied), "frozen": list(structure.frozen)}
         write_json(folder / "check.json", findings)
 
-    work.stages.do("groups", _group_inputs(work), write, lambda: None, spent_s=spent_s)
+    work.stages.do("groups", _group_inputs(work), write, lambda: None, spent=spent)
 
 
 def score_options(recipe: Recipe) -> ScoreOptions:
@@ -330,6 +332,7 @@ def finish(work: Work, plan: Plan, accuracy: dict[str, Accuracy], delivered: Del
         "device": str(work.device),
         **work.budget_facts,
         **delivered.summary,
+        **stage_costs(work.stages),
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/1", **summary})
     return Run(work.stages.folder, work.recipe, summary)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import __version__
+from .device import usage
+from .device.usage import Usage
 from .errors import CompressorError, FolderError
 from .files import content_hash, read_json, write_json
 
@@ -30,25 +31,29 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 @dataclass
 class Stages:
-    """`seconds` of each stage as measured when it was done; `reused` names those taken from disk."""
+    """`costs` of each stage as measured when it was done; `reused` names those taken from disk."""
 
     folder: Path
     notify: Notify
     identity: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, Usage] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {name: cost.seconds for name, cost in self.costs.items()}
 
     def holds(self, name: str, inputs: Any) -> bool:
         """Whether the stage was finished with these inputs."""
         return self._marker(name).get("key") == content_hash(name, __version__, inputs)
 
     def do(
-        self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T], *, spent_s: float = 0.0
+        self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T], *, spent: Usage | None = None
     ) -> T:
         """Writes the stage's files unless they stand for the same inputs, then reads them.
 
-        Files that are gone or damaged count as not written. `spent_s` went into the stage before it was written.
+        Files that are gone or damaged count as not written. `spent` went into the stage before it was written.
         """
         self.keys[name] = content_hash(name, __version__, inputs)
         if self.holds(name, inputs):
@@ -58,16 +63,17 @@ class Stages:
                 self.notify(f"{name} (again: {error})", 0.0)
             else:
                 self.notify(f"{name} (done before)", 1.0)
-                self.seconds[name] = float(self._marker(name)["seconds"])
+                self.costs[name] = _cost_of(self._marker(name))
                 self.reused.append(name)
                 return found
         self.notify(name, 0.0)
         self.retract()
         self._path(name).unlink(missing_ok=True)
-        start = time.perf_counter()
+        meter = usage.begin()
         write()
-        self.seconds[name] = round(spent_s + time.perf_counter() - start, 3)
-        write_json(self._path(name), {"schema": "stage/1", "key": self.keys[name], "seconds": self.seconds[name]})
+        cost = meter.read() if spent is None else meter.read().after(spent)
+        self.costs[name] = replace(cost, seconds=round(cost.seconds, 3))
+        write_json(self._path(name), {"schema": "stage/1", "key": self.keys[name], **asdict(self.costs[name])})
         self.notify(name, 1.0)
         return read()
 
@@ -105,6 +111,11 @@ class Stages:
     def _marker(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         return read_json(path, "stage/1") if path.is_file() else {}
+
+
+def _cost_of(marker: dict[str, Any]) -> Usage:
+    """Markers of earlier versions say nothing of memory."""
+    return Usage(float(marker["seconds"]), marker.get("peak_bytes"), marker.get("gpu_peak_bytes"))
 
 
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:

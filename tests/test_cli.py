@@ -302,7 +302,7 @@ def _process(place: Path, out: Path, *more: str, **options: Any) -> _Started:
 
 def _facts(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
-    timed = ("run_dir", "latency_ms", "latency_ratio_b1")
+    timed = ("run_dir", "latency_ms", "latency_ratio_b1", "seconds", "stages")
     files = ["weights.safetensors", "model.onnx", "network.json", "plan.json", "scores-1.json"]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}

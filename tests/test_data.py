@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from compressor import splits
 from compressor.data import load_images, require_labels
@@ -477,3 +478,17 @@ def test_the_order_is_fixed_for_all_time() -> None:
     """
     order = splits.stratified_order(["a", "b", "c", "d", "e", "f"], np.array([0, 0, 1, 1, 1, 1]), 7)
     assert order.tolist() == [2, 0, 4, 5, 1, 3]
+
+
+def test_digits_are_what_scikit_learn_gives() -> None:
+    scans = load_digits()
+    images = load_images("digits")
+    pixels = np.stack([np.asarray(images.read(name)) for name in images.names])
+    np.testing.assert_array_equal(pixels, np.round(scans.images * (255 / 16)))
+    np.testing.assert_array_equal(images.labels, scans.target)
+
+
+def test_the_order_of_a_shuffled_pass_can_be_asked_for() -> None:
+    data = batches(load_images("digits:evaluation").prepared(GREY), 32)
+    whole, mixed = (torch.cat([images for images, _ in passed]) for passed in (data, data.shuffled(3)))
+    assert torch.equal(whole[data.order(3)], mixed)

@@ -488,9 +488,9 @@ def _planned(images: Images, out: Path, **options: Any) -> tuple[Work, Plan]:
     module = _model()
     given = Model(module, "", "given", None, None, state_hash(module))
     work = prepare(make_recipe({**QUICK, "out": str(out), **options}), lambda stage, share: None, given, images)
-    structure, spent_s = pipeline.find_units(work)
+    structure, spent = pipeline.find_units(work)
     with work.stages.begun():
-        pipeline.keep_units(work, structure, spent_s)
+        pipeline.keep_units(work, structure, spent)
         plan, _ = pipeline.remove_and_repair(work, structure)
     return work, plan
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from compressor.device.usage import Usage
 from compressor.errors import FolderError
-from compressor.files import write_text
+from compressor.files import read_json, write_json, write_text
 from compressor.stages import SHIPPED, Stages, open_run
 
 IDENTITY = {"model": "m", "weights": "w", "data": "d"}
@@ -73,11 +76,34 @@ def test_a_stage_whose_file_is_gone_is_done_again_and_says_so(folder: Path) -> N
 
 def test_seconds_hold_what_was_spent_before_and_outlive_the_process(folder: Path) -> None:
     first = _open(folder)
-    first.do("groups", [1], lambda: None, lambda: None, spent_s=5.0)
+    first.do("groups", [1], lambda: None, lambda: None, spent=Usage(5.0, 1 << 50))
     second = _open(folder)
     second.do("groups", [1], lambda: None, lambda: None)
     assert 5.0 <= first.seconds["groups"] < 6.0
-    assert second.seconds == first.seconds
+    assert first.costs["groups"].peak_bytes == 1 << 50
+    assert second.costs == first.costs
+
+
+def test_a_marker_that_says_nothing_of_memory_is_still_read(folder: Path) -> None:
+    _stage(_open(folder), [1])
+    marker = folder / "stages" / "scores.json"
+    held = read_json(marker, "stage/1")
+    write_json(marker, {name: held[name] for name in ("schema", "key", "seconds")})
+    again = _open(folder)
+    assert _stage(again, [1], text="second") == "written"
+    assert again.reused == ["scores"]
+    assert again.costs["scores"] == Usage(held["seconds"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's peak can't be reset")
+def test_each_stage_has_its_own_peak_and_not_that_of_an_earlier_one(folder: Path) -> None:
+    stages = _open(folder)
+    for name, size in (("large", 256 << 20), ("small", 1)):
+        stages.do(name, [1], lambda size=size: np.ones(size, np.uint8).sum(), lambda: None)
+    large, small = (stages.costs[name].peak_bytes for name in ("large", "small"))
+    assert large is not None
+    assert small is not None
+    assert 200 << 20 < large - small < 300 << 20
 
 
 def test_what_ships_goes_as_soon_as_a_stage_is_done_anew_and_stays_otherwise(folder: Path) -> None:

@@ -27,6 +27,7 @@ from ..report import (
     ParetoPoint,
     ParityRow,
     ReportInput,
+    StageRow,
     TradePoint,
 )
 from ..work import Work, ranking_of
@@ -77,7 +78,7 @@ def report_of(
         trade=tuple(_trade(accuracy, dense_cost, cost)),
         pareto=tuple(_pareto(found)),
         not_checked=tuple(work.not_checked),
-        timings_s=dict(work.stages.seconds),
+        stages=tuple(_stage_rows(work)),
     )
 
 
@@ -203,6 +204,14 @@ def _pareto(found: Findings) -> list[ParetoPoint]:
         )
         for a in found.runnable
         if a.subject in timed and a.name in found.accuracy
+    ]
+
+
+def _stage_rows(work: Work) -> list[StageRow]:
+    stages = work.stages
+    return [
+        StageRow(name, cost.seconds, cost.peak_bytes, cost.gpu_peak_bytes, name in stages.reused)
+        for name, cost in stages.costs.items()
     ]
 
 

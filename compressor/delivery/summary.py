@@ -1,4 +1,4 @@
-"""Delivery's part of the run's last line: costs, sizes, latency, parity and engines as plain numbers."""
+"""Delivery's part of the run's last line: costs, sizes, latency, parity, engines and stages as plain numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from ..device.timing import summarise
 from ..records import Accuracy, Cost
+from ..stages import Stages
 from ..work import Work
 from .artifacts import DENSE, PRUNED, Findings
 
@@ -34,6 +35,16 @@ def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: A
         ],
         "not_checked": list(work.not_checked),
     }
+
+
+def stage_costs(stages: Stages) -> dict[str, Any]:
+    """What every stage took when it was done, here or in an earlier process, and their seconds together."""
+    costs: dict[str, dict[str, Any]] = {}
+    for name, cost in stages.costs.items():
+        costs[name] = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes, "reused": name in stages.reused}
+        if cost.gpu_peak_bytes is not None:
+            costs[name]["gpu_peak_bytes"] = cost.gpu_peak_bytes
+    return {"seconds": round(sum(stages.seconds.values()), 3), "stages": costs}
 
 
 def _latency(found: Findings) -> dict[str, Any]:

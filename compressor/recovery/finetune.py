@@ -8,7 +8,7 @@ Knows neither where images come from nor how the network got small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -29,7 +29,9 @@ Progress = Callable[[int, float], bool | None]
 
 @runtime_checkable
 class Shuffled(Protocol):
-    """Batches that can be had in another order each time."""
+    """Batches that can be had in another order each time; `order` says which image, counted as they lie, comes when."""
+
+    def order(self, seed: int) -> Tensor: ...
 
     def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -110,7 +112,8 @@ def _train(
     augment: Augment | None,
     progress: Progress | None,
 ) -> Finetuning:
-    steps_per_epoch = sum(1 for _ in batches)
+    taught = _answers(teacher, batches) if teacher is not None and options.distillation and augment is None else None
+    steps_per_epoch = sum(1 for _ in batches) if taught is None else len(taught)
     if steps_per_epoch == 0:
         raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
     optimizer = _optimizer(network, options)
@@ -120,9 +123,11 @@ def _train(
     for epoch in range(options.epochs):
         _set_modes(network, options)
         total = 0.0
-        for images, labels in _in_new_order(batches, options.seed + epoch):
+        for images, labels, answers in _in_new_order(batches, taught, options.seed + epoch):
             given = augment(images, generator) if augment is not None else images
-            loss = _loss(network, teacher, to_device(given, device), to_device(labels, device), options)
+            if answers is None and teacher is not None and options.distillation:
+                answers = _answer(teacher, given)
+            loss = _loss(network, answers, to_device(given, device), to_device(labels, device), options)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
@@ -162,30 +167,48 @@ def _schedule(options: FinetuneOptions, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _in_new_order(batches: LabelledBatches, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _answers(teacher: nn.Module, batches: LabelledBatches) -> list[Tensor]:
+    """The teacher's logits for every batch as it lies: where images are not augmented, every epoch's are these."""
+    return [_answer(teacher, images) for images, _ in batches]
+
+
+@torch.no_grad()
+def _answer(teacher: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(teacher):
+        return logits_of(teacher, to_device(images, device_of(teacher))).float()
+
+
+def _in_new_order(
+    batches: LabelledBatches, taught: list[Tensor] | None, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Images, labels and, where they are there, the teacher's logits for them."""
     if isinstance(batches, Shuffled):
-        return batches.shuffled(seed)
+        answers = None if taught is None else torch.cat(taught)[batches.order(seed)]
+        start = 0
+        for images, labels in batches.shuffled(seed):
+            yield images, labels, None if answers is None else answers[start : start + len(labels)]
+            start += len(labels)
+        return
     listed = list(batches)
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(seed))
-    return [listed[i] for i in order]
+    for i in order.tolist():
+        yield *listed[i], None if taught is None else taught[i]
 
 
 def _loss(
-    network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, options: FinetuneOptions
+    network: nn.Module, taught: Tensor | None, images: Tensor, labels: Tensor, options: FinetuneOptions
 ) -> Tensor:
     logits = logits_of(network, images).float()
     known = labels >= 0
     hard = functional.cross_entropy(
         logits, labels.long(), ignore_index=-1, reduction="sum", label_smoothing=options.label_smoothing
     ) / known.sum().clamp(min=1)
-    if teacher is None or options.distillation == 0:
+    if taught is None:
         return hard
-    with torch.no_grad(), evaluating(teacher):
-        taught = logits_of(teacher, images).float()
     t = options.temperature
     soft = functional.kl_div(
         functional.log_softmax(logits / t, 1),
-        functional.log_softmax(taught / t, 1),
+        functional.log_softmax(taught.to(logits.device) / t, 1),
         log_target=True,
         reduction="batchmean",
     )

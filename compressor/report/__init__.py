@@ -15,6 +15,7 @@ from .contents import (
     ParetoPoint,
     ParityRow,
     ReportInput,
+    StageRow,
     TradePoint,
 )
 from .write import ReportPaths, write_report
@@ -31,6 +32,7 @@ __all__ = [
     "ParityRow",
     "ReportInput",
     "ReportPaths",
+    "StageRow",
     "TradePoint",
     "write_report",
 ]

@@ -163,6 +163,17 @@ class ParetoPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class StageRow:
+    """What one stage took when it was done; `reused` where that was in an earlier run. An unknown peak is None."""
+
+    name: str
+    seconds: float
+    peak_bytes: int | None = None
+    gpu_peak_bytes: int | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReportInput:
     """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value."""
 
@@ -190,4 +201,4 @@ class ReportInput:
     trade: tuple[TradePoint, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
     not_checked: tuple[str, ...] = ()
-    timings_s: Mapping[str, float] = field(default_factory=dict)
+    stages: tuple[StageRow, ...] = ()

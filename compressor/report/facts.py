@@ -16,6 +16,25 @@ from ..records import FloatArray
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
 
 ORDER = ("dense", "pruned", "compensated", "finetuned")
+STAGES = {
+    "groups": "finding the units that hang together, and checking them",
+    "latency-model": "timing single layers, for the latency budget",
+    "steps": "timing single layers, for the widths that pay",
+    "scores": "scoring every unit",
+    "measured": "measuring what every layer may lose",
+    "budget": "meeting the latency budget",
+    "repair": "removing units and repairing what is left",
+    "finetune": "fine-tuning",
+    "accuracy": "accuracy of the networks",
+    "onnx": "exporting to ONNX",
+    "fp16": "making the fp16 file",
+    "int8": "making the int8 files",
+    "parity": "comparing the files with PyTorch",
+    "accuracy of the files": "accuracy of the files",
+    "engines": "building engines",
+    "latency": "timing networks and files",
+    "layers": "timing layer by layer",
+}
 
 
 def model_name(model: str) -> str:
@@ -95,6 +114,15 @@ def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
     """Milliseconds of every timed layer of the pruned network, slowest first."""
     timed = [(row.ms_pruned, row) for row in run.layers if row.ms_pruned is not None]
     return sorted(timed, key=lambda pair: -pair[0])
+
+
+def stage_title(run: ReportInput, name: str) -> str:
+    """A stage in words; with its round where there is more than one. `scores-2` is the scoring of round 2."""
+    stage, _, number = name.rpartition("-")
+    if not number.isdigit():
+        return STAGES.get(name, name)
+    several = any(row.name == f"{stage}-2" for row in run.stages)
+    return STAGES.get(stage, stage) + (f", round {number}" if several else "")
 
 
 def removed_share(before: float, after: float) -> float:

@@ -71,9 +71,10 @@ def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
 
 
 def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
+    """Without `savefig`, which lays the figure out twice to the same end."""
+    figure.dpi = DPI
     target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(target, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return target.getvalue()
 
 

@@ -249,13 +249,10 @@ def _not_done(run: ReportInput) -> Section:
 
 
 def _how(run: ReportInput) -> Section:
-    stages = {name: f"{seconds:.1f} s" for name, seconds in run.timings_s.items()}
-    if stages:
-        stages["all"] = f"{sum(run.timings_s.values()):.1f} s"
     parts = (
+        tables.job_table(run),
         tables.pairs_table("Recipe", run.recipe),
         tables.pairs_table("Images", run.splits),
         tables.pairs_table("Environment", run.environment),
-        tables.pairs_table("Time by stage", stages),
     )
     return Section("how", "How it was made", (), parts)

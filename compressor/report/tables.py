@@ -236,6 +236,42 @@ def engine_table(run: ReportInput) -> Table:
     return Table("Engines", head, "clrllllrr", rows)
 
 
+def job_table(run: ReportInput) -> Table:
+    """What the job cost, stage by stage; memory of a GPU has a column where one was used."""
+    total = sum(row.seconds for row in run.stages)
+    on_gpu = any(row.gpu_peak_bytes is not None for row in run.stages)
+    rows = [
+        (
+            facts.stage_title(run, row.name),
+            f"{row.seconds:.1f}",
+            facts.percent(row.seconds / total if total else 0.0, 0),
+            _peak(row.peak_bytes),
+            *((_peak(row.gpu_peak_bytes),) if on_gpu else ()),
+            "re-used" if row.reused else "done now",
+        )
+        for row in run.stages
+    ]
+    if rows:
+        host, gpu = (row.peak_bytes for row in run.stages), (row.gpu_peak_bytes for row in run.stages)
+        peaks = (_peak(_largest(host)), *((_peak(_largest(gpu)),) if on_gpu else ()))
+        reused = sum(row.reused for row in run.stages)
+        rows.append(("all", f"{total:.1f}", "100 %", *peaks, f"{reused} of {len(run.stages)} re-used"))
+    head = ("stage", "seconds", "share", "peak memory", *(("peak on the GPU",) if on_gpu else ()), "when")
+    note = (
+        "A re-used stage was done by an earlier start in this folder; its figures are from then. Memory is the most "
+        "that the process held, libraries included; processes that time a file have their own."
+    )
+    return Table("What the job cost", head, "lrrr" + "r" * on_gpu + "l", tuple(rows), note)
+
+
+def _peak(peak_bytes: int | None) -> str:
+    return "unknown" if peak_bytes is None else facts.size(peak_bytes)
+
+
+def _largest(peaks: Iterable[int | None]) -> int | None:
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
 def pairs_table(title: str, values: Mapping[str, object]) -> Table:
     rows = tuple((name, facts.number(value) or "–") for name, value in values.items())
     return Table(title, ("field", "value"), "cl", rows)

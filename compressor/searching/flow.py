@@ -102,7 +102,7 @@ def _run_search(
         require_storage(options.storage)
     placed = replace(recipe, out=str(folder_of(recipe)))
     work = prepare(placed, notify or (lambda stage, share: None), model, images, search=options.search_images)
-    structure, spent_s = find_units(work)
+    structure, spent = find_units(work)
     bench = Bench(
         work,
         structure,
@@ -111,7 +111,7 @@ def _run_search(
     )
     options = replace(options, budgets=bench.within_reach(options.budgets))
     with _begun(work):
-        keep_units(work, structure, spent_s)
+        keep_units(work, structure, spent)
         work.stages.notify("what counts on this network", 0.0)
         space = find_space(recipe, families, structure.groups.groups, bench.probe, options.held)
         tried = _try(bench, space, families, options, began, on_trial)

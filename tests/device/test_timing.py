@@ -134,6 +134,13 @@ def test_a_turn_lasts_until_both_time_and_runs_are_met(clock: Clock, pool: NDArr
     assert len(by_runs) == 21
 
 
+def test_a_fast_subject_ends_early_once_it_has_enough_runs(clock: Clock, pool: NDArray[np.float32]) -> None:
+    batches, schedule = make_batches(pool, 1), Schedule(rounds=2, seconds=10.0, runs=2, enough=30)
+    assert len(timing.take_turn(clock.taking(0.0625), batches, schedule)) == 32  # 2 s of the turn's 5 s
+    assert len(timing.take_turn(clock.taking(0.25), batches, schedule)) == 15  # 8 runs in 2 s, so on to 30 / 2
+    assert len(timing.take_turn(clock.taking(0.5), batches, schedule)) == 10  # never enough: all the time
+
+
 def test_runs_of_a_slow_subject_are_given_up_at_the_limit(clock: Clock, pool: NDArray[np.float32]) -> None:
     batches, schedule = make_batches(pool, 1), Schedule(rounds=2, seconds=1.0, runs=64, limit_s=8.0)
     assert len(timing.take_turn(clock.taking(1.0), batches, schedule)) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -85,6 +86,45 @@ def test_without_labels_the_teacher_alone_is_learned_from() -> None:
     finetune(student, unknown, options=FinetuneOptions(epochs=10, learning_rate=1e-2), teacher=teacher)
     assert evaluate(student, batches()).top1 > LEARNED
     assert all(torch.equal(state[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_a_teacher_is_asked_once_and_its_answers_go_to_the_right_images(shuffled: bool) -> None:
+    """Oracle: augmentation that changes nothing has the teacher answer anew in every step."""
+    given = Mixed() if shuffled else batches()
+    taught = []
+    for augment in (None, lambda images, generator: images):
+        student, teacher = graph(), Counting()
+        options = FinetuneOptions(epochs=3, learning_rate=1e-2)
+        finetune(student, given, options=options, teacher=teacher, augment=augment)
+        taught.append((student.get_parameter("0.weight").detach(), teacher.asked))
+    assert torch.equal(taught[0][0], taught[1][0])
+    assert [asked for _, asked in taught] == [6, 18]
+
+
+class Mixed:
+    """Batches whose images change places between them, as a data set's do."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(batches())
+
+    def order(self, seed: int) -> Tensor:
+        return torch.randperm(96, generator=torch.Generator().manual_seed(seed))
+
+    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = (torch.cat(part)[self.order(seed)] for part in zip(*batches(), strict=True))
+        return zip(images.split(16), labels.split(16), strict=True)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.asked = network(16), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        answer: Tensor = self.inner(x)
+        return answer
 
 
 def test_the_same_seed_gives_the_same_network_and_leaves_the_generator() -> None:

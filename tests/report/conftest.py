@@ -20,6 +20,7 @@ from compressor.report import (
     ParityRow,
     ReportInput,
     ReportPaths,
+    StageRow,
     TradePoint,
     write_report,
 )
@@ -86,7 +87,12 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
             ParetoPoint("pruned, int8", 0.11, Accuracy(705, 719, 719)),
         ),
         not_checked=("the TensorRT engine's outputs (no GPU here)", "latency on the target device"),
-        timings_s={"trace": 3.1, "groups": 1.2, "scores": 8.4, "surgery": 0.6, "finetune": 41.0, "export": 9.9},
+        stages=(
+            StageRow("groups", 1.2, 410_000_000, reused=True),
+            StageRow("scores-1", 8.4, 530_000_000, reused=True),
+            StageRow("repair-1", 9.4, None),
+            StageRow("finetune", 41.0, 820_000_000),
+        ),
     )
 
 

@@ -21,7 +21,9 @@ from compressor.report import (
     ParetoPoint,
     ReportInput,
     ReportPaths,
+    StageRow,
     facts,
+    tables,
     write_report,
 )
 from compressor.report.plots import draw_plots
@@ -187,6 +189,31 @@ def test_a_percentile_without_standing_has_no_number(run: ReportInput) -> None:
     rows = [r for r in table(run, "Latency").rows if len(r) > 1]
     assert {r[4] for r in rows} == {"n too small"}
     assert all(float(r[1]) > 0 for r in rows)
+
+
+def test_what_the_job_cost_is_said_in_words_with_shares_and_a_total(run: ReportInput) -> None:
+    table = tables.job_table(run)
+    assert table.head == ("stage", "seconds", "share", "peak memory", "when")
+    assert table.rows == (
+        ("finding the units that hang together, and checking them", "1.2", "2 %", "410 MB", "re-used"),
+        ("scoring every unit", "8.4", "14 %", "530 MB", "re-used"),
+        ("removing units and repairing what is left", "9.4", "16 %", "unknown", "done now"),
+        ("fine-tuning", "41.0", "68 %", "820 MB", "done now"),
+        ("all", "60.0", "100 %", "820 MB", "2 of 4 re-used"),
+    )
+
+
+def test_rounds_are_numbered_where_there_are_several_and_a_gpu_has_its_own_column(bare: ReportInput) -> None:
+    stages = (StageRow("scores-1", 1.0, 1), StageRow("scores-2", 1.0, 2, 3_000_000), StageRow("odd", 2.0))
+    table = tables.job_table(replace(bare, stages=stages))
+    assert [row[0] for row in table.rows] == [
+        "scoring every unit, round 1",
+        "scoring every unit, round 2",
+        "odd",
+        "all",
+    ]
+    assert [row[4] for row in table.rows] == ["unknown", "3.00 MB", "unknown", "3.00 MB"]
+    assert tables.job_table(bare).rows == ()
 
 
 def test_relevance_removed_is_the_share_of_the_groups_sum(run: ReportInput) -> None:

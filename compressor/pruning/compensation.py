@@ -297,6 +297,10 @@ class _Gathering:
         if self.bounds is not None:
             given = self._by_image(_given_to_the_clamp(walk, layer, dense).index_select(axis, fit.kept), n)
         x = self.layouts[0].images_first(made, n)
+        if window.linear:  # windows and the like are positions among others
+            x, target = (value.reshape(n, -1, value.shape[-1]) for value in (x, target))
+            lack = None if lack is None else lack.reshape(n, -1, lack.shape[-1])
+            given = None if given is None else given.reshape(n, -1, given.shape[-1])
         entries = len(x) // n  # windows or frames of one image that lie on the first axis
         available, images = position_count(x, window), self.count * entries
         positions = sampled_positions(available, self.wanted, images, self.options.seed).to(x.device)

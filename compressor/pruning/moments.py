@@ -24,6 +24,7 @@ from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted,
 from .consumers import Layer, window_of
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
+ROUGH = 5e-3  # shrunk by so much, no direction of the correlations is too thin for an inverse in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +33,29 @@ class Inputs:
 
     mean: Tensor
     covariance: Tensor
+    precision: torch.dtype = torch.float64  # of the inverse
     _inverse: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def inverse(self) -> Tensor:
         """[features, features], made once: orders and repairs of every group the layer reads stand on it."""
         if not self._inverse:
-            self._inverse.append(_inverse_of(self.covariance))
+            self._inverse.append(_inverse_of(self.covariance, self.precision))
         return self._inverse[0]
 
 
-def _inverse_of(covariance: Tensor) -> Tensor:
-    """Of a positive definite matrix, by its Cholesky factor."""
-    factor = torch.linalg.cholesky(covariance)
-    unit = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    root: Tensor = torch.linalg.solve_triangular(factor, unit, upper=False)
-    return root.mT @ root
+def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
+    """Of a positive definite matrix, by the Cholesky factor of its correlations: `C^-1 = D^-1 R^-1 D^-1`."""
+    deviation = covariance.diagonal().sqrt()
+    correlation = (covariance / deviation.outer(deviation)).to(precision)
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    if bool(failed):
+        factor = torch.linalg.cholesky(correlation.double())
+    root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+    inverse = torch.zeros_like(root)
+    gram.add_lower_product(inverse, root)
+    deviation = deviation.to(inverse)
+    return gram.mirrored(inverse) / deviation.outer(deviation)
 
 
 def features_of(graph: fx.GraphModule, layer: Layer) -> int:
@@ -87,6 +95,7 @@ def collect(
         if node in sums and samples is not None:
             window = window_of(node, fetch(graph, layers[node].weight))
             given = samples.images_first(walk.env[arguments(node)["input"]], n)
+            given = given.reshape(n, -1, given.shape[-1]) if window.linear else given
             wanted, count = rows_wanted(widths[node], options), total * (len(given) // n)
             positions = sampled_positions(position_count(given, window), wanted, count, options.seed)
             sums[node].add(rows_of(given, window, positions.to(device)).flatten(0, 2))
@@ -104,6 +113,7 @@ class _Sums:
 
     def __init__(self, features: int) -> None:
         self.features = features
+        self.dtype = torch.float64
         self.count = 0
         self.origin = torch.zeros(features, dtype=torch.float64)
         self.x = self.xx = torch.zeros(0)
@@ -111,6 +121,7 @@ class _Sums:
     def add(self, rows: Tensor) -> None:
         """Takes in rows [n, features]."""
         if not self.count:
+            self.dtype = rows.dtype
             self.origin = rows.double().mean(0)
             self.x, self.xx = (self.origin.new_zeros(shape) for shape in ((len(self.origin),), (len(self.origin),) * 2))
         rows = rows - self.origin.to(rows)
@@ -133,21 +144,30 @@ class _Sums:
             a = torch.zeros_like(raw["x"])
         n = max(float(raw["n"]), 1.0)
         mean = raw["x"] / n
-        return Inputs(mean, shrunk(raw["xx"] / n - (mean - a).outer(mean - a), n))
+        covariance = raw["xx"] / n - (mean - a).outer(mean - a)
+        strength = shrinkage(covariance, n)
+        rough = self.dtype == torch.float32 and strength >= ROUGH
+        return Inputs(mean, shrunk(covariance, strength), torch.float32 if rough else torch.float64)
 
 
-def shrunk(covariance: Tensor, rows: float) -> Tensor:
-    """`(1 - r) C + r diag(C)`; r is 1 for a single row and goes to 0 as rows outnumber the features.
+def shrinkage(covariance: Tensor, rows: float) -> float:
+    """1 for a single row, towards 0 as rows outnumber the features."""
+    deviation = covariance.diagonal().clamp(min=_floor(covariance)).sqrt()
+    p = len(deviation)
+    squares = float((covariance / deviation.outer(deviation)).square().sum())
+    spread = (rows + 1 - 2 / p) * (squares - p)
+    return min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
+
+
+def shrunk(covariance: Tensor, strength: float) -> Tensor:
+    """`(1 - r) C + r diag(C)`, r the strength.
 
     Directions without variance get a millionth of the mean, so that the result can be inverted.
     """
-    diagonal = covariance.diagonal()
-    floor = 1e-6 * diagonal.mean() + torch.finfo(torch.float64).tiny
-    deviation = diagonal.clamp(min=floor).sqrt()
-    p = len(diagonal)
-    squares = float((covariance / deviation.outer(deviation)).square().sum())
-    spread = (rows + 1 - 2 / p) * (squares - p)
-    strength = min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
     result = (1 - strength) * covariance
-    result.diagonal().add_(strength * diagonal + floor)
+    result.diagonal().add_(strength * covariance.diagonal() + _floor(covariance))
     return result
+
+
+def _floor(covariance: Tensor) -> float:
+    return float(1e-6 * covariance.diagonal().mean() + torch.finfo(torch.float64).tiny)

@@ -120,7 +120,7 @@ def order_of_loss(
     order = np.zeros(group.size)
     step = -(-group.size // AT_ONCE)
     for gone in range(0, group.size, step):
-        losses = torch.stack([consumer.losses() for consumer in consumers]).sum(0)
+        losses = torch.stack([consumer.losses().double() for consumer in consumers]).sum(0)
         losses[~alive] = torch.inf
         units = losses.argsort(stable=True)[: min(step, group.size - gone)]
         order[units.cpu().numpy()] = np.arange(gone, gone + len(units))
@@ -137,7 +137,8 @@ def _consumer(weight: Tensor, units: IntArray, size: int, inputs: Inputs, counts
     variance = ((weights @ inputs.covariance) * weights).sum(1)
     root = (worth / variance.clamp(min=1e-3 * variance.mean() + torch.finfo(torch.float64).tiny)).sqrt()
     owner = torch.from_numpy(np.repeat(units, weights.shape[1] // len(units))).to(weights.device)
-    return _Consumer(inputs.inverse.clone(), weights * root.unsqueeze(1), owner, size)
+    inverse = inputs.inverse.clone()
+    return _Consumer(inverse, (weights * root.unsqueeze(1)).to(inverse), owner, size)
 
 
 def counts_of(scores: Scores, groups: Sequence[Group]) -> dict[str, FloatArray]:

@@ -50,7 +50,7 @@ class SensitivityOptions:
     probes: int = 32
     limit_bytes: int = 2 << 30
     stretches: int = 8
-    repairing: int = 128
+    repairing: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +350,8 @@ def taken_over(weights: Tensor, inputs: Inputs, stays: Tensor, goes: Tensor) -> 
     the two blocks is smaller is solved.
     """
     if len(goes) <= len(stays):
-        factor = torch.linalg.cholesky(inputs.inverse[goes][:, goes])
-        return -torch.cholesky_solve(weights.mT, factor).mT @ inputs.inverse[goes][:, stays]
+        across = inputs.inverse[goes]
+        factor = torch.linalg.cholesky(across[:, goes].double())
+        return -torch.cholesky_solve(weights.mT, factor).mT @ across[:, stays].double()
     factor = torch.linalg.cholesky(inputs.covariance[stays][:, stays])
     return torch.cholesky_solve(inputs.covariance[stays][:, goes] @ weights.mT, factor).mT

@@ -14,7 +14,7 @@ from compressor.lockstep import arguments
 from compressor.pruning import CompensationOptions, RankingOptions, compensate, find_structure, measure_scores
 from compressor.pruning import compensation as subject
 from compressor.pruning.consumers import find_layers
-from compressor.pruning.moments import collect, shrunk
+from compressor.pruning.moments import collect, shrinkage, shrunk
 from compressor.relevance import score
 from compressor.samples import Samples
 
@@ -109,7 +109,8 @@ def test_covariances_and_measured_losses_are_those_of_the_unfolded_network(foldi
     rows = (
         torch.nn.functional.linear(x, folding.first.weight, folding.first.bias).relu().flatten(0, 1).detach().double()
     )
-    expected = shrunk(torch.cov(rows.T, correction=0), len(rows))
+    covariance = torch.cov(rows.T, correction=0)
+    expected = shrunk(covariance, shrinkage(covariance, len(rows)))
     assert torch.allclose(found["second"].covariance, expected, rtol=1e-4, atol=1e-5)
     structure = find_structure(graph, x[:2])
     scores = score(graph, structure.groups, [(x, torch.zeros(40, dtype=torch.long))], criterion="activation")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from compressor.graph import fetch, trace
 from compressor.pruning import RankingOptions, Structure, find_structure, measure_scores, prune
 from compressor.pruning.consumers import Layer, find_layers
-from compressor.pruning.moments import Inputs, collect, features_of, shrunk
+from compressor.pruning.moments import Inputs, collect, features_of, shrinkage, shrunk
 from compressor.pruning.redundancy import consumers_of, counts_of, order_of_loss
 from compressor.pruning.sensitivity import SensitivityOptions, repair, rising_slopes, slope_of_each
 from compressor.records import FloatArray, Plan, Scores
@@ -54,7 +54,9 @@ def test_a_covariance_is_that_of_the_patches_a_convolution_reads() -> None:
     for name, expected in (("0.weight", patches), ("2.weight", model[:2](x))):
         covariance = torch.cov(expected.detach().T, correction=0)
         assert torch.allclose(found[name].mean, expected.mean(0), rtol=0, atol=EXACT)
-        assert torch.allclose(found[name].covariance, shrunk(covariance, len(expected)), rtol=0, atol=EXACT)
+        assert torch.allclose(
+            found[name].covariance, shrunk(covariance, shrinkage(covariance, len(expected))), rtol=0, atol=EXACT
+        )
 
 
 def test_fewer_rows_are_trusted_less() -> None:
@@ -62,7 +64,7 @@ def test_fewer_rows_are_trusted_less() -> None:
     shares = []
     for n in (4, 40, 400, 2000):
         covariance = torch.cov(x[:n].T, correction=0)
-        got = shrunk(covariance, n)
+        got = shrunk(covariance, shrinkage(covariance, n))
         assert float(torch.linalg.eigvalsh(got).min()) > 0
         assert torch.allclose(got.diagonal(), covariance.diagonal(), rtol=1e-4)
         off = ~torch.eye(30, dtype=torch.bool)
@@ -76,11 +78,11 @@ def test_shrinking_brings_a_small_sample_nearer_to_the_truth() -> None:
     mix = rows(20, 20, seed=3)
     truth = mix.T @ mix
     sample = torch.cov((rows(15, 20, seed=4) @ mix).T, correction=0)
-    assert float((shrunk(sample, 15) - truth).norm()) < float((sample - truth).norm())
+    assert float((shrunk(sample, shrinkage(sample, 15)) - truth).norm()) < float((sample - truth).norm())
 
 
 def test_a_constant_input_does_no_harm() -> None:
-    assert bool(torch.linalg.inv(shrunk(torch.zeros(4, 4, dtype=torch.float64), 10)).isfinite().all())
+    assert bool(torch.linalg.inv(shrunk(torch.zeros(4, 4, dtype=torch.float64), 1.0)).isfinite().all())
 
 
 def test_grouped_and_very_wide_layers_are_left_out() -> None:
@@ -355,7 +357,7 @@ def test_a_loss_that_later_layers_make_up_for_counts_less() -> None:
     scores = score(graph, structure.groups, [], criterion="l1")
     alone, together = (
         measure_scores(graph, structure, scores, list(torch.split(x, 48)), PLAIN, options=options).values
-        for options in (SensitivityOptions(stretches=0), SensitivityOptions())
+        for options in (SensitivityOptions(stretches=0), SensitivityOptions(repairing=128))
     )
     left = {name: float(together[name].mean() / alone[name].mean()) for name in alone}
     assert set(left) >= {"early", "late"}

@@ -41,15 +41,17 @@ class CompensationOptions:
     `ridges`: strengths to choose from, relative to the mean square of a layer's inputs; the middle one is used
     where there are too few images to hold any out. Positions of each image are sub-sampled until a layer sees
     about `rows_per_feature` rows for each entry of a row, but at least `rows_least` and at most `rows_most`. A layer
-    with more features than rows is solved in the rows' space. `limit_bytes` of live activations stay in memory, the
-    rest waits in files; half as many of rows in front of a clamp are held, none without `clamps`: a quicker repair
-    that takes no notice of them.
+    with more features than `widest` is solved in the space of its rows, at most `rows_of_wide`. `limit_bytes` of
+    live activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
+    without `clamps`: a quicker repair that takes no notice of them.
     """
 
     ridges: tuple[float, ...] = RIDGES
-    rows_per_feature: float = 8.0
+    rows_per_feature: float = 16.0
     rows_least: int = 8192
-    rows_most: int = 1 << 20
+    rows_most: int = 16384
+    widest: int = gram.WIDEST
+    rows_of_wide: int = 4096
     limit_bytes: int = 2 << 30
     clamps: bool = True
     seed: int = 0
@@ -270,13 +272,13 @@ class _Gathering:
             return "it is convolved with the images on another axis than the first"
         count = sum_count(sum(map(len, folds)))
         wanted = rows_wanted(features, options)
-        few = groups == 1 and features > min(wanted, gram.WIDEST)
+        few = groups == 1 and features > options.widest
         held = min(wanted, options.limit_bytes // 2 // (4 * groups * (features + 2 * outputs)))
-        if not few and features > gram.WIDEST:
-            return f"a row of its inputs has {features:,} entries, too many to refit (at most {gram.WIDEST:,})"
+        if not few and features > options.widest:
+            return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
         known = layer.partner is None or layer.partner in walk.order[:stop]
         bounds = layer.bounds if options.clamps and known and held >= LEAST_HELD * features and not few else None
-        wanted = min(wanted, dual.MOST_ROWS) if few else wanted
+        wanted = min(wanted, options.rows_of_wide) if few else wanted
         places = (where[0], where[1])
         return cls(walk, fit, folds, places, options, count, wanted, held, bounds, [] if few else None)
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from .gram import least_of
 
-MOST_ROWS = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-WIDEST = 12288  # entries of a row; one matrix of its second moments then takes 1.2 GB
+WIDEST = 6144  # entries of a row; one matrix of its second moments then takes 300 MB
 BLOCK = 1024  # columns of a symmetric product that are made at a time, so that only one half of it is
 NARROW_RIDGE = 1e-6  # a weaker ridge than this can't be seen in float32
 

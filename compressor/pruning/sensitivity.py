@@ -34,7 +34,7 @@ LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
-LIGHT = CompensationOptions(ridges=(1e-4, 1e-2, 1.0), rows_least=2048, rows_most=2048, clamps=False)
+LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, widest=2048, rows_of_wide=2048, clamps=False)
 Progress = Callable[[float], None]
 Mend = Callable[[fx.GraphModule, Slices], object]
 
@@ -50,7 +50,7 @@ class SensitivityOptions:
     probes: int = 32
     limit_bytes: int = 2 << 30
     stretches: int = 8
-    repairing: int = 64
+    repairing: int = 128
 
 
 @dataclass(frozen=True, slots=True)

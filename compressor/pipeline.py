@@ -202,7 +202,16 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
 
     def write() -> None:
         options = score_options(recipe)
-        write_record(path, score(graph, units.groups, work.calibration, criterion=recipe.criterion, options=options))
+        total = max(1, len(work.calibration.images))
+        scores = score(
+            graph,
+            units.groups,
+            work.calibration,
+            criterion=recipe.criterion,
+            options=options,
+            progress=lambda images: work.stages.notify(f"scores-{r}", images / total),
+        )
+        write_record(path, scores)
 
     return work.stages.do(f"scores-{r}", inputs, write, lambda: read_record(path, Scores))
 
@@ -241,7 +250,11 @@ def _stage_repair(
 
     def write() -> None:
         small = copy.deepcopy(raw)
-        write_record(record, repair(recipe, work.dense, small, slices, work.calibration))
+        notify = work.stages.notify
+        done = repair(
+            recipe, work.dense, small, slices, work.calibration, progress=lambda share: notify(f"repair-{r}", share)
+        )
+        write_record(record, done)
         write_weights(path, small)
 
     def read() -> fx.GraphModule:

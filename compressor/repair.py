@@ -6,7 +6,7 @@ the recipe asks for either. A run, a search and the studies repair by this one f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
@@ -26,6 +26,7 @@ def repair(
     batches: Batches | Sequence[Batch],
     *,
     options: CompensationOptions | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Compensation:
     """What was refitted, in place; nothing where the recipe wants no repair. `options` other than a run's are lighter.
 
@@ -33,7 +34,8 @@ def repair(
     """
     found = Compensation()
     if recipe.compensate:
-        found = compensate(dense, pruned, slices, batches, options=options or CompensationOptions(seed=recipe.seed))
+        how = options or CompensationOptions(seed=recipe.seed)
+        found = compensate(dense, pruned, slices, batches, options=how, progress=progress)
     if recipe.reestimate:
         reestimate(pruned, batches, reference=dense, slices=slices)
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +101,7 @@ def compensate(
     *,
     options: CompensationOptions = CompensationOptions(),
     layouts: Layouts | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Compensation:
     """Refits the pruned graph's layers, in place, so that their outputs equal the dense ones' kept outputs.
 
@@ -129,6 +130,7 @@ def compensate(
                     repaired.append(done)
                 else:
                     left = (*left, done)
+                progress((stop + 1) / len(order))
     return Compensation(tuple(repaired), left)
 
 

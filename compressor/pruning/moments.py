@@ -7,7 +7,7 @@ oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,7 @@ def collect(
     *,
     options: CompensationOptions = ROWS,
     layouts: Layouts | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[fx.Node, Inputs]:
     """One pass over the images; sums over ranks.
 
@@ -102,9 +103,10 @@ def collect(
         return value
 
     walk = Watcher(graph, watch)
-    for part in parts:
+    for index, part in enumerate(parts):
         n = len(part)
         walk.run(to_device(part, device))
+        progress((index + 1) / len(parts))
     return {node: rows.inputs(device) for node, rows in sums.items()}
 
 

@@ -35,6 +35,8 @@ LOST = 0.5  # of the outputs' square; a network that far off is not one to go on
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
 LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, widest=2048, rows_of_wide=2048, clamps=False)
+ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
+COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
 Progress = Callable[[float], None]
 Mend = Callable[[fx.GraphModule, Slices], object]
 
@@ -95,19 +97,30 @@ def measure_scores(
     wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
     curves: list[_Curve] = []
     done = 0
+
+    def say(groups: float) -> None:
+        progress(ALONE * groups / len(wanted))
+
     for pack in _packs(bundles_of(wanted, structure.coupled), readers, bench, options.limit_bytes):
         needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
-        inputs = collect(graph, needed, fitting, layouts=layouts)
+        share = COLLECTED * len(pack)  # of the pack's groups' time
+
+        def collected(part: float, before: int = done, share: float = share) -> None:
+            say(before + share * part)
+
+        inputs = collect(graph, needed, fitting, layouts=layouts, progress=collected)
         orders = {}
         for group in pack:
             order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
             orders[group.name] = importance(group, scores, ranking) if order is None else order
+        measured = 0
         for chunks in _chunks_of(pack, orders, ranking, structure):
             curves.append(_measured(bench, chunks, inputs))
-            progress(0.7 * (done + 1) / len(wanted))
-            done += 1 + len(chunks[0].also)
+            measured += 1 + len(chunks[0].also)
+            say(done + share + (1 - COLLECTED) * measured)
+        done += len(pack)
     found: dict[str, FloatArray] = {}
-    for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options), strict=True):
+    for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options, progress), strict=True):
         _enter(curve, factor, structure, found)
     if curves:
         progress(1.0)
@@ -170,6 +183,7 @@ def _remaining(
     images: Sequence[Tensor],
     layouts: Layouts,
     options: SensitivityOptions,
+    progress: Progress,
 ) -> FloatArray:
     """[curves] what of a group's error remains, at the second level, where all layers behind it are refitted.
 
@@ -189,6 +203,7 @@ def _remaining(
             kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT, layouts=layouts)
         )
         factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)
+        progress(ALONE + (1 - ALONE) * (stretch[-1] + 1) / len(curves))
     return factors
 
 

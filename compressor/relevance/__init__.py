@@ -6,7 +6,7 @@ Streams over batches in constant memory, sums in float64 and over ranks. Knows n
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -36,15 +36,17 @@ def score(
     *,
     criterion: str = "lrp",
     options: ScoreOptions | None = None,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> Scores:
     """Relevance of every unit at every site; higher is kept longer.
 
     Batches are (images [N, C, H, W], labels [N], -1 unknown). A site the criterion cannot read (no weights
     of its own) repeats the mean of the group's others; a group with no readable site is in `unscored`.
     Every rank of a distributed run passes its own share of the images and gets the same scores. Batches go to
-    where the graph lies.
+    where the graph lies; `progress` gets how many images are done.
     """
     row = criterion_named(criterion)
+    batches = _counted(batches, progress)
     options = options or ScoreOptions()
     if isinstance(row, AtRandom):
         return Scores(criterion, {g.name: _draw(g, options.seed) for g in groups.groups}, 0)
@@ -62,6 +64,20 @@ def score(
     unscored = tuple(g.name for g in groups.groups if g.name not in values)
     uncovered = row.uncovered(graph, options) if isinstance(row, AtNodes) and row.uncovered else ()
     return Scores(criterion, values, samples, unscored, uncovered)
+
+
+class _counted:
+    """The same batches, as often as they are iterated; says how many images were done once one asks for more."""
+
+    def __init__(self, batches: Batches, progress: Callable[[int], None]) -> None:
+        self.batches, self.progress = batches, progress
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        done = 0
+        for images, labels in self.batches:
+            yield images, labels
+            done += len(images)
+            self.progress(done)
 
 
 Found = Mapping[str, Mapping[int, FloatArray]]

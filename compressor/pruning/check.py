@@ -104,7 +104,7 @@ def _failures(
         if not gone.any():
             continue
         try:
-            trials.append(_Trial(gone, remove(graph, structure, gone)[0]))
+            trials.append(_Trial(gone, remove(graph, structure, gone, share=True)[0]))
         except RaggedError as error:
             return _ragged_origins(graph, structure, gone) or [error.node]
     lockstep = _Lockstep(graph, structure, trials)

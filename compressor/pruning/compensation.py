@@ -274,7 +274,8 @@ class _Gathering:
             return "it is convolved with the images on another axis than the first"
         count = sum_count(sum(map(len, folds)))
         wanted = rows_wanted(features, options)
-        few = groups == 1 and features > options.widest
+        rows = min(wanted, count * _positions_of(layer))
+        few = groups == 1 and (features > options.widest or rows < features)
         held = min(wanted, options.limit_bytes // 2 // (4 * groups * (features + 2 * outputs)))
         if not few and features > options.widest:
             return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
@@ -361,6 +362,13 @@ class _Gathering:
         empty = clamped.Rows.empty(groups, features, outputs, device)
         rows = clamped.Rows.joined([empty, *self.parts[0], *self.parts[1]])
         return _Seen(totals, self.bounds, rows, sum(part.x.shape[1] for part in self.parts[0]))
+
+
+def _positions_of(layer: Layer) -> int:
+    """How many rows one image gives, as the graph was traced: outputs of a channel over images."""
+    traced = layer.node.meta["val"].shape
+    placeholder = next(node for node in layer.node.graph.nodes if node.op == "placeholder")
+    return int(math.prod(traced) // traced[layer.channel_axis] // placeholder.meta["val"].shape[0])
 
 
 def _empty_sums(rows: Tensor, targets: Tensor) -> list[gram.MomentSums]:

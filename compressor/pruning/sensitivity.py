@@ -265,7 +265,7 @@ class _Bench:
 
     def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
-        small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0))
+        small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0), share=True)
         mend(small, slices)
         changed = changed_nodes(self.graph, small)
         first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)

@@ -533,3 +533,21 @@ def test_the_graph_that_came_in_is_not_touched() -> None:
     structure = find_structure(graph, images((3, 6, 6)).float())
     prune(graph, structure, Plan(random_units(structure, 0), 0, 0))
     assert all(torch.equal(p, before[n]) for n, p in graph.state_dict().items())
+
+
+def test_a_trial_shares_what_loses_nothing_and_leaves_the_graph_alone() -> None:
+    model = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 6), nn.Flatten(), nn.Linear(6 * 64, 4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
+    structure = find_structure(graph, x)
+    (first, *_) = structure.groups.groups
+    plan = Plan({first.name: np.arange(5)}, 0, 0)
+    (own, _), (shared, _) = (prune(graph, structure, plan, share=share) for share in (False, True))
+    with torch.no_grad():
+        assert torch.equal(own(x), shared(x))
+    mine, theirs = ({id(t) for t in network.parameters()} for network in (graph, shared))
+    assert mine & theirs
+    assert mine - theirs
+    assert not mine & {id(t) for t in own.parameters()}
+    assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())

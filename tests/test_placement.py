@@ -46,6 +46,7 @@ from compressor.relevance.lrp import LrpOptions
 from compressor.saved import read_weights, write_weights
 from tests.fake_device import FAKE, MixedDevices, fake_device
 
+SAME_LOSS = 1e-2  # squared differences of outputs, of 1e-7 of their square: float32 leaves three digits of the roots
 SAME = 1e-5  # the same kernels on the same numbers; copies may lie in another order of axes
 IDENTITY = 1e-9  # float64 rounding
 TUNED = 1e-4  # on logits of about 1: three steps, whose gradients are the same but for rounding
@@ -142,11 +143,11 @@ def same_tensors(a: fx.GraphModule, b: fx.GraphModule) -> None:
         assert torch.allclose(tensor, theirs[name], rtol=SAME, atol=SAME), name
 
 
-def same_scores(a: Scores, b: Scores) -> None:
+def same_scores(a: Scores, b: Scores, within: float = SAME) -> None:
     assert list(a.values) == list(b.values)
     assert a.values or a.unscored
     for name, values in a.values.items():
-        assert np.allclose(values, b.values[name], rtol=SAME, atol=SAME * max(np.abs(values).max(), 1e-30)), name
+        assert np.allclose(values, b.values[name], rtol=within, atol=within * max(np.abs(values).max(), 1e-30)), name
 
 
 # -- the pretended device is strict
@@ -451,7 +452,7 @@ def test_measured_scores_do_not_depend_on_the_device(subject: Subject) -> None:
     def job(network: fx.GraphModule) -> Scores:
         return measure_scores(network, structure, scores, batches(), RankingOptions(multiple=1))
 
-    same_scores(*on_cpu_and_fake(job, graph))
+    same_scores(*on_cpu_and_fake(job, graph), within=SAME_LOSS)
 
 
 def test_files_are_made_from_a_copy_on_the_cpu(tmp_path: Path) -> None:

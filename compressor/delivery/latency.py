@@ -28,6 +28,7 @@ from .precisions import layers_of
 
 POOL_IMAGES = 64  # calibration images that latency runs draw from, so that none is always in the caches
 ENOUGH_RUNS = least_samples(0.99)  # 662: the least common percentile of the report stands
+ENOUGH_BATCHES = 2 * least_samples(0.9)  # 128: of a large batch, throughput and a p90 are asked for
 LIMIT_S = 60.0  # of one network: one whose batch takes a second is timed by fewer runs, which are counted
 ENGINES = ("tensorrt", "tensorrt_rtx")
 
@@ -43,7 +44,8 @@ def measure_latency(work: Work, found: Findings, networks: Mapping[str, fx.Graph
         for index, (batch, runtime) in enumerate((b, r) for b in recipe.latency_batches for r in here):
             share = index / (len(here) * len(recipe.latency_batches))
             work.stages.notify(f"latency: {runtime}, batch {batch}", share)
-            schedule = Schedule(batch=batch, seconds=recipe.latency_seconds, enough=ENOUGH_RUNS, limit_s=LIMIT_S)
+            enough = ENOUGH_RUNS if batch == 1 else ENOUGH_BATCHES
+            schedule = Schedule(batch=batch, seconds=recipe.latency_seconds, enough=enough, limit_s=LIMIT_S)
             timings += _timed(work, found, networks, runtime, schedule).values()
         write_json(folder / "latency.json", {"schema": "latency/1", "timings": [to_json(t) for t in timings]})
 

@@ -57,7 +57,8 @@ def prune(
 ) -> tuple[fx.GraphModule, Slices]:
     """The pruned graph and what stayed of each parameter. Raises ModelError for a plan of another model.
 
-    With `share`, parameters that lose nothing are the graph's own: quicker, for a trial that writes none in place.
+    With `share`, parameters that lose nothing are the graph's own and no code is made: quicker, for a trial that is
+    run node by node and writes no parameter in place.
     """
     return remove(graph, structure, removed_classes(structure, plan.kept), share=share)
 
@@ -80,7 +81,8 @@ def remove(
         except RaggedError as error:
             error.node = node.name
             raise
-    small.recompile()
+    if not share:
+        small.recompile()
     return small, Slices(kept)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.images import Images
-from compressor.report import write as report_writer
+from compressor.report import plots
 
 QUICK: dict[str, Any] = {
     "criterion": "l1",
@@ -64,7 +64,7 @@ def compress(small: nn.Module, images: Images) -> Compress:
 @pytest.fixture
 def without_plots(run: compressor.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the shared run draws its plots: they take seconds."""
-    monkeypatch.setattr(report_writer, "draw_plots", lambda found: {})
+    monkeypatch.setattr(plots, "draw_plots", lambda found: {})
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,9 @@ class Recipe:
         ("onnxruntime", "pytorch"), "what latency is measured on; the report says of those not here why"
     )
     latency_batches: tuple[int, ...] = _option((1, 32), "batch sizes that are timed")
-    latency_seconds: float = _option(5.0, "time for each network and batch size; 2/5 of it where p99 has its runs")
+    latency_seconds: float = _option(
+        5.0, "time for each network and batch size; 2/5 of it where its percentiles have their runs"
+    )
     max_accuracy_loss: float = _option(3.0, "gate: points of top-1 the shipped network may lose")
     max_int8_loss: float = _option(1.0, "gate: points of top-1 int8 may lose; above it, layers stay in float")
     max_identity_error: float = _option(1e-9, "gate: pruned against masked original, float64, relative")

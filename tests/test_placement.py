@@ -134,7 +134,7 @@ def on_cpu_and_fake(job: Callable[[fx.GraphModule], Any], graph: fx.GraphModule)
         return expected, job(placed(graph, FAKE))
 
 
-def same_tensors(a: fx.GraphModule, b: fx.GraphModule) -> None:
+def assert_same_tensors(a: fx.GraphModule, b: fx.GraphModule) -> None:
     """`b` is a network on the pretended device."""
     assert device_of(b) == FAKE
     with fake_device():
@@ -143,7 +143,7 @@ def same_tensors(a: fx.GraphModule, b: fx.GraphModule) -> None:
         assert torch.allclose(tensor, theirs[name], rtol=SAME, atol=SAME), name
 
 
-def same_scores(a: Scores, b: Scores, within: float = SAME) -> None:
+def assert_same_scores(a: Scores, b: Scores, within: float = SAME) -> None:
     assert list(a.values) == list(b.values)
     assert a.values or a.unscored
     for name, values in a.values.items():
@@ -333,7 +333,7 @@ def test_scores_do_not_depend_on_the_device(subject: Subject, criterion: str) ->
     def job(network: fx.GraphModule) -> Scores:
         return score(network, structure.groups, batches(), criterion=criterion, options=options)
 
-    same_scores(*on_cpu_and_fake(job, graph))
+    assert_same_scores(*on_cpu_and_fake(job, graph))
 
 
 @pytest.mark.parametrize("target", ["true", "predicted"])
@@ -346,7 +346,7 @@ def test_relevance_does_not_depend_on_the_device(subject: Subject, preset: str, 
     def job(network: fx.GraphModule) -> Scores:
         return score(network, structure.groups, batches(2), criterion="lrp", options=options)
 
-    same_scores(*on_cpu_and_fake(job, graph))
+    assert_same_scores(*on_cpu_and_fake(job, graph))
 
 
 # -- groups, removal, checks
@@ -373,7 +373,7 @@ def test_removal_and_identity_do_not_depend_on_the_device(subject: Subject) -> N
         small, slices = prune(far, structure, plan_of(far, structure))
         assert identity_error(far, small, structure, plan.kept, images) < IDENTITY
         assert slices.kept
-    same_tensors(expected, small)
+    assert_same_tensors(expected, small)
 
 
 # -- repair and recovery
@@ -393,7 +393,7 @@ def test_compensation_does_not_depend_on_the_device(subject: Subject, tmp_path: 
     (expected, record), (found, theirs) = on_cpu_and_fake(job, graph)
     assert record.repaired
     assert [r.weight for r in record.repaired] == [r.weight for r in theirs.repaired]
-    same_tensors(expected, found)
+    assert_same_tensors(expected, found)
 
 
 @pytest.mark.parametrize("limit", [0, 2 << 30])
@@ -407,7 +407,7 @@ def test_statistics_do_not_depend_on_the_device(limit: int) -> None:
         assert reestimate(small, batches(), reference=dense, slices=slices, limit_bytes=limit)
         return small
 
-    same_tensors(*on_cpu_and_fake(job, graph))
+    assert_same_tensors(*on_cpu_and_fake(job, graph))
 
 
 @pytest.mark.parametrize("norms", ["frozen", "batch"])
@@ -441,7 +441,7 @@ def test_weights_go_to_disk_and_come_back_to_their_device(subject: Subject, tmp_
             for parameter in far.parameters():
                 parameter.zero_()
         read_weights(tmp_path / "far.safetensors", far)
-    same_tensors(graph, far)
+    assert_same_tensors(graph, far)
 
 
 # its covariances come with the rewrite of pruning/moments and pruning/sensitivity; take the mark away then
@@ -452,7 +452,7 @@ def test_measured_scores_do_not_depend_on_the_device(subject: Subject) -> None:
     def job(network: fx.GraphModule) -> Scores:
         return measure_scores(network, structure, scores, batches(), RankingOptions(multiple=1))
 
-    same_scores(*on_cpu_and_fake(job, graph), within=SAME_LOSS)
+    assert_same_scores(*on_cpu_and_fake(job, graph), within=SAME_LOSS)
 
 
 def test_files_are_made_from_a_copy_on_the_cpu(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,24 +237,15 @@ def _digits(source: str) -> Images:
     _, _, part = source.partition(":")
     if part not in ("", "training", "evaluation"):
         raise DataError(f"{source!r}: digits has no part {part!r}; use digits, digits:training or digits:evaluation")
-    rows = _scans()
-    levels = rows[:, :-1].reshape(-1, 8, 8, 1)
-    pixels = np.round(levels * (255 / 16)).astype(np.uint8)
-    images = _of_array(source, pixels, rows[:, -1].astype(np.int64), ())
+    try:
+        from sklearn.datasets import load_digits  # brings scipy, and only this source needs it
+    except ImportError as error:
+        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
+    scans = load_digits()
+    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = _of_array(source, pixels, scans.target.astype(np.int64), ())
     if not part:
         return images
     order = stratified_order(images.names, images.labels, DIGITS_SEED)
     held_out = round(DIGITS_HELD_OUT * len(images))
     return images.subset(np.sort(order[:held_out] if part == "evaluation" else order[held_out:]))
-
-
-def _scans() -> NDArray[np.float64]:
-    """A row of 64 grey levels and the digit for each scan: what `sklearn.datasets.load_digits` reads, without importing
-    the library, which takes longer than everything else that is done with the images."""
-    found = find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'")
-    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if not path.is_file():
-        raise MissingPackageError(f"{path} is missing, which 'digits' is read from; install scikit-learn again")
-    return np.loadtxt(path, delimiter=",")

@@ -23,7 +23,17 @@ from compressor.files import read_record
 from compressor.graph import fetch, trace
 from compressor.images import Images
 from compressor.models import Model
-from compressor.placement import CPU, code_of, computing, device_of, on_device, placed, resolve, to_device
+from compressor.placement import (
+    CPU,
+    code_of,
+    computing,
+    device_of,
+    placed,
+    resolve,
+    to_device,
+    value_bytes,
+    within_memory,
+)
 from compressor.pruning import (
     Budget,
     RankingOptions,
@@ -573,3 +583,15 @@ def test_a_gpu_makes_the_plan_the_cpu_makes(name: str, images: Images, tmp_path:
     assert agree > 0.9
     for variant in ("accuracy_dense", "accuracy_removed_only", "accuracy_pruned", "accuracy_finetuned"):
         assert runs[0].summary[variant] == pytest.approx(runs[1].summary[variant], abs=2 * ONE_IMAGE), variant
+
+
+def test_batches_come_in_even_parts_where_a_networks_values_pass_the_limit() -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten()), torch.zeros(2, 3, 8, 8))
+    an_image = 2 * 8 * 8 * 8 * 4  # the convolution's and the ReLU's outputs, float32; flattening is a view
+    assert value_bytes(graph) == an_image
+    images, labels = torch.arange(10.0)[:, None, None, None].expand(10, 3, 8, 8), torch.arange(10)
+    parts = list(within_memory([(images, labels)], graph, limit_bytes=4 * an_image))
+    assert [len(part) for part, _ in parts] == [4, 4, 2]
+    assert torch.equal(torch.cat([part for part, _ in parts]), images)
+    assert torch.equal(torch.cat([part for _, part in parts]), labels)
+    assert [len(part) for part, _ in within_memory([(images, labels)], graph, limit_bytes=1)] == [1] * 10

@@ -1,6 +1,6 @@
 """Who matters: a traced graph, its groups and labelled images in, `Scores` out, by any criterion of the table.
 
-Streams over batches in constant memory, sums in float64 and over ranks. Knows no budget and no plan.
+Streams over batches in bounded memory, sums in float64 and over ranks. Knows no budget and no plan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
-from ..placement import device_of, on_device, to_device
+from ..placement import device_of, to_device, within_memory
 from ..records import FloatArray, Group, Groups, Scores
 from ..samples import sample_layouts
 from . import weights
@@ -113,7 +113,7 @@ def _at_nodes(
     measure = row.prepare(graph, sorted(plan), options)
     sums: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in on_device(batches, device_of(graph)):
+    for images, labels in within_memory(batches, graph):
 
         def take(node: str, tensor: Tensor, n: int = len(images)) -> None:
             for key, reading in plan[node]:
@@ -136,7 +136,7 @@ def _on_weights(
     tensors = weights.evaluated(graph, names)
     collected: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in on_device(batches if row.collect else (), device_of(graph)):
+    for images, labels in within_memory(batches if row.collect else (), graph):
         assert row.collect is not None
         targets = targets_of(graph, images, labels, predicted=options.target == "predicted")
         for name, part in row.collect(graph, images, targets, names).items():

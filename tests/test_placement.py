@@ -315,7 +315,9 @@ def test_a_network_without_parameters_has_a_device(kind: type[nn.Module]) -> Non
 
 def test_a_batch_on_its_way_to_a_gpu_is_pinned() -> None:
     with fake_device():
-        images, labels = next(on_device(batches(), FAKE))
+        traced = trace(nn.Flatten(), batches()[0][0])
+        traced.weight = nn.Parameter(torch.zeros(1, device=FAKE))
+        images, labels = next(within_memory(batches(), traced))
         assert images.device == labels.device == FAKE
         assert to_device(images, FAKE) is images
 

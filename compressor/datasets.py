@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from .calls import parse_call
 from .errors import DataError, did_you_mean
 from .images import Images
 from .records import IntArray
+
+_MOST_CLASSES = 1_000_000  # named by their numbers; a label beyond is refused once the model's classes are known
 
 
 def library_images(source: str, root: str) -> Images:
@@ -31,7 +34,7 @@ def library_images(source: str, root: str) -> Images:
     build = getattr(library, name)
     if "root" in inspect.signature(build).parameters:
         arguments.setdefault("root", root)
-    return _of_dataset(source, _built(build, arguments, source))
+    return dataset_images(source, _built(build, arguments, source))
 
 
 def _built(build: Callable[..., Any], arguments: Mapping[str, Any], source: str) -> Any:
@@ -55,25 +58,55 @@ def _built(build: Callable[..., Any], arguments: Mapping[str, Any], source: str)
         raise DataError(f"{source!r} can't be read{where} ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def _of_dataset(source: str, dataset: Any) -> Images:
+def dataset_images(source: str, dataset: Any) -> Images:
+    """Images of a data set of (image, label) pairs; an image is PIL's, or pixels as `as_picture` reads them.
+
+    Raises DataError where there are none.
+    """
     labels = _dataset_labels(dataset)
     if not len(labels):
         raise DataError(f"{source!r} holds no images")
     width = len(str(len(labels) - 1))
 
     def read(name: str) -> Image.Image:
-        image = dataset[int(name)][0]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"the data set gives {type(image).__name__}, not an image")
-        return image
+        item = dataset[int(name)]
+        return as_picture(item[0] if isinstance(item, (tuple, list)) else item)
 
     def digest(name: str) -> str:
         image = read(name)
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
-    classes = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
+    classes = getattr(dataset, "classes", None) or [str(i) for i in range(min(int(labels.max()) + 1, _MOST_CLASSES))]
     names = tuple(f"{i:0{width}d}" for i in range(len(labels)))
     return Images(source, names, labels, tuple(_plain(c) for c in classes), None, read, digest)
+
+
+def as_picture(pixels: Any) -> Image.Image:
+    """PIL's image of one: itself, uint8 [H, W, C] or [C, H, W], or floats in [0, 1] [C, H, W], grey ones without C.
+
+    Raises TypeError for anything else; normalised floats are among it, whose pixels are not known any more.
+    """
+    if isinstance(pixels, Image.Image):
+        return pixels
+    array = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or not {1, 3} & {array.shape[0], array.shape[-1]}:
+        raise TypeError(
+            f"{type(pixels).__name__} {list(array.shape)} is no image; expected [C, H, W] with 1 or 3 channels"
+        )
+    if array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.dtype.kind == "f":
+        if array.size and not (array.min() >= 0 and array.max() <= 1):
+            raise TypeError(
+                f"floats from {array.min():.3g} to {array.max():.3g} are no pixels in [0, 1]; give images as they are "
+                "before normalisation, which is done here"
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise TypeError(f"pixels are {array.dtype}, expected uint8 or floats in [0, 1]")
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
 def _plain(name: Any) -> str:
@@ -86,4 +119,9 @@ def _dataset_labels(dataset: Any) -> IntArray:
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):
             return np.asarray(values).astype(np.int64).reshape(-1)
-    return np.array([int(dataset[i][1]) for i in range(len(dataset))], dtype=np.int64)
+    return np.array([_label_of(dataset[i]) for i in range(len(dataset))], dtype=np.int64)
+
+
+def _label_of(item: Any) -> int:
+    """-1 where an item is the image alone."""
+    return int(item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else -1

@@ -8,9 +8,13 @@ qualified names. Knows nothing of units, scores or files.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import operator
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +23,11 @@ from torch.nn import functional
 
 from .errors import ModelError
 from .placement import placed
+from .training import mark_dropouts, note_dropouts
+from .wrappers import plain
 
 aten = torch.ops.aten
+_HERE = Path(__file__).resolve().parent
 
 _IDENTITIES = (
     aten.clone.default,
@@ -35,17 +42,20 @@ _IDENTITIES = (
 def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """The model's evaluation graph in ATen operations, free in the batch axis.
 
-    `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters); the
-    graph shares no storage with it and lies where the example does, wherever the model lies. Node metadata:
-    `val` (shapes at the example), `layer` (qualified name of the module that issued the operation, "" for the root).
-    Raises ModelError when the model's forward fails or cannot be traced.
+    `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters, buffers), and so is
+    the example; the graph shares no storage with it, lies where the example does, wherever the model lies, and writes
+    neither to its input nor to its buffers. Node metadata: `val` (shapes at the example), `layer` (qualified name of
+    the module that issued the operation, "" for the root), `place` (`model.py:31`, its line in the user's code).
+    Wrappers are taken off as in `wrappers.plain`. Raises ModelError when the model's forward fails, draws random
+    numbers or cannot be traced.
     """
-    model = placed(model, example.device)
+    model = placed(plain(model).module, example.device)
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), unchanged_buffers(model):
             exported = _export(model, example)
+        mark_dropouts(exported)
         graph: fx.GraphModule = exported.run_decompositions({}).module(check_guards=False)
     finally:
         for module, training in modes.items():
@@ -53,20 +63,24 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     _keep_constants(graph)
     _own_state(graph)
     _name_layers(graph)
+    _drop_writes(graph)
     _simplify(graph)
+    _refuse_random(graph)
     _propagate(graph, example)
     _fold_constants(graph)
+    note_dropouts(graph)
     _propagate(graph, example)
     return graph
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim.DYNAMIC
+    require_one_input(model)
     try:
-        model(example)
+        model(example.clone())
     except Exception as error:
         raise ModelError(
-            f"the model's forward fails on an input of shape {list(example.shape)}: "
+            f"the model's forward fails on an input of shape {list(example.shape)}{_at(_place_of(error))}: "
             f"{_first_line(error)}; check --size, and that --mean and --std have one value for grey images, three "
             "for RGB"
         ) from error
@@ -74,13 +88,43 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
         try:
             with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
-                return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
+                return torch.export.export(model, (example.clone(),), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:
-            reasons.append(_first_line(error))
+            reasons.append(f"{_first_line(error)}{_at(_place_in(str(error)) or _place_of(error))}")
     raise ModelError(
         f"the model can't be traced with a free batch axis: {reasons[0]}; its forward must not branch on values "
         "nor fix the batch size"
     )
+
+
+def require_one_input(model: nn.Module) -> None:
+    """Raises ModelError where forward needs more than the image."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # of a callable that isn't Python
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    needed += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(needed) > 1:
+        raise ModelError(
+            f"the model's forward needs {len(needed)} inputs ({', '.join(needed)}), and one image batch [N, C, H, W] "
+            "is what is given; wrap the model in a module whose forward takes the image alone and makes the others "
+            "itself"
+        )
+
+
+@contextlib.contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers hold the same values afterwards, whatever the model's forward writes to them."""
+    before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, tensor in model.named_buffers():
+            kept = before.get(name)
+            if kept is not None and kept.shape == tensor.shape and not torch.equal(kept, tensor):
+                tensor.detach().copy_(kept)
 
 
 @contextlib.contextmanager
@@ -115,6 +159,28 @@ def _plain_attention() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+_LIBRARIES = ("site-packages", "dist-packages", "<frozen", "<string>", "<eval")
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short>[\w./-]+\.py):(?P<at>\d+) in ')
+
+
+def _place_in(trace: str) -> str:
+    """`model.py:31`, the last line of the user's own code that a printed stack names; "" where none is."""
+    places = []
+    for match in _FRAME.finditer(trace):
+        file, line = match["file"] or match["short"], match["line"] or match["at"]
+        if not any(library in file for library in _LIBRARIES) and not file.startswith(str(_HERE)):
+            places.append(f"{Path(file).name}:{line}")
+    return places[-1] if places else ""
+
+
+def _place_of(error: BaseException) -> str:
+    return _place_in("".join(traceback.format_tb(error.__traceback__)))
+
+
+def _at(place: str) -> str:
+    return f" (at {place})" if place else ""
 
 
 def _keep_constants(graph: fx.GraphModule) -> None:
@@ -152,12 +218,53 @@ def _name_layers(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
         names = [path for path, _ in stack.values() if not path.startswith("_empty")]
-        node.meta = {"layer": _plain(names[-1]) if names else ""}
+        place = _place_in(node.meta.get("stack_trace") or "")
+        node.meta = {"layer": _plain_path(names[-1]) if names else "", "place": place}
 
 
-def _plain(path: str) -> str:
+def _plain_path(path: str) -> str:
     """`L['self'].layer1._modules['0']` and the like to `layer1.0`."""
     return path.replace("L['self']", "").replace("._modules['", ".").replace("']", "").lstrip(".")
+
+
+def _drop_writes(graph: fx.GraphModule) -> None:
+    """What forward writes to its input and to buffers stays in the graph's values, and goes nowhere else."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.copy_.default:
+            continue
+        if node.args[0].op in ("placeholder", "get_attr"):
+            node.replace_all_uses_with(node.args[1])
+            graph.graph.erase_node(node)
+
+
+def _refuse_random(graph: fx.GraphModule) -> None:
+    """Raises ModelError for random numbers that reach the answer; those that don't are dropped."""
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op != "call_function" or not _draws(node):
+            continue
+        if not node.users:
+            graph.graph.erase_node(node)
+            continue
+        raise ModelError(
+            f"the model is random in evaluation: {node.target} in {place_of(node)} draws new numbers at every call; "
+            "use nn.Dropout, or training=self.training, or draw the noise once and keep it in a buffer"
+        )
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operation takes random numbers, with the arguments it has here."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = arguments(node)
+    switches = [given[name] for name in ("train", "training", "dropout_p") if name in given]
+    return not switches or any(switches)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """A node's arguments by the names of its operator's schema, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
 
 
 def _simplify(graph: fx.GraphModule) -> None:
@@ -244,9 +351,17 @@ def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, user
     graph.register_buffer(name, value.detach().clone())
     with graph.graph.inserting_before(node):
         attribute = graph.graph.get_attr(name)
-    attribute.meta = {"layer": node.meta["layer"]}
+    attribute.meta = {"layer": node.meta["layer"], "place": node.meta["place"]}
     for user in users:
         user.replace_input_with(node, attribute)
+
+
+def place_of(node: fx.Node) -> str:
+    """`layer 'blocks.0.attn' at model.py:31`, as much of it as is known."""
+    layer, place = node.meta.get("layer", ""), node.meta.get("place", "")
+    known = [f"layer {layer!r}"] if layer else []
+    known += [f"at {place}"] if place else []
+    return " ".join(known) or "forward"
 
 
 def fetch(graph: nn.Module, name: str) -> Tensor:
@@ -273,14 +388,6 @@ def store(graph: nn.Module, name: str, value: Tensor) -> None:
         owner._parameters[last] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
     else:
         owner._buffers[last] = value
-
-
-def set_training(graph: fx.GraphModule, training: bool) -> None:
-    """Switches every batch normalisation of the graph between batch and running statistics."""
-    for node in graph.graph.nodes:
-        if node.target is aten.batch_norm.default:
-            node.update_arg(5, training)
-    graph.recompile()
 
 
 class Watcher(fx.Interpreter):

@@ -57,7 +57,10 @@ class Preprocessing:
         if self.interpolation not in _FILTERS:
             raise RecipeError(f"interpolation {self.interpolation!r} is unknown; use one of {', '.join(_FILTERS)}")
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
-            raise RecipeError(f"mean {self.mean} and std {self.std} need one entry each (grey) or three (RGB)")
+            raise RecipeError(
+                f"mean {self.mean} and std {self.std} need one entry each (grey) or three (RGB): "
+                "images have one channel or three"
+            )
         if min(self.std) <= 0:
             raise RecipeError(f"std {self.std} must be above zero")
 

@@ -28,13 +28,6 @@ def images_of(batch: Batch) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """A node's arguments by the names of its operator's schema, defaults filled in."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
-    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
-
-
 def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """One node's value; parameters and buffers are read as they are now."""
     args, kwargs = fx.map_arg(

@@ -44,7 +44,7 @@ def _explained(recipe: Recipe, index: int) -> Explanation:
     groups = analyse(graph).groups.groups
     source = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
     sites = {(site.node, site.axes): (group, site) for group in groups for site in group.sites}
-    lrp = LrpOptions(accept=recipe.accept)
+    lrp = LrpOptions(accept=recipe.accept, strict=recipe.strict)
     if recipe.composite:
         lrp = replace(lrp, composite=composite_of(recipe.composite))
     image, label = images[index][None], torch.tensor([int(images.labels[index])])

@@ -6,7 +6,6 @@ arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded m
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -27,13 +26,17 @@ from .checkpoints import fill, state_hash
 from .errors import ModelError, did_you_mean
 from .files import file_sha256, read_json
 from .images import Interpolation, Preprocessing, overridden
+from .wrappers import copied, plain
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`builder` and `weights` are what `load_model` was given; `sha256` is of the tensors themselves."""
+    """`builder` and `weights` are what `load_model` was given; `sha256` is of the tensors themselves.
+
+    `notes` say what was done to make a plain float32 module of it (see `wrappers.plain`).
+    """
 
     module: nn.Module
     builder: str
@@ -41,6 +44,7 @@ class Model:
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...] | None
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,9 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model
         built = build(name, "default" if weights == "default" else "none")
     if weights not in ("none", "default"):
         fill(built.module, weights)
-    module = built.module.cpu().eval()
-    return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module))
+    ready = plain(built.module.cpu())
+    module = ready.module.eval()
+    return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module), ready.notes)
 
 
 def _embedded(spec: str, weights: str) -> _Built:
@@ -189,7 +194,7 @@ def _factory(spec: str, weights: str) -> _Built:
     with _importable(Path(place).parent if place.endswith(".py") else Path.cwd()):
         found = _attribute(_imported(place), name, place)
         if isinstance(found, nn.Module):
-            module = copy.deepcopy(found)
+            module = copied(found)
         else:
             module = _called(lambda: found(**arguments), spec, downloads=False)
     return _Built(module, _of_config(module))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .behaviour import require_function
 from .checkpoints import state_hash
 from .cost import measure_cost
 from .delivery import Delivered, deliver
@@ -21,9 +22,11 @@ from .delivery.precisions import JUDGE_IMAGES
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
+from .errors import ModelError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
 from .images import Images, overridden
+from .in_memory import images_of
 from .models import Model, load_model
 from .placement import code_of, computing
 from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim
@@ -58,6 +61,7 @@ from .saved import (
 )
 from .stages import Notify
 from .work import Work, given_preprocessing, prepare, ranking_of, require_known
+from .wrappers import plain
 
 IDENTITY_IMAGES = 4
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
@@ -81,29 +85,47 @@ class Run:
 
 def compress(
     model: str | nn.Module | None = None,
-    images: str | Images | None = None,
+    images: Any = None,
     *,
     notify: Notify | None = None,
     **options: Any,
 ) -> Run:
     """Compresses a model; `options` are the recipe's fields, of which `model` and `images` are the first.
 
-    `model` may be a module of yours (its run can't be rebuilt without it), `images` a source's name or
-    `Images` with their pre-processing. Raises CompressorError's subclasses (see compressor.errors).
+    `model` may be a module of yours (its run can't be rebuilt without it). `images` is a source's name or path,
+    `Images`, arrays, a `Dataset` or a `DataLoader` (see `in_memory.images_of`). Raises CompressorError's subclasses
+    (see compressor.errors).
     """
-    if isinstance(model, str):
-        options["model"] = model
-    if isinstance(images, str):
-        options["data"] = images
+    given = images_of(images)
+    if isinstance(given, str):
+        options["data"] = given
+    in_memory = given if isinstance(given, Images) else None
     if isinstance(model, nn.Module):
         options.setdefault("out", "runs/model")
-        given = {name: value for name, value in options.items() if value is not None}
-        recipe = make_recipe({**given, "model": type(model).__name__})
-        known = Model(model, "", "given", None, None, state_hash(model))
-    else:
-        recipe = read_recipe(None, **options)
-        known = None
-    return run(recipe, notify=notify, model=known, images=images if isinstance(images, Images) else None)
+        options = {name: value for name, value in options.items() if value is not None}
+        ready = plain(model)
+        recipe = make_recipe({**options, "model": type(ready.module).__name__})
+        known = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+        return run(recipe, notify=notify, model=known, images=in_memory)
+    if model is not None:
+        options["model"] = _model_name(model)
+    return run(read_recipe(None, **options), notify=notify, images=in_memory)
+
+
+def _model_name(model: Any) -> str:
+    """Raises ModelError for what is neither a module nor a name; nothing is taken in its place."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ModelError(
+            f"the model is the class {model.__name__}, expected a module made of it: {model.__name__}(...)"
+        )
+    kind = type(model).__name__
+    remedy = "call it and give its result" if callable(model) else "give the torch.nn.Module, or a name"
+    raise ModelError(
+        f"the model is a {kind}, expected a torch.nn.Module or a name (torchvision:NAME, timm:NAME, file.py:factory); "
+        f"{remedy}"
+    )
 
 
 def run(
@@ -160,7 +182,7 @@ def score_options(recipe: Recipe) -> ScoreOptions:
     """How a recipe's criterion is read off a network."""
     given: dict[str, Any] = {"start": recipe.start, "target": recipe.start_class}
     given |= {name: getattr(recipe, name) for name in ("sign", "per", "place")}
-    lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept)
+    lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept, strict=recipe.strict)
     return ScoreOptions(seed=recipe.seed, lrp=lrp, **{name: value for name, value in given.items() if value})
 
 
@@ -196,7 +218,7 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
     inputs = [
         work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"]),
         work.splits.hashes["calibration"],
-        *(getattr(recipe, n) for n in (*READING, "accept", "seed", "batch_size")),
+        *(getattr(recipe, n) for n in (*READING, "accept", "strict", "seed", "batch_size")),
         asdict(work.preprocessing),
     ]
 
@@ -366,7 +388,9 @@ def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
         plain = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         given |= {name: given[name] or value for name, value in plain.items()}
     example = example_of(overridden(model.preprocessing, **given).shape)
-    return trace(model.module, example), example
+    graph = trace(model.module, example)
+    require_function(model.module, graph, example)
+    return graph, example
 
 
 def predict(recipe: Recipe) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def within_memory(
     for images, labels in batches:
         parts = math.ceil(len(images) / most)
         size = math.ceil(len(images) / parts)
-        for some, theirs in zip(images.split(size), labels.split(size), strict=True):
+        for some, theirs in zip(torch.split(images, size), torch.split(labels, size), strict=True):
             yield to_device(some, device), to_device(theirs, device)
 
 

@@ -75,7 +75,8 @@ class Recipe:
     sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", *_SIGNS)
     per: str = _option("", "values are summed up to here before their sign is taken; else the paper's", *_PERS)
     place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)
-    accept: tuple[str, ...] = _option((), "operations LRP may pass over although no rule covers them")
+    strict: bool = _option(False, "refuse operations that LRP has no rule for, not pass them by input x gradient")
+    accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
     budget: str = _option("macs 0.5", "what may stay: 'macs 0.5', 'parameters 0.4', 'latency 0.5 on onnxruntime'")
     units: tuple[str, ...] = _option(
         ("channel", "neuron", "stream", "head", "conv_group"), "kinds of units that may go (also: head_dim)"

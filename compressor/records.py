@@ -81,7 +81,7 @@ class Scores:
     """Relevance of every unit at every site of its group; higher is kept longer.
 
     `values[group]` is [sites, units]; `unscored` names groups the criterion could not score,
-    `uncovered` operations that no rule covered and the recipe accepted.
+    `uncovered` operations that no rule covered and input x gradient passed.
     """
 
     criterion: str

@@ -21,6 +21,8 @@ from .models import load_model
 from .placement import CPU
 from .pruning import Structure, analyse, prune
 from .records import IntArray, Plan, Slices
+from .training import TrainableGraph
+from .wrappers import plain
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 
@@ -93,9 +95,12 @@ def _state(graph: nn.Module) -> dict[str, Tensor]:
 def load_saved(folder: str | Path, module: nn.Module | None = None) -> fx.GraphModule:
     """The pruned network of a run's folder, in evaluation mode; the same outputs as when it was written.
 
+    `train()` gives batch normalisation its batch statistics and dropout its chances back, `eval()` takes them away.
+
     `module` stands for the dense network where the builder can't be called here (it was given as an object).
     """
-    return _replayed(Path(folder), module)[1]
+    small = _replayed(Path(folder), module)[1]
+    return TrainableGraph(small, small.graph)
 
 
 def load_module(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
@@ -115,6 +120,7 @@ def _replayed(folder: Path, module: nn.Module | None) -> tuple[nn.Module, fx.Gra
         if not network.builder:
             raise ModelError(f"the run in {folder} began with a model object; give that model to load it")
         module = load_model(network.builder, "none").module
+    module = plain(module).module
     graph = trace(module, example_of(network.shape))
     structure = analyse(graph, network.tied, network.frozen)
     small, slices = prune(graph, structure, Plan(network.kept, 0, 0))

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from .behaviour import require_function
 from .budgets import Budget, parse_budget
 from .data import load_images, require_labels
 from .device.runtimes import available
 from .errors import DataError, EngineError, GateError, MissingPackageError, ModelError, RecipeError
+from .export.exportable import require_exportable
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
@@ -82,7 +84,10 @@ def prepare(
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     splits, how = read_images(recipe, model, images, search=search, spare=spare)
     device = resolve(recipe.device)
-    dense = placed(trace(model.module, example_of(how.shape)), device)
+    traced = trace(model.module, example_of(how.shape))
+    require_function(model.module, traced, example_of(how.shape))
+    require_exportable(traced)
+    dense = placed(traced, device)
     classes = _classes(dense, example_of(how.shape))
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
@@ -123,12 +128,26 @@ def _classes(graph: fx.GraphModule, example: Tensor) -> int:
     """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
     answer = graph(to_device(example, device_of(graph)))
     if not isinstance(answer, Tensor) or answer.ndim != 2:
-        found = f"a tensor {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-        raise ModelError(
-            f"the model answers with {found}, expected one tensor [N, classes]; wrap the model so that its forward "
-            "returns the logits alone"
-        )
+        raise ModelError(_no_classifier(answer))
     return int(answer.shape[1])
+
+
+def _no_classifier(answer: Any) -> str:
+    """What to say of a network that answers with anything but one [N, classes]."""
+    if not isinstance(answer, Tensor):
+        return (
+            f"the model answers with a {type(answer).__name__}, expected one tensor [N, classes]; wrap the model so "
+            "that its forward returns the logits alone"
+        )
+    if answer.ndim == 4:
+        return (
+            f"the model answers with maps {list(answer.shape)}, as for segmentation or detection; classifiers, which "
+            "answer with one tensor [N, classes], are what can be compressed. `compressor inspect` shows its units"
+        )
+    return (
+        f"the model answers with a tensor {list(answer.shape)}, expected one tensor [N, classes]; wrap the model so "
+        "that its forward returns class scores"
+    )
 
 
 def read_images(

@@ -1,7 +1,8 @@
-"""Attention written as product, softmax and product: what exporters read over any number of axes, and runtimes fuse.
+"""Operations written so that exporters read them: attention as products, maxima to a given size as slices.
 
-In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention`. The exporter's own spelling
-takes four axes only, transposes the keys between two reshapes and scales keys as well as queries.
+In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention` and adaptive maxima. The
+exporter's own spelling of attention takes four axes only, transposes the keys between two reshapes and scales keys as
+well as queries; what runtimes fuse is product, softmax and product. Adaptive maxima it doesn't know.
 """
 
 from __future__ import annotations
@@ -13,22 +14,29 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from .exportable import ADAPTIVE_MAXIMA, spell_adaptive_maximum
 
 ATTENTION = aten.scaled_dot_product_attention.default
 _NAMES = [argument.name for argument in ATTENTION._schema.arguments]
 
 
 def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
-    found = [n.name for n in graph.graph.nodes if n.target is ATTENTION and not _asked(n).get("enable_gqa")]
+    found = [n.name for n in graph.graph.nodes if _is_spelled(n)]
     if not found:
         return graph
     result = fx.GraphModule(graph, copy.deepcopy(graph.graph))  # the weights are shared
-    for node in result.graph.nodes:
+    for node in list(result.graph.nodes):
         if node.name in found:
-            _spell(result, node)
+            (_spell if node.target is ATTENTION else spell_adaptive_maximum)(result, node)
     result.graph.lint()
     result.recompile()
     return result
+
+
+def _is_spelled(node: fx.Node) -> bool:
+    if node.target is ATTENTION:
+        return not _asked(node).get("enable_gqa")
+    return node.target in ADAPTIVE_MAXIMA
 
 
 def _asked(node: fx.Node) -> dict[str, Any]:

@@ -31,33 +31,48 @@ _BLOCK = 128
 
 @dataclass
 class _Layer:
-    """A node with constant weights [groups, outputs, inputs], and its inputs' mean and covariance, once seen."""
+    """A node with constant weights [groups, outputs, inputs], and its inputs' mean and covariance, once seen.
+
+    Sums are of inputs less `origin` [groups, inputs], the first image's mean, in float64: where inputs hardly vary,
+    the mean's square would leave nothing of their variance.
+    """
 
     node: onnx.NodeProto
     weight: Tensor
     window: Window
     count: int = 0
+    origin: Tensor | None = None
     total: Tensor | float = 0.0
     square: Tensor | float = 0.0
 
     def see(self, value: Tensor, most: int) -> None:
         """An input of one image, at so many places at most, evenly spread."""
         places = _spread(position_count(value, self.window), most)
-        rows = rows_of(value, self.window, places)[:, 0]  # [groups, n, inputs]
+        rows = rows_of(value, self.window, places)[:, 0].double()  # [groups, n, inputs]
+        if self.origin is None:
+            self.origin = rows.mean(1)
+        rows -= self.origin.unsqueeze(1)
         self.count += len(places)
-        self.total = self.total + rows.sum(1).double()
+        self.total = self.total + rows.sum(1)
         if self.weight.shape[2] <= WIDEST:
-            self.square = self.square + (rows.mT @ rows).double()
+            self.square = self.square + rows.mT @ rows
+
+    @property
+    def _shift(self) -> Tensor:
+        """The mean less the origin."""
+        return torch.as_tensor(self.total) / self.count
 
     @property
     def mean(self) -> Tensor:
-        return torch.as_tensor(self.total) / self.count
+        assert self.origin is not None
+        return self.origin + self._shift
 
     def covariance(self, *, centred: bool) -> Tensor | None:
         if self.weight.shape[2] > WIDEST:
             return None
-        found = torch.as_tensor(self.square) / self.count
-        return found - self.mean.unsqueeze(2) * self.mean.unsqueeze(1) if centred else found
+        around_origin = torch.as_tensor(self.square) / self.count
+        around_mean = around_origin - self._shift.unsqueeze(2) * self._shift.unsqueeze(1)
+        return around_mean if centred else around_mean + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
 
 @dataclass
@@ -124,10 +139,8 @@ def rounded(steps: Tensor, covariance: Tensor, most: int) -> Tensor:
     The error of each goes to the weights behind it as the inverse of `covariance` [groups, inputs, inputs] says.
     """
     inputs = steps.shape[2]
-    damping = _DAMPING * covariance.diagonal(dim1=-2, dim2=-1).mean(1) + 1e-12
-    whole = covariance + damping[:, None, None] * torch.eye(inputs, dtype=covariance.dtype)
-    # whole = root @ root.mT with root upper triangular, so inverse(whole) = upper.mT @ upper
-    root = torch.linalg.cholesky(whole.flip(1, 2)).flip(1, 2)
+    # covariance + damping = root @ root.mT with root upper triangular, so inverse(damped) = upper.mT @ upper
+    root = _damped_root(covariance.flip(1, 2)).flip(1, 2)
     upper = torch.linalg.solve_triangular(root, torch.eye(inputs, dtype=covariance.dtype), upper=True)
     left, codes = steps.clone(), torch.empty_like(steps)
     for begin in range(0, inputs, _BLOCK):
@@ -140,6 +153,17 @@ def rounded(steps: Tensor, covariance: Tensor, most: int) -> Tensor:
             errors[:, :, i - begin] = error
         left[:, :, end:] -= errors @ upper[:, begin:end, end:]
     return codes
+
+
+def _damped_root(covariance: Tensor) -> Tensor:
+    """The lower Cholesky factor [groups, inputs, inputs] with a ridge that grows until there is one."""
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    scale = covariance.diagonal(dim1=-2, dim2=-1).mean(1).clamp_min(0) + 1e-12
+    for damping in (_DAMPING, 0.1, 1.0, 10.0):
+        root, failed = torch.linalg.cholesky_ex(covariance + damping * scale[:, None, None] * eye)
+        if not failed.any():
+            return root
+    return scale.sqrt()[:, None, None] * eye.expand_as(covariance)  # nothing is passed on: rounding to the nearest
 
 
 def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> _Layer:

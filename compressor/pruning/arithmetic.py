@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..graph import aten
+from ..graph import arguments, aten
 from .handlers import Table, blank, shape_of, unknown
-from .labels import Ledger, Value, axes, compress, reduce_to
-from .relations import Operand, aligned, broadcast, contract, merge, parents, reduce_summed
+from .labels import Ledger, Value, along, axes, compress, reduce_to
+from .relations import Operand, aligned, broadcast, contract, freeze_all, merge, parents, reduce_summed
 
 TABLE = Table()
 
@@ -31,17 +31,19 @@ def _add_bias(ledger: Ledger, out: Value, bias: Value | None, axis: int, node: s
 
 @TABLE.handles(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
 def convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
-    groups = args[6] if len(args) > 6 else 1
-    return _convolve(ledger, node, args, groups, transposed=False)
+    return _convolve(ledger, node, args, transposed=False)
 
 
 @TABLE.handles(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def transposed_convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+    return _convolve(ledger, node, args, transposed=True)
+
+
+def _convolve(ledger: Ledger, node: fx.Node, args: list[Any], *, transposed: bool) -> Any:
     groups = args[6] if len(args) > 6 else 1
-    return _convolve(ledger, node, args, groups, transposed=True)
-
-
-def _convolve(ledger: Ledger, node: fx.Node, args: list[Any], groups: int, *, transposed: bool) -> Value:
+    if len(node.args) > 6 and not isinstance(node.args[6], int):
+        freeze_all(ledger, node, args, "has as many groups as the batch has images")
+        return blank(node.meta["val"])
     x = _channels_only(ledger, args[0], node)
     weight = Value(args[1].shape[:2], tuple(reduce_summed(f, 2) for f in args[1].facets))
     n, c = x.shape
@@ -65,7 +67,7 @@ def _channels_only(ledger: Ledger, x: Value, node: fx.Node) -> Value:
         first = reduce_to(facet, (0, 1))
         over = set(axes(facet))
         if over and min(over) > 1:
-            ledger.freeze(facet, node.name, "lies along an image axis")
+            ledger.freeze(facet, node.name, "is read along its channels by a convolution")
             continue
         if over - {0, 1}:
             ledger.tie(facet, first.reshape(*first.shape, *[1] * (facet.ndim - 2)).expand(facet.shape))
@@ -220,14 +222,102 @@ def variance(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, A
     return _reduce(ledger, node, args[0], args[1] if len(args) > 1 else kwargs.get("dim"), exact=False)
 
 
-@TABLE.handles(aten.amax.default, aten.amin.default, aten.max.dim, aten.min.dim)
+@TABLE.handles(
+    aten.amax.default,
+    aten.amin.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.median.dim,
+    aten.mode.default,
+    aten.kthvalue.default,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.logsumexp.default,
+    aten.prod.dim_int,
+    aten.any.dim,
+    aten.all.dim,
+)
 def extremum(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    meta = node.meta["val"]
-    dims = args[1] if len(args) > 1 else None
-    x = _pin_along(ledger, node, args[0], _axes_of(dims, args[0]), "is reduced by a maximum")
+    """One value of several, which the others decide; with it, its place among them."""
+    meta, over = node.meta["val"], _axes_of(arguments(node)["dim"], args[0])
+    x = _pin_along(ledger, node, args[0], over, f"is reduced by {named_operation(node)}")
     first = meta if isinstance(meta, Tensor) else meta[0]
-    out = Value(tuple(first.shape), _drop(x, _axes_of(dims, x), first.shape))
-    return out if isinstance(meta, Tensor) else (out, Value(tuple(first.shape)))
+    out = Value(tuple(first.shape), _drop(x, over, first.shape))
+    return out if isinstance(meta, Tensor) else tuple(out for _ in meta)
+
+
+@TABLE.handles(
+    aten.topk.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argsort.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.logcumsumexp.default,
+    aten.cummax.default,
+    aten.cummin.default,
+)
+def along_one_axis(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """What is chosen, ordered or summed up along one axis; with it, the places."""
+    meta, axis = node.meta["val"], arguments(node)["dim"] % len(args[0].shape)
+    x = _pin_along(ledger, node, args[0], [axis], f"lies along the axis of {named_operation(node)}")
+    first = meta if isinstance(meta, Tensor) else meta[0]
+    index = tuple(slice(0, 1) if a == axis else slice(None) for a in range(len(x.shape)))
+    out = Value(tuple(first.shape), tuple(f[index].expand(*first.shape) for f in x.facets))
+    return out if isinstance(meta, Tensor) else tuple(out for _ in meta)
+
+
+def named_operation(node: fx.Node) -> str:
+    """`topk` of aten.topk.default."""
+    return str(getattr(node.target, "overloadpacket", node.target)).split(".")[-1]
+
+
+@TABLE.handles(aten.im2col.default)
+def patches(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+    """[N, C, H, W] to [N, C * kernel, positions]: a channel's entries lie one behind another."""
+    x, shape = _channels_only(ledger, args[0], node), shape_of(node)
+    entries = shape[1] // x.shape[1]
+    facets = (f.repeat_interleave(entries, 1)[..., None].expand(*shape) for f in x.facets)
+    return Value(shape, tuple(compress(f) for f in facets))
+
+
+@TABLE.handles(aten.col2im.default)
+def folded_patches(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+    """[N, C * kernel, positions] to [N, C, H, W]: the entries of one channel go together."""
+    x, shape = args[0], shape_of(node)
+    entries = x.shape[1] // shape[1]
+    facets = []
+    for facet in x.facets:
+        if axes(facet) != (1,):
+            ledger.freeze(facet, node.name, "is folded together with its positions")
+            continue
+        parts = reduce_to(facet, (1,)).reshape(-1, entries)  # [C, kernel]
+        ledger.tie(parts, parts[:, :1])
+        facets.append(along(parts[:, 0], 1, shape))
+    return Value(shape, tuple(facets))
+
+
+@TABLE.handles(
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+)
+def filled(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+    """A tensor of one number may lose any coordinate of an axis whose length is written there; of others none."""
+    shape = shape_of(node)
+    lengths = [n if isinstance(n, int) else 0 for n in arguments(node)["size"]]
+    return Value(shape, tuple(along(ledger.fresh(n), axis, shape) for axis, n in enumerate(lengths) if n > 1))
+
+
+@TABLE.handles(aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default)
+def filled_alike(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+    """As long as what it is made after, whatever that loses."""
+    return Value(args[0].shape, args[0].facets)
 
 
 def _axes_of(dims: Any, x: Value) -> list[int]:
@@ -258,6 +348,10 @@ def _drop(x: Value, over: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, 
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
     aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
     aten.max_pool1d.default,
     aten.avg_pool1d.default,
     aten.adaptive_avg_pool1d.default,
@@ -265,6 +359,16 @@ def _drop(x: Value, over: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, 
     aten.avg_pool3d.default,
     aten.adaptive_avg_pool3d.default,
     aten.max_pool2d_with_indices.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest3d.vec,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact2d.default,
+    aten._upsample_nearest_exact3d.vec,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_bicubic2d_aa.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_trilinear3d.vec,
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest2d.default,
     aten.upsample_bilinear2d.vec,
@@ -280,4 +384,7 @@ def spatial(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, An
     x = _pin_along(ledger, node, x, image, "lies along a pooled axis")
     index = tuple(slice(0, 1) if a in image else slice(None) for a in range(len(shape)))
     out = Value(shape, tuple(f[index].expand(*shape) for f in x.facets))
-    return out if isinstance(meta, Tensor) else (out, *(blank(m) for m in meta[1:]))
+    if isinstance(meta, Tensor):
+        return out
+    # places of a maximum lie in the image plane, of which nothing goes
+    return (out, *(out if m.shape == meta[0].shape else blank(m) for m in meta[1:]))

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ModelError
-from ..graph import aten, fetch
-from ..lockstep import arguments
+from ..graph import arguments, aten, fetch
 from ..placement import CPU, placed
 from ..records import Groups, IntArray
 from .groups import CONVOLUTIONS, Structure, analyse, weight_shape
@@ -67,6 +66,10 @@ class _Double(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return _doubled(super().get_attr(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Tensors that the graph makes itself (zeros, a mask in float32) are converted too."""
+        return _doubled(super().call_function(target, args, kwargs))
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:
@@ -207,7 +210,13 @@ def _computed(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
 
 
 def _doubled(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)([_doubled(part) for part in value])
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.double() if value.is_floating_point() else value
 
 
 def _narrowed(value: Any, lengths: Mapping[int, int]) -> Any:

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 
 from ..distributed import joined_over_ranks, sum_count, sum_over_ranks
 from ..errors import DataError
-from ..graph import fetch, store
-from ..lockstep import Batch, Lockstep, Values, arguments, changed_nodes, images_of, run_node
+from ..graph import arguments, fetch, store
+from ..lockstep import Batch, Lockstep, Values, changed_nodes, images_of, run_node
 from ..placement import device_of, to_device
 from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..samples import Samples, sample_layouts

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import aten
-from ..lockstep import arguments, attribute, run_node
+from ..graph import arguments, aten
+from ..lockstep import attribute, run_node
 from ..records import LeftAlone
 from ..windows import Window
 from .clamped import Bounds

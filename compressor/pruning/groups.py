@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from ..graph import aten, fetch
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
+from .handlers import unknown
 from .labels import Classes, Ledger, Value, along, axes, distinct, reduce_to, resolve
 from .operations import handler_of
 
@@ -108,10 +109,13 @@ def _walk(graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: 
 
 
 def _visit(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    if not any(isinstance(v, Value) for v in _flat((args, list(kwargs.values())))):
-        return node.target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on sizes
     if node.target is aten.sym_size.int:
         return args[0].shape[args[1]]
+    meta = node.meta.get("val")
+    if not isinstance(meta, (Tensor, tuple, list)):
+        if any(isinstance(v, Value) for v in _flat((args, list(kwargs.values())))):
+            return unknown(ledger, node, args, kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on sizes
     return handler_of(node)(ledger, node, args, kwargs)
 
 
@@ -142,7 +146,7 @@ def _tie_rows(ledger: Ledger, value: Any) -> None:
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
     """Parameters that become the kernel of a grouped, not depthwise, convolution."""
     for node in graph.graph.nodes:
-        if node.target in CONVOLUTIONS and len(node.args) > 6 and node.args[6] > 1:
+        if node.target in CONVOLUTIONS and len(node.args) > 6 and isinstance(node.args[6], int) and node.args[6] > 1:
             if weight_shape(node)[1] == 1:
                 continue
             front = [node.args[1]]

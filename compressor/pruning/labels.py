@@ -7,8 +7,10 @@ pairs and resolved once, by connected components. Knows no operation: how they u
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,6 +177,9 @@ def resolve(ledger: Ledger) -> Classes:
         row[children] = np.arange(len(children))[:, None]
         for c in np.unique(children).tolist():
             relations[c] += (i,)
+    for cells in _cells(of, rows):
+        blocks = _blocks(cells)
+        row[list(blocks)] = list(blocks.values())
     parent[0] = -1
     return Classes(of, parent, row, dict(relations), _reasons(ledger, edges), _inexact(ledger, of))
 
@@ -202,6 +207,7 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
     ties: list[tuple[int, int]] = []
     kept: list[Rows] = []
     owner: dict[int, int] = {}
+    crossing = _crossing(of, rows)
     for relation in rows:
         parents, children = of[relation.parents.numpy()], of[relation.children.numpy()]
         if (children == children[:, :1]).all():  # rows of one class: the unit is the row
@@ -211,6 +217,9 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
             ties += [(int(p), 0) for p in parents if p != 0]
             continue
         kept.append(relation)
+        if any(relation is other for other in crossing):  # its rows overlap others in part: none of them can go alone
+            ties += [(int(p), 0) for p in parents if p != 0]
+            continue
         if (parents == 0).any():
             ties += [(int(p), 0) for p in parents if p != 0]
         for p, row in zip(parents, children, strict=True):
@@ -221,6 +230,59 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
                 elif owner.setdefault(int(c), int(p)) != p:
                     ties.append((owner[int(c)], int(p)))
     return np.array(ties, dtype=np.int64).reshape(-1, 2).T, kept
+
+
+def _crossing(of: IntArray, rows: Sequence[Rows]) -> list[Rows]:
+    """Relations that part the same units in two ways of which neither refines the other (4 rows of 24, 6 of 16)."""
+    placed: dict[int, list[tuple[int, int]]] = defaultdict(list)  # class -> its rows as (relation, row)
+    for i, relation in enumerate(rows):
+        for row, children in enumerate(of[relation.children.numpy()]):
+            for c in np.unique(children[children != 0]).tolist():
+                placed[c].append((i, row))
+    met: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    for found in placed.values():
+        for (i, row), (j, other) in itertools.combinations(found, 2):
+            if i != j:
+                met[i, j].add((row, other))
+    crossed = {k for pair, cells in met.items() if _cross(cells) for k in pair}
+    return [rows[k] for k in sorted(crossed)]
+
+
+def _cross(cells: Collection[tuple[int, int]]) -> bool:
+    """Whether some row meets several others on either side."""
+    left, right = ({cell[side] for cell in cells} for side in (0, 1))
+    return len(cells) > max(len(left), len(right))
+
+
+def _cells(of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
+    """For each set of crossing relations that share units: the row of every unit in each of them."""
+    crossing = _crossing(of, rows)
+    place: dict[int, list[int]] = defaultdict(lambda: [-1] * len(crossing))
+    for i, relation in enumerate(crossing):
+        for row, children in enumerate(of[relation.children.numpy()]):
+            for c in np.unique(children[children != 0]).tolist():
+                place[c][i] = row
+    together: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
+    for c, found in place.items():
+        together[tuple(i for i, row in enumerate(found) if row >= 0)][c] = tuple(found)
+    yield from together.values()
+
+
+def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
+    """Classes and the rows each lies in; blocks out that all of those rows are made of, where rows cross.
+
+    Rows of 24 and of 16 cut 48 units into cells of 16, 8, 8 and 16. Blocks of 8 that each lose equally many leave
+    equally many in every row.
+    """
+    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for c in sorted(cells):
+        members[cells[c]].append(c)
+    size = math.gcd(*(len(classes) for classes in members.values()))
+    found: dict[int, int] = {}
+    for classes in members.values():
+        first = len(set(found.values()))
+        found |= {c: first + place // size for place, c in enumerate(classes)}
+    return found
 
 
 def _shared_between_rows(children: IntArray) -> bool:

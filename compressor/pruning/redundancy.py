@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..graph import fetch
-from ..lockstep import arguments
+from ..graph import arguments, fetch
 from ..records import FloatArray, Group, IntArray, Scores
 from .consumers import Layer
 from .groups import Structure

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from ..distributed import sum_over_ranks
-from ..graph import fetch, store
-from ..lockstep import Batch, Values, arguments, changed_nodes, images_of, run_node
+from ..graph import arguments, fetch, store
+from ..lockstep import Batch, Values, changed_nodes, images_of, run_node
 from ..placement import device_of, to_device
 from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
 from .budget import kept_after
@@ -329,8 +329,9 @@ class _Walk:
 
 
 def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    pairs = zip(node.all_input_nodes, twin.all_input_nodes, strict=True)
-    return ((ours, theirs) for ours, theirs in pairs if ours.op != "get_attr")
+    """Inputs of one name; a size that a cut reshape finds by itself is no input of the twin any more."""
+    twins = {theirs.name: theirs for theirs in twin.all_input_nodes}
+    return ((ours, twins[ours.name]) for ours in node.all_input_nodes if ours.op != "get_attr" and ours.name in twins)
 
 
 @torch.no_grad()

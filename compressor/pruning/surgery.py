@@ -343,8 +343,10 @@ def _pad(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 
 def _attention_scale(node: fx.Node, structure: Structure, gone: Keep) -> None:
-    if node.kwargs.get("scale") is None:
-        width = structure.values[_arguments(node)[0].name].shape[-1]
+    """Thinner heads keep the scale they were trained with; what loses nothing stays as it is written."""
+    query = _arguments(node)[0]
+    if node.kwargs.get("scale") is None and _thinned(query, -1, structure, gone):
+        width = structure.values[query.name].shape[-1]
         node.kwargs = {**node.kwargs, "scale": 1.0 / math.sqrt(width)}
 
 
@@ -352,6 +354,9 @@ REWRITES: dict[Any, Any] = {
     aten.reshape.default: _resize(1),
     aten.view.default: _resize(1),
     aten.expand.default: _resize(1),
+    **dict.fromkeys((aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format), _resize(0)),
+    **dict.fromkeys((aten.new_zeros.default, aten.new_ones.default, aten.new_full.default), _resize(1)),
+    aten.new_empty.default: _resize(1),
     aten.unflatten.int: _unflatten,
     aten.slice.Tensor: _bounds(1),
     aten.slice_scatter.default: _bounds(2),

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 
 from ..distributed import sum_over_ranks
 from ..errors import DataError
-from ..graph import aten, set_training
+from ..graph import aten
 from ..placement import device_of, to_device
 from ..records import Accuracy
+from ..training import set_training
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
 

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ..errors import DataError
-from ..graph import set_training
 from ..placement import device_of, to_device
+from ..training import set_training
 from .batchnorm import reestimate
 from .evaluate import LabelledBatches, evaluating, logits_of
 

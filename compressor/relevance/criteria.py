@@ -26,7 +26,7 @@ FindFeeds = Callable[[fx.GraphModule, Group, ScoreOptions], Mapping[int, tuple[F
 class AtNodes:
     """Tensors measured at the sites, batch by batch, and how they become units.
 
-    `uncovered` names the operations the criterion only approximates because the caller accepted them.
+    `uncovered` names the operations the criterion has no rule for and only approximates.
     """
 
     prepare: Prepare

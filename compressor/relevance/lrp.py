@@ -33,14 +33,15 @@ class UncoveredError(InputError):
 @dataclass(frozen=True, slots=True)
 class LrpOptions:
     """`start`: relevance 1 or the logit at the target; `target` `true` falls back to the predicted class where the
-    label is negative. `accept` names operations (`aten.cumprod`) to be passed by first-order Taylor although no
-    rule covers them. `fast` False takes zennit's own rule for every weighted layer."""
+    label is negative. Operations that no rule covers are passed by input x gradient; with `strict` they raise, but
+    for those that `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer."""
 
     composite: Composite = PRESETS["epsilon-plus-flat"]
     start: Literal["one", "logit"] = "one"
     target: Literal["true", "predicted"] = "true"
     accept: tuple[str, ...] = ()
     fast: bool = True
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,14 @@ def _whole(name: str, relevance: Tensor) -> Tensor:
 
 
 def prepare(graph: fx.GraphModule, options: LrpOptions | None = None) -> Prepared:
-    """Merges layers and finds every operation's rule. Raises UncoveredError where one has none."""
+    """Merges layers and finds every operation's rule. Raises UncoveredError where one has none, if `strict`."""
     options = options or LrpOptions()
     known = canonical(graph, options.composite)
     missing = [name for name in _uncovered(known, options.composite) if not _accepted(name, options)]
-    if missing:
+    if missing and options.strict:
         raise UncoveredError(
-            f"no LRP rule covers {', '.join(missing)}; accept by name to pass them by first-order Taylor "
-            f"(accept = {sorted({name.split(' ')[0] for name in missing})}), or choose another criterion"
+            f"no LRP rule covers {', '.join(missing)}; leave --strict out or accept them by name to pass them by input "
+            f"x gradient (accept = {sorted({name.split(' ')[0] for name in missing})}), or choose another criterion"
         )
     taylor = OperationRule("inputs", by_taylor)
     inner = [n for n in known.data if n not in known.weighted and n.op == "call_function"]

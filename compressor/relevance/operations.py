@@ -19,7 +19,19 @@ from .canonical import Canonical, affine, operation
 from .normalisation import norm_of, through_norm
 from .products import attend, copy, divide, gated, matrix_product, multiply, product, softmax
 from .rules import stabilised_
-from .spreading import MOVES, Call, Contribution, OperationRule, back, evaluate, leaf_of, numbers, ratio, signals
+from .spreading import (
+    MOVES,
+    Call,
+    Contribution,
+    OperationRule,
+    back,
+    evaluate,
+    is_complex,
+    leaf_of,
+    numbers,
+    ratio,
+    signals,
+)
 
 
 def rule_of(node: fx.Node, known: Canonical) -> OperationRule | None:
@@ -28,6 +40,8 @@ def rule_of(node: fx.Node, known: Canonical) -> OperationRule | None:
         return OperationRule("shapes", _nothing)
     name = operation(node)
     inputs = signals(node, known)
+    if any(is_complex(n) for n in (node, *inputs)):
+        return OperationRule("inputs", by_taylor)
     if name in _RULES:
         return _RULES[name]
     if name in ("matmul", "bmm", "mm"):
@@ -40,8 +54,9 @@ def rule_of(node: fx.Node, known: Canonical) -> OperationRule | None:
 
 
 def by_taylor(call: Call) -> Sequence[Contribution]:
-    """First-order expansion at zero: input x gradient, in proportion to the output. For accepted operations."""
-    return _linear(call)
+    """First-order expansion at zero: input x gradient, in proportion to the output. For what has no rule of its own."""
+    with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have a gradient in training only
+        return _linear(call)
 
 
 def _nothing(call: Call) -> Sequence[Contribution]:
@@ -104,7 +119,12 @@ def _linear(call: Call) -> Sequence[Contribution]:
     else:
         share = ratio(call.relevance, out.detach(), call)
     grads = back(call, leaves, out, share)
-    return [(n, None if g is None else attention.scaled(call.values[n], g)) for n, g in grads]
+    return [(n, None if g is None else _input_times(call.values[n], g)) for n, g in grads]
+
+
+def _input_times(value: Tensor, gradient: Tensor) -> Tensor:
+    """Real also where the value is complex: what its real and its imaginary part contribute."""
+    return (value * gradient.conj()).real if value.is_complex() else attention.scaled(value, gradient)
 
 
 def _activation(call: Call) -> Sequence[Contribution]:

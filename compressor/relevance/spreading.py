@@ -76,7 +76,7 @@ def leaf_of(value: Any) -> Tensor:
     if isinstance(value, Spec):
         return torch.empty(value.shape, dtype=value.dtype, device=value.device, requires_grad=True)
     leaf: Tensor = value.detach()
-    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+    return leaf.requires_grad_() if leaf.is_floating_point() or leaf.is_complex() else leaf
 
 
 def back(call: Call, leaves: Mapping[fx.Node, Tensor], out: Any, relevance: Any) -> list[Contribution]:
@@ -92,11 +92,20 @@ def back(call: Call, leaves: Mapping[fx.Node, Tensor], out: Any, relevance: Any)
 
 def numbers(call: Call) -> list[fx.Node]:
     nodes = signals(call.node, call.known)
-    return [n for n in nodes if getattr(call.values[n], "dtype", torch.bool).is_floating_point]
+    kinds = {n: getattr(call.values[n], "dtype", torch.bool) for n in nodes}
+    return [n for n, kind in kinds.items() if kind.is_floating_point or kind.is_complex]
 
 
 def ratio(relevance: Tensor, out: Tensor, call: Call) -> Tensor:
+    """Relevance over output, stabilised; for a complex output z it is R z / |z|^2, so that Re(z conj(share)) is R."""
+    if out.is_complex():
+        return relevance * out / (out.abs().square() + call.composite.epsilon)
     return torch.div(relevance, stabilised_(out.clone(), call.composite.epsilon))
+
+
+def is_complex(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_complex()
 
 
 def carries_numbers(node: fx.Node) -> bool:

@@ -235,7 +235,7 @@ def _not_done(run: ReportInput) -> Section:
     found = [*run.not_checked]
     found += [f"{e.name}: {e.status}" for e in run.engines if "not run" in e.status]
     found += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
-    found += [f"operation {name} has no relevance rule; the recipe accepted it" for name in run.uncovered]
+    found += [f"operation {name} has no relevance rule; it was passed by input x gradient" for name in run.uncovered]
     found += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
     found += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
     if run.left_alone:

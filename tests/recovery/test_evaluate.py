@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import DataError
-from compressor.graph import set_training, trace
+from compressor.graph import trace
 from compressor.recovery.evaluate import batch_norms, evaluate, evaluating
+from compressor.training import set_training
 
 
 class Echo(nn.Module):

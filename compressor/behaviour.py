@@ -1,0 +1,143 @@
+"""A model and its traced graph in, an error that names the cause out where the model is no function of one image.
+
+What runs on a device answers each image by itself, the same each time. Tried on few images of noise, before anything
+long: two passes, one image alone and within a batch, the input before and after, buffers before and after, the graph
+against the model at two batch sizes. Knows no units, no plan and no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .errors import ModelError
+from .graph import arguments, aten, place_of, unchanged_buffers
+from .placement import CPU, placed
+from .wrappers import plain
+
+AGREEMENT = 1e-3
+"""Of the largest output: float32 sums in another order differ by less, another answer by more."""
+_NUDGE = 1e-6  # a network that answers this relative change by more than AGREEMENT is allowed ten times as much
+
+_IMAGES = 3  # with the two images a network is traced with, a second batch size
+
+
+@torch.no_grad()
+def require_function(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:
+    """Raises ModelError, with place and remedy, unless each image's answer depends on that image alone.
+
+    `example` is [2, C, H, W] as the graph was traced with, `graph` lies anywhere. The model is left as it was.
+    """
+    model, graph = plain(model).module, placed(graph, CPU)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.cat([example.to(CPU), torch.randn(_IMAGES - 2, *example.shape[1:], generator=generator)])
+    modes = {part: part.training for part in model.modules()}
+    try:
+        model.eval()
+        with unchanged_buffers(model):
+            _require_same_twice(model, images)
+            _require_alone(model, graph, images)
+            for count in (2, _IMAGES):
+                _require_traced(model, graph, images[:count])
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _require_same_twice(model: nn.Module, images: Tensor) -> None:
+    """The second pass finds what the first left: other random numbers, counters and running means."""
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    first, second = _answers(model, images), _answers(model, images)
+    if _difference(first, second) <= AGREEMENT:
+        return
+    written = [name for name, tensor in model.named_buffers() if not torch.equal(tensor, before[name])]
+    if written:
+        raise ModelError(
+            f"the model's answer depends on state that its forward writes: buffers {', '.join(map(repr, written))} "
+            "change at every call, and two passes over the same images differ; keep them fixed in evaluation "
+            "(if self.training: ...)"
+        )
+    raise ModelError(
+        "the model is random in evaluation: two passes over the same images differ; look for random numbers of Python, "
+        "NumPy or torch in forward, or for state kept outside its buffers, and use them in training only"
+    )
+
+
+def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
+    together = _answers(model, images)
+    try:
+        alone = _answers(model, images[:1])
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"the model fails on one image alone ({reason}), which is what a device gives it; {_batch_remedy(graph)}"
+        ) from error
+    difference = _difference([a[:1] for a in together if a.ndim], [a for a in alone if a.ndim])
+    if difference > _allowed(model, images, difference):
+        raise ModelError(
+            "the model's answer to an image depends on the other images of its batch: statistics of the batch; "
+            f"{_batch_remedy(graph)}"
+        )
+
+
+def _batch_remedy(graph: fx.GraphModule) -> str:
+    places = [place_of(node) for node in graph.graph.nodes if _takes_statistics(node)]
+    where = f"{places[0]} normalises by them; " if places else ""
+    return f"{where}train with track_running_stats=True, or normalise each image by itself"
+
+
+def _takes_statistics(node: fx.Node) -> bool:
+    if node.target in (aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default):
+        return True
+    return node.target is aten.batch_norm.default and bool(arguments(node)["training"])
+
+
+def _require_traced(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
+    expected = _answers(model, images)
+    try:
+        traced = _answers(graph, images)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"the model as it was traced fails on {len(images)} images ({reason}); its forward must not fix the batch "
+            "size: take it from x.shape[0]"
+        ) from error
+    difference = _difference(expected, traced)
+    if difference > _allowed(model, images, difference):
+        raise ModelError(
+            f"the model as it was traced answers {len(images)} images otherwise than the model does; its forward "
+            "depends on what tracing can't follow (the batch size in Python, the clock, attributes it changes): make "
+            "it a function of its input"
+        )
+
+
+def _answers(network: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
+    """The tensors of the network's answer; it gets a copy, which it may write to."""
+    answer = network(images.clone())
+    leaves = pytree.tree_leaves(dict(answer) if isinstance(answer, dict) else answer)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _allowed(model: nn.Module, images: Tensor, difference: float) -> float:
+    """AGREEMENT, or more where the network makes much of rounding: measured only where it matters."""
+    if difference <= AGREEMENT:
+        return AGREEMENT
+    nudged = _difference(_answers(model, images), _answers(model, images * (1 + _NUDGE)))
+    return max(AGREEMENT, 10 * nudged)
+
+
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest one, relative to the largest output; infinite where shapes differ. NaN on both sides is equal."""
+    if [a.shape for a in expected] != [b.shape for b in found]:
+        return math.inf
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        a, b = (tensor.double().nan_to_num(0.0, 0.0, 0.0) for tensor in (a, b))
+        if a.numel():
+            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
+    return worst

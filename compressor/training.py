@@ -1,0 +1,96 @@
+"""What a traced graph does otherwise while it is trained: batch statistics and dropout, put away and given back.
+
+In evaluation dropout is nothing, so the graph that is pruned has none; where it was stands in its nodes' metadata
+(`dropouts`), for an owner who trains the pruned network further. Knows no loss and no optimiser.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+aten = torch.ops.aten
+
+_DROPOUTS = {
+    aten.dropout.default: "dropout",
+    aten.feature_dropout.default: "feature_dropout",
+    aten.alpha_dropout.default: "alpha_dropout",
+    aten.feature_alpha_dropout.default: "feature_alpha_dropout",
+}
+Dropout = tuple[str, float, tuple[str, ...]]
+"""Its kind, its probability, and the nodes that read the value through it."""
+
+
+@torch.library.custom_op("compressor::idle_dropout", mutates_args=())
+def _idle_dropout(x: Tensor, kind: str, p: float) -> Tensor:
+    """Stands where dropout stood, so that decompositions leave the place alone."""
+    return x.clone()
+
+
+@_idle_dropout.register_fake
+def _(x: Tensor, kind: str, p: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+_IDLE = torch.ops.compressor.idle_dropout.default
+
+
+def mark_dropouts(exported: torch.export.ExportedProgram) -> None:
+    """Replaces dropout that does nothing in evaluation by a mark that survives decomposition."""
+    graph = exported.graph_module.graph
+    for node in graph.nodes:
+        if node.target in _DROPOUTS and not node.args[2] and node.args[1]:
+            source, p, _ = node.args
+            node.args, node.target = (source, _DROPOUTS[node.target], p), _IDLE
+    exported.graph_module.recompile()
+
+
+def note_dropouts(graph: fx.GraphModule) -> None:
+    """Takes the marks out; the values they read remember them in `meta["dropouts"]`."""
+    for node in list(graph.graph.nodes):
+        if node.target is not _IDLE:
+            continue
+        source, kind, p = node.args
+        dropout: Dropout = (kind, p, tuple(user.name for user in node.users))
+        source.meta["dropouts"] = (*source.meta.get("dropouts", ()), dropout)
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def set_training(graph: fx.GraphModule, training: bool) -> None:
+    """Switches every batch normalisation between batch and running statistics, and every dropout on or off."""
+    for node in graph.graph.nodes:
+        if node.target is aten.batch_norm.default:
+            node.update_arg(5, training)
+        elif node.target in _DROPOUTS:
+            node.update_arg(2, training)
+    graph.recompile()
+
+
+class TrainableGraph(fx.GraphModule):
+    """The same graph with its dropouts back, in evaluation mode; it follows `train()` and `eval()` as a module does."""
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "TrainableGraph") -> None:
+        super().__init__(root, graph, class_name)
+        _insert_dropouts(self)
+        self.eval()
+
+    def train(self, mode: bool = True) -> TrainableGraph:
+        super().train(mode)
+        set_training(self, mode)
+        return self
+
+
+def _insert_dropouts(graph: fx.GraphModule) -> None:
+    targets = {kind: target for target, kind in _DROPOUTS.items()}
+    for node in list(graph.graph.nodes):
+        for kind, p, readers in node.meta.pop("dropouts", ()):
+            with graph.graph.inserting_after(node):
+                dropout = graph.graph.call_function(targets[kind], (node, p, False))
+            dropout.meta = {name: value for name, value in node.meta.items() if name != "dropouts"}
+            for user in [user for user in node.users if user.name in readers]:
+                user.replace_input_with(node, dropout)
+    graph.recompile()

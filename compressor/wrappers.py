@@ -1,0 +1,134 @@
+"""A module as its owner has it in, the plain float32 module that computes the same out, and what was done to it.
+
+Takes off what training wraps around a network (`torch.compile`, `DataParallel`, moving averages), folds weights
+that are computed from others (weight and spectral norm, pruning masks) and converts other floats to float32. What
+can't be read as a plain network (TorchScript, fake quantisation) is refused with the remedy. The module that
+came in is not changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from .errors import ModelError
+
+_INNER = {  # a wrapper's class and the attribute its network lies in
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "ModelEma": "module",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """`notes` say what was taken off, folded or converted, for the report."""
+
+    module: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+def plain(module: nn.Module) -> Plain:
+    """Raises ModelError for what has no plain float32 form: TorchScript, quantised and uninitialised modules."""
+    inner, notes = _unwrapped(module)
+    _require_readable(inner)
+    floats = sorted({str(p.dtype).removeprefix("torch.") for p in inner.parameters()} - {"float32"})
+    computed = list(_computed_weights(inner))
+    if not floats and not computed:
+        return Plain(inner, tuple(notes))
+    inner = copied(inner)
+    if floats:
+        inner = inner.float()
+        notes.append(f"its {' and '.join(floats)} weights were converted to float32")
+    for name in computed:
+        _fold(inner.get_submodule(name))
+    if computed:
+        layers = ", ".join(map(repr, computed))
+        notes.append(f"weights computed from others (norms or masks of weights) were folded at {layers}")
+    return Plain(inner, tuple(notes))
+
+
+def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    notes = []
+    while (attribute := _INNER.get(type(module).__name__)) and isinstance(getattr(module, attribute, None), nn.Module):
+        notes.append(f"{type(module).__name__} was taken off")
+        module = getattr(module, attribute)
+    return module, notes
+
+
+def _require_readable(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name or 'the model'!r} is TorchScript, whose code can't be followed; give the Python module it was "
+                "made from, with its weights"
+            )
+        _refuse_quantised(name or "the model", part)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
+        if tensor.is_meta:
+            raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
+
+
+def _refuse_quantised(name: str, part: nn.Module) -> None:
+    kind, place = type(part).__name__, type(part).__module__
+    if "FakeQuant" in kind or ".nn.qat" in place or "intrinsic.qat" in place:
+        raise ModelError(
+            f"{name!r} is fake quantisation ({kind}), of a quantisation-aware training; give the float network as it "
+            "was before it was prepared: int8 files are made here (--precisions int8)"
+        )
+    if ".nn.quantized" in place or ".nn.intrinsic.quantized" in place:
+        raise ModelError(
+            f"{name!r} is quantised already ({kind}); give the float network: int8 files are made here "
+            "(--precisions int8)"
+        )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy; weights that a hook left behind with their history can't be copied as they are."""
+    left = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    memo = {id(tensor): tensor.detach().clone() for tensor in left if not tensor.is_leaf}
+    return copy.deepcopy(module, memo)
+
+
+def _computed_weights(module: nn.Module) -> Iterator[str]:
+    """Names of layers whose weight a hook or a parametrisation computes at every call."""
+    for name, part in module.named_modules():
+        hooks = part._forward_pre_hooks.values()
+        if parametrize.is_parametrized(part) or any(isinstance(hook, _HOOKS) for hook in hooks):
+            yield name
+
+
+_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+
+
+def _fold(part: nn.Module) -> None:
+    training = part.training
+    part.eval()  # spectral norm goes on iterating in training
+    if parametrize.is_parametrized(part):
+        for name in list(operator.attrgetter("parametrizations")(part)):
+            parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+    for hook in list(part._forward_pre_hooks.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the old forms are on their way out of PyTorch
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(part, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(part, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(part, hook._tensor_name)
+    part.train(training)

@@ -23,12 +23,10 @@ def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
     """The object in a JSON file of at most that size, each name once; raises OSError where there is no file."""
     if path.is_symlink():
         raise ValueError("it is a link")
-    with path.open("rb") as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
+    if path.stat().st_size > most_bytes:
         raise ValueError(f"it is longer than {most_bytes} bytes")
     try:
-        content = json.loads(data.decode(), object_pairs_hook=_each_once, parse_constant=_refused)
+        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_each_once, parse_constant=_refused)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):

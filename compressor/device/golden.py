@@ -20,7 +20,8 @@ from .manifest import GOLDEN, Manifest
 from .parity import Parity, compare
 from .runtimes import Session
 
-MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
+_MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
+_MOST_OUTPUT_BYTES = 1 << 26
 _MOST_IMAGES = 1024
 _MOST_MAGNITUDE = 1e30
 
@@ -43,12 +44,19 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             if _sha256(file) != manifest.files[GOLDEN]["sha256"]:
                 raise GateError(f"{GOLDEN} was changed: its sha256 differs from the manifest's; get the bundle again")
             file.seek(0)
-            arrays = read_npz(file, _both, most_bytes=MOST_BYTES)
+            arrays = read_npz(file, _both, most_bytes=_most_bytes(manifest))
         golden = Golden(arrays["inputs"], arrays["outputs"])
         _require_fit(golden, manifest)
     except (OSError, ValueError) as error:
         raise GateError(f"{GOLDEN} {error}; get the bundle again") from error
     return golden
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """What inputs of the model's size and a row of outputs for each can take."""
+    how = manifest.preprocessing
+    image_bytes = 4 * len(how.mean) * how.size[0] * how.size[1]
+    return min(_MOST_BYTES, _MOST_IMAGES * image_bytes + _MOST_OUTPUT_BYTES)
 
 
 def _both(names: Sequence[str]) -> Sequence[str]:

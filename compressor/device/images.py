@@ -6,6 +6,7 @@ by 255, subtract mean, divide by std. What a file says of its size is held to li
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ MOST_PIXELS = 1 << 25  # of an image as it is resized, and of a model's input: 5
 # What has 8 bits a channel, Pillow's names. Wider pixels would be cut to white where they are converted.
 EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 _MOST_CHANNELS = 64
+_MOST_FILE_BYTES = 1 << 29
 _MOST_SIDE_PX = 1 << 14
 
 
@@ -193,13 +195,19 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 def _opened(path: Path) -> Any:
     """Pillow's image, decoded as far as the host's; its decoders fail in many ways on damaged files."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    if path.stat().st_size > _MOST_FILE_BYTES:
+        raise DataError(f"{path} is longer than {_MOST_FILE_BYTES} bytes; make the image smaller first")
+    # From memory: asked for what a damaged length says, a file would first allocate that much.
+    content = io.BytesIO(path.read_bytes())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # below the size Pillow refuses, and tags it does not know
-            with Image.open(path) as image:
+            with Image.open(content) as image:
                 image.load()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} can't be read as an image: it is of no format that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} can't be read as an image: {error}; make it smaller first") from error
     except MemoryError as error:

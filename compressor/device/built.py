@@ -41,7 +41,7 @@ def is_builders_file(name: str) -> bool:
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted((folder / BUILT).glob("*.plan")))
+    return tuple(path for path in sorted((folder / BUILT).glob("*.plan")) if not path.is_symlink())
 
 
 def built_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:

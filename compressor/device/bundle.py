@@ -214,7 +214,7 @@ def _opened(
 ) -> Session:
     """The model's session on `how`, runtime and threads. What goes with it, such as weights aside, is checked too."""
     others = {m.path for m in manifest.models} - {model.path}
-    for name in manifest.files.keys() - others:
+    for name in sorted(manifest.files.keys() - others):
         _require_whole(folder, manifest, name)
     runtime, threads = how
     session = open_model(folder / model.path, runtime=runtime, threads=threads)

@@ -8,9 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .device.__main__ import VERBS
+from .device.__main__ import main as on_device
+from .device.isolation import leave_current_folder
 from .errors import MissingPackageError
 
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
+_HELP: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,24 +23,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["--version"]:
         print(f"compressor {__version__}")
         return 0
-    # only now: the device's verbs bring numpy, which takes longer to import than the version takes to print
-    from .device import __main__ as device
+    if given and given[0] in VERBS:
+        return on_device(given)
+    # only now: it brings numpy, which takes longer to import than the version takes to print
+    from .device.commands import guarded
 
-    if given and given[0] in device.VERBS:
-        return device.main(given)
-    return device.guarded(lambda: _compress(given))
+    return guarded(lambda: _compress(given))
 
 
 def _compress(arguments: list[str]) -> int:
-    from .device import __main__ as device
-
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing and arguments in _HELP:
+        return on_device([])  # the help of what works here
     if missing and arguments[:1] == ["benchmark"]:
-        return device.main(arguments)  # times a bundle's models with a runtime alone
+        return on_device(arguments)  # times a bundle's models with a runtime alone
     if missing:
         raise MissingPackageError(
-            f"{', '.join(missing)} not installed, which everything but {', '.join(device.VERBS)} needs: "
-            "pip install 'compressor[compress]'"
+            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)} and benchmark of a bundle "
+            "needs: pip install 'compressor[compress]'"
         )
     app = importlib.import_module("compressor.cli").app
     try:
@@ -47,4 +51,5 @@ def _compress(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    leave_current_folder()
     sys.exit(main())

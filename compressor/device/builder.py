@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, FolderError, ModelError
-from . import child, cuda, tensorrt
+from . import child, cuda, fields, tensorrt
 from .lowering import Lowering, read_lowering
 
 SCHEMA = "compressor.engine/1"
+_MOST_SIDECAR_BYTES = 1 << 24
+_MOST_KERNELS = 1 << 20
+_MOST_AXES = 8
 Profiles = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 Progress = Callable[[str, float], None]
 
@@ -123,37 +126,80 @@ def sidecar_of(engine: Path) -> Path:
 def write_sidecar(record: EngineRecord) -> None:
     """The record beside the engine; never a prefix in it, which other loaders could not read."""
     content = {"schema": SCHEMA, **asdict(record), "path": Path(record.path).name}
-    _write_atomically(sidecar_of(Path(record.path)), (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(sidecar_of(Path(record.path)), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_sidecar(engine: Path) -> EngineRecord:
     """The record of an engine file; raises EngineError when it is missing, unreadable or of other bytes."""
     path = sidecar_of(engine)
     try:
-        content = json.loads(path.read_text())
-        if content.pop("schema") != SCHEMA:
-            raise ValueError("unknown schema")
-        lowering = content.pop("lowering")
-        lowering["padded"] = tuple(lowering["padded"])
-        profiles = read_profiles(content.pop("profiles"))
-        lists = {k: tuple(content.pop(k)) for k in ("compute_capabilities", "warnings")}
-        record = EngineRecord(
-            **{**content, **lists, "path": str(engine)}, profiles=profiles, lowering=Lowering(**lowering)
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = _record_of(fields.read_object(path, _MOST_SIDECAR_BYTES), engine)
+        same = sha256_of(engine) == record.sha256
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"the sidecar {path} can't be read ({error}); build the engine again") from error
-    if sha256_of(engine) != record.sha256:
+    if not same:
         raise EngineError(f"{engine} is not the file its sidecar describes (sha256 differs); build the engine again")
     return record
 
 
-def read_profiles(content: Mapping[str, Any]) -> Profiles:
-    """Profiles as JSON has them, lists of lists, to the tuples a job wants."""
+def _record_of(content: fields.Object, engine: Path) -> EngineRecord:
+    if fields.field(content, "schema") != SCHEMA:
+        raise ValueError(f"its schema is {fields.shown(content['schema'])}, expected {SCHEMA!r}")
+    library = fields.text(content, "library")
+    if library not in tensorrt.LIBRARIES:
+        raise ValueError(f"no engine's library is {fields.shown(library)}; there are {', '.join(tensorrt.LIBRARIES)}")
+    return EngineRecord(
+        path=str(engine),
+        sha256=fields.sha256(content, "sha256"),
+        size_bytes=fields.whole(content, "size_bytes"),
+        onnx_sha256=fields.sha256(content, "onnx_sha256"),
+        key=fields.text(content, "key"),
+        library=library,
+        library_version=fields.text(content, "library_version"),
+        compute_capabilities=fields.texts(content, "compute_capabilities"),
+        precision=fields.text(content, "precision"),
+        profiles=read_profiles(fields.inner(content, "profiles")),
+        build_s=fields.number(content, "build_s", least=0, most=1e9),
+        cached=fields.flag(content, "cached"),
+        status=fields.text(content, "status"),
+        warnings=fields.texts(content, "warnings"),
+        lowering=_lowering_of(fields.inner(content, "lowering")),
+    )
+
+
+def _lowering_of(content: fields.Object) -> Lowering:
+    counts = {
+        key: {name: fields.whole(table, name) for name in table}
+        for key, table in ((key, fields.inner(content, key)) for key in ("kinds", "types"))
+    }
+    return Lowering(
+        available=fields.flag(content, "available"),
+        reason=fields.text(content, "reason"),
+        kernels=fields.whole(content, "kernels"),
+        padded=fields.texts(content, "padded", most=_MOST_KERNELS),
+        activation_bytes=fields.whole(content, "activation_bytes", least=-1),
+        weights_bytes=fields.whole(content, "weights_bytes", least=-1),
+        **counts,
+    )
+
+
+def read_profiles(content: fields.Object) -> Profiles:
+    """Profiles as JSON has them, lists of lists, to the tuples a job wants; ValueError for what is no profile."""
     profiles = {}
-    for name, shapes in content.items():
-        low, usual, high = (tuple(int(size) for size in shape) for shape in shapes)
+    for name in content:
+        shapes = [_shape(s, name) for s in fields.entries(content, name, least=3, most=3)]
+        low, usual, high = shapes
+        ordered = all(a <= b <= c for a, b, c in zip(low, usual, high, strict=False))
+        if len({*map(len, shapes)}) != 1 or not ordered:
+            raise ValueError(f"the profile of {fields.shown(name)} does not go from its least shape to its largest")
         profiles[name] = (low, usual, high)
     return profiles
+
+
+def _shape(value: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= _MOST_AXES:
+        raise ValueError(f"a profile of {fields.shown(name)} is {fields.shown(value)}, expected a shape")
+    return tuple(fields.as_whole(size, f"a profile of {fields.shown(name)}", least=1, most=1 << 16) for size in value)
 
 
 def sha256_of(path: Path) -> str:
@@ -241,7 +287,7 @@ def _make_folder(path: Path) -> None:
         raise FolderError(f"can't make the folder {path}: {error.strerror}") from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_bytes(data)

@@ -6,63 +6,53 @@ its hash was compared. Knows no torch and no format of a model beyond which runt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CompressorError, FolderError, GateError, InputError
-from .builder import read_sidecar, sha256_of
-from .images import Preprocessing, load_inputs
-from .parity import Limits, Parity, compare, failures
-from .runtimes import Session, available, kind_of, open_model
+from .builder import sha256_of
+from .built import BuiltEngine, built_engines, check_built, engine_files, is_builders_file, read_built
+from .golden import Golden, distance, read_golden
+from .images import checked_outputs, load_inputs
+from .manifest import BUILT, GOLDEN, MANIFEST, SCHEMA, Manifest, ModelFile, inside, manifest_text, read_bundle
+from .parity import Parity, failures
+from .runtimes import Session, available, kind_of, open_model, require_runtime
 
-SCHEMA = "compressor.bundle/1"
-MANIFEST = "manifest.json"
-GOLDEN = "golden.npz"
-BUILT = "built"  # engines made on the device: outside the manifest, each with a sidecar of its own
+__all__ = [
+    "BUILT",
+    "GOLDEN",
+    "MANIFEST",
+    "BundleReport",
+    "Check",
+    "Manifest",
+    "ModelFile",
+    "answers",
+    "built_engines",
+    "choose_runtime",
+    "open_bundle",
+    "read_bundle",
+    "run_bundle",
+    "unchecked_engines",
+    "verify_bundle",
+    "verify_files",
+    "write_bundle",
+]
+
 # Which runtimes take which file, in the order tried when none is named.
 _RUNTIMES = {
     "engine": ("tensorrt", "tensorrt_rtx"),
     "onnx": ("onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """One model of the bundle. `library` names an engine's; `limits` bound its distance from the golden outputs.
-
-    `made_for` names the library that builds from an ONNX file; other runtimes compute it, but slowly.
-    """
-
-    path: str
-    precision: str = "fp32"
-    library: str = ""
-    target: str = ""
-    limits: Limits = field(default_factory=Limits)
-    made_for: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a bundle says of itself. `files[path]` = {sha256, bytes}; `build` are the recipes of engines to be built."""
-
-    name: str
-    models: tuple[ModelFile, ...]
-    preprocessing: Preprocessing
-    labels: tuple[str, ...] = ()
-    licences: tuple[str, ...] = ()
-    build: tuple[Mapping[str, Any], ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +99,13 @@ def write_bundle(
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for name, source in files.items():
-            target = scratch / _inside(name)
+            target = scratch / inside(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         np.savez(scratch / GOLDEN, inputs=golden_inputs, outputs=golden_outputs)
         listed = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
-        (scratch / MANIFEST).write_text(_manifest_text(manifest, listed))
+        (scratch / MANIFEST).write_text(manifest_text(manifest, listed))
+        read_golden(scratch, read_bundle(scratch))  # what is written can be read
         os.chmod(scratch, 0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -128,83 +119,116 @@ def write_bundle(
     return folder
 
 
-def read_bundle(folder: Path | str) -> Manifest:
-    """The manifest; raises GateError when it is missing, damaged or was changed by hand."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder} is no bundle: it has no {MANIFEST}")
-    try:
-        content = json.loads(path.read_text())
-        schema, digest = content.pop("schema"), content.pop("digest")
-        if schema != SCHEMA:
-            raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA!r}")
-        if digest != _digest(content):
-            raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
-        return _manifest_of(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
-
-
 def verify_bundle(folder: Path | str, runtime: str = "") -> BundleReport:
     """Checks every hash, then runs every model a runtime here takes on the golden inputs.
 
-    A file that fails its hash is never opened. Raises GateError when the manifest itself is damaged, InputError
-    when `folder` is no bundle or `runtime` unknown.
+    A file that fails its hash is never opened. Raises GateError when the manifest itself is damaged or the bundle is
+    replaced meanwhile, InputError when `folder` is no bundle or `runtime` unknown.
     """
     folder = Path(folder)
-    manifest = read_bundle(folder)
-    if runtime and runtime not in available():
-        raise InputError(f"no runtime {runtime!r}; there are {', '.join(available())}")
-    checks = [_check_file(folder, name, listed) for name, listed in manifest.files.items()]
-    checks += [Check(name, "failed", "is not in the manifest; remove it") for name in _unlisted(folder, manifest)]
-    whole = {c.what for c in checks if c.outcome == "passed"}
-    if GOLDEN in whole:
-        with np.load(folder / GOLDEN, allow_pickle=False) as golden:
-            inputs, outputs = golden["inputs"], golden["outputs"]
-        for model in (*manifest.models, *built_engines(folder, manifest)):
-            if model.path in whole or model.path.startswith(f"{BUILT}/"):
-                checks.append(_check_model(folder, model, runtime, (inputs, outputs)))
+    if runtime:
+        require_runtime(runtime)
+    with _unchanging(folder):
+        manifest = read_bundle(folder)
+        checks = [_check_file(folder, name, listed) for name, listed in manifest.files.items()]
+        checks += [Check(name, "failed", "is not in the manifest; remove it") for name in _unlisted(folder, manifest)]
+        whole = {c.what for c in checks if c.outcome == "passed"}
+        if GOLDEN in whole:
+            checks += _check_models(folder, manifest, runtime, whole)
     return BundleReport(str(folder), tuple(checks))
 
 
+def _check_models(folder: Path, manifest: Manifest, runtime: str, whole: set[str]) -> list[Check]:
+    """One line for every model and built engine; where the golden file is no use, one that says why."""
+    try:
+        golden = read_golden(folder, manifest)
+    except GateError as error:
+        return [Check(GOLDEN, "failed", str(error).removeprefix(f"{GOLDEN} "))]
+    checks = [_check_model(folder, m, runtime, golden) for m in manifest.models if m.path in whole]
+    for path in engine_files(folder):
+        try:
+            engine = read_built(path, manifest)
+        except CompressorError as error:
+            checks.append(Check(f"{BUILT}/{path.name}", "failed", str(error)))
+        else:
+            checks.append(_check_model(folder, engine.model, runtime, golden, engine))
+    return checks
+
+
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raises GateError unless every file of the bundle is the one the manifest describes."""
-    for name, listed in manifest.files.items():
-        check = _check_file(folder, name, listed)
-        if check.outcome == "failed":
-            raise GateError(f"{name} {check.detail}; get the bundle again")
+    """Raises GateError unless the bundle's files are those the manifest describes, all of them and no others."""
+    with _unchanging(folder):
+        for name in manifest.files:
+            _require_whole(folder, manifest, name)
+        _require_listed(folder, manifest)
+
+
+def _require_whole(folder: Path, manifest: Manifest, name: str) -> None:
+    check = _check_file(folder, name, manifest.files[name])
+    if check.outcome == "failed":
+        raise GateError(f"{name} {check.detail}; get the bundle again")
+
+
+def _require_listed(folder: Path, manifest: Manifest) -> None:
+    for name in _unlisted(folder, manifest):
+        raise GateError(f"{folder / name} is not in the bundle's manifest; remove it, nobody vouches for it")
+
+
+@contextmanager
+def _unchanging(folder: Path) -> Iterator[None]:
+    """A bundle that another process replaces while it is read is one line, not the error of the file it hit."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise GateError(
+            f"{folder} changed while it was read: {error.filename or 'a file'} is gone; do it again"
+        ) from error
+    except OSError as error:
+        raise GateError(f"{folder} can't be read: {error.strerror or error}") from error
 
 
 def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> tuple[Manifest, Session]:
-    """The first model that runs here, engines built on this device before all others; its hash is checked first."""
+    """The first model that runs here, engines built on this device before all others.
+
+    Its hash is checked first, and that nothing lies in the bundle that the manifest does not name. An engine is
+    preferred only where it passed the golden outputs when it was built and passes them now.
+    """
     folder = Path(folder)
-    manifest = read_bundle(folder)
-    reasons = []
-    for model in (*built_engines(folder, manifest), *manifest.models):
-        chosen, reason = choose_runtime(model, runtime)
-        if reason:
+    if runtime:
+        require_runtime(runtime)
+    with _unchanging(folder):
+        manifest = read_bundle(folder)
+        _require_listed(folder, manifest)
+        built = {e.model.path: e for e in built_engines(folder, manifest) if not e.unchecked}
+        reasons = []
+        for model in (*(e.model for e in built.values()), *manifest.models):
+            chosen, reason = choose_runtime(model, runtime)
+            if not reason:
+                return manifest, _opened(folder, manifest, model, (chosen, threads), built.get(model.path))
             reasons.append(f"{model.path}: {reason}")
-            continue
-        if model.path in manifest.files:
-            check = _check_file(folder, model.path, manifest.files[model.path])
-            if check.outcome == "failed":
-                raise GateError(f"{check.what} {check.detail}")
-        return manifest, open_model(folder / _inside(model.path), runtime=chosen, threads=threads)
     raise CompressorError(f"no model of {folder} runs here: {'; '.join(reasons)}")
 
 
-def built_engines(folder: Path, manifest: Manifest) -> tuple[ModelFile, ...]:
-    """Engines made here from this bundle's models; raises EngineError for one that is not what its sidecar says."""
-    hashes = {manifest.files[m.path]["sha256"]: m for m in manifest.models}
-    found = []
-    for path in sorted((folder / BUILT).glob("*.plan")):
-        record = read_sidecar(path)
-        source = hashes.get(record.onnx_sha256)
-        if source is not None:
-            found.append(
-                replace(source, path=f"{BUILT}/{path.name}", library=record.library, target="this-gpu", made_for="")
-            )
-    return tuple(found)
+def _opened(
+    folder: Path, manifest: Manifest, model: ModelFile, how: tuple[str, int], engine: BuiltEngine | None
+) -> Session:
+    """The model's session on `how`, runtime and threads. What goes with it, such as weights aside, is checked too."""
+    others = {m.path for m in manifest.models} - {model.path}
+    for name in sorted(manifest.files.keys() - others):
+        _require_whole(folder, manifest, name)
+    runtime, threads = how
+    session = open_model(folder / model.path, runtime=runtime, threads=threads)
+    if engine is not None:
+        try:
+            check_built(session, read_golden(folder, manifest), model, engine.at_once)
+        except GateError as error:
+            raise GateError(f"{error}; remove it and run `compressor build` again") from error
+    return session
+
+
+def unchecked_engines(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Built engines that are not preferred, and why."""
+    return {e.model.path: e.unchecked for e in built_engines(folder, manifest) if e.unchecked}
 
 
 def run_bundle(
@@ -212,7 +236,13 @@ def run_bundle(
 ) -> list[NDArray[Any]]:
     """The model's output for each input file: .npy, .npz, or an image where Pillow is installed."""
     manifest, session = open_bundle(folder, runtime=runtime, threads=threads)
-    return [session.run(load_inputs(Path(path), manifest.preprocessing)) for path in inputs]
+    return [answers(session, manifest, Path(path)) for path in inputs]
+
+
+def answers(session: Session, manifest: Manifest, path: Path) -> NDArray[Any]:
+    """[N, classes] for the images of one file; raises GateError when the model answers with anything else."""
+    images = load_inputs(path, manifest.preprocessing)
+    return checked_outputs(session.run(images), images, str(path))
 
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
@@ -229,7 +259,7 @@ def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
 
 
 def _check_file(folder: Path, name: str, listed: Mapping[str, Any]) -> Check:
-    path = folder / _inside(name)
+    path = folder / inside(name)
     if path.is_symlink() or not path.is_file():
         return Check(name, "failed", "is missing")
     size = path.stat().st_size
@@ -242,72 +272,49 @@ def _check_file(folder: Path, name: str, listed: Mapping[str, Any]) -> Check:
 
 
 def _check_model(
-    folder: Path, model: ModelFile, runtime: str, golden: tuple[NDArray[np.float32], NDArray[Any]]
+    folder: Path, model: ModelFile, runtime: str, golden: Golden, engine: BuiltEngine | None = None
 ) -> Check:
     chosen, reason = choose_runtime(model, runtime)
     if reason:
         prefix = "built, not run: " if kind_of(model.path) == "engine" else ""
         return Check(model.path, "not run", prefix + reason)
+    at_once = engine.at_once if engine else len(golden.inputs)
     try:
-        session = open_model(folder / _inside(model.path), runtime=chosen, fused=not model.made_for)
-        distance = compare(golden[1], session.run(golden[0]))
+        session = open_model(folder / model.path, runtime=chosen, fused=not model.made_for)
+        parity = distance(session, golden, at_once)
     except CompressorError as error:
         return Check(model.path, "failed", f"in {chosen}: {error}")
-    wrong = failures(distance, model.limits)
-    detail = (
-        f"in {chosen} {session.version}: max |difference| {distance.max_abs:.3g} of {distance.reference_max_abs:.3g}"
-    )
+    wrong = failures(parity, model.limits)
     if wrong:
-        return Check(model.path, "failed", f"in {chosen}: {'; '.join(wrong)}", distance)
-    return Check(model.path, "passed", detail, distance)
-
-
-def _manifest_text(manifest: Manifest, files: Mapping[str, Mapping[str, Any]]) -> str:
-    content = json.loads(json.dumps({**asdict(manifest), "files": files}))
-    return json.dumps({"schema": SCHEMA, "digest": _digest(content), **content}, indent=1) + "\n"
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest_of(content: Mapping[str, Any]) -> Manifest:
-    models = tuple(ModelFile(**{**m, "limits": Limits(**m["limits"])}) for m in content["models"])
-    given = content["preprocessing"]
-    lists = {key: tuple(given[key]) for key in ("size", "resize", "mean", "std")}
-    for name in (*content["files"], *(m.path for m in models)):
-        _inside(name)
-    if any(m.path not in content["files"] for m in models):
-        raise ValueError("a model has no entry among the files")
-    return Manifest(
-        name=content["name"],
-        models=models,
-        preprocessing=Preprocessing(**{**given, **lists}),
-        labels=tuple(content["labels"]),
-        licences=tuple(content["licences"]),
-        build=tuple(content["build"]),
-        provenance=content["provenance"],
-        files=content["files"],
-    )
+        return Check(model.path, "failed", f"in {chosen}: {'; '.join(wrong)}", parity)
+    detail = f"in {chosen} {session.version}: max |difference| {parity.max_abs:.3g} of {parity.reference_max_abs:.3g}"
+    unused = f"; not used: {engine.unchecked}" if engine and engine.unchecked else ""
+    return Check(model.path, "passed", detail + unused, parity)
 
 
 def _listing(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
-def _inside(name: str) -> PurePosixPath:
-    """The name as a path that stays in the bundle; a manifest from elsewhere must not reach out of it."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
-        raise GateError(f"the manifest names {name!r}, which lies outside the bundle; don't use it")
-    return path
+def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Files nobody vouches for, but for what `compressor build` leaves; links and unreadable folders are such."""
+    for name in _files_below(folder):
+        link = (folder / name).is_symlink()
+        if name not in (MANIFEST, *manifest.files) and (link or not is_builders_file(name)):
+            yield name
 
 
-def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """Files nobody vouches for, but for engines and their sidecars, which are built here."""
-    known = {MANIFEST, *manifest.files}
-    present = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir() or p.is_symlink())
-    return [name for name in present if name not in known and not name.startswith(f"{BUILT}/")]
+def _files_below(folder: Path) -> Iterator[str]:
+    """Paths in the bundle by name, whatever is no folder; a linked folder counts as one file."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        linked = [name for name in folders if (Path(place) / name).is_symlink()]
+        folders.sort()
+        for name in sorted([*names, *linked]):
+            yield (Path(place) / name).relative_to(folder).as_posix()
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -326,4 +333,6 @@ def _schema_of(path: Path) -> str:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return SCHEMA  # a damaged bundle may be replaced by a whole one
+    except RecursionError:
+        return ""
     return str(content.get("schema")) if isinstance(content, dict) else ""

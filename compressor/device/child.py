@@ -1,7 +1,7 @@
 """A Python module run as a child process that answers requests in JSON lines.
 
-For what may crash, what must be fresh, or what must not share memory. The child's own stdout stays clean:
-whatever libraries print goes to stderr, whose last line explains a death.
+For what may crash, what must be fresh, or what must not share memory. The child imports nothing from the current
+folder. Its own stdout stays clean: whatever libraries print goes to stderr, whose last line explains a death.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CompressorError, EngineError
+from . import isolation
 
 Event = dict[str, Any]
 Report = Callable[[Event], None]
@@ -33,12 +33,12 @@ def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]
     """
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            isolation.command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
             text=True,
-            env=_environment(),
+            env=isolation.environment(),
         )
         timer = threading.Timer(timeout_s, process.kill)
         timer.start()
@@ -123,10 +123,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """The child finds this very package, also where it is not installed."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}

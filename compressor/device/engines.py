@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import EngineError, GateError, InputError
-from . import tensorrt
+from . import fields, tensorrt
 from .builder import EngineJob, EngineRecord, Progress, build_engine, read_profiles, write_sidecar
-from .bundle import BUILT, GOLDEN, Manifest, ModelFile, read_bundle, verify_files
-from .parity import compare, failures
+from .built import check_built, read_built, remove_engine, write_check
+from .bundle import verify_files
+from .golden import read_golden
+from .manifest import BUILT, Manifest, read_bundle
 from .runtimes import open_model
+
+_MOST_STEM = 100
 
 
 def build_bundle(folder: Path | str, *, progress: Progress | None = None) -> tuple[EngineRecord, ...]:
@@ -39,39 +41,43 @@ def _build_one(folder: Path, manifest: Manifest, recipe: Mapping[str, Any], prog
     job = EngineJob(
         library=_library(recipe), profiles=read_profiles(recipe["profiles"]), precision=str(recipe["precision"])
     )
+    if not job.profiles:
+        raise GateError(f"the build recipe for {recipe['target']} says nothing of the input's shapes")
     model = next((m for m in manifest.models if m.path == recipe["model"]), None)
     if model is None:
         raise GateError(f"the build recipe names {recipe['model']!r}, which is no model of the bundle")
-    stem = re.sub(r"[^A-Za-z0-9._-]", "-", f"{recipe['target']}-{recipe['precision']}")
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", f"{recipe['target']}-{recipe['precision']}"[:_MOST_STEM])
     record = build_engine(folder / model.path, folder / BUILT / f"{stem}.plan", job=job, progress=progress)
-    return _checked(record, folder, model)
+    return _checked(record, folder, manifest)
 
 
-def _checked(record: EngineRecord, folder: Path, model: ModelFile) -> EngineRecord:
-    reason = tensorrt.unavailable(record.library)
-    if reason:
+def _checked(record: EngineRecord, folder: Path, manifest: Manifest) -> EngineRecord:
+    """Run on the golden inputs where it can run; what does not pass them is removed, what does is said to have."""
+    if tensorrt.unavailable(record.library):
         return record
-    engine = Path(record.path)
-    session = open_model(engine, runtime=record.library)
-    with np.load(folder / GOLDEN, allow_pickle=False) as golden:
-        inputs, outputs = golden["inputs"], golden["outputs"]
-    most = next(iter(record.profiles.values()))[2][0]
-    parts = [session.run(inputs[i : i + most]) for i in range(0, len(inputs), most)]
-    distance = compare(outputs, np.concatenate(parts))
-    wrong = failures(distance, model.limits)
-    if wrong:
-        engine.unlink()
-        raise GateError(f"the engine {engine.name} was removed: {'; '.join(wrong)} on the golden inputs")
+    path = Path(record.path)
+    engine = read_built(path, manifest)
+    session = open_model(path, runtime=record.library)
+    try:
+        parity = check_built(session, read_golden(folder, manifest), engine.model, engine.at_once)
+    except GateError as error:
+        remove_engine(path)
+        raise GateError(f"{error}; it was removed") from error
     where = session.details.get("gpu", "this GPU")
-    checked = replace(record, status=f"run on {where}: max |difference| {distance.max_abs:.3g}")
+    checked = replace(record, status=f"run on {where}: max |difference| {parity.max_abs:.3g}")
     write_sidecar(checked)
+    write_check(path, parity)
     return checked
 
 
 def _library(recipe: Mapping[str, Any]) -> str:
-    reasons: dict[str, str] = {str(name): tensorrt.unavailable(name) for name in recipe["libraries"]}
-    for name, reason in reasons.items():
+    """The first of the recipe's libraries that can build here; of names that are none's nothing is looked up."""
+    reasons: dict[str, str] = {}
+    for name in recipe["libraries"]:
+        reason = tensorrt.unavailable(name) if name in tensorrt.LIBRARIES else "no library for engines"
         if not reason:
-            return name
+            return str(name)
+        reasons[fields.printable(str(name)[:60])] = reason
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise EngineError(f"no library can build an engine for {recipe['target']} here: {listed}")
+    target = fields.printable(recipe["target"])
+    raise EngineError(f"no library can build an engine for {target} here: {listed or 'the recipe names none'}")

@@ -1,11 +1,14 @@
 """Image files or arrays in, a model's input batch out: the pre-processing a bundle states, with numpy.
 
 Pillow is needed for image files only. Same geometry as the usual evaluation transform: resize, centre crop, divide
-by 255, subtract mean, divide by std.
+by 255, subtract mean, divide by std. What a file says of its size is held to limits before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import io
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingPackageError
+from ..errors import DataError, GateError, MissingPackageError
+from . import fields
+from .arrays import read_npy, read_npz
 
 Images = NDArray[np.float32]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+ARRAY_FILES = (".npy", ".npz")
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_BYTES = 1 << 30  # of one file's images as float32
+MOST_PIXELS = 1 << 25  # of an image as it is resized, and of a model's input: 5792 x 5792
+
+# What has 8 bits a channel, Pillow's names. Wider pixels would be cut to white where they are converted.
+EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_MOST_CHANNELS = 64
+_MOST_FILE_BYTES = 1 << 29
+_MOST_SIDE_PX = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +50,60 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+def checked_preprocessing(
+    *, interpolation: Any, size: Sequence[Any], resize: Sequence[Any], mean: Sequence[Any], std: Sequence[Any]
+) -> Preprocessing:
+    """A pre-processing from elsewhere; ValueError for what could not be computed with."""
+    if len(size) != 2 or len(resize) not in (1, 2) or not 1 <= len(mean) == len(std) <= _MOST_CHANNELS:
+        raise ValueError("the pre-processing needs a size of two entries, a resize of one or two, mean and std alike")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation {fields.shown(interpolation)} is none of {', '.join(INTERPOLATIONS)}")
+    height, width, *sides = (
+        fields.as_whole(side, "a side of the images", least=1, most=_MOST_SIDE_PX) for side in (*size, *resize)
+    )
+    if max(height * width, math.prod(sides)) > MOST_PIXELS:
+        raise ValueError(f"its images have more than {MOST_PIXELS} pixels")
+    return Preprocessing(
+        size=(height, width),
+        resize=tuple(sides),
+        interpolation=interpolation,
+        mean=tuple(fields.as_number(m, "a mean", least=-1e6, most=1e6) for m in mean),
+        std=tuple(fields.as_number(s, "a std", least=1e-6, most=1e6) for s in std),
+    )
+
+
+def input_files(path: Path) -> tuple[Path, ...]:
+    """The path itself, or where it is a folder the images and arrays that lie in it, by name."""
+    if not path.is_dir():
+        return (path,)
+    known = (*ARRAY_FILES, *IMAGE_FILES)
+    files = tuple(p for p in sorted(path.iterdir()) if p.suffix.lower() in known and p.is_file())
+    if not files:
+        raise DataError(f"the folder {path} holds no image and no array ({', '.join(known)}); name the files")
+    return files
+
+
 def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
     """[N, C, H, W] from an image file, an .npy or an .npz (`images`, or its only array).
 
     uint8 arrays are [N, H, W, C] of the model's size and get normalised; float32 arrays are taken as they are.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; files are wanted: images, .npy or .npz")
     if not path.is_file():
         raise DataError(f"no input at {path}")
-    if path.suffix.lower() in (".npy", ".npz"):
+    if path.suffix.lower() in ARRAY_FILES:
         return normalised(_load_array(path), preprocessing, str(path))
     pixels = _decode(path, preprocessing)
     return normalised(pixels[None], preprocessing, str(path))
 
 
 def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) -> Images:
+    if array.ndim == 4 and array.size == 0:
+        raise DataError(f"{where} holds no image: its shape is {list(array.shape)}")
     if array.dtype == np.float32 and array.ndim == 4:
+        if not np.isfinite(array).all():
+            raise DataError(f"{where} holds NaN or infinity; the model takes finite numbers")
         return array
     if array.dtype != np.uint8 or array.ndim != 4:
         raise DataError(
@@ -59,9 +113,29 @@ def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) ->
     if array.shape[1:3] != preprocessing.size or array.shape[3] != len(preprocessing.mean):
         expected = [*preprocessing.size, len(preprocessing.mean)]
         raise DataError(f"{where} holds pixels of shape {list(array.shape[1:])}, the model takes {expected}")
+    if 4 * array.size > MOST_BYTES:
+        raise DataError(f"{where} holds {len(array)} images, more than {MOST_BYTES} bytes of input; split the file")
     mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    scaled = (array.astype(np.float32) / np.float32(255) - mean) / std
+    scaled = array.astype(np.float32)
+    scaled /= np.float32(255)  # in place: a second array of this size would double the memory
+    scaled -= mean
+    scaled /= std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def checked_outputs(outputs: NDArray[Any], images: Images, where: str) -> NDArray[Any]:
+    """The model's answers [N, classes] for `images`; GateError when they are none."""
+    if outputs.dtype.kind not in "fiu" or outputs.ndim < 2 or len(outputs) != len(images) or outputs.size == 0:
+        raise GateError(
+            f"the model answers {where} with {outputs.dtype} of shape {list(outputs.shape)}, expected a row of numbers "
+            f"for each of {len(images)} images; it is no classifier, or not this bundle's"
+        )
+    if not np.isfinite(outputs).all():
+        raise GateError(
+            f"the model answers {where} with NaN or infinity; check the bundle with `compressor verify`, and that "
+            "the input is of the scale the model takes"
+        )
+    return outputs
 
 
 def top_classes(logits: NDArray[Any], labels: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
@@ -76,17 +150,21 @@ def top_classes(logits: NDArray[Any], labels: Sequence[str], count: int = 5) -> 
 
 
 def _load_array(path: Path) -> NDArray[Any]:
-    try:
-        content = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npy":
-            return np.asarray(content)
-        names = list(content.files)
+    def chosen(names: Sequence[str]) -> Sequence[str]:
         name = "images" if "images" in names else names[0] if len(names) == 1 else ""
         if not name:
-            raise DataError(f"{path} holds {', '.join(names)}; expected one array, or one named 'images'")
-        return np.asarray(content[name])
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} can't be read as a numpy file: {error}") from error
+            listed = fields.shown(", ".join(names))
+            raise DataError(f"{path} holds {listed or 'nothing'}; expected one array, or one named 'images'")
+        return [name]
+
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".npy":
+                return read_npy(file, most_bytes=MOST_BYTES)
+            (array,) = read_npz(file, chosen, most_bytes=MOST_BYTES).values()
+            return array
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -102,14 +180,44 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     if preprocessing.interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation {preprocessing.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
     method = Image.Resampling[preprocessing.interpolation.upper()]
-    try:
-        with Image.open(path) as file:
-            image = file.convert(channels)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as an image: {error}") from error
+    image = _opened(path)
+    scaled_size = _scaled_size(image.size, preprocessing.resize)
+    if math.prod(scaled_size) > MOST_PIXELS:
+        raise DataError(
+            f"{path} is {image.width} x {image.height} pixels, resized for the model {scaled_size[0]} x "
+            f"{scaled_size[1]}: more than {MOST_PIXELS} pixels; crop the image first"
+        )
     height, width = preprocessing.size
-    scaled = image.resize(_scaled_size(image.size, preprocessing.resize), method)
+    pixels = image if image.mode == channels else image.convert(channels)
+    scaled = pixels.resize(scaled_size, method)
     return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)
+
+
+def _opened(path: Path) -> Any:
+    """Pillow's image, decoded as far as the host's; its decoders fail in many ways on damaged files."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path.stat().st_size > _MOST_FILE_BYTES:
+        raise DataError(f"{path} is longer than {_MOST_FILE_BYTES} bytes; make the image smaller first")
+    # From memory: asked for what a damaged length says, a file would first allocate that much.
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # below the size Pillow refuses, and tags it does not know
+            with Image.open(content) as image:
+                image.load()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} can't be read as an image: it is of no format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} can't be read as an image: {error}; make it smaller first") from error
+    except MemoryError as error:
+        raise DataError(f"{path} can't be read as an image: there is not memory enough; make it smaller") from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} can't be read as an image: {reason[:200]}") from error
+    if image.mode not in EIGHT_BIT:
+        raise DataError(f"{path} has pixel format {image.mode!r}, expected 8 bits a channel; convert it")
+    return image
 
 
 def _scaled_size(size: tuple[int, int], resize: tuple[int, ...]) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from ..errors import GateError
 
 _MOST_DB = 300.0  # stands for no difference at all; beyond what float64 can tell apart
 _WORST = sys.float_info.max
+_SQUARE_ROOT_OF_WORST = 1e150  # larger differences have no square, and no cosine
+MOST_RELATIVE = 10.0  # a limit beyond it would hold nothing: ten times the largest output
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,13 @@ def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Pa
             f"the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "
             "the file holds another model or a fixed batch"
         )
+    if reference.ndim == 0 or reference.size == 0:
+        raise GateError(f"outputs of shape {list(reference.shape)} hold nothing to compare")
     a = reference.reshape(len(reference), -1).astype(np.float64)
     b = output.reshape(len(output), -1).astype(np.float64)
-    difference = np.abs(a - b)
-    finite = bool(np.isfinite(b).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = np.abs(a - b)
+    finite = bool(np.isfinite(difference).all() and difference.max() < _SQUARE_ROOT_OF_WORST)
     return Parity(
         n=len(a),
         max_abs=float(difference.max()) if finite else _WORST,
@@ -70,7 +75,7 @@ def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Pa
         cosine=_least_cosine(a, b) if finite else -1.0,
         sqnr_db=_sqnr_db(a, difference) if finite else -_MOST_DB,
         top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
-        reference_max_abs=float(np.abs(a).max()),
+        reference_max_abs=float(np.nan_to_num(np.abs(a)).max()),
     )
 
 
@@ -106,5 +111,6 @@ def limits_around(parity: Parity, *, slack: float = 2.0) -> Limits:
     relative = parity.max_abs / max(parity.reference_max_abs, float(np.finfo(np.float32).tiny))
     floor = LIMITS["fp32"]
     return Limits(
-        relative=max(slack * relative, floor.relative), cosine=min(1 - slack * (1 - parity.cosine), floor.cosine)
+        relative=min(max(slack * relative, floor.relative), MOST_RELATIVE),
+        cosine=max(min(1 - slack * (1 - parity.cosine), floor.cosine), -1.0),
     )

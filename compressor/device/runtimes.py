@@ -65,10 +65,7 @@ def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int =
     Raises InputError for an unknown runtime, MissingPackageError or EngineError when it is not available here,
     ModelError when the file is missing or can't be read.
     """
-    if runtime not in _OPENERS:
-        raise InputError(
-            f"no runtime {runtime!r}; there are {', '.join(_OPENERS)}.{did_you_mean(runtime, [*_OPENERS])}"
-        )
+    require_runtime(runtime)
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no model file at {path}")
@@ -84,6 +81,12 @@ def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int =
         raise
     except Exception as error:
         raise ModelError(f"{runtime} can't load {path}: {_reason(error)}; the file is damaged or not for it") from error
+
+
+def require_runtime(name: str) -> None:
+    """Raises InputError for a name that is no runtime's, with those that are near it."""
+    if name not in _OPENERS:
+        raise InputError(f"no runtime {name!r}; there are {', '.join(_OPENERS)}.{did_you_mean(name, [*_OPENERS])}")
 
 
 def available() -> dict[str, str]:

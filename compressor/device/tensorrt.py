@@ -37,6 +37,8 @@ class Engine:
 
 def unavailable(library: str) -> str:
     """Why engines of `library` can't run here, in words; an empty string when they can."""
+    if library not in LIBRARIES:
+        return f"no library for engines; there are {', '.join(LIBRARIES)}"
     if importlib.util.find_spec(library) is None:
         return f"not installed: pip install {_PIP[library]}"
     return cuda.unavailable()
@@ -50,6 +52,9 @@ def buildable(library: str) -> str:
 
 
 def import_library(library: str) -> Any:
+    """The library's module; a name from a recipe or a sidecar imports nothing else."""
+    if library not in LIBRARIES:
+        raise EngineError(f"{library!r} is no library for engines; there are {', '.join(LIBRARIES)}")
     try:
         return importlib.import_module(library)
     except ImportError as error:

@@ -1,0 +1,243 @@
+"""What an edge box does with a bundle: verify, run, build and benchmark, as lines or as one JSON object on stdout.
+
+Exit codes are those of the error tree; every error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CompressorError, FolderError, GateError, InputError
+from .builder import EngineRecord
+from .bundle import (
+    BundleReport,
+    Manifest,
+    answers,
+    built_engines,
+    choose_runtime,
+    open_bundle,
+    read_bundle,
+    unchecked_engines,
+    verify_bundle,
+    verify_files,
+)
+from .engines import build_bundle
+from .environment import affinity
+from .fields import printable
+from .golden import read_golden
+from .images import MOST_BYTES, input_files, top_classes
+from .options import make_parser
+from .runtimes import require_runtime
+from .timing import Schedule, Timing, summarise, to_json
+from .worker import time_files
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
+    """Runs one verb and returns its exit code; without arguments, the help and 0."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser({"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark})
+    if not given:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(given)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        return verb(options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CompressorError("there is not memory enough for this; give fewer or smaller inputs at once") from error
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The action's exit code, with our errors as `error: ...` on stderr and Ctrl-C as 130."""
+    try:
+        return action()
+    except CompressorError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; so has its interest in the rest
+        return 141
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify_bundle(options.bundle, options.runtime)
+    if options.json:
+        _print_json({**asdict(report), "passed": report.passed})
+    else:
+        _print_report(report)
+    if report.passed:
+        return 0
+    failed = [f"{c.what} {c.detail}" for c in report.checks if c.outcome == "failed"]
+    not_run = [f"{c.what}: {c.detail}" for c in report.checks if c.outcome == "not run"]
+    raise GateError(failed[0] if failed else f"no model of {options.bundle} could be run: {'; '.join(not_run)}")
+
+
+def _print_report(report: BundleReport) -> None:
+    for check in report.checks:
+        print(printable(f"{check.outcome:8} {check.what}: {check.detail}"))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.out:
+        _require_file(options.out)
+    manifest, session = open_bundle(options.bundle, runtime=options.runtime, threads=options.threads)
+    for name, reason in unchecked_engines(options.bundle, manifest).items():
+        print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
+    files = [file for path in options.inputs for file in input_files(path)]
+    outputs = {str(path): answers(session, manifest, path) for path in files}
+    if options.out:
+        _write_outputs(options.out, list(outputs.values()))
+    results = {
+        name: [top_classes(row, manifest.labels, options.top) for row in output] for name, output in outputs.items()
+    }
+    if options.json:
+        _print_json({"model": session.path, "runtime": session.runtime, "results": results})
+        return 0
+    for name, rows in results.items():
+        for index, row in enumerate(rows):
+            where = name if len(rows) == 1 else f"{name}[{index}]"
+            answer = ", ".join(f"{c['label']} {c['share']:.3f}" for c in row)
+            print(printable(f"{where}: {answer}"))
+    return 0
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise FolderError(f"--out {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
+    if not path.parent.is_dir():
+        raise FolderError(f"--out {path}: there is no folder {path.parent}")
+
+
+def _write_outputs(path: Path, outputs: Sequence[NDArray[Any]]) -> None:
+    """One array per input, in order; named by position, since two inputs may share a name."""
+    arrays: dict[str, Any] = {f"output_{i}": output for i, output in enumerate(outputs)}
+    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+    _require_file(target)
+    scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
+    try:
+        np.savez(scratch, **arrays)
+        os.replace(scratch, target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise FolderError(f"can't write {target}: {error.strerror}") from error
+
+
+def _build(options: argparse.Namespace) -> int:
+    def show(phase: str, share: float) -> None:
+        end = "" if share < 1 else "\n"
+        print(f"\r{printable(phase)}: {100 * share:3.0f} %", end=end, file=sys.stderr, flush=True)
+
+    records = build_bundle(options.bundle, progress=None if options.json else show)
+    if options.json:
+        _print_json({"engines": [asdict(r) for r in records]})
+    else:
+        for record in records:
+            print(printable(_engine_line(record)))
+    return 0
+
+
+def _engine_line(record: EngineRecord) -> str:
+    how = "from cache" if record.cached else f"in {record.build_s:.1f} s"
+    return (
+        f"{record.path}: {record.size_bytes} bytes, {record.library} {record.library_version}, {how}, {record.status}"
+    )
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    if options.runtime:
+        require_runtime(options.runtime)
+    manifest = read_bundle(options.bundle)
+    verify_files(options.bundle, manifest)
+    images = read_golden(options.bundle, manifest).inputs
+    schedule = _schedule(options, images[0].nbytes)
+    groups, not_run = _timeable(options, manifest)
+    timings = [
+        t for name, files in groups.items() for t in time_files(files, images, schedule=schedule, runtime=name).values()
+    ]
+    if options.samples:
+        options.samples.write_text(json.dumps([to_json(t) for t in timings]))
+    _print_timings(timings, not_run, as_json=options.json)
+    return 0
+
+
+def _schedule(options: argparse.Namespace, image_bytes: int) -> Schedule:
+    here = affinity()
+    missing = [core for core in options.cores if here and core not in here]
+    if missing:
+        raise InputError(f"--cores: this process has no core {missing[0]}; it has {', '.join(map(str, here))}")
+    if options.batch * image_bytes > MOST_BYTES:
+        raise InputError(f"--batch {options.batch} takes more than {MOST_BYTES} bytes of input; choose a smaller one")
+    return Schedule(
+        batch=options.batch,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        runs=options.runs,
+        rate_hz=options.rate_hz,
+        threads=options.threads,
+        cores=options.cores,
+    )
+
+
+def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
+    """Model files by runtime and name, and what is not timed with the reason."""
+    groups: dict[str, dict[str, Path]] = {}
+    not_run = unchecked_engines(options.bundle, manifest)
+    checked = [e.model for e in built_engines(options.bundle, manifest) if not e.unchecked]
+    for model in (*manifest.models, *checked):
+        chosen, reason = choose_runtime(model, options.runtime)
+        if model.made_for:
+            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.bundle}"
+        elif reason:
+            not_run[model.path] = reason
+        else:
+            groups.setdefault(chosen, {})[model.path] = options.bundle / model.path
+    return groups, not_run
+
+
+def _print_timings(timings: Sequence[Timing], not_run: Mapping[str, str], *, as_json: bool) -> None:
+    rows = [{"model": t.name, "runtime": t.runtime, **summarise(t)} for t in timings]
+    if as_json:
+        _print_json({"timings": rows, "not_run": not_run})
+        return
+    for row in rows:
+        print(printable(_timing_line(row)))
+    for name, reason in not_run.items():
+        print(printable(f"{name}: not run, {reason}"))
+
+
+def _timing_line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['model']} on {row['runtime']}: p50 {row['p50_ms']:.3f} ms, p90 {row['p90']}, p99 {row['p99']}, "
+        f"{row['images_per_s']:.1f} images/s, n {row['n']}"
+    )
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in place of NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

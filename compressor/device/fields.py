@@ -1,0 +1,145 @@
+"""JSON objects from elsewhere, field by field: of the kind and size expected, or a ValueError that names the field.
+
+Nothing here knows what a field means; who reads a manifest or a sidecar adds its path and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Object = Mapping[str, Any]
+
+MOST_TEXT = 10_000  # characters of a text that is only ever printed
+MOST_ENTRIES = 10_000
+_SHOWN = 60
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
+    """The object in a JSON file of at most that size, each name once; raises OSError where there is no file."""
+    if path.is_symlink():
+        raise ValueError("it is a link")
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"it is longer than {most_bytes} bytes")
+    try:
+        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_each_once, parse_constant=_refused)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {shown(content)}, expected an object")
+    return content
+
+
+def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"it holds {shown(name)} twice")
+        content[name] = value
+    return content
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")
+
+
+def field(content: Object, key: str) -> Any:
+    if key not in content:
+        raise ValueError(f"it has no {shown(key)}")
+    return content[key]
+
+
+def only(content: Object, keys: Iterable[str], what: str) -> None:
+    """Refuses an object that holds anything beside `keys`."""
+    unknown = sorted(content.keys() - set(keys))
+    if unknown:
+        raise ValueError(f"{what} has a field {shown(unknown[0])}, which this version does not know")
+
+
+def text(content: Object, key: str, *, most: int = MOST_TEXT) -> str:
+    return as_text(field(content, key), shown(key), most=most)
+
+
+def as_text(value: Any, what: str, *, most: int = MOST_TEXT) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError(f"{what} is {shown(value)}, expected a text of at most {most} characters")
+    return value
+
+
+def texts(content: Object, key: str, *, most: int = MOST_ENTRIES) -> tuple[str, ...]:
+    return tuple(as_text(value, f"an entry of {shown(key)}") for value in entries(content, key, most=most))
+
+
+def whole(content: Object, key: str, *, least: int = 0, most: int = 1 << 62) -> int:
+    return as_whole(field(content, key), shown(key), least=least, most=most)
+
+
+def as_whole(value: Any, what: str, *, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{what} is {shown(value)}, expected a whole number from {least} to {most}")
+    return value
+
+
+def number(content: Object, key: str, *, least: float, most: float) -> float:
+    return as_number(field(content, key), shown(key), least=least, most=most)
+
+
+def as_number(value: Any, what: str, *, least: float, most: float) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # NaN lies nowhere
+        raise ValueError(f"{what} is {shown(value)}, expected a number from {least:g} to {most:g}")
+    return float(value)
+
+
+def flag(content: Object, key: str) -> bool:
+    value = field(content, key)
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(key)} is {shown(value)}, expected true or false")
+    return value
+
+
+def sha256(content: Object, key: str) -> str:
+    value = field(content, key)
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{shown(key)} is {shown(value)}, expected 64 hexadecimal digits")
+    return value
+
+
+def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRIES) -> list[Any]:
+    value = field(content, key)
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        raise ValueError(f"{shown(key)} is {shown(value)}, expected a list of {least} to {most} entries")
+    return value
+
+
+def inner(content: Object, key: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+    return as_object(field(content, key), shown(key), most=most)
+
+
+def as_object(value: Any, what: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > most:
+        raise ValueError(f"{what} is {shown(value)}, expected an object of at most {most} fields")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value of unknown kind and size for a message: one short line of printable characters."""
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)} entries"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}... ({len(value)} characters)"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    line = repr(value)
+    return line if len(line) <= 2 * _SHOWN + 2 else f"{line[:_SHOWN]}..."
+
+
+def printable(line: str) -> str:
+    """The line with what a terminal would not print, or would obey, as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)

@@ -1,0 +1,99 @@
+"""A bundle's golden inputs and outputs: read with limits from bytes that were hashed, and a model's distance from them.
+
+Both come from one open file, so that what was hashed is what is read, whoever replaces the bundle meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GateError
+from .arrays import read_npz
+from .manifest import GOLDEN, Manifest
+from .parity import Parity, compare
+from .runtimes import Session
+
+_MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
+_MOST_OUTPUT_BYTES = 1 << 26
+_MOST_IMAGES = 1024
+_MOST_MAGNITUDE = 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """`inputs` float32 [N, C, H, W] as the model takes them, `outputs` [N, ...] of the fp32 reference."""
+
+    inputs: NDArray[np.float32]
+    outputs: NDArray[np.floating[Any]]
+
+
+def read_golden(folder: Path, manifest: Manifest) -> Golden:
+    """Raises GateError unless the file is the manifest's and holds what its model takes."""
+    path = folder / GOLDEN
+    if path.is_symlink() or not path.is_file():
+        raise GateError(f"{GOLDEN} is missing; get the bundle again")
+    try:
+        with path.open("rb") as file:
+            if _sha256(file) != manifest.files[GOLDEN]["sha256"]:
+                raise GateError(f"{GOLDEN} was changed: its sha256 differs from the manifest's; get the bundle again")
+            file.seek(0)
+            arrays = read_npz(file, _both, most_bytes=_most_bytes(manifest))
+        golden = Golden(arrays["inputs"], arrays["outputs"])
+        _require_fit(golden, manifest)
+    except (OSError, ValueError) as error:
+        raise GateError(f"{GOLDEN} {error}; get the bundle again") from error
+    return golden
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """What inputs of the model's size and a row of outputs for each can take."""
+    how = manifest.preprocessing
+    image_bytes = 4 * len(how.mean) * how.size[0] * how.size[1]
+    return min(_MOST_BYTES, _MOST_IMAGES * image_bytes + _MOST_OUTPUT_BYTES)
+
+
+def _both(names: Sequence[str]) -> Sequence[str]:
+    wanted = ("inputs", "outputs")
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(f"holds no {' and no '.join(missing)}")
+    return wanted
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _require_fit(golden: Golden, manifest: Manifest) -> None:
+    inputs, outputs = golden.inputs, golden.outputs
+    shape = (len(manifest.preprocessing.mean), *manifest.preprocessing.size)
+    if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not 1 <= len(inputs) <= _MOST_IMAGES:
+        raise ValueError(
+            f"holds inputs {inputs.dtype} {list(inputs.shape)}, expected float32 [N, {', '.join(map(str, shape))}] of "
+            f"1 to {_MOST_IMAGES} images"
+        )
+    if outputs.dtype.kind != "f" or outputs.ndim < 2 or len(outputs) != len(inputs) or outputs.size == 0:
+        raise ValueError(
+            f"holds outputs {outputs.dtype} {list(outputs.shape)}, expected floats [{len(inputs)}, classes]"
+        )
+    for name, array in (("inputs", inputs), ("outputs", outputs)):
+        if not -_MOST_MAGNITUDE <= array.min() <= array.max() <= _MOST_MAGNITUDE:  # NaN lies nowhere
+            raise ValueError(f"holds {name} that are not finite, or beyond {_MOST_MAGNITUDE:g}")
+
+
+def distance(session: Session, golden: Golden, at_once: int = _MOST_IMAGES) -> Parity:
+    """How far the session's outputs lie from the golden ones, computed on at most `at_once` images at a time."""
+    parts = [session.run(golden.inputs[i : i + at_once]) for i in range(0, len(golden.inputs), at_once)]
+    if any(part.ndim == 0 for part in parts):
+        raise GateError(f"{session.path} answers with a single number, expected a row for each image")
+    return compare(golden.outputs, np.concatenate(parts))

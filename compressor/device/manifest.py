@@ -1,0 +1,192 @@
+"""What a bundle says of itself: a manifest's records, its text with a digest, and its reading with limits.
+
+A manifest from elsewhere is data: every field is held to its kind and size before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import GateError, InputError
+from . import fields, tensorrt
+from .builder import read_profiles
+from .images import Preprocessing, checked_preprocessing
+from .parity import MOST_RELATIVE, Limits
+
+SCHEMA = "compressor.bundle/1"
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+BUILT = "built"  # engines made on the device: outside the manifest, each with a sidecar of its own
+
+_MOST_BYTES = 1 << 26  # a million labels fit
+_MOST_LABELS = 1 << 20
+_MOST_PATH = 1000
+_MOST_PART = 200
+_MOST_NAME = 200
+_MOST_LIBRARIES = 16
+_LEAST_COSINE = -1.0
+_MODEL_FIELDS = ("path", "precision", "library", "target", "limits", "made_for")
+_LIMIT_FIELDS = ("relative", "cosine", "top1_agreement")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One model of the bundle. `library` names an engine's; `limits` bound its distance from the golden outputs.
+
+    `made_for` names the library that builds from an ONNX file; other runtimes compute it, but slowly.
+    """
+
+    path: str
+    precision: str = "fp32"
+    library: str = ""
+    target: str = ""
+    limits: Limits = field(default_factory=Limits)
+    made_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself. `files[path]` = {sha256, bytes}; `build` are the recipes of engines to be built."""
+
+    name: str
+    models: tuple[ModelFile, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    build: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_bundle(folder: Path | str) -> Manifest:
+    """The manifest of a bundle; raises GateError when it is damaged or was changed by hand, InputError when none."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is no bundle: it has no {MANIFEST}{_nearby(folder)}")
+    try:
+        content = fields.read_object(path, _MOST_BYTES)
+        schema, digest = fields.field(content, "schema"), fields.sha256(content, "digest")
+        if schema != SCHEMA:
+            raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r}")
+        inside = {key: value for key, value in content.items() if key not in ("schema", "digest")}
+        if digest != _digest(inside):
+            raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
+        return _manifest_of(inside)
+    except (OSError, ValueError, RecursionError) as error:
+        raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
+
+
+def _nearby(folder: Path) -> str:
+    """Where a run's folder was given, its bundle is one down."""
+    below = folder / "bundle"
+    return f"; the bundle is one folder down: {below}" if (below / MANIFEST).is_file() else ""
+
+
+def manifest_text(manifest: Manifest, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The manifest as it is stored; raises InputError for one that no reader would accept."""
+    try:
+        content = json.loads(json.dumps({**asdict(manifest), "files": files}, allow_nan=False))
+        _manifest_of(content)
+    except ValueError as error:
+        raise InputError(f"the bundle's manifest can't be written: {error}") from error
+    return json.dumps({"schema": SCHEMA, "digest": _digest(content), **content}, indent=1) + "\n"
+
+
+def inside(name: str) -> PurePosixPath:
+    """The name as a path that stays in the bundle; a manifest from elsewhere must not reach out of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        raise GateError(f"the manifest names {fields.shown(name)}, which lies outside the bundle; don't use it")
+    return path
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest_of(content: fields.Object) -> Manifest:
+    files = _files(content)
+    models = tuple(_model(fields.as_object(m, "a model"), files) for m in fields.entries(content, "models"))
+    build = tuple(_recipe(fields.as_object(r, "a build recipe")) for r in fields.entries(content, "build"))
+    return Manifest(
+        name=fields.text(content, "name"),
+        models=models,
+        preprocessing=_preprocessing(fields.inner(content, "preprocessing")),
+        labels=fields.texts(content, "labels", most=_MOST_LABELS),
+        licences=fields.texts(content, "licences"),
+        build=build,
+        provenance=_provenance(content),
+        files=files,
+    )
+
+
+def _files(content: fields.Object) -> dict[str, dict[str, Any]]:
+    files = {}
+    for name, listed in fields.inner(content, "files").items():
+        about = fields.as_object(listed, fields.shown(name))
+        files[_path(name)] = {"sha256": fields.sha256(about, "sha256"), "bytes": fields.whole(about, "bytes")}
+    if GOLDEN not in files:
+        raise ValueError(f"its files lack {GOLDEN}")
+    return files
+
+
+def _path(name: str) -> str:
+    path = inside(name)
+    if len(name) > _MOST_PATH or any(len(part) > _MOST_PART for part in path.parts) or not name.isprintable():
+        raise GateError(f"the manifest names {fields.shown(name)}, which is no path of a file; don't use it")
+    if str(path) != name or path.parts[0] == BUILT or name == MANIFEST:
+        raise GateError(f"the manifest names {fields.shown(name)}, which no bundle's file is called; don't use it")
+    return name
+
+
+def _model(content: fields.Object, files: Mapping[str, Any]) -> ModelFile:
+    fields.only(content, _MODEL_FIELDS, "a model")
+    content = {"library": "", "target": "", "made_for": "", **content}  # older bundles say nothing of some
+    path, library = fields.text(content, "path"), fields.text(content, "library", most=_MOST_NAME)
+    if _path(path) not in files:
+        raise ValueError(f"the model {fields.shown(path)} has no entry among the files")
+    if library not in ("", *tensorrt.LIBRARIES):
+        raise ValueError(f"no engine's library is {fields.shown(library)}; there are {', '.join(tensorrt.LIBRARIES)}")
+    precision, target, made_for = (
+        fields.text(content, key, most=_MOST_NAME) for key in ("precision", "target", "made_for")
+    )
+    return ModelFile(path, precision, library, target, _limits(fields.inner(content, "limits")), made_for)
+
+
+def _limits(content: fields.Object) -> Limits:
+    fields.only(content, _LIMIT_FIELDS, "a model's limits")
+    return Limits(
+        relative=fields.number(content, "relative", least=0, most=MOST_RELATIVE),
+        cosine=fields.number(content, "cosine", least=_LEAST_COSINE, most=1),
+        top1_agreement=fields.number(content, "top1_agreement", least=0, most=1),
+    )
+
+
+def _preprocessing(content: fields.Object) -> Preprocessing:
+    fields.only(content, ("size", "resize", "interpolation", "mean", "std"), "the pre-processing")
+    lists = {key: tuple(fields.entries(content, key)) for key in ("size", "resize", "mean", "std")}
+    return checked_preprocessing(interpolation=fields.text(content, "interpolation", most=_MOST_NAME), **lists)
+
+
+def _recipe(content: fields.Object) -> fields.Object:
+    """What `compressor build` needs; which of the libraries it can build with is its to say."""
+    for key in ("target", "precision"):
+        fields.text(content, key, most=_MOST_NAME)
+    fields.text(content, "model", most=_MOST_PATH)
+    fields.texts(content, "libraries", most=_MOST_LIBRARIES)
+    read_profiles(fields.inner(content, "profiles"))
+    return content
+
+
+def _provenance(content: fields.Object) -> dict[str, Any]:
+    """Free, but for the two costs that others count with."""
+    about = fields.inner(content, "provenance")
+    for key in {"macs", "parameters"} & about.keys():
+        fields.whole(about, key, least=-1)
+    return about

@@ -1,0 +1,91 @@
+"""The device's command line: its verbs, their flags and the values those take. A wrong one is an InputError."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from ..errors import InputError
+from .runtimes import RUNTIMES
+
+Verb = Callable[[argparse.Namespace], int]
+
+_MOST = 1 << 20
+_DAY_S = 86_400.0
+_REST = "Everything else, such as `compressor compress`, needs more: pip install 'compressor[compress]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage and ends the process; ours is one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    """The parser of `verify`, `run`, `build` and `benchmark`, whose actions `verbs` holds by name."""
+    parser = _Parser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
+    choices = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, help_text: str) -> argparse.ArgumentParser:
+        added = choices.add_parser(name, help=help_text, description=help_text)
+        added.add_argument("bundle", type=Path, metavar="BUNDLE")
+        added.add_argument("--json", action="store_true", help="print one JSON object")
+        added.set_defaults(verb=verbs[name], runtime="")
+        return added
+
+    verify = verb("verify", "check every hash, run every model on the golden inputs")
+    run = verb("run", "run the bundle's model on images, .npy or .npz files")
+    verb("build", "build the bundle's TensorRT engines for this device")
+    benchmark = verb("benchmark", "time the bundle's models on this device")
+    for added in (verify, run, benchmark):
+        added.add_argument("--runtime", default="", metavar="NAME", help=f"one of {', '.join(RUNTIMES)}")
+    run.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file, or a folder of files")
+    run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image")
+    run.add_argument("--out", type=Path, help="write the raw outputs to this .npz")
+    run.add_argument("--threads", type=_whole(0), default=0)
+    benchmark.add_argument("--batch", type=_whole(1), default=1)
+    benchmark.add_argument("--seconds", type=_number(_DAY_S), default=10.0, help="per model")
+    benchmark.add_argument("--runs", type=_whole(1), default=662, help="least runs per model; a p99 needs 662")
+    benchmark.add_argument("--rounds", type=_whole(1), default=10, help="turns per model, alternating")
+    benchmark.add_argument("--threads", type=_whole(0), default=0)
+    benchmark.add_argument("--cores", type=_cores, default=(), help="pin to these cores, such as 0,1")
+    benchmark.add_argument("--rate-hz", type=_number(1e6), default=0.0, help="start runs at a camera's rate")
+    benchmark.add_argument("--samples", type=Path, help="write the raw samples to this .json")
+    return parser
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= _MOST:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {_MOST}")
+        return value
+
+    return parse
+
+
+def _number(most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most:g}")
+        return value
+
+    return parse
+
+
+def _cores(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of cores; write their numbers, such as 0,1")
+    return tuple(int(part) for part in parts)

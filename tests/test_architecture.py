@@ -22,11 +22,11 @@ PACKAGE = ROOT / "compressor"
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
-    ("files", "distributed", "placement"),
+    ("locks", "files", "distributed", "placement"),
     ("graph",),
     ("lockstep",),
     ("calls", "images", "samples", "windows"),
-    ("checkpoints", "splits"),
+    ("checkpoints", "splits", "trust"),
     ("datasets",),
     ("data", "models", "cost", "device"),
     ("budgets",),

@@ -17,7 +17,7 @@ from compressor.models import load_model
 from compressor.pruning import find_structure, prune
 from compressor.pruning.check import random_units
 from compressor.records import Plan
-from compressor.saved import WEIGHTS, Network, example_of, load_saved, read_network, write_network, write_weights
+from compressor.saved import Network, example_of, load_saved, read_network, save
 
 FACTORY = """
 import torch
@@ -48,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in small.parameters():  # as recovery would: nothing may come from the builder
             parameter.mul_(1.25)
-    write_network(folder, Network(builder, (3, 16, 16), structure.tied, structure.frozen, kept))
-    write_weights(folder / WEIGHTS, small)
+    save(folder, Network(builder, (3, 16, 16), structure.tied, structure.frozen, kept), small)
     np.save(folder / "expected.npy", small(example).detach().numpy())
     return folder
 

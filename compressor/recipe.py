@@ -227,19 +227,19 @@ def _plain(kind: type, value: Any) -> Any:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         raise RecipeError(f"the recipe {path} is not valid TOML: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise RecipeError(f"{path} holds a {type(value).__name__}, expected one object of rules")

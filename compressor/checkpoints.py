@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from .errors import ModelError
 from .files import content_hash
@@ -188,6 +188,6 @@ def _require_hashable(name: str, tensor: Any) -> None:
             f"the model holds a {type(tensor).__name__} at {name!r}, expected tensors alone: is it quantised "
             "(torch.ao.quantization)? Give the float model, int8 files are made from that"
         )
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise ModelError(f"the model's {name!r} has no size yet (a lazy layer); run the model on one image first")
     _require_plain(name, tensor, "the model")

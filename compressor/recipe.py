@@ -201,8 +201,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
             return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
         return _plain(kind, _as_text(value) if name == "composite" else value)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{name} = {value!r} is not understood ({error})") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecipeError(f"{name} = {repr(value)[:200]} is not understood ({error})") from error
 
 
 def _as_text(value: Any) -> Any:

@@ -107,7 +107,7 @@ class Stages:
     def _finished(self, name: str, key: str) -> Marker | None:
         """The marker of the stage with that key; None where it was not done, or with other inputs.
 
-        Raises FolderError naming a file that is not as the stage left it.
+        Raises FolderError naming what is not as the stage left it.
         """
         path = self._path(name)
         if not path.is_file():
@@ -116,8 +116,8 @@ class Stages:
         if marker.key != key:
             return None
         changed = changed_files(self.folder, marker.files)
-        for file, reason in changed.items():
-            raise FolderError(f"{file} {reason}")
+        if changed:
+            raise FolderError(", ".join(f"{file} {reason}" for file, reason in changed.items()))
         return marker
 
     def _discard(self, name: str) -> None:

@@ -79,7 +79,9 @@ def _held(
     steps = list(bench.check(recipe, budgets, parts))
     points = {name: tuple(step[name] for step in steps) for name in parts}
     path.parent.mkdir(exist_ok=True)
-    write_json(path, signed({"schema": "finalist/2", "points": {n: [asdict(p) for p in ps] for n, ps in points.items()}}))
+    write_json(
+        path, signed({"schema": "finalist/2", "points": {n: [asdict(p) for p in ps] for n, ps in points.items()}})
+    )
     return points
 
 

@@ -99,7 +99,9 @@ def read_measured(path: Path) -> Measured:
         return _measured_of(held)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:80]
-        raise InputError(f"{path} is no whole benchmark ({reason}); give one that `compressor benchmark` wrote") from error
+        raise InputError(
+            f"{path} is no whole benchmark ({reason}); give one that `compressor benchmark` wrote"
+        ) from error
 
 
 def _measured_of(held: Mapping[str, Any]) -> Measured:

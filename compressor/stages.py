@@ -142,7 +142,7 @@ class Stages:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """The folder is written inside, by this process alone; a disk that is full or read-only becomes a FolderError."""
+        """The folder is written inside, by this process alone; a full or read-only disk becomes a FolderError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -173,16 +173,23 @@ def state_hash(module: nn.Module) -> str:
     Raises ModelError for a model without values of its own kind: quantised, sparse, not yet filled.
     """
     parts: list[Any] = []
+    require_values(module)
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith(_EXTRA_STATE):
             continue
-        _require_hashable(name, tensor)
         flat = tensor.detach().cpu().contiguous().reshape(-1)  # bfloat16 has no numpy type: hash the bytes
         parts += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy()]
     return content_hash(*parts)
 
 
-def _require_hashable(name: str, tensor: Any) -> None:
+def require_values(module: nn.Module) -> None:
+    """Raises ModelError unless every parameter and buffer is a tensor of plain values."""
+    for name, tensor in module.state_dict().items():
+        if not name.endswith(_EXTRA_STATE):
+            _require_values(name, tensor)
+
+
+def _require_values(name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise ModelError(
             f"the model holds a {type(tensor).__name__} at {name!r}, expected tensors alone: is it quantised "

@@ -88,7 +88,7 @@ def _lazy() -> nn.Module:
     ("make", "said"),
     [
         (_quantised, "quantised .* Give the float model"),
-        (_on_meta, "has no values for '0.bias'"),
+        (_on_meta, "has no values for '0.weight'"),
         (_lazy, "has no size yet .* run the model on one image"),
     ],
 )

@@ -33,19 +33,7 @@ def quantised():
     return torch.ao.quantization.quantize_dynamic(build(), {nn.Linear}, torch.qint8)
 """
 PIXELS = ("--size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
-QUICK = (
-    *PIXELS,
-    "--criterion",
-    "l1",
-    "--normalisation",
-    "mean",
-    "--finetune-epochs",
-    "0",
-    "--targets",
-    "",
-    "--multiple",
-    "1",
-)
+QUICK = (*PIXELS, "--criterion", "l1", "--normalisation", "mean", "--finetune-epochs", "0", "--targets", "")
 
 
 def _images(folder: Path) -> Path:

@@ -50,7 +50,7 @@ from compressor.pruning import (
 from compressor.pruning.budget import least_share
 from compressor.records import Plan
 from compressor.relevance import ScoreOptions, score
-from compressor.saved import Network, load_saved, write_network, write_weights
+from compressor.saved import Network, load_saved, save
 
 STAGES = (
     *("build", "trace", "groups", "plan", "prune", "identity", "forward", "retraced at a second size", "save"),
@@ -276,8 +276,7 @@ def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> It
         _second_size(model.module, structure, plan, small, shape, log)
     yield
     with log.stage("save"):
-        write_network(folder, Network(name, shape, structure.tied, structure.frozen, dict(plan.kept)))
-        write_weights(folder / "weights.safetensors", small)
+        save(folder, Network(name, shape, structure.tied, structure.frozen, dict(plan.kept)), small)
     yield
 
 

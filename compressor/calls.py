@@ -19,7 +19,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("every argument needs its name")
         return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
         raise RecipeError(
             f"{text!r} can't be read ({error}); write name(key=value, ...) with plain numbers, strings or lists"
         ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .errors import ModelError
 from .files import content_hash
@@ -21,6 +22,7 @@ from .files import content_hash
 _NESTS = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "model", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _UNNEEDED = "num_batches_tracked"  # counts training steps; evaluation never reads it
+_EXTRA_STATE = "_extra_state"  # of modules that keep something beside tensors; no output is made of it
 _NAMED = 3  # so many names of each kind in a message
 
 
@@ -37,10 +39,43 @@ def fill(module: nn.Module, path: str | Path) -> None:
             f"checkpoint {str(path)!r} doesn't fit the model: {differences}. "
             f"{_guess(own, state, missing=missing, unequal=unequal)}"
         )
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.isnan().any()]
-    if broken:
-        raise ModelError(f"checkpoint {str(path)!r} holds NaN (first in {broken[0]!r}); it is of a failed training")
+    for name, tensor in state.items():
+        if name in own:
+            _require_usable(name, tensor, own[name], f"checkpoint {str(path)!r}")
     module.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+
+
+def _require_usable(name: str, tensor: Tensor, own: Tensor, where: str) -> None:
+    """Values that a trained model has: numbers of the model's kind, all finite but where the model's own are not."""
+    _require_plain(name, tensor, where)
+    if own.is_floating_point() and not tensor.is_floating_point():
+        raise ModelError(
+            f"{where} holds {_short(tensor)} where the model has {_short(own)} (first in {name!r}); is it of a "
+            "quantised model? Give the float one, int8 files are made from that"
+        )
+    if not tensor.is_floating_point():
+        return
+    if tensor.isnan().any():
+        raise ModelError(f"{where} holds NaN (first in {name!r}); it is of a failed training")
+    if tensor.isinf().any() and not own.isinf().any():  # an attention's mask is infinite on purpose
+        raise ModelError(f"{where} holds infinity (first in {name!r}); it is of a failed training")
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise ModelError(f"{where} holds a negative variance (first in {name!r}); it is damaged")
+
+
+def _short(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _require_plain(name: str, tensor: Tensor, where: str) -> None:
+    """A tensor whose values are there, one by one."""
+    if tensor.is_meta:
+        raise ModelError(f"{where} has no values for {name!r} (it is on the device 'meta'); fill it with its weights")
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise ModelError(f"{where} holds {name!r} as {layout}; store it dense (tensor.to_dense())")
+    if tensor.is_quantized:
+        raise ModelError(f"{where} holds {name!r} as {_short(tensor)}; give the float model, int8 is made from that")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -133,9 +168,33 @@ def _guess(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, missing: l
 
 
 def state_hash(module: nn.Module) -> str:
-    """sha256 over all parameters and buffers, by name."""
+    """sha256 over all parameters and buffers, by name.
+
+    Raises ModelError for a model without values of its own kind: quantised, sparse, not yet filled.
+    """
     parts: list[Any] = []
+    require_values(module)
     for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith(_EXTRA_STATE):
+            continue
         flat = tensor.detach().cpu().contiguous().reshape(-1)  # bfloat16 has no numpy type: hash the bytes
         parts += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy()]
     return content_hash(*parts)
+
+
+def require_values(module: nn.Module) -> None:
+    """Raises ModelError unless every parameter and buffer is a tensor of plain values."""
+    for name, tensor in module.state_dict().items():
+        if not name.endswith(_EXTRA_STATE):
+            _require_values(name, tensor)
+
+
+def _require_values(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ModelError(
+            f"the model holds a {type(tensor).__name__} at {name!r}, expected tensors alone: is it quantised "
+            "(torch.ao.quantization)? Give the float model, int8 files are made from that"
+        )
+    if is_lazy(tensor):
+        raise ModelError(f"the model's {name!r} has no size yet (a lazy layer); run the model on one image first")
+    _require_plain(name, tensor, "the model")

@@ -214,6 +214,7 @@ def benchmark(
     cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default"),
     compare: Path | None = typer.Option(None, help="a benchmark.json to compare with; refused if taken elsewhere"),
     report: Path | None = typer.Option(None, help="folder of the results; `benchmark` in the first place by default"),
+    trust: bool = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is"),
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
     from . import pipeline, suite
@@ -222,7 +223,7 @@ def benchmark(
     options = suite.Options(*how, on=tuple(part.strip() for part in on.split(",") if part.strip()))
     with _progress() as notify:
         folders = places or [pipeline.run(recipe, notify=notify).folder]
-        opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data) for folder in folders]
+        opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders]
         found = suite.benchmark(
             opened, options=options, out=report or folders[0] / suite.STEM, notify=notify, other=compare
         )
@@ -283,11 +284,14 @@ def search(recipe: Recipe, options: SearchOptions) -> None:
 
 
 @app.command()
-def load(folder: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+def load(
+    folder: Annotated[Path, typer.Argument(help="the folder of a finished run")],
+    trust: bool = typer.Option(False, "--trust", help="run the model code that the folder names, whatever it is"),
+) -> None:
     """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
     from . import pipeline
 
-    print(json.dumps(pipeline.replay(folder)))
+    print(json.dumps(pipeline.replay(folder, trust=trust)))
 
 
 for verb, text in (

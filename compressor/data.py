@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import posixpath
+import re
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "calibration"}
 _FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
 _LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
+MOST_CLASSES = 1_000_000  # more are ids or hashes that were taken for class indices
+_LONGEST_NAME = 1000
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
 DIGITS_SEED = 0
 
@@ -74,6 +78,7 @@ def require_labels(images: Images, outputs: int) -> None:
 
 def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
     found = {p.name: _image_files(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    _require_images(folder, found)
     found = {name: files for name, files in found.items() if files}
     _require_classes(folder, found)
     if found:
@@ -89,6 +94,17 @@ def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
             f"of the kinds {', '.join(sorted(_SUFFIXES))}"
         )
     return _of_files(folder, [f.relative_to(folder).as_posix() for f in files], labels, names)
+
+
+def _require_images(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
+    """An empty class would be passed over in silence, and the classes behind it would move up."""
+    empty = [name for name, files in found.items() if not files]
+    if empty and len(empty) < len(found):
+        named = ", ".join(repr(name) for name in empty[:3]) + (", ..." if len(empty) > 3 else "")
+        raise DataError(
+            f"{len(empty)} of {len(found)} class folders of {str(folder)!r} hold no images ({named}); put images of "
+            f"the kinds {', '.join(sorted(_SUFFIXES))} there, or remove those folders"
+        )
 
 
 def _require_classes(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
@@ -145,16 +161,51 @@ def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
         raise DataError(f"{str(table)!r} is not a table in UTF-8 ({error}); save it as CSV") from error
     if not rows:
         raise DataError(f"{str(table)!r} has no rows below its header; expected one line per image")
-    files = [row[_column(rows[0], _FILE_COLUMNS, table)] or "" for row in rows]
-    texts = [(row[_column(rows[0], _LABEL_COLUMNS, table)] or "").strip() for row in rows]
-    missing = [name for name in files if not (folder / name).is_file()]
+    file_column, label_column = (_column(rows[0], names, table) for names in (_FILE_COLUMNS, _LABEL_COLUMNS))
+    files = [row[file_column] or "" for row in rows]
+    texts = [(row[label_column] or "").strip() for row in rows]
+    _require_files(folder, files, table)
+    labels, names = _labels(texts, classes, table)
+    _require_agreement(files, labels, table)
+    return _of_files(folder, files, labels, names)
+
+
+def _require_files(folder: Path, files: Sequence[str], table: Path) -> None:
+    """Every named file lies in the folder."""
+    for name in files:
+        if posixpath.isabs(name) or posixpath.normpath(name).split("/")[0] == "..":
+            raise DataError(
+                f"{str(table)!r} names {_shown(name)}, which lies outside its folder; move the images there and name "
+                "them relative to it"
+            )
+    missing = [name for name in files if not _is_file(folder / name)]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {missing[0]!r}); "
+            f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {_shown(missing[0])}); "
             "paths are relative to the folder of labels.csv"
         )
-    labels, names = _labels(texts, classes, table)
-    return _of_files(folder, files, labels, names)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it
+        return False
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path) -> None:
+    """No file has two labels."""
+    first: dict[str, int] = {}
+    for name, label in zip(files, labels, strict=True):
+        path = posixpath.normpath(name)
+        if first.setdefault(path, label) != label:
+            raise DataError(
+                f"{str(table)!r} gives {_shown(name)} the labels {first[path]} and {label}; keep one row of each image"
+            )
 
 
 def _column(row: Mapping[str, Any], wanted: Sequence[str], table: Path) -> str:
@@ -167,7 +218,9 @@ def _column(row: Mapping[str, Any], wanted: Sequence[str], table: Path) -> str:
 
 def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
     """Whole numbers are indices, -1 and empty mean unknown; anything else is a class name."""
-    if all(text.removeprefix("-").isdigit() or not text for text in texts):
+    for text in texts:
+        _require_label(text, table)
+    if all(_WHOLE.fullmatch(text) or not text for text in texts):
         indices = [int(text) if text else -1 for text in texts]
         names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
         wrong = [i for i in indices if i < -1 or i >= len(names)]
@@ -176,6 +229,32 @@ def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) ->
         return indices, names
     names = tuple(classes or sorted({text for text in texts if text}))
     return [_index(text, names, table) if text else -1 for text in texts], names
+
+
+def _require_label(text: str, table: Path) -> None:
+    """An index of a size that classes have, or a name; what looks like a number and is no index is refused."""
+    if _WHOLE.fullmatch(text):
+        if len(text.lstrip("+-0")) > len(str(MOST_CLASSES)) or abs(int(text)) >= MOST_CLASSES:
+            raise DataError(_too_large(repr(text[:20]), str(table)))
+    elif len(text) > _LONGEST_NAME:
+        raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {_shown(text)}")
+    elif text and _is_number(text):
+        raise DataError(
+            f"{str(table)!r} has label {_shown(text)}, which is neither a class index (0, 1, ...) nor a class name; "
+            "correct the row"
+        )
+
+
+def _is_number(text: str) -> bool:
+    """`1.0`, `--1`, `1e9`, `²`: digits and what stands around them in numbers, and nothing else."""
+    return any(c.isdigit() for c in text) and all(c.isdigit() or c in "+-.,eE" for c in text)
+
+
+def _too_large(label: str, where: str) -> str:
+    return (
+        f"{where!r} has label {label}, expected class indices from 0 to the number of classes, at most "
+        f"{MOST_CLASSES:,}; is it a column of ids? Give indices or class names"
+    )
 
 
 def _npz(path: Path) -> Images:
@@ -188,9 +267,19 @@ def _npz(path: Path) -> Images:
         )
     if len(labels) != len(images):
         raise DataError(f"{str(path)!r} has {len(images)} images and {len(labels)} labels; expected as many of each")
-    if not len(images):
+    if not images.size:
         raise DataError(f"{str(path)!r} holds no images")
+    _require_indices(labels, names, path)
     return _of_array(str(path), images, labels, names)
+
+
+def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None:
+    if int(labels.max()) >= MOST_CLASSES:
+        raise DataError(_too_large(str(int(labels.max())), str(path)))
+    if int(labels.min()) < -1 or (names and int(labels.max()) >= len(names)):
+        wrong = int(labels.min()) if int(labels.min()) < -1 else int(labels.max())
+        most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
+        raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
 
 
 def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
@@ -203,17 +292,22 @@ def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
             images = arrays["images"]
             labels = np.asarray(arrays["labels"] if "labels" in arrays else np.full(len(images), -1)).reshape(-1)
             names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
-        raise DataError(
-            f"{str(path)!r} is not an .npz of images and labels ({error}); write it with np.savez"
-        ) from error
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(
             f"{str(path)!r} holds an array of objects ({error}): images of mixed sizes? Resize them to one size "
             "or give a folder of files"
         ) from error
+    except Exception as error:  # a damaged archive's errors are of every kind, among them that it declares terabytes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DataError(
+            f"{str(path)!r} is not an .npz of images and labels ({reason}); write it with np.savez"
+        ) from error
     if labels.dtype.kind not in "iu":
         raise DataError(f"'labels' in {str(path)!r} are {labels.dtype}, expected whole numbers")
+    if labels.size and labels.max() > np.iinfo(np.int64).max:  # would turn negative
+        raise DataError(_too_large(str(labels.max()), str(path)))
     return images, labels.astype(np.int64), names
 
 

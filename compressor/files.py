@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,32 +23,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import records
-from .errors import FolderError, MissingPackageError
+from .errors import FolderError, GateError, MissingPackageError
 
 _WRITING = {
     getattr(errno, name, None)
     for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()
 } - {None}
+_SHOWN = 80  # characters of a foreign value in a message
 Record = TypeVar("Record")
 Arrays = dict[str, NDArray[Any]]
 Place = str | os.PathLike[str]
+_WRITTEN: ContextVar[set[Path] | None] = ContextVar("written", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[set[Path]]:
+    """The absolute paths of the files that are written inside; an inner block keeps its own to itself."""
+    written: set[Path] = set()
+    token = _WRITTEN.set(written)
+    try:
+        yield written
+    finally:
+        _WRITTEN.reset(token)
+
+
+def note(path: Place) -> None:
+    """Records a file that was written by other means than `replacing`."""
+    written = _WRITTEN.get()
+    if written is not None:
+        written.add(Path(os.path.abspath(path)))
 
 
 @contextmanager
 def replacing(path: Place) -> Iterator[Path]:
     """A temporary path in the same folder, of the same suffix, that takes `path`'s place when the block ends well.
 
-    On any failure the temporary file is removed and what was at `path` stays; what a killed process left
-    is swept away by the next writer. Raises FolderError when the disk or the folder's rights are in the way.
+    On any failure the temporary file is removed and what was at `path` stays. Its name is this process's own: what a
+    killed one left can't be told from what another is writing, and goes when a run's folder is locked. Raises
+    FolderError when the disk or the folder's rights are in the way.
     """
     target = Path(path)
-    temporary = target.with_name(f".part-{target.name}")
+    temporary = target.with_name(f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(b"")
         try:
             yield temporary
             _settle(temporary, target)
+            note(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -85,10 +110,32 @@ def write_text(path: Place, text: str) -> None:
 
 
 def write_json(path: Place, value: Mapping[str, Any]) -> None:
-    """`value` needs a `schema` field; numbers that JSON doesn't know (NaN, infinity) are refused."""
+    """`value` needs a `schema` field; numbers that JSON doesn't know (NaN, infinity) are a GateError."""
     if "schema" not in value:
         raise ValueError(f"what goes to {str(path)!r} has no 'schema' field")
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, default=_plain)
+    except ValueError as error:
+        place = next(_not_finite(value, ""), str(error))
+        raise GateError(
+            f"{str(path)!r} would hold {place}, which is no finite number: the network's values overflow. Look for "
+            "weights or images of extreme size (1e30 is none that was trained)"
+        ) from error
+    write_text(path, text + "\n")
+
+
+def _not_finite(value: Any, place: str) -> Iterator[str]:
+    """`nan at pruned/32/max_abs` for every number that JSON doesn't know."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{place}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, f"{place}/{index}")
+    elif isinstance(value, np.ndarray):
+        yield from _not_finite(value.tolist(), place)
+    elif isinstance(value, (float, np.floating)) and not math.isfinite(value):
+        yield f"{value} at {place.lstrip('/')!r}"
 
 
 def _plain(value: Any) -> Any:
@@ -105,12 +152,33 @@ def read_json(path: Place, schema: str) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FolderError(f"{str(path)!r} doesn't exist; expected a file of schema {schema!r}") from error
-    except ValueError as error:
+    except OSError as error:
+        raise FolderError(f"{str(path)!r} can't be read ({error.strerror}); expected a file of {schema!r}") from error
+    except (ValueError, RecursionError) as error:
         raise FolderError(f"{str(path)!r} is not JSON ({error}); delete it and run the stage again") from error
     found = value.get("schema") if isinstance(value, dict) else None
     if found != schema:
-        raise FolderError(f"{str(path)!r} has schema {found!r}, expected {schema!r}; it comes from another version")
+        shown = repr(found)[:_SHOWN]
+        raise FolderError(f"{str(path)!r} has schema {shown}, expected {schema!r}; it comes from another version")
     assert isinstance(value, dict)
+    return value
+
+
+def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON with a hash of its own content in it, for what is read back and believed."""
+    return {**value, "digest": content_hash(value)}
+
+
+def read_signed(path: Place, schema: str) -> dict[str, Any]:
+    """The object that was `signed` before it was written; raises FolderError where a digit of it is another."""
+    value = read_json(path, schema)
+    digest = value.pop("digest", None)
+    try:
+        intact = digest == content_hash(value)
+    except RecursionError:
+        intact = False
+    if not intact:
+        raise FolderError(f"{str(path)!r} was changed since it was written; run the command that wrote it again")
     return value
 
 
@@ -160,18 +228,31 @@ def write_record(path: Place, record: Any) -> None:
     write_json(target, body)
     for stale in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
         if stale.name != body.get("arrays"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
 
 
 def read_record(path: Place, kind: type[Record]) -> Record:
-    """The record that `write_record` put there."""
+    """The record that `write_record` put there; raises FolderError for anything else."""
     body = read_json(path, _schema(kind))
+    try:
+        record = _record_of(path, body)
+    except FolderError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN]
+        raise FolderError(
+            f"{str(path)!r} holds no {kind.__name__} ({reason}); delete it and run the stage again"
+        ) from error
+    if not isinstance(record, kind):
+        raise FolderError(f"{str(path)!r} holds no {kind.__name__}; delete it and run the stage again")
+    return record
+
+
+def _record_of(path: Place, body: Mapping[str, Any]) -> Any:
     arrays = read_arrays(Path(path).with_name(body["arrays"])) if "arrays" in body else {}
     if arrays and content_hash(*(part for name in sorted(arrays) for part in (name, arrays[name]))) != body["sha256"]:
         raise FolderError(f"the arrays of {str(path)!r} are not those it was written with; run the stage again")
-    record = _folded(body["value"], arrays)
-    assert isinstance(record, kind)
-    return record
+    return _folded(body["value"], arrays)
 
 
 def _schema(kind: type[Any]) -> str:
@@ -203,6 +284,8 @@ def _folded(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if "mapping" in value:
         return {k: _folded(v, arrays) for k, v in value["mapping"].items()}
     kind = getattr(records, value["record"])
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        raise TypeError(f"{value['record']!r} is no record")
     return kind(**{k: _folded(v, arrays) for k, v in value["fields"].items()})
 
 

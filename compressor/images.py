@@ -6,9 +6,10 @@ Pre-processing is the one image classifiers are trained with: resize, centre cro
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 CACHE_BYTES = 1 << 30
 
 
@@ -118,7 +119,8 @@ class Images:
     """Images of one source in a fixed order; nothing is decoded before it is asked for.
 
     `labels` holds -1 where none is known. `read` and `digest` take a name; a digest is the sha256 of
-    what the source stores (a file's bytes, an array's values), so equal digests mean equal images.
+    what the source stores (a file's bytes, an array's values), so equal digests mean equal images. Unequal ones
+    don't mean unequal images, as one picture can be stored in many ways: `pixel_hash` tells that.
     """
 
     source: str
@@ -128,6 +130,7 @@ class Images:
     preprocessing: Preprocessing | None
     read: Callable[[str], Image.Image]
     digest: Callable[[str], str]
+    seen: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # shared by all parts of a source
 
     def __len__(self) -> int:
         return len(self.names)
@@ -140,6 +143,16 @@ class Images:
         """One resized and cropped image, uint8 [C, H, W]."""
         name = self.names[index]
         return _cropped(_decoded(self, name), _known(self))
+
+    def pixel_hash(self, name: str) -> str:
+        """Hash of the decoded image as 8-bit RGB, before it is resized; each image is decoded for it once.
+
+        Raises DataError for an image that can't be decoded.
+        """
+        if name not in self.seen:
+            image = _decoded(self, name).convert("RGB")
+            self.seen[name] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return self.seen[name]
 
     def subset(self, indices: Sequence[int] | IntArray) -> Images:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -163,7 +176,7 @@ def _decoded(images: Images, name: str) -> Image.Image:
     try:
         image = images.read(name)
         image.load()
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder's errors are of every kind
         raise DataError(
             f"image {name!r} of {images.source} can't be decoded ({error}); replace or remove the file"
         ) from error
@@ -171,13 +184,13 @@ def _decoded(images: Images, name: str) -> Image.Image:
         raise DataError(
             f"image {name!r} of {images.source} has pixel format {image.mode!r}, expected 8 bits a channel; convert it"
         )
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
 
 
 def require_decodable(images: Images) -> None:
-    """Decodes every image once; raises DataError at the first that can't be."""
+    """Decodes every image that was not yet; raises DataError at the first that can't be."""
     for name in images.names:
-        _decoded(images, name)
+        images.pixel_hash(name)
 
 
 def _cropped(image: Image.Image, how: Preprocessing) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .calls import parse_call
-from .checkpoints import fill, state_hash
+from .checkpoints import fill, require_values, state_hash
 from .errors import ModelError, did_you_mean
 from .files import file_sha256, read_json
 from .images import Interpolation, Preprocessing, overridden
@@ -70,6 +70,7 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model
         built = build(name, "default" if weights == "default" else "none")
     if weights not in ("none", "default"):
         fill(built.module, weights)
+    require_values(built.module)
     ready = plain(built.module.cpu())
     module = ready.module.eval()
     return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module), ready.notes)

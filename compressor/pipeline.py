@@ -75,12 +75,12 @@ class Run:
     recipe: Recipe
     summary: dict[str, Any]
 
-    def network(self, model: nn.Module | None = None) -> fx.GraphModule:
-        return load_saved(self.folder, model)
+    def network(self, model: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
+        return load_saved(self.folder, model, trust=trust)
 
-    def module(self, model: nn.Module | None = None) -> nn.Module:
+    def module(self, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
         """The same in the model's own class, where its code can follow (ModelError where not)."""
-        return load_module(self.folder, model)
+        return load_module(self.folder, model, trust=trust)
 
 
 def compress(
@@ -203,8 +203,6 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
     write_json(folder / "splits.json", {"schema": "splits/1", **splits})
     plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
-    network = Network(work.model.builder, tuple(work.example.shape[1:]), structure.tied, structure.frozen, dict(kept))
-    write_network(folder, network)
     return plan, current
 
 
@@ -329,7 +327,10 @@ def recover(work: Work, structure: Structure, plan: Plan, pruned: fx.GraphModule
         return small
 
     inputs = [work.stages.keys[f"repair-{recipe.rounds}"], asdict(options), recipe.batch_size]
-    return work.stages.do("finetune", inputs, write, read)
+    final = work.stages.do("finetune", inputs, write, read)
+    shape = tuple(work.example.shape[1:])
+    write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(plan.kept)))
+    return final
 
 
 def measure_accuracy(
@@ -414,9 +415,9 @@ def predict(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def replay(folder: str | Path) -> dict[str, Any]:
+def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """A run's network rebuilt in this process: its size and a hash of its outputs on fixed noise."""
-    network = load_saved(folder)
+    network = load_saved(folder, trust=trust)
     shape = read_network(Path(folder)).shape
     with torch.inference_mode():
         outputs = network(example_of(shape)).numpy()

@@ -20,7 +20,7 @@ from .cost import measure_cost
 from .device.environment import read_environment
 from .device.probes import ON_THE_PROCESSOR
 from .device.runtimes import version_of
-from .files import content_hash, read_json, read_record, write_json, write_record
+from .files import content_hash, file_sha256, read_json, read_record, recorded, write_json, write_record, write_text
 from .latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
 from .latency.correction import Met, Ratio, meet, met_from_json, met_to_json, unreachable
 from .latency.model import (
@@ -195,7 +195,13 @@ def _time_dense(work: Work, budget: Budget, kept: Kept) -> float:
 def _dense_file(work: Work) -> Path:
     """The dense network as it is timed; there while plans are tried."""
     path = _dense_path(work)
-    return path if path.is_file() else export_for(work.dense, work.example, path)
+    mark = path.with_suffix(".sha256")
+    if path.is_file() and mark.is_file() and mark.read_text(errors="replace") == file_sha256(path):
+        return path
+    with recorded():  # scratch: no stage's result
+        export_for(work.dense, work.example, path)
+        write_text(mark, file_sha256(path))
+    return path
 
 
 def _dense_path(work: Work) -> Path:
@@ -278,7 +284,8 @@ def _stage_met(timed: Timed, r: int) -> Met:
         met = meet(
             budget, plan_at=timed.plan_at, measure=timed.measure, least=timed.least(), progress=work.stages.notify
         )
-        _dense_path(work).unlink(missing_ok=True)
+        for scratch in (_dense_path(work), _dense_path(work).with_suffix(".sha256")):
+            scratch.unlink(missing_ok=True)
         write_record(folder / "plan.json", met.plan)
         write_json(folder / "met.json", {"schema": MET, **met_to_json(met)})
 
@@ -286,7 +293,8 @@ def _stage_met(timed: Timed, r: int) -> Met:
         return met_from_json(read_json(folder / "met.json", MET), read_record(folder / "plan.json", Plan))
 
     keys = work.stages.keys
-    return work.stages.do("budget", [keys[f"scores-{r}"], keys["latency-model"], str(budget)], write, read)
+    scores = keys.get(f"measured-{r}", keys[f"scores-{r}"])
+    return work.stages.do("budget", [scores, keys["latency-model"], str(budget)], write, read)
 
 
 def _say_met(work: Work, budget: Budget, met: Met) -> None:

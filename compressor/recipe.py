@@ -202,8 +202,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
             return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
         return _plain(kind, _as_text(value) if name == "composite" else value)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{name} = {value!r} is not understood ({error})") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecipeError(f"{name} = {repr(value)[:200]} is not understood ({error})") from error
 
 
 def _as_text(value: Any) -> Any:
@@ -228,19 +228,19 @@ def _plain(kind: type, value: Any) -> Any:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         raise RecipeError(f"the recipe {path} is not valid TOML: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise RecipeError(f"{path} holds a {type(value).__name__}, expected one object of rules")

@@ -19,7 +19,7 @@ from .records import IntArray
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """No image of one part has the content of an image of another; `hashes` are the parts' content hashes.
+    """No image of one part has the pixels of an image of another; `hashes` are the parts' content hashes.
 
     `left_out` names repeated images that were asked for by no part: the first of equals stays.
     """
@@ -65,9 +65,10 @@ def split_apart(images: Images, held_out: Images, seed: int, *, calibration: int
 
 
 def require_disjoint(images: Images, held_out: Images) -> None:
-    """Raises DataError when an image of `images` is also in `held_out`, by content."""
-    evaluated = {held_out.digest(name): name for name in held_out.names}
-    twins = [(name, evaluated[d]) for name in images.names if (d := images.digest(name)) in evaluated]
+    """Raises DataError when an image of `images` is also in `held_out`, by its pixels, however it is stored."""
+    evaluated = {held_out.pixel_hash(name): name for name in held_out.names}
+    hashes = {name: images.pixel_hash(name) for name in images.names}
+    twins = [(name, evaluated[pixels]) for name, pixels in hashes.items() if pixels in evaluated]
     if twins:
         named = ", ".join(f"{a!r} = {b!r}" for a, b in twins[:3])
         raise DataError(
@@ -85,7 +86,7 @@ def _count(amount: float, available: int) -> int:
 
 
 def _take(images: Images, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """Deals images out in stratified order, skipping content already dealt."""
+    """Deals images out in stratified order, skipping pixels already dealt."""
     if min(sizes.values()) < 0:
         raise DataError(f"a part can't have a negative number of images: {dict(sizes)}")
     order = stratified_order(images.names, images.labels, seed)
@@ -96,12 +97,12 @@ def _take(images: Images, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str
     for index in order:
         if len(seen) == len(wanted):
             break
-        digest = images.digest(images.names[index])
-        if digest in seen:
+        pixels = images.pixel_hash(images.names[index])
+        if pixels in seen:
             left_out.append(images.names[index])
             continue
         taken[wanted[len(seen)]].append(int(index))
-        seen.add(digest)
+        seen.add(pixels)
     if len(seen) < len(wanted):
         raise DataError(_too_few(images, sizes, len(seen)))
     return {name: images.subset(chosen) for name, chosen in taken.items()}, tuple(left_out)

@@ -205,7 +205,7 @@ def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
 
 def _different(images: Images, wanted: int) -> int:
     """How many images there are; repeated ones count once where that decides whether there are enough."""
-    return len(images) if len(images) > 2 * wanted else len({images.digest(name) for name in images.names})
+    return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})
 
 
 def ranking_of(recipe: Recipe) -> RankingOptions:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +226,84 @@ def _cut_npz(folder: Path) -> str:
     return str(path)
 
 
+def _labelled(*labels: object) -> Callable[[Path], str]:
+    """A table with those labels, one image each."""
+
+    def make(folder: Path) -> str:
+        rows = [[f"{i}.png", label] for i, label in enumerate(labels)]
+        for name, _ in rows:
+            _picture(folder / str(name))
+        return str(_table(folder, ["filename", "label"], rows))
+
+    make.__name__ = f"label {str(labels[-1])[:20]}"
+    return make
+
+
+def _naming(name: str) -> Callable[[Path], str]:
+    """A table in a folder of its own that names that file; `outside.png` lies beside the folder."""
+
+    def make(folder: Path) -> str:
+        _picture(folder / "outside.png")
+        (folder / "set" / "deep").mkdir(parents=True)
+        return str(_table(folder / "set", ["filename", "label"], [[name.format(folder=folder), 0]]))
+
+    make.__name__ = f"file {name[:20]}"
+    return make
+
+
+def _two_labels(folder: Path) -> str:
+    _picture(folder / "a.png")
+    return str(_table(folder, ["filename", "label"], [["a.png", 0], ["./a.png", 1]]))
+
+
+def _empty_class(folder: Path) -> str:
+    (_classes(folder) / "asps").mkdir()
+    return str(folder)
+
+
+def _npz_labels(*labels: int, dtype: str = "int64", **more: object) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        images = np.zeros((len(labels), 4, 4, 3), np.uint8)
+        return str(_npz(folder / "x.npz", images=images, labels=np.array(labels, dtype), **more))
+
+    make.__name__ = f"npz label {labels[-1]}"
+    return make
+
+
+def _terabytes(folder: Path) -> str:
+    """A header that declares 4 TB, as a corrupt file may."""
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (4, 10**6, 10**6, 3), }".replace(
+            b"10**6", b"1000000"
+        )
+        header += b" " * (118 - len(header) - 1) + b"\n"
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return str(folder / "x.npz")
+
+
 BAD: list[tuple[Callable[[Path], str], str]] = [
+    (_labelled(0, 10**9), "has label '1000000000', expected class indices .* column of ids"),
+    (_labelled(0, 20_000_000), "has label '20000000'"),
+    (_labelled(10**20), "has label '1{1}0{19}"),
+    (_labelled("9" * 5000), "has label '99999"),
+    (_labelled(0, "--1"), "has label '--1', which is neither a class index"),
+    (_labelled("²"), "has label '²', which is neither a class index"),
+    (_labelled("0.0", "1.0"), "has label '0.0', which is neither"),
+    (_labelled("cat", "1e9"), "has label '1e9', which is neither"),
+    (_labelled("cat", "d" * 5000), "class name of 5000 characters"),
+    (_two_labels, r"gives './a\.png' the labels 0 and 1; keep one row"),
+    (_empty_class, r"1 of 3 class folders .* hold no images \('asps'\); .*remove"),
+    (_naming("../outside.png"), "names '../outside.png', which lies outside its folder"),
+    (_naming("deep/../../outside.png"), "which lies outside its folder"),
+    (_naming("{folder}/outside.png"), "which lies outside its folder"),
+    (_naming("a" * 5000), r"don't exist \(first: 'aaa.*\.\.\.'\)"),
+    (_naming("a\0b.png"), "don't exist|is not a table"),
+    (_npz_labels(0, 10**9), "has label 1000000000, expected class indices"),
+    (_npz_labels(0, 2**64 - 1, dtype="uint64"), "has label 18446744073709551615"),
+    (_npz_labels(0, -2), "has label -2, outside 0"),
+    (_npz_labels(0, 2, class_names=np.array(["a", "b"])), "has label 2, outside 0 to 1, the last of 'class_names'"),
+    (_npz_labels(0, 1, class_names=np.array("a")), "is not an .npz of images"),
+    (_terabytes, "is not an .npz of images and labels|mixed sizes"),
     (_empty, "holds no images; expected one folder per class"),
     (_nothing, "neither a folder nor a file"),
     (_missing_file, r"1 of 2 files named in .*first: 'gone\.png'"),
@@ -299,6 +378,19 @@ def test_an_image_that_vanishes_is_named(tmp_path: Path) -> None:
     (tmp_path / "bees" / "1.png").unlink()
     with pytest.raises(DataError, match=r"image 'bees/1\.png' of .* can't be read"):
         images.content_hash()
+
+
+def test_numbers_among_names_and_signs_are_still_understood(tmp_path: Path) -> None:
+    for folder, labels, expected in (("a", ["+1", "0", "-1", ""], [1, 0, -1, -1]), ("b", ["7", "7up"], [0, 1])):
+        (tmp_path / folder).mkdir()
+        assert load_images(_labelled(*labels)(tmp_path / folder)).labels.tolist() == expected
+
+
+def test_the_same_row_twice_is_one_image_twice(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    images = load_images(str(_table(tmp_path, ["filename", "label"], [["a.png", 1], ["a.png", 1]])))
+    assert len(images) == 2
+    assert images.pixel_hash(images.names[0]) == images.pixel_hash(images.names[1])
 
 
 # pre-processing
@@ -469,6 +561,74 @@ def test_parts_given_apart_must_not_share_an_image(tmp_path: Path) -> None:
     (held_out / "ants" / "copy.png").write_bytes((calibration / "bees" / "2.png").read_bytes())
     with pytest.raises(DataError, match=r"1 of 3 images .*'bees/2\.png' = 'ants/copy\.png'"):
         splits.split_apart(a, load_images(str(held_out)), 0, calibration=3, search=3)
+
+
+def _copied(folder: Path, suffix: str, **how: object) -> None:
+    """Beside every PNG the same picture in another format."""
+    for path in sorted(folder.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(suffix), **how)
+
+
+COPIES: list[tuple[str, dict[str, object]]] = [
+    (".bmp", {}),
+    (".tiff", {}),
+    (".webp", {"lossless": True}),
+    (".ppm", {}),
+    (".PNG", {"format": "png", "compress_level": 0}),
+]
+
+
+@pytest.mark.parametrize(("suffix", "how"), COPIES, ids=[suffix for suffix, _ in COPIES])
+def test_an_image_stored_another_way_never_stands_in_two_parts(
+    tmp_path: Path, suffix: str, how: dict[str, object]
+) -> None:
+    _copied(_classes(tmp_path, each=8), suffix, **how)
+    images = load_images(str(tmp_path))
+    assert len(images) == 32
+    parts = splits.split(images, 0, calibration=6, search=4, evaluation=6)
+    pictures = [
+        part.read(name).convert("RGB").tobytes()
+        for part in (parts.calibration, parts.search, parts.evaluation)
+        for name in part.names
+    ]
+    assert len(set(pictures)) == len(pictures) == 16
+    with pytest.raises(DataError, match="holds 16 different images, but 17 are asked for"):
+        splits.split(images, 0, calibration=7, search=4, evaluation=6)
+
+
+def test_grey_and_palette_copies_are_the_same_pixels(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for name, mode in (("a", "L"), ("b", "RGB"), ("c", "P"), ("d", "LA"), ("e", "RGBA")):
+        grey.convert(mode).save(tmp_path / f"{name}.png")
+    images = load_images(str(tmp_path))
+    assert len({images.digest(name) for name in images.names}) == 5
+    assert len({images.pixel_hash(name) for name in images.names}) == 1
+
+
+def test_copies_among_the_evaluation_images_are_refused(tmp_path: Path) -> None:
+    calibration = _classes(tmp_path / "a", each=5)
+    for path in calibration.rglob("*.png"):
+        held_out = tmp_path / "b" / path.relative_to(calibration).with_suffix(".bmp")
+        held_out.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(held_out)
+    a, b = load_images(str(calibration)), load_images(str(tmp_path / "b"))
+    with pytest.raises(DataError, match=r"6 of 6 images .* are also among the evaluation images .*\.bmp"):
+        splits.split_apart(a, b, 0, calibration=6, search=0)
+
+
+def test_parts_decode_each_image_once(tmp_path: Path) -> None:
+    images = load_images(str(_classes(tmp_path, each=10)))
+    decoded: list[str] = []
+
+    def read(name: str) -> Image.Image:
+        decoded.append(name)
+        return images.read(name)
+
+    counted = replace(images, read=read).prepared(RGB)
+    parts = splits.split(counted, 0, calibration=8, search=4, evaluation=6)
+    for part in (parts.calibration, parts.search, parts.evaluation):
+        require_decodable(part)
+    assert len(decoded) == len(set(decoded)) == 18
 
 
 def test_the_order_is_fixed_for_all_time() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from compressor import files
-from compressor.errors import FolderError
+from compressor.errors import FolderError, GateError
 from compressor.records import Accuracy, Cost, Group, Groups, LeftAlone, Plan, Scores, Site, Slices
 
 
@@ -88,7 +89,16 @@ def test_a_record_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "not JSON"), ("[1]", "has schema None"), (None, "doesn't exist")]
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "has schema None"),
+        (None, "doesn't exist"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        (json.dumps({"schema": "s" * 5000}), "has schema 's"),
+    ],
+    ids=["cut", "list", "gone", "nested", "long number", "long schema"],
 )
 def test_a_broken_json_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
@@ -138,7 +148,55 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     assert ended.returncode == -9
     assert target.read_text() == "old"
     files.write_text(target, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+    assert target.read_text() == "new"
+    assert len([p for p in tmp_path.iterdir() if p.name.startswith(".part-")]) == 1  # `Stages.begun` takes it away
+
+
+def test_two_writers_of_one_file_never_share_a_temporary_one(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "x.json") as first, files.replacing(tmp_path / "x.json") as second:
+        assert first != second
+        assert first.suffix == second.suffix == ".json"
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "x.json").read_text() == "first"  # whoever ends last
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_written_is_recorded_and_what_an_inner_block_writes_is_its_own(tmp_path: Path) -> None:
+    with files.recorded() as outer:
+        files.write_record(tmp_path / "plan.json", Plan({"a": np.array([1])}, 2, 1))
+        with files.recorded() as inner:
+            files.write_text(tmp_path / "scratch", "")
+        files.note(tmp_path / "engine")
+    files.write_text(tmp_path / "later", "")
+    arrays = next(tmp_path.glob("plan-*.safetensors"))
+    assert outer == {tmp_path / "plan.json", arrays, tmp_path / "engine"}
+    assert inner == {tmp_path / "scratch"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf"), np.array([1.0, np.nan])])
+def test_a_number_that_json_does_not_know_is_named_with_its_place(tmp_path: Path, value: object) -> None:
+    with pytest.raises(GateError, match=r"would hold .* at 'ms/1/b.*', which is no finite number"):
+        files.write_json(tmp_path / "x.json", {"schema": "x/1", "ms": [1.0, {"b": value}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_digit_of_signed_json_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    files.write_json(path, files.signed({"schema": "x/1", "top1": 0.993, "of": [1, None, {"a": True}]}))
+    assert files.read_signed(path, "x/1")["top1"] == 0.993
+    path.write_text(path.read_text().replace("0.993", "0.854"))
+    with pytest.raises(FolderError, match="was changed since it was written"):
+        files.read_signed(path, "x/1")
+
+
+def test_a_record_names_records_alone(tmp_path: Path) -> None:
+    """`records` has other names too, such as what it imports."""
+    for name in ("np", "dataclass", "Mapping", "Nothing", 7):
+        body = {"schema": "plan/1", "value": {"record": name, "fields": {}}}
+        (tmp_path / "x.json").write_text(json.dumps(body))
+        with pytest.raises(FolderError, match="holds no Plan"):
+            files.read_record(tmp_path / "x.json", Plan)
 
 
 def test_who_is_reading_reads_the_old_file_to_its_end(tmp_path: Path) -> None:

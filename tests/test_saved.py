@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from compressor.models import load_model
 from compressor.pruning import find_structure, prune
 from compressor.pruning.check import random_units
 from compressor.records import Plan
-from compressor.saved import WEIGHTS, Network, example_of, load_saved, read_network, write_network, write_weights
+from compressor.saved import Network, example_of, load_saved, read_network, read_weights, save, write_weights
 
 FACTORY = """
 import torch
@@ -37,9 +38,9 @@ np.save(sys.argv[2], load_saved(sys.argv[1])(example_of((3, 16, 16))).detach().n
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved network, and beside it `expected.npy`, what it gave when it was written."""
-    folder = tmp_path_factory.mktemp("saved")
-    (folder / "factory.py").write_text(FACTORY)
-    builder = f"{folder / 'factory.py'}:small"
+    folder, code = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("code") / "factory.py"
+    code.write_text(FACTORY)
+    builder = f"{code}:small"
     example = example_of((3, 16, 16))
     graph = trace(load_model(builder, "none").module, example)
     structure = find_structure(graph, example)
@@ -48,8 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in small.parameters():  # as recovery would: nothing may come from the builder
             parameter.mul_(1.25)
-    write_network(folder, Network(builder, (3, 16, 16), structure.tied, structure.frozen, kept))
-    write_weights(folder / WEIGHTS, small)
+    save(folder, Network(builder, (3, 16, 16), structure.tied, structure.frozen, kept), small)
     np.save(folder / "expected.npy", small(example).detach().numpy())
     return folder
 
@@ -80,6 +80,30 @@ def test_another_model_is_refused(folder: Path) -> None:
 
     with pytest.raises(ModelError, match="rebuild the plan"):
         load_saved(folder, Other())
+
+
+def test_a_full_disk_while_weights_are_written_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, nn.Linear(2, 2))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # the same system call fails as on a full disk
+    try:
+        with pytest.raises(FolderError, match=r"can't be written .*Free space"):
+            write_weights(path, nn.Linear(200, 200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"{}", None])
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((FolderError, ModelError), match=r"weights\.safetensors"):
+        read_weights(path, nn.Linear(2, 2))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

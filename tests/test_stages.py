@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,8 @@ import pytest
 
 from compressor.device.usage import Usage
 from compressor.errors import FolderError
-from compressor.files import read_json, write_json, write_text
-from compressor.stages import SHIPPED, Stages, open_run
+from compressor.files import read_json, read_signed, signed, write_json, write_text
+from compressor.stages import SHIPPED, Stages, changed_files, open_run, recorded_files
 
 IDENTITY = {"model": "m", "weights": "w", "data": "d"}
 
@@ -84,15 +87,109 @@ def test_seconds_hold_what_was_spent_before_and_outlive_the_process(folder: Path
     assert second.costs == first.costs
 
 
-def test_a_marker_that_says_nothing_of_memory_is_still_read(folder: Path) -> None:
+def _said(folder: Path) -> tuple[Stages, list[str]]:
+    said: list[str] = []
+    return open_run(folder, IDENTITY, lambda stage, share: said.append(stage)), said
+
+
+def test_a_marker_of_an_earlier_version_has_no_hashes_and_counts_as_not_done(folder: Path) -> None:
     _stage(_open(folder), [1])
     marker = folder / "stages" / "scores.json"
-    held = read_json(marker, "stage/1")
-    write_json(marker, {name: held[name] for name in ("schema", "key", "seconds")})
+    content = read_json(marker, "stage/2")
+    write_json(marker, {"schema": "stage/1", "key": content["key"], "seconds": 1.0})
+    stages, said = _said(folder)
+    assert _stage(stages, [1], text="second") == "second"
+    assert any("another version" in line for line in said)
+
+
+def test_a_file_that_was_changed_is_named_and_its_stage_done_again(folder: Path) -> None:
+    _stage(_open(folder), [1], text="0.993")
+    (folder / "scores").write_text("0.854")
+    stages, said = _said(folder)
+    assert not stages.holds("scores", [1])
+    assert _stage(stages, [1], text="0.993") == "0.993"
+    assert stages.reused == []
+    assert "scores (again: scores was changed since it was written)" in said
+
+
+@pytest.mark.parametrize("change", ["seconds", "key", "files", "cut", "nested", "empty"])
+def test_a_changed_marker_counts_as_not_done(folder: Path, change: str) -> None:
+    _stage(_open(folder), [1])
+    marker = folder / "stages" / "scores.json"
+    content = json.loads(marker.read_text())
+    if change in ("key", "files"):
+        write_json(marker, {**content, change: {}})
+    elif change == "seconds":
+        write_json(marker, {**content, "cost": {**content["cost"], "seconds": 1e9}})
+    else:
+        marker.write_text({"cut": marker.read_text()[:40], "nested": "[" * 10**5, "empty": ""}[change])
+    stages, _ = _said(folder)
+    assert not stages.holds("scores", [1])
+    assert _stage(stages, [1], text="second") == "second"
+    assert stages.seconds["scores"] < 1e6
+
+
+def test_a_marker_from_elsewhere_takes_away_nothing_outside_its_folder(folder: Path) -> None:
+    (folder.parent / "thesis.tex").write_text("mine")
+    _stage(_open(folder), [1])
+    marker = folder / "stages" / "scores.json"
+    content = read_signed(marker, "stage/2")
+    write_json(marker, signed({**content, "files": {"../thesis.tex": "0"}}))
+    assert _stage(_open(folder), [1], text="second") == "second"
+    assert (folder.parent / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [KeyError("top1"), TypeError("no number"), RuntimeError(""), RecursionError("deep")])
+def test_whatever_reading_raises_the_stage_is_done_again(folder: Path, error: Exception) -> None:
+    _stage(_open(folder), [1])
+    stages, said = _said(folder)
+    broken = iter([error])
+
+    def read() -> str:
+        for raised in broken:
+            raise raised
+        return (folder / "scores").read_text()
+
+    assert stages.do("scores", [1], lambda: write_text(folder / "scores", "anew"), read) == "anew"
+    assert any(line.startswith(f"scores (again: {type(error).__name__}: ") for line in said)
+
+
+def test_what_follows_is_done_again_only_where_the_result_came_out_otherwise(folder: Path) -> None:
+    """A stage's key for those behind it is of its inputs and of what it wrote."""
+
+    def keys(text: str) -> str:
+        (folder / "scores").write_text("damaged")
+        stages = _open(folder)
+        _stage(stages, [1], text=text)
+        return stages.keys["scores"]
+
+    _stage(_open(folder), [1], text="a")
+    assert keys("a") == keys("a") != keys("b")
+
+
+def test_scratch_that_is_gone_at_the_end_is_no_result(folder: Path) -> None:
+    def write() -> None:
+        write_text(folder / "scratch", "")
+        write_text(folder / "result", "")
+        (folder / "scratch").unlink()
+
+    _open(folder).do("budget", [1], write, lambda: None)
     again = _open(folder)
-    assert _stage(again, [1], text="second") == "written"
-    assert again.reused == ["scores"]
-    assert again.costs["scores"] == Usage(held["seconds"])
+    again.do("budget", [1], write, lambda: None)
+    assert again.reused == ["budget"]
+
+
+def test_files_that_a_stage_wrote_can_be_looked_up(folder: Path) -> None:
+    _stage(_open(folder), [1])
+    _stage(_open(folder), [1], name="onnx")
+    hashes = recorded_files(folder)
+    assert set(hashes) == {"scores", "onnx"}
+    (folder / "onnx").write_text("other")
+    (folder / "scores").unlink()
+    assert changed_files(folder, hashes) == {
+        "onnx": "was changed since it was written",
+        "scores": "is gone",
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's peak can't be reset")
@@ -166,13 +263,24 @@ def test_a_folder_device_is_refused_before_any_work(tmp_path: Path) -> None:
         _open(tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("left", [".part-run.json", ".part-scores.json", ".model.onnx.x7ab", ".bundle.q1"])
+@pytest.mark.parametrize(
+    "left",
+    [
+        ".part-run.json",
+        ".part-77-0a-scores.json",
+        ".model.onnx.x7ab",
+        ".bundle.q1",
+        "engines/.build-q1",
+        "engines/.sm86.fp32.engine.77",
+    ],
+)
 def test_what_a_killed_writer_left_neither_blocks_a_run_nor_stays(tmp_path: Path, left: str) -> None:
     folder = tmp_path / "run"
     if left != ".part-run.json":
         with _open(folder).begun():
             pass
-    write_text(folder / left / "model.onnx" if left == ".bundle.q1" else folder / left, "half")
+    is_folder = left in (".bundle.q1", "engines/.build-q1")
+    write_text(folder / left / "model.onnx" if is_folder else folder / left, "half")
     with _open(folder).begun():
         assert not (folder / left).exists()
 
@@ -195,6 +303,50 @@ def test_a_full_disk_is_one_line_with_a_remedy_and_keeps_what_was_finished(folde
 def test_a_short_write_of_numpys_counts_as_a_full_disk(folder: Path) -> None:
     with pytest.raises(FolderError, match="49152 requested and 2968 written"), _open(folder).begun():
         raise OSError("49152 requested and 2968 written")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from compressor.stages import open_run
+with open_run(Path(sys.argv[1]), {"model": "m", "weights": "w", "data": "d"}, lambda stage, share: None).begun():
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes to the folder."""
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_in_the_folder_is_refused_in_one_line_that_names_the_first(folder: Path) -> None:
+    stages = _open(folder)
+    with _held(folder) as process:
+        (folder / ".part-7-x").write_text("the first one's")
+        said = rf"is being written by process {process.pid} on .*; wait until that run ends.*another --out"
+        with pytest.raises(FolderError, match=said):
+            _open(folder)
+        with pytest.raises(FolderError, match=said), stages.begun():
+            pass
+        assert (folder / ".part-7-x").is_file()
+    with _open(folder).begun():  # whose process was killed
+        assert not (folder / ".part-7-x").exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_a_lock_file_of_a_process_that_is_gone_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("process 1 on elsewhere")
+    with _open(tmp_path / "run").begun():
+        pass
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["run.json"]
 
 
 def test_an_error_of_another_kind_keeps_its_own_name(folder: Path) -> None:

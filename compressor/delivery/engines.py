@@ -5,11 +5,16 @@ What can't be built here goes into the bundle as a build recipe and into the rep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ..device import cuda
+from ..device.builder import sidecar_of
+from ..device.runtimes import version_of
 from ..errors import EngineError, MissingPackageError
-from ..export.engines import build_engine, build_recipe, image_profile, record_fields
-from ..files import file_sha256, read_json, write_json
+from ..export.engines import build_engine, build_recipe, image_profile, record_fields, supported_targets
+from ..export.targets import resolve_target
+from ..files import file_sha256, note, read_json, write_json
 from ..work import Work
 from .artifacts import Artifact, Findings
 
@@ -36,9 +41,22 @@ def build_engines(work: Work, found: Findings) -> None:
         return held
 
     hashes = {a.name: file_sha256(found.path(a)) for a in sources}
-    held = work.stages.do("engines", [hashes, list(recipe.targets), profiles], write, read)
+    held = work.stages.do("engines", [hashes, _builders(recipe.targets), profiles], write, read)
     found.engines, found.build = held["engines"], held["build"]
     work.not_checked += _not_run(found.engines)
+
+
+def _builders(targets: Sequence[str]) -> dict[str, Any]:
+    """Of each target what builds it here, or why nothing does: with a new library or GPU, engines are tried again."""
+    if not targets:
+        return {}
+    refusals = supported_targets()
+    gpu = [] if cuda.unavailable() else list(cuda.device())
+    found: dict[str, Any] = {}
+    for name in targets:
+        target = resolve_target(name)
+        found[name] = [refusals[target.name], {library: version_of(library) for library in target.libraries}, gpu]
+    return found
 
 
 def _not_run(engines: list[dict[str, Any]]) -> list[str]:
@@ -75,4 +93,6 @@ def _built(work: Work, found: Findings, source: Artifact, target: str, profiles:
         )
     except (EngineError, MissingPackageError) as error:
         return {**about, "path": "", "status": f"not built: {error}"}
+    for file in (path, sidecar_of(path)):  # the builder's worker wrote them
+        note(file)
     return {**record_fields(record), **about, "path": str(path.relative_to(work.stages.folder))}

@@ -15,9 +15,10 @@ import numpy as np
 from torch import fx
 
 from ..device.parity import LIMITS, Limits, Parity
-from ..device.runtimes import open_model
+from ..device.runtimes import open_model, version_of
 from ..errors import GateError
 from ..export.gate import measure_export
+from ..export.precision import weight_bits
 from ..files import file_sha256, read_json, write_json
 from ..images import Batches
 from ..records import Accuracy
@@ -67,7 +68,8 @@ def measure_parity(work: Work, found: Findings, networks: Mapping[str, fx.GraphM
         return {name: {int(b): Parity(**p) for b, p in by_batch.items()} for name, by_batch in held.items()}
 
     hashes = {a.name: file_sha256(found.path(a)) for a in found.artifacts}
-    found.parity = work.stages.do("parity", [hashes, work.splits.hashes["calibration"]], write, read)
+    sample = [work.splits.hashes["calibration"], asdict(work.preprocessing)]
+    found.parity = work.stages.do("parity", [hashes, sample, version_of("onnxruntime"), weight_bits()], write, read)
     for artifact in found.artifacts:
         _gate_parity(work, found, artifact)
 
@@ -115,7 +117,8 @@ def measure_files(work: Work, found: Findings, dense: Accuracy) -> None:
         return {a.name: Accuracy(**held[a.name]) for a in found.artifacts}
 
     hashes = {a.name: file_sha256(found.path(a)) for a in found.artifacts}
-    inputs = [hashes, work.splits.hashes["evaluation"], asdict(work.preprocessing)]
+    place = [version_of("onnxruntime"), weight_bits()]
+    inputs = [hashes, work.splits.hashes["evaluation"], asdict(work.preprocessing), *place]
     found.accuracy = work.stages.do("accuracy of the files", inputs, write, read)
     for artifact in found.artifacts:
         if artifact.precision != "fp32":

@@ -53,8 +53,12 @@ def measure_latency(work: Work, found: Findings, networks: Mapping[str, fx.Graph
         return [from_json(t) for t in read_json(folder / "latency.json", "latency/1")["timings"]]
 
     hashes = {a.name: file_sha256(found.path(a)) for a in found.runnable}
-    inputs = [hashes, list(recipe.latency_batches), recipe.latency_seconds, here, read_environment().fingerprint]
+    engines = {name: _engines(found, name) for name in here if name in ENGINES}
+    built = {name: {subject: file_sha256(path) for subject, path in files.items()} for name, files in engines.items()}
+    place = [here, built, read_environment().fingerprint]
+    inputs = [hashes, list(recipe.latency_batches), recipe.latency_seconds, *place]
     found.timings = work.stages.do("latency", inputs, write, read)
+    reasons |= {name: "no engine was built for this GPU" for name, files in engines.items() if not files}
     work.not_checked += [f"latency on {name}: {reason}" for name, reason in reasons.items() if reason]
 
 
@@ -68,10 +72,7 @@ def _timed(
         subjects = {name: caller(network, runtime) for name, network in own.items()}
         return time_interleaved(subjects, images, schedule=schedule, runtimes=dict.fromkeys(subjects, runtime))
     files = _engines(found, runtime) if runtime in ENGINES else {a.subject: found.path(a) for a in found.runnable}
-    if not files:
-        work.not_checked.append(f"latency on {runtime}: no engine was built for this GPU")
-        return {}
-    return time_files(files, images, schedule=schedule, runtime=runtime)
+    return time_files(files, images, schedule=schedule, runtime=runtime) if files else {}
 
 
 def _engines(found: Findings, runtime: str) -> dict[str, Path]:

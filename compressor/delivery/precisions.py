@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ..device.parity import compare
-from ..device.runtimes import open_model
+from ..device.runtimes import open_model, version_of
 from ..errors import GateError
 from ..export.calibration import Statistics, collect
 from ..export.int8 import Evidence, Quantised, quantise
@@ -77,7 +77,8 @@ def _fp16(work: Work, found: Findings) -> dict[str, Any]:
         found.path(FP16).stat()
         return {"kept": list(read_json(folder / "fp16.json", "fp16/1")["islands"])}
 
-    inputs = [file_sha256(found.path(PRUNED)), work.splits.hashes["calibration"], RANGE_IMAGES]
+    images = [work.splits.hashes["calibration"], asdict(work.preprocessing), RANGE_IMAGES]
+    inputs = [file_sha256(found.path(PRUNED)), images, version_of("onnxruntime")]
     return work.stages.do("fp16", inputs, write, read)
 
 
@@ -101,8 +102,9 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
 
     files = [form.name for form in forms]
     sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
-    images = [work.splits.hashes[name] for name in ("calibration", "search")]
-    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes, weight_bits()]
+    images = [*(work.splits.hashes[name] for name in ("calibration", "search")), asdict(work.preprocessing)]
+    place = [version_of("onnxruntime"), weight_bits()]
+    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes, *place]
     made = work.stages.do("int8", inputs, write, read)
     for form, detail in made.items():
         work.gate(

@@ -10,9 +10,7 @@ import contextlib
 import io
 import logging
 import math
-import os
 import string
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from ..errors import FolderError, GateError, ModelError
+from ..files import note, write_bytes
 from ..placement import CPU, placed
 from .attention import spelled_out
 
@@ -198,30 +197,17 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
     try:
         if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
             onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", convert_attribute=False)
+            note(path)
+            note(path.with_name(path.name + ".data"))
             onnx.checker.check_model(str(path))
             return path
         onnx.checker.check_model(model, full_check=True)
-        _replace(path, model.SerializeToString())
+        write_bytes(path, model.SerializeToString())
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} would not be valid ONNX: {_reason(error)}") from error
     except OSError as error:
         raise FolderError(f"can't write {path}: {error.strerror}; free some space or choose another folder") from error
     return path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
 
 
 def check_structure(model: onnx.ModelProto, name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FolderError
-from ..files import read_json, write_json
+from ..files import read_signed, signed, write_json
 from ..records import FloatArray
 
 SCHEMA = "latency-model/1"
@@ -88,9 +88,9 @@ class Kept:
     def write(self, **facts: Any) -> None:
         """Both files; `facts` are what a person reads in the run's own."""
         if self.path is not None:
-            write_json(self.path, {"schema": SCHEMA, **facts, "entries": self.entries})
+            write_json(self.path, signed({"schema": SCHEMA, **facts, "entries": self.entries}))
         if self.shared is not None:
-            write_json(self.shared, {"schema": SCHEMA, "entries": _entries(self.shared) | self.entries})
+            write_json(self.shared, signed({"schema": SCHEMA, "entries": _entries(self.shared) | self.entries}))
 
 
 def shared_place() -> Path | None:
@@ -102,7 +102,7 @@ def shared_place() -> Path | None:
 def _entries(path: Path) -> dict[str, Any]:
     """A file that is gone or damaged holds nothing: what it held is measured again."""
     try:
-        entries: dict[str, Any] = read_json(path, SCHEMA)["entries"] if path.is_file() else {}
-    except FolderError:
+        entries: dict[str, Any] = read_signed(path, SCHEMA)["entries"] if path.is_file() else {}
+    except (FolderError, KeyError):
         return {}
     return entries

@@ -6,12 +6,13 @@ Everything that can be wrong in such a text is a RecipeError naming the field. K
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import fields, replace
 from typing import Any
 
 from ..errors import RecipeError, did_you_mean
 from .composite import BY_DEPTH, LAYERS, OWNERS, PRESETS, RULES, SPACE, Composite, Rule, preset, require_inside
+
+_LARGEST = 1e30  # float32, in which rules compute, ends at 3e38; NaN is in no range
 
 
 def composite_of(text: str) -> Composite:
@@ -24,8 +25,8 @@ def composite_of(text: str) -> Composite:
         return preset(text) if text else Composite()
     try:
         table = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"the LRP composite {text!r} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"the LRP composite {text[:200]!r} is not valid JSON: {error}") from error
     known = [f.name for f in fields(Composite)]
     for name in table:
         if name not in known:
@@ -84,8 +85,8 @@ def _boundaries(value: Any) -> tuple[float, float]:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecipeError(f"{name} = {value!r} is not a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
+        raise RecipeError(f"{name} = {repr(value)[:80]} is not a number, or none of a size that counts")
     return float(value)
 
 

@@ -6,10 +6,12 @@ The choice is made on search images alone; the evaluation images are counted onc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..files import content_hash, read_json, write_json
+from ..errors import FolderError
+from ..files import content_hash, read_signed, signed, write_json
 from ..images import Batches
 from ..recipe import Recipe
 from .bench import Bench, Kept, area
@@ -71,13 +73,15 @@ def _held(
     }
     key = content_hash(scored, hashes, list(budgets), bench.work.model.sha256)
     path = bench.work.stages.folder / "finalists" / f"{key[:16]}.json"
-    if path.is_file():
-        held = read_json(path, "finalist/1")["points"]
+    with suppress(FolderError):  # gone or damaged: judged again
+        held = read_signed(path, "finalist/2")["points"]
         return {name: tuple(Kept(**p) for p in points) for name, points in held.items()}
     steps = list(bench.check(recipe, budgets, parts))
     points = {name: tuple(step[name] for step in steps) for name in parts}
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {"schema": "finalist/1", "points": {n: [asdict(p) for p in ps] for n, ps in points.items()}})
+    write_json(
+        path, signed({"schema": "finalist/2", "points": {n: [asdict(p) for p in ps] for n, ps in points.items()}})
+    )
     return points
 
 

@@ -95,6 +95,17 @@ def read_measured(path: Path) -> Measured:
     if not path.is_file():
         raise InputError(f"no benchmark at {path}; give a benchmark.json that `compressor benchmark` wrote")
     held = read_json(path, SCHEMA)
+    try:
+        return _measured_of(held)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:80]
+        raise InputError(
+            f"{path} is no whole benchmark ({reason}); give one that `compressor benchmark` wrote"
+        ) from error
+
+
+def _measured_of(held: Mapping[str, Any]) -> Measured:
+    """Raises one of many errors for anything but what `write_measured` wrote."""
     options = {**held["options"], **{k: tuple(held["options"][k]) for k in ("cores", "on")}}
     subjects = []
     for row in held["subjects"]:

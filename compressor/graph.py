@@ -357,11 +357,11 @@ def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, user
 
 
 def place_of(node: fx.Node) -> str:
-    """`layer 'blocks.0.attn' at model.py:31`, as much of it as is known."""
+    """`layer 'blocks.0.attn' (model.py:31)`, as much of it as is known."""
     layer, place = node.meta.get("layer", ""), node.meta.get("place", "")
-    known = [f"layer {layer!r}"] if layer else []
-    known += [f"at {place}"] if place else []
-    return " ".join(known) or "forward"
+    if layer and place:
+        return f"layer {layer!r} ({place})"
+    return f"layer {layer!r}" if layer else place or "forward"
 
 
 def fetch(graph: nn.Module, name: str) -> Tensor:

@@ -28,7 +28,7 @@ def images_of(given: Any) -> str | Images | None:
     if given is None or isinstance(given, (str, Images)):
         return given
     if isinstance(given, os.PathLike):
-        return os.fspath(given)
+        return str(os.fspath(given))
     name = type(given).__name__
     if isinstance(given, DataLoader):
         given = given.dataset

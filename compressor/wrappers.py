@@ -9,13 +9,13 @@ came in is not changed.
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -78,7 +78,7 @@ def _require_readable(module: nn.Module) -> None:
             )
         _refuse_quantised(name or "the model", part)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
         if tensor.is_meta:
             raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
@@ -120,8 +120,7 @@ def _fold(part: nn.Module) -> None:
     training = part.training
     part.eval()  # spectral norm goes on iterating in training
     if parametrize.is_parametrized(part):
-        for name in list(operator.attrgetter("parametrizations")(part)):
-            parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+        _fold_parametrisations(part)
     for hook in list(part._forward_pre_hooks.values()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the old forms are on their way out of PyTorch
@@ -130,5 +129,15 @@ def _fold(part: nn.Module) -> None:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(part, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(part, hook._tensor_name)
+                prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
     part.train(training)
+
+
+def _fold_parametrisations(part: nn.Module) -> None:
+    """By hand: PyTorch's own removal takes the property from the class, which a copy shares with its original."""
+    names = list(part.get_submodule("parametrizations")._modules)
+    values = {name: getattr(part, name).detach().clone() for name in names}
+    part.__class__ = parametrize.type_before_parametrizations(part)
+    del part._modules["parametrizations"]
+    for name, value in values.items():
+        part.register_parameter(name, nn.Parameter(value))

@@ -48,7 +48,7 @@ def _obstacle(node: fx.Node) -> str:
 def _has_function(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True  # Python's own arithmetic on sizes
-    made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), "CompositeImplicitAutograd")
     return made_of_others or target in _decompositions() or bool(_registry().get_decomps(target))
 
 
@@ -66,10 +66,11 @@ def _decompositions() -> Any:
 
 def spell_adaptive_maximum(graph: fx.GraphModule, node: fx.Node) -> None:
     """Axis after axis: cell i of m on n entries is the maximum of floor(i n / m) up to ceil((i + 1) n / m)."""
-    source, sizes = node.args[:2]
+    source: Any = node.args[0]
+    sizes: Any = node.args[1]
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
-    lengths = [sizes] if isinstance(sizes, int) else list(sizes)  # type: ignore[call-overload]
+    lengths = [sizes] if isinstance(sizes, int) else list(sizes)
     at = source
     with graph.graph.inserting_before(node):
         for offset, cells in enumerate(lengths):

@@ -103,7 +103,17 @@ def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelPr
     except Exception as error:
         raise ModelError(f"the ONNX exporter refuses the model: {_reason(error)}") from error
     assert program is not None
+    _part_names(program.model)
     return program.model_proto
+
+
+def _part_names(model: Any) -> None:
+    """A buffer `mean` and the result of a mean both come out as `mean`; results are renamed, parameters keep theirs."""
+    taken = set(model.graph.initializers)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in taken:
+                value.name = f"{value.name}_of_{node.op_type}"
 
 
 def _reason(error: BaseException) -> str:
@@ -170,24 +180,26 @@ def weight_elements(model: onnx.ModelProto) -> int:
 
     A weight may still be computed (before folding): transposed, or standardised. Its size is that of its stated
     shape or, where none is stated, is followed from initializers through operations that keep it. Products of
-    constants alone may be folded, and don't count.
+    constants alone may be folded, and don't count; a weight used twice counts once, as equal products may become one.
     """
     stated = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     sizes = {name: math.prod(dims) for name, dims in stated.items() if dims and all(dims)}
     sizes |= {i.name: math.prod(i.dims) for i in model.graph.initializer}
     live = {v.name for v in model.graph.input} - {i.name for i in model.graph.initializer}
-    total = 0
+    root = {name: name for name in sizes}
+    counted: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type in _WEIGHTED and not live.isdisjoint(node.input):
             operands = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
-            total += sum(sizes.get(name, 0) for name in operands if name not in live)
+            counted |= {root.get(name, name): sizes.get(name, 0) for name in operands if name not in live}
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
             sizes[node.output[0]] = sizes[node.input[0]]
+            root[node.output[0]] = root.get(node.input[0], node.input[0])
         if node.op_type != "Shape" and not live.isdisjoint(node.input):
             live.update(node.output)
-    return total
+    return sum(counted.values())
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:

@@ -160,6 +160,7 @@ def _damped_root(covariance: Tensor) -> Tensor:
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(1).clamp_min(0) + 1e-12
     for damping in (_DAMPING, 0.1, 1.0, 10.0):
+        root: Tensor
         root, failed = torch.linalg.cholesky_ex(covariance + damping * scale[:, None, None] * eye)
         if not failed.any():
             return root

@@ -30,12 +30,12 @@ def _add_bias(ledger: Ledger, out: Value, bias: Value | None, axis: int, node: s
 
 
 @TABLE.handles(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
-def convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+def convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _convolve(ledger, node, args, transposed=False)
 
 
 @TABLE.handles(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def transposed_convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+def transposed_convolution(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return _convolve(ledger, node, args, transposed=True)
 
 

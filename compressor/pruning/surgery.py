@@ -318,7 +318,7 @@ def _layer_norm(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 def _groups(node: fx.Node, structure: Structure, gone: Keep) -> None:
     arguments = _arguments(node)
-    if len(arguments) <= 6 or arguments[6] == 1:
+    if len(arguments) <= 6 or not isinstance(arguments[6], int) or arguments[6] == 1:
         return
     x, weight = (structure.values[a.name] for a in arguments[:2])
     channels = compact_shape(x.shape, _lying_of(x, structure), gone)[1]

@@ -33,7 +33,7 @@ def require_function(model: nn.Module, graph: fx.GraphModule, example: Tensor) -
 
     `example` is [2, C, H, W] as the graph was traced with, `graph` lies anywhere. The model is left as it was.
     """
-    model, graph = plain(model).module, placed(graph, CPU)
+    model, graph = plain(model, convert=False).module, placed(graph, CPU)
     generator = torch.Generator().manual_seed(1)
     images = torch.cat([example.to(CPU), torch.randn(_IMAGES - 2, *example.shape[1:], generator=generator)])
     modes = {part: part.training for part in model.modules()}

@@ -49,7 +49,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     Wrappers are taken off as in `wrappers.plain`. Raises ModelError when the model's forward fails, draws random
     numbers or cannot be traced.
     """
-    model = placed(plain(model).module, example.device)
+    model = placed(plain(model, convert=False).module, example.device)
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()

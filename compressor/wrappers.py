@@ -41,11 +41,14 @@ class Plain:
     notes: tuple[str, ...] = ()
 
 
-def plain(module: nn.Module) -> Plain:
-    """Raises ModelError for what has no plain float32 form: TorchScript, quantised and uninitialised modules."""
+def plain(module: nn.Module, *, convert: bool = True) -> Plain:
+    """Other floats stay as they are unless `convert`.
+
+    Raises ModelError for what has no plain form: TorchScript, quantised and uninitialised modules.
+    """
     inner, notes = _unwrapped(module)
     _require_readable(inner)
-    floats = sorted({str(p.dtype).removeprefix("torch.") for p in inner.parameters()} - {"float32"})
+    floats = sorted({str(p.dtype).removeprefix("torch.") for p in inner.parameters()} - {"float32"}) if convert else []
     computed = list(_computed_weights(inner))
     if not floats and not computed:
         return Plain(inner, tuple(notes))

@@ -76,7 +76,9 @@ def test_weights_computed_from_others_are_folded(compute: Callable[[nn.Sequentia
     expected, names = given(EXAMPLE), sorted(name for name, _ in given.named_parameters())
     ready = plain(given)
     assert torch.allclose(ready.module(EXAMPLE), expected, atol=1e-6)
-    assert sorted(name for name, _ in ready.module.named_parameters()) == sorted(n for n, _ in network().named_parameters())
+    assert sorted(name for name, _ in ready.module.named_parameters()) == sorted(
+        n for n, _ in network().named_parameters()
+    )
     assert sorted(name for name, _ in given.named_parameters()) == names
     groups = find_structure(trace(given, EXAMPLE), EXAMPLE).groups.groups
     assert [group.name for group in groups] == ["0", "2"]

@@ -27,7 +27,8 @@ from compressor.export.precision import (
     weighted_nodes,
     with_half_rest,
 )
-from compressor.export.rounding import find_rounding, rounded
+from compressor.export.rounding import _Layer, find_rounding, rounded
+from compressor.windows import Window
 
 # int8 of these small untrained networks on noise; the noise floor of 8 bits over four layers is some 30 dB.
 INT8_DB = 20.0
@@ -179,6 +180,29 @@ def test_weights_rounded_together_keep_the_outputs_better(
         onnx.save(model, tmp_path / "w.onnx")
         decibels.append(compare(outputs(path, images), outputs(tmp_path / "w.onnx", images)).sqnr_db)
     assert decibels[1] > decibels[0] + 1
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3])
+def test_nearly_constant_inputs_are_rounded_for_too(spread: float) -> None:
+    """Where the mean's square is large beside the variance float32 sums leave no covariance; dead inputs leave none."""
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    layer = _Layer(node, normal(1, 5, 12).double(), Window())
+    for _ in range(8):
+        layer.see(1000 + spread * normal(1, 20, 12), 20)
+    covariance = layer.covariance(centred=True)
+    assert covariance is not None
+    assert float(torch.linalg.eigvalsh(covariance).min()) > -1e-9
+    assert float(covariance.diagonal(dim1=1, dim2=2).mean()) == pytest.approx(spread**2, rel=0.3, abs=2e-9)
+    codes = rounded(layer.weight * 4, covariance, 10)
+    assert torch.isfinite(codes).all()
+    assert (codes - layer.weight * 4).abs().max() < 3
+
+
+def test_rounding_passes_over_what_is_not_positive() -> None:
+    steps = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    codes = rounded(steps, -torch.eye(6, dtype=torch.float64).unsqueeze(0), 10)
+    assert torch.equal(codes, steps.round().clamp(-10, 10))
 
 
 def test_rounding_one_weight_moves_those_behind_it() -> None:

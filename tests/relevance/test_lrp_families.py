@@ -28,7 +28,7 @@ FAMILIES = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_timm_family_scores_or_names_what_is_uncovered(family: str) -> None:
+def test_timm_family_scores_and_names_what_is_uncovered(family: str) -> None:
     if not timm.is_model(family):
         pytest.skip(f"this timm has no {family!r}")
     torch.manual_seed(0)
@@ -38,8 +38,7 @@ def test_timm_family_scores_or_names_what_is_uncovered(family: str) -> None:
     missing = lrp.uncovered(graph)
     if missing:
         with pytest.raises(lrp.UncoveredError, match=re.escape(missing[0])):
-            lrp.prepare(graph)
-        return
+            lrp.prepare(graph, lrp.LrpOptions(strict=True))
     prepared = lrp.prepare(graph)
     nodes = [n.name for n in prepared.known.weighted]
     totals = prepared(torch.randn(2, *size), torch.tensor([0, 1]), nodes, take=lambda _, r: r.abs().sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import zennit.attribution
 import zennit.composites
 import zennit.torchvision
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from compressor.errors import InputError, ModelError
 from compressor.graph import Watcher, aten, trace
@@ -379,16 +380,85 @@ class _Odd(nn.Module):
         return scores
 
 
-def test_uncovered_operation_is_named_and_may_be_accepted() -> None:
+@pytest.mark.parametrize("options", [lrp.LrpOptions(), lrp.LrpOptions(strict=True, accept=("aten.cumprod",))])
+def test_an_uncovered_operation_is_named_and_passed(options: lrp.LrpOptions) -> None:
     graph = _graph(_Odd().eval(), 8)
     assert lrp.uncovered(graph) == ("aten.cumprod at layer ''",)
-    with pytest.raises(InputError, match=r"aten.cumprod at layer ''; accept by name"):
-        lrp.prepare(graph)
-    options = lrp.LrpOptions(accept=("aten.cumprod",))
     conv = next(n.name for n in graph.graph.nodes if n.target is aten.conv2d.default)
     found = lrp.node_relevance(graph, _images(2, 8), torch.tensor([0, 1]), [conv], options)[conv]
     assert bool(found.isfinite().all())
     assert float(found.abs().sum()) > 0
+
+
+def test_an_uncovered_operation_is_refused_when_strict() -> None:
+    with pytest.raises(InputError, match=r"aten.cumprod at layer ''; leave --strict out"):
+        lrp.prepare(_graph(_Odd().eval(), 8), lrp.LrpOptions(strict=True))
+
+
+class _Between(nn.Module):
+    """A convolution, an operation without a rule of its own, a classifier."""
+
+    def __init__(self, between: nn.Module | Callable[[Tensor], Tensor], width: int = 6) -> None:
+        super().__init__()
+        self.conv, self.between, self.head = nn.Conv2d(3, 6, 3, padding=1), between, nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.conv(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class _Columns(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.cell = kind(6, 6, batch_first=True)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.cell(y.mean(2).transpose(1, 2))[0].transpose(1, 2).unsqueeze(2)  # type: ignore[no-any-return]
+
+
+def _filtered(y: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft2(y)
+    return torch.fft.irfft2(spectrum * torch.linspace(1, 0, spectrum.shape[-1]), s=y.shape[-2:])
+
+
+def _resampled(y: Tensor) -> Tensor:
+    grid = functional.affine_grid(torch.eye(2, 3).expand(y.shape[0], 2, 3) * 0.9, list(y.shape), align_corners=False)
+    return functional.grid_sample(y, grid, align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        _Columns(nn.GRU),
+        _Columns(nn.LSTM),
+        _filtered,
+        _resampled,
+        lambda y: functional.interpolate(y, scale_factor=1.5, mode="nearest-exact"),
+        nn.BatchNorm2d(6, track_running_stats=False),
+    ],
+    ids=["gru", "lstm", "fft", "grid_sample", "nearest-exact", "batch statistics"],
+)
+def test_relevance_passes_what_has_no_rule(between: nn.Module) -> None:
+    torch.manual_seed(0)
+    graph = _graph(_Between(between).eval(), 8)
+    conv = next(n.name for n in graph.graph.nodes if n.target is aten.conv2d.default)
+    found = lrp.node_relevance(graph, _images(2, 8), torch.tensor([0, 1]), [conv])[conv]
+    assert found.dtype == torch.float32
+    assert bool(found.isfinite().all())
+    assert float(found.abs().sum()) > 0
+
+
+def test_relevance_is_conserved_through_a_fourier_filter() -> None:
+    """irfft2 of rfft2 is the identity: so much relevance comes out as would without them."""
+    torch.manual_seed(0)
+    plain = _Between(nn.Identity()).eval()
+    turned = _Between(lambda y: torch.fft.irfft2(torch.fft.rfft2(y), s=y.shape[-2:])).eval()
+    turned.load_state_dict(plain.state_dict())
+    sums = []
+    for net in (plain, turned):
+        graph = _graph(net, 8)
+        conv = next(n.name for n in graph.graph.nodes if n.target is aten.conv2d.default)
+        sums.append(lrp.node_relevance(graph, _images(2, 8), torch.tensor([0, 1]), [conv])[conv].sum((1, 2, 3)))
+    assert torch.allclose(sums[0], sums[1], rtol=1e-3)
 
 
 def test_unknown_node_is_refused() -> None:

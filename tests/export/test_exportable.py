@@ -1,0 +1,81 @@
+"""What no ONNX file can hold is named before anything long; maxima to a given size are spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.errors import ModelError
+from compressor.export.exportable import require_exportable
+from compressor.export.onnx import export_onnx
+from compressor.graph import trace
+
+PX = 9
+
+
+class Net(nn.Module):
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.between = nn.Conv2d(3, 4, 3, 1, 1), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.between(self.conv(x)).flatten(1)
+
+
+def traced(between: Callable[[Tensor], Tensor]) -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    return trace(Net(between).eval(), torch.randn(2, 3, PX, PX))
+
+
+@pytest.mark.parametrize("cells", [1, 3, 4, (4, 2), (9, 1), (None, 2)])
+def test_adaptive_maxima_are_spelled_exactly(cells: int, tmp_path: Path) -> None:
+    graph = traced(lambda y: F.adaptive_max_pool2d(y, cells))
+    require_exportable(graph)
+    path = export_onnx(graph, torch.randn(2, 3, PX, PX), tmp_path / "net.onnx")
+    images = torch.randn(3, 3, PX, PX)
+    got = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.numpy()})[0]
+    assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
+
+
+def per_image(y: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    kernels = y.mean((2, 3)).reshape(n * c, 1, 1, 1)
+    return F.conv2d(y.reshape(1, n * c, h, w), kernels, groups=n * c).reshape(n, c, h, w)
+
+
+@pytest.mark.parametrize(
+    ("between", "words"),
+    [
+        (per_image, "as many groups as the batch has images"),
+        (lambda y: y.flatten(2).median(2)[0], "aten.median.dim in .*has no ONNX function"),
+        (lambda y: torch.cat([*F.adaptive_max_pool2d(y, 3, return_indices=True)], 1), "places of its maxima"),
+    ],
+    ids=["groups", "median", "places"],
+)
+def test_what_has_no_form_in_a_file_is_named_with_its_line(between: Callable[[Tensor], Tensor], words: str) -> None:
+    with pytest.raises(ModelError, match=words) as caught:
+        require_exportable(traced(between))
+    assert "test_exportable.py:" in str(caught.value)
+
+
+def test_a_buffer_called_as_an_operation_is_keeps_its_values(tmp_path: Path) -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x - self.mean).mean((2, 3))  # type: ignore[no-any-return]
+
+    model, images = Centred().eval(), torch.randn(3, 3, PX, PX)
+    path = export_onnx(trace(model, images), images, tmp_path / "net.onnx")
+    got = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.numpy()})[0]
+    assert np.allclose(got, model(images).detach().numpy(), atol=1e-5)

@@ -340,9 +340,9 @@ def _say(run: Any) -> None:
     table.add_row("top-1, held out", f"{s['accuracy_dense']:.2%}", f"{s['accuracy_pruned']:.2%} without fine-tuning")
     if s["accuracy_finetuned"] is not None:
         table.add_row("", "", f"{s['accuracy_finetuned']:.2%} fine-tuned")
-    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_pruned'] / 1e6:.2f}")
-    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_pruned']:,}")
-    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_pruned']:,}")
+    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_shipped'] / 1e6:.2f}")
+    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_shipped']:,}")
+    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_shipped']:,}")
     for name, about in s["precisions"].items():
         if about["precision"] != "fp32":
             table.add_row(f"{name}", "", f"{about['bytes']:,} bytes, {about['accuracy']:.2%}")

@@ -46,6 +46,7 @@ class Work:
     preprocessing: Preprocessing
     gates: list[GateRow] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # said first in the report, on the terminal and in the summary
     budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
     device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
 
@@ -62,11 +63,23 @@ class Work:
                 break
         return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
 
-    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "") -> None:
-        """Notes a gate; raises GateError when the value is above the limit."""
-        passed = bool(value <= limit)
-        self.gates.append(GateRow(name, limit, float(value), passed, "<=", unit, remedy))
-        if not passed:
+    def warn(self, text: str) -> None:
+        """Once, however many find it."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "", doubt: str = "") -> None:
+        """Notes a gate; raises GateError when the value is above the limit.
+
+        With a `doubt`, which says why, a value within the limit shows nothing: the gate has not passed, the run goes on.
+        """
+        held = bool(value <= limit)
+        self.gates.append(
+            GateRow(name, limit, float(value), held and not doubt, "<=", unit, remedy, doubt if held else "")
+        )
+        if doubt:
+            self.warn(doubt)
+        if not held:
             self.stages.retract()
             raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
 

@@ -36,6 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("saved",),
     ("work",),
     ("delivery", "looking", "plans", "repair"),
+    ("judges",),
     ("pipeline", "ship"),
     ("searching", "suite"),
     ("cli",),

@@ -32,8 +32,8 @@ from compressor.saved import rebuild
 from compressor.work import Work, prepare
 
 SUMMARY = (
-    "model run_dir accuracy_dense accuracy_pruned accuracy_finetuned macs_dense macs_pruned params_dense "
-    "params_pruned onnx_bytes_dense onnx_bytes_pruned latency_ms latency_ratio_b1 latency_ratio_b32 parity_max_abs "
+    "model run_dir accuracy_dense accuracy_pruned accuracy_finetuned macs_dense macs_shipped params_dense "
+    "params_shipped onnx_bytes_dense onnx_bytes_shipped latency_ms latency_ratio_b1 latency_ratio_b32 parity_max_abs "
     "engines not_checked seconds stages"
 ).split()
 PARITY = 1e-4  # float32 sums in another order, on outputs of about 1
@@ -122,18 +122,18 @@ def _planned(recipe: Recipe, *, model: nn.Module | None = None, images: Images |
 def test_the_summary_holds_what_the_command_promises(run: compressor.Run) -> None:
     assert [key for key in SUMMARY if key not in run.summary] == []
     assert json.loads(json.dumps(run.summary)) == run.summary
-    assert json.loads((run.folder / "summary.json").read_text()) == {"schema": "summary/1", **run.summary}
+    assert json.loads((run.folder / "summary.json").read_text()) == {"schema": "summary/2", **run.summary}
     for batches in run.summary["latency_ms"].values():
         assert set(batches) == {"1", "32"}
         assert all(at[which]["p50"] > 0 for at in batches.values() for which in ("dense", "pruned"))
 
 
 def test_the_budget_is_met_from_below_by_smaller_tensors(run: compressor.Run) -> None:
-    share = run.summary["macs_pruned"] / run.summary["macs_dense"]
+    share = run.summary["macs_shipped"] / run.summary["macs_dense"]
     assert 0.5 * (1 - SLACK) <= share <= 0.5
     network = run.network(Tiny())
-    assert measure_cost(network).macs == run.summary["macs_pruned"]
-    assert sum(p.numel() for p in network.parameters()) == run.summary["params_pruned"] < run.summary["params_dense"]
+    assert measure_cost(network).macs == run.summary["macs_shipped"]
+    assert sum(p.numel() for p in network.parameters()) == run.summary["params_shipped"] < run.summary["params_dense"]
 
 
 def test_the_network_that_comes_back_computes_what_ships(run: compressor.Run, images: Images) -> None:
@@ -229,7 +229,7 @@ def test_another_budget_keeps_groups_and_scores_and_does_the_rest_again(
     said: list[str] = []
     changed = compress(folder, budget="macs 0.64", notify=lambda stage, share: said.append(stage))
     assert [s for s in said if s.endswith("(done before)")] == ["groups (done before)", "scores-1 (done before)"]
-    assert changed.summary["macs_pruned"] > run.summary["macs_pruned"]
+    assert changed.summary["macs_shipped"] > run.summary["macs_shipped"]
     assert _facts(folder) == _facts(compress(tmp_path / "fresh", budget="macs 0.64").folder)
 
 
@@ -368,7 +368,7 @@ def test_the_embedded_default_keeps_its_promises(
     tmp_path: Path, model: str, share: float, lost: float, lost_tuned: float
 ) -> None:
     summary = compressor.compress(model, out=tmp_path / "run", latency_seconds=0.5).summary
-    assert summary["macs_pruned"] <= share * summary["macs_dense"]
+    assert summary["macs_shipped"] <= share * summary["macs_dense"]
     assert 100 * (summary["accuracy_dense"] - summary["accuracy_pruned"]) <= lost
     assert 100 * (summary["accuracy_dense"] - summary["accuracy_finetuned"]) <= lost_tuned
     assert summary["engines"] != []

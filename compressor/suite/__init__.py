@@ -51,7 +51,7 @@ def benchmark(
     changes: tuple[Change, ...] = ()
     if before is not None:
         changes = compare_benchmarks(before, measured)
-    write_page(page_of(measured, changes, str(other or "")), out, STEM, read_json(out / f"{STEM}.json", "benchmark/1"))
+    write_page(page_of(measured, changes, str(other or "")), out, STEM, read_json(out / f"{STEM}.json", "benchmark/2"))
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary_of(measured, changes, out)
 

@@ -1,6 +1,6 @@
 """The child process that times a run's networks in PyTorch, as `device.worker` does model files.
 
-A "file" here is a run's folder with `dense` or `pruned` behind it: the network is rebuilt, nothing is unpickled.
+A "file" here is a run's folder with `dense` or `shipped` behind it: the network is rebuilt, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..models import load_model
 from ..saved import example_of, load_saved, read_network
 
 MODULE = "compressor.suite.network_worker"
-VARIANTS = ("dense", "pruned")
+VARIANTS = ("dense", "shipped")
 
 
 def _open(path: Path, runtime: str, threads: int) -> Session:
@@ -27,7 +27,7 @@ def _open(path: Path, runtime: str, threads: int) -> Session:
         torch.set_num_threads(threads)
     folder = path.parent
     shape = read_network(folder).shape
-    network = load_saved(folder) if path.name == "pruned" else _dense(folder)
+    network = load_saved(folder) if path.name == "shipped" else _dense(folder)
     return Session(runtime, torch.__version__, str(path), (-1, *shape), threads, caller(network, runtime), {})
 
 

@@ -173,7 +173,7 @@ def _latency(measured: Measured, images: dict[str, bytes]) -> Section:
         f"{least_samples(0.9)} and {least_samples(0.99)} runs. Spread: standard deviation over mean, nothing left out."
     )
     text = (
-        "Dense and pruned took turns, each in processes of its own. Single-stream: one image, the next when it is "
+        "Dense and shipped took turns, each in processes of its own. Single-stream: one image, the next when it is "
         "done; offline: batches back to back; camera: one image at a fixed rate.",
     )
     caption = "{}: share of runs finished within a time, every sample shown; further left is faster."

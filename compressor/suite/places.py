@@ -67,15 +67,15 @@ def open_place(folder: Path, *, label: str = "", evaluation_data: str = "") -> P
 
 
 def _run(folder: Path, label: str) -> Place:
-    summary = read_json(folder / "summary.json", "summary/1")
+    summary = read_json(folder / "summary.json", "summary/2")
     recipe = read_recipe(folder / "recipe.toml")
     dense = File(Artifact("dense.onnx", "dense"), folder / "dense.onnx", summary["macs_dense"], summary["params_dense"])
-    pruned = [
+    shipped = [
         File(
-            Artifact(name, "pruned", about["precision"], "tensorrt" if "tensorrt" in name else ""),
+            Artifact(name, "shipped", about["precision"], "tensorrt" if "tensorrt" in name else ""),
             folder / name,
-            summary["macs_pruned"],
-            summary["params_pruned"],
+            summary["macs_shipped"],
+            summary["params_shipped"],
         )
         for name, about in summary["precisions"].items()
     ]
@@ -91,7 +91,7 @@ def _run(folder: Path, label: str) -> Place:
     networks = folder if read_network(folder).builder else None
     if networks is None:
         lacks.append(f"{label}: PyTorch was not timed, the run began with a model object")
-    files = tuple(f for f in (dense, *pruned) if not f.artifact.made_for)
+    files = tuple(f for f in (dense, *shipped) if not f.artifact.made_for)
     seen = "" if evaluation is None else evaluation.images.content_hash()
     return Place(label, folder, recipe.budget, files, images, evaluation, tuple(lacks), networks, seen)
 
@@ -102,7 +102,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     about: Mapping[str, Any] = manifest.provenance
     files = tuple(
         File(
-            Artifact(m.path, "pruned", m.precision),
+            Artifact(m.path, "shipped", m.precision),
             folder / m.path,
             int(about.get("macs", -1)),
             int(about.get("parameters", -1)),

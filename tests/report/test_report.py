@@ -98,7 +98,7 @@ def test_json_gives_back_every_number(run: ReportInput, written: ReportPaths) ->
     value = read_json(written.json, SCHEMA)
     assert value["latency"][3]["samples_ms"] == run.latency[3].samples_ms.tolist()
     assert value["groups"][5]["kept"] == run.groups[5].kept.tolist()
-    assert value["cost_pruned"]["macs"] == run.cost_pruned.macs
+    assert value["cost_shipped"]["macs"] == run.cost_shipped.macs
     assert value["summary"]["accuracy_dense"] == 713 / 719
     assert value["summary"]["accuracy_final"] == 711 / 719
 
@@ -156,29 +156,29 @@ def test_a_parity_limit_that_fails_is_a_failure_without_a_gate(run: ReportInput)
 
 
 def test_the_verdict_names_the_last_variant_and_the_difference(run: ReportInput) -> None:
-    assert "99.2 % to 98.9 % (\u22120.3 points, finetuned)" in verdict(run)[1]
+    assert "99.2 % to 98.9 % (\u22120.3 points, shipped: tuned)" in verdict(run)[1]
     without = replace(run, accuracy=run.accuracy[:3])
     assert "97.5 %" in verdict(without)[1]
-    assert "compensated" in verdict(without)[1]
+    assert "repaired" in verdict(without)[1]
 
 
 def test_slower_is_not_called_faster(run: ReportInput) -> None:
     def row(variant: str, ms: float) -> LatencyRow:
         return LatencyRow("cpu", "fp32", 1, variant, np.full(70, ms), {"p50": ms, "p90": ms})
 
-    said = verdict(replace(run, latency=(row("dense", 2.0), row("pruned", 2.5))))[2]
+    said = verdict(replace(run, latency=(row("dense", 2.0), row("shipped", 2.5))))[2]
     assert "cpu at batch 1 0.80×" in said
 
 
 def test_speed_is_compared_under_the_same_conditions_only(run: ReportInput) -> None:
     rows = [(r.variant, d.variant, d.runtime == r.runtime, d.batch == r.batch) for d, r in facts.latency_pairs(run)]
-    assert rows == [("finetuned", "dense", True, True)] * 4
+    assert rows == [("shipped", "dense", True, True)] * 4
     other_threads = tuple(replace(r, threads=1) if r.variant == "dense" else r for r in run.latency)
     assert list(facts.latency_pairs(replace(run, latency=other_threads))) == []
 
 
 def test_accuracy_on_other_images_is_not_the_final_one(run: ReportInput) -> None:
-    elsewhere = AccuracyRow("finetuned", Accuracy(1, 10), images="calibration")
+    elsewhere = AccuracyRow("shipped", Accuracy(1, 10), images="calibration")
     found = facts.final_accuracy(replace(run, accuracy=(run.accuracy[0], elsewhere, *run.accuracy[1:])))
     assert found is not None
     assert found.images == "evaluation"
@@ -291,9 +291,9 @@ def test_what_is_timed_but_has_no_weights_is_among_the_slowest_and_not_among_the
 
 
 def test_precisions_share_a_heading_and_are_told_apart(run: ReportInput) -> None:
-    dense, pruned = run.latency[:2]
-    rows = table(replace(run, latency=(dense, pruned, replace(pruned, precision="int8"))), "Latency").rows
-    assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "finetuned", "finetuned, int8"]
+    dense, shipped = run.latency[:2]
+    rows = table(replace(run, latency=(dense, shipped, replace(shipped, precision="int8"))), "Latency").rows
+    assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "shipped", "shipped, int8"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from compressor.suite.places import Place
 from compressor.suite.records import CAMERA, OFFLINE, SINGLE, Measured, Options, read_measured
 
 QUICK = Options(seconds=0.0, runs=70, offline_batch=4, repeats=1, threads=1, on=("onnxruntime",))
-SUBJECTS = ["dense", "pruned", "pruned-fp16", "pruned-int8"]
+SUBJECTS = ["dense", "shipped", "shipped-fp16", "shipped-int8"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,10 +59,10 @@ def test_costs_sizes_and_accuracy_are_those_of_the_run(taken: tuple[dict[str, An
     measured = read_measured(taken[1] / "benchmark.json")
     summary = json.loads((run / "summary.json").read_text())
     rows = {s.name: s for s in measured.subjects}
-    assert (rows["dense"].macs, rows["pruned"].macs) == (summary["macs_dense"], summary["macs_pruned"])
-    assert rows["pruned-int8"].parameters == summary["params_pruned"]
-    assert rows["pruned-int8"].bytes == (run / "model.int8.onnx").stat().st_size
-    for name, file in (("pruned", "model.onnx"), ("pruned-int8", "model.int8.onnx")):
+    assert (rows["dense"].macs, rows["shipped"].macs) == (summary["macs_dense"], summary["macs_shipped"])
+    assert rows["shipped-int8"].parameters == summary["params_shipped"]
+    assert rows["shipped-int8"].bytes == (run / "model.int8.onnx").stat().st_size
+    for name, file in (("shipped", "model.onnx"), ("shipped-int8", "model.int8.onnx")):
         accuracy = rows[name].accuracy
         assert accuracy is not None
         assert round(accuracy.top1, 4) == summary["precisions"][file]["accuracy"]
@@ -212,7 +212,7 @@ def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> 
     options = replace(QUICK, on=("pytorch", "pytorch-compile"), runs=20)
     found = suite.benchmark([suite.open_place(run)], options=options, out=tmp_path, notify=lambda stage, share: None)
     measured: Measured = read_measured(tmp_path / "benchmark.json")
-    assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "pruned"}
+    assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "shipped"}
     assert set(found["speed_up"]) <= {"pytorch", "pytorch-compile"}
 
 

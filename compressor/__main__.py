@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from . import __version__
 from .errors import MissingPackageError
 
+_CONTINUED = ("compress", "search", "benchmark")
+_INTERRUPTED = 130
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 
 
@@ -38,11 +40,15 @@ def _compress(arguments: list[str]) -> int:
             f"{', '.join(missing)} not installed, which everything but {', '.join(device.VERBS)} needs: "
             "pip install 'compressor[compress]'"
         )
-    app = importlib.import_module("compressor.cli").app
     try:
+        app = importlib.import_module("compressor.cli").app
         app(args=arguments, prog_name="compressor")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if arguments[:1] and arguments[0] in _CONTINUED else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 

@@ -20,13 +20,23 @@ from .delivery import Delivered, deliver
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
+from .errors import RecipeError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
 from .images import Batches, Images, overridden
 from .judges import judges_of, spare_of
 from .models import Model, load_model
 from .placement import code_of, computing
-from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim, warn_below_budget
+from .plans import (
+    below_budget,
+    comparable_scores,
+    make_step,
+    ranking_here,
+    require_reachable,
+    set_aim,
+    share_kept,
+    warn_below_budget,
+)
 from .pruning import (
     Structure,
     analyse,
@@ -410,11 +420,16 @@ def inspect(recipe: Recipe) -> Groups:
     return find_structure(graph, example, recipe.seed).groups
 
 
-def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
-    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named."""
+def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
+    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named.
+
+    `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
+    """
     require_known(recipe)
     model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
     given = given_preprocessing(recipe)
+    if sized and model.preprocessing is None and not given["size"]:
+        raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
     if model.preprocessing is None:
         plain = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         given |= {name: given[name] or value for name, value in plain.items()}
@@ -423,24 +438,49 @@ def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
 
 
 def predict(recipe: Recipe) -> dict[str, Any]:
-    """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not."""
-    graph, example = _without_images(recipe)
+    """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not.
+
+    With images named, everything is read and refused as the run would; nothing is written. Without, a model that
+    says nothing about its images' size needs one (RecipeError).
+    """
+    with computing():
+        return _predicted(recipe)
+
+
+def _predicted(recipe: Recipe) -> dict[str, Any]:
+    work = prepare(recipe, lambda stage, share: None, None, None, spare=spare_of(recipe)) if recipe.data else None
+    graph, example = _without_images(recipe, sized=True) if work is None else (work.dense, work.example)
     structure = find_structure(graph, example, recipe.seed)
-    scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-    budget, dense = parse_budget(recipe.budget), measure_cost(graph)
-    found = {"model": recipe.model, "budget": recipe.budget, "macs_dense": dense.macs, "params_dense": dense.parameters}
-    if budget.kind == "latency":
-        found["not_predicted"] = f"MACs and parameters: '{budget}' is measured in the run"
-    else:
-        plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
-        cost = measure_cost(prune(graph, structure, plan)[0])
-        found |= {"macs_predicted": cost.macs, "params_predicted": cost.parameters}
+    require_reachable(graph, structure, recipe)
+    dense = measure_cost(graph)
     return {
-        **found,
+        "model": recipe.model,
+        "budget": recipe.budget,
+        "size": list(example.shape[1:]),
+        "images": work and _counts(work),
+        "macs_dense": dense.macs,
+        "params_dense": dense.parameters,
+        **_costs_predicted(recipe, graph, structure),
         "groups": len(structure.groups.groups),
         "left_alone": [asdict(x) for x in structure.groups.left_alone],
         "recipe": asdict(recipe),
     }
+
+
+def _counts(work: Work) -> dict[str, int]:
+    parts = {"calibration": work.splits.calibration, "evaluation": work.splits.evaluation, "spare": work.splits.search}
+    return {name: len(images) for name, images in parts.items()}
+
+
+def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> dict[str, Any]:
+    budget = parse_budget(recipe.budget)
+    if budget.kind == "latency":
+        return {"not_predicted": f"MACs and parameters: '{budget}' is measured in the run", "warnings": []}
+    scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
+    plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
+    small = prune(graph, structure, plan)[0]
+    cost, said = measure_cost(small), below_budget(recipe, share_kept(graph, small, budget))
+    return {"macs_predicted": cost.macs, "params_predicted": cost.parameters, "warnings": [said] if said else []}
 
 
 def replay(folder: str | Path) -> dict[str, Any]:

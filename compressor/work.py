@@ -71,7 +71,7 @@ class Work:
     def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "", doubt: str = "") -> None:
         """Notes a gate; raises GateError when the value is above the limit.
 
-        With a `doubt`, which says why, a value within the limit shows nothing: the gate has not passed, the run goes on.
+        With a `doubt`, which says why, a value within the limit shows nothing: not passed, but the run goes on.
         """
         held = bool(value <= limit)
         self.gates.append(
@@ -97,6 +97,7 @@ def prepare(
     device = resolve(recipe.device)
     dense = placed(trace(model.module, example_of(how.shape)), device)
     classes = _classes(dense, example_of(how.shape))
+    require_own_classes(splits.calibration, classes, model)
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
         require_decodable(part)
@@ -142,6 +143,32 @@ def _classes(graph: fx.GraphModule, example: Tensor) -> int:
             "returns the logits alone"
         )
     return int(answer.shape[1])
+
+
+def require_own_classes(images: Images, outputs: int, model: Model) -> None:
+    """Raises DataError where named classes would be taken for the first few of more outputs, whose names aren't known.
+
+    Numbers as names are the model's own class numbers where they count from 0.
+    """
+    names = images.class_names
+    known = model.class_names is not None and model.weights != "none"
+    numbered = all(name.isdigit() and int(name) == index for index, name in enumerate(names))
+    if known or numbered or len(names) >= outputs:
+        return
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    raise DataError(
+        f"{images.source} has {len(names)} classes ({listed}), the model {outputs} outputs, and which of them are "
+        f"meant is not known; {_built_for(model.builder, len(names))}, or give labels.csv with the model's class numbers"
+    )
+
+
+def _built_for(spec: str, classes: int) -> str:
+    """What to call for a model of so many classes, as that kind of model is spelt."""
+    name, _, arguments = spec.removesuffix(")").partition("(")
+    if spec.startswith(("torchvision:", "timm:")):
+        others = [part.strip() for part in arguments.split(",") if part.strip() and "num_classes" not in part]
+        return f"take --model '{name}({', '.join((*others, f'num_classes={classes}'))})' with weights trained for them"
+    return f"build {spec or 'the model'} for {classes} classes"
 
 
 def read_images(

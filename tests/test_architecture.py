@@ -39,6 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("judges",),
     ("pipeline", "ship"),
     ("searching", "suite"),
+    ("progress",),
     ("cli",),
     ("__main__",),
 )

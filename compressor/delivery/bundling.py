@@ -22,7 +22,7 @@ LICENCES = (
 
 
 def bundle(work: Work, found: Findings, final: fx.GraphModule, cost: Cost) -> None:
-    """Every file and engine of the shipped network, each bound to about the distance it has here from the golden outputs."""
+    """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs."""
     folder, how = work.stages.folder, work.preprocessing
     ships = [a for a in found.artifacts if a.variant == "shipped"]
     limits = {a.name: limits_around(found.worst_parity(a)) for a in ships}

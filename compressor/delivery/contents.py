@@ -17,6 +17,7 @@ from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..pruning import Structure, importance
 from ..records import Accuracy, Compensation, Cost, Plan, Scores
+from ..recovery.choice import Choice, text_of
 from ..report import (
     AccuracyRow,
     EngineRow,
@@ -31,7 +32,6 @@ from ..report import (
     TradePoint,
     facts,
 )
-from ..recovery.choice import Choice, text_of
 from ..work import Work, ranking_of
 from .artifacts import Findings, of_subject
 from .gates import limits_of

@@ -58,8 +58,8 @@ def no_better_than_chance(dense: Accuracy) -> str:
     low, high = (100 * share for share in dense.interval)
     return (
         f"the dense network is right on {dense.correct} of {dense.n} evaluation images (95 % interval {low:.1f} to "
-        f"{high:.1f} %), where chance would be right on {100 * dense.chance:.1f} %: the labels, the order of the classes "
-        "or the pre-processing are probably wrong, and what it loses says nothing"
+        f"{high:.1f} %), where chance would be right on {100 * dense.chance:.1f} %: the labels, the order of the "
+        "classes or the pre-processing are probably wrong, and what it loses says nothing"
     )
 
 
@@ -70,8 +70,8 @@ def too_few(images: int, limit: float) -> str:
         return ""
     possible = 100 * (1 - (1 - CONFIDENCE) ** (1 / max(1, images)))
     return (
-        f"{images} images are too few to show a loss of at most {limit:g} points: with none lost, {possible:.1f} points "
-        f"may be ({CONFIDENCE:.0%} confidence); it takes {least:,}"
+        f"{images} images are too few to show a loss of at most {limit:g} points: with none lost, {possible:.1f} "
+        f"points may be ({CONFIDENCE:.0%} confidence); it takes {least:,}"
     )
 
 

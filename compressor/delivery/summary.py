@@ -9,6 +9,7 @@ from ..records import Accuracy, Cost
 from ..stages import Stages
 from ..work import Work
 from .artifacts import DENSE, SHIPPED, Findings
+from .latency import crowd_of
 
 
 def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: A
         "onnx_bytes_dense": found.path(DENSE).stat().st_size,
         "onnx_bytes_shipped": found.path(SHIPPED).stat().st_size,
         "latency_ms": latency,
+        "busy": crowd_of(found.timings),
         **_ratios(latency),
         "parity_max_abs": max(found.worst_parity(a).max_abs for a in found.artifacts if a.precision == "fp32"),
         "precisions": {a.name: _precision(found, a, accuracy) for a in found.artifacts if a.variant == "shipped"},
@@ -58,7 +60,7 @@ def _latency(found: Findings) -> dict[str, Any]:
 
 
 def _ratios(latency: dict[str, Any]) -> dict[str, float]:
-    """Pruned over dense by median latency on ONNX Runtime, both in fp32."""
+    """Shipped over dense by median latency on ONNX Runtime, both in fp32."""
     return {
         f"latency_ratio_b{batch}": round(at["shipped"]["p50"] / at["dense"]["p50"], 4)
         for batch, at in latency.get("onnxruntime", {}).items()

@@ -53,12 +53,14 @@ LIMITS = {
 
 
 def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Parity:
-    """Distance of `output` from `reference`, both [N, ...]; raises GateError when the shapes differ."""
+    """Distance of `output` from `reference`, both [N, ...]; raises GateError when shapes differ or are empty."""
     if reference.shape != output.shape:
         raise GateError(
             f"the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "
             "the file holds another model or a fixed batch"
         )
+    if not reference.size:
+        raise GateError(f"outputs of shape {list(output.shape)} hold no number, so nothing was compared; give images")
     a = reference.reshape(len(reference), -1).astype(np.float64)
     b = output.reshape(len(output), -1).astype(np.float64)
     difference = np.abs(a - b)

@@ -75,7 +75,9 @@ def text_of(choice: Choice) -> str:
     """The choice in a sentence or two, with what decided it."""
     other = "repaired" if choice.shipped == "tuned" else "tuned"
     better, worse = getattr(choice, choice.shipped), getattr(choice, other)
-    found = f"The {choice.shipped} network ships: of {choice.source} it is right on {better.correct}, the {other} one on "
+    found = (
+        f"The {choice.shipped} network ships: of {choice.source} it is right on {better.correct}, the {other} one on "
+    )
     if better.correct != worse.correct:
         return f"{found}{worse.correct}."
     return f"{found}as many; cross-entropy decides, {better.loss:.3g} against {worse.loss:.3g}."

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from ..records import FloatArray
 from .plots import LABELS, STYLE, _png, _short
 
-
 FOR, AGAINST = "#b2182b", "#2166ac"  # the ends of the heat map's own colours
 BELOW = -0.12  # of the axes' height
 

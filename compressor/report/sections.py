@@ -205,7 +205,11 @@ def _cost(run: ReportInput) -> Section:
         text.append(run.choice)
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
-    trade = Figure("trade", "Points: top-1 against the share of MACs kept", "Accuracy against the MACs kept; the ring is what ships.")
+    trade = Figure(
+        "trade",
+        "Points: top-1 against the share of MACs kept",
+        "Accuracy against the MACs kept; the ring is what ships.",
+    )
     parts = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
     return Section("cost", "What it cost", tuple(text), parts)
 

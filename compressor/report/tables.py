@@ -136,7 +136,11 @@ def accuracy_table(run: ReportInput) -> Table:
 
 def network(run: ReportInput, row: AccuracyRow) -> str:
     """The network's name; in PyTorch, of the shipped one also which it is."""
-    return f"shipped: {run.shipped}" if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped else row.variant
+    return (
+        f"shipped: {run.shipped}"
+        if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped
+        else row.variant
+    )
 
 
 def parity_table(run: ReportInput) -> Table:

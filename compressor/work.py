@@ -156,9 +156,10 @@ def require_own_classes(images: Images, outputs: int, model: Model) -> None:
     if known or numbered or len(names) >= outputs:
         return
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    remedy = _built_for(model.builder, len(names))
     raise DataError(
         f"{images.source} has {len(names)} classes ({listed}), the model {outputs} outputs, and which of them are "
-        f"meant is not known; {_built_for(model.builder, len(names))}, or give labels.csv with the model's class numbers"
+        f"meant is not known; {remedy}, or give labels.csv with the model's class numbers"
     )
 
 

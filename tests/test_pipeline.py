@@ -32,7 +32,8 @@ from compressor.saved import rebuild
 from compressor.work import Work, prepare
 
 SUMMARY = (
-    "model run_dir accuracy_dense accuracy_pruned accuracy_finetuned macs_dense macs_shipped params_dense "
+    "model run_dir accuracy_dense accuracy_removed accuracy_repaired accuracy_tuned accuracy_shipped shipped choice gates "
+    "warnings busy macs_dense macs_shipped params_dense "
     "params_shipped onnx_bytes_dense onnx_bytes_shipped latency_ms latency_ratio_b1 latency_ratio_b32 parity_max_abs "
     "engines not_checked seconds stages"
 ).split()
@@ -99,7 +100,7 @@ Planned = tuple[Work, Plan, fx.GraphModule]
 def _facts(folder: Path) -> dict[str, Any]:
     """What must not depend on how often a run was cut off; times and paths do."""
     summary = json.loads((folder / "summary.json").read_text())
-    timed = {"run_dir", "latency_ms", "latency_ratio_b1", "latency_ratio_b32", "seconds", "stages"}
+    timed = {"run_dir", "latency_ms", "latency_ratio_b1", "latency_ratio_b32", "busy", "warnings", "seconds", "stages"}
     files = ["weights.safetensors", "model.onnx", "network.json", "plan.json", "scores-1.json", "groups.json"]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}
@@ -125,7 +126,7 @@ def test_the_summary_holds_what_the_command_promises(run: compressor.Run) -> Non
     assert json.loads((run.folder / "summary.json").read_text()) == {"schema": "summary/2", **run.summary}
     for batches in run.summary["latency_ms"].values():
         assert set(batches) == {"1", "32"}
-        assert all(at[which]["p50"] > 0 for at in batches.values() for which in ("dense", "pruned"))
+        assert all(at[which]["p50"] > 0 for at in batches.values() for which in ("dense", "shipped"))
 
 
 def test_the_budget_is_met_from_below_by_smaller_tensors(run: compressor.Run) -> None:
@@ -249,7 +250,7 @@ def test_a_failed_gate_leaves_a_report_that_says_so_and_nothing_that_ships(
 def test_a_budget_out_of_reach_is_refused_before_anything_is_written(
     compress: Compress, run: compressor.Run, tmp_path: Path, budget: str
 ) -> None:
-    with pytest.raises(BudgetError, match=f"can't be met.*ask for at least '{budget.split()[0]} 0"):
+    with pytest.raises(BudgetError, match=f"can't be met.*ask for at least --budget '{budget.split()[0]} 0"):
         compress(tmp_path / "new", budget=budget)
     assert list(tmp_path.iterdir()) == []
     before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*")}
@@ -267,7 +268,7 @@ def test_too_few_images_for_a_batch_come_again_rather_than_stop_a_run(
         tiny, few, out=tmp_path / "few", **{**QUICK, "batch_size": 1, "evaluation": 0.5, "latency_batches": 32}
     )
     assert few.summary["evaluation_images"] == 3
-    assert few.summary["latency_ms"]["onnxruntime"]["32"]["pruned"]["p50"] > 0
+    assert few.summary["latency_ms"]["onnxruntime"]["32"]["shipped"]["p50"] > 0
 
 
 def test_repeated_images_are_left_out_and_do_not_stop_a_run(tmp_path: Path, tiny: nn.Module, images: Images) -> None:
@@ -369,7 +370,7 @@ def test_the_embedded_default_keeps_its_promises(
 ) -> None:
     summary = compressor.compress(model, out=tmp_path / "run", latency_seconds=0.5).summary
     assert summary["macs_shipped"] <= share * summary["macs_dense"]
-    assert 100 * (summary["accuracy_dense"] - summary["accuracy_pruned"]) <= lost
-    assert 100 * (summary["accuracy_dense"] - summary["accuracy_finetuned"]) <= lost_tuned
+    assert 100 * (summary["accuracy_dense"] - summary["accuracy_repaired"]) <= lost
+    assert 100 * (summary["accuracy_dense"] - summary["accuracy_shipped"]) <= lost_tuned
     assert summary["engines"] != []
     assert compressor.load(tmp_path / "run")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

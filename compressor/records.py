@@ -166,7 +166,8 @@ class Accuracy:
     @property
     def is_above_chance(self) -> bool:
         """Whether the whole interval is; true where chance was not counted."""
-        return self.chance < 0 or self.interval[0] > self.chance
+        rounding = 1e-9  # the interval of no right answer begins at 1e-18
+        return self.chance < 0 or self.interval[0] > self.chance + rounding
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from compressor.cost import measure_cost
 from compressor.device.bundle import verify_bundle
 from compressor.errors import BudgetError, GateError, ModelError
 from compressor.images import Images
+from compressor.judges import judges_of, spare_of
 from compressor.models import Model
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan
+from compressor.recovery.choice import Choice, Judged
 from compressor.saved import rebuild
 from compressor.work import Work, prepare
 
@@ -374,3 +377,68 @@ def test_the_embedded_default_keeps_its_promises(
     assert 100 * (summary["accuracy_dense"] - summary["accuracy_shipped"]) <= lost_tuned
     assert summary["engines"] != []
     assert compressor.load(tmp_path / "run")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+# which network ships, and what it was judged on
+
+
+def test_the_better_of_repaired_and_tuned_ships_and_it_is_said_which(run: compressor.Run) -> None:
+    summary = run.summary
+    assert summary["shipped"] in ("repaired", "tuned")
+    assert summary["accuracy_shipped"] == summary[f"accuracy_{summary['shipped']}"]
+    assert summary["choice"].startswith(f"The {summary['shipped']} network ships: of 8 calibration images kept out")
+    assert summary["choice"] in (run.folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("better", ["repaired", "tuned"])
+def test_what_ships_are_the_weights_of_the_better_one(
+    tiny: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    def chosen(repaired: nn.Module, tuned: nn.Module, batches: Any, *, source: str) -> Choice:
+        seen.extend(image.numpy().tobytes() for batch, _ in batches for image in batch)
+        return Choice(better, source, Judged(1, 2, 0.5), Judged(1, 2, 0.5))  # type: ignore[arg-type]
+
+    seen: list[bytes] = []
+    monkeypatch.setattr(pipeline, "choose", chosen)
+    recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
+    work, plan, small = _planned(recipe, model=tiny, images=images)
+    structure, _ = pipeline.find_units(work)
+    recovered = pipeline.recover(work, structure, plan, small)
+    assert recovered.tuned is not None
+    expected = small if better == "repaired" else recovered.tuned
+    other = recovered.tuned if better == "repaired" else small
+    state = recovered.shipped.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+    assert any(not torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+    evaluated = {image.numpy().tobytes() for batch, _ in work.evaluation for image in batch}
+    judges = judges_of(work)
+    assert judges is not None
+    taught = {image.numpy().tobytes() for batch, _ in judges.lessons for image in batch}
+    assert (len(seen), len(taught)) == (8, 34)  # a fifth of 42
+    assert evaluated.isdisjoint(seen)
+    assert taught.isdisjoint(seen)
+
+
+def test_images_left_over_judge_and_all_calibration_images_teach(
+    tiny: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    recipe = make_recipe({**QUICK, "model": "Tiny", "calibration": 20, "out": tmp_path / "run"})
+    given = Model(tiny, "", "given", None, None, state_hash(tiny))
+    work = prepare(recipe, lambda stage, share: None, given, images, spare=spare_of(recipe))
+    judges = judges_of(work)
+    assert judges is not None
+    assert (len(judges.lessons.images), len(judges.images.images)) == (20, 22)
+    assert judges.source == "22 images that served nothing else"
+    assert set(judges.images.images.names).isdisjoint(work.splits.calibration.names)
+    assert spare_of(replace(recipe, finetune_epochs=0)) == 0
+
+
+def test_a_budget_that_is_beaten_is_a_warning_and_not_an_error(
+    tiny: nn.Module, images: Images, tmp_path: Path
+) -> None:
+    asked = {**QUICK, "multiple": 16, "budget": "macs 0.6", "normalisation": "mean", "finetune_epochs": 0}
+    run = compressor.compress(tiny, images, out=str(tmp_path / "run"), **{**asked, "runtimes": "onnxruntime"})
+    assert run.summary["macs_kept"] < 0.6 * (1 - SLACK)
+    said = [text for text in run.summary["warnings"] if "where 0.6 may stay" in text]
+    assert len(said) == 1
+    assert said[0] in (run.folder / "report.md").read_text()

@@ -71,7 +71,7 @@ def too_few(images: int, limit: float) -> str:
     possible = 100 * (1 - (1 - CONFIDENCE) ** (1 / max(1, images)))
     return (
         f"{images} images are too few to show a loss of at most {limit:g} points: with none lost, {possible:.1f} "
-        f"points may be ({CONFIDENCE:.0%} confidence); it takes {least:,}"
+        f"points may be ({100 * CONFIDENCE:.0f} % confidence); it takes {least:,}"
     )
 
 

@@ -15,7 +15,8 @@ from compressor import suite
 from compressor.cli import app
 from compressor.device.environment import cache_bytes
 from compressor.errors import FolderError, GateError, InputError
-from compressor.suite import measurement
+from compressor.report.tables import Table
+from compressor.suite import measurement, pages
 from compressor.suite.comparison import compare_benchmarks, require_alike
 from compressor.suite.places import Place
 from compressor.suite.records import CAMERA, OFFLINE, SINGLE, Measured, Options, read_measured
@@ -123,7 +124,7 @@ def test_a_comparison_that_will_be_refused_measures_nothing(
 
 
 def _light(folder: Path) -> Place:
-    """Dense and pruned alone: every file more is two processes more."""
+    """Dense and shipped alone: every file more is two processes more."""
     place = suite.open_place(folder)
     return replace(place, files=place.files[:2])
 
@@ -219,3 +220,23 @@ def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> 
 def test_the_command_is_there() -> None:
     assert app.registered_commands
     assert "benchmark" in {c.callback.__name__ for c in app.registered_commands if c.callback}
+
+
+def test_a_busy_machine_is_said_in_the_headline_and_nothing_empty_is_shown(taken: tuple[dict[str, Any], Path]) -> None:
+    measured = read_measured(taken[1] / "benchmark.json")
+
+    def loaded(load: str, cores: str) -> Measured:
+        environment = measured.environment
+        state, machine = {**environment.state, "load_average": load}, {**environment.machine, "cores": cores}
+        crowded = replace(environment, state=state, machine=machine)
+        timings = tuple(replace(t, timing=replace(t.timing, environment=crowded)) for t in measured.timings)
+        return replace(measured, timings=timings, not_run=())
+
+    busy, quiet = (pages.page_of(loaded(load, "2")) for load in ("16.44 9.0 4.0", "1.0 9.0 9.0"))
+    assert busy.verdict[0].endswith("(busy machine: load 16.4 on 2 cores).")
+    assert busy.warnings[0].startswith("busy machine: load 16.4 on 2 cores when the timing began")
+    assert quiet.warnings == ()
+    assert "busy" not in quiet.verdict[0]
+    tables = [part for section in busy.sections for part in section.parts if isinstance(part, Table)]
+    assert [part.title for part in tables if not part.rows] == []
+    assert next(s for s in busy.sections if s.anchor == "not-run").text == ("Everything was run.",)

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 from matplotlib.ticker import MaxNLocator
 
+from ..records import Accuracy
 from . import facts
 from .facts import model_name
 from .plots import DENSE, KEPT, REMOVED, WIDTH_IN, Drawing, draw
@@ -122,8 +123,8 @@ def _all_alike(found: SearchReport) -> bool:
     areas = [t.value for t in found.tried if t.state == "complete" and t.value is not None]
     if len(areas) < 2:
         return False
-    best = max(areas)
-    return max(areas) - min(areas) <= 1.96 * float(np.sqrt(max(best * (1 - best), 0.0) / max(1, found.trial_images)))
+    best, images = max(areas), max(1, found.trial_images)
+    return min(areas) >= Accuracy(round(best * images), images).interval[0]
 
 
 def _noise(curve: Curve) -> float:

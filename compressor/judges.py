@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .delivery.precisions import JUDGE_IMAGES, LEAST_SPARE
+from .delivery.precisions import JUDGE_IMAGES
 from .images import Batches, batches
 from .recipe import Recipe
-from .work import Work
+from .work import SEARCH_LEAST, Work
 
 HELD_SHARE = 5  # one calibration image of so many judges where none are left over
 
@@ -36,7 +36,7 @@ def judges_of(work: Work) -> Judges | None:
     """None where a single calibration image would have to train and to judge."""
     calibration, spare, size = work.splits.calibration, work.splits.search, work.recipe.batch_size
     held = max(1, len(calibration) // HELD_SHARE)
-    if len(spare) >= min(LEAST_SPARE, held):
+    if len(spare) >= min(SEARCH_LEAST, held):
         judging = spare.subset(np.arange(min(JUDGE_IMAGES, len(spare))))
         return Judges(work.calibration, batches(judging, size), f"{len(judging)} images that served nothing else")
     if len(calibration) < 2:

@@ -433,9 +433,7 @@ def test_images_left_over_judge_and_all_calibration_images_teach(
     assert spare_of(replace(recipe, finetune_epochs=0)) == 0
 
 
-def test_a_budget_that_is_beaten_is_a_warning_and_not_an_error(
-    tiny: nn.Module, images: Images, tmp_path: Path
-) -> None:
+def test_a_budget_that_is_beaten_is_a_warning_and_not_an_error(tiny: nn.Module, images: Images, tmp_path: Path) -> None:
     asked = {**QUICK, "multiple": 16, "budget": "macs 0.6", "normalisation": "mean", "finetune_epochs": 0}
     run = compressor.compress(tiny, images, out=str(tmp_path / "run"), **{**asked, "runtimes": "onnxruntime"})
     assert run.summary["macs_kept"] < 0.6 * (1 - SLACK)

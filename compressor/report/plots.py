@@ -186,7 +186,14 @@ def _trade(run: ReportInput) -> Figure | None:
         axes.scatter(x, y, s=size, marker=marker, color=colour, label=label, zorder=3)
     for point in run.trade:
         if point.chosen:
-            ring: Any = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.4, "label": "shipped", "zorder": 4}
+            ring: Any = {
+                "facecolors": "none",
+                "edgecolors": INK,
+                "linewidths": 1.4,
+                "label": "shipped",
+                "zorder": 4,
+                "clip_on": False,
+            }
             axes.scatter(100 * point.macs_share, 100 * point.accuracy, s=190, **ring)
     axes.set_xlabel("MACs kept, % of dense")
     axes.set_ylabel("top-1, %")

@@ -84,7 +84,7 @@ def _speed_sentence(run: ReportInput) -> str:
     if not said:
         return "Latency was not measured, so nothing is said about speed."
     listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in said.items())
-    care = f" Not to be relied on: {run.busy} when the timing began." if run.busy else ""
+    care = f" Not to be relied on ({run.busy} when the timing began)." if run.busy else ""
     return f"Speed against dense, by median latency: {listed}.{care}"
 
 

@@ -366,7 +366,9 @@ def test_a_loss_that_later_layers_make_up_for_counts_less() -> None:
 
 
 def test_a_loss_on_no_image_is_refused() -> None:
-    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()), torch.randn(2, 3, 4, 4))
+    graph = trace(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()), torch.randn(2, 3, 4, 4)
+    )
     structure = find_structure(graph, torch.randn(2, 3, 4, 4))
     scores = Scores("given", {g.name: np.ones((len(g.sites), g.size)) for g in structure.groups.groups}, 1)
     for batches in ([], [torch.zeros(0, 3, 4, 4)]):

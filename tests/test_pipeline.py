@@ -35,8 +35,8 @@ from compressor.saved import rebuild
 from compressor.work import Work, prepare
 
 SUMMARY = (
-    "model run_dir accuracy_dense accuracy_removed accuracy_repaired accuracy_tuned accuracy_shipped shipped choice gates "
-    "warnings busy macs_dense macs_shipped params_dense "
+    "model run_dir accuracy_dense accuracy_removed accuracy_repaired accuracy_tuned accuracy_shipped shipped choice "
+    "gates warnings busy macs_dense macs_shipped params_dense "
     "params_shipped onnx_bytes_dense onnx_bytes_shipped latency_ms latency_ratio_b1 latency_ratio_b32 parity_max_abs "
     "engines not_checked seconds stages"
 ).split()

@@ -557,6 +557,6 @@ def test_fewer_images_than_the_traced_batch_compare_nothing() -> None:
     example = torch.randn(2, 3, 8, 8)
     graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()).eval(), example)
     structure = find_structure(graph, example)
-    for images in (example[:0], example[:1]):
-        with pytest.raises(GateError, match=f"was given {len(images)} images and compares 2 at once"):
-            identity_error(graph, graph, structure, {}, images)
+    for few in (example[:0], example[:1]):
+        with pytest.raises(GateError, match=f"was given {len(few)} images and compares 2 at once"):
+            identity_error(graph, graph, structure, {}, few)

@@ -43,7 +43,7 @@ def test_every_precision_is_a_file_with_its_own_parity_accuracy_and_gate(run: co
         assert 0 <= about["accuracy"] <= 1
     report = json.loads((run.folder / "report.json").read_text())
     named = " ".join(gate["name"] for gate in report["gates"])
-    assert all(gate["passed"] for gate in report["gates"])
+    assert [gate["name"] for gate in report["gates"] if not gate["passed"] and not gate["doubt"]] == []
     assert all(f"parity: {name}" in named for name in SHIPPED)
     assert all(f"top-1 lost by {name}" in named for name in SHIPPED[1:])
     limits = {gate["name"]: gate["limit"] for gate in report["gates"]}

@@ -13,6 +13,8 @@ from .device.__main__ import main as on_device
 from .device.isolation import leave_current_folder
 from .errors import MissingPackageError
 
+_CONTINUED = ("compress", "search", "benchmark")
+_INTERRUPTED = 130
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 _HELP: tuple[list[str], ...] = ([], ["--help"], ["-h"])
 
@@ -42,11 +44,15 @@ def _compress(arguments: list[str]) -> int:
             f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)} and benchmark of a bundle "
             "needs: pip install 'compressor[compress]'"
         )
-    app = importlib.import_module("compressor.cli").app
     try:
+        app = importlib.import_module("compressor.cli").app
         app(args=arguments, prog_name="compressor")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if arguments[:1] and arguments[0] in _CONTINUED else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 

@@ -27,7 +27,8 @@ Kind = Literal["macs", "parameters", "latency"]
 class Budget:
     """`share` of the dense network's MACs, parameters or latency that may stay.
 
-    MACs and parameters may be missed from below by at most `slack`, a measured latency either way. Latency is
+    MACs and parameters may be missed from below, by more than `slack` with a warning; a measured latency by at most
+    `slack` either way. Latency is
     that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
     """
 

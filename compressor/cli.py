@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect as introspection
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,13 +17,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from typer.core import TyperGroup
 
 from . import __version__
 from .errors import InputError
-from .recipe import Recipe, read_recipe, to_toml
+from .recipe import Recipe, read_recipe
 from .searching import load_flow
 from .searching.options import SearchOptions, make_options
 
@@ -64,7 +72,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _main(
     version: bool = typer.Option(
-        False, "--version", help="print the version and end", is_eager=True, callback=_print_version
+        False, "--version", help="print the version and end", is_eager=True, callback=_print_version, metavar=""
     ),
 ) -> None: ...
 
@@ -81,7 +89,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         "recipe_file",
         kind,
         annotation=Path | None,
-        default=typer.Option(None, "--recipe", help="TOML file of the fields below"),
+        default=typer.Option(None, "--recipe", help="TOML file of the fields below", metavar="FILE"),
     )
     flags = [
         introspection.Parameter(
@@ -99,12 +107,45 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _flag(f: Any, panel: str = "Recipe") -> Any:
+def _flag(f: Any, panel: str = "") -> Any:
     default = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
     name = "--" + f.name.replace("_", "-")
     switch = f"{name}/--no-{name[2:]}" if f.type == "bool" else name
     text = f.metadata["help"] + (escape(f" [{default}]") if default != "" else "")
-    return typer.Option(None, switch, help=text, show_default=False, rich_help_panel=panel)
+    shown = panel or _panel_of(f.name)
+    metavar = _METAVARS.get(f.type, "TEXT")
+    return typer.Option(None, switch, help=text, show_default=False, rich_help_panel=shown, metavar=metavar)
+
+
+# what a value looks like; a flag has none
+_METAVARS = {
+    "bool": "",
+    "int": "WHOLE",
+    "float": "NUMBER",
+    "tuple[int, ...]": "WHOLE,...",
+    "tuple[float, ...]": "NUMBER,...",
+    "tuple[str, ...]": "TEXT,...",
+}
+# each panel of --help begins at a field of the recipe
+_PANELS = {
+    "model": "Model",
+    "data": "Images",
+    "batch_size": "Computing",
+    "criterion": "Relevance",
+    "budget": "Budget and ranking",
+    "compensate": "Repair and fine-tuning",
+    "targets": "Files, engines and timing",
+    "max_accuracy_loss": "Gates and folder",
+}
+
+
+def _panel_of(name: str) -> str:
+    names = [f.name for f in fields(Recipe)]
+    begun = [panel for first, panel in _PANELS.items() if names.index(first) <= names.index(name)]
+    return begun[-1]
+
+
+_QUIET = typer.Option(False, "--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
 
 
 @app.command()
@@ -112,31 +153,65 @@ def _flag(f: Any, panel: str = "Recipe") -> Any:
 def compress(
     recipe: Recipe,
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="print the resolved recipe and the predicted cost, do nothing"
+        False, "--dry-run", help="check what a run checks first, print what it would cost, do nothing", metavar=""
     ),
+    quiet: bool = _QUIET,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
+    console.quiet = quiet
     _announce(f"compress {recipe.model} to {recipe.budget}", recipe)
     from . import pipeline
 
     if dry_run:
         found = pipeline.predict(recipe)
-        console.print(to_toml(recipe), highlight=False, markup=False)
+        _say_predicted(found, recipe)
         print(json.dumps(found))
         return
-    with _progress() as notify:
+    with _progress(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
     _say(run)
     print(json.dumps(run.summary))
+
+
+def _say_predicted(found: dict[str, Any], recipe: Recipe) -> None:
+    table = Table(title=f"{found['model']} at {' x '.join(map(str, found['size']))}, predicted")
+    for column in ("", "dense", "shipped", "kept"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, unit, factor in (("macs", "MMACs", 1e6), ("params", "thousand parameters", 1e3)):
+        before, after = found[f"{name}_dense"], found.get(f"{name}_predicted")
+        shown = ("measured in the run", "") if after is None else (f"{after / factor:,.2f}", f"{after / before:.1%}")
+        table.add_row(unit, f"{before / factor:,.2f}", *shown)
+    console.print(table)
+    images = found["images"]
+    counts = "not named" if images is None else ", ".join(f"{n} {name}" for name, n in images.items() if n)
+    groups = f"{_counted(found['groups'], 'group')} of units, {_counted(len(found['left_alone']), 'layer')} left alone"
+    _say_lines([f"{groups}; images: {counts}; budget: {recipe.budget}; folder: {recipe.folder}"])
+    _warn(found["warnings"])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _say_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for text in warnings:
+        console.print(f"warning: {text}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 @with_recipe
 def inspect(
     recipe: Recipe,
-    as_json: bool = typer.Option(False, "--json", help="print groups and what was left alone as JSON"),
-    relevance: Path | None = typer.Option(None, help="draw what the model finds relevant in one image into this PNG"),
-    image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw"),
+    as_json: bool = typer.Option(False, "--json", help="print groups and what was left alone as JSON", metavar=""),
+    relevance: Path | None = typer.Option(
+        None, help="draw what the model finds relevant in one image into this PNG", metavar="FILE"
+    ),
+    image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw", metavar="WHOLE"),
 ) -> None:
     """Shows the units the model can lose, what is left alone and why; or what it finds relevant in one image."""
     from . import pipeline
@@ -152,14 +227,14 @@ def inspect(
             )
         )
         return
-    table = Table(title=f"{recipe.model}: {len(groups.groups)} groups of units that go together")
+    table = Table(title=f"{recipe.model}: {_counted(len(groups.groups), 'group')} of units that go together")
     for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
         table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
     for g in groups.groups:
         layers = list(dict.fromkeys(s.layer for s in g.sites))
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         table.add_row(g.name, g.kind, str(g.size), shown, ", ".join(g.inexact[:2]))
-    left = Table(title=f"{len(groups.left_alone)} layers left alone")
+    left = Table(title=f"{_counted(len(groups.left_alone), 'layer')} left alone")
     for column in ("layer", "operation", "why"):
         left.add_column(column, overflow="fold")
     for x in groups.left_alone:
@@ -173,7 +248,13 @@ def _announce(task: str, recipe: Recipe) -> None:
     """The first line, before torch is imported: that takes seconds, and what was asked for can be read meanwhile."""
     sources = [source for source in (recipe.data, recipe.evaluation_data) if source]
     images = " and ".join(sources) or "not named"
-    print(f"{task}: images {images}, folder {recipe.folder}", file=sys.stderr, flush=True)
+    _say_now(f"{task}: images {images}, folder {recipe.folder}")
+
+
+def _say_now(text: str) -> None:
+    """As it is, on stderr; nothing when asked to be quiet."""
+    if not console.quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _draw(recipe: Recipe, image: int, path: Path) -> None:
@@ -205,23 +286,37 @@ def benchmark(
     places: list[Path] = typer.Argument(
         None, help="folders of finished runs, or a bundle; none: the recipe's run, made if need be", show_default=False
     ),
-    on: str = typer.Option("", help="runtimes, such as onnxruntime,openvino; all that are here by default"),
-    seconds: float = typer.Option(2.0, help="least time for each file, runtime and scenario", min=0.0),
-    least_runs: int = typer.Option(662, help="least runs of single images; a p99 stands from 662 on", min=1),
-    offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1),
-    rate_hz: float = typer.Option(0.0, help="adds a scenario with one image at a camera's rate", min=0.0),
-    threads: int = typer.Option(0, help="threads of a runtime; one for every core by default", min=0),
-    cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default"),
-    compare: Path | None = typer.Option(None, help="a benchmark.json to compare with; refused if taken elsewhere"),
-    report: Path | None = typer.Option(None, help="folder of the results; `benchmark` in the first place by default"),
+    on: str = typer.Option(
+        "", help="runtimes, such as onnxruntime,openvino; all that are here by default", metavar="TEXT,..."
+    ),
+    seconds: float = typer.Option(
+        2.0, help="least time for each file, runtime and scenario", min=0.0, metavar="NUMBER"
+    ),
+    least_runs: int = typer.Option(
+        662, help="least runs of single images; a p99 stands from 662 on", min=1, metavar="WHOLE"
+    ),
+    offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1, metavar="WHOLE"),
+    rate_hz: float = typer.Option(
+        0.0, help="adds a scenario with one image at a camera's rate", min=0.0, metavar="NUMBER"
+    ),
+    threads: int = typer.Option(0, help="threads of a runtime; one for every core by default", min=0, metavar="WHOLE"),
+    cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default", metavar="WHOLE,..."),
+    compare: Path | None = typer.Option(
+        None, help="a benchmark.json to compare with; refused if taken elsewhere", metavar="FILE"
+    ),
+    report: Path | None = typer.Option(
+        None, help="folder of the results; `benchmark` in the first place by default", metavar="FOLDER"
+    ),
     trust: bool = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is"),
+    quiet: bool = _QUIET,
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
+    console.quiet = quiet
     from . import pipeline, suite
 
     how = (seconds, least_runs, offline_batch, rate_hz, threads, suite.read_cores(cores))
     options = suite.Options(*how, on=tuple(part.strip() for part in on.split(",") if part.strip()))
-    with _progress() as notify:
+    with _progress(None if places else recipe) as notify:
         folders = places or [pipeline.run(recipe, notify=notify).folder]
         opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders]
         found = suite.benchmark(
@@ -232,7 +327,8 @@ def benchmark(
 
 
 def _say_benchmark(found: dict[str, Any]) -> None:
-    table = Table(title="speed-up over dense, by medians (95 % interval)")
+    busy = f"; {found['busy']}" if found["busy"] else ""
+    table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
     for column in ("runtime", "scenario", "subject", "speed-up"):
         table.add_column(column, justify="right" if column == "speed-up" else "left")
     for runtime, scenarios in found["speed_up"].items():
@@ -244,9 +340,9 @@ def _say_benchmark(found: dict[str, Any]) -> None:
     for name, runtime, scenario, ratio, low, high in found["changes"]:
         text = f"{name} on {runtime}, {scenario}: {ratio:.2f}× as fast as before ({low:.2f}–{high:.2f})"
         console.print(text, highlight=False)
-    for line in found["not_run"]:
-        console.print(f"not run: {line}", highlight=False)
-    console.print(f"page: {found['page']}", highlight=False)
+    if found["busy"]:
+        _warn([f"{found['busy']} when the timing began: times and ratios may be off; measure again on a quiet one"])
+    _say_lines([*(f"not run: {line}" for line in found["not_run"]), f"page: {found['page']}"])
 
 
 def with_search(command: Callable[..., None]) -> Callable[..., None]:
@@ -273,8 +369,9 @@ def with_search(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @with_recipe
 @with_search
-def search(recipe: Recipe, options: SearchOptions) -> None:
+def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None:
     """Searches relevance's own parameters for the recipe that keeps most; the same command goes on, or joins."""
+    console.quiet = quiet
     _announce(f"search for {recipe.model}", recipe)
     run_search = load_flow().run_search
     with _search_progress(options.trials) as (notify, on_trial):
@@ -285,7 +382,7 @@ def search(recipe: Recipe, options: SearchOptions) -> None:
 
 @app.command()
 def load(
-    folder: Annotated[Path, typer.Argument(help="the folder of a finished run")],
+    folder: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="FOLDER")],
     trust: bool = typer.Option(False, "--trust", help="run the model code that the folder names, whatever it is"),
 ) -> None:
     """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
@@ -309,28 +406,36 @@ for verb, text in (
 
 
 class _progress:
-    """A bar on stderr for people, one line per stage for logs."""
+    """A bar for each stage on stderr for people, one line per stage for logs; neither when asked to be quiet."""
+
+    def __init__(self, recipe: Recipe | None) -> None:
+        self.recipe = recipe
 
     def __enter__(self) -> Callable[[str, float], None]:
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not sys.stderr.isatty(),
-        )
+        from .progress import Course, course_of
+
+        self.course = course_of(self.recipe) if self.recipe is not None else Course()
+        self.live = sys.stderr.isatty() and not console.quiet
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(*columns, *times, console=console, disable=not self.live)
         self.bar.start()
         self.tasks: dict[str, Any] = {}
+        self.said: set[str] = set()
         return self.notify
 
     def notify(self, stage: str, share: float) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=1.0)
-            if self.bar.disable:
-                print(stage, file=sys.stderr, flush=True)
-        self.bar.update(self.tasks[stage], completed=share)
+        step = self.course.read(stage)
+        if step is None:
+            return
+        if not self.live and str(step) not in self.said:
+            self.said.add(str(step))
+            _say_now(str(step))
+        if step.key not in self.tasks:
+            self.tasks[step.key] = self.bar.add_task(str(step), total=None)  # moves to and fro until a share is known
+        self.bar.update(self.tasks[step.key], description=str(step))
+        if share > 0:
+            self.bar.update(self.tasks[step.key], total=1.0, completed=share)
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
@@ -339,51 +444,71 @@ class _progress:
 def _say(run: Any) -> None:
     s = run.summary
     table = Table(title=f"{s['model']}: {s['macs_kept']:.1%} of the MACs kept")
-    for column in ("", "dense", "pruned"):
+    for column in ("", "dense", "shipped"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("top-1, held out", f"{s['accuracy_dense']:.2%}", f"{s['accuracy_pruned']:.2%} without fine-tuning")
-    if s["accuracy_finetuned"] is not None:
-        table.add_row("", "", f"{s['accuracy_finetuned']:.2%} fine-tuned")
-    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_pruned'] / 1e6:.2f}")
-    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_pruned']:,}")
-    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_pruned']:,}")
+    shipped = f"{s['accuracy_shipped']:.2%} ({s['shipped']})"
+    table.add_row(f"top-1, {s['evaluation_images']:,} held out", f"{s['accuracy_dense']:.2%}", shipped)
+    for name in ("removed", "repaired", "tuned"):
+        if s[f"accuracy_{name}"] is not None:
+            table.add_row(f"  {name}", "", f"{s[f'accuracy_{name}']:.2%}")
+    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_shipped'] / 1e6:.2f}")
+    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_shipped']:,}")
+    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_shipped']:,}")
     for name, about in s["precisions"].items():
         if about["precision"] != "fp32":
             table.add_row(f"{name}", "", f"{about['bytes']:,} bytes, {about['accuracy']:.2%}")
     for runtime, batches in s["latency_ms"].items():
         for batch, at in batches.items():
-            cells = [f"{name.removeprefix('pruned-')} {t['p50']:.3f}" for name, t in at.items() if "-" in name]
-            pruned = [f"{at['pruned']['p50']:.3f}"] if "pruned" in at else []
+            cells = [f"{name.removeprefix('shipped-')} {t['p50']:.3f}" for name, t in at.items() if "-" in name]
+            own = [f"{at['shipped']['p50']:.3f}"] if "shipped" in at else []
             dense = f"{at['dense']['p50']:.3f}" if "dense" in at else ""
-            table.add_row(f"{runtime}, batch {batch}, p50 ms", dense, ", ".join(pruned + cells))
+            table.add_row(f"{runtime}, batch {batch}, p50 ms", dense, ", ".join(own + cells))
+    if s["busy"]:
+        table.caption = f"{s['busy']} when the timing began"
     console.print(table)
-    for line in s["not_checked"]:
-        console.print(f"not checked: {line}", highlight=False)
-    console.print(f"report: {Path(s['run_dir']) / 'report.html'}", highlight=False)
+    _say_after(s)
+
+
+def _say_after(s: dict[str, Any]) -> None:
+    """Below the table: why this network ships, gates, what was not done, what is where, and what comes next."""
+    folder, gates = Path(s["run_dir"]), s["gates"]
+    doubtful = [name for name, state in gates.items() if state != "passed"]
+    passed = f"all {_counted(len(gates), 'gate')} passed"
+    if doubtful:
+        passed = (
+            f"{len(gates) - len(doubtful)} of {_counted(len(gates), 'gate')} passed; not shown: {'; '.join(doubtful)}"
+        )
+    _say_lines([*([s["choice"]] if s["choice"] else []), passed])
+    _say_lines(f"not checked: {line}" for line in s["not_checked"])
+    _warn(s["warnings"])
+    _say_lines([f"report: {folder / 'report.html'}", f"next: compressor verify {folder / 'bundle'}"])
 
 
 @contextmanager
 def _search_progress(total: int) -> Iterator[tuple[Callable[[str, float], None], Callable[[Any], None]]]:
     """A bar with the best so far for people; for logs a line per stage. A line per trial for both."""
+    from .report.facts import title_of
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    live = sys.stderr.isatty()
+    live = sys.stderr.isatty() and not console.quiet
     said: set[str] = set()
     with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("search", total=total)
 
         def notify(stage: str, share: float) -> None:
-            bar.update(task, description=stage)
+            bar.update(task, description=title_of(stage, several=False))
             if not live and stage not in said:
                 said.add(stage)
-                print(stage, file=sys.stderr, flush=True)
+                _say_now(title_of(stage, several=False))
 
         def on_trial(progress: Any) -> None:
             best = f"best {_percent(progress.best and progress.best.value)}"
             bar.update(task, completed=progress.done, description=f"trials: {best}, {_minutes(progress.left_s)} left")
             line = _trial_line(progress)
-            bar.console.print(line, highlight=False, soft_wrap=True) if live else print(
-                line, file=sys.stderr, flush=True
-            )
+            if live:
+                bar.console.print(line, highlight=False, soft_wrap=True)
+            else:
+                _say_now(line)
 
         yield notify, on_trial
 

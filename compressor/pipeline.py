@@ -18,18 +18,27 @@ from .behaviour import require_function
 from .checkpoints import state_hash
 from .cost import measure_cost
 from .delivery import Delivered, deliver
-from .delivery.precisions import JUDGE_IMAGES
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
-from .errors import ModelError
+from .errors import ModelError, RecipeError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
-from .images import Images, overridden
+from .images import Batches, Images, overridden
 from .in_memory import images_of
+from .judges import judges_of, spare_of
 from .models import Model, load_model
 from .placement import code_of, computing
-from .plans import comparable_scores, make_step, ranking_here, require_reachable, set_aim
+from .plans import (
+    below_budget,
+    comparable_scores,
+    make_step,
+    ranking_here,
+    require_reachable,
+    set_aim,
+    share_kept,
+    warn_below_budget,
+)
 from .pruning import (
     Structure,
     analyse,
@@ -42,6 +51,7 @@ from .pruning import (
 )
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Compensation, Groups, IntArray, Plan, Scores
+from .recovery.choice import Choice, Judged, choose, text_of
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import ScoreOptions, score
@@ -137,17 +147,17 @@ def run(
 
 
 def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Images | None) -> Run:
-    spare = JUDGE_IMAGES if "int8" in recipe.precisions else 0
-    work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare)
+    work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare_of(recipe))
     structure, spent = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
         plan, pruned = remove_and_repair(work, structure)
-        final = recover(work, structure, plan, pruned)
-        accuracy = measure_accuracy(work, structure, plan, pruned, final)
-        delivered = deliver(work, structure, plan, final, accuracy)
-        return finish(work, plan, accuracy, delivered)
+        warn_below_budget(work, pruned)
+        recovered = recover(work, structure, plan, pruned)
+        accuracy = measure_accuracy(work, structure, plan, pruned, recovered)
+        delivered = deliver(work, structure, plan, recovered.shipped, accuracy, recovered.choice)
+        return finish(work, accuracy, recovered, delivered)
 
 
 def find_units(work: Work) -> tuple[Structure, Usage]:
@@ -292,85 +302,137 @@ def _check_identity(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, unit
     images = torch.from_numpy(work.sample(IDENTITY_IMAGES))
     error = identity_error(graph, raw, units, step.kept, images)
     work.gate(
-        "identity: pruned = masked original",
+        "identity: removed = masked original",
         error,
         work.recipe.max_identity_error,
         "this is a defect of the pruner: please report the model; `--units` can leave the failing kind of unit out",
     )
 
 
-def recover(work: Work, structure: Structure, plan: Plan, pruned: fx.GraphModule) -> fx.GraphModule:
-    """Short fine-tuning of the repaired network, taught by the dense one; none when the recipe says so."""
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The network that ships; where it was fine-tuned, the tuned one and why it ships or does not."""
+
+    shipped: fx.GraphModule
+    tuned: fx.GraphModule | None = None
+    choice: Choice | None = None
+
+
+def recover(work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule) -> Recovered:
+    """The repaired network, or what short fine-tuning makes of it, whichever is better on images apart.
+
+    The dense network teaches. Without epochs, or images to tell the two apart, the repaired one ships.
+    """
     recipe, folder = work.recipe, work.stages.folder
+    path, record = folder / "stages" / "tuned.safetensors", folder / "choice.json"
     options = FinetuneOptions(
         epochs=recipe.finetune_epochs,
         learning_rate=recipe.learning_rate,
         distillation=recipe.distillation,
         seed=recipe.seed,
     )
+    judges = judges_of(work) if recipe.finetune_epochs else None
 
     def write() -> None:
-        small = copy.deepcopy(pruned)
-        if recipe.finetune_epochs:
-            finetune(
-                small,
-                work.calibration,
-                options=options,
-                teacher=work.dense,
-                progress=lambda epoch, loss: work.stages.notify("finetune", (epoch + 1) / (recipe.finetune_epochs + 1)),
-            )
-        write_weights(folder / "weights.safetensors", small)
+        path.unlink(missing_ok=True)
+        choice, shipped = None, repaired
+        if judges is not None:
+            tuned = _tuned(work, repaired, judges.lessons, options)
+            choice = choose(repaired, tuned, judges.images, source=judges.source)
+            shipped = tuned if choice.shipped == "tuned" else repaired
+            write_weights(path, tuned)
+        write_json(record, {"schema": "choice/1", "choice": choice and asdict(choice)})
+        write_weights(folder / "weights.safetensors", shipped)
 
-    def read() -> fx.GraphModule:
-        small = rebuild(work.dense, structure, dict(plan.kept))
-        read_weights(folder / "weights.safetensors", small)
-        return small
+    def read() -> Recovered:
+        choice = _choice_of(read_json(record, "choice/1")["choice"])
+        shipped = rebuild(work.dense, structure, dict(plan.kept))
+        read_weights(folder / "weights.safetensors", shipped)
+        if choice is None:
+            return Recovered(shipped)
+        tuned = rebuild(work.dense, structure, dict(plan.kept))
+        read_weights(path, tuned)
+        return Recovered(shipped, tuned, choice)
 
-    inputs = [work.stages.keys[f"repair-{recipe.rounds}"], asdict(options), recipe.batch_size]
+    hashes = judges and [judges.source, judges.images.images.content_hash(), judges.lessons.images.content_hash()]
+    inputs = [work.stages.keys[f"repair-{recipe.rounds}"], asdict(options), recipe.batch_size, hashes]
+    if recipe.finetune_epochs and judges is None:
+        work.not_checked.append("fine-tuning: one calibration image can't both train and judge, so nothing was tuned")
     final = work.stages.do("finetune", inputs, write, read)
     shape = tuple(work.example.shape[1:])
     write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(plan.kept)))
     return final
 
 
+def _tuned(work: Work, repaired: fx.GraphModule, lessons: Batches, options: FinetuneOptions) -> fx.GraphModule:
+    small = copy.deepcopy(repaired)
+    finetune(
+        small,
+        lessons,
+        options=options,
+        teacher=work.dense,
+        progress=lambda epoch, loss: work.stages.notify("finetune", (epoch + 1) / (options.epochs + 1)),
+    )
+    return small
+
+
+def _choice_of(held: dict[str, Any] | None) -> Choice | None:
+    if held is None:
+        return None
+    judged = {name: Judged(**held[name]) for name in ("repaired", "tuned")}
+    return Choice(held["shipped"], held["source"], **judged)
+
+
 def measure_accuracy(
-    work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule, final: fx.GraphModule
+    work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule, recovered: Recovered
 ) -> dict[str, Accuracy]:
-    """Held-out accuracy of every variant, dense to fine-tuned; the shipped one's loss is a gate."""
+    """Held-out accuracy of every network, dense to shipped; the shipped one's loss is a gate."""
     folder = work.stages.folder
-    variants = {"dense": work.dense, "pruned": rebuild(work.dense, structure, dict(plan.kept)), "compensated": repaired}
-    if work.recipe.finetune_epochs:
-        variants["finetuned"] = final
+    networks = {"dense": work.dense, "removed": rebuild(work.dense, structure, dict(plan.kept)), "repaired": repaired}
+    if recovered.tuned is not None:
+        networks["tuned"] = recovered.tuned
+    total = len(networks) * max(1, len(work.evaluation.images))
+
+    def evaluated(index: int, network: fx.GraphModule) -> Accuracy:
+        before = index * len(work.evaluation.images)
+        say = work.stages.notify
+        return evaluate(network, work.evaluation, progress=lambda images: say("accuracy", (before + images) / total))
 
     def write() -> None:
-        found = {name: asdict(evaluate(net, work.evaluation)) for name, net in variants.items()}
-        write_json(folder / "accuracy.json", {"schema": "accuracy/1", "variants": found})
+        found = {name: asdict(evaluated(i, network)) for i, (name, network) in enumerate(networks.items())}
+        write_json(folder / "accuracy.json", {"schema": "accuracy/2", "networks": found})
 
     def read() -> dict[str, Accuracy]:
-        held = read_json(folder / "accuracy.json", "accuracy/1")["variants"]
-        return {name: Accuracy(**held[name]) for name in variants}
+        held = read_json(folder / "accuracy.json", "accuracy/2")["networks"]
+        return {name: Accuracy(**held[name]) for name in networks}
 
     inputs = [work.stages.keys["finetune"], work.splits.hashes["evaluation"], asdict(work.preprocessing)]
-    return work.stages.do("accuracy", inputs, write, read)
+    found = work.stages.do("accuracy", inputs, write, read)
+    return {**found, "shipped": found[name_of_shipped(recovered)]}
 
 
-def finish(work: Work, plan: Plan, accuracy: dict[str, Accuracy], delivered: Delivered) -> Run:
+def name_of_shipped(recovered: Recovered) -> str:
+    return recovered.choice.shipped if recovered.choice is not None else "repaired"
+
+
+def finish(work: Work, accuracy: dict[str, Accuracy], recovered: Recovered, delivered: Delivered) -> Run:
     """The run's summary, written and returned."""
     top1 = {name: round(a.top1, 4) for name, a in accuracy.items()}
     summary = {
         "model": work.recipe.model,
         "run_dir": str(work.stages.folder),
-        "accuracy_dense": top1["dense"],
-        "accuracy_removed_only": top1["pruned"],
-        "accuracy_pruned": top1["compensated"],
-        "accuracy_finetuned": top1.get("finetuned"),
+        **{f"accuracy_{name}": top1.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
+        "shipped": name_of_shipped(recovered),
+        "choice": recovered.choice and text_of(recovered.choice),
         "evaluation_images": accuracy["dense"].n,
         "device": str(work.device),
         **work.budget_facts,
         **delivered.summary,
+        "gates": {gate.name: gate.state for gate in delivered.gates},
+        "warnings": list(work.warnings),
         **stage_costs(work.stages),
     }
-    write_json(work.stages.folder / "summary.json", {"schema": "summary/1", **summary})
+    write_json(work.stages.folder / "summary.json", {"schema": "summary/2", **summary})
     return Run(work.stages.folder, work.recipe, summary)
 
 
@@ -380,14 +442,19 @@ def inspect(recipe: Recipe) -> Groups:
     return find_structure(graph, example, recipe.seed).groups
 
 
-def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
-    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named."""
+def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
+    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named.
+
+    `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
+    """
     require_known(recipe)
     model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
     given = given_preprocessing(recipe)
+    if sized and model.preprocessing is None and not given["size"]:
+        raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
     if model.preprocessing is None:
-        plain = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-        given |= {name: given[name] or value for name, value in plain.items()}
+        usual = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        given |= {name: given[name] or value for name, value in usual.items()}
     example = example_of(overridden(model.preprocessing, **given).shape)
     graph = trace(model.module, example)
     require_function(model.module, graph, example)
@@ -395,24 +462,49 @@ def _without_images(recipe: Recipe) -> tuple[fx.GraphModule, Tensor]:
 
 
 def predict(recipe: Recipe) -> dict[str, Any]:
-    """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not."""
-    graph, example = _without_images(recipe)
+    """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not.
+
+    With images named, everything is read and refused as the run would; nothing is written. Without, a model that
+    says nothing about its images' size needs one (RecipeError).
+    """
+    with computing():
+        return _predicted(recipe)
+
+
+def _predicted(recipe: Recipe) -> dict[str, Any]:
+    work = prepare(recipe, lambda stage, share: None, None, None, spare=spare_of(recipe)) if recipe.data else None
+    graph, example = _without_images(recipe, sized=True) if work is None else (work.dense, work.example)
     structure = find_structure(graph, example, recipe.seed)
-    scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-    budget, dense = parse_budget(recipe.budget), measure_cost(graph)
-    found = {"model": recipe.model, "budget": recipe.budget, "macs_dense": dense.macs, "params_dense": dense.parameters}
-    if budget.kind == "latency":
-        found["not_predicted"] = f"MACs and parameters: '{budget}' is measured in the run"
-    else:
-        plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
-        cost = measure_cost(prune(graph, structure, plan)[0])
-        found |= {"macs_predicted": cost.macs, "params_predicted": cost.parameters}
+    require_reachable(graph, structure, recipe)
+    dense = measure_cost(graph)
     return {
-        **found,
+        "model": recipe.model,
+        "budget": recipe.budget,
+        "size": list(example.shape[1:]),
+        "images": work and _counts(work),
+        "macs_dense": dense.macs,
+        "params_dense": dense.parameters,
+        **_costs_predicted(recipe, graph, structure),
         "groups": len(structure.groups.groups),
         "left_alone": [asdict(x) for x in structure.groups.left_alone],
         "recipe": asdict(recipe),
     }
+
+
+def _counts(work: Work) -> dict[str, int]:
+    parts = {"calibration": work.splits.calibration, "evaluation": work.splits.evaluation, "spare": work.splits.search}
+    return {name: len(images) for name, images in parts.items()}
+
+
+def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> dict[str, Any]:
+    budget = parse_budget(recipe.budget)
+    if budget.kind == "latency":
+        return {"not_predicted": f"MACs and parameters: '{budget}' is measured in the run", "warnings": []}
+    scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
+    plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
+    small = prune(graph, structure, plan)[0]
+    cost, said = measure_cost(small), below_budget(recipe, share_kept(graph, small, budget))
+    return {"macs_predicted": cost.macs, "params_predicted": cost.parameters, "warnings": [said] if said else []}
 
 
 def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:

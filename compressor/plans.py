@@ -69,6 +69,32 @@ def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recip
         make_plan(graph, structure, scores, budget, options)  # raises, naming what can be reached
 
 
+def share_kept(dense: fx.GraphModule, small: fx.GraphModule, budget: Budget) -> float:
+    """Of the MACs or parameters, as a counted budget asks."""
+    before, after = measure_cost(dense), measure_cost(small)
+    return after.parameters / before.parameters if budget.kind == "parameters" else after.macs / before.macs
+
+
+def below_budget(recipe: Recipe, share: float) -> str:
+    """What to say of a plan that keeps far less than a counted budget allows; empty where it comes near."""
+    budget = parse_budget(recipe.budget)
+    if budget.kind == "latency" or share >= (1 - budget.slack) * budget.share:
+        return ""
+    steps = f"--multiple 1 (now {recipe.multiple}) may come nearer" if recipe.multiple != 1 else "no plan comes nearer"
+    what = "MACs" if budget.kind == "macs" else budget.kind
+    return (
+        f"the plan keeps {share:.3f} of the {what} where {budget.share:g} may stay: units go in steps too large to "
+        f"come nearer; {steps}"
+    )
+
+
+def warn_below_budget(work: Work, small: fx.GraphModule) -> None:
+    budget = parse_budget(work.recipe.budget)
+    said = "" if budget.kind == "latency" else below_budget(work.recipe, share_kept(work.dense, small, budget))
+    if said:
+        work.warn(said)
+
+
 def comparable_scores(
     recipe: Recipe,
     graph: fx.GraphModule,
@@ -247,8 +273,7 @@ def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, score
 def _budget_of_round(work: Work, r: int, graph: fx.GraphModule, target: Budget) -> Budget:
     dense, now, rounds = measure_cost(work.dense), measure_cost(graph), work.recipe.rounds
     left = (now.macs / dense.macs) if target.kind == "macs" else now.parameters / dense.parameters
-    slack = target.slack if r == rounds else 1.0  # on the way any plan below the line will do
-    return replace(target, share=target.share ** (r / rounds) / left, slack=slack)
+    return replace(target, share=target.share ** (r / rounds) / left)
 
 
 class Timed:

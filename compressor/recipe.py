@@ -203,7 +203,16 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
         return _plain(kind, _as_text(value) if name == "composite" else value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise RecipeError(f"{name} = {repr(value)[:200]} is not understood ({error})") from error
+        raise RecipeError(f"{name} = {repr(value)[:200]} is not understood; expected {_expected(kind)}") from error
+
+
+_KINDS: Mapping[Any, str] = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _expected(kind: Any) -> str:
+    if getattr(kind, "__origin__", None) is tuple:
+        return f"{_KINDS[kind.__args__[0]]}, or several with commas in between"
+    return _KINDS[kind]
 
 
 def _as_text(value: Any) -> Any:
@@ -221,8 +230,7 @@ def _plain(kind: type, value: Any) -> Any:
     """Text is read as what the field wants; anything else must be that already (3 for 3.0, not 1 for 1.5)."""
     fits: Mapping[type, tuple[type, ...]] = {str: (str, os.PathLike), int: (int, str), float: (int, float, str)}
     if not isinstance(value, fits.get(kind, (kind,))) or (isinstance(value, bool) and kind is not bool):
-        expected = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[kind]
-        raise TypeError(f"expected {expected}")
+        raise TypeError(f"not {_KINDS[kind]}")
     return kind(value)
 
 

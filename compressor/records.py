@@ -148,15 +148,26 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Correct answers of `n`; the interval is Wilson's at 95 %, in shares of one."""
+    """Correct answers of `n`; the interval is Wilson's at 95 %, in shares of one.
+
+    `chance` is what the same answers would get if they were dealt out to the images at random (the agreement that
+    Cohen's kappa starts from): 1/10 for ten classes alike, everything for one and the same answer. -1: not counted.
+    """
 
     correct: int
     n: int
     correct_top5: int = -1
+    chance: float = field(default=-1.0, compare=False)
 
     @property
     def top1(self) -> float:
         return self.correct / self.n
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether the whole interval is; true where chance was not counted."""
+        rounding = 1e-9  # the interval of no right answer begins at 1e-18
+        return self.chance < 0 or self.interval[0] > self.chance + rounding
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -48,6 +48,7 @@ class Work:
     preprocessing: Preprocessing
     gates: list[GateRow] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # said first in the report, on the terminal and in the summary
     budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
     device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
 
@@ -64,11 +65,23 @@ class Work:
                 break
         return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
 
-    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "") -> None:
-        """Notes a gate; raises GateError when the value is above the limit."""
-        passed = bool(value <= limit)
-        self.gates.append(GateRow(name, limit, float(value), passed, "<=", unit, remedy))
-        if not passed:
+    def warn(self, text: str) -> None:
+        """Once, however many find it."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "", doubt: str = "") -> None:
+        """Notes a gate; raises GateError when the value is above the limit.
+
+        With a `doubt`, which says why, a value within the limit shows nothing: not passed, but the run goes on.
+        """
+        held = bool(value <= limit)
+        self.gates.append(
+            GateRow(name, limit, float(value), held and not doubt, "<=", unit, remedy, doubt if held else "")
+        )
+        if doubt:
+            self.warn(doubt)
+        if not held:
             self.stages.retract()
             raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
 
@@ -89,6 +102,7 @@ def prepare(
     require_exportable(traced)
     dense = placed(traced, device)
     classes = _classes(dense, example_of(how.shape))
+    require_own_classes(splits.calibration, classes, model)
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
         require_decodable(part)
@@ -148,6 +162,33 @@ def _no_classifier(answer: Any) -> str:
         f"the model answers with a tensor {list(answer.shape)}, expected one tensor [N, classes]; wrap the model so "
         "that its forward returns class scores"
     )
+
+
+def require_own_classes(images: Images, outputs: int, model: Model) -> None:
+    """Raises DataError where named classes would be taken for the first few of more outputs, whose names aren't known.
+
+    Numbers as names are the model's own class numbers where they count from 0.
+    """
+    names = images.class_names
+    known = model.class_names is not None and model.weights != "none"
+    numbered = all(name.isdigit() and int(name) == index for index, name in enumerate(names))
+    if known or numbered or len(names) >= outputs:
+        return
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    remedy = _built_for(model.builder, len(names))
+    raise DataError(
+        f"{images.source} has {len(names)} classes ({listed}), the model {outputs} outputs, and which of them are "
+        f"meant is not known; {remedy}, or give labels.csv with the model's class numbers"
+    )
+
+
+def _built_for(spec: str, classes: int) -> str:
+    """What to call for a model of so many classes, as that kind of model is spelt."""
+    name, _, arguments = spec.removesuffix(")").partition("(")
+    if spec.startswith(("torchvision:", "timm:")):
+        others = [part.strip() for part in arguments.split(",") if part.strip() and "num_classes" not in part]
+        return f"take --model '{name}({', '.join((*others, f'num_classes={classes}'))})' with weights trained for them"
+    return f"build {spec or 'the model'} for {classes} classes"
 
 
 def read_images(

@@ -38,8 +38,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("saved",),
     ("work",),
     ("delivery", "looking", "plans", "repair"),
+    ("judges",),
     ("pipeline", "ship"),
     ("searching", "suite"),
+    ("progress",),
     ("cli",),
     ("__main__",),
 )

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from compressor.__main__ import main
 from compressor.recipe import Recipe
+from compressor.report import facts
 
 MODELS = """
 import torch
@@ -81,6 +82,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(path)
     (folder / "empty").mkdir()
+    (folder / "unlabelled").mkdir()
+    for i in range(6):
+        shutil.copy(folder / "images" / "ants" / f"{2 * i}.png", folder / "unlabelled" / f"{i}.png")
+    for number, name in enumerate(("ants", "bees")):
+        shutil.copytree(folder / "images" / name, folder / "numbered" / str(number))
+    pixels = generator.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    np.savez(folder / "integers.npz", images=pixels, labels=np.arange(24) % 4)
     shutil.copytree(folder / "images", folder / "corrupt")
     (folder / "corrupt" / "bees" / "1.png").write_bytes((folder / "images" / "bees" / "1.png").read_bytes()[:90])
     save_file({"head.weight": torch.zeros(2, 8)}, folder / "other.safetensors")
@@ -123,7 +131,8 @@ def test_a_users_own_module_and_images_run_through(finished: tuple[Path, Any]) -
     assert done.returncode == 0, done.stderr
     assert [len(done.stdout.splitlines()), done.stdout.count("\n")] == [1, 1]
     summary = json.loads(done.stdout)
-    assert (summary["run_dir"], summary["accuracy_finetuned"], summary["engines"]) == (str(out), None, [])
+    assert (summary["run_dir"], summary["accuracy_tuned"], summary["engines"]) == (str(out), None, [])
+    assert (summary["shipped"], summary["accuracy_shipped"]) == ("repaired", summary["accuracy_repaired"])
     assert 0.49 <= summary["macs_kept"] <= 0.5
     assert f"report: {out / 'report.html'}" in done.stderr.replace("\n", "")
 
@@ -149,13 +158,86 @@ def test_inspect_prints_the_groups_and_what_is_left_alone_and_why(command: Comma
     assert [x["reason"] for x in found["left_alone"] if x["layer"] == "fc"] == ["is the model's output"]
 
 
-def test_a_dry_run_prints_recipe_and_cost_and_does_nothing_else(command: Command, tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_it_would_cost_and_does_nothing_else(command: Command, tmp_path: Path) -> None:
     answer = _compress(command, tmp_path / "run", "--dry-run", "--budget", "macs 0.65")
     predicted = json.loads(answer.stdout)
     assert answer.code == 0
     assert 0.637 <= predicted["macs_predicted"] / predicted["macs_dense"] <= 0.65
-    assert 'budget = "macs 0.65"' in answer.stderr
+    assert predicted["size"] == [3, 16, 16]
+    assert predicted["images"] == {"calibration": 17, "evaluation": 7, "spare": 0}
+    for shown in ("predicted", "MMACs", "kept", "budget: macs 0.65", "17 calibration, 7 evaluation"):
+        assert shown in answer.stderr
+    assert "interpolation" not in answer.stderr  # the recipe is in the JSON
     assert list(tmp_path.iterdir()) == []
+
+
+DRY_REFUSED: dict[str, tuple[list[str], int, str]] = {
+    "no label": (["--data", "unlabelled"], 2, "have no label"),
+    "corrupt image": (["--data", "corrupt"], 2, "can't be decoded"),
+    "more outputs than classes": (["--model", "models.py:gated(classes=3)"], 2, "for 2 classes"),
+    "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least --budget 'macs 0."),
+    "folder of something else": (["--out", "images"], 2, "is no run of this program"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Pillow leaves a broken file open
+@pytest.mark.parametrize("case", DRY_REFUSED)
+def test_a_dry_run_refuses_what_the_run_refuses(command: Command, tmp_path: Path, case: str) -> None:
+    words, code, said = DRY_REFUSED[case]
+    answer = _compress(command, tmp_path / "new", "--dry-run", *words)
+    assert (answer.code, answer.stdout) == (code, ""), answer.stderr
+    assert said in answer.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_asks_for_the_pre_processing_that_the_run_asks_for(command: Command) -> None:
+    answer = command("compress", "--model", "models.py:gated", "--data", "images", "--dry-run")
+    assert (answer.code, answer.stdout) == (2, "")
+    assert "give --size, --mean, --std" in answer.stderr
+    unseen = command("compress", "--model", "models.py:gated", "--dry-run")  # costs depend on a size it does not guess
+    assert (unseen.code, unseen.stdout) == (2, "")
+    assert "give --size" in unseen.stderr
+
+
+@pytest.mark.parametrize("source", ["numbered", "integers.npz"])
+def test_numbers_are_the_models_own_classes(command: Command, tmp_path: Path, source: str) -> None:
+    answer = _compress(
+        command, tmp_path / "run", "--dry-run", "--data", source, "--multiple", "1", model="models.py:gated(classes=5)"
+    )
+    assert answer.code == 0, answer.stderr
+
+
+def test_quiet_leaves_errors_and_the_last_line(command: Command, tmp_path: Path) -> None:
+    answer = _compress(command, tmp_path / "run", "--dry-run", "--quiet")
+    assert (answer.code, answer.stderr, answer.stdout.count("\n")) == (0, "", 1)
+    refused = _compress(command, tmp_path / "run", "--quiet", "--data", "empty")
+    assert refused.code == 2
+    assert [line[:7] for line in refused.stderr.splitlines()] == ["error: "]
+
+
+def test_stages_are_counted_and_in_plain_words(finished: tuple[Path, Any]) -> None:
+    lines = [line for line in finished[1].stderr.splitlines() if " of 10: " in line and ": timing networks" not in line]
+    assert [line.split(":")[0] for line in lines] == [f"{i} of 10" for i in (1, 2, 3, 4, 5, 6, 7, 8, 10)]
+    assert lines[2] == "3 of 10: measuring what each layer may lose"
+    assert "measured-1" not in finished[1].stderr
+
+
+def test_the_terminal_says_gates_warnings_and_the_next_command(finished: tuple[Path, Any]) -> None:
+    out, done = finished
+    said = done.stderr
+    assert f"next: compressor verify {out / 'bundle'}" in said
+    summary = json.loads(done.stdout)
+    assert summary["gates"]["accuracy: top-1 lost"] in ("passed", "not shown")
+    assert all(f"warning: {text}" in said for text in summary["warnings"])
+
+
+def test_help_names_kinds_of_values_and_not_pythons(command: Command) -> None:
+    text = command("compress", "--help").stdout + command("benchmark", "--help").stdout
+    assert "<str>" not in text
+    assert "<float>" not in text
+    assert text.count("<bool>") == text.count("--help")  # typer's own flag
+    assert "WHOLE" in text
+    assert "Budget and ranking" in text
 
 
 def test_every_field_of_a_recipe_is_a_flag_and_the_file_is_read(command: Command, tmp_path: Path) -> None:
@@ -184,16 +266,22 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "images twice": (["--evaluation-data", "images"], 2, "are also among the evaluation images"),
     "none held out": (["--evaluation", "0"], 2, "0 are held out for evaluation"),
     "label outside": (["--model", "models.py:gated(classes=1)"], 2, "tells 1 classes apart"),
+    "more outputs than classes": (
+        ["--model", "torchvision:resnet18", "--weights", "none"],
+        2,
+        "torchvision:resnet18(num_classes=2)",
+    ),
+    "more outputs than classes, a factory": (["--model", "models.py:gated(classes=3)"], 2, "for 2 classes, or give"),
     "other checkpoint": (["--weights", "other.safetensors"], 2, "doesn't fit the model"),
     "no checkpoint": (["--weights", "nowhere.pt"], 2, "don't exist"),
-    "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least 'macs 0."),
+    "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least --budget 'macs 0."),
     "budget nonsense": (["--budget", "half"], 2, "write 'macs S', 'parameters S' or"),
     "unknown criterion": (["--criterion", "lpr"], 2, "Did you mean 'lrp'?"),
     "unknown composite": (["--composite", "yeom"], 2, "Did you mean 'yeom2021'?"),
     "unknown kind of unit": (["--units", "heads"], 2, "Did you mean 'head'"),
     "unknown target": (["--targets", "SM866"], 2, "Did you mean 'SM86'"),
     "unknown flag": (["--bugdet", "macs 0.5"], 2, "--budget"),
-    "no number": (["--calibration", "many"], 2, "calibration = 'many' is not understood"),
+    "no number": (["--calibration", "many"], 2, "calibration = 'many' is not understood; expected a whole number"),
     "no recipe": (["--recipe", "nowhere.toml"], 2, "can't read the recipe nowhere.toml"),
     "folder of something else": (["--out", "images"], 2, "is no run of this program"),
     "folder below a file": (["--out", "models.py/run"], 2, "not a folder you may write to"),
@@ -208,7 +296,7 @@ def test_bad_input_is_one_line_and_an_exit_code_and_nothing_written(
     words, code, said = REFUSED[case]
     before = sorted(place.rglob("*"))
     answer = _compress(command, tmp_path / "new", *words)
-    lines = [line for line in answer.stderr.splitlines() if line != "groups" and not line.startswith("compress ")]
+    lines = [line for line in answer.stderr.splitlines() if not line.startswith(("compress ", "1 of "))]
     assert (answer.code, answer.stdout, len(lines)) == (code, "", 1), answer.stderr
     assert lines[0].startswith("error: ")
     assert said in lines[0]
@@ -226,7 +314,7 @@ def test_an_own_module_needs_its_preprocessing(command: Command, tmp_path: Path)
 def test_a_folder_with_another_run_is_refused_and_left_as_it_is(command: Command, finished: tuple[Path, Any]) -> None:
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    answer = _compress(command, out, model="models.py:gated(classes=3)")
+    answer = _compress(command, out, model="models.py:gated(classes=2)")
     assert (answer.code, answer.stderr.count("\n")) == (2, 2)
     assert "holds the run of model 'models.py:gated'" in answer.stderr.splitlines()[-1]
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
@@ -284,7 +372,7 @@ class _Started:
             said = ""
             for line in child.stderr:
                 said += line
-                if line.strip() == at:
+                if line.strip().endswith(f": {at}"):
                     time.sleep(after_s)
                     child.send_signal(number)
                     break
@@ -302,15 +390,16 @@ def _process(place: Path, out: Path, *more: str, **options: Any) -> _Started:
 
 def _facts(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
-    timed = ("run_dir", "latency_ms", "latency_ratio_b1", "seconds", "stages")
+    timed = ("run_dir", "latency_ms", "latency_ratio_b1", "busy", "warnings", "seconds", "stages")
     files = ["weights.safetensors", "model.onnx", "network.json", "plan.json", "scores-1.json"]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}
 
 
 def test_ctrl_c_is_one_line_and_exit_130(place: Path, tmp_path: Path) -> None:
-    code, said = _process(place, tmp_path / "run").stopped("onnx", signal.SIGINT)
-    assert (code, said.splitlines()[-1]) == (130, "interrupted")
+    code, said = _process(place, tmp_path / "run").stopped("exporting to ONNX", signal.SIGINT)
+    assert (code, said.splitlines()[-1]) == (130, "interrupted; the same command goes on from here")
+    assert said.count("interrupted") == 1
     assert "Traceback" not in said
 
 
@@ -341,7 +430,8 @@ def test_killed_at_several_moments_it_continues_and_ends_the_same(
 ) -> None:
     """kill -9, the same command, and so on; each time it goes on after the last finished stage."""
     out, finished_stages = tmp_path / "run", 0
-    for stage in ("groups", "scores-1", "repair-1", "finetune", "onnx", "latency"):
+    for name in ("groups", "scores", "repair", "accuracy", "onnx", "latency"):
+        stage = facts.STAGES[name]
         code, said = _process(place, out).stopped(stage, signal.SIGKILL, after_s=0.02)
         assert code == -signal.SIGKILL, said
         assert said.count("(done before)") >= finished_stages
@@ -353,7 +443,9 @@ def test_killed_at_several_moments_it_continues_and_ends_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["torchvision:resnet18", "timm:vit_tiny_patch16_224(img_size=64)"])
+@pytest.mark.parametrize(
+    "model", ["torchvision:resnet18(num_classes=2)", "timm:vit_tiny_patch16_224(img_size=64, num_classes=2)"]
+)
 def test_a_library_model_without_weights_runs_through_on_a_folder_of_images(
     command: Command, tmp_path: Path, model: str
 ) -> None:

@@ -533,7 +533,7 @@ def test_the_whole_job_makes_the_same_plan_and_goes_on_on_another_device(
     plans = [read_record(run.folder / "plan.json", Plan) for run in (near, far)]
     assert {n: k.tolist() for n, k in plans[0].kept.items()} == {n: k.tolist() for n, k in plans[1].kept.items()}
     assert (near.summary["device"], far.summary["device"]) == ("cpu", "lazy:0")
-    for variant in ("accuracy_dense", "accuracy_removed_only", "accuracy_pruned", "accuracy_finetuned"):
+    for variant in ("accuracy_dense", "accuracy_removed", "accuracy_repaired", "accuracy_tuned", "accuracy_shipped"):
         assert near.summary[variant] == far.summary[variant], variant
     notified: list[str] = []
     compressor.compress(
@@ -583,7 +583,7 @@ def test_a_gpu_makes_the_plan_the_cpu_makes(name: str, images: Images, tmp_path:
     assert {n: len(k) for n, k in near.items()} == {n: len(k) for n, k in far.items()}
     agree = sum(len(np.intersect1d(near[n], far[n])) for n in near) / sum(map(len, near.values()))
     assert agree > 0.9
-    for variant in ("accuracy_dense", "accuracy_removed_only", "accuracy_pruned", "accuracy_finetuned"):
+    for variant in ("accuracy_dense", "accuracy_removed", "accuracy_repaired", "accuracy_tuned", "accuracy_shipped"):
         assert runs[0].summary[variant] == pytest.approx(runs[1].summary[variant], abs=2 * ONE_IMAGE), variant
 
 

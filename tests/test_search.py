@@ -34,6 +34,8 @@ from compressor.records import Scores
 from compressor.relevance import score
 from compressor.relevance.composite import PRESETS, SPACE, Axis, Choice, Rule, at, point_of
 from compressor.relevance.spelling import composite_of, to_text
+from compressor.report import searched as searched_pages
+from compressor.report.searched import Curve, SearchReport, Tried, write_search_report
 from compressor.searching.bench import Kept, area
 from compressor.searching.finalists import Finalist, finalists_of, winner_of
 from compressor.searching.options import SearchOptions, make_options
@@ -632,3 +634,27 @@ def test_what_no_search_can_do_is_refused_before_anything_is_written(place: Path
     with pytest.raises(RecipeError, match="rounds = 2: a search judges recipes in one round"):
         _search(place, tmp_path / "run", 3, rounds=2)
     assert not (tmp_path / "run").exists()
+
+
+def _report(areas: list[float], tmp_path: Path) -> tuple[Any, Path]:
+    tried = tuple(Tried(i, "complete", area, "", ((0.5, area),), 1.0) for i, area in enumerate(areas))
+    curve = Curve("trial 0", "search", ((0.5, areas[0], 0.5, 200),), areas[0], True, "")
+    settings = {"settings": (("criterion", "lrp"),), "composite": (), "importance": (), "hashes": {}, "images": {}}
+    counts: dict[str, Any] = {"trial_images": 200, "score_images": 64, "repaired": True}
+    report = SearchReport("m", "trial 0", "", {"search": 1.0}, curves=(curve,), tried=tried, **settings, **counts)
+    return report, write_search_report(report, tmp_path, {"schema": "search/1"}).markdown
+
+
+def test_trials_that_cannot_be_told_apart_are_said_to_be_so(tmp_path: Path) -> None:
+    alike, apart = _report([1.0, 1.0, 0.999], tmp_path / "a")[1], _report([0.9, 0.5, 0.7], tmp_path / "b")[1]
+    assert "All complete trials lie within what the images can tell apart" in alike.read_text()
+    assert "All complete trials" not in apart.read_text()
+
+
+def test_trials_are_numbered_alike_in_table_and_picture(tmp_path: Path) -> None:
+    report, page = _report([0.9, 0.5, 0.7, 0.8], tmp_path)
+    assert "| trial | state | preset | area, % |" in page.read_text()
+    axes = searched_pages._history(report.tried).axes[0]
+    ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    assert [tick for tick in ticks if tick != round(tick)] == []
+    assert {float(x) for c in axes.collections for x, _ in c.get_offsets()} == {0.0, 1.0, 2.0, 3.0}

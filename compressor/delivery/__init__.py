@@ -18,14 +18,15 @@ from ..export.onnx import export_onnx
 from ..placement import CPU, placed, release
 from ..pruning import Structure
 from ..records import Accuracy, Plan
+from ..recovery.choice import Choice
 from ..report import GateRow, write_report
 from ..work import Work
-from .artifacts import DENSE, PRUNED, Findings
+from .artifacts import DENSE, SHIPPED, Findings
 from .bundling import bundle
 from .contents import report_of
 from .engines import build_engines
-from .gates import gate_accuracy, measure_files, measure_parity
-from .latency import measure_latency, measure_layers
+from .gates import gate_accuracy, measure_files, measure_parity, no_better_than_chance
+from .latency import crowd_of, measure_latency, measure_layers
 from .precisions import make_precisions
 from .summary import summary_of
 
@@ -39,9 +40,16 @@ class Delivered:
 
 
 def deliver(
-    work: Work, structure: Structure, plan: Plan, final: fx.GraphModule, accuracy: Mapping[str, Accuracy]
+    work: Work,
+    structure: Structure,
+    plan: Plan,
+    final: fx.GraphModule,
+    accuracy: Mapping[str, Accuracy],
+    choice: Choice | None = None,
 ) -> Delivered:
     """Exports, checks, builds, measures, reports and bundles; a failed gate is raised once the report is written.
+
+    `choice` says why `final` is what ships, where there was one.
 
     All from copies on the CPU, where the networks lie on a GPU: what runs on that is the engines.
     """
@@ -49,13 +57,16 @@ def deliver(
     release()
     found = Findings(work.stages.folder)
     failed: GateError | None = None
+    doubt = no_better_than_chance(accuracy["dense"])
+    if doubt:
+        work.warn(doubt)
     try:
         _deliver_files(work, found, final, accuracy)
     except GateError as error:
         failed = error
     else:
         bundle(work, found, final, measure_cost(final))
-    write_report(report_of(work, structure, plan, final, accuracy, found), work.stages.folder)
+    write_report(report_of(work, structure, plan, final, accuracy, found, choice), work.stages.folder)
     if failed is not None:
         raise failed
     summary = summary_of(work, found, measure_cost(work.dense), measure_cost(final), accuracy["dense"])
@@ -64,7 +75,7 @@ def deliver(
 
 def _deliver_files(work: Work, found: Findings, final: fx.GraphModule, accuracy: Mapping[str, Accuracy]) -> None:
     """Cheap gates before dear work: a file that is not right is neither built nor timed."""
-    networks = {"dense": work.dense, "pruned": final}
+    networks = {"dense": work.dense, "shipped": final}
     gate_accuracy(work, accuracy)
     _export(work, found, networks)
     make_precisions(work, found)
@@ -72,6 +83,8 @@ def _deliver_files(work: Work, found: Findings, final: fx.GraphModule, accuracy:
     measure_files(work, found, accuracy["dense"])
     build_engines(work, found)
     measure_latency(work, found, networks)
+    if crowd_of(found.timings):
+        work.warn(f"{crowd_of(found.timings)} when networks were timed: times and ratios may be off; time them again")
     measure_layers(work, found, networks)
 
 
@@ -80,12 +93,12 @@ def _export(work: Work, found: Findings, networks: Mapping[str, fx.GraphModule])
     metadata = {"compressor.model": recipe.model, "compressor.budget": recipe.budget}
 
     def write() -> None:
-        for artifact in (DENSE, PRUNED):
+        for artifact in (DENSE, SHIPPED):
             about = {**metadata, "compressor.variant": artifact.variant}
             export_onnx(networks[artifact.variant], work.example, found.path(artifact), metadata=about)
 
     def read() -> None:
-        for artifact in (DENSE, PRUNED):
+        for artifact in (DENSE, SHIPPED):
             found.path(artifact).stat()
 
     work.stages.do("onnx", [work.stages.keys["finetune"], metadata], write, read)

@@ -22,13 +22,13 @@ class Artifact:
     """An exported file. `made_for` names the library whose form of Q/DQ it has; empty: any runtime takes it."""
 
     name: str
-    variant: Literal["dense", "pruned"]
+    variant: Literal["dense", "shipped"]
     precision: str = "fp32"
     made_for: str = ""
 
     @property
     def subject(self) -> str:
-        """What a measurement of it is called: `dense`, `pruned`, `pruned-fp16`."""
+        """What a measurement of it is called: `dense`, `shipped`, `shipped-fp16`."""
         return self.variant if self.precision == "fp32" else f"{self.variant}-{self.precision}"
 
     @property
@@ -45,10 +45,10 @@ _PURPOSES = {
 }
 
 DENSE = Artifact("dense.onnx", "dense")
-PRUNED = Artifact("model.onnx", "pruned")
-FP16 = Artifact("model.fp16.onnx", "pruned", "fp16")
-INT8 = Artifact("model.int8.onnx", "pruned", "int8")
-INT8_TENSORRT = Artifact("model.int8.tensorrt.onnx", "pruned", "int8", "tensorrt")
+SHIPPED = Artifact("model.onnx", "shipped")
+FP16 = Artifact("model.fp16.onnx", "shipped", "fp16")
+INT8 = Artifact("model.int8.onnx", "shipped", "int8")
+INT8_TENSORRT = Artifact("model.int8.tensorrt.onnx", "shipped", "int8", "tensorrt")
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Findings:
     """Filled from stage to stage; what a failed gate left undone stays empty. Keys are artifacts' names."""
 
     folder: Path
-    artifacts: tuple[Artifact, ...] = (DENSE, PRUNED)
+    artifacts: tuple[Artifact, ...] = (DENSE, SHIPPED)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     parity: dict[str, dict[int, Parity]] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
@@ -85,6 +85,6 @@ def wanted_precisions(asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def of_subject(subject: str) -> tuple[str, str]:
-    """`pruned-fp16` to (`pruned`, `fp16`)."""
+    """`shipped-fp16` to (`shipped`, `fp16`)."""
     variant, _, precision = subject.partition("-")
     return variant, precision or "fp32"

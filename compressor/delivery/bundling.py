@@ -22,9 +22,9 @@ LICENCES = (
 
 
 def bundle(work: Work, found: Findings, final: fx.GraphModule, cost: Cost) -> None:
-    """Every pruned file and engine, each bound to about the distance it has here from the golden outputs."""
+    """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs."""
     folder, how = work.stages.folder, work.preprocessing
-    ships = [a for a in found.artifacts if a.variant == "pruned"]
+    ships = [a for a in found.artifacts if a.variant == "shipped"]
     limits = {a.name: limits_around(found.worst_parity(a)) for a in ships}
     models = [ModelFile(a.name, a.precision, limits=limits[a.name], made_for=a.made_for) for a in ships]
     files = {**{a.name: found.path(a) for a in ships}, "plan.json": folder / "network.json"}

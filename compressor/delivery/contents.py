@@ -17,6 +17,7 @@ from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..pruning import Structure, importance
 from ..records import Accuracy, Compensation, Cost, Plan, Scores
+from ..recovery.choice import Choice, text_of
 from ..report import (
     AccuracyRow,
     EngineRow,
@@ -29,10 +30,12 @@ from ..report import (
     ReportInput,
     StageRow,
     TradePoint,
+    facts,
 )
 from ..work import Work, ranking_of
 from .artifacts import Findings, of_subject
 from .gates import limits_of
+from .latency import crowd_of
 
 
 def report_of(
@@ -42,12 +45,14 @@ def report_of(
     final: fx.GraphModule,
     accuracy: Mapping[str, Accuracy],
     found: Findings,
+    choice: Choice | None = None,
 ) -> ReportInput:
     recipe = work.recipe
     decided = "measured-1.json" if recipe.normalisation == "measured" else "scores-1.json"
     scores = read_record(work.stages.folder / decided, Scores)
     dense_cost, cost = measure_cost(work.dense), measure_cost(final)
     environment = read_environment()
+    ships = choice.shipped if choice else "repaired"
     return ReportInput(
         model=recipe.model,
         recipe=asdict(recipe),
@@ -59,7 +64,7 @@ def report_of(
         },
         groups=tuple(_group_rows(work, structure, plan, scores)),
         cost_dense=dense_cost,
-        cost_pruned=cost,
+        cost_shipped=cost,
         accuracy=tuple(_accuracy_rows(accuracy, found)),
         criterion=scores.criterion,
         samples=scores.samples,
@@ -75,22 +80,24 @@ def report_of(
         files=tuple(_file_rows(found)),
         engines=tuple(_engine_row(e) for e in found.engines if e["path"]),
         gates=tuple(work.gates),
-        trade=tuple(_trade(accuracy, dense_cost, cost)),
+        trade=tuple(_trade(accuracy, ships, cost.macs / dense_cost.macs)),
         pareto=tuple(_pareto(found)),
         not_checked=tuple(work.not_checked),
         stages=tuple(_stage_rows(work)),
+        warnings=tuple(work.warnings),
+        shipped=ships,
+        choice=text_of(choice) if choice else "",
+        busy=crowd_of(found.timings),
     )
 
 
 def _accuracy_rows(accuracy: Mapping[str, Accuracy], found: Findings) -> list[AccuracyRow]:
-    """PyTorch's variants, then every file as ONNX Runtime runs it."""
-    last = "finetuned" if "finetuned" in accuracy else "compensated"
+    """The networks in PyTorch, then every file as ONNX Runtime runs it."""
     rows = [AccuracyRow(name, a) for name, a in accuracy.items()]  # type: ignore[arg-type]
     for artifact in found.artifacts:
         if artifact.name in found.accuracy:
             runtime = f"onnxruntime, form for {artifact.made_for}" if artifact.made_for else "onnxruntime"
-            variant = "dense" if artifact.variant == "dense" else last
-            rows.append(AccuracyRow(variant, found.accuracy[artifact.name], artifact.precision, runtime))  # type: ignore[arg-type]
+            rows.append(AccuracyRow(artifact.variant, found.accuracy[artifact.name], artifact.precision, runtime))
     return rows
 
 
@@ -155,12 +162,12 @@ def _group_rows(work: Work, structure: Structure, plan: Plan, scores: Scores) ->
 
 
 def _layer_rows(
-    dense: fx.GraphModule, pruned: fx.GraphModule, before: Cost, after: Cost, found: Findings
+    dense: fx.GraphModule, shipped: fx.GraphModule, before: Cost, after: Cost, found: Findings
 ) -> list[LayerRow]:
     """Weighted layers in order, then what else took time: activations, sums, norms, layout changes."""
-    macs_before, macs_after = macs_by_layer(dense, before), macs_by_layer(pruned, after)
-    widths = {n.name: n for n in pruned.graph.nodes}
-    ms_dense, ms_pruned = (found.layer_ms.get(v, {}) for v in ("dense", "pruned"))
+    macs_before, macs_after = macs_by_layer(dense, before), macs_by_layer(shipped, after)
+    widths = {n.name: n for n in shipped.graph.nodes}
+    ms_dense, ms_shipped = (found.layer_ms.get(v, {}) for v in ("dense", "shipped"))
     rows: dict[str, LayerRow] = {}
     for node in dense.graph.nodes:
         layer = node.meta.get("layer", "")
@@ -175,12 +182,12 @@ def _layer_rows(
                 macs_before[layer],
                 macs_after[layer],
                 ms_dense.get(layer),
-                ms_pruned.get(layer),
+                ms_shipped.get(layer),
             )
-    others = [name for name in dict.fromkeys((*ms_dense, *ms_pruned)) if name not in rows]
+    others = [name for name in dict.fromkeys((*ms_dense, *ms_shipped)) if name not in rows]
     operation = {ELSEWHERE: "layout changes and what no layer owns"}
     for name in others:
-        rows[name] = LayerRow(name, operation.get(name, "other"), 0, 0, 0, 0, ms_dense.get(name), ms_pruned.get(name))
+        rows[name] = LayerRow(name, operation.get(name, "other"), 0, 0, 0, 0, ms_dense.get(name), ms_shipped.get(name))
     return list(rows.values())
 
 
@@ -189,7 +196,9 @@ def _latency_row(timing: Timing) -> LatencyRow:
     percentiles = {"p50": found["p50_ms"], "p90": found["p90_ms"], "p99": found["p99_ms"]}
     variant, precision = of_subject(timing.name)
     batch, threads = timing.schedule.batch, timing.schedule.threads
-    return LatencyRow(timing.runtime, precision, batch, variant, np.array(timing.samples_ms), percentiles, threads)
+    note = facts.crowd(timing.environment.state, timing.environment.machine)
+    samples = np.array(timing.samples_ms)
+    return LatencyRow(timing.runtime, precision, batch, variant, samples, percentiles, threads, note)
 
 
 def _pareto(found: Findings) -> list[ParetoPoint]:
@@ -215,10 +224,9 @@ def _stage_rows(work: Work) -> list[StageRow]:
     ]
 
 
-def _trade(accuracy: Mapping[str, Accuracy], dense: Cost, cost: Cost) -> list[TradePoint]:
-    names = {"dense": "dense", "pruned": "removed", "compensated": "repaired", "finetuned": "fine-tuned"}
-    shipped = "finetuned" if "finetuned" in accuracy else "compensated"
+def _trade(accuracy: Mapping[str, Accuracy], ships: str, share: float) -> list[TradePoint]:
     return [
-        TradePoint(names[name], 1.0 if name == "dense" else cost.macs / dense.macs, a.top1, chosen=name == shipped)
-        for name, a in accuracy.items()
+        TradePoint(name, 1.0 if name == "dense" else share, found.top1, chosen=name == ships)
+        for name, found in accuracy.items()
+        if name != "shipped"
     ]

@@ -73,8 +73,8 @@ def _not_run(engines: list[dict[str, Any]]) -> list[str]:
 
 
 def engine_sources(found: Findings) -> tuple[Artifact, ...]:
-    """The pruned file of each precision in the form that TensorRT's parser takes."""
-    forms = {a.precision: a for a in found.artifacts if a.variant == "pruned"}  # the form for TensorRT comes last
+    """The shipped file of each precision in the form that TensorRT's parser takes."""
+    forms = {a.precision: a for a in found.artifacts if a.variant == "shipped"}  # the form for TensorRT comes last
     return tuple(forms.values())
 
 

@@ -27,6 +27,7 @@ from ..work import Work
 from .artifacts import Artifact, Findings
 
 PARITY_IMAGES = 16
+CONFIDENCE = 0.95  # of which a gate's limit must be shown
 
 _REMEDIES = {
     "fp32": "report the model; its export differs",
@@ -36,17 +37,53 @@ _REMEDIES = {
 
 
 def gate_accuracy(work: Work, accuracy: Mapping[str, Accuracy]) -> None:
+    limit = work.recipe.max_accuracy_loss
     work.gate(
         "accuracy: top-1 lost",
-        100 * (accuracy["dense"].top1 - shipped(accuracy).top1),
-        work.recipe.max_accuracy_loss,
+        100 * (accuracy["dense"].top1 - accuracy["shipped"].top1),
+        limit,
         "raise the budget, give more calibration images, or allow more fine-tuning",
         unit="points",
+        doubt=doubt_of(accuracy["dense"], limit),
     )
 
 
-def shipped(accuracy: Mapping[str, Accuracy]) -> Accuracy:
-    return accuracy.get("finetuned", accuracy["compensated"])
+def doubt_of(dense: Accuracy, limit: float) -> str:
+    """Why a loss counted on these images shows nothing: the dense network guesses, or they are too few; else empty."""
+    return no_better_than_chance(dense) or too_few(dense.n, limit)
+
+
+def no_better_than_chance(dense: Accuracy) -> str:
+    if dense.is_above_chance:
+        return ""
+    low, high = (100 * share for share in dense.interval)
+    return (
+        f"the dense network is right on {dense.correct} of {dense.n} evaluation images (95 % interval {low:.1f} to "
+        f"{high:.1f} %), where chance would be right on {100 * dense.chance:.1f} %: the labels, the order of the "
+        "classes or the pre-processing are probably wrong, and what it loses says nothing"
+    )
+
+
+def too_few(images: int, limit: float) -> str:
+    """Whether more than `limit` points may be lost although not one image is: what that many images can't rule out."""
+    least = least_images(limit)
+    if images >= least:
+        return ""
+    possible = 100 * (1 - (1 - CONFIDENCE) ** (1 / max(1, images)))
+    return (
+        f"{images} images are too few to show a loss of at most {limit:g} points: with none lost, {possible:.1f} "
+        f"points may be ({100 * CONFIDENCE:.0f} % confidence); it takes {least:,}"
+    )
+
+
+def least_images(limit: float) -> int:
+    """So many that none lost rules out a loss above `limit` points: 99 for 3. Limits that allow all or nothing need 1.
+
+    With a true loss p, no loss among n images has probability (1 - p)^n.
+    """
+    if not 0 < limit < 100:
+        return 1
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - limit / 100))
 
 
 def limits_of(work: Work, precision: str) -> Limits:
@@ -128,6 +165,7 @@ def measure_files(work: Work, found: Findings, dense: Accuracy) -> None:
                 work.recipe.max_accuracy_loss,
                 _REMEDIES[artifact.precision],
                 unit="points",
+                doubt=doubt_of(dense, work.recipe.max_accuracy_loss),
             )
 
 
@@ -140,4 +178,6 @@ def accuracy_of(path: Path, images: Batches, *, runtime: str = "onnxruntime", fu
         classes = outputs.shape[1]
         best = np.argsort(-outputs, axis=1, kind="stable")[:, :5] == labels.numpy()[:, None]
         right, right_top5, seen = right + int(best[:, 0].sum()), right_top5 + int(best.any(1).sum()), seen + len(labels)
+    if not seen:
+        raise GateError(f"accuracy of {path.name}: no image was given, so nothing was measured; give evaluation images")
     return Accuracy(right, seen, right_top5 if classes > 5 else -1)

@@ -7,7 +7,7 @@ may have been given as an object. A runtime that is not here is a line of `not_c
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import fx
@@ -21,8 +21,9 @@ from ..device.timing import Schedule, Timing, from_json, time_interleaved, to_js
 from ..device.worker import time_files
 from ..export.kernels import layer_times_ms
 from ..files import file_sha256, read_json, write_json
+from ..report import facts
 from ..work import Work
-from .artifacts import DENSE, PRUNED, Artifact, Findings
+from .artifacts import DENSE, SHIPPED, Artifact, Findings
 from .networks import WAYS, caller, unavailable
 from .precisions import layers_of
 
@@ -47,10 +48,10 @@ def measure_latency(work: Work, found: Findings, networks: Mapping[str, fx.Graph
             enough = ENOUGH_RUNS if batch == 1 else ENOUGH_BATCHES
             schedule = Schedule(batch=batch, seconds=recipe.latency_seconds, enough=enough, limit_s=LIMIT_S)
             timings += _timed(work, found, networks, runtime, schedule).values()
-        write_json(folder / "latency.json", {"schema": "latency/1", "timings": [to_json(t) for t in timings]})
+        write_json(folder / "latency.json", {"schema": "latency/2", "timings": [to_json(t) for t in timings]})
 
     def read() -> list[Timing]:
-        return [from_json(t) for t in read_json(folder / "latency.json", "latency/1")["timings"]]
+        return [from_json(t) for t in read_json(folder / "latency.json", "latency/2")["timings"]]
 
     hashes = {a.name: file_sha256(found.path(a)) for a in found.runnable}
     engines = {name: _engines(found, name) for name in here if name in ENGINES}
@@ -76,15 +77,21 @@ def _timed(
 
 
 def _engines(found: Findings, runtime: str) -> dict[str, Path]:
-    """The pruned network's engines that this machine's GPU can load."""
+    """The shipped network's engines that this machine's GPU can load."""
     mine = (cuda.device()[1], "rtx", "this-gpu")
     usable = [e for e in found.engines if e["path"] and e["library"] == runtime and e["target"] in mine]
-    return {Artifact("", "pruned", e["precision"]).subject: found.folder / e["path"] for e in usable}
+    return {Artifact("", "shipped", e["precision"]).subject: found.folder / e["path"] for e in usable}
+
+
+def crowd_of(timings: Sequence[Timing]) -> str:
+    """How crowded the machine was at the busiest beginning of a timing, in words; empty where it was not."""
+    taken = sorted((timing.environment for timing in timings), key=lambda e: facts.load_of(e.state))
+    return facts.crowd(taken[-1].state, taken[-1].machine) if taken else ""
 
 
 def measure_layers(work: Work, found: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
-    """Where time goes in the dense and the pruned file, layer by layer, on ONNX Runtime at batch 1."""
-    folder, sources = work.stages.folder, (DENSE, PRUNED)
+    """Where time goes in the dense and the shipped file, layer by layer, on ONNX Runtime at batch 1."""
+    folder, sources = work.stages.folder, (DENSE, SHIPPED)
     images = work.sample(POOL_IMAGES)
 
     def write() -> None:
@@ -92,10 +99,10 @@ def measure_layers(work: Work, found: Findings, networks: Mapping[str, fx.GraphM
         for source in sources:
             kernels = profile_kernels(found.path(source), images)
             times[source.variant] = layer_times_ms(found.path(source), kernels, layers_of(networks[source.variant]))
-        write_json(folder / "layers.json", {"schema": "layers/1", "ms": times})
+        write_json(folder / "layers.json", {"schema": "layers/2", "ms": times})
 
     def read() -> dict[str, dict[str, float]]:
-        held: dict[str, dict[str, float]] = read_json(folder / "layers.json", "layers/1")["ms"]
+        held: dict[str, dict[str, float]] = read_json(folder / "layers.json", "layers/2")["ms"]
         return held
 
     hashes = [file_sha256(found.path(a)) for a in sources]

@@ -1,4 +1,4 @@
-"""The pruned fp32 file in, its fp16 and int8 files out, made from calibration images alone.
+"""The shipped fp32 file in, its fp16 and int8 files out, made from calibration images alone.
 
 Ranges are read from the first part of the calibration images. Methods and mixed precision are judged on images that
 served nothing else, where there are some left, else on the other calibration images: those flatter, as the repair
@@ -29,7 +29,8 @@ from ..files import file_sha256, read_json, write_json
 from ..images import Batches, Images, batches
 from ..report import GateRow
 from ..work import Work
-from .artifacts import FP16, INT8, INT8_TENSORRT, PRUNED, Artifact, Findings, wanted_precisions
+from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, Findings, wanted_precisions
+from .gates import too_few
 
 RANGE_IMAGES = 64  # more than 32 changed no range by a level that mattered; each costs a pass with every activation
 JUDGE_IMAGES = 512
@@ -55,14 +56,14 @@ def make_precisions(work: Work, found: Findings) -> None:
 
 def _note(work: Work, found: Findings, artifact: Artifact, detail: dict[str, Any]) -> None:
     """The nodes that stay in float are named by the layers they belong to, as everything else in the report."""
-    owners = node_layers(found.path(PRUNED), layers_of(work.dense))
+    owners = node_layers(found.path(SHIPPED), layers_of(work.dense))
     layers = list(dict.fromkeys(owners.get(node, node) for node in detail["kept"]))
     found.artifacts = (*found.artifacts, artifact)
     found.details[artifact.name] = {**detail, "layers": layers}
 
 
 def layers_of(network: fx.GraphModule) -> dict[str, str]:
-    """Layer by name of the traced graph's node; the pruned graph has the dense one's names."""
+    """Layer by name of the traced graph's node; the shipped graph has the dense one's names."""
     return {n.name: n.meta["layer"] for n in network.graph.nodes if n.meta.get("layer")}
 
 
@@ -70,7 +71,7 @@ def _fp16(work: Work, found: Findings) -> dict[str, Any]:
     folder = work.stages.folder
 
     def write() -> None:
-        made = to_fp16(found.path(PRUNED), found.path(FP16), statistics=_statistics(work, found))
+        made = to_fp16(found.path(SHIPPED), found.path(FP16), statistics=_statistics(work, found))
         write_json(folder / "fp16.json", {"schema": "fp16/1", "islands": sorted(made.islands)})
 
     def read() -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _fp16(work: Work, found: Findings) -> dict[str, Any]:
         return {"kept": list(read_json(folder / "fp16.json", "fp16/1")["islands"])}
 
     images = [work.splits.hashes["calibration"], asdict(work.preprocessing), RANGE_IMAGES]
-    inputs = [file_sha256(found.path(PRUNED)), images, version_of("onnxruntime")]
+    inputs = [file_sha256(found.path(SHIPPED)), images, version_of("onnxruntime")]
     return work.stages.do("fp16", inputs, write, read)
 
 
@@ -104,7 +105,7 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
     sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
     images = [*(work.splits.hashes[name] for name in ("calibration", "search")), asdict(work.preprocessing)]
     place = [version_of("onnxruntime"), weight_bits()]
-    inputs = [file_sha256(found.path(PRUNED)), images, recipe.max_int8_loss, files, sizes, *place]
+    inputs = [file_sha256(found.path(SHIPPED)), images, recipe.max_int8_loss, files, sizes, *place]
     made = work.stages.do("int8", inputs, write, read)
     for form, detail in made.items():
         work.gate(
@@ -113,6 +114,7 @@ def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Arti
             recipe.max_int8_loss,
             _REMEDY,
             unit="points",
+            doubt=too_few(_judged_on(work), recipe.max_int8_loss),
         )
     return made
 
@@ -130,7 +132,7 @@ def _quantised(work: Work, found: Findings, form: Artifact, evidence: Evidence, 
     placement: Placement = "tensorrt" if form.made_for else "onnxruntime"
     try:
         return quantise(
-            found.path(PRUNED),
+            found.path(SHIPPED),
             found.path(form),
             evidence=evidence,
             placement=placement,
@@ -147,13 +149,13 @@ def _quantised(work: Work, found: Findings, form: Artifact, evidence: Evidence, 
 
 def _evidence(work: Work, found: Findings) -> Evidence:
     images, labels = _judges(work)
-    score = _judge(found.path(PRUNED), images, labels)
+    score = _judge(found.path(SHIPPED), images, labels)
     return Evidence(
         statistics=_statistics(work, found),
         rounding=_rounding(work, found),
         images=images[:SENSITIVITY_IMAGES],
         score=score,
-        reference=score(found.path(PRUNED), "onnxruntime"),
+        reference=score(found.path(SHIPPED), "onnxruntime"),
         max_loss=work.recipe.max_int8_loss / 100,
     )
 
@@ -181,14 +183,14 @@ def _statistics(work: Work, found: Findings) -> Statistics:
     """Ranges and histograms of every activation over the first calibration images; fp16 and int8 share them."""
     if found.statistics is None:
         work.stages.notify("precisions: ranges of the activations", 0.0)
-        found.statistics = collect(found.path(PRUNED), gathered(work.calibration, _range_images(work))[0])
+        found.statistics = collect(found.path(SHIPPED), gathered(work.calibration, _range_images(work))[0])
     return found.statistics
 
 
 def _rounding(work: Work, found: Findings) -> Rounding:
     """From the images the ranges are read from."""
     work.stages.notify("int8: what the layers read", 0.0)
-    return find_rounding(found.path(PRUNED), gathered(work.calibration, _range_images(work))[0])
+    return find_rounding(found.path(SHIPPED), gathered(work.calibration, _range_images(work))[0])
 
 
 def _range_images(work: Work) -> int:

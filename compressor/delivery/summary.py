@@ -8,7 +8,8 @@ from ..device.timing import summarise
 from ..records import Accuracy, Cost
 from ..stages import Stages
 from ..work import Work
-from .artifacts import DENSE, PRUNED, Findings
+from .artifacts import DENSE, SHIPPED, Findings
+from .latency import crowd_of
 
 
 def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
@@ -16,18 +17,19 @@ def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: A
     latency = _latency(found)
     return {
         "macs_dense": dense.macs,
-        "macs_pruned": cost.macs,
+        "macs_shipped": cost.macs,
         "macs_kept": round(cost.macs / dense.macs, 4),
         "flops_dense": dense.flops,
-        "flops_pruned": cost.flops,
+        "flops_shipped": cost.flops,
         "params_dense": dense.parameters,
-        "params_pruned": cost.parameters,
+        "params_shipped": cost.parameters,
         "onnx_bytes_dense": found.path(DENSE).stat().st_size,
-        "onnx_bytes_pruned": found.path(PRUNED).stat().st_size,
+        "onnx_bytes_shipped": found.path(SHIPPED).stat().st_size,
         "latency_ms": latency,
+        "busy": crowd_of(found.timings),
         **_ratios(latency),
         "parity_max_abs": max(found.worst_parity(a).max_abs for a in found.artifacts if a.precision == "fp32"),
-        "precisions": {a.name: _precision(found, a, accuracy) for a in found.artifacts if a.variant == "pruned"},
+        "precisions": {a.name: _precision(found, a, accuracy) for a in found.artifacts if a.variant == "shipped"},
         "engines": [
             {k: e[k] for k in ("target", "precision", "path", "library", "library_version", "size_bytes", "status")}
             for e in found.engines
@@ -58,9 +60,9 @@ def _latency(found: Findings) -> dict[str, Any]:
 
 
 def _ratios(latency: dict[str, Any]) -> dict[str, float]:
-    """Pruned over dense by median latency on ONNX Runtime, both in fp32."""
+    """Shipped over dense by median latency on ONNX Runtime, both in fp32."""
     return {
-        f"latency_ratio_b{batch}": round(at["pruned"]["p50"] / at["dense"]["p50"], 4)
+        f"latency_ratio_b{batch}": round(at["shipped"]["p50"] / at["dense"]["p50"], 4)
         for batch, at in latency.get("onnxruntime", {}).items()
     }
 

@@ -55,7 +55,7 @@ LIMITS = {
 
 
 def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Parity:
-    """Distance of `output` from `reference`, both [N, ...]; raises GateError when the shapes differ."""
+    """Distance of `output` from `reference`, both [N, ...]; raises GateError when shapes differ or are empty."""
     if reference.shape != output.shape:
         raise GateError(
             f"the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "

@@ -1,4 +1,4 @@
-"""How far the order of removal goes: the plan that meets a budget, within 2 % from below or refused.
+"""How far the order of removal goes: the plan that keeps at most what a budget allows, and as much of it as it can.
 
 Costs of hypothetical plans are read off the labels (no network is built); predicted times come with the
 meter that is handed in. The longest prefix needed is found by bisection, then chunks are given back, most
@@ -114,8 +114,9 @@ def make_plan(
     *,
     cost: Cost | None = None,
 ) -> Plan:
-    """The units that stay under the budget. Raises BudgetError naming the nearest reachable figure.
+    """The units that stay under the budget. Raises BudgetError, naming the least that can be asked for, where none do.
 
+    Where units are coarse much less than the budget may stay: that meets it, and is the caller's to mention.
     `cost` of what stays is what the share is taken of; MACs or parameters, as the budget says, where not given.
     """
     meter = make_meter(graph, structure)
@@ -139,13 +140,6 @@ def make_plan(
     if least > limit:
         raise BudgetError(f"budget '{budget}' can't be met: {_out_of_reach(budget, least / dense, structure)}")
     removed = _fill(_prefix(chunks, spent, limit), spent, limit)
-    reached = spent(removed)
-    if reached < (1 - budget.slack) * limit:
-        raise BudgetError(
-            f"budget '{budget}' can't be met within {budget.slack:.0%}: the nearest plan below it keeps "
-            f"{reached / dense:.3f} of the {budget.kind}; ask for '{budget.kind} {_up(reached / dense)}' "
-            "or round kept counts to a smaller multiple"
-        )
     kept = kept_after(structure.groups, removed)
     return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], str(budget))
 
@@ -185,14 +179,14 @@ def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
     more = f" (left alone: {held}{f', and {len(inner) - 3} more layers' if len(inner) > 3 else ''})" if inner else ""
     if not structure.groups.groups:
         return f"no unit of this network can be removed{more}"
+    smaller = "allow more kinds of units (--units), smaller multiples (--multiple) or less of each group (--least)"
+    asked = np.ceil(least * 1000) / 1000
+    if asked >= 1:  # which is no budget
+        return f"the units that may go save none of the {budget.kind}{more}; {smaller}"
     return (
-        f"with every removable unit gone {least:.3f} of the {budget.kind} remain{more}; ask for at least "
-        f"'{budget.kind} {_up(least)}', allow more kinds of units, or lower the share of each group that always stays"
+        f"with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
+        f"--budget '{budget.asking(float(asked))}', or {smaller}"
     )
-
-
-def _up(share: float) -> str:
-    return f"{np.ceil(share * 1000) / 1000:.3f}"
 
 
 def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:

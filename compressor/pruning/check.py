@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..errors import ModelError
+from ..errors import GateError, ModelError
 from ..graph import arguments, aten, fetch
 from ..placement import CPU, placed
 from ..records import Groups, IntArray
@@ -311,6 +311,7 @@ def identity_error(
 
     The masked original normalises over what remains where the pruned axis is a normalised one: it computes
     such a node on the compacted operands and puts the result back in place. Like `find_structure`, on the CPU.
+    Raises GateError where there are fewer images than the graph was traced with: nothing would be compared.
     """
     dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), images.to(CPU)
     gone = removed_classes(structure, kept)
@@ -319,6 +320,10 @@ def identity_error(
     masked = _MaskedRun(_parameters_late(dense), structure, gone, inexact, small)
     exact = _Double(_parameters_late(pruned))
     traced = next(n for n in dense.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
+    if len(images) < traced:
+        raise GateError(
+            f"the identity check was given {len(images)} images and compares {traced} at once; give as many"
+        )
     worst = 0.0
     for start in range(0, len(images) - traced + 1, traced):  # shapes are known at the traced batch size
         batch = images[start : start + traced].double()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..distributed import sum_over_ranks
+from ..errors import DataError
 from ..graph import arguments, fetch, store
 from ..lockstep import Batch, Values, changed_nodes, images_of, run_node
 from ..placement import device_of, to_device
@@ -129,6 +130,8 @@ def measure_scores(
 
 def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Tensor]]:
     """Images that measure and images that repair; the same where there are too few to part."""
+    if not sum(len(part) for part in images):
+        raise DataError("no image was given to measure losses on; expected at least one: check the calibration images")
     everything = torch.cat(list(images))
     count = min(probes, len(everything) // 5)
     if count == 0:

@@ -17,7 +17,7 @@ from ..distributed import sum_over_ranks
 from ..errors import DataError
 from ..graph import aten
 from ..placement import device_of, to_device
-from ..records import Accuracy
+from ..records import Accuracy, IntArray
 from ..training import set_training
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
@@ -67,6 +67,8 @@ def evaluate(
 ) -> Accuracy:
     """Top-1 and, from six classes on, top-5 over [N, C, H, W] images and [N] labels; `progress` gets images done."""
     correct, correct_top5, seen, classes = 0, 0, 0, 0
+    answers: list[Tensor] = []
+    truths: list[Tensor] = []
     device = device_of(network)
     with evaluating(network):
         for images, labels in batches:
@@ -76,14 +78,25 @@ def evaluate(
             correct += int(best[:, 0].sum())
             correct_top5 += int(best.any(1).sum())
             seen += len(labels)
+            answers.append(logits.argmax(1))
+            truths.append(labels.cpu().long())
             if progress is not None:
                 progress(seen)
-    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen)
+    by_chance = seen * chance_of(torch.cat(answers).numpy(), torch.cat(truths).numpy()) if seen else 0.0
+    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen, by_chance)
 
 
-def _over_ranks(correct: int, correct_top5: int, seen: int) -> Accuracy:
-    sums = sum_over_ranks({"counts": np.array([correct, max(correct_top5, 0), seen, correct_top5 >= 0], np.float64)})
-    total, total_top5, n, has_top5 = (int(v) for v in sums["counts"])
+def chance_of(answers: IntArray, truths: IntArray) -> float:
+    """The share of `truths` that the same answers in a random order would meet, on average."""
+    alike = sum(float((answers == value).mean() * (truths == value).mean()) for value in np.unique(truths))
+    return float(alike)
+
+
+def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float) -> Accuracy:
+    """`by_chance` right answers are expected of chance on this rank's images."""
+    counts = [correct, max(correct_top5, 0), seen, correct_top5 >= 0, by_chance]
+    sums = sum_over_ranks({"counts": np.array(counts, np.float64)})["counts"]
+    total, total_top5, n, has_top5 = (int(v) for v in sums[:4])
     if n == 0:
         raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
-    return Accuracy(correct=total, n=n, correct_top5=total_top5 if has_top5 else -1)
+    return Accuracy(total, n, total_top5 if has_top5 else -1, chance=float(sums[4]) / n)

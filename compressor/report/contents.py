@@ -15,7 +15,7 @@ import numpy as np
 
 from ..records import Accuracy, Compensation, Cost, FloatArray, IntArray, LeftAlone
 
-Variant = Literal["dense", "pruned", "compensated", "finetuned"]
+Variant = Literal["dense", "removed", "repaired", "tuned", "shipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class LayerRow:
     layer: str
     operation: str
     width_dense: int
-    width_pruned: int
+    width_shipped: int
     macs_dense: int
-    macs_pruned: int
+    macs_shipped: int
     ms_dense: float | None = None
-    ms_pruned: float | None = None
+    ms_shipped: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ParityRow:
     max_abs: float
     max_rel: float
     limit: float
-    variant: str = "pruned"
+    variant: str = "shipped"
 
     @property
     def passed(self) -> bool:
@@ -121,13 +121,16 @@ class EngineRow:
     bytes: int
     status: str
     kernels: int | None = None
-    variant: str = "pruned"
+    variant: str = "shipped"
     build_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GateRow:
-    """A stated limit and what was found; `relation` reads `value relation limit`."""
+    """A stated limit and what was found; `relation` reads `value relation limit`.
+
+    `doubt` says why a value within the limit shows nothing, as on too few images: then it has not passed either.
+    """
 
     name: str
     limit: float
@@ -136,16 +139,24 @@ class GateRow:
     relation: Literal["<=", ">=", "<", ">", "=="] = "<="
     unit: str = ""
     remedy: str = ""
+    doubt: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return not self.passed and not self.doubt
+
+    @property
+    def state(self) -> str:
+        return "passed" if self.passed else "FAILED" if self.failed else "not shown"
 
 
 @dataclass(frozen=True, slots=True)
 class TradePoint:
-    """One point of the trade-off: share of the dense MACs kept, top-1, optionally share of the dense latency."""
+    """One point of the trade-off: share of the dense MACs kept, top-1; `chosen` is the network that ships."""
 
     label: str
     macs_share: float
     accuracy: float
-    latency_share: float | None = None
     chosen: bool = False
 
 
@@ -175,14 +186,18 @@ class StageRow:
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value."""
+    """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value.
+
+    `warnings` stand above everything else. `shipped` is which of repaired and tuned ships, `choice` says why.
+    `busy` says how crowded the machine was when networks were timed, and is empty where it was not.
+    """
 
     model: str
     recipe: Mapping[str, object]
     environment: Mapping[str, object]
     groups: tuple[GroupRow, ...]
     cost_dense: Cost
-    cost_pruned: Cost
+    cost_shipped: Cost
     accuracy: tuple[AccuracyRow, ...]
     criterion: str = ""
     samples: int = 0
@@ -202,3 +217,7 @@ class ReportInput:
     pareto: tuple[ParetoPoint, ...] = ()
     not_checked: tuple[str, ...] = ()
     stages: tuple[StageRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    shipped: str = ""
+    choice: str = ""
+    busy: str = ""

@@ -14,7 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..records import FloatArray
-from .plots import KEPT, LABELS, REMOVED, STYLE, _png, _short
+from .plots import LABELS, STYLE, _png, _short
+
+FOR, AGAINST = "#b2182b", "#2166ac"  # the ends of the heat map's own colours
+BELOW = -0.12  # of the axes' height
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ def _draw_layers(sums: Axes, halves: Axes, layers: tuple[LayerRelevance, ...]) -
     rows = np.arange(len(layers))
     positive = [float(np.clip(r.units, 0, None).sum()) for r in layers]
     negative = [float(np.clip(r.units, None, 0).sum()) for r in layers]
-    sums.barh(rows, positive, color=REMOVED, height=0.8, label="for")
-    sums.barh(rows, negative, color=KEPT, height=0.8, label="against")
+    sums.barh(rows, positive, color=FOR, height=0.8, label="for")
+    sums.barh(rows, negative, color=AGAINST, height=0.8, label="against")
     halves.barh(rows, [100 * share_for_half(r.units) for r in layers], color="#6a8f5f", height=0.8)
     step = 1 if len(layers) <= LABELS else -(-len(layers) // 40)
     for axes in (sums, halves):
@@ -112,7 +115,7 @@ def _draw_layers(sums: Axes, halves: Axes, layers: tuple[LayerRelevance, ...]) -
         axes.set_yticks(list(rows[::step]), [""] * len(rows[::step]))
     sums.set_yticks(list(rows[::step]), [_short(layers[i].layer) for i in rows[::step]], fontsize=7.5)
     sums.set_title("relevance of each layer, by sign", fontsize=9, loc="left")
-    sums.legend(fontsize=8, loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    sums.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, BELOW), ncols=2)  # below the bars, over none
     halves.set_title("units that carry half of it, %", fontsize=9, loc="left")
 
 

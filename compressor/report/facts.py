@@ -6,7 +6,7 @@ Knows neither Markdown nor HTML nor plots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
 
@@ -15,13 +15,13 @@ import numpy as np
 from ..records import FloatArray
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
 
-ORDER = ("dense", "pruned", "compensated", "finetuned")
+ORDER = ("dense", "removed", "repaired", "tuned", "shipped")
 STAGES = {
     "groups": "finding the units that hang together, and checking them",
     "latency-model": "timing single layers, for the latency budget",
     "steps": "timing single layers, for the widths that pay",
     "scores": "scoring every unit",
-    "measured": "measuring what every layer may lose",
+    "measured": "measuring what each layer may lose",
     "budget": "meeting the latency budget",
     "repair": "removing units and repairing what is left",
     "finetune": "fine-tuning",
@@ -35,6 +35,7 @@ STAGES = {
     "latency": "timing networks and files",
     "layers": "timing layer by layer",
 }
+ROOM_FOR_OURS = 0.5  # a run's own work is in the load average too, and must not look like a crowd
 
 
 def model_name(model: str) -> str:
@@ -49,7 +50,7 @@ def worth(run: ReportInput) -> str:
 
 
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
-    """The accuracy of what ships: the last variant reached, on the images and the runtime of the dense row."""
+    """The accuracy of the last network reached, the shipped one's where it is there, on the dense row's images."""
     dense = dense_accuracy(run)
     rows = [r for r in run.accuracy if r.variant != "dense" and (dense is None or same_conditions(r, dense))]
     return max(rows, key=lambda r: ORDER.index(r.variant), default=None)
@@ -111,18 +112,43 @@ def last_variant(run: ReportInput) -> str:
 
 
 def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
-    """Milliseconds of every timed layer of the pruned network, slowest first."""
-    timed = [(row.ms_pruned, row) for row in run.layers if row.ms_pruned is not None]
+    """Milliseconds of every timed layer of the shipped network, slowest first."""
+    timed = [(row.ms_shipped, row) for row in run.layers if row.ms_shipped is not None]
     return sorted(timed, key=lambda pair: -pair[0])
 
 
 def stage_title(run: ReportInput, name: str) -> str:
     """A stage in words; with its round where there is more than one. `scores-2` is the scoring of round 2."""
-    stage, _, number = name.rpartition("-")
-    if not number.isdigit():
-        return STAGES.get(name, name)
+    stage = name.rpartition("-")[0]
     several = any(row.name == f"{stage}-2" for row in run.stages)
+    return title_of(name, several=several)
+
+
+def title_of(name: str, *, several: bool) -> str:
+    """`scores-2` in words, with its round where there are several."""
+    stage, _, number = name.rpartition("-")
+    if name in STAGES or not number.isdigit():
+        return STAGES.get(name, name)
     return STAGES.get(stage, stage) + (f", round {number}" if several else "")
+
+
+def load_of(state: Mapping[str, object]) -> float:
+    """The load average of the last minute in an environment's state; 0 where it is not known."""
+    words = str(state.get("load_average", "")).split()
+    return float(words[0]) if words else 0.0
+
+
+def crowd(state: Mapping[str, object], machine: Mapping[str, object]) -> str:
+    """What made a timing doubtful when it began: more wanted to run than there are cores. Empty where not."""
+    cores, load = int(str(machine.get("cores") or 0)), load_of(state)
+    if not cores or load <= cores + ROOM_FOR_OURS:
+        return ""
+    return f"busy machine: load {load:.1f} on {counted(cores, 'core')}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 layer`, `1,200 layers`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def removed_share(before: float, after: float) -> float:

@@ -8,8 +8,8 @@ from .sections import Figure, Section
 from .tables import Table
 
 
-def to_markdown(title: str, verdict: Sequence[str], sections: Sequence[Section]) -> str:
-    blocks = [f"# {title}", " ".join(verdict)]
+def to_markdown(title: str, verdict: Sequence[str], sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
+    blocks = [f"# {title}", *(f"> **Warning:** {warning}." for warning in warnings), " ".join(verdict)]
     for section in sections:
         blocks.append(f"## {section.title}")
         blocks.extend(section.text)

@@ -155,13 +155,22 @@ def _layers(run: ReportInput) -> Figure | None:
         return None
     figure, axes = _rows_figure(len(layers))
     rows = np.arange(len(layers))
-    dense, pruned = (np.array([getattr(r, f"macs_{v}") for r in layers]) / 1e6 for v in ("dense", "pruned"))
+    dense, shipped = (np.array([getattr(r, f"macs_{v}") for r in layers]) / 1e6 for v in ("dense", "shipped"))
     axes.barh(rows, dense, color="#d5d5d5", height=0.8, label="dense")
-    axes.barh(rows, pruned, color=KEPT, height=0.5, label="pruned")
+    axes.barh(rows, shipped, color=KEPT, height=0.5, label="shipped")
     _name_rows(axes, [r.layer or "(top level)" for r in layers])
     axes.set_xlabel("million MACs per image")
     _above(axes, 2)
     return figure
+
+
+# as in the bars above: what went is orange, what stays blue, the dense network grey; the later one lies on top, smaller
+_NETWORKS: dict[str, tuple[str, str, float]] = {
+    "dense": (DENSE, "s", 60),
+    "removed": (REMOVED, "o", 60),
+    "repaired": ("#6fa8dc", "D", 76),
+    "tuned": (KEPT, "o", 26),
+}
 
 
 def _trade(run: ReportInput) -> Figure | None:
@@ -169,20 +178,28 @@ def _trade(run: ReportInput) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    points = sorted(run.trade, key=lambda p: p.macs_share)
-    x, y = np.array([100 * p.macs_share for p in points]), np.array([100 * p.accuracy for p in points])
-    for name in dict.fromkeys(p.label for p in points):
-        mine = [i for i, p in enumerate(points) if p.label == name]
-        axes.plot(x[mine], y[mine], marker="o", markersize=4, linewidth=1.2, label=name)
-    for i, point in enumerate(points):
+    for name in dict.fromkeys(p.label for p in run.trade):
+        mine = [p for p in run.trade if p.label == name]
+        colour, marker, size = _NETWORKS.get(name, (INK, "^", 40))
+        label = f"{name}: {100 * mine[0].accuracy:.1f} %" if len(mine) == 1 else name
+        x, y = [100 * p.macs_share for p in mine], [100 * p.accuracy for p in mine]
+        axes.scatter(x, y, s=size, marker=marker, color=colour, label=label, zorder=3)
+    for point in run.trade:
         if point.chosen:
-            axes.scatter(
-                x[i], y[i], s=110, facecolors="none", edgecolors=REMOVED, linewidths=2, label="this run", zorder=3
-            )
+            ring: Any = {
+                "facecolors": "none",
+                "edgecolors": INK,
+                "linewidths": 1.4,
+                "label": "shipped",
+                "zorder": 4,
+                "clip_on": False,
+            }
+            axes.scatter(100 * point.macs_share, 100 * point.accuracy, s=190, **ring)
     axes.set_xlabel("MACs kept, % of dense")
     axes.set_ylabel("top-1, %")
     axes.grid(color="#dddddd", linewidth=0.6)
-    axes.legend(fontsize=9)
+    axes.set_axisbelow(True)
+    figure.legend(fontsize=9, loc="outside upper left", ncols=3)
     return figure
 
 
@@ -197,7 +214,7 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
     axes = figure.add_subplot()
     front = facts.pareto_front(points)
-    axes.plot([p.ms for p in front], [100 * p.accuracy.top1 for p in front], color="#bbbbbb", linewidth=1.2, zorder=1)
+    axes.plot([p.ms for p in front], [100 * p.accuracy.top1 for p in front], color="#888888", linewidth=1.4, zorder=1)
     for index, point in enumerate(points):
         low, high = (100 * v for v in point.accuracy.interval)
         top1, colour = 100 * point.accuracy.top1, DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
@@ -221,7 +238,7 @@ def _time(run: ReportInput) -> Figure | None:
     figure, axes = _rows_figure(len(timed))
     rows = np.arange(len(timed))
     axes.barh(rows, [r.ms_dense or 0.0 for r in timed], color="#d5d5d5", height=0.8, label="dense")
-    axes.barh(rows, [r.ms_pruned or 0.0 for r in timed], color=KEPT, height=0.5, label="pruned")
+    axes.barh(rows, [r.ms_shipped or 0.0 for r in timed], color=KEPT, height=0.5, label="shipped")
     _name_rows(axes, [r.layer or "(top level)" for r in timed])
     axes.set_xlabel("milliseconds")
     _above(axes, 2)

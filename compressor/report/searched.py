@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
+from matplotlib.ticker import MaxNLocator
 
+from ..records import Accuracy
+from . import facts
 from .facts import model_name
 from .plots import DENSE, KEPT, REMOVED, WIDTH_IN, Drawing, draw
 from .sections import Figure, KeyFigure, Section
@@ -95,7 +98,12 @@ def _verdict(found: SearchReport) -> Iterator[str]:
     part = _judged(found)
     best, rival = _of(found, part, found.best), _best_preset(found, part)
     stopped = sum(t.state == "stopped" for t in found.tried)
-    yield f"{len(found.tried)} trials, {stopped} of them stopped early; the best is {found.best}."
+    yield f"{facts.counted(len(found.tried), 'trial')}, {stopped} of them stopped early; the best is {found.best}."
+    if _all_alike(found):
+        yield (
+            "All complete trials lie within what the images can tell apart: on this network the recipe hardly matters "
+            "at these budgets. Search at harder budgets (--budgets), or with more images."
+        )
     if best is None or rival is None:
         return
     if best.preset:
@@ -108,6 +116,15 @@ def _verdict(found: SearchReport) -> Iterator[str]:
         f"{word} the best preset there ({rival.name}, {100 * rival.area:.2f} %)."
     )
     yield f"{best.points[0][3]} images carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
+
+
+def _all_alike(found: SearchReport) -> bool:
+    """Whether the best and the worst complete trial differ by less than one of them may by chance."""
+    areas = [t.value for t in found.tried if t.state == "complete" and t.value is not None]
+    if len(areas) < 2:
+        return False
+    best, images = max(areas), max(1, found.trial_images)
+    return min(areas) >= Accuracy(round(best * images), images).interval[0]
 
 
 def _noise(curve: Curve) -> float:
@@ -186,15 +203,16 @@ def _trial_table(found: SearchReport) -> Table:
     rows = tuple(
         (
             str(t.number),
-            t.preset or t.state,
+            t.state,
+            t.preset or "–",
             "" if t.value is None else f"{100 * t.value:.2f}",
             ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in t.points),
             f"{t.seconds:.1f}",
         )
         for t in found.tried
     )
-    head = ("trial", "", "area, %", "top-1 at each budget, the lowest first", "seconds")
-    return Table("Trials", head, "rlrlr", rows, "A stopped trial's area is that of the budgets it reached.")
+    head = ("trial", "state", "preset", "area, %", "top-1 at each budget, the lowest first", "seconds")
+    return Table("Trials", head, "rllrlr", rows, "A stopped trial's area is that of the budgets it reached.")
 
 
 def _hash_table(found: SearchReport) -> Table:
@@ -247,7 +265,7 @@ def _kind(trial: Tried) -> str:
 
 def _history(tried: Sequence[Tried]) -> Sheet:
     figure, axes = _sheet(3.0)
-    valued = [(i, t, t.value) for i, t in enumerate(tried, 1) if t.value is not None]
+    valued = [(t.number, t, t.value) for t in tried if t.value is not None]
     for label, look in _MARKS.items():
         chosen = [(i, 100 * value) for i, t, value in valued if _kind(t) == label]
         if chosen:
@@ -256,6 +274,7 @@ def _history(tried: Sequence[Tried]) -> Sheet:
     if complete:
         best = 100 * np.maximum.accumulate([value for _, value in complete])
         axes.step([i for i, _ in complete], best, where="post", color=KEPT, linewidth=1, label="best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("trial")
     axes.set_ylabel("area, %")
     figure.legend(loc="outside upper left", ncols=4, fontsize=8)

@@ -6,11 +6,11 @@ both print. What was not done is said where it would have stood, and again in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from . import facts, tables
-from .contents import LatencyRow, ReportInput
+from .contents import LatencyRow, ParetoPoint, ReportInput
 from .tables import Table
 
 
@@ -50,8 +50,8 @@ def _without_missing_plots(section: Section, plots: Collection[str]) -> Section:
 
 def verdict(run: ReportInput) -> tuple[str, ...]:
     """The first sentences: what went, what it cost, what it bought, whether it may ship."""
-    macs = facts.removed_share(run.cost_dense.macs, run.cost_pruned.macs)
-    parameters = facts.removed_share(run.cost_dense.parameters, run.cost_pruned.parameters)
+    macs = facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs)
+    parameters = facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters)
     lines = [f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."]
     lines.extend(_accuracy_sentence(run))
     lines.append(_speed_sentence(run))
@@ -66,8 +66,13 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
     lost = 100 * (dense.accuracy.top1 - final.accuracy.top1)
     return [
         f"Top-1 on {final.accuracy.n:,} {final.images} images went from {facts.percent(dense.accuracy.top1)} to "
-        f"{facts.percent(final.accuracy.top1)} ({facts.points(lost)} points, {final.variant})."
+        f"{facts.percent(final.accuracy.top1)} ({facts.points(lost)} points, {_reached(run, final.variant)})."
     ]
+
+
+def _reached(run: ReportInput, variant: str) -> str:
+    """`shipped: tuned`, so that the name stands for one network and it is said which."""
+    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
 
 
 def _speed_sentence(run: ReportInput) -> str:
@@ -79,7 +84,8 @@ def _speed_sentence(run: ReportInput) -> str:
     if not said:
         return "Latency was not measured, so nothing is said about speed."
     listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in said.items())
-    return f"Speed against dense, by median latency: {listed}."
+    care = f" Not to be relied on ({run.busy} when the timing began)." if run.busy else ""
+    return f"Speed against dense, by median latency: {listed}.{care}"
 
 
 def _unless_fp32(precision: str) -> str:
@@ -90,12 +96,18 @@ def _gate_sentence(run: ReportInput) -> str:
     failed = failures(run)
     if failed:
         return f"Failed: {'; '.join(name for name, _ in failed)}. This result should not ship."
-    return f"All {len(run.gates)} gates passed." if run.gates else "No gate was checked."
+    if not run.gates:
+        return "No gate was checked."
+    doubtful = [gate.name for gate in run.gates if gate.doubt]
+    if not doubtful:
+        return f"All {len(run.gates)} gates passed."
+    passed = len(run.gates) - len(doubtful)
+    return f"{passed} of {len(run.gates)} gates passed; not shown: {'; '.join(doubtful)}."
 
 
 def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
     """Name and remedy of every failed gate, and of parity limits that fail without a gate saying so."""
-    gates = tuple((g.name, g.remedy) for g in run.gates if not g.passed)
+    gates = tuple((g.name, g.remedy) for g in run.gates if g.failed)
     if any("parity" in name.lower() for name, _ in gates):
         return gates
     remedy = "Its outputs differ from the reference's by more than the limit; do not use this file."
@@ -103,13 +115,13 @@ def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
 
 
 def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
-    dense, pruned = run.cost_dense, run.cost_pruned
+    dense, shipped = run.cost_dense, run.cost_shipped
     found = [
-        KeyFigure("MACs", facts.count(pruned.macs), _from(facts.count(dense.macs), pruned.macs, dense.macs)),
+        KeyFigure("MACs", facts.count(shipped.macs), _from(facts.count(dense.macs), shipped.macs, dense.macs)),
         KeyFigure(
             "Parameters",
-            facts.count(pruned.parameters),
-            _from(facts.count(dense.parameters), pruned.parameters, dense.parameters),
+            facts.count(shipped.parameters),
+            _from(facts.count(dense.parameters), shipped.parameters, dense.parameters),
         ),
     ]
     before, after = facts.dense_accuracy(run), facts.final_accuracy(run)
@@ -119,9 +131,8 @@ def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
         found.append(KeyFigure("Top-1", facts.percent(after.accuracy.top1), detail))
     for reference, row in _headline_pairs(run):
         value = f"{facts.milliseconds(facts.median_ms(row))} ms"
-        detail = (
-            f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {row.runtime}{_unless_fp32(row.precision)}"
-        )
+        place = f"{row.runtime}{_unless_fp32(row.precision)}{', busy machine' if run.busy else ''}"
+        detail = f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {place}"
         found.append(KeyFigure(f"p50, batch {row.batch}", value, detail))
     return tuple(found)
 
@@ -144,7 +155,10 @@ def _from(dense: str, after: float, before: float) -> str:
 
 
 def _gates(run: ReportInput) -> Section:
-    text = "A gate is a limit stated in the recipe before the run; a failed one ends it with an error."
+    text = (
+        "A gate is a limit stated in the recipe before the run; a failed one ends it with an error. One that is not "
+        "shown was kept on images that can't tell."
+    )
     text = text if run.gates else "No gate was checked in this run."
     return Section("gates", "Gates", (text,), (tables.gate_table(run),))
 
@@ -167,7 +181,7 @@ def _removed(run: ReportInput) -> Section:
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
         tables.group_table(run),
         Figure("relevance", f"Dots: {what} of kept and of removed units by group", what.capitalize() + _OF_UNITS),
-        Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and pruned."),
+        Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and shipped."),
         tables.layer_table(run),
         tables.left_alone_table(run),
     )
@@ -187,9 +201,15 @@ _OF_UNITS = (
 
 def _cost(run: ReportInput) -> Section:
     text = [] if run.accuracy else ["Accuracy was not measured."]
+    if run.choice:
+        text.append(run.choice)
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
-    trade = Figure("trade", "Points: top-1 against the share of MACs kept", "Accuracy against the MACs kept.")
+    trade = Figure(
+        "trade",
+        "Points: top-1 against the share of MACs kept",
+        "Accuracy against the MACs kept; the ring is what ships.",
+    )
     parts = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
     return Section("cost", "What it cost", tuple(text), parts)
 
@@ -202,17 +222,28 @@ def _gain(run: ReportInput) -> Section:
         text.append("No engine was built.")
     parts: list[Table | Figure] = [tables.latency_table(run)]
     for runtime in dict.fromkeys(r.runtime for r in run.latency):
-        alt = f"Curves: share of runs finished by a given time on {runtime}, dense and pruned"
+        alt = f"Curves: share of runs finished by a given time on {runtime}, dense and shipped"
         parts.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
-    parts.append(Figure("pareto", "Points: top-1 against median latency of every file", _PARETO_CAPTION))
+    parts.append(Figure("pareto", "Points: top-1 against median latency of every file", pareto_caption(run.pareto)))
     parts += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
     return Section("gain", "What it bought", tuple(text), tuple(parts))
 
 
-_PARETO_CAPTION = (
-    "Accuracy against median latency, every file where it was timed; up and to the left is better, the line joins "
-    "those that no other beats in both. Bars: 95 % interval of the accuracy."
-)
+def pareto_caption(points: Sequence[ParetoPoint]) -> str:
+    front = facts.pareto_front(points)
+    line = (
+        "the grey line joins those that no other beats in both"
+        if len(front) > 1
+        else f"none beats {front[0].label} in both"
+        if front
+        else ""
+    )
+    return (
+        f"Accuracy against median latency, every file where it was timed; up and to the left is better; {line}. Bars: "
+        "95 % interval of the accuracy."
+    )
+
+
 _LATENCY_CAPTION = "{runtime}: share of runs finished within a time, every sample shown; further left is faster."
 
 
@@ -223,15 +254,15 @@ def slug(text: str) -> str:
 def _time(run: ReportInput) -> Section:
     slowest = tables.slowest_table(run)
     text = () if slowest.rows else ("Layers were not timed one by one.",)
-    bars = Figure("time", "Bars: milliseconds of the slowest layers, dense and pruned", _TIME_CAPTION)
+    bars = Figure("time", "Bars: milliseconds of the slowest layers, dense and shipped", _TIME_CAPTION)
     return Section("time", "Where time still goes", text, (bars, slowest))
 
 
-_TIME_CAPTION = "Time of the slowest layers of the pruned network, and what they took before."
+_TIME_CAPTION = "Profiled time of the slowest layers of the shipped network, and what they take in the dense one."
 
 
 def _not_done(run: ReportInput) -> Section:
-    uncounted = sorted({*run.cost_dense.uncounted, *run.cost_pruned.uncounted})
+    uncounted = sorted({*run.cost_dense.uncounted, *run.cost_shipped.uncounted})
     found = [*run.not_checked]
     found += [f"{e.name}: {e.status}" for e in run.engines if "not run" in e.status]
     found += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
@@ -239,8 +270,8 @@ def _not_done(run: ReportInput) -> Section:
     found += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
     found += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
     if run.left_alone:
-        some = "1 layer was" if len(run.left_alone) == 1 else f"{len(run.left_alone)} layers were"
-        found.append(f"{some} left alone, for the reason given above")
+        were = "was" if len(run.left_alone) == 1 else "were"
+        found.append(f"{facts.counted(len(run.left_alone), 'layer')} {were} left alone, for the reason given above")
     rows = tuple((line,) for line in dict.fromkeys(found))
     text = () if rows else ("Nothing was left out.",)
     return Section(

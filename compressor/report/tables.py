@@ -29,14 +29,16 @@ def gate_table(run: ReportInput) -> Table:
     rows = tuple(
         (
             g.name,
-            "passed" if g.passed else "FAILED",
+            g.state,
             facts.number(g.value),
             f"{_relation(g.relation)} {facts.number(g.limit)}",
             g.unit,
         )
         for g in run.gates
     )
-    return Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows)
+    doubts = "; ".join(dict.fromkeys(g.doubt for g in run.gates if g.doubt))
+    note = f"Not shown: {doubts}." if doubts else ""
+    return Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows, note)
 
 
 def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
@@ -85,9 +87,9 @@ def layer_table(run: ReportInput) -> Table:
     rows = tuple(
         (
             row.layer or "(top level)",
-            f"{row.width_dense:,} → {row.width_pruned:,}",
-            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_pruned)}",
-            facts.percent(facts.removed_share(row.macs_dense, row.macs_pruned), 0),
+            f"{row.width_dense:,} → {row.width_shipped:,}",
+            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_shipped)}",
+            facts.percent(facts.removed_share(row.macs_dense, row.macs_shipped), 0),
             row.operation,
         )
         for row in run.layers
@@ -118,15 +120,27 @@ def accuracy_table(run: ReportInput) -> Table:
         lost = facts.lost_points(run, row)
         top5 = row.accuracy.correct_top5
         cells = (
-            row.variant,
+            network(run, row),
             facts.percent(row.accuracy.top1),
             "" if row.variant == "dense" or lost is None else facts.points(lost),
             f"{100 * low:.1f}–{100 * high:.1f}",
             facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
         )
         rows.append((f"{conditions(row)}, {row.accuracy.n:,} {row.images} images", cells))
-    note = "Wilson interval. Points: difference from the dense model on the same images."
-    return Table("Accuracy", ("variant", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
+    note = (
+        "Wilson interval. Points: difference from the dense network on the same images. Removed: units gone, nothing "
+        "else done; repaired: by least squares; tuned: fine-tuned after the repair; shipped: what is in the files."
+    )
+    return Table("Accuracy", ("network", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
+
+
+def network(run: ReportInput, row: AccuracyRow) -> str:
+    """The network's name; in PyTorch, of the shipped one also which it is."""
+    return (
+        f"shipped: {run.shipped}"
+        if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped
+        else row.variant
+    )
 
 
 def parity_table(run: ReportInput) -> Table:
@@ -137,7 +151,7 @@ def parity_table(run: ReportInput) -> Table:
         )
         for r in run.parity
     ]
-    head = ("variant", "result", "max. abs.", "limit", "max. rel.")
+    head = ("network", "result", "max. abs.", "limit", "max. rel.")
     note = "Largest distance of any output on the same images; the limit is for the absolute one."
     return Table("Parity", head, "llrrr", _headed(rows), note)
 
@@ -159,9 +173,9 @@ def latency_table(run: ReportInput) -> Table:
         )
         for r in run.latency
     ]
-    head = ("variant", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
+    head = ("network", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
     note = (
-        "Dense and pruned interleaved. Speed-up: dense p50 over this p50. "
+        "Dense and shipped interleaved. Speed-up: dense p50 over this p50. "
         f"'{TOO_FEW}': too few runs for the percentile to stand."
     )
     if not any(r.note for r in run.latency):
@@ -181,22 +195,22 @@ def _percentile(row: LatencyRow, name: str) -> str:
 
 
 def cost_table(run: ReportInput) -> Table:
-    dense, pruned = run.cost_dense, run.cost_pruned
+    dense, shipped = run.cost_dense, run.cost_shipped
     pairs = (
-        ("MACs", dense.macs, pruned.macs),
-        ("FLOPs (2 per MAC)", dense.flops, pruned.flops),
-        ("parameters", dense.parameters, pruned.parameters),
-        ("activations", dense.activations, pruned.activations),
+        ("MACs", dense.macs, shipped.macs),
+        ("FLOPs (2 per MAC)", dense.flops, shipped.flops),
+        ("parameters", dense.parameters, shipped.parameters),
+        ("activations", dense.activations, shipped.activations),
     )
     rows = tuple(
         (name, facts.count(a), facts.count(b), facts.percent(facts.removed_share(a, b))) for name, a, b in pairs
     )
-    return Table("Arithmetic, one image", ("", "dense", "pruned", "removed"), "lrrr", rows)
+    return Table("Arithmetic, one image", ("", "dense", "shipped", "saved"), "lrrr", rows)
 
 
 def file_table(run: ReportInput) -> Table:
     rows = tuple((f.name, facts.size(f.bytes), f.variant, f.precision, f.role) for f in run.files)
-    return Table("Files", ("file", "size", "variant", "precision", "for"), "crlll", rows)
+    return Table("Files", ("file", "size", "network", "precision", "for"), "crlll", rows)
 
 
 def precision_table(run: ReportInput) -> Table:
@@ -232,7 +246,7 @@ def engine_table(run: ReportInput) -> Table:
         )
         for e in run.engines
     )
-    head = ("engine", "status", "size", "target", "precision", "variant", "runtime", "kernels", "build s")
+    head = ("engine", "status", "size", "target", "precision", "network", "runtime", "kernels", "build s")
     return Table("Engines", head, "clrllllrr", rows)
 
 
@@ -294,9 +308,28 @@ def slowest_table(run: ReportInput) -> Table:
         )
         for ms, row in timed[:SLOWEST]
     )
-    head = ("layer", "dense ms", "pruned ms", "share", "operation")
+    head = ("layer", "dense ms", "shipped ms", "share", "operation")
     note = (
         "Medians of each kernel while profiled, which slows small kernels down: shares count, sums are not the "
         "latency. A kernel that fuses several layers counts for the one with weights."
     )
-    return Table("Slowest layers", head, "crrrl", rows, note)
+    return Table("Slowest layers", head, "crrrl", rows, note + _untouched(run))
+
+
+NOTABLE = 0.1  # by which whole layers may differ before it is said that they do
+
+
+def _untouched(run: ReportInput) -> str:
+    """What layers that lost nothing differ by: so much of every other difference is not the pruning's."""
+    same = [row for row in run.layers if row.macs_dense and row.macs_dense == row.macs_shipped]
+    pairs = [(row.ms_dense, row.ms_shipped) for row in same if row.ms_dense and row.ms_shipped is not None]
+    if not pairs:
+        return ""
+    ratio = sum(after for _, after in pairs) / sum(before for before, _ in pairs)
+    if abs(ratio - 1) < NOTABLE:
+        return ""
+    taken = f"{facts.counted(len(pairs), 'layer')} that lost nothing took {facts.percent(ratio, 0)} of their time"
+    return (
+        f" {taken} in the dense file: the two files are profiled one after the other, and caches, clocks and what runs "
+        "beside them differ. So much of any difference here is not the pruning's."
+    )

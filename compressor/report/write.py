@@ -20,7 +20,7 @@ from .contents import ReportInput
 from .markdown import to_markdown
 from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, verdict
 
-SCHEMA = "report/1"
+SCHEMA = "report/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ReportPaths:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page shows, in order; `images` are PNGs by the names that its figures use."""
+    """What a page shows, in order; `images` are PNGs by the names that its figures use. Warnings come first."""
 
     title: str
     verdict: tuple[str, ...]
@@ -41,6 +41,7 @@ class Page:
     key_figures: tuple[KeyFigure, ...]
     sections: tuple[Section, ...]
     images: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
 
 
 def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
@@ -49,9 +50,8 @@ def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
 
     images = draw_plots(run)
     sections = build_sections(run, images.keys())
-    page = Page(
-        f"{facts.model_name(run.model)}, pruned", verdict(run), failures(run), key_figures(run), sections, images
-    )
+    title = f"{facts.model_name(run.model)}, made smaller"
+    page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, run.warnings)
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
 
 
@@ -66,7 +66,7 @@ def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, 
     )
     for path, image in zip(paths.plots, page.images.values(), strict=True):
         write_bytes(path, image)
-    write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections))
+    write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections, page.warnings))
     write_json(paths.json, content)
     write_text(paths.html, _to_html(page, stem))
     return paths
@@ -77,11 +77,13 @@ def summarise(run: ReportInput) -> dict[str, Any]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     return {
         "verdict": list(verdict(run)),
-        "macs_removed_share": facts.removed_share(run.cost_dense.macs, run.cost_pruned.macs),
-        "parameters_removed_share": facts.removed_share(run.cost_dense.parameters, run.cost_pruned.parameters),
+        "macs_removed_share": facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs),
+        "parameters_removed_share": facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters),
         "accuracy_dense": dense and dense.accuracy.top1,
         "accuracy_final": final and final.accuracy.top1,
         "final_variant": final and final.variant,
+        "shipped": run.shipped,
+        "warnings": list(run.warnings),
         "failures": [name for name, _ in failures(run)],
         "speed_up": [
             {
@@ -128,6 +130,7 @@ def _to_html(page: Page, stem: str) -> str:
         title=page.title,
         verdict=page.verdict,
         failures=page.failures,
+        warnings=page.warnings,
         figures=page.key_figures,
         sections=page.sections,
         images=data,

@@ -16,7 +16,7 @@ from ..report.write import write_page
 from ..stages import Notify
 from .comparison import Change, compare_benchmarks, require_alike
 from .measurement import measure, resolved
-from .pages import page_of, speedups
+from .pages import crowd_of, page_of, speedups
 from .places import Place, open_place
 from .records import SINGLE, Measured, Options, read_measured, write_measured
 
@@ -51,7 +51,7 @@ def benchmark(
     changes: tuple[Change, ...] = ()
     if before is not None:
         changes = compare_benchmarks(before, measured)
-    write_page(page_of(measured, changes, str(other or "")), out, STEM, read_json(out / f"{STEM}.json", "benchmark/1"))
+    write_page(page_of(measured, changes, str(other or "")), out, STEM, read_json(out / f"{STEM}.json", "benchmark/2"))
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary_of(measured, changes, out)
 
@@ -85,5 +85,6 @@ def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> dict
             [c.subject, c.runtime, c.scenario, *(round(v, 4) for v in (c.speedup.ratio, c.speedup.low, c.speedup.high))]
             for c in changes
         ],
+        "busy": crowd_of(measured),
         "not_run": list(measured.not_run),
     }

@@ -1,4 +1,4 @@
-"""Places in, `Measured` out: accuracy, cold starts and latency of every file and network, dense and pruned in turns.
+"""Places in, `Measured` out: accuracy, cold starts and latency of every file and network, dense and shipped in turns.
 
 Every subject has processes of its own, pinned; samples are drawn from a pool larger than the caches. What was
 measured before an interruption is kept under `parts/` and taken from there.
@@ -104,7 +104,7 @@ def _reason(name: str) -> str:
 
 
 def subject_name(bench_places: Sequence[Place], place: Place, subject: str) -> str:
-    """`pruned-int8`, with the place before it where there are several."""
+    """`shipped-int8`, with the place before it where there are several."""
     return subject if len(bench_places) == 1 else f"{place.label}/{subject}"
 
 
@@ -132,7 +132,7 @@ def _subjects(bench: _Bench, place: Place) -> Iterator[SubjectRow]:
             file.artifact.precision,
             file.artifact.name,
             file.path.stat().st_size,
-            place.budget if file.artifact.variant == "pruned" else "",
+            place.budget if file.artifact.variant == "shipped" else "",
             file.macs,
             file.parameters,
             _accuracy(bench, place, name, file.path),

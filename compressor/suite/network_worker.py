@@ -1,6 +1,6 @@
 """The child process that times a run's networks in PyTorch, as `device.worker` does model files.
 
-A "file" here is a run's folder with `dense` or `pruned` behind it: the network is rebuilt, nothing is unpickled.
+A "file" here is a run's folder with `dense` or `shipped` behind it: the network is rebuilt, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..graph import trace
 from ..saved import example_of, load_dense, load_saved, read_network
 
 MODULE = "compressor.suite.network_worker"
-VARIANTS = ("dense", "pruned")
+VARIANTS = ("dense", "shipped")
 
 
 def _open(path: Path, runtime: str, threads: int) -> Session:
@@ -27,7 +27,7 @@ def _open(path: Path, runtime: str, threads: int) -> Session:
     folder = path.parent
     shape = read_network(folder).shape
     # who started this process has looked at the builder: `places` opens no folder whose code is not trusted
-    network = load_saved(folder, trust=True) if path.name == "pruned" else _dense(folder)
+    network = load_saved(folder, trust=True) if path.name == "shipped" else _dense(folder)
     return Session(runtime, torch.__version__, str(path), (-1, *shape), threads, caller(network, runtime), {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ..device.percentiles import CONFIDENCE, estimate, least_samples
 from ..device.timing import Speedup, Timing, compare, summarise
 from ..report import LatencyRow, ParetoPoint, facts
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
-from ..report.sections import Figure, KeyFigure, Section, slug
+from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
 from ..report.tables import TOO_FEW, Table, pairs_table
 from ..report.write import Page
 from .comparison import Change
@@ -29,7 +30,24 @@ def page_of(measured: Measured, changes: tuple[Change, ...] = (), before: str = 
         _how(measured),
     )
     title = f"{measured.title}: benchmark"
-    return Page(title, _verdict(measured), (), _key_figures(measured), sections, images)
+    said = crowd_of(measured)
+    warnings = (
+        (f"{said} when the timing began: times and ratios may be off; measure again on a quiet one",) if said else ()
+    )
+    shown = tuple(_without_empty_tables(section) for section in sections)
+    return Page(title, _verdict(measured), (), _key_figures(measured), shown, images, warnings)
+
+
+def _without_empty_tables(section: Section) -> Section:
+    parts = tuple(part for part in section.parts if isinstance(part, Figure) or part.rows)
+    return replace(section, parts=parts)
+
+
+def crowd_of(measured: Measured) -> str:
+    """How crowded the machine was when the busiest of its timings began; empty where none was."""
+    states = [t.timing.environment for t in measured.timings]
+    busiest = max(states, key=lambda e: facts.load_of(e.state), default=None)
+    return "" if busiest is None else facts.crowd(busiest.state, busiest.machine)
 
 
 def speedups(measured: Measured) -> Iterator[tuple[ScenarioTiming, Speedup]]:
@@ -49,8 +67,9 @@ def _verdict(measured: Measured) -> tuple[str, ...]:
         if found.scenario == SINGLE:
             shown = f"{found.timing.name} {speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})"
             by_runtime.setdefault(found.timing.runtime, []).append(shown)
+    care = f" ({crowd_of(measured)})" if crowd_of(measured) else ""
     for runtime, ratios in by_runtime.items():
-        lines.append(f"{runtime}, one image at a time, against dense by medians: {', '.join(ratios)}.")
+        lines.append(f"{runtime}, one image at a time, against dense by medians: {', '.join(ratios)}{care}.")
     unstable = sorted({t.timing.name for t in measured.timings if not t.timing.stable})
     if unstable:
         lines.append(f"The machine was not quiet: {', '.join(unstable)} did not settle while warming up.")
@@ -136,7 +155,7 @@ def _accuracy(measured: Measured) -> Section:
     missing = (
         () if any(s.accuracy for s in measured.subjects) else ("Accuracy was not measured; see what was not run.",)
     )
-    caption = "Accuracy against median latency, one image at a time; up and to the left is better. Bars: 95 % interval."
+    caption = pareto_caption(_points(measured))
     pareto = Figure("pareto", "Points: top-1 against median latency of every file", caption)
     parts: tuple[Table | Figure, ...] = (Table("Subjects", head, "crrrrrrrrc", rows, note),)
     if len(_points(measured)) > 1:
@@ -173,7 +192,7 @@ def _latency(measured: Measured, images: dict[str, bytes]) -> Section:
         f"{least_samples(0.9)} and {least_samples(0.99)} runs. Spread: standard deviation over mean, nothing left out."
     )
     text = (
-        "Dense and pruned took turns, each in processes of its own. Single-stream: one image, the next when it is "
+        "Dense and shipped took turns, each in processes of its own. Single-stream: one image, the next when it is "
         "done; offline: batches back to back; camera: one image at a fixed rate.",
     )
     caption = "{}: share of runs finished within a time, every sample shown; further left is faster."

@@ -98,9 +98,9 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
 def _files_of(folder: Path) -> tuple[File, ...]:
     """The run's files that are themselves run, as its summary lists them."""
     path = folder / "summary.json"
-    summary = read_json(path, "summary/1")
+    summary = read_json(path, "summary/2")
     try:
-        costs = {v: (int(summary[f"macs_{v}"]), int(summary[f"params_{v}"])) for v in ("dense", "pruned")}
+        costs = {v: (int(summary[f"macs_{v}"]), int(summary[f"params_{v}"])) for v in ("dense", "shipped")}
         precisions = {str(name): str(about["precision"]) for name, about in summary["precisions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FolderError(
@@ -110,8 +110,8 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     outside = [name for name in precisions if Path(name).name != name]
     if outside:
         raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
-    pruned = [Artifact(n, "pruned", p, "tensorrt" if "tensorrt" in n else "") for n, p in precisions.items()]
-    artifacts = [DENSE, *(a for a in pruned if not a.made_for)]
+    shipped = [Artifact(n, "shipped", p, "tensorrt" if "tensorrt" in n else "") for n, p in precisions.items()]
+    artifacts = [DENSE, *(a for a in shipped if not a.made_for)]
     return tuple(File(a, folder / a.name, *costs[a.variant]) for a in artifacts)
 
 
@@ -144,7 +144,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     about: Mapping[str, Any] = manifest.provenance
     files = tuple(
         File(
-            Artifact(m.path, "pruned", m.precision),
+            Artifact(m.path, "shipped", m.precision),
             folder / m.path,
             int(about.get("macs", -1)),
             int(about.get("parameters", -1)),

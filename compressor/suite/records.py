@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..records import Accuracy
 
-SCHEMA = "benchmark/1"
+SCHEMA = "benchmark/2"
 SINGLE, OFFLINE, CAMERA = "single-stream", "offline", "camera"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.delivery import engines, latency
-from compressor.delivery.artifacts import DENSE, PRUNED, Findings
+from compressor.delivery.artifacts import DENSE, SHIPPED, Findings
 from compressor.errors import EngineError, MissingPackageError
 from compressor.stages import Stages, open_run
 from compressor.work import Work
@@ -63,7 +63,7 @@ def _work(folder: Path) -> Work:
         targets=("SM86",), latency_batches=(1,), latency_seconds=0.0, runtimes=("tensorrt_rtx",), precisions=("fp32",)
     )
     with stages.begun():
-        for artifact in (DENSE, PRUNED):
+        for artifact in (DENSE, SHIPPED):
             (folder / artifact.name).write_bytes(artifact.name.encode())
     fields = {"recipe": recipe, "stages": stages, "example": torch.zeros(2, 3, 8, 8), "not_checked": []}
     return cast(Work, SimpleNamespace(**fields, sample=lambda count: None))
@@ -125,4 +125,4 @@ def test_no_engine_for_this_gpu_is_said_in_every_run_and_one_that_is_built_then_
     machine.library = "1.0"
     work = _timed(tmp_path / "run")
     assert said not in work.not_checked
-    assert machine.timed == [["pruned"]]
+    assert machine.timed == [["shipped"]]

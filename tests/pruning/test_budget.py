@@ -1,4 +1,4 @@
-"""A budget is met within 2 % from below, or refused with the nearest reachable figure."""
+"""A budget is met from below, within 2 % where units are fine, or refused with the least that can be asked for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from compressor.budgets import SLACK
 from compressor.cost import measure_cost
 from compressor.errors import BudgetError, RecipeError
 from compressor.graph import trace
+from compressor.plans import below_budget
 from compressor.pruning import Budget, RankingOptions, Structure, find_structure, make_plan, parse_budget, prune
 from compressor.pruning.budget import compose, least_share
 from compressor.pruning.surgery import Keep, compact_shape, removed_classes
+from compressor.recipe import make_recipe
 from compressor.records import Scores
 
 Net = tuple[fx.GraphModule, Structure, Scores]
@@ -133,3 +135,63 @@ def test_a_cost_of_every_tensor_may_be_asked_of_every_group() -> None:
     budget = Budget("latency", 0.8, slack=1.0, runtime="onnxruntime")
     plan = make_plan(graph, structure, Scores("given", values, 1), budget, RankingOptions(multiple=1), cost=moved)
     assert moved(removed_classes(structure, plan.kept)) <= 0.8 * moved(removed_classes(structure, {}))
+
+
+class Wide(nn.Module):
+    """Few and wide groups in which a multiple of 8 is half a layer, as in networks for microcontrollers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layers(x).mean((2, 3)))
+        return out
+
+
+@pytest.fixture(scope="module")
+def wide() -> Net:
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 16, 16)
+    graph = trace(Wide().eval(), example)
+    structure = find_structure(graph, example)
+    values = {g.name: np.arange(1.0, g.size + 1)[None].repeat(len(g.sites), 0) for g in structure.groups.groups}
+    return graph, structure, Scores("given", values, 1)
+
+
+@pytest.mark.parametrize("kind", ["macs", "parameters"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_a_plan_that_keeps_less_than_the_budget_meets_it(wide: Net, kind: str, share: float) -> None:
+    graph, structure, scores = wide
+    options = RankingOptions(multiple=8)
+    plan = make_plan(graph, structure, scores, Budget(kind, share), options)  # type: ignore[arg-type]
+    small = measure_cost(prune(graph, structure, plan)[0])
+    assert getattr(small, kind) <= share * getattr(measure_cost(graph), kind)
+
+
+def test_a_plan_far_below_its_budget_is_said_and_one_near_it_is_not() -> None:
+    recipe = make_recipe({"budget": "macs 0.5", "multiple": 8})
+    assert below_budget(recipe, 0.44).startswith("the plan keeps 0.440 of the MACs where 0.5 may stay")
+    assert "--multiple 1 (now 8)" in below_budget(recipe, 0.44)
+    assert below_budget(recipe, 0.4901) == ""
+    assert "--multiple" not in below_budget(make_recipe({"budget": "parameters 0.5", "multiple": 1}), 0.3)
+
+
+@pytest.mark.parametrize("options", [RankingOptions(least=0.5), RankingOptions(multiple=4, least=0.6)])
+def test_a_refused_budget_names_one_that_works(wide: Net, options: RankingOptions) -> None:
+    graph, structure, scores = wide
+    with pytest.raises(BudgetError) as refused:
+        make_plan(graph, structure, scores, Budget("macs", 0.01), options)
+    named = re.search(r"--budget '([^']+)'", str(refused.value))
+    assert named
+    assert make_plan(graph, structure, scores, parse_budget(named.group(1)), options).kept
+
+
+def test_where_nothing_can_go_no_budget_is_named_that_is_refused(wide: Net) -> None:
+    graph, structure, scores = wide
+    with pytest.raises(BudgetError, match=r"save none of the macs.*allow more kinds of units \(--units\)") as refused:
+        make_plan(graph, structure, scores, Budget("macs", 0.999), RankingOptions(kinds=()))
+    assert "ask for" not in str(refused.value)

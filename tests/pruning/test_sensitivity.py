@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from compressor.errors import DataError
 from compressor.graph import fetch, trace
 from compressor.pruning import RankingOptions, Structure, find_structure, measure_scores, prune
 from compressor.pruning.consumers import Layer, find_layers
@@ -362,3 +363,14 @@ def test_a_loss_that_later_layers_make_up_for_counts_less() -> None:
     left = {name: float(together[name].mean() / alone[name].mean()) for name in alone}
     assert set(left) >= {"early", "late"}
     assert left["early"] < 0.75 * left["late"]
+
+
+def test_a_loss_on_no_image_is_refused() -> None:
+    graph = trace(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()), torch.randn(2, 3, 4, 4)
+    )
+    structure = find_structure(graph, torch.randn(2, 3, 4, 4))
+    scores = Scores("given", {g.name: np.ones((len(g.sites), g.size)) for g in structure.groups.groups}, 1)
+    for batches in ([], [torch.zeros(0, 3, 4, 4)]):
+        with pytest.raises(DataError, match="no image was given to measure losses on"):
+            measure_scores(graph, structure, scores, batches, PLAIN)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 
-from compressor.errors import ModelError
+from compressor.errors import GateError, ModelError
 from compressor.graph import fetch, trace
 from compressor.pruning import Structure, find_structure, identity_error, prune
 from compressor.pruning.check import random_units
@@ -551,3 +551,12 @@ def test_a_trial_shares_what_loses_nothing_and_leaves_the_graph_alone() -> None:
     assert mine - theirs
     assert not mine & {id(t) for t in own.parameters()}
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())
+
+
+def test_fewer_images_than_the_traced_batch_compare_nothing() -> None:
+    example = torch.randn(2, 3, 8, 8)
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()).eval(), example)
+    structure = find_structure(graph, example)
+    for few in (example[:0], example[:1]):
+        with pytest.raises(GateError, match=f"was given {len(few)} images and compares 2 at once"):
+            identity_error(graph, graph, structure, {}, few)

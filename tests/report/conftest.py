@@ -35,13 +35,14 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
         environment={"python": "3.11.7", "torch": "2.15.0", "cpu": "2 cores, AVX-512 VNNI", "threads": 2, "gpu": None},
         groups=rows,
         cost_dense=Cost(31_251_200, 272_474, 188_426),
-        cost_pruned=Cost(15_102_336, 101_220, 120_010, {}, ("aten.fft_rfft.default",)),
+        cost_shipped=Cost(15_102_336, 101_220, 120_010, {}, ("aten.fft_rfft.default",)),
         accuracy=(
             AccuracyRow("dense", Accuracy(713, 719, 719)),
-            AccuracyRow("pruned", Accuracy(402, 719, 600)),
-            AccuracyRow("compensated", Accuracy(701, 719, 719)),
-            AccuracyRow("finetuned", Accuracy(711, 719, 719)),
-            AccuracyRow("finetuned", Accuracy(710, 719, 719), "int8", "onnxruntime-cpu"),
+            AccuracyRow("removed", Accuracy(402, 719, 600)),
+            AccuracyRow("repaired", Accuracy(701, 719, 719)),
+            AccuracyRow("tuned", Accuracy(711, 719, 719)),
+            AccuracyRow("shipped", Accuracy(711, 719, 719)),
+            AccuracyRow("shipped", Accuracy(710, 719, 719), "int8", "onnxruntime-cpu"),
         ),
         criterion="LRP (epsilon-plus-flat)",
         samples=256,
@@ -62,8 +63,8 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
         latency=tuple(_latency(rng)),
         files=(
             FileRow("dense.onnx", "onnx", "dense", "fp32", 1_102_331),
-            FileRow("model.onnx", "onnx", "finetuned", "fp32", 421_870),
-            FileRow("model.int8.onnx", "CPUs", "finetuned", "int8", 121_870, ("layer1.0.conv1", "fc"), "percentile", 7),
+            FileRow("model.onnx", "onnx", "shipped", "fp32", 421_870),
+            FileRow("model.int8.onnx", "CPUs", "shipped", "int8", 121_870, ("layer1.0.conv1", "fc"), "percentile", 7),
         ),
         engines=(
             EngineRow("model.sm89.engine", "tensorrt-rtx", "sm 8.9", "fp16", 301_220, "built, not run: no GPU", 31),
@@ -72,19 +73,19 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
             ),
         ),
         gates=(
-            GateRow("pruned equals masked", 1e-9, 3.1e-14, True),
+            GateRow("removed equals masked", 1e-9, 3.1e-14, True),
             GateRow("accuracy lost", 0.7, 0.28, True, unit="points"),
             GateRow("budget", 0.5, 0.4832, True, unit="of the MACs"),
         ),
         trade=(
             TradePoint("dense", 1.0, 0.9917),
-            *(TradePoint("compensated", s, a) for s, a in ((0.8, 0.99), (0.65, 0.986), (0.5, 0.975), (0.35, 0.91))),
-            TradePoint("finetuned", 0.5, 0.989, chosen=True),
+            *(TradePoint("repaired", s, a) for s, a in ((0.8, 0.99), (0.65, 0.986), (0.5, 0.975), (0.35, 0.91))),
+            TradePoint("tuned", 0.5, 0.989, chosen=True),
         ),
         pareto=(
             ParetoPoint("dense", 0.21, Accuracy(713, 719, 719), reference=True),
-            ParetoPoint("pruned", 0.13, Accuracy(711, 719, 719)),
-            ParetoPoint("pruned, int8", 0.11, Accuracy(705, 719, 719)),
+            ParetoPoint("shipped", 0.13, Accuracy(711, 719, 719)),
+            ParetoPoint("shipped, int8", 0.11, Accuracy(705, 719, 719)),
         ),
         not_checked=("the TensorRT engine's outputs (no GPU here)", "latency on the target device"),
         stages=(
@@ -93,6 +94,7 @@ def sample_run(seed: int = 0, groups: int = 14) -> ReportInput:
             StageRow("repair-1", 9.4, None),
             StageRow("finetune", 41.0, 820_000_000),
         ),
+        shipped="tuned",
     )
 
 
@@ -126,7 +128,7 @@ def _latency(rng: np.random.Generator) -> list[LatencyRow]:
     rows = []
     for runtime, speed in (("onnxruntime-cpu", 1.0), ("pytorch", 2.3)):
         for batch in (1, 32):
-            for variant, factor in (("dense", 1.0), ("finetuned", 0.58)):
+            for variant, factor in (("dense", 1.0), ("shipped", 0.58)):
                 ms = speed * factor * (0.4 + 0.21 * batch) * rng.gamma(60, 1 / 60, 300)
                 ms[rng.integers(0, 300, 3)] *= 4
                 found = {"p50": float(np.median(ms)), "p90": float(np.quantile(ms, 0.9)), "p99": None}
@@ -154,4 +156,4 @@ def failed() -> ReportInput:
 def bare() -> ReportInput:
     """A run that only pruned: nothing was measured, exported or checked."""
     full = sample_run()
-    return ReportInput("net", {}, {}, full.groups[:1], full.cost_dense, full.cost_pruned, ())
+    return ReportInput("net", {}, {}, full.groups[:1], full.cost_dense, full.cost_shipped, ())

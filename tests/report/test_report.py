@@ -10,24 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from compressor.errors import FolderError
 from compressor.files import read_json
 from compressor.records import Accuracy
 from compressor.report import (
     AccuracyRow,
+    GateRow,
     LatencyRow,
     LayerRow,
     ParetoPoint,
     ReportInput,
     ReportPaths,
     StageRow,
+    TradePoint,
     facts,
+    plots,
     tables,
     write_report,
 )
 from compressor.report.plots import draw_plots
-from compressor.report.sections import Figure, build_sections, failures, verdict
+from compressor.report.sections import Figure, build_sections, failures, key_figures, pareto_caption, verdict
 from compressor.report.tables import Table
 from compressor.report.write import SCHEMA, write_page
 from compressor.report.write import Page as Sheet
@@ -98,7 +102,7 @@ def test_json_gives_back_every_number(run: ReportInput, written: ReportPaths) ->
     value = read_json(written.json, SCHEMA)
     assert value["latency"][3]["samples_ms"] == run.latency[3].samples_ms.tolist()
     assert value["groups"][5]["kept"] == run.groups[5].kept.tolist()
-    assert value["cost_pruned"]["macs"] == run.cost_pruned.macs
+    assert value["cost_shipped"]["macs"] == run.cost_shipped.macs
     assert value["summary"]["accuracy_dense"] == 713 / 719
     assert value["summary"]["accuracy_final"] == 711 / 719
 
@@ -156,29 +160,29 @@ def test_a_parity_limit_that_fails_is_a_failure_without_a_gate(run: ReportInput)
 
 
 def test_the_verdict_names_the_last_variant_and_the_difference(run: ReportInput) -> None:
-    assert "99.2 % to 98.9 % (\u22120.3 points, finetuned)" in verdict(run)[1]
+    assert "99.2 % to 98.9 % (\u22120.3 points, shipped: tuned)" in verdict(run)[1]
     without = replace(run, accuracy=run.accuracy[:3])
     assert "97.5 %" in verdict(without)[1]
-    assert "compensated" in verdict(without)[1]
+    assert "repaired" in verdict(without)[1]
 
 
 def test_slower_is_not_called_faster(run: ReportInput) -> None:
     def row(variant: str, ms: float) -> LatencyRow:
         return LatencyRow("cpu", "fp32", 1, variant, np.full(70, ms), {"p50": ms, "p90": ms})
 
-    said = verdict(replace(run, latency=(row("dense", 2.0), row("pruned", 2.5))))[2]
+    said = verdict(replace(run, latency=(row("dense", 2.0), row("shipped", 2.5))))[2]
     assert "cpu at batch 1 0.80×" in said
 
 
 def test_speed_is_compared_under_the_same_conditions_only(run: ReportInput) -> None:
     rows = [(r.variant, d.variant, d.runtime == r.runtime, d.batch == r.batch) for d, r in facts.latency_pairs(run)]
-    assert rows == [("finetuned", "dense", True, True)] * 4
+    assert rows == [("shipped", "dense", True, True)] * 4
     other_threads = tuple(replace(r, threads=1) if r.variant == "dense" else r for r in run.latency)
     assert list(facts.latency_pairs(replace(run, latency=other_threads))) == []
 
 
 def test_accuracy_on_other_images_is_not_the_final_one(run: ReportInput) -> None:
-    elsewhere = AccuracyRow("finetuned", Accuracy(1, 10), images="calibration")
+    elsewhere = AccuracyRow("shipped", Accuracy(1, 10), images="calibration")
     found = facts.final_accuracy(replace(run, accuracy=(run.accuracy[0], elsewhere, *run.accuracy[1:])))
     assert found is not None
     assert found.images == "evaluation"
@@ -291,9 +295,9 @@ def test_what_is_timed_but_has_no_weights_is_among_the_slowest_and_not_among_the
 
 
 def test_precisions_share_a_heading_and_are_told_apart(run: ReportInput) -> None:
-    dense, pruned = run.latency[:2]
-    rows = table(replace(run, latency=(dense, pruned, replace(pruned, precision="int8"))), "Latency").rows
-    assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "finetuned", "finetuned, int8"]
+    dense, shipped = run.latency[:2]
+    rows = table(replace(run, latency=(dense, shipped, replace(shipped, precision="int8"))), "Latency").rows
+    assert [row[0] for row in rows] == ["onnxruntime-cpu, batch 1, 2 threads", "dense", "shipped", "shipped, int8"]
 
 
 @pytest.mark.parametrize(
@@ -315,3 +319,101 @@ def test_a_command_in_a_text_is_code_and_the_rest_is_escaped(run: ReportInput, t
     page = Sheet("title", (), (), (), (section,), images)
     text = write_page(page, tmp_path, "page", {"schema": "page/1"}).html.read_text()
     assert "<p>&lt;b&gt; use <code>compressor run a</code> &amp; <code>b</code></p>" in text
+
+
+# three states of a gate, and what stands above everything
+
+
+def _doubtful(run: ReportInput) -> ReportInput:
+    gate = GateRow("accuracy: top-1 lost", 3.0, 0.0, False, unit="points", doubt="12 images are too few")
+    return replace(run, gates=(*run.gates[:2], gate), parity=(), warnings=("12 images are too few",))
+
+
+def test_a_gate_that_shows_nothing_has_neither_passed_nor_failed(run: ReportInput) -> None:
+    doubtful = _doubtful(run)
+    assert failures(doubtful) == ()
+    assert verdict(doubtful)[-1] == "2 of 3 gates passed; not shown: accuracy: top-1 lost."
+    gates = table(doubtful, "Gates")
+    assert [row[1] for row in gates.rows] == ["passed", "passed", "not shown"]
+    assert gates.note == "Not shown: 12 images are too few."
+    assert "passed" not in {g.state for g in doubtful.gates if g.doubt}
+
+
+def test_warnings_stand_first_in_every_form(run: ReportInput, tmp_path: Path) -> None:
+    paths = write_report(replace(_doubtful(run), groups=(), layers=(), latency=()), tmp_path)
+    markdown, page = paths.markdown.read_text(), paths.html.read_text()
+    assert markdown.splitlines()[2] == "> **Warning:** 12 images are too few."
+    assert page.index("! warning:") < page.index("<main>")
+    assert "? not shown" in page
+    assert read_json(paths.json, SCHEMA)["summary"]["warnings"] == ["12 images are too few"]
+
+
+# one name for each network
+
+
+def test_every_table_calls_the_networks_by_the_same_names(run: ReportInput) -> None:
+    names = {"dense", "removed", "repaired", "tuned", "shipped"}
+    for title, column in (("Accuracy", 0), ("Latency", 0), ("Files", 2), ("Parity", 0)):
+        rows = [row for row in table(run, title).rows if len(row) > 1]
+        assert {row[column].partition(":")[0] for row in rows} <= names, title
+    assert [row[0] for row in table(run, "Accuracy").rows if len(row) > 1][:5] == [
+        *("dense", "removed", "repaired", "tuned"),
+        "shipped: tuned",
+    ]
+
+
+def test_why_a_network_ships_is_said(run: ReportInput) -> None:
+    said = "The tuned network ships: of 205 images it is right on 204, the repaired one on 203."
+    section = next(s for s in build_sections(replace(run, choice=said), ()) if s.anchor == "cost")
+    assert said in section.text
+
+
+def test_the_trade_shows_each_network_in_its_colour_and_hides_none(run: ReportInput) -> None:
+    names = ("dense", "removed", "repaired", "tuned")
+    points = tuple(TradePoint(name, 1.0 if name == "dense" else 0.5, 0.9, chosen=name == "tuned") for name in names)
+    figure = plots._trade(replace(run, trade=points))
+    assert figure is not None
+    drawn = {str(c.get_label()).partition(":")[0]: c for c in figure.axes[0].collections}
+    assert set(drawn) == {*names, "shipped"}
+    assert len(figure.axes[0].lines) == 0  # a legend of lines where there are none
+    colours = {name: to_hex(drawn[name].get_facecolor()[0]) for name in ("dense", "removed", "tuned")}
+    assert colours == {"dense": plots.DENSE, "removed": plots.REMOVED, "tuned": plots.KEPT}
+    assert drawn["repaired"].get_sizes()[0] > 2 * drawn["tuned"].get_sizes()[0]  # which lies on it
+
+
+def test_a_line_is_promised_only_where_there_is_one(run: ReportInput) -> None:
+    dense = ParetoPoint("dense", 2.0, Accuracy(90, 100), reference=True)
+    better = ParetoPoint("shipped", 1.0, Accuracy(90, 100))
+    cheaper = ParetoPoint("shipped", 1.0, Accuracy(80, 100))
+    assert "line joins" in pareto_caption((dense, cheaper))
+    assert "none beats shipped in both" in pareto_caption((dense, better))
+
+
+# what a busy machine and a profile are worth
+
+
+def test_a_busy_machine_is_said_beside_every_timing(run: ReportInput) -> None:
+    said = facts.crowd({"load_average": "16.44 8.0 4.0"}, {"cores": "2"})
+    assert said == "busy machine: load 16.4 on 2 cores"
+    busy = replace(run, busy=said, latency=tuple(replace(row, note=said) for row in run.latency))
+    assert "busy machine: load 16.4 on 2 cores when the timing began" in verdict(busy)[2]
+    assert {row[-1] for row in table(busy, "Latency").rows if len(row) > 1} == {said}
+    assert [f.detail for f in key_figures(busy) if f.label.startswith("p50") and "busy machine" not in f.detail] == []
+    for quiet in ("2.1 1.0 1.0", "", "0.3 9.0 9.0"):
+        assert facts.crowd({"load_average": quiet}, {"cores": "2"}) == ""
+    assert facts.crowd({"load_average": "9.0 9.0 9.0"}, {"cores": ""}) == ""
+
+
+def test_layers_that_lost_nothing_tell_what_a_profile_is_worth(run: ReportInput) -> None:
+    def timed(dense: float, shipped: float) -> ReportInput:
+        same = LayerRow("stem", "conv2d", 16, 16, 1000, 1000, dense, shipped)
+        return replace(run, layers=(same, LayerRow("deep", "conv2d", 16, 8, 1000, 500, 1.0, 0.5)))
+
+    note = table(timed(0.010, 0.007), "Slowest layers").note
+    assert "1 layer that lost nothing took 70 % of their time in the dense file" in note
+    assert "lost nothing" not in table(timed(0.010, 0.0099), "Slowest layers").note
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "1 layer"), (0, "0 layers"), (1200, "1,200 layers")])
+def test_one_is_not_many(number: int, said: str) -> None:
+    assert facts.counted(number, "layer") == said

@@ -15,13 +15,14 @@ from compressor import suite
 from compressor.cli import app
 from compressor.device.environment import cache_bytes
 from compressor.errors import FolderError, GateError, InputError
-from compressor.suite import measurement
+from compressor.report.tables import Table
+from compressor.suite import measurement, pages
 from compressor.suite.comparison import compare_benchmarks, require_alike
 from compressor.suite.places import Place
 from compressor.suite.records import CAMERA, OFFLINE, SINGLE, Measured, Options, read_measured
 
 QUICK = Options(seconds=0.0, runs=70, offline_batch=4, repeats=1, threads=1, on=("onnxruntime",))
-SUBJECTS = ["dense", "pruned", "pruned-fp16", "pruned-int8"]
+SUBJECTS = ["dense", "shipped", "shipped-fp16", "shipped-int8"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,10 +60,10 @@ def test_costs_sizes_and_accuracy_are_those_of_the_run(taken: tuple[dict[str, An
     measured = read_measured(taken[1] / "benchmark.json")
     summary = json.loads((run / "summary.json").read_text())
     rows = {s.name: s for s in measured.subjects}
-    assert (rows["dense"].macs, rows["pruned"].macs) == (summary["macs_dense"], summary["macs_pruned"])
-    assert rows["pruned-int8"].parameters == summary["params_pruned"]
-    assert rows["pruned-int8"].bytes == (run / "model.int8.onnx").stat().st_size
-    for name, file in (("pruned", "model.onnx"), ("pruned-int8", "model.int8.onnx")):
+    assert (rows["dense"].macs, rows["shipped"].macs) == (summary["macs_dense"], summary["macs_shipped"])
+    assert rows["shipped-int8"].parameters == summary["params_shipped"]
+    assert rows["shipped-int8"].bytes == (run / "model.int8.onnx").stat().st_size
+    for name, file in (("shipped", "model.onnx"), ("shipped-int8", "model.int8.onnx")):
         accuracy = rows[name].accuracy
         assert accuracy is not None
         assert round(accuracy.top1, 4) == summary["precisions"][file]["accuracy"]
@@ -123,7 +124,7 @@ def test_a_comparison_that_will_be_refused_measures_nothing(
 
 
 def _light(folder: Path) -> Place:
-    """Dense and pruned alone: every file more is two processes more."""
+    """Dense and shipped alone: every file more is two processes more."""
     place = suite.open_place(folder)
     return replace(place, files=place.files[:2])
 
@@ -212,10 +213,30 @@ def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> 
     options = replace(QUICK, on=("pytorch", "pytorch-compile"), runs=20)
     found = suite.benchmark([suite.open_place(run)], options=options, out=tmp_path, notify=lambda stage, share: None)
     measured: Measured = read_measured(tmp_path / "benchmark.json")
-    assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "pruned"}
+    assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "shipped"}
     assert set(found["speed_up"]) <= {"pytorch", "pytorch-compile"}
 
 
 def test_the_command_is_there() -> None:
     assert app.registered_commands
     assert "benchmark" in {c.callback.__name__ for c in app.registered_commands if c.callback}
+
+
+def test_a_busy_machine_is_said_in_the_headline_and_nothing_empty_is_shown(taken: tuple[dict[str, Any], Path]) -> None:
+    measured = read_measured(taken[1] / "benchmark.json")
+
+    def loaded(load: str, cores: str) -> Measured:
+        environment = measured.environment
+        state, machine = {**environment.state, "load_average": load}, {**environment.machine, "cores": cores}
+        crowded = replace(environment, state=state, machine=machine)
+        timings = tuple(replace(t, timing=replace(t.timing, environment=crowded)) for t in measured.timings)
+        return replace(measured, timings=timings, not_run=())
+
+    busy, quiet = (pages.page_of(loaded(load, "2")) for load in ("16.44 9.0 4.0", "1.0 9.0 9.0"))
+    assert busy.verdict[0].endswith("(busy machine: load 16.4 on 2 cores).")
+    assert busy.warnings[0].startswith("busy machine: load 16.4 on 2 cores when the timing began")
+    assert quiet.warnings == ()
+    assert "busy" not in quiet.verdict[0]
+    tables = [part for section in busy.sections for part in section.parts if isinstance(part, Table)]
+    assert [part.title for part in tables if not part.rows] == []
+    assert next(s for s in busy.sections if s.anchor == "not-run").text == ("Everything was run.",)

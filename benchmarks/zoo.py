@@ -1,9 +1,11 @@
-"""Does pruning hold for every network? One line per model, no per-model recipe, random weights and random scores.
+"""Does the job hold for every network? One line per model, no per-model recipe, random weights.
 
-In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all). Every model gets two
-processes and a time limit: one prunes and checks, a fresh one rebuilds from the saved plan, exports and runs. What
-they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as the last line, one JSON
-object; DIR/zoo.jsonl holds what is done, so a run continues.
+In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all). Every model gets a process
+and a time limit for the whole default job (relevance, measured loss, repair, accuracy, fp32 and int8 files, parity,
+an engine, the bundle) on few small images, and a fresh one in which the bundle verifies. With `--parts` it is pruned
+by random scores, stage by stage: one process prunes and checks, a fresh one rebuilds from the saved plan, exports and
+runs. What they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as the last
+line, one JSON object; DIR/zoo.jsonl holds what is done, so a run continues.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ import math
 import multiprocessing
 import os
 import platform
+import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, fx, nn
 
 from compressor.data import load_images
@@ -34,9 +40,11 @@ from compressor.device.runtimes import open_model
 from compressor.errors import BudgetError, CompressorError
 from compressor.export.engines import build_engine, image_profile
 from compressor.export.onnx import export_onnx
+from compressor.files import read_record
 from compressor.graph import fetch, trace
 from compressor.images import Preprocessing, overridden
 from compressor.models import load_model
+from compressor.pipeline import Run, compress
 from compressor.pruning import (
     Budget,
     RankingOptions,
@@ -48,10 +56,11 @@ from compressor.pruning import (
     prune,
 )
 from compressor.pruning.budget import least_share
-from compressor.records import Plan
+from compressor.records import Compensation, Plan
 from compressor.relevance import ScoreOptions, score
-from compressor.saved import Network, load_saved, save
+from compressor.saved import Network, example_of, load_saved, read_network, save
 
+JOB = ("build", "job", "repair", "verify")
 STAGES = (
     *("build", "trace", "groups", "plan", "prune", "identity", "forward", "retraced at a second size", "save"),
     *("replay", "export", "parity", "engine"),
@@ -76,6 +85,21 @@ IDENTITY = 1e-7
 # float32 against float32 with other summation orders, through the same layers
 PARITY = 1e-3
 USUAL = Preprocessing((224, 224), (256,), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SMALL_PX = 64  # the job's images where the network takes them so small
+JOB_IMAGES = 40
+RECIPE: dict[str, Any] = {  # the default but for what only costs time here: tuning, timing, and gates on random weights
+    "calibration": 24,
+    "evaluation": 0.3,
+    "batch_size": 8,
+    "finetune_epochs": 0,
+    "targets": ("SM86",),
+    "precisions": ("fp32", "int8"),
+    "runtimes": ("onnxruntime",),
+    "latency_batches": (1,),
+    "latency_seconds": 0.05,
+    "max_accuracy_loss": 100.0,
+    "max_int8_loss": 100.0,
+}
 PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = [Path(__file__).stem, "timm", "torch._dynamo", "onnxscript", "onnxslim"]  # seconds, in every process
 
@@ -125,7 +149,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--limit-seconds", type=float, default=900, help="for each of a model's two processes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--parts", action="store_true", help="stage by stage with random scores, without repair")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run, with --parts")
     parser.add_argument("--size", type=int, default=0, help="pixels; 0: the model's own")
     parser.add_argument("--images", default="", help="real images, as --data of the command line; without: noise")
     parser.add_argument("--again", action="store_true", help="repeat what failed before")
@@ -158,8 +183,9 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start, failure = time.perf_counter(), ""
-    for work in ("prune", "replay"):
-        if not failure and not (work == "replay" and STAGES.index(options.until) < STAGES.index("replay")):
+    replayed = STAGES.index(options.until) >= STAGES.index("replay")
+    for work in (("prune", "replay") if replayed else ("prune",)) if options.parts else ("job",):
+        if not failure:
             failure = _run_worker(work, name, folder, options)
     state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").is_file() else {"stage": "build"}
     shutil.rmtree(folder)
@@ -189,7 +215,10 @@ def _run_worker(work: str, name: str, folder: Path, options: argparse.Namespace)
 def _line(row: dict[str, Any]) -> str:
     seconds = row.get("seconds", {})
     spent = sum(seconds.get(s, 0) for s in ("groups", "plan"))
-    notes = f"{row['stage']}: {row['reason']}" if not row["passed"] else "; ".join(row.get("notes", []))
+    notes = f"{row.get('at', row['stage'])}: {row['reason']}" if not row["passed"] else "; ".join(row.get("notes", []))
+    if "error_repaired" in row:
+        gain = row["error_removed"] / max(row["error_repaired"], 1e-30)
+        notes = f"{row['px']} px, error {gain:.1f} times smaller, {row.get('peak_bytes', 0) / 1e9:.1f} GB. {notes}"
     result = "passed" if row["passed"] else "FAILED"
     return f"{row['model']:44} {result:8} {row.get('macs_kept', 1):9.3f} {spent:13.1f} {row['total_s']:8.1f}  {notes}"
 
@@ -198,9 +227,11 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         out = csv.writer(file)
         columns = ("model", "passed", "stage", "reason", "macs_kept", "identity", "parity", "groups", "left_alone")
-        out.writerow([*columns, *(f"{s}_s" for s in STAGES)])
+        columns += ("px", "error_removed", "error_repaired", "layers_repaired", "peak_bytes", "total_s")
+        timed = tuple(dict.fromkeys((*JOB, *STAGES)))
+        out.writerow([*columns, *(f"{s}_s" for s in timed)])
         for row in rows:
-            out.writerow([*(row.get(c, "") for c in columns), *(row.get("seconds", {}).get(s, "") for s in STAGES)])
+            out.writerow([*(row.get(c, "") for c in columns), *(row.get("seconds", {}).get(s, "") for s in timed)])
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,7 +252,7 @@ def _work(work: str, name: str, folder: Path, options: argparse.Namespace) -> No
     state = folder / "state.json"
     log = Log(state, json.loads(state.read_text()) if state.is_file() else {})
     try:
-        for _ in (_prune if work == "prune" else _replay)(name, folder, log, options):
+        for _ in {"prune": _prune, "replay": _replay, "job": _job}[work](name, folder, log, options):
             if log.found["stage"] == options.until:
                 break
     except CompressorError as error:
@@ -278,6 +309,99 @@ def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> It
     with log.stage("save"):
         save(folder, Network(name, shape, structure.tied, structure.frozen, dict(plan.kept)), small)
     yield
+
+
+def _job(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iterator[None]:
+    """The default command on few images, what repair gained, and the bundle's own check in a fresh process."""
+    with log.stage("build"):
+        model = load_model(name, "none")
+        how = overridden(model.preprocessing or USUAL, size=options.size or None)
+        if not options.size and _takes(model.module, SMALL_PX):
+            how = overridden(how, size=SMALL_PX)
+        disturb(model.module, images_for(how, options.images)[:2])
+        weights = folder / "weights.safetensors"
+        save_model(model.module, weights)
+        data = _pictures(folder / "images.npz", how, options.images)
+    yield
+    log.found["px"] = how.size[0]
+    with log.stage("job"):
+        run = _compressed(name, folder, how, weights, data, log)
+        log.found["macs_kept"] = round(run.summary["macs_shipped"] / run.summary["macs_dense"], 4)
+    yield
+    with log.stage("repair"):
+        log.found |= _gained(run.folder, model.module, how)
+    yield
+    with log.stage("verify"):
+        command = [sys.executable, "-P", "-m", "compressor.device", "verify", str(run.folder / "bundle")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        _require(done.returncode == 0, f"verify ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+    log.found["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+
+
+@torch.no_grad()
+def _takes(module: nn.Module, pixels: int) -> bool:
+    """Whether the network answers images of that size with numbers."""
+    try:
+        return bool(_first(module.eval()(torch.randn(2, 3, pixels, pixels))).isfinite().all())
+    except Exception:
+        return False
+
+
+def _pictures(path: Path, how: Preprocessing, source: str) -> Path:
+    """JOB_IMAGES of the source, or smooth noise with labels of two classes."""
+    height, width = how.size
+    if source:
+        images = load_images(source).prepared(how)
+        pixels = torch.stack([images.pixels(index) for index in range(JOB_IMAGES)])
+        labels = images.labels[:JOB_IMAGES]
+    else:
+        generator = torch.Generator().manual_seed(4)
+        coarse = torch.rand(JOB_IMAGES, 3, 8, 8, generator=generator)
+        smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+        pixels = (255 * smooth).clamp(0, 255).to(torch.uint8)
+        labels = np.arange(JOB_IMAGES) % 2
+    np.savez(path, images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels)
+    return path
+
+
+def _compressed(name: str, folder: Path, how: Preprocessing, weights: Path, data: Path, log: Log) -> Run:
+    """At half the MACs, or at what the network's structure lets go."""
+    fields = {"size": how.size, "resize": how.size, "mean": how.mean, "std": how.std}
+    given = {**RECIPE, **fields, "model": name, "weights": str(weights), "data": str(data), "out": str(folder / "run")}
+    begun = time.perf_counter()
+
+    def notify(stage: str, share: float) -> None:
+        if log.found.get("at") != stage:
+            log.found["at"] = stage
+            log.write()
+
+    try:
+        run = compress(**given, budget=f"macs {ASKED}", notify=notify)
+    except BudgetError as refusal:
+        reachable = re.findall(r"macs (0\.\d+)", str(refusal))
+        if not reachable or float(reachable[-1]) > MOST:
+            raise
+        run = compress(**given, budget=f"macs {reachable[-1]}", notify=notify)
+    log.found["job_s"] = round(time.perf_counter() - begun, 1)
+    log.found["stages"] = run.summary.get("stages", {})
+    return run
+
+
+@torch.no_grad()
+def _gained(folder: Path, module: nn.Module, how: Preprocessing) -> dict[str, Any]:
+    """Squared error of the outputs after bare removal over that after repair, on noise no stage has seen."""
+    graph = trace(module, example_of(how.shape))
+    network = read_network(folder)
+    structure = analyse(graph, network.tied, network.frozen)
+    bare, _ = prune(graph, structure, Plan(network.kept, 0, 0))
+    repaired = load_saved(folder, module)
+    generator = torch.Generator().manual_seed(5)
+    images = nn.functional.interpolate(torch.randn(8, 3, 8, 8, generator=generator), how.size, mode="bicubic")
+    dense, cut, mended = (_first(net(images)).double() for net in (graph, bare, repaired))
+    errors = [float((out - dense).square().sum() / dense.square().sum()) for out in (cut, mended)]
+    layers = len(read_record(folder / "repair-1.json", Compensation).repaired)
+    return {"error_removed": errors[0], "error_repaired": errors[1], "layers_repaired": layers}
 
 
 def images_for(how: Preprocessing, source: str) -> Tensor:

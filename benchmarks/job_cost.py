@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from compressor.graph import trace
 from compressor.models import load_model
 from compressor.pipeline import score_options
-from compressor.placement import placed
+from compressor.placement import placed, release
 from compressor.plans import comparable_scores
 from compressor.pruning import find_structure, identity_error, make_plan, parse_budget, prune
 from compressor.recipe import Recipe, make_recipe
@@ -132,6 +132,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     passes = [_timed(lambda: gradient_pass(graph, batches, device), device) for _ in range(2)]
     stages.rows["one pass"] = {"seconds": round(statistics.median(passes), 3)}
     print(f"  {'one pass':12} {statistics.median(passes):8.2f} s", flush=True)
+    release()  # of the passes' gradients, which the job has no part in
     error = job(graph, recipe, batches, stages)
     seconds = sum(stages.rows[stage]["seconds"] for stage in COUNTED)
     ratio = seconds / statistics.median(passes)

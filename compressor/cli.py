@@ -145,6 +145,7 @@ def _panel_of(name: str) -> str:
     return begun[-1]
 
 
+_TRUST = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
 _QUIET = typer.Option(False, "--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
 
 
@@ -307,7 +308,7 @@ def benchmark(
     report: Path | None = typer.Option(
         None, help="folder of the results; `benchmark` in the first place by default", metavar="FOLDER"
     ),
-    trust: bool = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is"),
+    trust: bool = _TRUST,
     quiet: bool = _QUIET,
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
@@ -383,7 +384,7 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
 @app.command()
 def load(
     folder: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="FOLDER")],
-    trust: bool = typer.Option(False, "--trust", help="run the model code that the folder names, whatever it is"),
+    trust: bool = _TRUST,
 ) -> None:
     """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
     from . import pipeline

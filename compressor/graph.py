@@ -117,7 +117,7 @@ def require_one_input(model: nn.Module) -> None:
 @contextlib.contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """Buffers hold the same values afterwards, whatever the model's forward writes to them."""
-    before = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_buffers() if not tensor.is_meta}
     try:
         yield
     finally:

@@ -6,7 +6,9 @@ names a remedy. Knows nothing of what is computed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import gc
 import math
 import re
@@ -144,7 +146,12 @@ def computing() -> Iterator[None]:
 
 
 def release() -> None:
-    """Gives a GPU's memory that PyTorch keeps for later back, before another runtime uses that GPU."""
+    """Gives memory that PyTorch and the C library keep for later back: before a stage with large matrices of its own.
+
+    Without it, gradients of 16 images of ResNet-50 leave a gigabyte of freed blocks behind that no other stage can use.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        gc.collect()
         torch.cuda.empty_cache()

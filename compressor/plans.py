@@ -107,6 +107,7 @@ def comparable_scores(
     """The scores a plan is made of: as they are, or measured where the recipe asks for that."""
     if recipe.normalisation != "measured" or not scores.values:
         return scores
+    release()
     return measure_scores(graph, structure, scores, images, ranking_of(recipe), progress=progress)
 
 

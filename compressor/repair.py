@@ -12,6 +12,7 @@ from torch import fx
 
 from .images import Batches
 from .lockstep import Batch
+from .placement import release
 from .pruning import CompensationOptions, compensate
 from .recipe import Recipe
 from .records import Compensation, Slices
@@ -32,6 +33,7 @@ def repair(
 
     Batches are [N, C, H, W] images, or (images, labels), and decoded only if asked for. Raises DataError without any.
     """
+    release()
     found = Compensation()
     if recipe.compensate:
         how = options or CompensationOptions(seed=recipe.seed)

@@ -47,7 +47,7 @@ def plain(module: nn.Module, *, convert: bool = True) -> Plain:
     Raises ModelError for what has no plain form: TorchScript, quantised and uninitialised modules.
     """
     inner, notes = _unwrapped(module)
-    _require_readable(inner)
+    _require_readable(inner, with_values=convert)
     floats = sorted({str(p.dtype).removeprefix("torch.") for p in inner.parameters()} - {"float32"}) if convert else []
     computed = list(_computed_weights(inner))
     if not floats and not computed:
@@ -72,7 +72,7 @@ def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
     return module, notes
 
 
-def _require_readable(module: nn.Module) -> None:
+def _require_readable(module: nn.Module, *, with_values: bool) -> None:
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise ModelError(
@@ -83,7 +83,7 @@ def _require_readable(module: nn.Module) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
-        if tensor.is_meta:
+        if tensor.is_meta and with_values:
             raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
 
 

@@ -136,7 +136,7 @@ def test_damaged_files_are_named_and_made_again_as_they_were(
     missing = [name for name in DAMAGES[kind] if f"{name} is gone" not in told and f"{name} was changed" not in told]
     assert not missing
     assert _hashes(copy) == _hashes(run)
-    assert again.summary["accuracy_pruned"] == json.loads((run / "summary.json").read_text())["accuracy_pruned"]
+    assert again.summary["accuracy_shipped"] == json.loads((run / "summary.json").read_text())["accuracy_shipped"]
     assert verify_bundle(copy / "bundle").passed
 
 

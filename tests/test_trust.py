@@ -162,7 +162,7 @@ def test_the_recipe_of_a_run_names_no_other_code(folder: Path, capsys: pytest.Ca
     evil = folder.parent / "evil.py"
     evil.write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     (folder / "recipe.toml").write_text(f"model = {json.dumps(f'{evil}:build')}\n")
-    write_json(folder / "summary.json", {"schema": "summary/1"})
+    write_json(folder / "summary.json", {"schema": "summary/2"})
     for builder in (read_network(folder).builder, ""):  # an empty one: a run of a model object
         _rewrite(folder, builder=builder)
         with pytest.raises(CompressorError):

@@ -62,7 +62,8 @@ def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Pa
             "the file holds another model or a fixed batch"
         )
     if reference.ndim == 0 or reference.size == 0:
-        raise GateError(f"outputs of shape {list(reference.shape)} hold nothing to compare")
+        shape = list(reference.shape)
+        raise GateError(f"outputs of shape {shape} hold no number, so nothing was compared; give images")
     a = reference.reshape(len(reference), -1).astype(np.float64)
     b = output.reshape(len(output), -1).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -51,7 +51,7 @@ class SensitivityOptions:
     """
 
     probes: int = 32
-    limit_bytes: int = 2 << 30
+    limit_bytes: int = 3 << 29
     stretches: int = 8
     repairing: int = 128
 

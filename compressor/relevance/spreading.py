@@ -110,4 +110,4 @@ def is_complex(node: fx.Node) -> bool:
 
 def carries_numbers(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.is_floating_point()
+    return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()

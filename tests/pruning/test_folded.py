@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.graph import trace
-from compressor.lockstep import arguments
+from compressor.graph import arguments, trace
 from compressor.pruning import CompensationOptions, RankingOptions, compensate, find_structure, measure_scores
 from compressor.pruning import compensation as subject
 from compressor.pruning.consumers import find_layers

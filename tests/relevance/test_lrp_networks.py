@@ -421,7 +421,8 @@ def _filtered(y: Tensor) -> Tensor:
 
 
 def _resampled(y: Tensor) -> Tensor:
-    grid = functional.affine_grid(torch.eye(2, 3).expand(y.shape[0], 2, 3) * 0.9, list(y.shape), align_corners=False)
+    turn = torch.eye(2, 3).to(y).expand(y.shape[0], 2, 3) * 0.9
+    grid = functional.affine_grid(turn, list(y.shape), align_corners=False)
     return functional.grid_sample(y, grid, align_corners=False)
 
 
@@ -442,7 +443,7 @@ def test_relevance_passes_what_has_no_rule(between: nn.Module) -> None:
     graph = _graph(_Between(between).eval(), 8)
     conv = next(n.name for n in graph.graph.nodes if n.target is aten.conv2d.default)
     found = lrp.node_relevance(graph, _images(2, 8), torch.tensor([0, 1]), [conv])[conv]
-    assert found.dtype == torch.float32
+    assert found.is_floating_point()
     assert bool(found.isfinite().all())
     assert float(found.abs().sum()) > 0
 

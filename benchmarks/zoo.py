@@ -42,7 +42,7 @@ from compressor.export.engines import build_engine, image_profile
 from compressor.export.onnx import export_onnx
 from compressor.files import read_record
 from compressor.graph import fetch, trace
-from compressor.images import Preprocessing, overridden
+from compressor.images import Preprocessing, normalised, overridden
 from compressor.models import load_model
 from compressor.pipeline import Run, compress
 from compressor.pruning import (
@@ -331,11 +331,11 @@ def _job(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iter
     with log.stage("repair"):
         log.found |= _gained(run.folder, model.module, how)
     yield
+    log.found["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with log.stage("verify"):
         command = [sys.executable, "-P", "-m", "compressor.device", "verify", str(run.folder / "bundle")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         _require(done.returncode == 0, f"verify ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-    log.found["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
 
 
@@ -350,19 +350,20 @@ def _takes(module: nn.Module, pixels: int) -> bool:
 
 def _pictures(path: Path, how: Preprocessing, source: str) -> Path:
     """JOB_IMAGES of the source, or smooth noise with labels of two classes."""
-    height, width = how.size
     if source:
         images = load_images(source).prepared(how)
         pixels = torch.stack([images.pixels(index) for index in range(JOB_IMAGES)])
         labels = images.labels[:JOB_IMAGES]
     else:
-        generator = torch.Generator().manual_seed(4)
-        coarse = torch.rand(JOB_IMAGES, 3, 8, 8, generator=generator)
-        smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic")
-        pixels = (255 * smooth).clamp(0, 255).to(torch.uint8)
-        labels = np.arange(JOB_IMAGES) % 2
+        pixels, labels = _smooth_noise(JOB_IMAGES, how, seed=4), np.arange(JOB_IMAGES) % 2
     np.savez(path, images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels)
     return path
+
+
+def _smooth_noise(count: int, how: Preprocessing, *, seed: int) -> Tensor:
+    """uint8 [N, 3, H, W]."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return (255 * nn.functional.interpolate(coarse, how.size, mode="bicubic")).clamp(0, 255).to(torch.uint8)
 
 
 def _compressed(name: str, folder: Path, how: Preprocessing, weights: Path, data: Path, log: Log) -> Run:
@@ -390,14 +391,13 @@ def _compressed(name: str, folder: Path, how: Preprocessing, weights: Path, data
 
 @torch.no_grad()
 def _gained(folder: Path, module: nn.Module, how: Preprocessing) -> dict[str, Any]:
-    """Squared error of the outputs after bare removal over that after repair, on noise no stage has seen."""
+    """Squared error of the outputs after bare removal over that after repair, on images no stage has seen."""
     graph = trace(module, example_of(how.shape))
     network = read_network(folder)
     structure = analyse(graph, network.tied, network.frozen)
     bare, _ = prune(graph, structure, Plan(network.kept, 0, 0))
     repaired = load_saved(folder, module)
-    generator = torch.Generator().manual_seed(5)
-    images = nn.functional.interpolate(torch.randn(8, 3, 8, 8, generator=generator), how.size, mode="bicubic")
+    images = normalised(_smooth_noise(8, how, seed=5), how)
     dense, cut, mended = (_first(net(images)).double() for net in (graph, bare, repaired))
     errors = [float((out - dense).square().sum() / dense.square().sum()) for out in (cut, mended)]
     layers = len(read_record(folder / "repair-1.json", Compensation).repaired)

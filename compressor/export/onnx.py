@@ -181,8 +181,8 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
 
     A weight may still be computed (before folding): transposed, or standardised. Its size is that of its stated
     shape or, where none is stated, is followed from initializers through operations that keep it. Products of
-    constants alone may be folded, and don't count. With `equal_once`, weights of one content count once: equal
-    products of them may become one.
+    constants alone may be folded, and don't count. With `equal_once`, it is the initializers alone, those of one
+    content once: equal products of them may become one.
     """
     stated = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     sizes = {name: math.prod(dims) for name, dims in stated.items() if dims and all(dims)}
@@ -201,7 +201,9 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
             content[node.output[0]] = content.get(node.input[0], node.input[0])
         if node.op_type != "Shape" and not live.isdisjoint(node.input):
             live.update(node.output)
-    return sum(dict(counted).values()) if equal_once else sum(size for _, size in counted)
+    if equal_once:
+        return sum(size for name, size in dict(counted).items() if name in set(content.values()))
+    return sum(size for _, size in counted)
 
 
 def _content(tensor: onnx.TensorProto) -> str:

@@ -23,6 +23,7 @@ from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted,
 from .consumers import Layer, window_of
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
+_NOTHING = 1e-60  # mean variance of the inputs of a layer that gets the same from every image
 ROUGH = 5e-3  # shrunk by so much, no direction of the correlations is too thin for an inverse in float32
 
 
@@ -49,12 +50,24 @@ def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
     correlation = (covariance / deviation.outer(deviation)).to(precision)
     factor, failed = torch.linalg.cholesky_ex(correlation)
     if bool(failed):
-        factor = torch.linalg.cholesky(correlation.double())
+        factor = stable_factor(correlation)
     root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
     inverse = torch.zeros_like(root)
     gram.add_lower_product(inverse, root)
     deviation = deviation.to(inverse)
     return gram.mirrored(inverse) / deviation.outer(deviation)
+
+
+def stable_factor(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor in float64, with a ridge that grows until there is one: of rounding, or of nothing."""
+    matrix = matrix.double()
+    scale = matrix.diagonal().abs().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    eye = torch.eye(len(matrix)).to(matrix)
+    for ridge in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
+        if not bool(failed):
+            return factor
+    return scale.sqrt() * eye
 
 
 def features_of(graph: fx.GraphModule, layer: Layer) -> int:
@@ -163,7 +176,8 @@ def shrinkage(covariance: Tensor, rows: float) -> float:
 def shrunk(covariance: Tensor, strength: float) -> Tensor:
     """`(1 - r) C + r diag(C)`, r the strength.
 
-    Directions without variance get a millionth of the mean, so that the result can be inverted.
+    Directions without variance get a millionth of the mean, so that the result can be inverted; where none has any
+    (a dead layer), each gets 1.
     """
     result = (1 - strength) * covariance
     result.diagonal().add_(strength * covariance.diagonal() + _floor(covariance))
@@ -171,4 +185,5 @@ def shrunk(covariance: Tensor, strength: float) -> Tensor:
 
 
 def _floor(covariance: Tensor) -> float:
-    return float(1e-6 * covariance.diagonal().mean() + torch.finfo(torch.float64).tiny)
+    mean = float(covariance.diagonal().mean())
+    return 1e-6 * mean if mean > _NOTHING else 1.0

@@ -26,7 +26,7 @@ from .budget import kept_after
 from .compensation import CompensationOptions, Layouts, compensate, layouts_of
 from .consumers import Layer, find_layers
 from .groups import Structure
-from .moments import Inputs, collect, features_of
+from .moments import Inputs, collect, features_of, stable_factor
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
 from .redundancy import consumers_of, counts_of, order_of_loss
 from .surgery import prune
@@ -370,7 +370,7 @@ def taken_over(weights: Tensor, inputs: Inputs, stays: Tensor, goes: Tensor) -> 
     """
     if len(goes) <= len(stays):
         across = inputs.inverse[goes]
-        factor = torch.linalg.cholesky(across[:, goes].double())
+        factor = stable_factor(across[:, goes])
         return -torch.cholesky_solve(weights.mT, factor).mT @ across[:, stays].double()
-    factor = torch.linalg.cholesky(inputs.covariance[stays][:, stays])
+    factor = stable_factor(inputs.covariance[stays][:, stays])
     return torch.cholesky_solve(inputs.covariance[stays][:, goes] @ weights.mT, factor).mT

@@ -374,3 +374,27 @@ def test_a_loss_on_no_image_is_refused() -> None:
     for batches in ([], [torch.zeros(0, 3, 4, 4)]):
         with pytest.raises(DataError, match="no image was given to measure losses on"):
             measure_scores(graph, structure, scores, batches, PLAIN)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_dead_layer_is_measured_and_repaired(value: float) -> None:
+    """Inputs that are the same for every image leave no covariance to factorise."""
+
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(3, 8, 3)
+            self.head = nn.Linear(8, 4)
+            nn.init.zeros_(self.a.weight)
+            nn.init.constant_(self.a.bias, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.b(self.a(x).relu()) + self.c(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    images = torch.randn(20, 3, 12, 12)
+    graph = trace(Dead().eval(), images[:2])
+    structure = find_structure(graph, images[:2])
+    scores = score(graph, structure.groups, [], criterion="random")
+    measured = measure_scores(graph, structure, scores, [images], RankingOptions(multiple=1))
+    assert all(np.isfinite(values).all() for values in measured.values.values())

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores, each with threads for both, take half as long again
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start
+    torch.set_num_threads(1)
+
 from compressor.data import load_images
 from compressor.images import Images, Preprocessing
 

@@ -188,6 +188,7 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     sizes = {name: math.prod(dims) for name, dims in stated.items() if dims and all(dims)}
     sizes |= {i.name: math.prod(i.dims) for i in model.graph.initializer}
     content = {i.name: _content(i) if equal_once else i.name for i in model.graph.initializer}
+    whole = set(content.values())  # parts of them (a joint q, k, v) may be equal where they are not
     live = {v.name for v in model.graph.input} - {i.name for i in model.graph.initializer}
     counted: list[tuple[str, int]] = []
     for node in model.graph.node:
@@ -202,7 +203,7 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
         if node.op_type != "Shape" and not live.isdisjoint(node.input):
             live.update(node.output)
     if equal_once:
-        return sum(size for name, size in dict(counted).items() if name in set(content.values()))
+        return sum(size for name, size in dict(counted).items() if name in whole)
     return sum(size for _, size in counted)
 
 

@@ -63,6 +63,7 @@ def stable_factor(matrix: Tensor) -> Tensor:
     matrix = matrix.double()
     scale = matrix.diagonal().abs().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(matrix)).to(matrix)
+    factor: Tensor
     for ridge in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
         factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
         if not bool(failed):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import ModelError
-from .graph import arguments, aten, place_of, unchanged_buffers
+from .graph import arguments, aten, evaluating, first_line, place_of
 from .placement import CPU, placed
 from .wrappers import plain
 
@@ -36,25 +36,19 @@ def require_function(model: nn.Module, graph: fx.GraphModule, example: Tensor) -
     model, graph = plain(model, convert=False).module, placed(graph, CPU)
     generator = torch.Generator().manual_seed(1)
     images = torch.cat([example.to(CPU), torch.randn(_IMAGES - 2, *example.shape[1:], generator=generator)])
-    modes = {part: part.training for part in model.modules()}
-    try:
-        model.eval()
-        with unchanged_buffers(model):
-            _require_same_twice(model, images)
-            _require_alone(model, graph, images)
-            for count in (2, _IMAGES):
-                _require_traced(model, graph, images[:count])
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with evaluating(model):
+        together = _require_same_twice(model, images)
+        _require_alone(model, graph, images, together)
+        _require_traced(model, graph, images, together)
+        _require_traced(model, graph, images[:2], _answers(model, images[:2]))
 
 
-def _require_same_twice(model: nn.Module, images: Tensor) -> None:
-    """The second pass finds what the first left: other random numbers, counters and running means."""
+def _require_same_twice(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """The answer; the second pass finds what the first left: other random numbers, counters and running means."""
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     first, second = _answers(model, images), _answers(model, images)
     if _difference(first, second) <= AGREEMENT:
-        return
+        return second
     written = [name for name, tensor in model.named_buffers() if not torch.equal(tensor, before[name])]
     if written:
         raise ModelError(
@@ -68,14 +62,13 @@ def _require_same_twice(model: nn.Module, images: Tensor) -> None:
     )
 
 
-def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
-    together = _answers(model, images)
+def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor, together: Sequence[Tensor]) -> None:
     try:
         alone = _answers(model, images[:1])
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(
-            f"the model fails on one image alone ({reason}), which is what a device gives it; {_batch_remedy(graph)}"
+            f"the model fails on one image alone ({first_line(error)}), which is what a device gives it; "
+            f"{_batch_remedy(graph)}"
         ) from error
     difference = _difference([a[:1] for a in together if a.ndim], [a for a in alone if a.ndim])
     if difference > _allowed(model, images, difference):
@@ -97,15 +90,13 @@ def _takes_statistics(node: fx.Node) -> bool:
     return node.target is aten.batch_norm.default and bool(arguments(node)["training"])
 
 
-def _require_traced(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
-    expected = _answers(model, images)
+def _require_traced(model: nn.Module, graph: fx.GraphModule, images: Tensor, expected: Sequence[Tensor]) -> None:
     try:
         traced = _answers(graph, images)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(
-            f"the model as it was traced fails on {len(images)} images ({reason}); its forward must not fix the batch "
-            "size: take it from x.shape[0]"
+            f"the model as it was traced fails on {len(images)} images ({first_line(error)}); its forward must not "
+            "fix the batch size: take it from x.shape[0]"
         ) from error
     difference = _difference(expected, traced)
     if difference > _allowed(model, images, difference):

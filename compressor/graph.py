@@ -50,16 +50,10 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     numbers or cannot be traced.
     """
     model = placed(plain(model, convert=False).module, example.device)
-    modes = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), unchanged_buffers(model):
-            exported = _export(model, example)
-        mark_dropouts(exported)
-        graph: fx.GraphModule = exported.run_decompositions({}).module(check_guards=False)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), evaluating(model):
+        exported = _export(model, example)
+    mark_dropouts(exported)
+    graph: fx.GraphModule = exported.run_decompositions({}).module(check_guards=False)
     _keep_constants(graph)
     _own_state(graph)
     _name_layers(graph)
@@ -81,7 +75,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     except Exception as error:
         raise ModelError(
             f"the model's forward fails on an input of shape {list(example.shape)}{_at(_place_of(error))}: "
-            f"{_first_line(error)}; check --size, and that --mean and --std have one value for grey images, three "
+            f"{first_line(error)}; check --size, and that --mean and --std have one value for grey images, three "
             "for RGB"
         ) from error
     reasons = []
@@ -90,7 +84,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
                 return torch.export.export(model, (example.clone(),), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:
-            reasons.append(f"{_first_line(error)}{_at(_place_in(str(error)) or _place_of(error))}")
+            reasons.append(f"{first_line(error)}{_at(_place_in(str(error)) or _place_of(error))}")
     raise ModelError(
         f"the model can't be traced with a free batch axis: {reasons[0]}; its forward must not branch on values "
         "nor fix the batch size"
@@ -115,12 +109,16 @@ def require_one_input(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Buffers hold the same values afterwards, whatever the model's forward writes to them."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; modes and buffers are as before afterwards, whatever the model's forward writes."""
+    modes = {module: module.training for module in model.modules()}
     before = {name: tensor.detach().clone() for name, tensor in model.named_buffers() if not tensor.is_meta}
     try:
+        model.eval()
         yield
     finally:
+        for module, training in modes.items():
+            module.training = training
         for name, tensor in model.named_buffers():
             kept = before.get(name)
             if kept is not None and kept.shape == tensor.shape and not torch.equal(kept, tensor):
@@ -156,7 +154,7 @@ def _plain_attention() -> Iterator[None]:
         nn.MultiheadAttention.forward = theirs  # type: ignore[method-assign]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 

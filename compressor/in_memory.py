@@ -23,7 +23,7 @@ _KINDS = (
 )
 
 
-def images_of(given: Any) -> str | Images | None:
+def given_images(given: Any) -> str | Images | None:
     """The name of a source, or the images themselves; None stays None. Raises DataError for anything else."""
     if given is None or isinstance(given, (str, Images)):
         return given

@@ -25,7 +25,7 @@ from .errors import ModelError, RecipeError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph import trace
 from .images import Batches, Images, overridden
-from .in_memory import images_of
+from .in_memory import given_images
 from .judges import judges_of, spare_of
 from .models import Model, load_model
 from .placement import code_of, computing
@@ -103,10 +103,10 @@ def compress(
     """Compresses a model; `options` are the recipe's fields, of which `model` and `images` are the first.
 
     `model` may be a module of yours (its run can't be rebuilt without it). `images` is a source's name or path,
-    `Images`, arrays, a `Dataset` or a `DataLoader` (see `in_memory.images_of`). Raises CompressorError's subclasses
+    `Images`, arrays, a `Dataset` or a `DataLoader` (see `in_memory.given_images`). Raises CompressorError's subclasses
     (see compressor.errors).
     """
-    given = images_of(images)
+    given = given_images(images)
     if isinstance(given, str):
         options["data"] = given
     in_memory = given if isinstance(given, Images) else None

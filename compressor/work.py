@@ -116,6 +116,7 @@ def prepare(
         batches(splits.calibration, recipe.batch_size),
         batches(splits.evaluation, recipe.batch_size),
         how,
+        warnings=[f"the model was taken as a plain network: {note}" for note in model.notes],
         device=device,
     )
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import compressor
 from compressor.errors import DataError, ModelError
 from compressor.images import Images
-from compressor.in_memory import images_of
+from compressor.in_memory import given_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3
@@ -31,7 +31,7 @@ class Pictures(Dataset[Any]):
 
 
 def first(given: Any) -> Images:
-    images = images_of(given)
+    images = given_images(given)
     assert isinstance(images, Images)
     return images
 
@@ -60,9 +60,9 @@ def test_images_alone_have_no_labels() -> None:
 
 
 def test_a_path_is_a_source_and_none_is_none() -> None:
-    assert images_of(Path("photos")) == "photos"
-    assert images_of("digits") == "digits"
-    assert images_of(None) is None
+    assert given_images(Path("photos")) == "photos"
+    assert given_images("digits") == "digits"
+    assert given_images(None) is None
 
 
 class Endless(IterableDataset[Any]):
@@ -84,7 +84,7 @@ class Endless(IterableDataset[Any]):
 )
 def test_what_holds_no_images_is_refused_by_name(given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        images_of(given)
+        given_images(given)
 
 
 def test_normalised_floats_are_refused_when_they_are_read() -> None:

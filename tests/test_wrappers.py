@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from compressor.checkpoints import state_hash
 from compressor.errors import ModelError
 from compressor.graph import trace
+from compressor.images import Images
+from compressor.in_memory import given_images
+from compressor.models import Model
 from compressor.pruning import find_structure
+from compressor.recipe import make_recipe
+from compressor.work import prepare
 from compressor.wrappers import plain
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -114,3 +122,15 @@ def test_a_plain_network_is_itself() -> None:
     bare = network()
     assert plain(bare).module is bare
     assert plain(bare).notes == ()
+
+
+def test_what_was_done_to_the_model_is_said(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    recipe = make_recipe({"model": "wrapped", "size": 8, "mean": 0.5, "std": 0.25, "out": str(tmp_path / "run")})
+    recipe = replace(recipe, mean=(0.5,) * 3, std=(0.25,) * 3)
+    ready = plain(nn.DataParallel(network().half()))
+    model = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+    images = given_images((pixels, np.arange(24) % 4))
+    assert isinstance(images, Images)
+    work = prepare(recipe, lambda stage, share: None, model, images)
+    assert [any(word in said for said in work.warnings) for word in ("DataParallel", "float32")] == [True, True]

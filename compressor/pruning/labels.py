@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -207,8 +207,8 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
     ties: list[tuple[int, int]] = []
     kept: list[Rows] = []
     owner: dict[int, int] = {}
-    crossing = _crossing(of, rows)
-    for relation in rows:
+    crossing = _crossing(_places(of, rows))
+    for i, relation in enumerate(rows):
         parents, children = of[relation.parents.numpy()], of[relation.children.numpy()]
         if (children == children[:, :1]).all():  # rows of one class: the unit is the row
             ties += [(int(p), int(c)) for p, c in zip(parents, children[:, 0], strict=True) if p != c]
@@ -217,7 +217,7 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
             ties += [(int(p), 0) for p in parents if p != 0]
             continue
         kept.append(relation)
-        if any(relation is other for other in crossing):  # its rows overlap others in part: none of them can go alone
+        if i in crossing:  # its rows overlap others in part: none of them can go alone
             ties += [(int(p), 0) for p in parents if p != 0]
             continue
         if (parents == 0).any():
@@ -232,20 +232,23 @@ def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
     return np.array(ties, dtype=np.int64).reshape(-1, 2).T, kept
 
 
-def _crossing(of: IntArray, rows: Sequence[Rows]) -> list[Rows]:
+def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
     """Relations that part the same units in two ways of which neither refines the other (4 rows of 24, 6 of 16)."""
-    placed: dict[int, list[tuple[int, int]]] = defaultdict(list)  # class -> its rows as (relation, row)
+    met: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    for of_class in places.values():
+        for (i, row), (j, other) in itertools.combinations(of_class.items(), 2):
+            met[i, j].add((row, other))
+    return {relation for pair, cells in met.items() if _cross(cells) for relation in pair}
+
+
+def _places(of: IntArray, rows: Sequence[Rows]) -> dict[int, dict[int, int]]:
+    """For each class the relations it takes part in and its row there."""
+    places: dict[int, dict[int, int]] = defaultdict(dict)
     for i, relation in enumerate(rows):
         for row, children in enumerate(of[relation.children.numpy()]):
             for c in np.unique(children[children != 0]).tolist():
-                placed[c].append((i, row))
-    met: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-    for found in placed.values():
-        for (i, row), (j, other) in itertools.combinations(found, 2):
-            if i != j:
-                met[i, j].add((row, other))
-    crossed = {k for pair, cells in met.items() if _cross(cells) for k in pair}
-    return [rows[k] for k in sorted(crossed)]
+                places[c][i] = row
+    return places
 
 
 def _cross(cells: Collection[tuple[int, int]]) -> bool:
@@ -256,15 +259,13 @@ def _cross(cells: Collection[tuple[int, int]]) -> bool:
 
 def _cells(of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
     """For each set of crossing relations that share units: the row of every unit in each of them."""
-    crossing = _crossing(of, rows)
-    place: dict[int, list[int]] = defaultdict(lambda: [-1] * len(crossing))
-    for i, relation in enumerate(crossing):
-        for row, children in enumerate(of[relation.children.numpy()]):
-            for c in np.unique(children[children != 0]).tolist():
-                place[c][i] = row
+    places = _places(of, rows)
+    crossing = _crossing(places)
     together: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
-    for c, found in place.items():
-        together[tuple(i for i, row in enumerate(found) if row >= 0)][c] = tuple(found)
+    for c, of_class in places.items():
+        own = tuple(i for i in of_class if i in crossing)
+        if own:
+            together[own][c] = tuple(of_class[i] for i in own)
     yield from together.values()
 
 
@@ -278,11 +279,12 @@ def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
     for c in sorted(cells):
         members[cells[c]].append(c)
     size = math.gcd(*(len(classes) for classes in members.values()))
-    found: dict[int, int] = {}
+    blocks: dict[int, int] = {}
+    first = 0
     for classes in members.values():
-        first = len(set(found.values()))
-        found |= {c: first + place // size for place, c in enumerate(classes)}
-    return found
+        blocks |= {c: first + place // size for place, c in enumerate(classes)}
+        first += len(classes) // size
+    return blocks
 
 
 def _shared_between_rows(children: IntArray) -> bool:

@@ -1,5 +1,6 @@
 # make compress   compress the embedded model      make check   lint, format, types
 # make benchmark  measure dense against pruned     make test    the quick tests (test-slow: the others)
+# make docs       the documentation as pages        make pins    pin all packages anew
 #
 # MODEL=digits-vit picks the other embedded model, ARGS="--budget 'macs 0.4'" adds flags, VENV=path moves the environment.
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help compress benchmark test test-slow check clean pins install
+.PHONY: help compress benchmark test test-slow check docs clean pins install
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -39,6 +40,13 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict compressor
+
+# Into build/docs; a broken link or reference is an error. The pages' own packages have a file of pins beside them.
+docs: $(STAMP)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	"$$uv" pip install --quiet --python $(BIN)/python --require-hashes -r docs/requirements.txt >&2
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs build/docs
+	@echo "build/docs/index.html" >&2
 
 install: $(STAMP)
 
@@ -64,7 +72,9 @@ $(STAMP):
 pins:
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	"$$uv" pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --output-file requirements.txt >&2
+		--no-emit-index-url --no-annotate --no-header --output-file requirements.txt >&2; \
+	printf 'furo\nmyst-parser\nsphinx\n' | "$$uv" pip compile - --quiet --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --output-file docs/requirements.txt >&2
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

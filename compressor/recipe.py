@@ -65,7 +65,7 @@ class Recipe:
     seed: int = _option(0, "every random choice follows from it")
     device: str = _option("auto", "what computes: auto (a GPU where there is one), cpu, cuda or cuda:1")
     criterion: str = _option(
-        "lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (see the README)", *CRITERIA
+        "lrp", "what scores the units: lrp, gradient_x_input, taylor, l1 ... (`compressor list criteria`)", *CRITERIA
     )
     composite: str = _option(
         "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"

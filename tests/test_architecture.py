@@ -41,7 +41,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("judges",),
     ("pipeline", "ship"),
     ("searching", "suite"),
-    ("progress",),
+    ("listing", "progress"),
     ("cli",),
     ("__main__",),
 )
@@ -57,7 +57,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("export/", "device/"),
     "openvino": ("export/", "device/"),
     "optuna": ("searching/",),
-    "typer": ("cli.py",),
+    "typer": ("cli/",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
 }

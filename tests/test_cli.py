@@ -232,16 +232,43 @@ def test_the_terminal_says_gates_warnings_and_the_next_command(finished: tuple[P
 
 
 def test_help_names_kinds_of_values_and_not_pythons(command: Command) -> None:
-    text = command("compress", "--help").stdout + command("benchmark", "--help").stdout
+    text = command("compress", "--help-all").stdout + command("benchmark", "--help-all").stdout
     assert "<str>" not in text
     assert "<float>" not in text
-    assert text.count("<bool>") == text.count("--help")  # typer's own flag
+    assert text.count("<bool>") == text.count("--help-all")  # typer's own flag
     assert "WHOLE" in text
     assert "Budget and ranking" in text
 
 
+def test_help_shows_what_most_runs_need_and_all_of_it_when_asked(command: Command) -> None:
+    short, whole = (command("compress", flag).stdout for flag in ("--help", "--help-all"))
+
+    assert "--budget" in short
+    assert "--help-all" in short
+    assert "--max-identity-error" not in short
+    assert all("--" + field.name.replace("_", "-") in whole for field in fields(Recipe))
+    assert len(short.splitlines()) < 80
+
+
+@pytest.mark.parametrize("what", ["models", "criteria", "runtimes", "targets"])
+def test_what_can_be_named_is_listed(command: Command, what: str) -> None:
+    known = {"models": "digits-vit", "criteria": "lrp", "runtimes": "onnxruntime", "targets": "SM87"}[what]
+
+    assert known in command("list", what).stdout
+    assert known in json.loads(command("list", what, "--json").stdout)
+
+
+def test_a_list_that_is_not_there_is_refused_with_those_that_are(command: Command) -> None:
+    answer = command("list", "models2")
+
+    assert (answer.code, answer.stderr) == (
+        2,
+        "error: there is no list of 'models2'; there are models, criteria, runtimes, targets. Did you mean 'models'?\n",
+    )
+
+
 def test_every_field_of_a_recipe_is_a_flag_and_the_file_is_read(command: Command, tmp_path: Path) -> None:
-    text = command("compress", "--help").stdout
+    text = command("compress", "--help-all").stdout
     squeezed = "".join(text.split())
     assert [f.name for f in fields(Recipe) if f"--{f.name.replace('_', '-')}"[:20] not in squeezed] == []
     (tmp_path / "mine.toml").write_text('model = "models.py:gated"\nbudget = "macs 0.65"\nsize = [16]\nmultiple = 2\n')

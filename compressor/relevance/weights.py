@@ -26,10 +26,12 @@ Collect = Callable[[fx.GraphModule, Tensor, Tensor, Sequence[str]], Mapping[str,
 
 
 def l1(rows: Rows, _: Rows) -> Tensor:
+    """Sum of the absolute weights (Li et al. 2017); of a normalisation's scales for `bn_scale` (Liu et al. 2017)."""
     return torch.stack([unit.abs().sum() for unit in rows])
 
 
 def l2(rows: Rows, _: Rows) -> Tensor:
+    """Root of the sum of squared weights."""
     return torch.stack([unit.square().sum().sqrt() for unit in rows])
 
 

@@ -1,0 +1,246 @@
+"""One sub-command per verb. Flags are the recipe's fields; the last line of stdout is one JSON object.
+
+Progress and words go to stderr. Errors of the tree become one line and their exit code in `__main__`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import InputError, did_you_mean
+from ..recipe import Recipe
+from ..searching import load_flow
+from ..searching.options import SearchOptions
+from . import tables
+from .flags import with_recipe, with_search
+from .screen import StageBars, announce, console, search_bars
+
+_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer brings along under changing names
+_INTERRUPTED = 130
+
+
+class OneLine(TyperGroup):
+    """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
+
+    def main(self, args: Sequence[str] | None = None, *given: Any, **options: Any) -> Any:
+        try:
+            code = super().main(args or ["--help"], *given, **{**options, "standalone_mode": False})
+        except _WrongUsage as error:
+            place = error.ctx.command_path if error.ctx else "compressor"
+            raise InputError(f"{error.format_message().rstrip('.')}; see `{place} --help`") from error
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        raise SystemExit(code)
+
+
+app = typer.Typer(
+    cls=OneLine,
+    pretty_exceptions_enable=False,
+    help="Makes trained vision models small and fast for the edge, guided by what they find relevant.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"compressor {__version__}")
+        raise typer.Exit
+
+
+# `__main__` answers it before this module is imported; listed here for --help
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", help="print the version and end", is_eager=True, callback=_print_version, metavar=""
+    ),
+) -> None: ...
+
+
+_TRUST = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
+_QUIET = typer.Option(False, "--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
+
+
+@app.command()
+@with_recipe
+def compress(
+    recipe: Recipe,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="check what a run checks first, print what it would cost, do nothing", metavar=""
+    ),
+    quiet: bool = _QUIET,
+) -> None:
+    """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
+    console.quiet = quiet
+    announce(f"compress {recipe.model} to {recipe.budget}", recipe)
+    from .. import pipeline
+
+    if dry_run:
+        found = pipeline.predict(recipe)
+        tables.predicted(found, recipe)
+        print(json.dumps(found))
+        return
+    with StageBars(recipe) as notify:
+        run = pipeline.run(recipe, notify=notify)
+    tables.compressed(run)
+    print(json.dumps(run.summary))
+
+
+@app.command()
+@with_recipe
+def inspect(
+    recipe: Recipe,
+    as_json: bool = typer.Option(False, "--json", help="print groups and what was left alone as JSON", metavar=""),
+    relevance: Path | None = typer.Option(
+        None, help="draw what the model finds relevant in one image into this PNG", metavar="FILE"
+    ),
+    image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw", metavar="WHOLE"),
+) -> None:
+    """Shows the units the model can lose, what is left alone and why; or what it finds relevant in one image."""
+    from .. import pipeline
+
+    if relevance is not None:
+        _draw(recipe, image, relevance)
+        return
+    groups = pipeline.inspect(recipe)
+    if as_json:
+        print(
+            json.dumps(
+                {"groups": [_brief(g) for g in groups.groups], "left_alone": [asdict(x) for x in groups.left_alone]}
+            )
+        )
+        return
+    tables.units(recipe, groups)
+
+
+def _draw(recipe: Recipe, image: int, path: Path) -> None:
+    from ..files import write_bytes
+    from ..looking import explain
+    from ..report.explanation import draw_explanation
+
+    found = explain(recipe, image)
+    write_bytes(path, draw_explanation(found))
+    console.print(found.title, highlight=False)
+    print(json.dumps({"picture": str(path), "layers": len(found.layers), "heads": list(found.heads.shape)}))
+
+
+def _brief(group: Any) -> dict[str, Any]:
+    layers = list(dict.fromkeys(s.layer for s in group.sites))
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.size,
+        "layers": layers,
+        "inexact": list(group.inexact),
+    }
+
+
+@app.command()
+@with_recipe
+def benchmark(
+    recipe: Recipe,
+    places: list[Path] = typer.Argument(
+        None, help="folders of finished runs, or a bundle; none: the recipe's run, made if need be", show_default=False
+    ),
+    on: str = typer.Option(
+        "", help="runtimes, such as onnxruntime,openvino; all that are here by default", metavar="TEXT,..."
+    ),
+    seconds: float = typer.Option(
+        2.0, help="least time for each file, runtime and scenario", min=0.0, metavar="NUMBER"
+    ),
+    least_runs: int = typer.Option(
+        662, help="least runs of single images; a p99 stands from 662 on", min=1, metavar="WHOLE"
+    ),
+    offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1, metavar="WHOLE"),
+    rate_hz: float = typer.Option(
+        0.0, help="adds a scenario with one image at a camera's rate", min=0.0, metavar="NUMBER"
+    ),
+    threads: int = typer.Option(0, help="threads of a runtime; one for every core by default", min=0, metavar="WHOLE"),
+    cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default", metavar="WHOLE,..."),
+    compare: Path | None = typer.Option(
+        None, help="a benchmark.json to compare with; refused if taken elsewhere", metavar="FILE"
+    ),
+    report: Path | None = typer.Option(
+        None, help="folder of the results; `benchmark` in the first place by default", metavar="FOLDER"
+    ),
+    trust: bool = _TRUST,
+    quiet: bool = _QUIET,
+) -> None:
+    """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
+    console.quiet = quiet
+    from .. import pipeline, suite
+
+    how = (seconds, least_runs, offline_batch, rate_hz, threads, suite.read_cores(cores))
+    options = suite.Options(*how, on=tuple(part.strip() for part in on.split(",") if part.strip()))
+    with StageBars(None if places else recipe) as notify:
+        folders = places or [pipeline.run(recipe, notify=notify).folder]
+        opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders]
+        found = suite.benchmark(
+            opened, options=options, out=report or folders[0] / suite.STEM, notify=notify, other=compare
+        )
+    tables.benchmarked(found)
+    print(json.dumps(found))
+
+
+@app.command()
+@with_recipe
+@with_search
+def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None:
+    """Searches relevance's own parameters for the recipe that keeps most; the same command goes on, or joins."""
+    console.quiet = quiet
+    announce(f"search for {recipe.model}", recipe)
+    run_search = load_flow().run_search
+    with search_bars(options.trials) as (notify, on_trial):
+        found = run_search(recipe, options, notify=notify, on_trial=on_trial)
+    tables.searched(found.summary)
+    print(json.dumps(found.summary))
+
+
+@app.command()
+def load(
+    folder: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="FOLDER")],
+    trust: bool = _TRUST,
+) -> None:
+    """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
+    from .. import pipeline
+
+    print(json.dumps(pipeline.replay(folder, trust=trust)))
+
+
+LISTS = ("models", "criteria", "runtimes", "targets")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help=f"one of {', '.join(LISTS)}", metavar="WHAT")],
+    as_json: bool = typer.Option(False, "--json", help="print one JSON object", metavar=""),
+) -> None:
+    """Lists the models, criteria, runtimes or targets that can be named."""
+    if what not in LISTS:
+        raise InputError(f"there is no list of {what!r}; there are {', '.join(LISTS)}.{did_you_mean(what, [*LISTS])}")
+    from .. import listing
+
+    rows = getattr(listing, what)()
+    if as_json:
+        print(json.dumps(dict(rows)))
+        return
+    tables.names(what, rows)
+
+
+# `__main__` hands these three to the device's own command line, without torch and typer; listed here for --help
+def _on_device(context: typer.Context) -> None:
+    from ..device.__main__ import main as device_main
+
+    raise typer.Exit(device_main([str(context.info_name), *context.args]))
+
+
+_AS_THEY_ARE = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("verify", help="Checks a bundle's hashes and golden outputs.", context_settings=_AS_THEY_ARE)(_on_device)
+app.command("run", help="Runs a bundle on images.", context_settings=_AS_THEY_ARE)(_on_device)
+app.command("build", help="Builds a bundle's engines on this device.", context_settings=_AS_THEY_ARE)(_on_device)

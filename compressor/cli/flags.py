@@ -1,0 +1,147 @@
+"""A record of options in, flags of a command out: one for each field, grouped, the most used ones shown first.
+
+Knows what a value looks like on the command line, not what it does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperOption
+
+from ..recipe import Recipe, read_recipe
+from ..searching.options import SearchOptions, make_options
+
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
+# what a value looks like; a switch has none
+METAVARS = {
+    "bool": "",
+    "int": "WHOLE",
+    "float": "NUMBER",
+    "tuple[int, ...]": "WHOLE,...",
+    "tuple[float, ...]": "NUMBER,...",
+    "tuple[str, ...]": "TEXT,...",
+}
+
+# each panel of --help begins at a field of the recipe
+PANELS = {
+    "model": "Model",
+    "data": "Images",
+    "batch_size": "Computing",
+    "criterion": "Relevance",
+    "budget": "Budget and ranking",
+    "compensate": "Repair and fine-tuning",
+    "targets": "Files, engines and timing",
+    "max_accuracy_loss": "Gates and folder",
+}
+
+# what most runs are told; --help shows these, --help-all the rest too
+USUAL = frozenset(
+    {"model", "weights", "data", "evaluation_data", "size", "device", "criterion", "budget", "units"}
+    | {"finetune_epochs", "precisions", "targets", "out", "trials"}
+)
+
+
+def _show_all(context: typer.Context, asked: bool) -> None:
+    """Prints the help with the flags that `--help` leaves out, and ends."""
+    if not asked:
+        return
+    for parameter in context.command.params:
+        if isinstance(parameter, TyperOption):
+            parameter.hidden = False
+    typer.echo(context.get_help())
+    raise typer.Exit
+
+
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    KEYWORD_ONLY,
+    annotation=bool,
+    default=typer.Option(
+        False, "--help-all", help="show every flag and end", is_eager=True, callback=_show_all, metavar=""
+    ),
+)
+
+
+def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command a `--recipe` file and one flag for each field of a recipe."""
+    help_text = "TOML file of the fields below; each run writes one"
+    file = inspect.Parameter(
+        "recipe_file",
+        KEYWORD_ONLY,
+        annotation=Path | None,
+        default=typer.Option(None, "--recipe", help=help_text, metavar="FILE"),
+    )
+
+    def read(given: dict[str, Any], values: Mapping[str, Any]) -> Recipe:
+        del given["help_all"]  # it has ended the command where it was asked for
+        return read_recipe(given.pop("recipe_file"), **values)
+
+    return _with_record(command, "recipe", Recipe, read, more=(file, _HELP_ALL))
+
+
+def with_search(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one flag for each of the search's own options."""
+
+    def read(given: dict[str, Any], values: Mapping[str, Any]) -> SearchOptions:
+        return make_options(values)
+
+    return _with_record(command, "options", SearchOptions, read, panel="Search")
+
+
+def _with_record(
+    command: Callable[..., None],
+    argument: str,
+    record: type[Any],
+    read: Callable[[dict[str, Any], Mapping[str, Any]], Any],
+    *,
+    more: Sequence[inspect.Parameter] = (),
+    panel: str = "",
+) -> Callable[..., None]:
+    """The command with flags for a record's fields in place of `argument`, which `read` makes of what was given."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    kept = [p.replace(kind=KEYWORD_ONLY) for name, p in parameters.items() if name != argument]
+    flags = [_parameter(field, panel or panel_of(field.name)) for field in fields(record)]
+
+    def wrapped(**given: Any) -> None:
+        values = {field.name: given.pop(field.name) for field in fields(record)}
+        command(**{argument: read(given, values)}, **given)
+
+    wrapped.__signature__ = inspect.Signature([*more, *flags, *kept])  # type: ignore[attr-defined]
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def _parameter(field: Field[Any], panel: str) -> inspect.Parameter:
+    kind = bool | None if field.type == "bool" else str | None
+    return inspect.Parameter(field.name, KEYWORD_ONLY, annotation=kind, default=_option(field, panel))
+
+
+def _option(field: Field[Any], panel: str) -> Any:
+    name = "--" + field.name.replace("_", "-")
+    switch = f"{name}/--no-{name[2:]}" if field.type == "bool" else name
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    shown_default = escape(f" [{default}]") if default != "" else ""
+    return typer.Option(
+        None,
+        switch,
+        help=field.metadata["help"] + shown_default,
+        show_default=False,
+        rich_help_panel=panel,
+        metavar=METAVARS.get(str(field.type), "TEXT"),
+        hidden=field.name not in USUAL,
+    )
+
+
+def panel_of(name: str) -> str:
+    """The panel that a recipe's field stands in."""
+    names = [field.name for field in fields(Recipe)]
+    begun = [panel for first, panel in PANELS.items() if names.index(first) <= names.index(name)]
+    return begun[-1]

@@ -1,0 +1,45 @@
+"""Names that can be given, each with what it is: models, criteria, runtimes, targets; read where they stand."""
+
+from __future__ import annotations
+
+from .device.runtimes import available
+from .export.targets import TARGETS
+
+Rows = list[tuple[str, str]]
+
+
+def models() -> Rows:
+    """The embedded ones, then every classifier of torchvision and timm."""
+    import timm
+    from torchvision import models as library
+
+    from .files import read_json
+    from .models import EMBEDDED
+
+    index = read_json(EMBEDDED / "index.json", "models/1")
+    rows = [(name, f"embedded: {about['architecture']}") for name, about in index["models"].items()]
+    rows += [(f"torchvision:{name}", "") for name in library.list_models(module=library)]
+    return rows + [(f"timm:{name}", "") for name in timm.list_models()]
+
+
+def criteria() -> Rows:
+    """Each with the first line of what says how it scores."""
+    from .relevance.criteria import CRITERIA
+
+    return [(name, _first_line(criterion)) for name, criterion in CRITERIA.items()]
+
+
+def _first_line(criterion: object) -> str:
+    function = getattr(criterion, "prepare", None) or getattr(criterion, "weigh", None)
+    text = (function if function is not None else type(criterion)).__doc__ or ""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def runtimes() -> Rows:
+    """Each with why it can't run here, where it can't."""
+    return [(name, reason or "runs here") for name, reason in available().items()]
+
+
+def targets() -> Rows:
+    """The devices that engines are built for."""
+    return [(name, f"{target.devices} ({', '.join(target.libraries)})") for name, target in TARGETS.items()]

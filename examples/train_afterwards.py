@@ -1,0 +1,24 @@
+"""Trains a finished run's network further in a loop of your own: `train_afterwards.py RUN`."""
+
+import sys
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import compressor
+from compressor.data import load_images
+from compressor.images import batches, overridden
+from compressor.models import load_model
+
+network = compressor.load(sys.argv[1])
+images = load_images("digits:training").prepared(overridden(load_model("digits-resnet").preprocessing))
+optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+network.train()  # batch statistics and dropout are there again
+for step, (pixels, labels) in enumerate(batches(images, 64)):
+    loss = cross_entropy(network(pixels), labels)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    print(f"step {step}: loss {loss.item():.4f}")
+network.eval()

@@ -1,0 +1,141 @@
+"""What the documentation says is there: files, flags, criteria, fields, commands; and its examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compressor
+from compressor.cli import app
+from compressor.recipe import CRITERIA, PYTORCH, Recipe
+from compressor.searching.options import SearchOptions
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+MOST_WORDS = 900  # of a README that somebody reads to the end
+MOST_LINES = 25  # of an example that somebody reads at a glance
+
+
+def _ids(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    places = [place for place in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in place]
+    included = re.findall(r"```\{include\} (\S+)", page.read_text())
+
+    assert [place for place in (*places, *included) if not (page.parent / place).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_every_file_of_the_project_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"\b((?:compressor|benchmarks|tests|models|docs|examples)/[\w/.-]+\.\w+)", page.read_text())
+    expected = {"models/net.py"}  # of somebody else's
+
+    assert [name for name in named if name not in expected and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_every_flag_of_a_command_exists(page: Path) -> None:
+    known = _flags_of_commands()
+
+    shown = {command: re.findall(r"(?<![\w-])(--[a-z][\w-]*)", command) for command in _commands(page.read_text())}
+    unknown = {command: set(given) - known for command, given in shown.items() if set(given) - known}
+
+    assert unknown == {}
+
+
+def _commands(text: str) -> Iterator[str]:
+    """The lines that call `compressor`, in blocks and between back ticks, continued lines joined."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if re.match(r"\s*compressor [a-z]", line):
+            yield line.split(" #")[0]
+        yield from (code for code in re.findall(r"`([^`]+)`", line) if re.match(r"compressor [a-z]", code))
+
+
+def _flags_of_commands() -> set[str]:
+    """Of the recipe, the search and every command's own parameters."""
+    names = [f.name for record in (Recipe, SearchOptions) for f in fields(record)]
+    flags = {"--" + name.replace("_", "-") for name in names} | {"--recipe", "--version", "--help"}
+    for command in app.registered_commands:
+        assert command.callback is not None
+        flags |= {f"--{name.replace('_', '-')}" for name in command.callback.__annotations__}
+        flags |= {f"--{name.replace('_', '-')}" for name in _parameters(command.callback)}
+    return flags
+
+
+def _parameters(function: object) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_every_criterion_and_runtime_is_documented() -> None:
+    criteria, latency = ((ROOT / "docs" / name).read_text() for name in ("criteria.md", "latency.md"))
+
+    assert [name for name in CRITERIA if f"`{name}`" not in criteria] == []
+    assert "`onnxruntime`" in latency
+    assert PYTORCH[0] in latency
+
+
+def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+
+    assert [name for name in compressor.__all__ if not name.startswith("__") and f"compressor.{name}" not in page] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=_ids(EXAMPLES))
+def test_an_example_is_read_at_a_glance(example: Path) -> None:
+    assert len(example.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that the first example made."""
+    folder = tmp_path_factory.mktemp("example") / "run"
+    said = _example("compress_a_model", folder)
+    assert "top-1" in said
+    return folder
+
+
+def test_the_examples_of_a_finished_run_go_on_from_it(finished: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.zeros((1, *_golden(finished).shape[1:]), np.float32))
+
+    assert "step 1: loss" in _example("train_afterwards", finished)
+    assert "class" in _example("run_on_a_device", finished / "bundle", tmp_path / "image.npy")
+
+
+def _golden(run: Path) -> np.ndarray:
+    with np.load(run / "bundle" / "golden.npz") as arrays:
+        return np.asarray(arrays["inputs"])
+
+
+def test_a_module_and_arrays_in_memory_are_an_example(tmp_path: Path) -> None:
+    assert "Linear" in _example("your_own_module", tmp_path / "run")
+
+
+def test_the_units_of_an_embedded_model_are_an_example() -> None:
+    assert "head" in _example("what_can_go")
+
+
+def _example(name: str, *arguments: Path) -> str:
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

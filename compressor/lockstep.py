@@ -58,14 +58,24 @@ def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]
             name = str(node.target)
             own = fetch(dense, name).shape != fetch(pruned, name).shape
         else:
-            own = _literals(node) != _literals(twins[node.name])
+            twin = twins[node.name]
+            own = not (_same(node.args, twin.args) and _same(node.kwargs, twin.kwargs))
         if own or any(n in changed for n in node.all_input_nodes):
             changed.add(node)
     return changed
 
 
-def _literals(node: fx.Node) -> str:
-    return repr(fx.map_arg((node.args, node.kwargs), lambda n: n.name))
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
+    if isinstance(ours, fx.Node):
+        return isinstance(theirs, fx.Node) and ours.name == theirs.name
+    if isinstance(ours, (tuple, list)):
+        alike = isinstance(theirs, (tuple, list)) and len(ours) == len(theirs)
+        return alike and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(ours, Mapping):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+    both_nan = ours != ours and theirs != theirs
+    return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
@@ -72,6 +73,33 @@ class Structure:
             value = self.values[node.name]
             self._lying[node.name] = [self.classes(f) for f in value.facets] if isinstance(value, Value) else []
         return self._lying[node.name]
+
+    @functools.cached_property
+    def _places(self) -> tuple[tuple[str, ...], IntArray, IntArray]:
+        """Names of nodes; then, as two columns, every class that lies in a node's result and the node's place."""
+        names: list[str] = []
+        classes: list[IntArray] = []
+        for name, result in self.values.items():
+            facets = [facet for leaf in _leaves(result) for facet in leaf.facets]
+            if facets:
+                names.append(name)
+                classes.append(np.unique(np.concatenate([self.classes(facet)[1].ravel() for facet in facets])))
+        places = np.repeat(np.arange(len(names)), [len(own) for own in classes])
+        return tuple(names), np.concatenate([np.zeros(0, dtype=np.int64), *classes]), places
+
+    def touched(self, gone: NDArray[np.bool_]) -> set[str]:
+        """The names of the nodes whose results lose something where the classes `gone` [classes] go."""
+        names, classes, places = self._places
+        return {names[place] for place in np.unique(places[gone[classes]])}
+
+
+def _leaves(result: Any) -> Iterator[Value]:
+    """The labelled tensors of a node's result, which may be a tuple of some."""
+    if isinstance(result, Value):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for part in result:
+            yield from _leaves(part)
 
 
 def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:

@@ -53,31 +53,51 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
 
 
 def prune(
-    graph: fx.GraphModule, structure: Structure, plan: Plan, *, share: bool = False
+    graph: fx.GraphModule, structure: Structure, plan: Plan | Mapping[str, IntArray], *, share: bool = False
 ) -> tuple[fx.GraphModule, Slices]:
     """The pruned graph and what stayed of each parameter. Raises ModelError for a plan of another model.
 
-    With `share`, parameters that lose nothing are the graph's own and no code is made: quicker, for a trial that is
-    run node by node and writes no parameter in place.
+    A plan, or the units it keeps of each group. With `share`, parameters that lose nothing are the graph's own and no
+    code is made: quicker, for a trial that is run node by node and writes no parameter in place.
     """
-    return remove(graph, structure, removed_classes(structure, plan.kept), share=share)
+    return remove(graph, structure, removed_classes(structure, _kept_of(plan)), share=share)
+
+
+def _kept_of(plan: Plan | Mapping[str, IntArray]) -> Mapping[str, IntArray]:
+    return plan.kept if isinstance(plan, Plan) else plan
+
+
+def slices_of(graph: fx.GraphModule, structure: Structure, plan: Plan | Mapping[str, IntArray]) -> Slices:
+    """What stays of each parameter that a plan cuts; no tensor is copied. Raises ModelError as `prune` does."""
+    gone = removed_classes(structure, _kept_of(plan))
+    stays: dict[str, tuple[IntArray, ...]] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and _is_cut(structure.lying(node), gone):
+            shape = fetch(graph, str(node.target)).shape
+            stays[str(node.target)] = _kept_of_axes(shape, structure.lying(node), gone)
+    return Slices(stays)
 
 
 def remove(
     graph: fx.GraphModule, structure: Structure, gone: Keep, *, share: bool = False
 ) -> tuple[fx.GraphModule, Slices]:
     """The graph without the classes that are gone. Raises RaggedError, naming the node, where no box remains."""
-    small = _copied(graph, structure, gone, share=share)
+    small = _shared(graph) if share else _copied(graph, structure, gone)
     kept: dict[str, tuple[IntArray, ...]] = {}
     done: dict[int, Tensor] = {}
+    touched = structure.touched(gone)
     for node in small.graph.nodes:
+        loses = node.name in touched
+        # a slice or a split may lose nothing itself and still begin elsewhere in what it is cut from
+        if not loses and not any(source.name in touched for source in node.all_input_nodes):
+            continue
         try:
             if node.op == "get_attr":
                 _cut_parameter(small, node, structure, gone, kept, done)
             elif node.target in REWRITES:
                 REWRITES[node.target](node, structure, gone)
-            value = structure.values.get(node.name)
-            node.meta = {**node.meta, "val": _shrunk(node.meta.get("val"), value, structure, gone)}
+            if loses:
+                node.meta = {**node.meta, "val": _shrunk(node.meta.get("val"), node, structure, gone)}
         except RaggedError as error:
             error.node = node.name
             raise
@@ -86,13 +106,25 @@ def remove(
     return small, Slices(kept)
 
 
-def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep, *, share: bool) -> fx.GraphModule:
-    """A copy in which parameters that are cut next (all, with `share`) are still the graph's own.
+def _shared(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the nodes, over the graph's own tensors; it has no code of its own, so it is run node by node."""
+    twin: fx.GraphModule = fx.GraphModule.__new__(fx.GraphModule)
+    nn.Module.__init__(twin)
+    for path, module in graph.named_modules(remove_duplicate=False):
+        owner = twin
+        if path:
+            parent, _, name = path.rpartition(".")
+            owner = nn.Module()
+            twin.get_submodule(parent).add_module(name, owner)
+        owner._parameters.update(module._parameters)
+        owner._buffers.update(module._buffers)
+        owner.training = module.training
+    twin._graph = copy.deepcopy(graph.graph)
+    return twin
 
-    So none is ever held twice.
-    """
-    if share:
-        return copy.deepcopy(graph, {id(tensor): tensor for tensor in (*graph.parameters(), *graph.buffers())})
+
+def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep) -> fx.GraphModule:
+    """A copy in which parameters that are cut next are still the graph's own, so that none is ever held twice."""
     names = Counter(
         id(tensor)
         for tensors in (graph.named_parameters, graph.named_buffers)
@@ -122,8 +154,13 @@ def _cut_parameter(
     if id(tensor) not in done:  # tied parameters stay tied
         cut = compact(tensor.detach(), lying, gone).clone()
         done[id(tensor)] = nn.Parameter(cut) if isinstance(tensor, nn.Parameter) else cut
-    kept[str(node.target)] = tuple(_kept_along(lying, axis, n, gone) for axis, n in enumerate(tensor.shape))
+    kept[str(node.target)] = _kept_of_axes(tensor.shape, lying, gone)
     store(graph, str(node.target), done[id(tensor)])
+
+
+def _kept_of_axes(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> tuple[IntArray, ...]:
+    """The coordinates that stay on each axis."""
+    return tuple(_kept_along(lying, axis, size, gone) for axis, size in enumerate(shape))
 
 
 def _kept_along(lying: Sequence[Lying], axis: int, size: int, gone: Keep) -> IntArray:
@@ -199,13 +236,26 @@ def compact_shape(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> t
     return tuple(sizes)
 
 
-def _shrunk(meta: Any, value: Any, structure: Structure, gone: Keep) -> Any:
-    if isinstance(value, Value) and isinstance(meta, Tensor):
-        shape = compact_shape(value.shape, [structure.classes(f) for f in value.facets], gone)
-        return torch.empty(shape, dtype=meta.dtype, device="meta")
+def _shrunk(meta: Any, node: fx.Node, structure: Structure, gone: Keep) -> Any:
+    """What the trace says of a node's result, for what remains of it."""
+    value = structure.values[node.name]
+    if isinstance(value, Value):
+        return _shrunk_tensor(meta, value, structure.lying(node), gone)
+    return _shrunk_tree(meta, value, structure, gone)
+
+
+def _shrunk_tree(meta: Any, value: Any, structure: Structure, gone: Keep) -> Any:
+    if isinstance(value, Value):
+        return _shrunk_tensor(meta, value, _lying_of(value, structure), gone)
     if isinstance(meta, (tuple, list)) and isinstance(value, (tuple, list)):
-        return type(meta)(_shrunk(m, v, structure, gone) for m, v in zip(meta, value, strict=True))
+        return type(meta)(_shrunk_tree(m, v, structure, gone) for m, v in zip(meta, value, strict=True))
     return meta
+
+
+def _shrunk_tensor(meta: Any, value: Value, lying: Sequence[Lying], gone: Keep) -> Any:
+    if not isinstance(meta, Tensor):
+        return meta
+    return torch.empty(compact_shape(value.shape, lying, gone), dtype=meta.dtype, device="meta")
 
 
 # -- integer arguments
@@ -221,8 +271,9 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None = None) -> tuple[int, ...]:
     value = structure.values[node.name]
-    value = value if part is None else value[part]
-    return compact_shape(value.shape, _lying_of(value, structure), gone)
+    if part is None:
+        return compact_shape(value.shape, structure.lying(node), gone)
+    return compact_shape(value[part].shape, _lying_of(value[part], structure), gone)
 
 
 def _resize(position: int) -> Any:
@@ -254,7 +305,7 @@ def _kept_before(source: fx.Node, axis: int, position: int, structure: Structure
     shape = list(value.shape)
     axis %= len(shape)
     lying = []
-    for over, classes in _lying_of(value, structure):
+    for over, classes in structure.lying(source):
         if axis in over:
             classes = np.take(classes, np.arange(min(position, shape[axis])), axis=over.index(axis))
         lying.append((over, classes))
@@ -266,7 +317,7 @@ def _kept_before(source: fx.Node, axis: int, position: int, structure: Structure
 
 def _thinned(source: fx.Node, axis: int, structure: Structure, gone: Keep) -> bool:
     axis %= len(structure.values[source.name].shape)
-    return any(axis in over and gone[c].any() for over, c in _lying_of(structure.values[source.name], structure))
+    return any(axis in over and gone[classes].any() for over, classes in structure.lying(source))
 
 
 def _bounds(first: int) -> Any:
@@ -320,9 +371,7 @@ def _groups(node: fx.Node, structure: Structure, gone: Keep) -> None:
     arguments = _arguments(node)
     if len(arguments) <= 6 or not isinstance(arguments[6], int) or arguments[6] == 1:
         return
-    x, weight = (structure.values[a.name] for a in arguments[:2])
-    channels = compact_shape(x.shape, _lying_of(x, structure), gone)[1]
-    kernel = compact_shape(weight.shape, _lying_of(weight, structure), gone)
+    channels, kernel = _out_shape(arguments[0], structure, gone)[1], _out_shape(arguments[1], structure, gone)
     transposed = "transpose" in str(node.target)
     # a transposed kernel is [in, out / groups]: its inputs per group are known only through its outputs
     n = _out_shape(node, structure, gone)[1] // kernel[1] if transposed else channels // kernel[1]

@@ -18,23 +18,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.choices import ranking_of, repairing_of, scoring_of
 from compressor.graph import trace
 from compressor.models import load_model
-from compressor.pipeline import score_options
 from compressor.placement import placed, release
-from compressor.plans import comparable_scores
 from compressor.pruning import find_structure, identity_error, make_plan, parse_budget, prune
 from compressor.recipe import Recipe, make_recipe
 from compressor.relevance import score
-from compressor.repair import repair
-from compressor.work import ranking_of
+from compressor.rounds import Prunable, measure_units, repair
 
 DEFAULT = (
     "torchvision:resnet18,torchvision:resnet50,torchvision:mobilenet_v2,timm:vit_small_patch16_224,"
@@ -184,21 +181,20 @@ def job(graph: fx.GraphModule, recipe: Recipe, batches: list[tuple[Tensor, Tenso
     """The run's own stages, from groups to the repaired network; the identity check's error."""
     example = batches[0][0][:2].to(next(graph.parameters()).device)
     structure = stages.time("groups", lambda: find_structure(graph, example, recipe.seed))
+    scoring, ranking = scoring_of(recipe), ranking_of(recipe)
     scores = stages.time(
         "scores",
-        lambda: score(
-            graph, structure.groups, batches, criterion=recipe.criterion, options=replace(score_options(recipe))
-        ),
+        lambda: score(graph, structure.groups, batches, criterion=scoring.criterion, options=scoring.options),
     )
-    measured = stages.time("measured", lambda: comparable_scores(recipe, graph, structure, scores, batches))
-    plan = stages.time(
-        "plan", lambda: make_plan(graph, structure, measured, parse_budget(recipe.budget), ranking_of(recipe))
-    )
+    if scoring.measured:
+        subject, unmeasured = Prunable(graph, structure), scores
+        scores = stages.time("measured", lambda: measure_units(subject, unmeasured, batches, ranking))
+    plan = stages.time("plan", lambda: make_plan(graph, structure, scores, parse_budget(recipe.budget), ranking))
     small, slices = prune(graph, structure, plan)
     images = batches[0][0][:IDENTITY_IMAGES]
     error = stages.time("identity", lambda: identity_error(graph, small, structure, plan.kept, images))
     repaired = copy.deepcopy(small)
-    record = stages.time("repair", lambda: repair(recipe, graph, repaired, slices, batches))
+    record = stages.time("repair", lambda: repair(graph, repaired, slices, batches, repairing=repairing_of(recipe)))
     print(f"  {len(record.repaired)} layers refitted, {plan.macs_kept / plan.macs_dense:.1%} of the MACs")
     return error
 

@@ -26,39 +26,27 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from torch import Tensor, fx, nn
 
+from compressor.choices import choices_of
 from compressor.cost import measure_cost
 from compressor.errors import CompressorError, DataError
 from compressor.files import content_hash
 from compressor.graph import trace
 from compressor.images import Batches, Images, batches
 from compressor.models import Model, load_model
-from compressor.pipeline import score_options
 from compressor.placement import device_of, placed, resolve, to_device
-from compressor.plans import comparable_scores
-from compressor.pruning import (
-    Budget,
-    Structure,
-    analyse,
-    compose,
-    find_structure,
-    identity_error,
-    make_plan,
-    prune,
-)
+from compressor.pruning import Budget, Structure, find_structure
 from compressor.recipe import Recipe, read_recipe
-from compressor.records import IntArray, Plan, Scores
+from compressor.records import Scores
 from compressor.recovery.evaluate import evaluate
-from compressor.relevance import score
-from compressor.repair import repair
+from compressor.rounds import Prunable, pruning_round, score_units
 from compressor.saved import example_of
-from compressor.work import ranking_of, read_images
+from compressor.work import read_images
 
 mpl.use("agg")
 
 NETWORKS = Path(__file__).with_name("networks.toml")
 FOLDER = "COMPRESSOR_DATA"  # names the folder that networks.toml's paths begin with
 ENOUGH = 0.98  # a point is "at equal MACs" when it keeps at least this share of what it may keep
-IDENTITY = 1e-9
 WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
 EVERYTHING = 10**9  # more images than there are
 COLOURS = {"lrp": "C3", "gradient": "C0", "gradient_x_input": "C4", "taylor": "C1", "l1": "C2", "random": "C7"}
@@ -101,14 +89,15 @@ class Subjects:
 
     def scores(self, recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> Scores:
         """The dense network is scored once for each way of scoring."""
-        options = score_options(recipe)
-        key = f"{recipe.criterion} {options} {recipe.normalisation} {recipe.units} {recipe.least} {recipe.reduction}"
+        choices = choices_of(recipe)
+        key = f"{choices.scoring} {recipe.normalisation} {recipe.units} {recipe.least} {recipe.reduction}"
         if graph is not self.dense or key not in self.known:
-            found = score(graph, structure.groups, self.calibration, criterion=recipe.criterion, options=options)
-            found = comparable_scores(recipe, graph, structure, found, list(self.calibration))
+            subject = Prunable(graph, structure)
+            batches_now = list(self.calibration)
+            scores = score_units(subject, batches_now, scoring=choices.scoring, ranking=choices.ranking)
             if graph is not self.dense:
-                return found
-            self.known[key] = found
+                return scores
+            self.known[key] = scores
         return self.known[key]
 
 
@@ -162,23 +151,15 @@ def steps(
 
     Budgets are of the dense network. What `mend` makes of a network is what the next step starts from.
     """
-    structure, dense = subjects.structure, subjects.dense
-    current, units, at = dense, structure, 1.0
-    kept: dict[str, IntArray] = {}
+    dense = Prunable(subjects.dense, subjects.structure)
+    now, choices = dense, choices_of(recipe)
     for budget in budgets:
-        left = replace(budget, share=budget.share / at)
-        plan = make_plan(current, units, subjects.scores(recipe, current, units), left, ranking_of(recipe))
-        small, _ = prune(current, units, plan)
-        error = identity_error(current, small, units, plan.kept, subjects.example)
-        if error > IDENTITY:
-            raise CompressorError(f"pruned and masked original differ by {error:.1e}")
-        kept = compose(kept, plan.kept)
-        _, slices = prune(dense, structure, Plan(kept, 0, 0))
-        repair(recipe, dense, small, slices, subjects.calibration)
-        current = mend(small)
-        units = analyse(current, structure.tied, structure.frozen)
-        at = measure_cost(current).macs / measure_cost(dense).macs
-        yield current, at
+        scores = subjects.scores(recipe, now.network, now.structure)
+        step = pruning_round(
+            dense, now, budget, subjects.calibration, images=subjects.example, choices=choices, scores=scores
+        )
+        now = replace(step.after, network=mend(step.after.network))
+        yield now.network, measure_cost(now.network).macs / measure_cost(dense.network).macs
 
 
 def ours(subjects: Subjects, recipe: Recipe, share: float) -> tuple[fx.GraphModule, float]:

@@ -395,7 +395,7 @@ def _gained(folder: Path, module: nn.Module, how: Preprocessing) -> dict[str, An
     graph = trace(module, example_of(how.shape))
     network = read_network(folder)
     structure = analyse(graph, network.tied, network.frozen)
-    bare, _ = prune(graph, structure, Plan(network.kept, 0, 0))
+    bare, _ = prune(graph, structure, network.kept)
     repaired = load_saved(folder, module)
     images = normalised(_smooth_noise(8, how, seed=5), how)
     dense, cut, mended = (_first(net(images)).double() for net in (graph, bare, repaired))

@@ -1,6 +1,7 @@
 """Relevance-guided pruning of vision models to verified, shippable ONNX and TensorRT bundles.
 
-`compress(model, images, ...) -> Run` is the whole of it; `load(folder)` brings a run's network back.
+`compress(model, images, ...) -> Run` is the whole of it; `load(folder)` brings a run's network back. Without a folder,
+in memory: `make_prunable(module, images)`, then `pruning_round(...)`, or its steps one by one.
 """
 
 from __future__ import annotations
@@ -9,17 +10,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .budgets import Budget as Budget
+    from .choices import Choices as Choices
+    from .choices import Repairing as Repairing
+    from .choices import Scoring as Scoring
     from .pipeline import Run as Run
     from .pipeline import compress as compress
     from .pipeline import load as load
     from .recipe import Recipe as Recipe
     from .recipe import read_recipe as read_recipe
+    from .rounds import Prunable as Prunable
+    from .rounds import Round as Round
+    from .rounds import make_prunable as make_prunable
+    from .rounds import pruning_round as pruning_round
+    from .rounds import remove_units as remove_units
+    from .rounds import repair as repair
+    from .rounds import score_units as score_units
     from .searching import search as search
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Run", "__version__", "compress", "load", "read_recipe", "search"]
-
 _HOMES = {
+    "Budget": "budgets",
+    "Choices": "choices",
+    "Repairing": "choices",
+    "Scoring": "choices",
+    "Prunable": "rounds",
+    "Round": "rounds",
+    "make_prunable": "rounds",
+    "pruning_round": "rounds",
+    "remove_units": "rounds",
+    "repair": "rounds",
+    "score_units": "rounds",
     "compress": "pipeline",
     "load": "pipeline",
     "search": "searching",
@@ -27,6 +48,9 @@ _HOMES = {
     "Recipe": "recipe",
     "read_recipe": "recipe",
 }
+
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,52 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from .behaviour import require_function
 from .checkpoints import state_hash
+from .choices import ranking_of, repairing_of, scoring_of, tuning_of
 from .cost import measure_cost
 from .delivery import Delivered, deliver
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
-from .errors import ModelError, RecipeError
+from .errors import ModelError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
-from .graph import trace
-from .images import Batches, Images, overridden
+from .images import Batches, Images
 from .in_memory import given_images
 from .judges import judges_of, spare_of
-from .models import Model, load_model
+from .models import Model
 from .placement import code_of, computing
-from .plans import (
-    below_budget,
-    comparable_scores,
-    make_step,
-    ranking_here,
-    require_reachable,
-    set_aim,
-    share_kept,
-    warn_below_budget,
-)
-from .pruning import (
-    Structure,
-    analyse,
-    compose,
-    find_structure,
-    identity_error,
-    make_plan,
-    parse_budget,
-    prune,
-)
+from .plans import make_step, require_reachable, set_aim, warn_below_budget
+from .pruning import Structure, analyse, compose, find_structure, identity_error, prune, slices_of
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
-from .records import Accuracy, Compensation, Groups, IntArray, Plan, Scores
+from .records import Accuracy, Compensation, IntArray, Plan, Scores
 from .recovery.choice import Choice, Judged, choose, text_of
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
-from .relevance import ScoreOptions, score
-from .relevance.lrp import LrpOptions
-from .relevance.spelling import composite_of
-from .repair import repair
+from .relevance import score
+from .rounds import Prunable, measure_units, repair
 from .saved import (
     Network,
     example_of,
@@ -70,7 +49,7 @@ from .saved import (
     write_weights,
 )
 from .stages import Notify
-from .work import Work, given_preprocessing, prepare, ranking_of, require_known
+from .work import Work, prepare
 from .wrappers import plain
 
 IDENTITY_IMAGES = 4
@@ -188,14 +167,6 @@ def keep_units(work: Work, structure: Structure, spent: Usage) -> None:
     work.stages.do("groups", _group_inputs(work), write, lambda: None, spent=spent)
 
 
-def score_options(recipe: Recipe) -> ScoreOptions:
-    """How a recipe's criterion is read off a network."""
-    given: dict[str, Any] = {"start": recipe.start, "target": recipe.start_class}
-    given |= {name: getattr(recipe, name) for name in ("sign", "per", "place")}
-    lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept, strict=recipe.strict)
-    return ScoreOptions(seed=recipe.seed, lrp=lrp, **{name: value for name, value in given.items() if value})
-
-
 def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphModule]:
     """Rounds of score, plan, removal and repair; the last one's plan is in units of the dense network."""
     recipe, folder = work.recipe, work.stages.folder
@@ -231,14 +202,14 @@ def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -
     ]
 
     def write() -> None:
-        options = score_options(recipe)
+        scoring = scoring_of(recipe)
         total = max(1, len(work.calibration.images))
         scores = score(
             graph,
             units.groups,
             work.calibration,
-            criterion=recipe.criterion,
-            options=options,
+            criterion=scoring.criterion,
+            options=scoring.options,
             progress=lambda images: work.stages.notify(f"scores-{r}", images / total),
         )
         write_record(path, scores)
@@ -253,10 +224,14 @@ def _stage_comparable(work: Work, r: int, graph: fx.GraphModule, units: Structur
 
     def write() -> None:
         notify = work.stages.notify
-        found = comparable_scores(
-            recipe, graph, units, scores, list(work.calibration), progress=lambda share: notify(stage, share)
+        measured = measure_units(
+            Prunable(graph, units),
+            scores,
+            list(work.calibration),
+            ranking_of(recipe),
+            progress=lambda share: notify(stage, share),
         )
-        write_record(path, found)
+        write_record(path, measured)
 
     inputs = [work.stages.keys[f"scores-{r}"], recipe.units, recipe.least, recipe.reduction]
     return work.stages.do(stage, inputs, write, lambda: read_record(path, Scores))
@@ -274,17 +249,21 @@ def _stage_repair(
     recipe, folder = work.recipe, work.stages.folder
     record, path = folder / f"repair-{r}.json", folder / "stages" / f"repaired-{r}.safetensors"
     raw, _ = prune(current, units, step)
-    whole, slices = prune(work.dense, structure, Plan(kept, 0, 0))
-    del whole
+    slices = slices_of(work.dense, structure, kept)
     _check_identity(work, current, raw, units, step)
 
     def write() -> None:
         small = copy.deepcopy(raw)
         notify = work.stages.notify
-        done = repair(
-            recipe, work.dense, small, slices, work.calibration, progress=lambda share: notify(f"repair-{r}", share)
+        compensation = repair(
+            work.dense,
+            small,
+            slices,
+            work.calibration,
+            repairing=repairing_of(recipe),
+            progress=lambda share: notify(f"repair-{r}", share),
         )
-        write_record(record, done)
+        write_record(record, compensation)
         write_weights(path, small)
 
     def read() -> fx.GraphModule:
@@ -325,12 +304,7 @@ def recover(work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModu
     """
     recipe, folder = work.recipe, work.stages.folder
     path, record = folder / "stages" / "tuned.safetensors", folder / "choice.json"
-    options = FinetuneOptions(
-        epochs=recipe.finetune_epochs,
-        learning_rate=recipe.learning_rate,
-        distillation=recipe.distillation,
-        seed=recipe.seed,
-    )
+    options = tuning_of(recipe)
     judges = judges_of(work) if recipe.finetune_epochs else None
 
     def write() -> None:
@@ -434,77 +408,6 @@ def finish(work: Work, accuracy: dict[str, Accuracy], recovered: Recovered, deli
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/2", **summary})
     return Run(work.stages.folder, work.recipe, summary)
-
-
-def inspect(recipe: Recipe) -> Groups:
-    """The groups a recipe's model has and what is left alone; no images are needed."""
-    graph, example = _without_images(recipe)
-    return find_structure(graph, example, recipe.seed).groups
-
-
-def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
-    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named.
-
-    `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
-    """
-    require_known(recipe)
-    model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
-    given = given_preprocessing(recipe)
-    if sized and model.preprocessing is None and not given["size"]:
-        raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
-    if model.preprocessing is None:
-        usual = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-        given |= {name: given[name] or value for name, value in usual.items()}
-    example = example_of(overridden(model.preprocessing, **given).shape)
-    graph = trace(model.module, example)
-    require_function(model.module, graph, example)
-    return graph, example
-
-
-def predict(recipe: Recipe) -> dict[str, Any]:
-    """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not.
-
-    With images named, everything is read and refused as the run would; nothing is written. Without, a model that
-    says nothing about its images' size needs one (RecipeError).
-    """
-    with computing():
-        return _predicted(recipe)
-
-
-def _predicted(recipe: Recipe) -> dict[str, Any]:
-    work = prepare(recipe, lambda stage, share: None, None, None, spare=spare_of(recipe)) if recipe.data else None
-    graph, example = _without_images(recipe, sized=True) if work is None else (work.dense, work.example)
-    structure = find_structure(graph, example, recipe.seed)
-    require_reachable(graph, structure, recipe)
-    dense = measure_cost(graph)
-    return {
-        "model": recipe.model,
-        "budget": recipe.budget,
-        "size": list(example.shape[1:]),
-        "images": work and _counts(work),
-        "macs_dense": dense.macs,
-        "params_dense": dense.parameters,
-        **_costs_predicted(recipe, graph, structure),
-        "groups": len(structure.groups.groups),
-        "left_alone": [asdict(x) for x in structure.groups.left_alone],
-        "recipe": asdict(recipe),
-    }
-
-
-def _counts(work: Work) -> dict[str, int]:
-    parts = {"calibration": work.splits.calibration, "evaluation": work.splits.evaluation, "spare": work.splits.search}
-    return {name: len(images) for name, images in parts.items()}
-
-
-def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> dict[str, Any]:
-    budget = parse_budget(recipe.budget)
-    if budget.kind == "latency":
-        return {"not_predicted": f"MACs and parameters: '{budget}' is measured in the run", "warnings": []}
-    scores = score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-    plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
-    small = prune(graph, structure, plan)[0]
-    cost, said = measure_cost(small), below_budget(recipe, share_kept(graph, small, budget))
-    return {"macs_predicted": cost.macs, "params_predicted": cost.parameters, "warnings": [said] if said else []}
 
 
 def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:

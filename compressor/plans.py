@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx
 
 from .budgets import Budget, parse_budget
+from .choices import ranking_of
 from .cost import measure_cost
 from .device.environment import read_environment
 from .device.probes import ON_THE_PROCESSOR
@@ -35,16 +36,16 @@ from .latency.model import (
 from .latency.tables import Kept, shared_place
 from .latency.trial import export_for, time_ratio, time_ratio_eager
 from .latency.uses import uses_of
-from .lockstep import Batch
 from .placement import code_of, release
-from .pruning import RankingOptions, Structure, make_plan, measure_scores, prune
+from .pruning import RankingOptions, Structure, make_plan, prune
 from .pruning.budget import everything_gone, least_share
 from .pruning.surgery import removed_classes
 from .recipe import Recipe
 from .records import Plan, Scores
 from .relevance import ScoreOptions, score
+from .rounds import budget_of
 from .stages import Notify
-from .work import Work, ranking_of
+from .work import Work
 
 MET, STEPS = "met/1", "steps/1"
 ANY_RUNTIME = "onnxruntime"  # whose widths a counted budget keeps to when they are to be measured
@@ -93,22 +94,6 @@ def warn_below_budget(work: Work, small: fx.GraphModule) -> None:
     said = "" if budget.kind == "latency" else below_budget(work.recipe, share_kept(work.dense, small, budget))
     if said:
         work.warn(said)
-
-
-def comparable_scores(
-    recipe: Recipe,
-    graph: fx.GraphModule,
-    structure: Structure,
-    scores: Scores,
-    images: Sequence[Batch],
-    *,
-    progress: Callable[[float], None] = lambda share: None,
-) -> Scores:
-    """The scores a plan is made of: as they are, or measured where the recipe asks for that."""
-    if recipe.normalisation != "measured" or not scores.values:
-        return scores
-    release()
-    return measure_scores(graph, structure, scores, images, ranking_of(recipe), progress=progress)
 
 
 def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:
@@ -244,7 +229,7 @@ def _refuse_early(work: Work, structure: Structure, aim: Aim) -> None:
     if least <= aim.budget.share:
         return
     kept = everything_gone(structure, scores, aim.options)
-    found = measure_ratio(work, aim.budget, prune(work.dense, structure, Plan(kept, 0, 0))[0])
+    found = measure_ratio(work, aim.budget, prune(work.dense, structure, kept)[0])
     if found.low > (1 + aim.budget.slack) * aim.budget.share:
         raise unreachable(aim.budget, found)
 
@@ -262,19 +247,14 @@ def measure_ratio(work: Work, budget: Budget, small: fx.GraphModule) -> Ratio:
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Plan:
     """Round r's plan, in units of the network as it is before that round; the last one meets the budget."""
     if aim.model is None:
-        return make_plan(graph, units, scores, _budget_of_round(work, r, graph, aim.budget), aim.options)
+        on_the_way = replace(aim.budget, share=aim.budget.share ** (r / work.recipe.rounds))
+        return make_plan(graph, units, scores, budget_of(work.dense, graph, on_the_way), aim.options)
     timed = Timed(work, graph, units, scores, aim)
     if r < work.recipe.rounds:
         return timed.plan_at(aim.budget.share ** (r / work.recipe.rounds))[0]
     met = _stage_met(timed, r)
     _say_met(work, aim.budget, met)
     return met.plan
-
-
-def _budget_of_round(work: Work, r: int, graph: fx.GraphModule, target: Budget) -> Budget:
-    dense, now, rounds = measure_cost(work.dense), measure_cost(graph), work.recipe.rounds
-    left = (now.macs / dense.macs) if target.kind == "macs" else now.parameters / dense.parameters
-    return replace(target, share=target.share ** (r / rounds) / left)
 
 
 class Timed:

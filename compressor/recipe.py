@@ -12,12 +12,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .budgets import parse_budget
 from .device.runtimes import RUNTIMES
 from .errors import RecipeError, did_you_mean
 from .export.targets import resolve_target
+from .records import UnitKind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,6 +41,11 @@ PYTORCH = ("pytorch", "pytorch-compile", "pytorch-cuda", "pytorch-cuda-compile",
 """Ways to run a network in PyTorch itself, beside the runtimes that take a file."""
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
+
+
+Scope = Literal["global", "isomorphic", "uniform"]
+Reduction = Literal["sum", "mean", "max"]
+Normalisation = Literal["measured", "mean", "sum", "max", "l2", "none"]
 
 
 def _option(default: Any, text: str, *choices: str) -> Any:
@@ -78,21 +84,17 @@ class Recipe:
     strict: bool = _option(False, "refuse operations that LRP has no rule for, not pass them by input x gradient")
     accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
     budget: str = _option("macs 0.5", "what may stay: 'macs 0.5', 'parameters 0.4', 'latency 0.5 on onnxruntime'")
-    units: tuple[str, ...] = _option(
+    units: tuple[UnitKind, ...] = _option(
         ("channel", "neuron", "stream", "head", "conv_group"), "kinds of units that may go (also: head_dim)"
     )
-    scope: str = _option(
-        "global",
-        "units compete globally, within their family, or lose a uniform share",
-        "global",
-        "isomorphic",
-        "uniform",
+    scope: Scope = _option(
+        "global", "units compete globally, within their family, or lose a uniform share", *get_args(Scope)
     )
-    reduction: str = _option("sum", "scores of coupled layers to one", "sum", "mean", "max")
-    normalisation: str = _option(
+    reduction: Reduction = _option("sum", "scores of coupled layers to one", *get_args(Reduction))
+    normalisation: Normalisation = _option(
         "measured",
         "what makes layers comparable: the loss measured when each gives up units, or a norm of its scores",
-        *("measured", "mean", "sum", "max", "l2", "none"),
+        *get_args(Normalisation),
     )
     per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by; 1 where measured")
     least: float = _option(0.1, "share of every group that stays")
@@ -193,7 +195,16 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise RecipeError(f"a recipe has no field {unknown[0]!r}.{did_you_mean(unknown[0], list(hints))}")
-    return replace(Recipe(), **{name: _typed(name, value, hints[name]) for name, value in values.items()})
+    return replace(Recipe(), **{name: _typed(name, value, _plain_kind(hints[name])) for name, value in values.items()})
+
+
+def _plain_kind(kind: Any) -> Any:
+    """A closed choice is read as text; which texts there are is checked by the recipe itself."""
+    if get_origin(kind) is Literal:
+        return str
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return tuple[str, ...]
+    return kind
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

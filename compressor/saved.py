@@ -24,7 +24,7 @@ from .graph import fetch, trace
 from .models import load_model
 from .placement import CPU
 from .pruning import Structure, analyse, prune
-from .records import IntArray, Plan, Slices
+from .records import IntArray, Slices
 from .training import TrainableGraph
 from .trust import builder_sha256, require_trusted
 from .wrappers import plain
@@ -186,7 +186,7 @@ def _replayed(
     graph = trace(module, example_of(network.shape))
     structure = analyse(graph, network.tied, network.frozen)
     _require_units(folder, structure, network.kept)
-    small, slices = prune(graph, structure, Plan(network.kept, 0, 0))
+    small, slices = prune(graph, structure, network.kept)
     read_weights(folder / WEIGHTS, small)
     return module, small, slices, network.shape
 
@@ -214,4 +214,4 @@ def _require_units(folder: Path, structure: Structure, kept: Mapping[str, IntArr
 
 
 def rebuild(graph: fx.GraphModule, structure: Structure, kept: dict[str, IntArray]) -> fx.GraphModule:
-    return prune(graph, structure, Plan(kept, 0, 0))[0]
+    return prune(graph, structure, kept)[0]

@@ -14,18 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from .behaviour import require_function
-from .budgets import Budget, parse_budget
+from .choices import given_preprocessing, require_known
 from .data import load_images, require_labels
-from .device.runtimes import available
-from .errors import DataError, EngineError, GateError, MissingPackageError, ModelError, RecipeError
+from .errors import DataError, GateError, ModelError, RecipeError
 from .export.exportable import require_exportable
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
 from .placement import CPU, device_of, placed, resolve, to_device
-from .pruning import RankingOptions
 from .recipe import Recipe
-from .relevance.spelling import composite_of
 from .report import GateRow
 from .saved import example_of
 from .splits import Splits, split, split_apart
@@ -119,23 +116,6 @@ def prepare(
         warnings=[f"the model was taken as a plain network: {note}" for note in model.notes],
         device=device,
     )
-
-
-def require_known(recipe: Recipe) -> None:
-    """Raises RecipeError for a composite or a device that a later stage would refuse; the recipe has checked the rest.
-
-    MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
-    """
-    resolve(recipe.device)
-    _require_runtime(parse_budget(recipe.budget))
-    composite_of(recipe.composite)
-
-
-def _require_runtime(budget: Budget) -> None:
-    reason = available().get(budget.runtime, "") if budget.kind == "latency" else ""
-    if reason:
-        wrong = MissingPackageError if reason.startswith("not installed") else EngineError
-        raise wrong(f"budget '{budget}' can't be measured here: {budget.runtime} {reason}")
 
 
 @torch.no_grad()
@@ -235,30 +215,6 @@ def _left(images: Images, taken: int, wanted: int) -> int:
     return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
 
 
-def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
-        "resize": recipe.resize or None,
-        "interpolation": recipe.interpolation or None,
-        "mean": recipe.mean or None,
-        "std": recipe.std or None,
-    }
-
-
 def _different(images: Images, wanted: int) -> int:
     """How many images there are; repeated ones count once where that decides whether there are enough."""
     return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})
-
-
-def ranking_of(recipe: Recipe) -> RankingOptions:
-    """How scores become an order; measured ones are comparable as they are, and count per MAC."""
-    measured = recipe.normalisation == "measured"
-    return RankingOptions(
-        reduction=recipe.reduction,  # type: ignore[arg-type]
-        normalisation="none" if measured else recipe.normalisation,  # type: ignore[arg-type]
-        scope=recipe.scope,  # type: ignore[arg-type]
-        per_cost=1.0 if measured else recipe.per_cost,
-        kinds=recipe.units,  # type: ignore[arg-type]
-        least=recipe.least,
-        multiple=recipe.multiple or RankingOptions().multiple,
-    )

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: Markdown by MyST, docstrings by autodoc; `make docs` takes warnings for errors."""
+"""How Sphinx builds the pages: Markdown by MyST, docstrings by autodoc; `make docs` takes warnings for errors."""
 
 import compressor
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from compressor.pipeline import inspect
+from compressor.inspecting import inspect
 from compressor.recipe import read_recipe
 
 name = sys.argv[1] if len(sys.argv) > 1 else "digits-vit"

@@ -129,6 +129,10 @@ def test_a_module_and_arrays_in_memory_are_an_example(tmp_path: Path) -> None:
     assert "Linear" in _example("your_own_module", tmp_path / "run")
 
 
+def test_a_module_pruned_in_memory_is_an_example() -> None:
+    assert "of the MACs stay" in _example("prune_in_memory")
+
+
 def test_the_units_of_an_embedded_model_are_an_example() -> None:
     assert "head" in _example("what_can_go")
 

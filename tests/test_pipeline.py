@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import compressor
-from compressor import pipeline, stages
+from compressor import inspecting, pipeline, stages
 from compressor.budgets import SLACK
 from compressor.checkpoints import state_hash
 from compressor.cost import measure_cost
@@ -354,10 +354,10 @@ def test_only_the_allowed_kinds_of_units_go(tmp_path: Path) -> None:
 
 def test_inspecting_and_predicting_need_neither_images_nor_weights() -> None:
     recipe = make_recipe({"model": "torchvision:resnet18", "size": 32, "budget": "macs 0.4"})
-    groups = pipeline.inspect(recipe)
+    groups = inspecting.inspect(recipe)
     assert {g.kind for g in groups.groups} == {"channel", "stream"} or len(groups.groups) >= 8
     assert [x for x in groups.left_alone if x.layer == "fc"] != []
-    predicted = pipeline.predict(recipe)
+    predicted = inspecting.predict(recipe)
     assert 0.4 * (1 - SLACK) <= predicted["macs_predicted"] / predicted["macs_dense"] <= 0.4
 
 

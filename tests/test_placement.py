@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import compressor
-from compressor import looking, pipeline, work
+from compressor import choices, looking, pipeline, work
 from compressor.delivery import Delivered
 from compressor.errors import CompressorError, RecipeError
 from compressor.export.gate import check_export
@@ -220,7 +220,7 @@ def test_a_device_nobody_knows_is_refused(name: str) -> None:
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"'cuda:9' needs a GPU, there is none; use --device auto or --device cpu"):
-        work.require_known(make_recipe({"device": "cuda:9"}))
+        choices.require_known(make_recipe({"device": "cuda:9"}))
 
 
 def test_a_full_gpu_is_one_line_with_a_remedy() -> None:

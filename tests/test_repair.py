@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import fx, nn
 
+from compressor.choices import repairing_of
 from compressor.models import Model
 from compressor.pruning import Structure, find_structure, prune
 from compressor.recipe import make_recipe
 from compressor.records import Plan
-from compressor.repair import repair
+from compressor.rounds import repair
 from compressor.searching.bench import Bench, light
 from compressor.work import Work, prepare
 
@@ -49,7 +50,7 @@ def test_what_the_recipe_asks_for_is_repaired_and_nothing_else(
     work, structure, plan = prepared(tmp_path / "run", compensate=compensate, reestimate=reestimate)
     raw, _ = prune(work.dense, structure, plan)
     small, slices = prune(work.dense, structure, plan)
-    record = repair(work.recipe, work.dense, small, slices, work.calibration)
+    record = repair(work.dense, small, slices, work.calibration, repairing=repairing_of(work.recipe))
     found = changed(raw, small)
     assert bool(found & READER) == compensate == bool(record.repaired)
     assert bool(found & STATISTICS) == reestimate

@@ -25,9 +25,9 @@ from torch import nn
 
 import compressor
 from compressor.__main__ import main
+from compressor.choices import scoring_of
 from compressor.errors import BudgetError, DataError, MissingPackageError, RecipeError
 from compressor.graph import trace
-from compressor.pipeline import score_options
 from compressor.pruning import analyse
 from compressor.recipe import Recipe, make_recipe, read_recipe, to_toml
 from compressor.records import Scores
@@ -228,7 +228,7 @@ def network(request: pytest.FixtureRequest) -> tuple[str, Space, Callable[[Recip
 
     def scores(recipe: Recipe, which: int = 1) -> Scores:
         batch = [(images[which], labels)]
-        return score(graph, groups, batch, criterion=recipe.criterion, options=score_options(recipe))
+        return score(graph, groups, batch, criterion=recipe.criterion, options=scoring_of(recipe).options)
 
     space = find_space(Recipe(), ("lrp", "activation"), groups.groups, lambda recipe: scores(recipe, 0))
     return request.param, space, scores
@@ -250,7 +250,7 @@ def test_what_is_held_stays_as_the_recipe_has_it() -> None:
     batch = [(torch.randn(4, 1, 16, 16), torch.tensor([3, 1, 4, 1]))]
 
     def probe(recipe: Recipe) -> Scores:
-        return score(graph, groups, batch, criterion=recipe.criterion, options=score_options(recipe))
+        return score(graph, groups, batch, criterion=recipe.criterion, options=scoring_of(recipe).options)
 
     base = Recipe(normalisation="mean", scope="uniform", sign="signed")
     held = ("normalisation", "scope", "sign")

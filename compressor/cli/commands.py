@@ -79,13 +79,15 @@ def compress(
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet
     announce(f"compress {recipe.model} to {recipe.budget}", recipe)
-    from .. import pipeline
-
     if dry_run:
-        found = pipeline.predict(recipe)
+        from ..inspecting import predict
+
+        found = predict(recipe)
         tables.predicted(found, recipe)
         print(json.dumps(found))
         return
+    from .. import pipeline
+
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
     tables.compressed(run)
@@ -103,12 +105,12 @@ def inspect(
     image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw", metavar="WHOLE"),
 ) -> None:
     """Shows the units the model can lose, what is left alone and why; or what it finds relevant in one image."""
-    from .. import pipeline
+    from .. import inspecting
 
     if relevance is not None:
         _draw(recipe, image, relevance)
         return
-    groups = pipeline.inspect(recipe)
+    groups = inspecting.inspect(recipe)
     if as_json:
         print(
             json.dumps(

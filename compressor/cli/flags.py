@@ -27,7 +27,6 @@ METAVARS = {
     "float": "NUMBER",
     "tuple[int, ...]": "WHOLE,...",
     "tuple[float, ...]": "NUMBER,...",
-    "tuple[str, ...]": "TEXT,...",
 }
 
 # each panel of --help begins at a field of the recipe
@@ -135,9 +134,14 @@ def _option(field: Field[Any], panel: str) -> Any:
         help=field.metadata["help"] + shown_default,
         show_default=False,
         rich_help_panel=panel,
-        metavar=METAVARS.get(str(field.type), "TEXT"),
+        metavar=_metavar(str(field.type)),
         hidden=field.name not in USUAL,
     )
+
+
+def _metavar(kind: str) -> str:
+    """`TEXT,...` for several names, `TEXT` for one, as METAVARS for the rest."""
+    return METAVARS.get(kind, "TEXT,..." if kind.startswith("tuple") else "TEXT")
 
 
 def panel_of(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from ..choices import ranking_of
 from ..cost import macs_by_layer, measure_cost
 from ..device.environment import read_environment
 from ..device.timing import Timing, summarise
@@ -32,7 +33,7 @@ from ..report import (
     TradePoint,
     facts,
 )
-from ..work import Work, ranking_of
+from ..work import Work
 from .artifacts import Findings, of_subject
 from .gates import limits_of
 from .latency import crowd_of

@@ -7,7 +7,7 @@ from .compensation import CompensationOptions, compensate
 from .groups import Structure, analyse
 from .ranking import RankingOptions, importance
 from .sensitivity import measure_scores
-from .surgery import prune
+from .surgery import prune, slices_of
 
 __all__ = [
     "Budget",
@@ -25,4 +25,5 @@ __all__ = [
     "measure_scores",
     "parse_budget",
     "prune",
+    "slices_of",
 ]

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..graph import arguments, fetch, store
 from ..lockstep import Batch, Values, changed_nodes, images_of, run_node
 from ..placement import device_of, to_device
-from ..records import FloatArray, Group, IntArray, Plan, Scores, Slices
+from ..records import FloatArray, Group, IntArray, Scores, Slices
 from .budget import kept_after
 from .compensation import CompensationOptions, Layouts, compensate, layouts_of
 from .consumers import Layer, find_layers
@@ -268,7 +268,7 @@ class _Bench:
 
     def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
-        small, slices = prune(self.graph, self.structure, Plan(kept, 0, 0), share=True)
+        small, slices = prune(self.graph, self.structure, kept, share=True)
         mend(small, slices)
         changed = changed_nodes(self.graph, small)
         first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)

@@ -11,19 +11,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, fx
 
+from ..choices import ranking_of, repairing_of, scoring_of
 from ..files import content_hash
 from ..images import Batches, Images, batches
-from ..pipeline import score_options
 from ..placement import to_device
-from ..plans import comparable_scores
 from ..pruning import Budget, CompensationOptions, Structure, make_plan, prune
 from ..pruning.budget import least_share
 from ..recipe import Recipe
 from ..records import Accuracy, Plan, Scores
 from ..recovery.evaluate import evaluate
 from ..relevance import score
-from ..repair import repair
-from ..work import Work, ranking_of
+from ..rounds import Prunable, measure_units, repair
+from ..work import Work
 from .options import USUAL_BUDGETS
 
 Batch = tuple[Tensor, Tensor]
@@ -92,13 +91,16 @@ class Bench:
         return usual
 
     def scores(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
+        scoring = scoring_of(recipe)
         groups = self.structure.groups
-        return score(self.work.dense, groups, images, criterion=recipe.criterion, options=score_options(recipe))
+        return score(self.work.dense, groups, images, criterion=scoring.criterion, options=scoring.options)
 
     def comparable(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
         """What plans are made of; probes need scores alone."""
         scores = self.scores(recipe, images)
-        return comparable_scores(recipe, self.work.dense, self.structure, scores, images)
+        if not scoring_of(recipe).measured:
+            return scores
+        return measure_units(Prunable(self.work.dense, self.structure), scores, images, ranking_of(recipe))
 
     def probe(self, recipe: Recipe) -> Scores:
         """A few images with wrong labels, so that the labelled and the predicted class differ."""
@@ -125,7 +127,10 @@ class Bench:
     ) -> fx.GraphModule:
         """The pruned network, repaired as a run's is unless options say otherwise."""
         small, slices = prune(self.work.dense, self.structure, plan)
-        repair(self.work.recipe, self.work.dense, small, slices, images, options=options)
+        repairing = repairing_of(self.work.recipe)
+        if options is not None and repairing.compensation is not None:
+            repairing = replace(repairing, compensation=options)
+        repair(self.work.dense, small, slices, images, repairing=repairing)
         return small
 
     def check(self, recipe: Recipe, shares: Sequence[float], parts: Mapping[str, Batches]) -> Iterator[dict[str, Kept]]:

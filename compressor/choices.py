@@ -1,0 +1,119 @@
+"""A recipe in, what it means to each family out: one record of options a family, made and checked once.
+
+Below this door nobody sees a recipe: scoring, ranking, repair and tuning take the records made here, and so can be
+used without one. Knows no images and no folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .budgets import Budget, parse_budget
+from .device.runtimes import available
+from .errors import EngineError, MissingPackageError
+from .placement import resolve
+from .pruning import CompensationOptions, RankingOptions
+from .recipe import Recipe
+from .recovery.finetune import FinetuneOptions
+from .relevance import ScoreOptions
+from .relevance.lrp import LrpOptions
+from .relevance.spelling import composite_of
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How units are scored: a criterion and how it is read, and whether what each layer may lose is measured then."""
+
+    criterion: str = "lrp"
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+    measured: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Repairing:
+    """How what is left is put right: by least squares with these options or not at all, and batch norm's statistics."""
+
+    compensation: CompensationOptions | None = field(default_factory=CompensationOptions)
+    reestimate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a round of pruning goes by."""
+
+    scoring: Scoring = field(default_factory=Scoring)
+    ranking: RankingOptions = field(default_factory=lambda: RankingOptions(normalisation="none", per_cost=1.0))
+    repairing: Repairing = field(default_factory=Repairing)
+
+
+def choices_of(recipe: Recipe) -> Choices:
+    """All that a round needs of a recipe. Raises RecipeError for a composite that is not understood."""
+    return Choices(scoring_of(recipe), ranking_of(recipe), repairing_of(recipe))
+
+
+def scoring_of(recipe: Recipe) -> Scoring:
+    """How a recipe's criterion is read off a network; a field that is left empty is the criterion's own choice."""
+    readings = {name: getattr(recipe, name) for name in ("start", "sign", "per", "place")}
+    chosen = {name: value for name, value in readings.items() if value}
+    lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept, strict=recipe.strict)
+    options = ScoreOptions(seed=recipe.seed, target=recipe.start_class, lrp=lrp, **chosen)
+    return Scoring(recipe.criterion, options, recipe.normalisation == "measured")
+
+
+def ranking_of(recipe: Recipe) -> RankingOptions:
+    """How scores become an order; measured ones are comparable as they are, and count per MAC."""
+    measured = recipe.normalisation == "measured"
+    return RankingOptions(
+        reduction=recipe.reduction,
+        normalisation="none" if measured else recipe.normalisation,
+        scope=recipe.scope,
+        per_cost=1.0 if measured else recipe.per_cost,
+        kinds=recipe.units,
+        least=recipe.least,
+        multiple=recipe.multiple or RankingOptions().multiple,
+    )
+
+
+def repairing_of(recipe: Recipe) -> Repairing:
+    """What the recipe repairs by, with a run's full options."""
+    options = CompensationOptions(seed=recipe.seed) if recipe.compensate else None
+    return Repairing(options, recipe.reestimate)
+
+
+def tuning_of(recipe: Recipe) -> FinetuneOptions:
+    """How the repaired network is fine-tuned."""
+    return FinetuneOptions(
+        epochs=recipe.finetune_epochs,
+        learning_rate=recipe.learning_rate,
+        distillation=recipe.distillation,
+        seed=recipe.seed,
+    )
+
+
+def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says of pre-processing, None where it says nothing: arguments of `images.overridden`."""
+    return {
+        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
+        "resize": recipe.resize or None,
+        "interpolation": recipe.interpolation or None,
+        "mean": recipe.mean or None,
+        "std": recipe.std or None,
+    }
+
+
+def require_known(recipe: Recipe) -> None:
+    """Raises RecipeError for a composite or a device that a later stage would refuse; the recipe has checked the rest.
+
+    MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
+    """
+    resolve(recipe.device)
+    _require_runtime(parse_budget(recipe.budget))
+    composite_of(recipe.composite)
+
+
+def _require_runtime(budget: Budget) -> None:
+    reason = available().get(budget.runtime, "") if budget.kind == "latency" else ""
+    if reason:
+        wrong = MissingPackageError if reason.startswith("not installed") else EngineError
+        raise wrong(f"budget '{budget}' can't be measured here: {budget.runtime} {reason}")

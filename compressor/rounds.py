@@ -1,0 +1,190 @@
+"""A round of pruning in memory: a network and its units in, a smaller repaired network out.
+
+Score, plan, remove, repair: a run, a search, the studies and a library's user go by these functions. They know no
+recipe, no folder and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, fx, nn
+
+from .behaviour import require_function
+from .choices import Choices, Repairing, Scoring
+from .cost import measure_cost
+from .errors import ModelError
+from .graph import trace
+from .images import Batches
+from .lockstep import Batch
+from .placement import release
+from .pruning import (
+    Budget,
+    RankingOptions,
+    Structure,
+    analyse,
+    compensate,
+    compose,
+    find_structure,
+    identity_error,
+    make_plan,
+    measure_scores,
+    prune,
+    slices_of,
+)
+from .records import Compensation, IntArray, Plan, Scores, Slices
+from .recovery.batchnorm import reestimate
+from .relevance import score
+
+IDENTITY = 1e-9  # pruned against masked original, float64, relative: rounding through a few hundred layers
+LabelledBatches = Sequence[tuple[Tensor, Tensor]]
+Progress = Callable[[float], None]
+
+
+def _silent(share: float) -> None:
+    """Says nothing of how far a step has come."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prunable:
+    """A traced network, the units it can lose, and which of the dense network's units it still has.
+
+    `network` is a `torch.fx.GraphModule`, called like the model it came from. `kept` is empty for the dense network.
+    """
+
+    network: fx.GraphModule
+    structure: Structure
+    kept: Mapping[str, IntArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """What a round came to: the network after it, its plan in units of the network before it, and what was found."""
+
+    after: Prunable
+    plan: Plan
+    scores: Scores
+    compensation: Compensation
+    identity_error: float
+
+
+def make_prunable(model: nn.Module, images: Tensor, *, seed: int = 0) -> Prunable:
+    """A module, ready to lose units: traced, and every group of units checked in float64.
+
+    `images` [N, C, H, W], N >= 2, as the model takes them. The model is left as it is. Raises ModelError where its
+    forward can't be traced, is random, or depends on more than one image at a time.
+    """
+    graph = trace(model, images)
+    require_function(model, graph, images)
+    return Prunable(graph, find_structure(graph, images, seed))
+
+
+def score_units(
+    subject: Prunable,
+    batches: LabelledBatches,
+    *,
+    scoring: Scoring = Scoring(),
+    ranking: RankingOptions = RankingOptions(),
+    progress: Progress = _silent,
+) -> Scores:
+    """What each unit is worth: by the criterion, and by the loss measured where `scoring` asks for that.
+
+    Batches are (images [N, C, H, W], labels [N]); labels may be -1 where the criterion starts at the predicted class.
+    """
+    total = max(1, sum(len(images) for images, _ in batches))
+    scores = score(
+        subject.network,
+        subject.structure.groups,
+        batches,
+        criterion=scoring.criterion,
+        options=scoring.options,
+        progress=lambda images: progress(images / total),
+    )
+    return measure_units(subject, scores, batches, ranking, progress=progress) if scoring.measured else scores
+
+
+def measure_units(
+    subject: Prunable,
+    scores: Scores,
+    batches: Sequence[Batch],
+    ranking: RankingOptions,
+    *,
+    progress: Progress = _silent,
+) -> Scores:
+    """The scores made comparable: what the outputs lose when each group gives up units and its readers are repaired."""
+    if not scores.values:
+        return scores
+    release()
+    return measure_scores(subject.network, subject.structure, scores, batches, ranking, progress=progress)
+
+
+def remove_units(dense: Prunable, subject: Prunable, plan: Plan) -> tuple[Prunable, Slices]:
+    """The network without the units a plan takes, nothing repaired; and what stays of the *dense* network's tensors.
+
+    `plan` is in units of `subject`, which is `dense` or what earlier rounds left of it.
+    """
+    small, _ = prune(subject.network, subject.structure, plan)
+    kept = compose(dict(subject.kept), plan.kept)
+    structure = analyse(small, dense.structure.tied, dense.structure.frozen)
+    return Prunable(small, structure, kept), slices_of(dense.network, dense.structure, kept)
+
+
+def repair(
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    slices: Slices,
+    batches: Batches | Sequence[Batch],
+    *,
+    repairing: Repairing = Repairing(),
+    progress: Progress = _silent,
+) -> Compensation:
+    """Refits the layers that lost inputs, then takes batch normalisation's statistics anew, where asked for; in place.
+
+    Batches are [N, C, H, W] images, or (images, labels), and decoded only if asked for. Raises DataError without any.
+    """
+    release()
+    refitted = Compensation()
+    if repairing.compensation is not None:
+        refitted = compensate(dense, pruned, slices, batches, options=repairing.compensation, progress=progress)
+    if repairing.reestimate:
+        reestimate(pruned, batches, reference=dense, slices=slices)
+    return refitted
+
+
+def pruning_round(
+    dense: Prunable,
+    subject: Prunable,
+    budget: Budget,
+    batches: Batches | LabelledBatches,
+    *,
+    images: Tensor,
+    choices: Choices = Choices(),
+    scores: Scores | None = None,
+    progress: Progress = _silent,
+) -> Round:
+    """Score, plan, remove and repair once.
+
+    `budget` is of the dense network; `images` [N, C, H, W] check that what remains equals the masked original, in
+    float64. `scores` are taken where they are known already. Raises BudgetError where no plan meets the budget,
+    ModelError where the check fails.
+    """
+    if scores is None:
+        scores = score_units(
+            subject, list(batches), scoring=choices.scoring, ranking=choices.ranking, progress=progress
+        )
+    left = budget_of(dense.network, subject.network, budget)
+    plan = make_plan(subject.network, subject.structure, scores, left, choices.ranking)
+    after, slices = remove_units(dense, subject, plan)
+    error = identity_error(subject.network, after.network, subject.structure, plan.kept, images)
+    if error > IDENTITY:
+        raise ModelError(f"pruned and masked original differ by {error:.1e}, at most {IDENTITY:g} can be rounding")
+    compensation = repair(dense.network, after.network, slices, batches, repairing=choices.repairing)
+    return Round(after, plan, scores, compensation, error)
+
+
+def budget_of(dense: fx.GraphModule, current: fx.GraphModule, budget: Budget) -> Budget:
+    """A counted budget of the dense network as one of what is left of it."""
+    before, now = measure_cost(dense), measure_cost(current)
+    left = now.parameters / before.parameters if budget.kind == "parameters" else now.macs / before.macs
+    return replace(budget, share=budget.share / left)

@@ -21,7 +21,7 @@ from ..graph import arguments, aten, fetch
 from ..placement import CPU, placed
 from ..records import Groups, IntArray
 from .groups import CONVOLUTIONS, Structure, analyse, weight_shape
-from .labels import Value
+from .labels import Value, values_in
 from .operations import handler_of, pointwise
 from .ranking import spared
 from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
@@ -44,21 +44,28 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
     frozen: set[str] = set()
     for _ in range(ROUNDS):
         structure = analyse(graph, tied, frozen)
-        failed = _failures(graph, structure, example, [random_units(structure, seed, share) for share in SHARES])
+        choices = [random_units(structure, seed, share) for share in SHARES]
+        failed = _failures(graph, structure, example, choices)
         if not failed:
             return structure
         for name in failed:
-            (frozen if name in tied or not _has_rows(structure, name) else tied).add(name)
+            # a node that fails with its rows tied to columns fails for another reason
+            if name in tied or not _has_rows(structure, name):
+                frozen.add(name)
+            else:
+                tied.add(name)
     raise ModelError(f"the pruning check does not settle at {sorted(failed)[:5]}; please report this model")
 
 
 def _parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
     """The same parameters, each read just before its first use, so that `_Double` holds few of them at a time."""
-    nodes = copy.deepcopy(graph.graph)
-    place = {node: index for index, node in enumerate(nodes.nodes)}
-    for node in [n for n in nodes.nodes if n.op == "get_attr" and n.users]:
-        min(node.users, key=place.__getitem__).prepend(node)
-    return fx.GraphModule(graph, nodes)
+    late = copy.deepcopy(graph.graph)
+    place = {node: index for index, node in enumerate(late.nodes)}
+    read = [node for node in late.nodes if node.op == "get_attr" and node.users]
+    for parameter in read:
+        first_user = min(parameter.users, key=place.__getitem__)
+        first_user.prepend(parameter)
+    return fx.GraphModule(graph, late)
 
 
 class _Double(fx.Interpreter):
@@ -73,26 +80,33 @@ class _Double(fx.Interpreter):
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:
+    """What `find_structure` finds, without the labels it came from."""
     return find_structure(graph, example, seed).groups
 
 
 def _has_rows(structure: Structure, name: str) -> bool:
-    value = structure.values[name]
-    parts = value if isinstance(value, tuple) else (value,)
-    return any(len(structure.classes(f)[0]) > 1 for v in parts if isinstance(v, Value) for f in v.facets)
+    """Whether labels of the node's result lie on several axes at once, as those of head dimensions do."""
+    for value in values_in(structure.values[name]):
+        for facet in value.facets:
+            over, _ = structure.classes(facet)
+            if len(over) > 1:
+                return True
+    return False
 
 
 def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[str, IntArray]:
-    """That share of each group's units gone, as many in every row that stays."""
+    """What stays of each group when that share of its units is gone, as many in every row that stays."""
     generator = np.random.default_rng(seed)
     kept: dict[str, IntArray] = {}
     for group in structure.groups.groups:
         rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
+        row_length = len(rows) // len(np.unique(rows))
+        goes = max(1, int(row_length * share)) if row_length > 1 else 0  # a row of one unit keeps it
+
         stays: list[int] = []
-        n = len(rows) // len(np.unique(rows))
-        goes = max(1, int(n * share)) if n > 1 else 0
         for row in np.unique(rows):
-            stays += sorted(generator.permutation(np.flatnonzero(rows == row))[goes:].tolist())
+            shuffled = generator.permutation(np.flatnonzero(rows == row))
+            stays += sorted(shuffled[goes:].tolist())
         always = spared(group, generator.random(group.size), structure.spans.get(group.name, ()))
         kept[group.name] = np.union1d(stays, always).astype(np.int64)
     return kept
@@ -103,13 +117,16 @@ def _failures(
 ) -> list[str]:
     """Names of the nodes at which pruned and masked differ for one of the choices of units that stay."""
     trials = []
-    for gone in (removed_classes(structure, kept) for kept in choices):
+    for kept in choices:
+        gone = removed_classes(structure, kept)
         if not gone.any():
             continue
         try:
-            trials.append(_Trial(gone, remove(graph, structure, gone, share=True)[0]))
+            small, _ = remove(graph, structure, gone, share=True)
         except RaggedError as error:
             return _ragged_origins(graph, structure, gone) or [error.node]
+        trials.append(_Trial(gone, small))
+
     lockstep = _Lockstep(graph, structure, trials)
     lockstep.run(example)
     return lockstep.failed
@@ -123,29 +140,28 @@ class _Trial:
     small: fx.GraphModule
 
     def __post_init__(self) -> None:
-        self.nodes = {n.name: n for n in self.small.graph.nodes}
+        self.nodes = {node.name: node for node in self.small.graph.nodes}
 
 
 def _ragged_origins(graph: fx.GraphModule, structure: Structure, gone: Keep) -> list[str]:
     """Nodes whose result would not be a box although their operands' are."""
-    ragged = {n.name for n in graph.graph.nodes if _is_ragged(structure, structure.values.get(n.name), gone)}
-    return [
-        n.name for n in graph.graph.nodes if n.name in ragged and not any(i.name in ragged for i in n.all_input_nodes)
-    ]
+    nodes = list(graph.graph.nodes)
+    ragged = {node.name for node in nodes if _is_ragged(structure, node, gone)}
+    origins = []
+    for node in nodes:
+        handed_on = any(source.name in ragged for source in node.all_input_nodes)
+        if node.name in ragged and not handed_on:
+            origins.append(node.name)
+    return origins
 
 
-def _is_ragged(structure: Structure, known: Any, gone: Keep) -> bool:
+def _is_ragged(structure: Structure, node: fx.Node, gone: Keep) -> bool:
     try:
-        for value in _parts(known):
-            compact_shape(value.shape, [structure.classes(f) for f in value.facets], gone)
+        for value in values_in(structure.values.get(node.name)):
+            compact_shape(value.shape, [structure.classes(facet) for facet in value.facets], gone)
     except RaggedError:
         return True
     return False
-
-
-def _parts(value: Any) -> list[Value]:
-    parts = value if isinstance(value, (tuple, list)) else (value,)
-    return [v for v in parts if isinstance(v, Value)]
 
 
 class _Lockstep(fx.Interpreter):
@@ -154,8 +170,8 @@ class _Lockstep(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, structure: Structure, trials: Sequence[_Trial]) -> None:
         super().__init__(graph)
         self.structure, self.trials = structure, trials
-        self.nodes = {n.name: n for n in graph.graph.nodes}
-        self.inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
+        self.nodes = {node.name: node for node in graph.graph.nodes}
+        self.inexact = _inexact_nodes(structure)
         self.failed: list[str] = []
 
     @torch.no_grad()
@@ -166,52 +182,70 @@ class _Lockstep(fx.Interpreter):
         return out
 
     def _differs(self, n: fx.Node, trial: _Trial) -> bool:
-        exact = n.name not in self.inexact
+        """Whether the pruned operation gives something else than the original without what is gone."""
         lengths = _excerpt(n, self.structure, trial.gone)
+        # parameters of a layer are needed whole, whatever excerpt is taken of its input, the first operand
         excerpted = n.all_input_nodes if _is_pointwise(n) else n.all_input_nodes[:1]
-        read: dict[fx.Node, Any] = {}
-        for node in n.all_input_nodes:
-            value = _narrowed(self.env[node], lengths if node in excerpted else {})
-            known = self.structure.values.get(node.name)
-            read[node] = value if _is_weight(node) else mask(value, known, self.structure, trial.gone)
+        operands: dict[fx.Node, Any] = {}
+        for source in n.all_input_nodes:
+            operand = _narrowed(self.env[source], lengths if source in excerpted else {})
+            if not _is_weight(source):
+                operand = mask(operand, self.structure.values.get(source.name), self.structure, trial.gone)
+            operands[source] = operand
 
-        def compacted(node: fx.Node) -> Any:
-            original = self.nodes[node.name]
-            if node.op == "get_attr" and original not in excerpted:
-                return fetch(trial.small, str(node.target))
-            return self._compact(original, read[original], trial.gone)
+        def compacted(small_source: fx.Node) -> Any:
+            source = self.nodes[small_source.name]
+            if small_source.op == "get_attr" and source not in excerpted:
+                return fetch(trial.small, str(small_source.target))
+            return self._compact(source, operands[source], trial.gone)
 
         try:
-            got = _tensors(_computed(trial.nodes[n.name], compacted))
-            expected = _tensors(self._compact(n, _computed(n, read.__getitem__), trial.gone))
-        except (RuntimeError, RaggedError, IndexError, ValueError, TypeError):
+            pruned = _tensors(_computed(trial.nodes[n.name], compacted))
+            expected = _tensors(self._compact(n, _computed(n, operands.__getitem__), trial.gone))
+        except (RuntimeError, RaggedError, IndexError, ValueError, TypeError):  # sizes that don't fit: it differs
             return True
-        for a, b in zip(got, expected, strict=True):
-            if a.shape != b.shape or (exact and a.is_floating_point() and not _near(a, b)):
+
+        exact = n.name not in self.inexact
+        for a, b in zip(pruned, expected, strict=True):
+            if a.shape != b.shape:
+                return True
+            if exact and a.is_floating_point() and not _near(a, b):
                 return True
         return False
 
-    def _compact(self, node: fx.Node, value: Any, gone: Keep) -> Any:
-        known = self.structure.values.get(node.name)
-        if isinstance(value, Tensor) and isinstance(known, Value):
-            return compact(value, self.structure.lying(node), gone)
-        if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
-            return [
-                compact(v, [self.structure.classes(f) for f in k.facets], gone) if isinstance(k, Value) else v
-                for v, k in zip(value, known, strict=True)
-            ]
-        return value
+    def _compact(self, node: fx.Node, result: Any, gone: Keep) -> Any:
+        """The node's result, or each of several, without the coordinates that are gone."""
+        labels = self.structure.values.get(node.name)
+        if isinstance(result, Tensor) and isinstance(labels, Value):
+            return compact(result, self.structure.lying(node), gone)
+        if not (isinstance(result, (tuple, list)) and isinstance(labels, (tuple, list))):
+            return result
+
+        pieces = []
+        for piece, value in zip(result, labels, strict=True):
+            if isinstance(value, Value):
+                lying = [self.structure.classes(facet) for facet in value.facets]
+                pieces.append(compact(piece, lying, gone))
+            else:
+                pieces.append(piece)
+        return pieces
+
+
+def _inexact_nodes(structure: Structure) -> set[str]:
+    """Nodes whose results depend on what goes beyond zeroing it: the masked original gives something else there."""
+    return {name for names in structure.classes.inexact.values() for name in names}
 
 
 def _computed(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
     """The node's operation in float64."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _doubled(value_of(n)))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _doubled(value_of(source)))
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _doubled(value: Any) -> Any:
+    """Floating-point tensors in float64, complex ones in complex128, all else as it is."""
     if isinstance(value, (tuple, list)):
-        return type(value)([_doubled(part) for part in value])
+        return type(value)([_doubled(piece) for piece in value])
     if not isinstance(value, Tensor):
         return value
     if value.is_complex():
@@ -220,7 +254,10 @@ def _doubled(value: Any) -> Any:
 
 
 def _narrowed(value: Any, lengths: Mapping[int, int]) -> Any:
-    for axis, length in lengths.items() if isinstance(value, Tensor) else ():
+    """The value's first entries along axes that are counted from the last; one that lacks the axis is left as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    for axis, length in lengths.items():
         if axis + value.ndim >= 0 and value.shape[axis] > length:
             value = value.narrow(axis, 0, length)
     return value
@@ -232,31 +269,41 @@ def _excerpt(node: fx.Node, structure: Structure, gone: Keep) -> dict[int, int]:
     Along axes that lose nothing, those of images and positions, layers, normalisations with stored statistics
     and pointwise operations repeat the same arithmetic.
     """
-    sources = [n for n in (node, *node.all_input_nodes) if isinstance(structure.values.get(n.name), Value)]
+    lengths = _repeated(node)
+    if not lengths:
+        return {}
+    # an axis of which units go is needed whole; of a layer, its result and its input tell
+    ends = [node, *node.all_input_nodes]
+    labelled = [end for end in ends if isinstance(structure.values.get(end.name), Value)]
+    for end in labelled if _is_pointwise(node) else labelled[:2]:
+        rank = len(structure.values[end.name].shape)
+        for over, classes in structure.lying(end):
+            if gone[classes].any():
+                for axis in over:
+                    lengths.pop(axis - rank, None)
+    return lengths
+
+
+def _repeated(node: fx.Node) -> dict[int, int]:
+    """Axes along which the node does the same again and again, and how many entries of them show all of it."""
     ndim = node.meta["val"].ndim if isinstance(node.meta["val"], Tensor) else 0
     if node.target is aten.linear.default:
-        lengths = dict.fromkeys(range(-ndim, -1), 1)
-    elif node.target in CONVOLUTIONS:  # two places of the kernel, its dilation and stride included
-        named = arguments(node)
-        kernel = enumerate(weight_shape(node)[2:], 2 - ndim)
-        reach, step = np.max(named["dilation"]), np.max(named["stride"])
-        lengths = {-ndim: 1} | {axis: int((k - 1) * reach + 1 + step) for axis, k in kernel}
-    elif node.target is aten.batch_norm.default:
-        lengths = dict.fromkeys([-ndim, *range(2 - ndim, 0)], 1)
-    elif node.target is aten.layer_norm.default:
-        lengths = dict.fromkeys(range(-ndim, -len(arguments(node)["normalized_shape"])), 1)
-    elif _is_pointwise(node):
-        lengths = dict.fromkeys(range(-ndim, 0), 1)
-    else:
-        return {}
-    if not _is_pointwise(node):
-        sources = sources[:2]
-    for source in sources:
-        rank = len(structure.values[source.name].shape)
-        for over, classes in structure.lying(source):
-            for axis in over if gone[classes].any() else ():
-                lengths.pop(axis - rank, None)
-    return lengths
+        return dict.fromkeys(range(-ndim, -1), 1)
+    if node.target in CONVOLUTIONS:
+        # two places of the kernel: one of 3 at dilation 1 and stride 2 needs (3 - 1) * 1 + 1 + 2 = 5 entries
+        settings = arguments(node)
+        dilation, stride = np.max(settings["dilation"]), np.max(settings["stride"])
+        lengths = {-ndim: 1}
+        for axis, kernel_size in enumerate(weight_shape(node)[2:], 2 - ndim):
+            lengths[axis] = int((kernel_size - 1) * dilation + 1 + stride)
+        return lengths
+    if node.target is aten.batch_norm.default:  # all but the channels, axis 1
+        return dict.fromkeys([-ndim, *range(2 - ndim, 0)], 1)
+    if node.target is aten.layer_norm.default:
+        return dict.fromkeys(range(-ndim, -len(arguments(node)["normalized_shape"])), 1)
+    if _is_pointwise(node):
+        return dict.fromkeys(range(-ndim, 0), 1)
+    return {}
 
 
 def _is_pointwise(node: fx.Node) -> bool:
@@ -275,32 +322,34 @@ def _near(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding at the largest value's scale; the usual cases first, for these are many large tensors."""
     if torch.equal(a, b):
         return True
-    off, most = (float(torch.linalg.vector_norm(x, torch.inf)) for x in (a - b, b))
-    if np.isfinite(off) and np.isfinite(most):
-        return off <= TOLERANCE * max(1.0, most)
+    difference = float(torch.linalg.vector_norm(a - b, torch.inf))
+    largest = float(torch.linalg.vector_norm(b, torch.inf))
+    if np.isfinite(difference) and np.isfinite(largest):
+        return difference <= TOLERANCE * max(1.0, largest)
+    # where both hold the same infinities and NaNs, what is finite decides
     scale = max(1.0, float(b.abs().nan_to_num(0, 0, 0).max()))
     return torch.allclose(a, b, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    parts = value if isinstance(value, (tuple, list)) else (value,)
-    return [v for v in parts if isinstance(v, Tensor)]
+    results = value if isinstance(value, (tuple, list)) else (value,)
+    return [result for result in results if isinstance(result, Tensor)]
 
 
-def mask(value: Any, known: Any, structure: Structure, gone: Keep) -> Any:
-    """The value with removed coordinates at zero, in its original shape."""
-    if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
-        return type(value)(mask(v, k, structure, gone) for v, k in zip(value, known, strict=True))
-    if not (isinstance(value, Tensor) and isinstance(known, Value)) or value.dtype == torch.bool:
-        return value
-    for facet in known.facets:
+def mask(result: Any, labels: object, structure: Structure, gone: Keep) -> Any:
+    """A node's result with removed coordinates at zero, in its original shape; `labels` is what is known of it."""
+    if isinstance(result, (tuple, list)) and isinstance(labels, (tuple, list)):
+        return type(result)(mask(piece, value, structure, gone) for piece, value in zip(result, labels, strict=True))
+    if not (isinstance(result, Tensor) and isinstance(labels, Value)) or result.dtype == torch.bool:
+        return result
+    for facet in labels.facets:
         over, classes = structure.classes(facet)
         if gone[classes].any():
-            shape = [1] * value.ndim
+            shape = [1] * result.ndim  # [heads, d] on axes (1, 3): [1, heads, 1, d]
             for position, axis in enumerate(over):
                 shape[axis] = classes.shape[position]
-            value = value.masked_fill(torch.from_numpy(gone[classes]).reshape(shape), 0)
-    return value
+            result = result.masked_fill(torch.from_numpy(gone[classes]).reshape(shape), 0)
+    return result
 
 
 @torch.no_grad()
@@ -314,16 +363,15 @@ def identity_error(
     Raises GateError where there are fewer images than the graph was traced with: nothing would be compared.
     """
     dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), images.to(CPU)
-    gone = removed_classes(structure, kept)
-    inexact = {n for nodes in structure.classes.inexact.values() for n in nodes}
-    small = {n.name: n for n in pruned.graph.nodes}
-    masked = _MaskedRun(_parameters_late(dense), structure, gone, inexact, small)
+    masked = _MaskedRun(_parameters_late(dense), pruned, structure, removed_classes(structure, kept))
     exact = _Double(_parameters_late(pruned))
-    traced = next(n for n in dense.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
+    placeholder = next(node for node in dense.graph.nodes if node.op == "placeholder")
+    traced = placeholder.meta["val"].shape[0]
     if len(images) < traced:
         raise GateError(
             f"the identity check was given {len(images)} images and compares {traced} at once; give as many"
         )
+
     worst = 0.0
     for start in range(0, len(images) - traced + 1, traced):  # shapes are known at the traced batch size
         batch = images[start : start + traced].double()
@@ -335,42 +383,45 @@ def identity_error(
 class _MaskedRun(_Double):
     """The original on masked values; where that can't be exact, the pruned operation on the compacted ones."""
 
-    def __init__(self, graph: fx.GraphModule, structure: Structure, gone: Keep, inexact: set[str], small: Any) -> None:
+    def __init__(self, graph: fx.GraphModule, pruned: fx.GraphModule, structure: Structure, gone: Keep) -> None:
         super().__init__(graph)
-        self.structure, self.gone, self.inexact, self.small = structure, gone, inexact, small
+        self.structure, self.gone = structure, gone
+        self.inexact = _inexact_nodes(structure)
+        self.small_nodes = {node.name: node for node in pruned.graph.nodes}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name not in self.inexact:
-            out = super().run_node(n)
-            plain = n.op == "output" or _is_weight(n)
-            return out if plain else mask(out, self.structure.values.get(n.name), self.structure, self.gone)
-        values = self.structure.values
-        lying = {a: self.structure.lying(a) for a in n.all_input_nodes}
-        args, kwargs = fx.map_arg(
-            (self.small[n.name].args, self.small[n.name].kwargs), lambda a: self._compacted(a, lying)
-        )
+        if n.name in self.inexact:
+            return self._run_compacted(n)
+        out = super().run_node(n)
+        if n.op == "output" or _is_weight(n):
+            return out
+        return mask(out, self.structure.values.get(n.name), self.structure, self.gone)
+
+    def _run_compacted(self, n: fx.Node) -> Any:
+        """The pruned node's arguments (sizes are rewritten there) on what remains of the operands."""
+        small = self.small_nodes[n.name]
+        sources = {source.name: source for source in n.all_input_nodes}
+
+        def compacted(small_source: fx.Node) -> Any:
+            source = sources[small_source.name]
+            value = self.env[source]
+            return compact(value, self.structure.lying(source), self.gone) if isinstance(value, Tensor) else value
+
+        args, kwargs = fx.map_arg((small.args, small.kwargs), compacted)
         out = n.target(*args, **kwargs)  # type: ignore[operator]
-        return scatter(out, values[n.name], self.structure, self.gone)
-
-    def _compacted(self, node: fx.Node, lying: Mapping[fx.Node, Any]) -> Any:
-        original = next(a for a in lying if a.name == node.name)
-        value = self.env[original]
-        return compact(value, lying[original], self.gone) if isinstance(value, Tensor) else value
+        return scatter(out, self.structure.values[n.name], self.structure, self.gone)
 
 
-def scatter(value: Any, known: Any, structure: Structure, gone: Keep) -> Any:
+def scatter(result: Any, labels: Any, structure: Structure, gone: Keep) -> Any:
     """The inverse of `compact`: removed coordinates come back as zeros."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(scatter(v, k, structure, gone) for v, k in zip(value, known, strict=True))
-    stays = torch.ones((), dtype=torch.float64).expand(known.shape)
-    stays = mask(stays.clone(), known, structure, gone) > 0
-    moved = _row_major(known, structure)
-    full = torch.zeros(known.shape, dtype=value.dtype)
-    order = [*[a for a in range(len(known.shape)) if a not in moved], *moved]
-    flat = full.permute(order).contiguous()
-    flat[stays.permute(order)] = value.permute(order).reshape(-1)
-    return flat.permute([order.index(a) for a in range(len(order))])
+    if isinstance(result, (tuple, list)):
+        return type(result)(scatter(piece, value, structure, gone) for piece, value in zip(result, labels, strict=True))
+    ones = torch.ones((), dtype=torch.float64).expand(labels.shape)
+    stays = mask(ones.clone(), labels, structure, gone) > 0
 
-
-def _row_major(known: Value, structure: Structure) -> list[int]:
-    return sorted({a for f in known.facets for a in structure.classes(f)[0]})
+    # axes with labels last, the others in front: [N, heads, tokens, d] becomes [N, tokens, heads, d]
+    labelled = sorted({axis for facet in labels.facets for axis in structure.classes(facet)[0]})
+    order = [*(axis for axis in range(len(labels.shape)) if axis not in labelled), *labelled]
+    full = torch.zeros(labels.shape, dtype=result.dtype).permute(order).contiguous()
+    full[stays.permute(order)] = result.permute(order).reshape(-1)
+    return full.permute([order.index(axis) for axis in range(len(order))])

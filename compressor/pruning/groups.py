@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, fx
 
 from ..graph import aten, fetch
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
-from .handlers import unknown
-from .labels import Classes, Ledger, Value, along, axes, distinct, reduce_to, resolve
+from .handlers import Args, Kwargs, argument_at, unknown
+from .labels import Classes, Ledger, Value, along, axes, distinct, first_along, reduce_to, resolve, values_in
 from .operations import handler_of
+from .relations import freeze_all
 
 CONVOLUTIONS = (
     aten.conv1d.default,
@@ -39,14 +40,15 @@ ATTENTIONS = (
     aten.einsum.default,
 )
 
-
-Lying = tuple[tuple[int, ...], IntArray]
+Lying = tuple[tuple[int, ...], IntArray]  # axes of a tensor, and the class of every coordinate on them
+Shown = tuple[fx.Node, Site]  # a node, and the units that its result shows
 
 
 @dataclass(frozen=True)
 class Structure:
     """Groups of a graph and the labels they came from; `group_of`/`unit_of` are indexed by class.
 
+    `values[node]` is what the walk knew of the node's result: a `Value`, a tuple of them, or a size.
     `spans[group]` are sets of its units that some tensor is made of: one of each set stays, or that tensor is empty.
     `coupled` are groups that fill different rows of one tensor, and so lose equally many units or none.
     """
@@ -65,13 +67,14 @@ class Structure:
     @functools.cached_property
     def members(self) -> dict[str, IntArray]:
         """The classes of each group."""
-        return {g.name: np.flatnonzero(self.group_of == i) for i, g in enumerate(self.groups.groups)}
+        return {group.name: np.flatnonzero(self.group_of == i) for i, group in enumerate(self.groups.groups)}
 
     def lying(self, node: fx.Node) -> list[Lying]:
         """For each facet of the node's result: its axes and the class of every coordinate on them."""
         if node.name not in self._lying:
             value = self.values[node.name]
-            self._lying[node.name] = [self.classes(f) for f in value.facets] if isinstance(value, Value) else []
+            facets = value.facets if isinstance(value, Value) else ()
+            self._lying[node.name] = [self.classes(facet) for facet in facets]
         return self._lying[node.name]
 
     @functools.cached_property
@@ -111,147 +114,165 @@ def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collectio
 
 
 def _walk(graph: fx.GraphModule, ledger: Ledger, tied: Collection[str], frozen: Collection[str]) -> dict[str, Any]:
+    """What is known of every node's result, by the node's name; `ledger` is filled on the way."""
     values: dict[str, Any] = {}
     parameters: dict[int, Value] = {}
     grouped = set(_grouped_weights(graph))
     for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = _parameter(ledger, fetch(graph, str(node.target)), node.target in grouped, parameters)
-            values[node.name] = value
-            if node.name in frozen:
-                _freeze_tree(ledger, value, node.name, "can't lose single units of a row")
-            elif node.name in tied:
-                _tie_rows(ledger, value)
-        elif node.op == "placeholder":
+        if node.op == "placeholder":
             values[node.name] = Value(tuple(node.meta["val"].shape))
         elif node.op == "output":
-            _freeze_tree(ledger, fx.map_arg(node.args, lambda n: values[n.name]), node.name, "is the model's output")
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            outputs = fx.map_arg(node.args, lambda source: values[source.name])
+            freeze_all(ledger, node.name, outputs, "is the model's output")
+        elif node.op == "get_attr":
+            tensor = fetch(graph, str(node.target))
+            value = _parameter(ledger, tensor, node.target in grouped, parameters)
+            values[node.name] = value
             if node.name in frozen:
-                _freeze_tree(ledger, (args, list(kwargs.values())), node.name, f"failed the check at {node.target}")
+                freeze_all(ledger, node.name, value, "can't lose single units of a row")
+            elif node.name in tied:
+                _tie_rows(ledger, value)
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source.name])
+            if node.name in frozen:
+                freeze_all(ledger, node.name, (args, list(kwargs.values())), f"failed the check at {node.target}")
             values[node.name] = _visit(ledger, node, list(args), dict(kwargs))
             if node.name in tied:
                 _tie_rows(ledger, values[node.name])
     return values
 
 
-def _visit(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _visit(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """What is known of the node's result, from what is known of its arguments."""
     if node.target is aten.sym_size.int:
         return args[0].shape[args[1]]
     meta = node.meta.get("val")
-    if not isinstance(meta, (Tensor, tuple, list)):
-        if any(isinstance(v, Value) for v in _flat((args, list(kwargs.values())))):
-            return unknown(ledger, node, args, kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on sizes
-    return handler_of(node)(ledger, node, args, kwargs)
+    if isinstance(meta, (Tensor, tuple, list)):
+        return handler_of(node)(ledger, node, args, kwargs)
+    if list(values_in((args, list(kwargs.values())))):  # a number that is read out of a tensor
+        return unknown(ledger, node, args, kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on sizes
 
 
-def _flat(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _flat(part)
-    else:
-        yield tree
-
-
-def _freeze_tree(ledger: Ledger, tree: Any, node: str, reason: str) -> None:
-    for value in _flat(tree):
-        if isinstance(value, Value):
-            for facet in value.facets:
-                ledger.freeze(facet, node, reason)
-
-
-def _tie_rows(ledger: Ledger, value: Any) -> None:
-    for part in _flat(value):
-        for facet in part.facets if isinstance(part, Value) else ():
+def _tie_rows(ledger: Ledger, tree: object) -> None:
+    """Of [heads, d] labels, every head's become those of the first: a dimension goes from all heads at once."""
+    for value in values_in(tree):
+        for facet in value.facets:
             over = axes(facet)
             if len(over) > 1:
-                rows = tuple(slice(0, 1) if a in over[:-1] else slice(None) for a in range(facet.ndim))
-                ledger.tie(facet, facet[rows].expand(facet.shape))
+                ledger.tie(facet, first_along(facet, over[:-1]).expand(facet.shape))
 
 
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
     """Parameters that become the kernel of a grouped, not depthwise, convolution."""
     for node in graph.graph.nodes:
-        if node.target in CONVOLUTIONS and len(node.args) > 6 and isinstance(node.args[6], int) and node.args[6] > 1:
-            if weight_shape(node)[1] == 1:
-                continue
-            front = [node.args[1]]
-            while front:
-                source = front.pop()
-                if source.op == "get_attr" and source.meta["val"].ndim >= 3:
-                    yield source.target
-                front += [n for n in source.all_input_nodes if n.op != "placeholder"]
+        if node.target not in CONVOLUTIONS:
+            continue
+        groups = argument_at(node.args, 6, 1)
+        if not isinstance(groups, int) or groups <= 1 or weight_shape(node)[1] == 1:
+            continue
+        for source in _parameters_behind(node):
+            if source.meta["val"].ndim >= 3:  # a kernel, not a vector it is scaled with
+                yield str(source.target)
 
 
-def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, known: dict[int, Value]) -> Value:
-    if id(tensor) in known:
-        return known[id(tensor)]
+def _parameters_behind(layer: fx.Node) -> Iterator[fx.Node]:
+    """Parameters that a layer's weight is computed from; mostly it is one itself."""
+    front = [layer.args[1]]
+    while front:
+        source = front.pop()
+        if isinstance(source, fx.Node):
+            if source.op == "get_attr":
+                yield source
+            front += source.all_input_nodes
+
+
+def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, parameters: dict[int, Value]) -> Value:
+    """New labels on every axis of a parameter; `parameters` holds those met before, by `id`, and this one then."""
+    if id(tensor) in parameters:
+        return parameters[id(tensor)]
     shape = tuple(tensor.shape)
     if not tensor.is_floating_point():
         return Value(shape, (), tensor)
+
     facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
     if grouped and shape[1] > 1:  # the input channels of each group are its own
-        joint = ledger.fresh(*shape[:2]).reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(*shape)
-        facets = [f for f in facets if axes(f) != (1,)] + [joint]
-    known[id(tensor)] = Value(shape, tuple(facets))
-    return known[id(tensor)]
+        labels = ledger.fresh(*shape[:2])  # [out, in / groups]
+        joint = labels.reshape(*shape[:2], *[1] * (len(shape) - 2)).expand(*shape)
+        facets = [*(facet for facet in facets if axes(facet) != (1,)), joint]
+    parameters[id(tensor)] = Value(shape, tuple(facets))
+    return parameters[id(tensor)]
 
 
 def _collect(graph: fx.GraphModule, classes: Classes, values: Mapping[str, Any]) -> Structure:
-    produced = {n: _produced(n, values) for n in graph.graph.nodes if channel_axis(n) is not None}
+    """Classes to groups, rows first: a group that lies in heads comes after the heads."""
+    produced = {node: _produced(node, values) for node in graph.graph.nodes if channel_axis(node) is not None}
     inner = _components([classes.of[labels] for labels in produced.values()], classes)
     rows = _parents(inner, classes)
+
     group_of = np.full(len(classes.parent), -1, dtype=np.int64)
     unit_of = np.full(len(classes.parent), -1, dtype=np.int64)
-    for g, members in enumerate([*rows, *inner]):
-        group_of[members], unit_of[members] = g, np.arange(len(members))
+    for number, members in enumerate([*rows, *inner]):
+        group_of[members] = number
+        unit_of[members] = np.arange(len(members))
+
+    # names and kinds are read from sites, which are read from a structure that has no groups yet
     structure = Structure(Groups(()), classes, values, group_of, unit_of, {})
     groups = _groups(graph, structure, [*rows, *inner], len(rows))
-    left = tuple(_left_alone(graph, structure, produced))
-    structure = replace(structure, groups=Groups(tuple(groups), left))
+    left_alone = tuple(_left_alone(graph, structure, produced))
+    structure = replace(structure, groups=Groups(tuple(groups), left_alone))
     return replace(structure, spans=_spans(structure), coupled=_coupled(structure))
 
 
 def _spans(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
     """The smallest sets of units, in each group, that make up a whole axis of some tensor."""
     groups, parent = structure.groups.groups, structure.classes.parent
-    found: dict[int, set[frozenset[int]]] = defaultdict(set)
-    for value in _flat(list(structure.values.values())):
-        for facet in value.facets if isinstance(value, Value) else ():
+    sets_of: dict[int, set[frozenset[int]]] = defaultdict(set)
+    for value in values_in(list(structure.values.values())):
+        for facet in value.facets:
             _, classes = structure.classes(facet)
             members = np.unique(classes)
-            while members[0] > 0:
-                owner = structure.group_of[members]
-                mine = members[owner == owner[0]]
-                found[int(owner[0])].add(frozenset(structure.unit_of[mine].tolist()))
-                members = np.unique(parent[members])
-    return {groups[g].name: _smallest(sets, groups[g].size) for g, sets in found.items() if g >= 0}
+            while members[0] > 0:  # nothing in it has to stay
+                owners = structure.group_of[members]
+                units = structure.unit_of[members[owners == owners[0]]]
+                sets_of[int(owners[0])].add(frozenset(units.tolist()))
+                members = np.unique(parent[members])  # then the rows they lie in
+    return {
+        groups[number].name: _smallest(sets, groups[number].size) for number, sets in sets_of.items() if number >= 0
+    }
 
 
 def _coupled(structure: Structure) -> tuple[frozenset[str], ...]:
     """Sets of groups of which some row, of some tensor, holds one and not the other."""
     groups = structure.groups.groups
-    found: list[set[str]] = []
-    for value in _flat(list(structure.values.values())):
-        for facet in value.facets if isinstance(value, Value) else ():
+    coupled: list[set[str]] = []
+    for value in values_in(list(structure.values.values())):
+        for facet in value.facets:
             over, classes = structure.classes(facet)
-            owners = np.where(classes > 0, structure.group_of[classes], -1).reshape(-1, classes.shape[-1])
-            if len(over) < 2 or len(present := np.unique(owners[owners >= 0])) < 2:
+            if len(over) < 2:
                 continue
-            rows = np.stack([(owners == g).any(1) for g in present])
-            if (rows != rows[:1]).any():
-                joined = {groups[g].name for g in present.tolist()}
-                apart = [s for s in found if not s & joined]
-                found = [*apart, joined.union(*(s for s in found if s & joined))]
-    return tuple(frozenset(s) for s in found)
+            owners = np.where(classes > 0, structure.group_of[classes], -1).reshape(-1, classes.shape[-1])
+            present = np.unique(owners[owners >= 0])
+            if len(present) < 2:
+                continue
+            holds = np.stack([(owners == number).any(1) for number in present])  # [groups present, rows]
+            if (holds != holds[:1]).any():
+                coupled = _with_joined(coupled, {groups[number].name for number in present.tolist()})
+    return tuple(frozenset(names) for names in coupled)
+
+
+def _with_joined(coupled: Sequence[set[str]], joined: set[str]) -> list[set[str]]:
+    """Disjoint sets and one more, united with all those that it meets."""
+    apart = [names for names in coupled if not names & joined]
+    met = [names for names in coupled if names & joined]
+    return [*apart, joined.union(*met)]
 
 
 def _smallest(sets: Collection[frozenset[int]], size: int) -> tuple[IntArray, ...]:
-    proper = [s for s in sets if len(s) < size]
-    least = [s for s in proper if not any(other < s for other in proper)]
-    return tuple(np.array(sorted(s), dtype=np.int64) for s in sorted(least, key=sorted))
+    """The sets that hold no other one; the whole group is left out, for something of it stays anyway."""
+    proper = [units for units in sets if len(units) < size]
+    least = [units for units in proper if not any(smaller < units for smaller in proper)]
+    return tuple(np.array(sorted(units), dtype=np.int64) for units in sorted(least, key=sorted))
 
 
 def channel_axis(node: fx.Node) -> int | None:
@@ -262,6 +283,7 @@ def channel_axis(node: fx.Node) -> int | None:
 
 
 def weight_shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a layer's weight: [out, in], [out, in / groups, ...] or, transposed, [in, out / groups, ...]."""
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     return tuple(weight.meta["val"].shape)
@@ -272,36 +294,38 @@ def _produced(node: fx.Node, values: Mapping[str, Any]) -> IntArray:
     axis = channel_axis(node)
     assert axis is not None
     value = values[node.name]
-    labels = [reduce_to(f, (axis,)) for f in value.facets if axes(f) == (axis,)]
-    if len(labels) != 1:
+    channels = [reduce_to(facet, (axis,)) for facet in value.facets if axes(facet) == (axis,)]
+    if len(channels) != 1:
         return np.zeros(value.shape[axis], dtype=np.int64)
-    found: IntArray = labels[0].numpy()
-    return found
+    labels: IntArray = channels[0].numpy()
+    return labels
 
 
 def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
     """Classes that share a producer and take part in the same row relations, each list ascending."""
     root: dict[int, int] = {}
 
-    def find(c: int) -> int:
-        while root.setdefault(c, c) != c:
-            root[c] = root[root[c]]
-            c = root[c]
-        return c
+    def root_of(member: int) -> int:
+        root.setdefault(member, member)
+        while root[member] != member:
+            root[member] = root[root[member]]  # halves the way for the next search
+            member = root[member]
+        return member
 
-    rows = {int(p) for p in np.unique(classes.parent) if p > 0}
+    rows = {int(row) for row in np.unique(classes.parent) if row > 0}
     for produced in producers:
-        by_relation: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for c in np.unique(produced[produced > 0]).tolist():
-            if c not in rows:
-                by_relation[classes.relations.get(c, ())].append(c)
-        for members in by_relation.values():
-            for c in members:
-                root[find(c)] = find(members[0])
-    found: dict[int, list[int]] = defaultdict(list)
-    for c in sorted(root):
-        found[find(c)].append(c)
-    return list(found.values())
+        by_relations: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for member in np.unique(produced[produced > 0]).tolist():
+            if member not in rows:
+                by_relations[classes.relations.get(member, ())].append(member)
+        for members in by_relations.values():
+            for member in members:
+                root[root_of(member)] = root_of(members[0])
+
+    components: dict[int, list[int]] = defaultdict(list)
+    for member in sorted(root):
+        components[root_of(member)].append(member)
+    return list(components.values())
 
 
 def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
@@ -309,19 +333,19 @@ def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
     levels: list[list[list[int]]] = [components]
     seen: set[int] = set()
     while levels[-1]:
-        found: list[list[int]] = []
+        level: list[list[int]] = []
         for members in levels[-1]:
-            rows = sorted({int(p) for p in classes.parent[members] if p > 0})
+            rows = sorted({int(row) for row in classes.parent[members] if row > 0})
             if rows and not seen & set(rows):
                 seen |= set(rows)
-                found.append(rows)
-        levels.append(found)
-    return [rows for level in levels[:0:-1] for rows in level]
+                level.append(rows)
+        levels.append(level)
+    return [rows for level in levels[:0:-1] for rows in level]  # all but the components, last level first
 
 
-def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[tuple[fx.Node, Site]]]:
+def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]]:
     """Where each group shows: producers' channel axes; for rows, results whose elements lie in them."""
-    sites: dict[int, list[tuple[fx.Node, Site]]] = defaultdict(list)
+    sites: dict[int, list[Shown]] = defaultdict(list)
     for node in graph.graph.nodes:
         axis = channel_axis(node)
         if axis is None and node.target not in ATTENTIONS:
@@ -329,69 +353,78 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[tuple[
         for over, members in structure.lying(node):
             if axis is not None and over != (axis,):
                 continue
-            shown = (
-                [members, structure.classes.parent[members]]
-                if axis is not None
-                else [structure.classes.parent[members]]
-            )
-            for classes in shown:
-                for g, site in _shown(structure, node, over, classes):
-                    sites[g].append((node, site))
-    return {g: _attended(found) for g, found in sites.items()}
+            rows = structure.classes.parent[members]
+            for classes in [rows] if axis is None else [members, rows]:
+                for number, site in _shown(structure, node, over, classes):
+                    sites[number].append((node, site))
+    return {number: _attended(shown) for number, shown in sites.items()}
 
 
-def _attended(sites: list[tuple[fx.Node, Site]]) -> list[tuple[fx.Node, Site]]:
+def _attended(sites: list[Shown]) -> list[Shown]:
     """Heads show at what attention gives out, not at the layers before it."""
     attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
     return attended or sites
 
 
 def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray) -> Iterator[tuple[int, Site]]:
-    owner = np.where(classes > 0, structure.group_of[classes], -1)
-    for g in np.unique(owner[owner >= 0]).tolist():
-        units = np.where(owner == g, structure.unit_of[classes], -1)
-        yield g, Site(node.name, node.meta["layer"], over, units)
+    """The number of each group that has units among the classes, and the site they make."""
+    owners = np.where(classes > 0, structure.group_of[classes], -1)
+    for number in np.unique(owners[owners >= 0]).tolist():
+        units = np.where(owners == number, structure.unit_of[classes], -1)
+        yield number, Site(node.name, node.meta["layer"], over, units)
 
 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
+    """The records; the first `n_rows` lists of classes are rows of those behind them."""
     sites, classes = _sites(graph, structure), structure.classes
     names: list[str] = []
     groups: list[Group] = []
-    for g, units in enumerate(members):
-        above = int(classes.parent[units[0]])
-        in_heads = above > 0 and groups[structure.group_of[above]].kind == "head"
-        kind: UnitKind = "head_dim" if in_heads else _kind(g < n_rows, sites[g])
-        names.append(_name(kind, sites[g], names))
-        balanced = bool(classes.relations.get(units[0]))
+    for number, units in enumerate(members):
         parents = classes.parent[units]
-        with_rows = balanced and parents[0] > 0
+        balanced = bool(classes.relations.get(units[0]))
+        # rows precede what lies in them, so a parent's name and kind are known by now
+        in_rows = int(parents[0]) > 0
+        parent = int(structure.group_of[parents[0]]) if in_rows else -1
+        in_heads = in_rows and groups[parent].kind == "head"
+        kind: UnitKind = "head_dim" if in_heads else _kind(number < n_rows, sites[number])
+        names.append(_name(kind, sites[number], names))
+
+        if balanced and in_rows:
+            rows = structure.unit_of[parents]
+        elif balanced:  # a normalisation's groups: rows that are no units
+            rows = classes.row[units]
+        else:
+            rows = np.zeros(len(units), dtype=np.int64)
+        inexact = dict.fromkeys(name for unit in units for name in classes.inexact.get(unit, ()))
         groups.append(
             Group(
-                names[-1],
-                kind,
-                len(units),
-                tuple(site for _, site in sites[g]),
-                structure.unit_of[parents] if with_rows else classes.row[units] * balanced,
-                balanced,
-                names[structure.group_of[parents[0]]] if with_rows else "",
-                tuple(dict.fromkeys(n for c in units for n in classes.inexact.get(c, ()))),
+                name=names[-1],
+                kind=kind,
+                size=len(units),
+                sites=tuple(site for _, site in sites[number]),
+                rows=rows,
+                balanced=balanced,
+                parent=names[parent] if balanced and in_rows else "",
+                inexact=tuple(inexact),
             )
         )
     return groups
 
 
-def _name(kind: UnitKind, sites: list[tuple[fx.Node, Site]], taken: list[str]) -> str:
+def _name(kind: UnitKind, sites: list[Shown], taken: list[str]) -> str:
+    """The first layer's name, or node's where it has none; `@head`, and `#2` for a second group of that name."""
     first = sites[0][1].layer or sites[0][1].node
     name = f"{first}@{kind}" if kind in ("head", "head_dim", "conv_group") else first
-    same = sum(t == name or t.startswith(f"{name}#") for t in taken)
+    same = sum(earlier == name or earlier.startswith(f"{name}#") for earlier in taken)
     return f"{name}#{same + 1}" if same else name
 
 
-def _kind(rows: bool, sites: list[tuple[fx.Node, Site]]) -> UnitKind:
+def _kind(is_row: bool, sites: list[Shown]) -> UnitKind:
     nodes = [node for node, _ in sites]
-    if rows:
-        return "head" if any(n.target in ATTENTIONS for n in nodes) else "conv_group"
-    mixing = {n for n in nodes if not (n.target in CONVOLUTIONS and weight_shape(n)[1] == 1)}
+    if is_row:
+        return "head" if any(node.target in ATTENTIONS for node in nodes) else "conv_group"
+    # a depthwise convolution hands channels on and is no second producer
+    mixing = {node for node in nodes if not (node.target in CONVOLUTIONS and weight_shape(node)[1] == 1)}
     if len(mixing) > 1:
         return "stream"
     return "neuron" if nodes[0].target is aten.linear.default else "channel"
@@ -400,23 +433,22 @@ def _kind(rows: bool, sites: list[tuple[fx.Node, Site]]) -> UnitKind:
 def _left_alone(
     graph: fx.GraphModule, structure: Structure, produced: Mapping[fx.Node, IntArray]
 ) -> Iterator[LeftAlone]:
+    """Layers of which no output channel may go, and the operation that is why."""
     classes = structure.classes
-    operations = {n.name: str(n.target) for n in graph.graph.nodes}
+    operations = {node.name: str(node.target) for node in graph.graph.nodes}
     for node, labels in produced.items():
         if (classes.of[labels] != 0).any():
             continue
-        asked = [*labels.tolist(), *(_labels_of_weight(node, structure) if not labels.any() else ())]
-        reasons = [classes.reasons[x] for x in asked if x in classes.reasons]
-        at, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
-        yield LeftAlone(node.meta["layer"], operations.get(at, at), reason)
+        candidates = labels.tolist()
+        if not labels.any():
+            candidates += _labels_of_weight(node, structure)
+        reasons = [classes.reasons[label] for label in candidates if label in classes.reasons]
+        obstacle, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
+        yield LeftAlone(node.meta["layer"], operations.get(obstacle, obstacle), reason)
 
 
 def _labels_of_weight(node: fx.Node, structure: Structure) -> Iterator[int]:
     """Labels of the parameters a weight is computed from: where they stopped says why the layer has none."""
-    front = [node.args[1]]
-    while front:
-        source = front.pop()
-        if isinstance(source, fx.Node):
-            for facet in structure.values[source.name].facets if source.op == "get_attr" else ():
-                yield from distinct(facet).tolist()
-            front += source.all_input_nodes
+    for source in _parameters_behind(node):
+        for facet in structure.values[source.name].facets:
+            yield from distinct(facet).tolist()

@@ -24,7 +24,10 @@ from ..records import IntArray
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What is known of one tensor of the graph: its shape, its facets, its content if it is a constant."""
+    """What is known of one tensor of the graph: its shape, its facets, its content if it is a constant.
+
+    `content` is kept of constants of whole numbers and booleans, as movements run on it (an index, a permutation).
+    """
 
     shape: tuple[int, ...]
     facets: tuple[Tensor, ...] = ()
@@ -33,7 +36,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Row r of `children` [R, K] goes as a whole exactly when `parents[r]` does; rows that stay keep equal counts."""
+    """Row r of `children` [R, K] goes as a whole exactly when `parents[r]` does; rows that stay keep equal counts.
+
+    `parents` is [R]. Twelve heads of 64 dimensions are R = 12, K = 64: a head is a row, its dimensions are children.
+    """
 
     parents: Tensor
     children: Tensor
@@ -42,7 +48,11 @@ class Rows:
 
 @dataclass
 class Ledger:
-    """Everything the walk over a graph found out about labels, in the order it was found."""
+    """Everything the walk over a graph found out about labels, in the order it was found.
+
+    `pairs` are [2, P] labels that are one; `frozen` holds (labels, node, reason), `inexact` (labels, node). The next
+    new label is `count`.
+    """
 
     count: int = 1
     pairs: list[Tensor] = field(default_factory=list)
@@ -51,6 +61,7 @@ class Ledger:
     inexact: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def fresh(self, *shape: int) -> Tensor:
+        """Labels that no tensor carries yet, int64, ascending in row-major order."""
         n = int(np.prod(shape))
         labels = torch.arange(self.count, self.count + n).reshape(shape)
         self.count += n
@@ -60,41 +71,52 @@ class Ledger:
         """Makes equally placed labels one; a and b broadcast."""
         shape = np.broadcast_shapes(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
-        both = torch.unique(_squeeze(a, b).reshape(-1) * self.count + _squeeze(b, a).reshape(-1))
-        self.pairs.append(torch.stack([both // self.count, both % self.count]))
+        varying = {*axes(a), *axes(b)}
+        labels_a, labels_b = reduce_to(a, varying).reshape(-1), reduce_to(b, varying).reshape(-1)
+
+        # a pair as one number, of which `unique` is quick: among 10 labels, (3, 7) is 37
+        codes = torch.unique(labels_a * self.count + labels_b)
+        self.pairs.append(torch.stack([codes // self.count, codes % self.count]))
 
     def freeze(self, facet: Tensor, node: str, reason: str) -> None:
+        """None of the facet's labels may go; `node` and `reason` are what a report says of them."""
         labels = distinct(facet)
         self.frozen.append((labels, node, reason))
         self.tie(labels, torch.zeros_like(labels))
 
     def pin(self, facet: Tensor, over: Iterable[int], node: str, reason: str) -> Tensor | None:
         """Nothing may go along `over`: single units freeze; rows across it stay removable, and are returned."""
-        rows = [a for a in axes(facet) if a not in set(over)]
-        if not rows:
+        pinned = set(over)
+        row_axes = [axis for axis in axes(facet) if axis not in pinned]
+        if not row_axes:
             self.freeze(facet, node, reason)
             return None
-        index = tuple(slice(None) if a in rows else slice(0, 1) for a in range(facet.ndim))
-        row = facet[index].expand(facet.shape)
+
+        # [heads, d] pinned along d: each head's labels become the one of its first dimension
+        row = first_along(facet, set(range(facet.ndim)) - set(row_axes)).expand(facet.shape)
         self.tie(facet, row)
         self.frozen.append((distinct(facet), node, reason))
         return row
 
     def mark_inexact(self, facet: Tensor, node: str) -> None:
+        """The node's result depends on the facet's units beyond zeroing them, as a normalisation over them does."""
         self.inexact.append((distinct(facet), node))
 
     def relate(self, parents: Tensor, children: Tensor, node: str) -> None:
-        """Both have the same rank; children varies on axes where parents does not."""
-        over = axes(parents)
-        parents, children = parents.expand(children.shape), children
-        inner = [a for a in axes(children) if a not in over]
-        keep = [*over, *inner]
-        index = tuple(slice(None) if a in keep else 0 for a in range(children.ndim))
-        p, c = parents[index], children[index]
-        order = [sorted(keep).index(a) for a in keep]
-        p, c = p.permute(order), c.permute(order)
-        n_rows = int(np.prod([children.shape[a] for a in over]))
-        self.rows.append(Rows(p.reshape(n_rows, -1)[:, 0].clone(), c.reshape(n_rows, -1).clone(), node))
+        """Makes rows. Both have the same rank; children varies on axes where parents does not.
+
+        Parents [1, heads, 1, 1] and children [1, heads, 1, d] become R = heads rows of K = d children.
+        """
+        row_axes = axes(parents)
+        inner_axes = [axis for axis in axes(children) if axis not in row_axes]
+        order = [*row_axes, *inner_axes]
+        place = {axis: position for position, axis in enumerate(sorted(order))}  # where `reduce_to` leaves an axis
+        rows_first = [place[axis] for axis in order]
+
+        n_rows = int(np.prod([children.shape[axis] for axis in row_axes]))
+        parents = reduce_to(parents.expand(children.shape), order).permute(rows_first).reshape(n_rows, -1)  # [R, K]
+        children = reduce_to(children, order).permute(rows_first).reshape(n_rows, -1)  # [R, K]
+        self.rows.append(Rows(parents[:, 0].clone(), children.clone(), node))
 
 
 def axes(facet: Tensor) -> tuple[int, ...]:
@@ -103,9 +125,9 @@ def axes(facet: Tensor) -> tuple[int, ...]:
 
 
 def distinct(facet: Tensor) -> Tensor:
-    index = tuple(slice(None) if a in axes(facet) else 0 for a in range(facet.ndim))
-    found: Tensor = torch.unique(facet[index])
-    return found
+    """The facet's labels, each once, ascending."""
+    labels: Tensor = torch.unique(reduce_to(facet, axes(facet)))
+    return labels
 
 
 def compress(facet: Tensor) -> Tensor:
@@ -118,21 +140,31 @@ def compress(facet: Tensor) -> Tensor:
 
 
 def reduce_to(facet: Tensor, keep: Iterable[int]) -> Tensor:
-    """The facet indexed at 0 on every axis not in `keep`; those axes are gone."""
+    """The facet indexed at 0 on every axis not in `keep`; those axes are gone, the others keep their order."""
     wanted = set(keep)
-    return facet[tuple(slice(None) if a in wanted else 0 for a in range(facet.ndim))]
+    return facet[tuple(slice(None) if axis in wanted else 0 for axis in range(facet.ndim))]
+
+
+def first_along(facet: Tensor, over: Iterable[int]) -> Tensor:
+    """The facet's first entry along the axes `over`, which stay with size 1."""
+    narrowed = set(over)
+    return facet[tuple(slice(0, 1) if axis in narrowed else slice(None) for axis in range(facet.ndim))]
 
 
 def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    """A facet of that shape depending on one axis only."""
+    """A facet of that shape depending on one axis only; labels are [shape[axis]]."""
     view = [1] * len(shape)
     view[axis] = -1
     return labels.reshape(view).expand(*shape)
 
 
-def _squeeze(a: Tensor, b: Tensor) -> Tensor:
-    keep = set(axes(a)) | set(axes(b))
-    return reduce_to(a, keep)
+def values_in(tree: object) -> Iterator[Value]:
+    """The Values in nested lists and tuples, in order; whatever else lies there is passed over."""
+    if isinstance(tree, Value):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from values_in(branch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +173,7 @@ class Classes:
 
     `parent[class]` is the class of the row it lies in, -1 for none; rows of one relation keep equal counts,
     and `relations[class]` names the relations a child takes part in, `row[class]` its row there.
+    `reasons[label]` is (node, reason) of a label that may not go, `inexact[class]` the nodes marked so.
     """
 
     of: IntArray
@@ -158,115 +191,145 @@ class Classes:
 
 def resolve(ledger: Ledger) -> Classes:
     """Ties to classes, rows to parents; contradictions between rows end in class 0 or in columns."""
-    pairs = [np.zeros((2, 0), dtype=np.int64)] + [p.numpy() for p in ledger.pairs]
-    edges = np.concatenate(pairs, axis=1)
+    edges = np.concatenate([np.zeros((2, 0), dtype=np.int64), *(pairs.numpy() for pairs in ledger.pairs)], axis=1)
     rows = list(ledger.rows)
+    # a tie that rows imply may make other rows' members one, so until nothing is new
     while True:
-        of = _components(edges, ledger.count)
-        more, rows = _row_ties(of, rows)
-        if not more.shape[1]:
+        class_of = _components(edges, ledger.count)
+        implied, rows = _row_ties(class_of, rows)
+        if not implied.shape[1]:
             break
-        edges = np.concatenate([edges, more], axis=1)
-    of = _counted(of)
-    parent = np.full(int(of.max()) + 1, -1, dtype=np.int64)
+        edges = np.concatenate([edges, implied], axis=1)
+
+    class_of = _counted(class_of)
+    parent = np.full(int(class_of.max()) + 1, -1, dtype=np.int64)
     row = np.zeros(len(parent), dtype=np.int64)
     relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
-    for i, relation in enumerate(rows):
-        children = of[relation.children.numpy()]
-        parent[children] = of[relation.parents.numpy()][:, None]
+    for number, relation in enumerate(rows):
+        children = class_of[relation.children.numpy()]  # [R, K]
+        parent[children] = class_of[relation.parents.numpy()][:, None]
         row[children] = np.arange(len(children))[:, None]
-        for c in np.unique(children).tolist():
-            relations[c] += (i,)
-    for cells in _cells(of, rows):
+        for child in np.unique(children).tolist():
+            relations[child] += (number,)
+
+    for cells in _cells(class_of, rows):
         blocks = _blocks(cells)
         row[list(blocks)] = list(blocks.values())
     parent[0] = -1
-    return Classes(of, parent, row, dict(relations), _reasons(ledger, edges), _inexact(ledger, of))
+    return Classes(class_of, parent, row, dict(relations), _reasons(ledger, edges), _inexact(ledger, class_of))
 
 
 def _components(edges: IntArray, count: int) -> IntArray:
+    """[labels] the smallest label each is tied to, over [2, E] ties."""
     graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0], edges[1])), shape=(count, count))
     _, component = connected_components(graph, directed=False)
     # the smallest label names its class, so that 0 stays 0
-    first = np.full(component.max() + 1, count, dtype=np.int64)
-    np.minimum.at(first, component, np.arange(count))
-    of: IntArray = first[component]
-    return of
+    smallest = np.full(component.max() + 1, count, dtype=np.int64)
+    np.minimum.at(smallest, component, np.arange(count))
+    class_of: IntArray = smallest[component]
+    return class_of
 
 
-def _counted(of: IntArray) -> IntArray:
-    """Classes named by their smallest labels, numbered in that order."""
-    named = np.zeros(len(of), dtype=np.int64)
-    named[of] = 1
-    counted: IntArray = (np.cumsum(named) - 1)[of]
+def _counted(class_of: IntArray) -> IntArray:
+    """Classes named by their smallest labels, numbered in that order: [0, 1, 1, 3, 1] becomes [0, 1, 1, 2, 1]."""
+    names_a_class = np.zeros(len(class_of), dtype=np.int64)
+    names_a_class[class_of] = 1
+    counted: IntArray = (np.cumsum(names_a_class) - 1)[class_of]
     return counted
 
 
-def _row_ties(of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
-    """Further ties that rows imply, and the rows that remain rows."""
+def _row_ties(class_of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
+    """Further ties that rows imply, [2, T], and the rows that remain rows."""
     ties: list[tuple[int, int]] = []
-    kept: list[Rows] = []
-    owner: dict[int, int] = {}
-    crossing = _crossing(_places(of, rows))
-    for i, relation in enumerate(rows):
-        parents, children = of[relation.parents.numpy()], of[relation.children.numpy()]
+    remaining: list[Rows] = []
+    row_of_member: dict[int, int] = {}
+    crossing = _crossing(_places(class_of, rows))
+
+    for number, relation in enumerate(rows):
+        parents = class_of[relation.parents.numpy()]  # [R]
+        children = class_of[relation.children.numpy()]  # [R, K]
+        none_may_go = [(parent, 0) for parent in parents.tolist() if parent != 0]
+
         if (children == children[:, :1]).all():  # rows of one class: the unit is the row
-            ties += [(int(p), int(c)) for p, c in zip(parents, children[:, 0], strict=True) if p != c]
+            pairs = zip(parents.tolist(), children[:, 0].tolist(), strict=True)
+            ties += [(parent, child) for parent, child in pairs if parent != child]
             continue
         if _shared_between_rows(children):  # columns run through all rows: no row can go alone
-            ties += [(int(p), 0) for p in parents if p != 0]
+            ties += none_may_go
             continue
-        kept.append(relation)
-        if i in crossing:  # its rows overlap others in part: none of them can go alone
-            ties += [(int(p), 0) for p in parents if p != 0]
+
+        remaining.append(relation)
+        if number in crossing:  # its rows overlap others in part: none of them can go alone
+            ties += none_may_go
             continue
-        if (parents == 0).any():
-            ties += [(int(p), 0) for p in parents if p != 0]
-        for p, row in zip(parents, children, strict=True):
-            for c in np.unique(row):
-                if c == 0:
-                    if p != 0:
-                        ties.append((int(p), 0))
-                elif owner.setdefault(int(c), int(p)) != p:
-                    ties.append((owner[int(c)], int(p)))
-    return np.array(ties, dtype=np.int64).reshape(-1, 2).T, kept
+        if (parents == 0).any():  # the rows of a relation may all go, or none
+            ties += none_may_go
+        ties += _member_ties(parents, children, row_of_member)
+
+    return np.array(ties, dtype=np.int64).reshape(-1, 2).T, remaining
+
+
+def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int, int]) -> list[tuple[int, int]]:
+    """A row with a member that may not go stays; a member of two rows makes them one.
+
+    `row_of_member` holds the row each class was first seen in, over all relations, and is added to.
+    """
+    ties: list[tuple[int, int]] = []
+    for parent, row in zip(parents.tolist(), children, strict=True):
+        for member in np.unique(row).tolist():
+            if member == 0:
+                if parent != 0:
+                    ties.append((parent, 0))
+                continue
+            first_parent = row_of_member.setdefault(member, parent)
+            if first_parent != parent:
+                ties.append((first_parent, parent))
+    return ties
 
 
 def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
     """Relations that part the same units in two ways of which neither refines the other (4 rows of 24, 6 of 16)."""
-    met: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-    for of_class in places.values():
-        for (i, row), (j, other) in itertools.combinations(of_class.items(), 2):
-            met[i, j].add((row, other))
-    return {relation for pair, cells in met.items() if _cross(cells) for relation in pair}
+    cells_of: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    for row_in in places.values():
+        for (i, row_in_i), (j, row_in_j) in itertools.combinations(row_in.items(), 2):
+            cells_of[i, j].add((row_in_i, row_in_j))
+
+    crossing: set[int] = set()
+    for pair, cells in cells_of.items():
+        if _cross(cells):
+            crossing.update(pair)
+    return crossing
 
 
-def _places(of: IntArray, rows: Sequence[Rows]) -> dict[int, dict[int, int]]:
+def _places(class_of: IntArray, rows: Sequence[Rows]) -> dict[int, dict[int, int]]:
     """For each class the relations it takes part in and its row there."""
     places: dict[int, dict[int, int]] = defaultdict(dict)
-    for i, relation in enumerate(rows):
-        for row, children in enumerate(of[relation.children.numpy()]):
-            for c in np.unique(children[children != 0]).tolist():
-                places[c][i] = row
+    for number, relation in enumerate(rows):
+        for row, children in enumerate(class_of[relation.children.numpy()]):
+            for child in np.unique(children[children != 0]).tolist():
+                places[child][number] = row
     return places
 
 
 def _cross(cells: Collection[tuple[int, int]]) -> bool:
-    """Whether some row meets several others on either side."""
-    left, right = ({cell[side] for cell in cells} for side in (0, 1))
-    return len(cells) > max(len(left), len(right))
+    """Whether, of two ways to part units, neither refines the other; a cell is a row of each that share units.
+
+    Rows of 24 and of 16 among 48 units share cells (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
+    """
+    rows_left, rows_right = {left for left, _ in cells}, {right for _, right in cells}
+    return len(cells) > max(len(rows_left), len(rows_right))
 
 
-def _cells(of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
+def _cells(class_of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
     """For each set of crossing relations that share units: the row of every unit in each of them."""
-    places = _places(of, rows)
+    places = _places(class_of, rows)
     crossing = _crossing(places)
-    together: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
-    for c, of_class in places.items():
-        own = tuple(i for i in of_class if i in crossing)
-        if own:
-            together[own][c] = tuple(of_class[i] for i in own)
-    yield from together.values()
+    cells_of: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
+    for unit, row_in in places.items():
+        relations = tuple(number for number in row_in if number in crossing)
+        if relations:
+            cells_of[relations][unit] = tuple(row_in[number] for number in relations)
+    yield from cells_of.values()
 
 
 def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
@@ -276,38 +339,45 @@ def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
     equally many in every row.
     """
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for c in sorted(cells):
-        members[cells[c]].append(c)
-    size = math.gcd(*(len(classes) for classes in members.values()))
+    for unit in sorted(cells):
+        members[cells[unit]].append(unit)
+    size = math.gcd(*(len(units) for units in members.values()))
+
     blocks: dict[int, int] = {}
-    first = 0
-    for classes in members.values():
-        blocks |= {c: first + place // size for place, c in enumerate(classes)}
-        first += len(classes) // size
+    first = 0  # the number of this cell's first block
+    for units in members.values():
+        blocks |= {unit: first + place // size for place, unit in enumerate(units)}
+        first += len(units) // size
     return blocks
 
 
 def _shared_between_rows(children: IntArray) -> bool:
+    """Whether some class but 0 lies in more than one row of [R, K]."""
     per_row = [np.unique(row[row != 0]) for row in children]
-    everything = np.concatenate(per_row) if per_row else np.zeros(0, dtype=np.int64)
-    return len(np.unique(everything)) < len(everything)
+    if not per_row:
+        return False
+    listed = np.concatenate(per_row)
+    return len(np.unique(listed)) < len(listed)
 
 
 def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
     """For each label frozen by what it is tied to: the node and reason found first among those ties."""
-    island = _components(edges[:, (edges != 0).all(axis=0)], ledger.count)
-    first: dict[int, tuple[str, str]] = {}
+    # without ties to 0, which would join everything frozen whatever the reason
+    island_of = _components(edges[:, (edges != 0).all(axis=0)], ledger.count)
+    reason_of: dict[int, tuple[str, str]] = {}
     for labels, node, reason in ledger.frozen:
-        for name in np.unique(island[labels.numpy()]).tolist():
-            first.setdefault(name, (node, reason))
-    found = np.flatnonzero(np.isin(island, list(first)))
-    return {label: first[name] for label, name in zip(found.tolist(), island[found].tolist(), strict=True)}
+        for island in np.unique(island_of[labels.numpy()]).tolist():
+            reason_of.setdefault(island, (node, reason))
+
+    frozen = np.flatnonzero(np.isin(island_of, list(reason_of)))
+    return {label: reason_of[island] for label, island in zip(frozen.tolist(), island_of[frozen].tolist(), strict=True)}
 
 
-def _inexact(ledger: Ledger, of: IntArray) -> dict[int, tuple[str, ...]]:
-    found: dict[int, list[str]] = defaultdict(list)
+def _inexact(ledger: Ledger, class_of: IntArray) -> dict[int, tuple[str, ...]]:
+    """For each class the nodes whose results its labels were marked for, each once, in graph order."""
+    nodes_of: dict[int, list[str]] = defaultdict(list)
     for labels, node in ledger.inexact:
-        for c in np.unique(of[labels.numpy()]).tolist():
-            if node not in found[c]:
-                found[c].append(node)
-    return {c: tuple(nodes) for c, nodes in found.items()}
+        for member in np.unique(class_of[labels.numpy()]).tolist():
+            if node not in nodes_of[member]:
+                nodes_of[member].append(node)
+    return {member: tuple(nodes) for member, nodes in nodes_of.items()}

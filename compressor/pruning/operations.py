@@ -7,18 +7,16 @@ every label that reaches it: never "assume identity". Knows no layer, no archite
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from ..graph import aten
 from . import arithmetic, movements
-from .handlers import Handler, shape_of, unknown
+from .handlers import Args, Handler, Kwargs, shape_of, unknown
 from .labels import Ledger, Value
 from .relations import broadcast, merge
 
-TABLE: dict[Any, Handler] = {**arithmetic.TABLE, **movements.TABLE}
+TABLE: dict[object, Handler] = {**arithmetic.TABLE, **movements.TABLE}
 
 # element by element, but not tagged so by torch
 UNTAGGED = (
@@ -44,13 +42,15 @@ UNTAGGED = (
 )
 
 
-def pointwise(ledger: Ledger, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Value:
+def pointwise(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+    """Element by element, operands broadcast: labels that meet at one element are one."""
     shape = shape_of(node)
-    tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, Value)]
-    return Value(shape, merge(ledger, [broadcast(t, shape) for t in tensors], shape, node.name))
+    operands = [broadcast(value, shape) for value in [*args, *kwargs.values()] if isinstance(value, Value)]
+    return Value(shape, merge(ledger, operands, shape, node.name))
 
 
 def handler_of(node: fx.Node) -> Handler:
+    """The operation's handler; `unknown` where there is none."""
     if node.target in TABLE:
         return TABLE[node.target]
     if node.target in UNTAGGED or torch.Tag.pointwise in getattr(node.target, "tags", ()):

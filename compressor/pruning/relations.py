@@ -1,183 +1,218 @@
 """How the labels of operands relate: merged where they meet, tied where they are summed, frozen where neither is sound.
 
+Facets of operands go in, facets of the result come out; what was tied, related and frozen is in the ledger.
 Knows no operation: those are in `arithmetic.py` and `movements.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from torch import Tensor, fx
+from torch import Tensor
 
-from .labels import Ledger, Value, along, axes
+from .labels import Ledger, Value, along, axes, values_in
 
+# facets in the result's shape, and the operand's own size on each axis: 1 where it is broadcast
 Operand = tuple[Sequence[Tensor], Sequence[int]]
+Numbered = tuple[int, Tensor]  # the operand's number and one of its facets
 
 
 def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> tuple[Tensor, ...]:
-    """Facets of an element-wise result; each operand is (facets in the result's shape, own sizes there)."""
-    found: list[tuple[int, Tensor]] = []
+    """Facets of an element-wise result; each operand is (facets in the result's shape, own sizes there).
+
+    [N, C, H, W] with labels on C times a gate [N, C, 1, 1] with labels on C: those are tied, one facet remains.
+    """
+    merged: list[Numbered] = []
     seen: set[int] = set()
-    for k, (facets, _) in enumerate(operands):
+    for number, (facets, _) in enumerate(operands):
         for facet in facets:
             if id(facet) in seen:  # rows that speak for both operands
                 continue
             seen.add(id(facet))
-            free = _unless_fixed(ledger, k, facet, operands, node)
-            if free is None or not axes(free):
-                continue
-            shadowed = False
-            for entry in [e for e in found if e[0] != k]:
-                m, other = entry
-                winner = _relate(ledger, free, other, operands[k][1], operands[m][1], node)
-                shadowed |= winner is other
-                if winner is free:
-                    found = [e for e in found if e is not entry]
-            if not shadowed:
-                found.append((k, free))
-    return tuple(f for _, f in found)
+            free = _unless_fixed(ledger, number, facet, operands, node)
+            if free is not None and axes(free):
+                merged = _joined(ledger, merged, (number, free), operands, node)
+    return tuple(facet for _, facet in merged)
 
 
-def _unless_fixed(ledger: Ledger, k: int, facet: Tensor, operands: Sequence[Operand], node: str) -> Tensor | None:
+def _joined(
+    ledger: Ledger, merged: list[Numbered], newcomer: Numbered, operands: Sequence[Operand], node: str
+) -> list[Numbered]:
+    """The facets merged so far and a new one, without those that another operand's facet speaks for."""
+    number, facet = newcomer
+    sizes = operands[number][1]
+    remaining = merged
+    spoken_for = False
+    for entry in merged:
+        met_number, met_facet = entry
+        if met_number == number:
+            continue
+        speaker = _relate(ledger, facet, met_facet, sizes, operands[met_number][1], node)
+        if speaker is met_facet:
+            spoken_for = True
+        if speaker is facet:
+            remaining = [kept for kept in remaining if kept is not entry]
+    return remaining if spoken_for else [*remaining, newcomer]
+
+
+def _unless_fixed(ledger: Ledger, number: int, facet: Tensor, operands: Sequence[Operand], node: str) -> Tensor | None:
     """Pins a facet where another operand has unlabelled extent along its axes."""
     over = set(axes(facet))
-    for m, (others, sizes) in enumerate(operands):
-        if m == k or any(over & set(axes(o)) for o in others):
+    for met_number, (met_facets, met_sizes) in enumerate(operands):
+        if met_number == number or any(over & set(axes(met)) for met in met_facets):
             continue
-        fixed = [a for a in over if sizes[a] > 1]
+        fixed = [axis for axis in over if met_sizes[axis] > 1]
         if fixed:
             return ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
     return facet
 
 
 def _relate(
-    ledger: Ledger, facet: Tensor, other: Tensor, sizes: Sequence[int], other_sizes: Sequence[int], node: str
+    ledger: Ledger, a: Tensor, b: Tensor, sizes_a: Sequence[int], sizes_b: Sequence[int], node: str
 ) -> Tensor | None:
     """Ties two operands' facets where they overlap; the one that says everything is returned, None for both."""
-    a, b = set(axes(facet)), set(axes(other))
-    if not a & b:
+    axes_a, axes_b = set(axes(a)), set(axes(b))
+    shared = axes_a & axes_b
+    if not shared:
         return None
-    if a == b:
-        ledger.tie(facet, other)
-        return other
-    if not (a < b or b < a) and max(a & b) < min(a ^ b):
-        view = [n if i in a & b else 1 for i, n in enumerate(facet.shape)]
-        parents = ledger.fresh(*view).expand(facet.shape)
-        ledger.relate(parents, facet, node)
-        ledger.relate(parents, other, node)
+    if axes_a == axes_b:
+        ledger.tie(a, b)
+        return b
+    if not (axes_a < axes_b or axes_b < axes_a):
+        _relate_crossing(ledger, a, b, node)
         return None
-    if not (a < b or b < a):
-        ledger.freeze(facet, node, "two ways of grouping its channels meet")
-        ledger.freeze(other, node, "two ways of grouping its channels meet")
-        return None
-    small, big, small_sizes = (facet, other, sizes) if a < b else (other, facet, other_sizes)
-    rest = set(axes(big)) - set(axes(small))
-    if min(rest) > max(axes(small)) and all(small_sizes[r] == 1 for r in rest):
+
+    small, big, small_sizes = (a, b, sizes_a) if axes_a < axes_b else (b, a, sizes_b)
+    inner = set(axes(big)) - set(axes(small))
+    # [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it
+    if min(inner) > max(axes(small)) and all(small_sizes[axis] == 1 for axis in inner):
         ledger.relate(small, big, node)
     else:
         ledger.tie(small, big)
     return big
 
 
+def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
+    """Facets that share some axes and have others of their own: both lie in new rows over what they share."""
+    shared = set(axes(a)) & set(axes(b))
+    apart = set(axes(a)) ^ set(axes(b))
+    if max(shared) < min(apart):  # rows come first: [heads, n, 1] and [heads, 1, d]
+        row_labels = _fresh_rows(ledger, a, shared)
+        ledger.relate(row_labels, a, node)
+        ledger.relate(row_labels, b, node)
+        return
+    ledger.freeze(a, node, "two ways of grouping its channels meet")
+    ledger.freeze(b, node, "two ways of grouping its channels meet")
+
+
+def _fresh_rows(ledger: Ledger, facet: Tensor, row_axes: Collection[int]) -> Tensor:
+    """New labels in the facet's shape that depend on those of its axes alone: [1, heads, 1, 1] for one each head."""
+    sizes = [n if axis in row_axes else 1 for axis, n in enumerate(facet.shape)]
+    return ledger.fresh(*sizes).expand(facet.shape)
+
+
 def broadcast(value: Value, shape: Sequence[int]) -> Operand:
     """Facets expanded to `shape` (axes aligned from the right) and the value's own size on each axis."""
     sizes = (1,) * (len(shape) - len(value.shape)) + tuple(value.shape)
-    return [f.expand(*shape) for f in value.facets], sizes
+    return [facet.expand(*shape) for facet in value.facets], sizes
 
 
 def aligned(value: Value, axis: int, shape: Sequence[int]) -> Operand:
     """A one-dimensional parameter laid along `axis` of `shape`."""
     sizes = [1] * len(shape)
     sizes[axis] = shape[axis]
-    facets = [along(f, axis, shape) for f in value.facets if axes(f)]
+    facets = [along(facet, axis, shape) for facet in value.facets if axes(facet)]
     return facets, sizes
 
 
 def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Value:
     """`letters` as in einsum, `bi,oi->bo`: ties both sides of the summed letters, keeps the rest."""
-    left, out = letters.split("->")
-    la, lb = left.split(",")
-    space = "".join(dict.fromkeys(out + la + lb))
-    summed = [i for i, x in enumerate(space) if x not in out]
-    shared = [i for i, x in enumerate(space) if x in la and x in lb and x in out]
-    sizes = _sizes(space, (la, a.shape), (lb, b.shape))
-    fa, fb = _lift(a, la, space, sizes), _lift(b, lb, space, sizes)
+    inputs, letters_out = letters.split("->")
+    letters_a, letters_b = inputs.split(",")
+    # every letter once, the result's first: an axis each of a common space, `boi` for `bi,oi->bo`
+    space = "".join(dict.fromkeys(letters_out + letters_a + letters_b))
+    summed = [axis for axis, letter in enumerate(space) if letter not in letters_out]
+    everywhere = set(letters_a) & set(letters_b) & set(letters_out)
+    shared = [axis for axis, letter in enumerate(space) if letter in everywhere]  # heads, convolution groups
+    sizes = _sizes(space, (letters_a, a.shape), (letters_b, b.shape))
+
+    facets_a, facets_b = _lift(a, letters_a, space, sizes), _lift(b, letters_b, space, sizes)
     for axis in summed:
-        _tie_summed(ledger, fa, fb, axis, node)
+        _tie_summed(ledger, facets_a, facets_b, axis, node)
     # both sides of a sum are tied by now, so one of them speaks for the rows of both
-    kept_a, rows = parents(ledger, fa, summed, shared, node)
-    kept_b, more = parents(ledger, fb, summed, [] if rows else shared, node)
-    fa, fb = [[*kept, *rows, *more] for kept in (kept_a, kept_b)]
-    rank = len(out)
-    shape = sizes[:rank]
-    flat = {id(f): reduce_summed(f, rank) for f in [*fa, *fb]}
-    operands = [
-        ([flat[id(f)] for f in facets], [n if x in own else 1 for x, n in zip(out, shape, strict=True)])
-        for facets, own in ((fa, la), (fb, lb))
-    ]
+    kept_a, rows_a = parents(ledger, facets_a, summed, shared, node)
+    kept_b, rows_b = parents(ledger, facets_b, summed, [] if rows_a else shared, node)
+    facets_a, facets_b = [*kept_a, *rows_a, *rows_b], [*kept_b, *rows_a, *rows_b]
+
+    shape = sizes[: len(letters_out)]
+    # rows are in both lists: reduced to one tensor, by which `merge` knows them again
+    reduced = {id(facet): reduce_summed(facet, len(shape)) for facet in [*facets_a, *facets_b]}
+    operands: list[Operand] = []
+    for facets, its_letters in ((facets_a, letters_a), (facets_b, letters_b)):
+        its_sizes = [n if letter in its_letters else 1 for letter, n in zip(letters_out, shape, strict=True)]
+        operands.append(([reduced[id(facet)] for facet in facets], its_sizes))
     return Value(tuple(shape), merge(ledger, operands, shape, node))
 
 
 def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
-    size: dict[str, int] = {}
+    """The length of each axis of the space; where operands disagree, one of them is broadcast from 1."""
+    size_of: dict[str, int] = {}
     for letters, shape in operands:
-        for x, n in zip(letters, shape, strict=True):
-            size[x] = max(n, size.get(x, 1))
-    return [size[x] for x in space]
+        for letter, n in zip(letters, shape, strict=True):
+            size_of[letter] = max(n, size_of.get(letter, 1))
+    return [size_of[letter] for letter in space]
 
 
 def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[Tensor]:
+    """The value's facets in the common space: `oi` in `boi` gets an axis b, along which nothing changes."""
     lifted = []
     for facet in value.facets:
-        facet = facet.permute([letters.index(x) for x in space if x in letters])
-        for i, x in enumerate(space):
-            if x not in letters:
-                facet = facet.unsqueeze(i)
+        facet = facet.permute([letters.index(letter) for letter in space if letter in letters])
+        for axis, letter in enumerate(space):
+            if letter not in letters:
+                facet = facet.unsqueeze(axis)
         lifted.append(facet.expand(*sizes))
     return lifted
 
 
-def _tie_summed(ledger: Ledger, fa: list[Tensor], fb: list[Tensor], axis: int, node: str) -> None:
-    left = [f for f in fa if axis in axes(f)]
-    right = [f for f in fb if axis in axes(f)]
-    for f in left:
-        for g in right:
-            ledger.tie(f, g)
-    for f in (left or right) if not (left and right) else []:
-        ledger.pin(f, [axis], node, "is summed against a tensor of fixed size")
+def _tie_summed(ledger: Ledger, facets_a: list[Tensor], facets_b: list[Tensor], axis: int, node: str) -> None:
+    left = [facet for facet in facets_a if axis in axes(facet)]
+    right = [facet for facet in facets_b if axis in axes(facet)]
+    if left and right:
+        for facet_a in left:
+            for facet_b in right:
+                ledger.tie(facet_a, facet_b)
+        return
+    for facet in left or right:
+        ledger.pin(facet, [axis], node, "is summed against a tensor of fixed size")
 
 
 def parents(
     ledger: Ledger, facets: list[Tensor], summed: Sequence[int], shared: Sequence[int], node: str
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The facets on no summed axis, and rows in place of those that also depend on a shared axis (heads)."""
-    kept = [f for f in facets if not set(axes(f)) & set(summed)]
-    found = []
+    kept: list[Tensor] = []
+    rows: list[Tensor] = []
     for facet in facets:
         over = axes(facet)
         if not set(over) & set(summed):
+            kept.append(facet)
             continue
-        rows = [i for i in over if i in shared]
-        if rows:
-            view = [facet.shape[i] if i in rows else 1 for i in range(facet.ndim)]
-            parents = ledger.fresh(*view).expand(facet.shape)
-            ledger.relate(parents, facet, node)
-            found.append(parents)
-    return kept, found
+        row_axes = [axis for axis in over if axis in shared]
+        if row_axes:
+            row_labels = _fresh_rows(ledger, facet, row_axes)
+            ledger.relate(row_labels, facet, node)
+            rows.append(row_labels)
+    return kept, rows
 
 
 def reduce_summed(facet: Tensor, rank: int) -> Tensor:
-    return facet[tuple(slice(None) if a < rank else 0 for a in range(facet.ndim))]
+    """The facet's first `rank` axes, at 0 of those after them: of [b, o, i] in a space `boi`, [b, o]."""
+    return facet[tuple(slice(None) if axis < rank else 0 for axis in range(facet.ndim))]
 
 
-def freeze_all(ledger: Ledger, node: fx.Node, values: Any, reason: str) -> None:
-    def visit(value: Any) -> None:
-        if isinstance(value, Value):
-            for facet in value.facets:
-                ledger.freeze(facet, node.name, reason)
-        elif isinstance(value, (list, tuple)):
-            for v in value:
-                visit(v)
-
-    visit(values)
+def freeze_all(ledger: Ledger, node: str, tree: object, reason: str) -> None:
+    """Freezes every label of the Values in nested lists and tuples."""
+    for value in values_in(tree):
+        for facet in value.facets:
+            ledger.freeze(facet, node, reason)

@@ -18,7 +18,7 @@ from torch import fx
 from ..budgets import Budget, Kind
 from ..cost import FORMULAS, measure_cost
 from ..errors import BudgetError
-from ..records import Group, Groups, IntArray, Plan, Scores
+from ..records import Group, Groups, IntArray, LeftAlone, Plan, Scores
 from .groups import Structure
 from .labels import Value
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
@@ -31,49 +31,65 @@ Cost = Callable[[Keep], float]
 def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     """A function from removed classes to (MACs at batch 1, parameters) of the network that would remain."""
     dense = measure_cost(graph)
-    nodes = [n for n in graph.graph.nodes if n.name in dense.by_node]
-    named = dict(graph.named_parameters())
-    read = [n for n in graph.graph.nodes if n.op == "get_attr" and n.target in named]
-    parameters = list({id(named[str(n.target)]): n for n in read}.values())
-    fixed = dense.parameters - sum(int(np.prod(structure.values[n.name].shape)) for n in parameters)
-    macs = [_macs_of(structure, n, dense.by_node[n.name]) for n in nodes]
-    sizes = [_elements_of(structure, n) for n in parameters]
+    counted = [node for node in graph.graph.nodes if node.name in dense.by_node]
+    parameters = _parameter_nodes(graph)
+    sizes = [int(np.prod(structure.values[node.name].shape)) for node in parameters]
+    unread = dense.parameters - sum(sizes)  # those no node reads stay whatever goes
+
+    macs_of_nodes = [_macs_of(structure, node, dense.by_node[node.name]) for node in counted]
+    elements_of_parameters = [_elements_of(structure, node) for node in parameters]
 
     def meter(gone: Keep) -> tuple[int, int]:
-        return sum(count(gone) for count in macs), sum(count(gone) for count in sizes) + fixed
+        macs = sum(count(gone) for count in macs_of_nodes)
+        return macs, sum(count(gone) for count in elements_of_parameters) + unread
 
     return meter
+
+
+def _parameter_nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """One node for each parameter that is read, however many read it."""
+    named = dict(graph.named_parameters())
+    node_of: dict[int, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target in named:
+            node_of[id(named[str(node.target)])] = node
+    return list(node_of.values())
 
 
 def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Callable[[Keep], int]) -> Callable[[Keep], int]:
     """The same function, asked once for each choice of classes that lie on the nodes."""
     lying = [classes.reshape(-1) for node in nodes for _, classes in structure.lying(node)]
+    # class 0 stands for what never goes; with it the key is not empty where no class lies on the nodes
     relevant = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *lying]))
-    known: dict[bytes, int] = {}
+    counts: dict[bytes, int] = {}
 
     def remembered(gone: Keep) -> int:
         key = np.packbits(gone[relevant]).tobytes()
-        if key not in known:
-            known[key] = count(gone)
-        return known[key]
+        if key not in counts:
+            counts[key] = count(gone)
+        return counts[key]
 
     return remembered
 
 
 def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Callable[[Keep], int]:
-    formula: Callable[[Any], int] = FORMULAS[_schema(node)]
-    shadow = {n: _Shadow(n) for n in (node, *node.all_input_nodes)}
-    call = _Call(fx.map_arg(node.args, lambda n: shadow.get(n, n)), shadow[node].meta)  # type: ignore[arg-type,return-value]
+    """A function from removed classes to the node's MACs, `dense` before any goes."""
+    formula: Callable[[Any], int] = FORMULAS[_schema(node)]  # reads a node's arguments and shapes, which `_Call` has
+    shadows = {used: _Shadow(used) for used in (node, *node.all_input_nodes)}
+    args = fx.map_arg(node.args, lambda used: shadows.get(used, used))  # type: ignore[arg-type,return-value]
+    call = _Call(args, shadows[node].meta)
 
     def count(gone: Keep) -> int:
-        for n, stand_in in shadow.items():
-            stand_in.meta["val"] = _shrunk(structure, n, gone)
+        for used, shadow in shadows.items():
+            shadow.meta["val"] = _shrunk(structure, used, gone)
+        # a ratio, as formulas count the batch that was traced and `dense` is of one image
         return dense * formula(call) // max(1, formula(node))
 
-    return _remembered(structure, shadow, count)
+    return _remembered(structure, shadows, count)
 
 
 def _elements_of(structure: Structure, node: fx.Node) -> Callable[[Keep], int]:
+    """A function from removed classes to how many elements of a tensor remain."""
     return _remembered(structure, (node,), lambda gone: int(np.prod(_sizes(structure, node, gone))))
 
 
@@ -86,6 +102,8 @@ class _Shadow:
 
 @dataclass
 class _Call:
+    """Stands for a node whose inputs are shadows."""
+
     args: tuple[object, ...]
     meta: dict[str, object]
 
@@ -102,7 +120,7 @@ def _shrunk(structure: Structure, node: fx.Node, gone: Keep) -> object:
     value = structure.values[node.name]
     if not isinstance(value, Value):
         return node.meta["val"]
-    return torch.empty(_sizes(structure, node, gone), device="meta")
+    return torch.empty(_sizes(structure, node, gone), device="meta")  # a shape and no memory
 
 
 def make_plan(
@@ -136,7 +154,7 @@ def make_plan(
     def spent(removed: Sequence[Chunk]) -> float:
         return price(removed_classes(structure, kept_after(structure.groups, removed)))
 
-    least = spent(chunks)
+    least = spent(chunks)  # with everything gone that may go
     if least > limit:
         raise BudgetError(f"budget '{budget}' can't be met: {_out_of_reach(budget, least / dense, structure)}")
     removed = _fill(_prefix(chunks, spent, limit), spent, limit)
@@ -145,6 +163,7 @@ def make_plan(
 
 
 def _counted(meter: Meter, kind: Kind) -> Cost:
+    """MACs or parameters alone."""
     index = ("macs", "parameters").index(kind)
     return lambda gone: meter(gone)[index]
 
@@ -158,14 +177,14 @@ def least_share(
     *,
     cost: Cost | None = None,
 ) -> float:
-    """The share of the dense network that remains when everything goes that may go."""
+    """The share of the dense network's cost that remains when everything goes that may go; 1 where nothing may."""
     price = cost or _counted(make_meter(graph, structure), kind)
     kept = everything_gone(structure, scores, options)
     return price(removed_classes(structure, kept)) / price(removed_classes(structure, {}))
 
 
 def everything_gone(structure: Structure, scores: Scores, options: RankingOptions) -> dict[str, IntArray]:
-    """What stays of each group when everything goes that may go."""
+    """What stays of each group when everything goes that may go: indices of units, ascending."""
     chunks = order_of_removal(
         structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
     )
@@ -174,19 +193,26 @@ def everything_gone(structure: Structure, scores: Scores, options: RankingOption
 
 def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
     """What is left when all has gone, what to ask for instead, and the layers where nothing could go."""
-    inner = [layer for layer in structure.groups.left_alone if layer.operation != "output"]
-    held = "; ".join(f"{layer.layer} {layer.reason}" for layer in inner[:3])
-    more = f" (left alone: {held}{f', and {len(inner) - 3} more layers' if len(inner) > 3 else ''})" if inner else ""
+    more = _left_alone_text([layer for layer in structure.groups.left_alone if layer.operation != "output"])
     if not structure.groups.groups:
         return f"no unit of this network can be removed{more}"
     smaller = "allow more kinds of units (--units), smaller multiples (--multiple) or less of each group (--least)"
-    asked = np.ceil(least * 1000) / 1000
+    asked = np.ceil(least * 1000) / 1000  # rounded up, so that a budget of the figure that is named can be met
     if asked >= 1:  # which is no budget
         return f"the units that may go save none of the {budget.kind}{more}; {smaller}"
     return (
         f"with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
         f"--budget '{budget.asking(float(asked))}', or {smaller}"
     )
+
+
+def _left_alone_text(layers: Sequence[LeftAlone]) -> str:
+    """The first three and how many more; empty for none."""
+    if not layers:
+        return ""
+    reasons = "; ".join(f"{layer.layer} {layer.reason}" for layer in layers[:3])
+    rest = f", and {len(layers) - 3} more layers" if len(layers) > 3 else ""
+    return f" (left alone: {reasons}{rest})"
 
 
 def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
@@ -199,20 +225,20 @@ def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
     for bundle in bundles_of(structure.groups.groups, structure.coupled):
         halves = {group.name: _half(group) for group in bundle}
         saved = dense - price(removed_classes(structure, halves))
-        channels = sum(max(1, g.size - len(halves[g.name])) * channels_per_unit(g) for g in bundle)
+        channels = sum(max(1, group.size - len(halves[group.name])) * channels_per_unit(group) for group in bundle)
         costs |= dict.fromkeys(halves, float(saved / channels / dense))
     return costs
 
 
 def _half(group: Group) -> IntArray:
     """The first half of each row."""
-    rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-    members = [np.flatnonzero(rows == r) for r in np.unique(rows)]
-    return np.concatenate([units[: max(1, len(units) // 2)] for units in members])
+    row_of_unit = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
+    rows = [np.flatnonzero(row_of_unit == row) for row in np.unique(row_of_unit)]
+    return np.concatenate([units[: max(1, len(units) // 2)] for units in rows])
 
 
 def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
-    """The shortest prefix whose removal meets the limit."""
+    """The shortest prefix whose removal meets the limit; cost falls with every chunk."""
     low, high = 0, len(chunks)
     while low < high:
         middle = (low + high) // 2
@@ -227,20 +253,31 @@ def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit:
     """Gives back what still fits: of each group's last removed chunk, the most important first."""
     refused: set[str] = set()
     while True:
-        last = {c.group: i for i, c in enumerate(removed)}
-        candidates = sorted((i for g, i in last.items() if g not in refused), key=lambda i: -removed[i].key)
-        for i in candidates:
-            without = removed[:i] + removed[i + 1 :]
-            if cost(without) <= limit:
-                removed = without
-                break
-            refused.add(removed[i].group)
-        else:
+        fewer = _with_one_less(removed, cost, limit, refused)
+        if fewer is None:
             return removed
+        removed = fewer
+
+
+def _with_one_less(
+    removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float, refused: set[str]
+) -> list[Chunk] | None:
+    """Without the most important chunk that still fits; None where none does.
+
+    Groups whose chunk does not fit are added to `refused` and not asked again: to give others back only costs more.
+    """
+    last = {chunk.group: index for index, chunk in enumerate(removed)}
+    open_indices = [index for group, index in last.items() if group not in refused]
+    for index in sorted(open_indices, key=lambda index: -removed[index].key):
+        fewer = removed[:index] + removed[index + 1 :]
+        if cost(fewer) <= limit:
+            return fewer
+        refused.add(removed[index].group)
+    return None
 
 
 def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
-    """What stays of each group that loses any."""
+    """What stays of each group that loses any: indices of units, ascending."""
     stays: dict[str, Keep] = {}
     for chunk in removed:
         for name, units in ((chunk.group, chunk.units), *chunk.also):

@@ -1,7 +1,7 @@
 """Which weighted nodes of a graph can be refitted, and what becomes of their outputs: a traced graph in, `Layer`s out.
 
 A layer's outputs may pass a batch normalisation or stored per-channel factors before they are added to a
-stream; `schedule` puts what they are added to before the layer. Knows nothing of plans' scores or of solving.
+stream; `schedule` puts what they are added to before the layer. Knows neither scores nor plans, and solves nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -40,6 +39,7 @@ _POINTWISE = (  # of one value, or with a stored bound; what they make of a larg
 )
 FLAT = 0.02  # GELU and its like never are; where they rise by less than this they count as flat
 KINK = 0.2  # ReLU and its like leave a plane at once, and then exactly there
+# -20 to 20 by hundredths, and a value far out on either side
 _TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 100, torch.tensor([1e4])])
 _PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default)
 
@@ -63,10 +63,12 @@ class Layer:
 
     @property
     def name(self) -> str:
-        return str(self.node.meta.get("layer") or self.node.name)
+        """The module's qualified name; the node's where the root issued it."""
+        return _name_of(self.node)
 
     @property
     def channel_axis(self) -> int:
+        """Of inputs and outputs alike."""
         return -1 if self.node.target is aten.linear.default else 1
 
 
@@ -74,9 +76,13 @@ def find_layers(
     graph: fx.GraphModule, changed: Collection[fx.Node]
 ) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
     """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
-    uses = Counter(id(attribute(graph, n)) for n in graph.graph.nodes if n.op == "get_attr" for _ in n.users)
+    uses: Counter[int] = Counter()  # of each tensor, by identity: several nodes may name one
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            uses[id(attribute(graph, node))] += len(node.users)
+
     layers: dict[fx.Node, Layer] = {}
-    left: list[LeftAlone] = []
+    left_alone: list[LeftAlone] = []
     for node in graph.graph.nodes:
         reason = ""
         if node.target is aten.linear.default or node.target in _WINDOWED:
@@ -90,15 +96,21 @@ def find_layers(
         elif node in changed and node.target in _PRODUCTS and _has_parameter(graph, node):
             reason = "a product with a parameter outside linear and convolution"
         if reason:
-            left.append(LeftAlone(str(node.meta.get("layer") or node.name), str(node.target), reason))
-    return layers, tuple(left)
+            left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
+    return layers, tuple(left_alone)
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(node.meta.get("layer") or node.name)
 
 
 def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return any(n.op == "get_attr" and isinstance(attribute(graph, n), torch.nn.Parameter) for n in node.all_input_nodes)
+    stored = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
+    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in stored)
 
 
 def _obstacle(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int]) -> str:
+    """Why the layer can't be refitted; empty where it can."""
     args = arguments(node)
     for name in ("weight", "bias"):
         source = args[name]
@@ -113,19 +125,22 @@ def _obstacle(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int]) -> 
 
 def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], changed: Collection[fx.Node]) -> Layer:
     args = arguments(node)
+    norm: fx.Node | None = None
     chain: list[fx.Node] = []
-    at, norm = node, None
-    while len(at.users) == 1:
-        (user,) = at.users
+    end = node
+    while len(end.users) == 1:
+        (user,) = end.users
+        # right behind the layer alone: there the mean is in the outputs' own units, and can take an offset
         if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses):
             norm = user
-        elif user.target is not aten.mul.Tensor or factor_of(user, at) is None:
+        elif user.target is not aten.mul.Tensor or factor_of(user, end) is None:
             break
         chain.append(user)
-        at = user
+        end = user
+
     bias = "" if args["bias"] is None else str(args["bias"].target)
-    partner = _partner(at, changed)
-    bounds = _bounds(graph, at, partner, like=attribute(graph, args["weight"]))
+    partner = _partner(end, changed)
+    bounds = _bounds(graph, end, partner, like=attribute(graph, args["weight"]))
     return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
 
 
@@ -134,66 +149,92 @@ def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int])
     return isinstance(mean, fx.Node) and mean.op == "get_attr" and uses[id(attribute(graph, mean))] == 1
 
 
-def factor_of(product: fx.Node, at: fx.Node) -> fx.Node | None:
-    """The stored per-channel factor `at` is multiplied by, as layer scale has it."""
-    other = product.args[1] if product.args[0] is at else product.args[0]
-    if not isinstance(other, fx.Node) or other.op != "get_attr":
+def factor_of(product: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The stored per-channel factor that `value` is multiplied by, as layer scale has it."""
+    factor = product.args[1] if product.args[0] is value else product.args[0]
+    if not isinstance(factor, fx.Node) or factor.op != "get_attr":
         return None
-    shape, stored = at.meta["val"].shape, other.meta["val"].shape
+    shape, stored = value.meta["val"].shape, factor.meta["val"].shape
+    # as broadcasting aligns them: a factor [8, 1, 1] of a value [N, 8, H, W] is [1, 8, 1, 1]
     aligned = (1,) * (len(shape) - len(stored)) + tuple(stored)
-    axis = 1 if _from_convolution(at) else len(shape) - 1
-    return other if all(size == (shape[i] if i == axis else 1) for i, size in enumerate(aligned)) else None
+    channel_axis = 1 if _from_convolution(value) else len(shape) - 1
+    for axis, size in enumerate(aligned):
+        if size != (shape[axis] if axis == channel_axis else 1):
+            return None
+    return factor
 
 
 def _from_convolution(node: fx.Node) -> bool:
+    """Whether a chain's value has its channels on axis 1."""
     while node.target in (aten.batch_norm.default, aten.mul.Tensor):
-        node = next(n for n in node.all_input_nodes if n.op != "get_attr")
+        node = next(operand for operand in node.all_input_nodes if operand.op != "get_attr")
     return node.target in _WINDOWED
 
 
-def _partner(at: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
-    """What `at` is added to, where that is a changed value of the same shape."""
-    if len(at.users) != 1:
+def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
+    """What a chain's end is added to, where that is a changed value of the same shape."""
+    if len(end.users) != 1:
         return None
-    (user,) = at.users
+    (user,) = end.users
     if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1 or len(user.all_input_nodes) != 2:
         return None
-    (other,) = (n for n in user.all_input_nodes if n is not at)
-    alike = isinstance(other.meta.get("val"), Tensor) and other.meta["val"].shape == at.meta["val"].shape
-    return other if alike and other in changed and other.op != "get_attr" else None
+    (operand,) = (node for node in user.all_input_nodes if node is not end)
+    value = operand.meta.get("val")
+    alike = isinstance(value, Tensor) and value.shape == end.meta["val"].shape
+    return operand if alike and operand in changed and operand.op != "get_attr" else None
 
 
-def _bounds(graph: fx.GraphModule, at: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
-    """Where the pointwise operations that alone take `at`, or its sum with the partner, are flat: found by trying."""
+def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
+    """Where the pointwise operations that alone take a chain's end, or its sum with the partner, are flat.
+
+    Found by running them on a grid of values.
+    """
     if partner is not None:
-        (at,) = at.users
-    made = _TRIED.to(like)
-    while len(at.users) == 1:
-        (user,) = at.users
-        stored = [n for n in user.all_input_nodes if n is not at]
-        if user.target not in _POINTWISE or any(n.op != "get_attr" or n.meta["val"].numel() > 1 for n in stored):
+        (end,) = end.users
+    responses = _TRIED.to(like)
+    while len(end.users) == 1:
+        (user,) = end.users
+        stored = [operand for operand in user.all_input_nodes if operand is not end]
+        if user.target not in _POINTWISE or not all(_is_stored_number(operand) for operand in stored):
             break
-        made = run_node(graph, user, {at: made.clone()})
-        at = user
-    made = made.detach().cpu()
-    low, high = _flat_until(made), -_flat_until(made.flip(0))
+        responses = run_node(graph, user, {end: responses.clone()})  # operations in place write to what they get
+        end = user
+
+    responses = responses.detach().cpu()
+    low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
     return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
 
 
-def _flat_until(made: Tensor) -> float:
-    """The last value tried up to which a function stays where it starts; minus infinity where it rises at once."""
-    away = (made - made[0]).abs()
-    exactly, about = (int((away <= limit).long().cumprod(0).sum()) - 1 for limit in (0.0, FLAT))
+def _is_stored_number(node: fx.Node) -> bool:
+    return node.op == "get_attr" and bool(node.meta["val"].numel() <= 1)
+
+
+def _flat_until(responses: Tensor) -> float:
+    """The last value tried up to which a function stays where it starts; minus infinity where it rises at once.
+
+    `responses` are the function's at each value of the grid, or from its other end.
+    """
+    away = (responses - responses[0]).abs()
+    exactly = _last_within(away, 0.0)
+    about = _last_within(away, FLAT)
     if about == 0:
         return -math.inf
-    return float(_TRIED[exactly if _TRIED[about] - _TRIED[exactly] < KINK else about])
+    # ReLU stays within FLAT up to 0.02, yet its kink is at 0; GELU is exactly flat only very far out
+    has_kink = _TRIED[about] - _TRIED[exactly] < KINK
+    return float(_TRIED[exactly if has_kink else about])
+
+
+def _last_within(away: Tensor, limit: float) -> int:
+    """Where the run of distances from the start on that keep to the limit ends; 0 where it is the start alone."""
+    return int((away <= limit).long().cumprod(0).sum()) - 1
 
 
 def window_of(node: fx.Node, weight: Tensor) -> Window:
     """How a convolution or linear node with that weight reads its input."""
     if node.target is aten.linear.default:
         return Window()
-    args, axes = arguments(node), weight.dim() - 2
+    args = arguments(node)
+    axes = weight.dim() - 2  # weight [outputs, inputs of a group, *kernel]
     kernel = tuple(weight.shape[2:])
     stride, dilation = _per_axis(args["stride"], axes), _per_axis(args["dilation"], axes)
     if not isinstance(args["padding"], str):
@@ -206,26 +247,27 @@ def window_of(node: fx.Node, weight: Tensor) -> Window:
     return Window(kernel, stride, padding, dilation, int(args["groups"]))
 
 
-def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    values = tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else (int(value),)
-    return values * axes if len(values) == 1 else values
+def _per_axis(value: int | list[int] | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """One number for each spatial axis, of one for all of them or as many as there are."""
+    sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)
+    return sizes * axes if len(sizes) == 1 else sizes
 
 
 def output_scale(pruned: fx.GraphModule, twins: Mapping[fx.Node, fx.Node], layer: Layer, width: int) -> Tensor:
-    """What each output is multiplied by on its way to the stream, float64."""
+    """[width] what each output is multiplied by on its way to the stream, float64, from the pruned graph's values."""
     device = attribute(pruned, arguments(twins[layer.node])["weight"]).device
     scale = torch.ones(width, dtype=torch.float64, device=device)
-    at = layer.node
+    value = layer.node
     for node in layer.chain:
         if node.target is aten.batch_norm.default:
             args = arguments(twins[node])
             scale = scale * (attribute(pruned, args["running_var"]).double() + args["eps"]).rsqrt()
             factor = args["weight"]
         else:
-            factor = factor_of(node, at)
+            factor = factor_of(node, value)
         if factor is not None:
             scale = scale * attribute(pruned, factor).detach().double().flatten()
-        at = node
+        value = node
     return scale
 
 
@@ -241,12 +283,13 @@ def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx
             if node in done:
                 stack.pop()
                 continue
-            before = list(node.all_input_nodes)
+            needed = list(node.all_input_nodes)
             partner = layers[node].partner if node in layers else None
+            # a partner that itself waits for a node that has begun would close a circle
             if partner is not None and not _depends(partner, begun | {node}, done):
-                before.append(partner)
+                needed.append(partner)
             begun.add(node)
-            waiting = [n for n in before if n not in done]
+            waiting = [used for used in needed if used not in done]
             if waiting:
                 stack.extend(reversed(waiting))
             else:
@@ -255,16 +298,16 @@ def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx
     return tuple(order)
 
 
-def _depends(node: fx.Node, on: Collection[fx.Node], done: Collection[fx.Node]) -> bool:
-    """Whether a node that is not done needs one of `on` that is not done either."""
+def _depends(node: fx.Node, targets: Collection[fx.Node], done: Collection[fx.Node]) -> bool:
+    """Whether a node that is not done needs one of the targets that is not done either."""
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
-        at = stack.pop()
-        if at in seen or at in done:
+        current = stack.pop()
+        if current in seen or current in done:
             continue
-        if at in on:
+        if current in targets:
             return True
-        seen.add(at)
-        stack.extend(at.all_input_nodes)
+        seen.add(current)
+        stack.extend(current.all_input_nodes)
     return False

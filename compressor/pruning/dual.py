@@ -25,13 +25,16 @@ class Sample:
     fold: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[Sample]) -> Sample:
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y", "fold")))
+    def joined(cls, chunks: Sequence[Sample]) -> Sample:
+        """One behind the other."""
+        x = torch.cat([chunk.x for chunk in chunks])
+        y = torch.cat([chunk.y for chunk in chunks])
+        return cls(x, y, torch.cat([chunk.fold for chunk in chunks]))
 
     def error(self, weights: Tensor, offset: Tensor) -> float:
         """Mean squared error per row, summed over all outputs."""
-        made = torch.addmm(offset.to(self.x), self.x, weights.to(self.x).mT)
-        return float((self.y - made).square().sum(dtype=torch.float64)) / max(len(self.x), 1)
+        outputs = torch.addmm(offset.to(self.x), self.x, weights.to(self.x).mT)
+        return float((self.y - outputs).square().sum(dtype=torch.float64)) / max(len(self.x), 1)
 
     def variance(self) -> float:
         """The targets' variance, summed over all outputs."""
@@ -45,36 +48,36 @@ def fit(
 
     The ridge is chosen on the fold that was not fitted; the middle one where all rows are of one fold.
     """
-    left = sample.y - sample.x @ start.to(sample.x).mT  # [n, outputs]
-    kernel = _kernel(sample.x, intercept).double()
-    rows = [torch.nonzero(sample.fold == number).flatten() for number in (0, 1)]
+    unexplained = sample.y - sample.x @ start.to(sample.x).mT  # [n, outputs]
+    kernel = _kernel(sample.x, intercept).double()  # [n, n]
     features = sample.x.shape[1]
+    folds = [torch.nonzero(sample.fold == number).flatten() for number in (0, 1)]
+
     ridge = sorted(ridges)[len(ridges) // 2]
-    if all(len(part) for part in rows):
-        trials = [_HeldOut(kernel, left, fitted, judge, features, intercept) for fitted, judge in (rows, rows[::-1])]
-        sizes = [len(judge) for judge in (rows[1], rows[0])]
-
-        def error(strength: float) -> float:
-            return sum(trial.error(strength) / n for trial, n in zip(trials, sizes, strict=True))
-
-        ridge, least = least_of(sorted(ridges), error)
-        unchanged = [(left[part] - offset.to(left)).square().sum(dtype=torch.float64) / len(part) for part in rows]
-        if least > float(sum(unchanged)):
+    if all(len(rows) for rows in folds):
+        orders = (folds, folds[::-1])
+        trials = [_HeldOut(kernel, unexplained, fitted, judge, features, intercept) for fitted, judge in orders]
+        ridge, error = least_of(sorted(ridges), lambda strength: sum(trial.error(strength) for trial in trials))
+        lacks = [unexplained[rows] - offset.to(unexplained) for rows in folds]
+        unchanged = [lack.square().sum(dtype=torch.float64) / len(lack) for lack in lacks]
+        if error > float(sum(unchanged)):
             return None
-    mean = left.mean(0) if intercept else torch.zeros_like(left[0])
-    coefficients = _solved(kernel, (left - mean).double(), ridge, features)
+
+    mean_y = unexplained.mean(0) if intercept else torch.zeros_like(unexplained[0])
+    coefficients = _solved(kernel, (unexplained - mean_y).double(), ridge, features)
     if coefficients is None:
         return None
-    middle = sample.x.mean(0) if intercept else torch.zeros_like(sample.x[0])
-    change = coefficients.to(sample.x).mT @ (sample.x - middle)
+    mean_x = sample.x.mean(0) if intercept else torch.zeros_like(sample.x[0])
+    change = coefficients.to(sample.x).mT @ (sample.x - mean_x)  # [outputs, features]
     weights = start + change.double()
-    moved = mean.double() - change.double() @ middle.double() if intercept else offset * 0
-    return ridge, weights, moved
+    refitted_offset = mean_y.double() - change.double() @ mean_x.double() if intercept else offset * 0
+    return ridge, weights, refitted_offset
 
 
 def _kernel(x: Tensor, centred: bool) -> Tensor:
     """[n, n] products of rows with each other, counted from their mean where `centred`."""
-    x = x - x.mean(0) if centred else x
+    if centred:
+        x = x - x.mean(0)
     return x @ x.mT
 
 
@@ -91,20 +94,23 @@ class _HeldOut:
     """One fold fitted, the other judging, both counted from the fitted fold's mean."""
 
     def __init__(
-        self, kernel: Tensor, left: Tensor, fitted: Tensor, judge: Tensor, features: int, centred: bool
+        self, kernel: Tensor, unexplained: Tensor, fitted: Tensor, judge: Tensor, features: int, centred: bool
     ) -> None:
+        """`fitted` and `judge` are the rows of either fold."""
         inner, across = kernel[fitted][:, fitted], kernel[judge][:, fitted]
-        targets, judged = left[fitted].double(), left[judge].double()
+        targets, judged = unexplained[fitted].double(), unexplained[judge].double()
         if centred:
+            # (x - m).T (z - m) = x.T z - x.T m - m.T z + m.T m, m the fitted rows' mean: means of the kernel's entries
             column, corner = inner.mean(0), inner.mean()
             across = across - across.mean(1, keepdim=True) - column + corner
             inner = inner - column - column.unsqueeze(1) + corner
             judged, targets = judged - targets.mean(0), targets - targets.mean(0)
-        self.inner, self.across, self.targets, self.judged, self.features = inner, across, targets, judged, features
+        self.inner, self.across, self.features = inner, across, features
+        self.targets, self.judged = targets, judged
 
     def error(self, ridge: float) -> float:
-        """Squared error over all judging rows."""
+        """Mean squared error of the judging rows, summed over all outputs; infinite where the system is singular."""
         coefficients = _solved(self.inner, self.targets, ridge, self.features)
         if coefficients is None:
             return float("inf")
-        return float((self.judged - self.across @ coefficients).square().sum())
+        return float((self.judged - self.across @ coefficients).square().sum()) / len(self.judged)

@@ -21,16 +21,17 @@ NARROW_RIDGE = 1e-6  # a weaker ridge than this can't be seen in float32
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums of rows x and targets y, per group of channels, in float64; [groups, ...] but for the count."""
+    """Sums of rows x and targets y, per group of channels, in float64."""
 
-    count: Tensor
-    x: Tensor
-    y: Tensor
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
+    count: Tensor  # [] how many rows
+    x: Tensor  # [groups, features]
+    y: Tensor  # [groups, outputs]
+    xx: Tensor  # [groups, features, features]
+    xy: Tensor  # [groups, features, outputs]
+    yy: Tensor  # [groups, outputs] squares; products of outputs with each other are never needed
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
         return self.count, self.x, self.y, self.xx, self.xy, self.yy
 
     def __add__(self, other: Moments) -> Moments:
@@ -69,8 +70,10 @@ class MomentSums:
         self.xy += x.mT @ y.to(x.dtype)
 
     def moments(self) -> Moments:
+        """The sums of rows and targets themselves, no longer counted from the origin."""
         n = torch.tensor(float(self.count), dtype=torch.float64, device=self.x.device)
         a, b = (point.double() for point in self.origin)
+        # sum (x + a)(x + a).T = sum x x.T + a (sum x).T + (sum x) a.T + n a a.T, and so on
         xx = mirrored(self.xx) + _outer(a, self.x) + _outer(self.x, a) + n * _outer(a, a)
         xy = self.xy + _outer(a, self.y) + _outer(self.x, b) + n * _outer(a, b)
         yy = self.yy + 2 * b * self.y + n * b.square()
@@ -78,7 +81,7 @@ class MomentSums:
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a.unsqueeze(-1) * b.unsqueeze(-2)
+    return a.unsqueeze(-1) * b.unsqueeze(-2)  # [groups, len a, len b]
 
 
 def add_lower_product(total: Tensor, x: Tensor) -> None:
@@ -96,7 +99,10 @@ def mirrored(lower: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Mean second moments, centred where an intercept may be fitted: what the weights are solved from."""
+    """Mean second moments, centred where an intercept may be fitted: what the weights are solved from.
+
+    Shapes as in `Moments`; `mean_x` and `mean_y` are the points that they are counted from, zero without an intercept.
+    """
 
     xx: Tensor
     xy: Tensor
@@ -105,10 +111,13 @@ class Problem:
     mean_y: Tensor
 
     def to(self, dtype: torch.dtype) -> Problem:
-        return Problem(*(t.to(dtype) for t in (self.xx, self.xy, self.yy, self.mean_x, self.mean_y)))
+        """The same in another precision."""
+        tensors = (self.xx, self.xy, self.yy, self.mean_x, self.mean_y)
+        return Problem(*(tensor.to(dtype) for tensor in tensors))
 
 
 def problem_of(moments: Moments, intercept: bool) -> Problem:
+    """About the means where an intercept is fitted, else about zero."""
     n = moments.count.clamp(min=1)
     mean_x, mean_y = moments.x / n, moments.y / n
     if not intercept:
@@ -120,6 +129,7 @@ def _centred_at(moments: Moments, at_x: Tensor, at_y: Tensor) -> Problem:
     """Mean second moments about the points `at_x` [groups, features] and `at_y` [groups, outputs]."""
     n = moments.count.clamp(min=1)
     mean_x, mean_y = moments.x / n, moments.y / n
+    # E (x - a)(x - a).T = E x x.T - m a.T - a (m - a).T, m the mean
     xx = moments.xx / n - _outer(mean_x, at_x) - _outer(at_x, mean_x - at_x)
     xy = moments.xy / n - _outer(mean_x, at_y) - _outer(at_x, mean_y - at_y)
     yy = moments.yy / n - 2 * mean_y * at_y + at_y.square()
@@ -134,8 +144,9 @@ def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
 
 def factor_of(problem: Problem, ridge: float) -> Tensor | None:
     """The Cholesky factor of the second moments and the ridge; None where they are numerically singular."""
-    diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)
+    diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)  # [groups, features]
     scale = diagonal.mean(-1, keepdim=True)
+    # a group whose inputs are all zero gets a millionth of what the others have, so that its factor exists
     penalty = ridge * torch.maximum(scale, 1e-6 * diagonal.mean() + torch.finfo(torch.float32).tiny)
     system = problem.xx.clone()
     system.diagonal(dim1=-2, dim2=-1).add_(penalty)
@@ -145,12 +156,17 @@ def factor_of(problem: Problem, ridge: float) -> Tensor | None:
 
 def factor_in(dtype: torch.dtype, problem: Problem, ridge: float) -> Tensor | None:
     """The same in that precision, in float64 where that would not be exact enough."""
-    found = factor_of(problem.to(dtype), ridge) if ridge >= NARROW_RIDGE else None
-    return factor_of(problem, ridge) if found is None else found
+    factor: Tensor | None = None
+    if ridge >= NARROW_RIDGE:
+        factor = factor_of(problem.to(dtype), ridge)
+    if factor is None:
+        factor = factor_of(problem, ridge)
+    return factor
 
 
 def solve_with(problem: Problem, factor: Tensor, start: Tensor) -> Tensor:
-    residual = problem.xy - problem.xx @ start.mT
+    """The weights [groups, outputs, features] by `factor_of` the problem: what `start` leaves is solved for."""
+    residual = problem.xy - problem.xx @ start.mT  # [groups, features, outputs]
     return start + torch.cholesky_solve(residual, factor).mT
 
 
@@ -161,9 +177,10 @@ def intercept_of(problem: Problem, weights: Tensor) -> Tensor:
 
 def squared_error(moments: Moments, weights: Tensor, intercept: Tensor) -> float:
     """Mean squared error per row, summed over all outputs."""
+    # sum (w x + b - y)^2 = sum w xx w - 2 w xy + 2 b (w x - y) + n b^2 + yy, for each output
     quadratic = ((weights @ moments.xx) * weights).sum(-1) - 2 * (weights * moments.xy.mT).sum(-1)
     linear = 2 * intercept * ((weights @ moments.x.unsqueeze(-1)).squeeze(-1) - moments.y)
-    total = moments.yy + quadratic + linear + moments.count * intercept.square()
+    total = moments.yy + quadratic + linear + moments.count * intercept.square()  # [groups, outputs]
     return float(total.sum() / moments.count.clamp(min=1))
 
 
@@ -187,10 +204,13 @@ class _HeldOut:
         self.rough = self.precise[0].to(torch.float32), self.precise[1].to(torch.float32)
 
     def error(self, ridge: float) -> float:
-        for fitted, judged in (self.rough, self.precise) if ridge >= NARROW_RIDGE else (self.precise,):
+        """Mean squared error of the judging rows, summed over all outputs; infinite where there is no factor."""
+        attempts = (self.rough, self.precise) if ridge >= NARROW_RIDGE else (self.precise,)
+        for fitted, judged in attempts:
             factor = factor_of(fitted, ridge)
             if factor is not None:
                 change = torch.cholesky_solve(fitted.xy, factor)  # [groups, features, outputs]
+                # E (e - d x)^2 = E e^2 - d (2 E x e - E x x.T d)
                 gained = (change * (2 * judged.xy - judged.xx @ change)).sum(dtype=torch.float64)
                 return float(judged.yy.sum(dtype=torch.float64) - gained)
         return math.inf
@@ -199,9 +219,10 @@ class _HeldOut:
 def _without_start(problem: Problem, start: Tensor) -> Problem:
     """The same of targets that lack what `start` explains of them."""
     explained = problem.xx @ start.mT
-    left = problem.xy - explained
-    yy = problem.yy - (start.mT * (problem.xy + left)).sum(-2)
-    return replace(problem, xy=left, yy=yy)
+    unexplained = problem.xy - explained  # E x e.T with e = y - start x
+    # E e^2 = E y^2 - 2 start E x y + start E x x.T start.T, the last two in one
+    yy = problem.yy - (start.mT * (problem.xy + unexplained)).sum(-2)
+    return replace(problem, xy=unexplained, yy=yy)
 
 
 def choose_ridge(
@@ -216,8 +237,8 @@ def choose_ridge(
     first, second = folds
     trials = [_HeldOut(a, b, start, intercept=intercept) for a, b in ((first, second), (second, first))]
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
-    unchanged = sum(squared_error(fold, start, offset) for fold in folds)
-    return best if error <= unchanged else None
+    start_error = sum(squared_error(fold, start, offset) for fold in folds)
+    return best if error <= start_error else None
 
 
 def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tuple[float, float]:
@@ -231,10 +252,10 @@ def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tup
             errors[index] = error_of(ridges[index])
         return errors[index]
 
-    at = len(ridges) // 2
-    while math.isinf(error_at(at)) and at + 1 < len(ridges):  # numerically singular: only stronger ones can help
-        at += 1
+    best = len(ridges) // 2
+    while math.isinf(error_at(best)) and best + 1 < len(ridges):  # numerically singular: only stronger ones can help
+        best += 1
     for step in (-1, 1):
-        while error_at(at + step) < error_at(at):
-            at += step
-    return ridges[at], error_at(at)
+        while error_at(best + step) < error_at(best):
+            best += step
+    return ridges[best], error_at(best)

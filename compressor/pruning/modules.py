@@ -7,21 +7,20 @@ follow; where the class and the graph differ, that is an error and the graph is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from ..graph import fetch, store
+from ..graph import store
 from ..placement import CPU, placed
-from ..records import Slices
+from ..records import IntArray, Slices
 
 AGREEMENT = 1e-9  # float64, relative: both run the same operations on the same numbers, in another order
 
-Cut = Callable[[nn.Module, list[int]], Any]
+Cut = Callable[[nn.Module, list[int]], object]  # takes a layer and the indices that go
 CUTS: Mapping[type[nn.Module], tuple[Cut, Cut | None]] = {
     nn.modules.conv._ConvNd: (tp.prune_conv_out_channels, tp.prune_conv_in_channels),
     nn.Linear: (tp.prune_linear_out_channels, tp.prune_linear_in_channels),
@@ -48,24 +47,31 @@ def to_module(model: nn.Module, pruned: fx.GraphModule, slices: Slices, example:
 
 
 def _cut_layer(layer: nn.Module, name: str, slices: Slices) -> None:
-    cut = next((cuts for kind, cuts in CUTS.items() if isinstance(layer, kind)), None)
+    cuts = next((cuts for kind, cuts in CUTS.items() if isinstance(layer, kind)), None)
     kept = slices.kept.get(f"{name}.weight" if name else "weight")
-    if cut is None or kept is None:
+    if cuts is None or kept is None:
         return
-    outputs, inputs = (_gone(layer, kept, axis) for axis in ((1, 0) if getattr(layer, "transposed", False) else (0, 1)))
+    cut_outputs, cut_inputs = cuts
+    # a transposed convolution's weight is [inputs, outputs, *kernel], all others' [outputs, inputs, ...]
+    output_axis, input_axis = (1, 0) if getattr(layer, "transposed", False) else (0, 1)
+    outputs = _gone(layer, kept, output_axis)
+    inputs = _gone(layer, kept, input_axis)
+
     groups = getattr(layer, "groups", 1)
     if groups > 1:
         if groups != layer.in_channels or groups != layer.out_channels:
             raise ModelError(f"layer '{name}' is a grouped convolution, which stays in the traced network's form only")
+        # depthwise: an output channel and its one input go together
         tp.prune_depthwise_conv_out_channels(layer, outputs)
         return
     if outputs:
-        cut[0](layer, outputs)
-    if inputs and cut[1] is not None:
-        cut[1](layer, inputs)
+        cut_outputs(layer, outputs)
+    if inputs and cut_inputs is not None:
+        cut_inputs(layer, inputs)
 
 
-def _gone(layer: nn.Module, kept: tuple[Any, ...], axis: int) -> list[int]:
+def _gone(layer: nn.Module, kept: Sequence[IntArray], axis: int) -> list[int]:
+    """The indices that went from an axis of the layer's weight, ascending; none where it has no such axis."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if axis >= weight.ndim:
@@ -75,11 +81,18 @@ def _gone(layer: nn.Module, kept: tuple[Any, ...], axis: int) -> list[int]:
 
 def _fill(small: nn.Module, pruned: fx.GraphModule) -> None:
     """Every tensor of the graph under its own name; bare parameters take the graph's shape with its values."""
-    names = dict([*pruned.named_parameters(remove_duplicate=False), *pruned.named_buffers(remove_duplicate=False)])
-    own = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)])
-    for name in own.keys() & names.keys():
-        value = fetch(pruned, name).detach().to(own[name].device, copy=True)
-        store(small, name, nn.Parameter(value) if isinstance(own[name], nn.Parameter) else value)
+    graph_tensors = _tensors_of(pruned)
+    model_tensors = _tensors_of(small)
+    for name in model_tensors.keys() & graph_tensors.keys():
+        tensor = model_tensors[name]
+        value = graph_tensors[name].detach().to(tensor.device, copy=True)
+        store(small, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict([*parameters, *module.named_buffers(remove_duplicate=False)])
 
 
 @torch.no_grad()
@@ -88,9 +101,9 @@ def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Tensor) ->
     images = example.to(CPU).double()
     expected = copy.deepcopy(placed(pruned, CPU)).double()(images)
     try:
-        got = copy.deepcopy(placed(small, CPU)).double()(images)
+        outputs = copy.deepcopy(placed(small, CPU)).double()(images)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ModelError(f"the class {type(small).__name__} can't follow: {error}; {remedy}") from error
-    error_share = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    error_share = float((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if error_share > AGREEMENT:
         raise ModelError(f"the class {type(small).__name__} gives other outputs ({error_share:.1e}); {remedy}")

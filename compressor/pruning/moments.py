@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +18,9 @@ from ..graph import Watcher, arguments, fetch
 from ..placement import device_of, to_device
 from ..windows import position_count, rows_of
 from . import gram
-from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted, sampled_positions
+from .compensation import CompensationOptions, Layouts, layouts_of, rows_wanted
 from .consumers import Layer, window_of
+from .gathering import sampled_positions
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
 _NOTHING = 1e-60  # mean variance of the inputs of a layer that gets the same from every image
@@ -46,13 +46,13 @@ class Inputs:
 
 def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
     """Of a positive definite matrix, by the Cholesky factor of its correlations: `C^-1 = D^-1 R^-1 D^-1`."""
-    deviation = covariance.diagonal().sqrt()
+    deviation = covariance.diagonal().sqrt()  # D; correlations R are all of one size, whatever the inputs' are
     correlation = (covariance / deviation.outer(deviation)).to(precision)
     factor, failed = torch.linalg.cholesky_ex(correlation)
     if bool(failed):
         factor = stable_factor(correlation)
     root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
-    inverse = torch.zeros_like(root)
+    inverse = torch.zeros_like(root)  # R^-1 = L^-1.T L^-1
     gram.add_lower_product(inverse, root)
     deviation = deviation.to(inverse)
     return gram.mirrored(inverse) / deviation.outer(deviation)
@@ -93,33 +93,36 @@ def collect(
     Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are
     `layouts_of` the graph's layers, where they are known already.
     """
-    parts = list(images)
-    total = sum_count(sum(len(part) for part in parts))
+    batches = list(images)
+    image_count = sum_count(sum(len(batch) for batch in batches))
     if layouts is None:
-        layouts = layouts_of(graph, layers, parts[0]) if parts else {}
+        layouts = layouts_of(graph, layers, batches[0]) if batches else {}
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
-    where = {node: layouts.get(arguments(node)["input"].name) for node in layers}
-    sums = {node: _Sums(width) for node, width in widths.items() if width and where[node] is not None}
+    input_layouts = {node: layouts.get(arguments(node)["input"].name) for node in layers}
+    sums = {node: _Sums(width) for node, width in widths.items() if width and input_layouts[node] is not None}
 
     device = device_of(graph)
-    n = 0
+    n = 0  # images of the batch that passes, for `watch`
 
-    def watch(node: fx.Node, value: Any) -> Any:
-        samples = where.get(node)
+    def watch(node: fx.Node, value: object) -> object:
+        samples = input_layouts.get(node)
         if node in sums and samples is not None:
             window = window_of(node, fetch(graph, layers[node].weight))
-            given = samples.images_first(walk.env[arguments(node)["input"]], n)
-            given = given.reshape(n, -1, given.shape[-1]) if window.linear else given
-            wanted, count = rows_wanted(widths[node], options), total * (len(given) // n)
-            positions = sampled_positions(position_count(given, window), wanted, count, options.seed)
-            sums[node].add(rows_of(given, window, positions.to(device)).flatten(0, 2))
+            x = samples.images_first(walk.env[arguments(node)["input"]], n)
+            if window.linear:
+                x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
+            wanted = rows_wanted(widths[node], options)
+            entries = len(x) // n  # windows or frames of one image that lie on the first axis
+            positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
+            rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
+            sums[node].add(rows.flatten(0, 2))
         return value
 
     walk = Watcher(graph, watch)
-    for index, part in enumerate(parts):
-        n = len(part)
-        walk.run(to_device(part, device))
-        progress((index + 1) / len(parts))
+    for index, batch in enumerate(batches):
+        n = len(batch)
+        walk.run(to_device(batch, device))
+        progress((index + 1) / len(batches))
     return {node: rows.inputs(device) for node, rows in sums.items()}
 
 
@@ -138,7 +141,8 @@ class _Sums:
         if not self.count:
             self.dtype = rows.dtype
             self.origin = rows.double().mean(0)
-            self.x, self.xx = (self.origin.new_zeros(shape) for shape in ((len(self.origin),), (len(self.origin),) * 2))
+            features = len(self.origin)
+            self.x, self.xx = self.origin.new_zeros(features), self.origin.new_zeros(features, features)
         rows = rows - self.origin.to(rows)
         self.count += len(rows)
         self.x += rows.sum(0, dtype=torch.float64)
@@ -146,30 +150,35 @@ class _Sums:
 
     def inputs(self, device: torch.device) -> Inputs:
         """Mean and shrunk covariance of the rows that all ranks saw."""
-        if not self.count:
+        if not self.count:  # a rank may have no image
             self.x = torch.zeros(self.features, dtype=torch.float64)
             self.xx = torch.zeros(self.features, self.features, dtype=torch.float64)
-        a, n = self.origin.to(self.x), float(self.count)
-        raw = {"n": torch.tensor(n, dtype=torch.float64), "x": self.x + n * a}
-        raw["xx"] = gram.mirrored(self.xx)
+        origin, count = self.origin.to(self.x), float(self.count)
+        sums = {"n": torch.tensor(count, dtype=torch.float64), "x": self.x + count * origin}
+        sums["xx"] = gram.mirrored(self.xx)  # of rows counted from the origin
         if world() > 1:  # every rank counted from another point
-            raw["xx"] = raw["xx"] + a.outer(self.x) + self.x.outer(a) + n * a.outer(a)
-            found = sum_over_ranks({name: value.cpu().numpy() for name, value in raw.items()})
-            raw = {name: torch.as_tensor(found[name]).to(device) for name in raw}
-            a = torch.zeros_like(raw["x"])
-        n = max(float(raw["n"]), 1.0)
-        mean = raw["x"] / n
-        covariance = raw["xx"] / n - (mean - a).outer(mean - a)
-        strength = shrinkage(covariance, n)
+            sums["xx"] = sums["xx"] + origin.outer(self.x) + self.x.outer(origin) + count * origin.outer(origin)
+            totals = sum_over_ranks({name: value.cpu().numpy() for name, value in sums.items()})
+            sums = {name: torch.as_tensor(totals[name]).to(device) for name in sums}
+            origin = torch.zeros_like(sums["x"])
+
+        count = max(float(sums["n"]), 1.0)
+        mean = sums["x"] / count
+        # E (x - a)(x - a).T less (m - a)(m - a).T is the covariance, wherever a lies
+        covariance = sums["xx"] / count - (mean - origin).outer(mean - origin)
+        strength = shrinkage(covariance, count)
         rough = self.dtype == torch.float32 and strength >= ROUGH
         return Inputs(mean, shrunk(covariance, strength), torch.float32 if rough else torch.float64)
 
 
 def shrinkage(covariance: Tensor, rows: float) -> float:
-    """1 for a single row, towards 0 as rows outnumber the features."""
+    """The strength of the oracle-approximating estimator: 1 for a single row, towards 0 as rows outnumber the features.
+
+    `((1 - 2/p) tr R^2 + p^2) / ((n + 1 - 2/p) (tr R^2 - p))`, R the correlations of p features over n rows.
+    """
     deviation = covariance.diagonal().clamp(min=_floor(covariance)).sqrt()
     p = len(deviation)
-    squares = float((covariance / deviation.outer(deviation)).square().sum())
+    squares = float((covariance / deviation.outer(deviation)).square().sum())  # tr R^2
     spread = (rows + 1 - 2 / p) * (squares - p)
     return min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from compressor.graph import Watcher, fetch, store, trace
 from compressor.lockstep import Lockstep, changed_nodes
 from compressor.pruning import compensation as subject
-from compressor.pruning import dual, gram
+from compressor.pruning import dual, gathering, gram
 from compressor.pruning.check import find_structure
 from compressor.pruning.compensation import CompensationOptions, compensate
 from compressor.pruning.consumers import find_layers, schedule, window_of
@@ -323,8 +323,8 @@ def test_each_node_runs_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, images = inverted_residual()
     pruned, slices = narrowed(dense, [0, 2, 3, 5, 8, 9, 11])
     calls: list[str] = []
-    run = subject.run_node
-    for place in ("lockstep", "pruning.compensation"):
+    run = gathering.run_node
+    for place in ("lockstep", "pruning.gathering"):
         monkeypatch.setattr(f"compressor.{place}.run_node", lambda g, n, v: (calls.append(n.name), run(g, n, v))[1])
     compensate(dense, pruned, slices, images.split(16))
     changed = changed_nodes(dense, pruned)

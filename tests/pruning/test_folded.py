@@ -13,6 +13,7 @@ from compressor.graph import arguments, trace
 from compressor.pruning import CompensationOptions, RankingOptions, compensate, find_structure, measure_scores
 from compressor.pruning import compensation as subject
 from compressor.pruning.consumers import find_layers
+from compressor.pruning.gathering import Gathering
 from compressor.pruning.moments import collect, shrinkage, shrunk
 from compressor.relevance import score
 from compressor.samples import Samples
@@ -68,13 +69,13 @@ def test_the_rows_of_an_image_are_all_in_its_fold(folding: nn.Module, n: int, mo
     folds = torch.arange(n) % 2
     monkeypatch.setattr(subject, "fold_of", lambda images: folds[(images[:, 0, 0] * n - n / 2).round().long()])
     taken: list[tuple[Tensor, Tensor]] = []
-    take = subject._Gathering._take
+    take = Gathering._take
 
     def spy(self: object, rows: Tensor, *others: Tensor) -> None:
         taken.append((rows[0], others[2]))  # [entries, positions, features] and the fold of each entry
         take(self, rows, *others)
 
-    monkeypatch.setattr(subject._Gathering, "_take", spy)
+    monkeypatch.setattr(Gathering, "_take", spy)
     compensate(graph, small, slices, [x[: n // 2], x[n // 2 :]])
     expected = torch.relu(torch.nn.functional.linear(x[:, 0], folding.first.weight, folding.first.bias)).detach()[:, :4]
     assert taken

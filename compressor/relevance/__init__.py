@@ -6,7 +6,7 @@ Streams over batches in bounded memory, sums in float64 and over ranks. Knows no
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,8 @@ from ..records import FloatArray, Group, Groups, Scores
 from ..samples import sample_layouts
 from . import weights
 from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
-from .options import ScoreOptions, Sign
+from .feeding import Feed
+from .options import Place, ScoreOptions, Sign
 from .tape import targets_of
 from .units import Reading, place_of, read_units, readings
 
@@ -46,27 +47,36 @@ def score(
     where the graph lies; `progress` gets how many images are done.
     """
     row = criterion_named(criterion)
-    batches = _counted(batches, progress)
+    batches = _Counted(batches, progress)
     options = options or ScoreOptions()
     if isinstance(row, AtRandom):
-        return Scores(criterion, {g.name: _draw(g, options.seed) for g in groups.groups}, 0)
+        return Scores(criterion, {group.name: _draw(group, options.seed) for group in groups.groups}, 0)
     if isinstance(row, AtNodes):
-        found, samples = _at_nodes(graph, groups, batches, row, options)
+        site_scores, samples = _at_nodes(graph, groups, batches, row, options)
     else:
-        found, samples = _on_weights(graph, groups, batches, row, options)
-    values = {g.name: _whole(g, found[g.name]) for g in groups.groups if found[g.name]}
-    for name, scores in values.items():
-        if not np.isfinite(scores).all():
-            raise ModelError(
-                f"criterion {criterion!r} gives {np.count_nonzero(~np.isfinite(scores))} non-finite scores in group "
-                f"{name!r}; look for infinities in the model's weights and images, or choose another criterion"
-            )
-    unscored = tuple(g.name for g in groups.groups if g.name not in values)
+        site_scores, samples = _on_weights(graph, groups, batches, row, options)
+
+    values = {}
+    for group in groups.groups:
+        if site_scores[group.name]:
+            values[group.name] = _at_every_site(group, site_scores[group.name])
+    _require_finite(values, criterion)
+    unscored = tuple(group.name for group in groups.groups if group.name not in values)
     uncovered = row.uncovered(graph, options) if isinstance(row, AtNodes) and row.uncovered else ()
     return Scores(criterion, values, samples, unscored, uncovered)
 
 
-class _counted:
+def _require_finite(values: Mapping[str, FloatArray], criterion: str) -> None:
+    for name, scores in values.items():
+        finite = np.isfinite(scores)
+        if not finite.all():
+            raise ModelError(
+                f"criterion {criterion!r} gives {np.count_nonzero(~finite)} non-finite scores in group "
+                f"{name!r}; look for infinities in the model's weights and images, or choose another criterion"
+            )
+
+
+class _Counted:
     """The same batches, as often as they are iterated; says how many images were done once one asks for more."""
 
     def __init__(self, batches: Batches, progress: Callable[[int], None]) -> None:
@@ -80,7 +90,8 @@ class _counted:
             self.progress(done)
 
 
-Found = Mapping[str, Mapping[int, FloatArray]]
+# by group and the site's place in it, the scores of the group's units
+SiteScores = Mapping[str, Mapping[int, FloatArray]]
 _SIGNED: Mapping[Sign, Callable[[FloatArray], FloatArray]] = {
     "absolute": np.abs,
     "squared": np.square,
@@ -88,72 +99,105 @@ _SIGNED: Mapping[Sign, Callable[[FloatArray], FloatArray]] = {
 }
 
 
-def _whole(group: Group, found: Mapping[int, FloatArray]) -> FloatArray:
-    mean = np.mean(list(found.values()), axis=0)
-    return np.stack([found.get(i, mean) for i in range(len(group.sites))])
+def _at_every_site(group: Group, by_site: Mapping[int, FloatArray]) -> FloatArray:
+    """[sites, units]; a site that could not be read repeats the mean of those that could."""
+    mean = np.mean(list(by_site.values()), axis=0)
+    return np.stack([by_site.get(i, mean) for i in range(len(group.sites))])
 
 
 def _draw(group: Group, seed: int) -> FloatArray:
-    """Does not depend on which other groups there are."""
+    """[sites, units], the same at every site; does not depend on which other groups there are."""
     draw = np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.size)
     return np.tile(draw, (len(group.sites), 1))
 
 
 def _at_nodes(
     graph: fx.GraphModule, groups: Groups, batches: Batches, row: AtNodes, options: ScoreOptions
-) -> tuple[Found, int]:
+) -> tuple[SiteScores, int]:
     options = replace(options, start=options.start or row.start)
-    sign, per, place = options.sign or row.sign, options.per or row.per, options.place or row.place
-    wanted = {place_of(graph, site, place).name for group in groups.groups for site in group.sites}
-    layouts = sample_layouts(graph, wanted, to_device(_first_images(batches), device_of(graph)))
-    plan: dict[str, list[tuple[str, Reading]]] = {}
-    for group in groups.groups:
-        for i, reading in readings(graph, group, place, layouts).items():
-            plan.setdefault(reading.node, []).append((f"{group.name}\n{i}", reading))
-    measure = row.prepare(graph, sorted(plan), options)
+    sign = options.sign or row.sign
+    per = options.per or row.per
+    readings_at, site_of = _plan_readings(graph, groups, batches, options.place or row.place)
+    measure = row.prepare(graph, sorted(readings_at), options)
+
     sums: dict[str, Tensor] = {}
     samples = 0
     for images, labels in within_memory(batches, graph):
 
         def take(node: str, tensor: Tensor, n: int = len(images)) -> None:
-            for key, reading in plan[node]:
-                part = read_units(tensor, reading, n, sign=sign, per=per).sum(0)
-                sums[key] = sums[key] + part if key in sums else part
+            for key, reading in readings_at[node]:
+                units = read_units(tensor, reading, n, sign=sign, per=per).sum(0)  # [N, units] -> [units]
+                sums[key] = sums[key] + units if key in sums else units
 
         measure(images, targets_of(graph, images, labels, predicted=options.target == "predicted"), take)
         samples += len(images)
+
     total, samples = _over_ranks(sums, samples)
-    if per == "all":
-        total = {key: _SIGNED[sign](value) for key, value in total.items()}
-    return _by_group(groups, total, 1 if options.over == "sum" else samples), samples
+    if per == "all":  # the sign is taken once the last rank's last image is in the sum
+        total = {key: _SIGNED[sign](unsigned) for key, unsigned in total.items()}
+    scale = 1 if options.over == "sum" else samples
+    return _by_group(groups, total, site_of, scale), samples
+
+
+def _plan_readings(
+    graph: fx.GraphModule, groups: Groups, batches: Batches, place: Place
+) -> tuple[dict[str, list[tuple[str, Reading]]], dict[str, tuple[str, int]]]:
+    """By node what is read there, as (key of its sum, reading); and by key the group and the site's place in it."""
+    nodes = {place_of(graph, site, place).name for group in groups.groups for site in group.sites}
+    layouts = sample_layouts(graph, nodes, to_device(_first_images(batches), device_of(graph)))
+    readings_at: dict[str, list[tuple[str, Reading]]] = {}
+    site_of: dict[str, tuple[str, int]] = {}
+    for group in groups.groups:
+        for i, reading in readings(graph, group, place, layouts).items():
+            key = f"{group.name}\n{i}"  # one string, as sums over ranks are named by strings
+            readings_at.setdefault(reading.node, []).append((key, reading))
+            site_of[key] = (group.name, i)
+    return readings_at, site_of
 
 
 def _on_weights(
     graph: fx.GraphModule, groups: Groups, batches: Batches, row: OnWeights, options: ScoreOptions
-) -> tuple[Found, int]:
-    fed = {group.name: row.feeds(graph, group, options) for group in groups.groups}
-    names = sorted({feed.weight for sites in fed.values() for some in sites.values() for feed in some})
+) -> tuple[SiteScores, int]:
+    feeds_of = {group.name: row.feeds(graph, group, options) for group in groups.groups}
+    names = _weight_names(feeds_of)
     tensors = weights.evaluated(graph, names)
+    collected, samples = _collect(graph, batches, row, names, options)
+
+    scores: dict[str, dict[int, FloatArray]] = {}
+    for group in groups.groups:
+        scores[group.name] = {}
+        for i, site_feeds in feeds_of[group.name].items():
+            rows = weights.unit_rows(tensors, site_feeds, group.size)
+            collected_rows = weights.unit_rows(collected, site_feeds, group.size) if collected else []
+            scores[group.name][i] = row.weigh(rows, collected_rows).cpu().numpy()
+    return scores, samples
+
+
+def _weight_names(feeds_of: Mapping[str, Mapping[int, tuple[Feed, ...]]]) -> list[str]:
+    """The weights that any feed reads, each once, sorted so that every rank collects in one order."""
+    names: set[str] = set()
+    for by_site in feeds_of.values():
+        for site_feeds in by_site.values():
+            names.update(feed.weight for feed in site_feeds)
+    return sorted(names)
+
+
+def _collect(
+    graph: fx.GraphModule, batches: Batches, row: OnWeights, names: Sequence[str], options: ScoreOptions
+) -> tuple[dict[str, Tensor], int]:
+    """What the criterion collects, by name of the weight, and over how many images; nothing where it needs none."""
+    if row.collect is None:
+        return {}, 0
     collected: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in within_memory(batches if row.collect else (), graph):
-        assert row.collect is not None
+    for images, labels in within_memory(batches, graph):
         targets = targets_of(graph, images, labels, predicted=options.target == "predicted")
-        for name, part in row.collect(graph, images, targets, names).items():
-            collected[name] = collected[name].add_(part) if name in collected else part
+        for name, of_batch in row.collect(graph, images, targets, names).items():
+            collected[name] = collected[name].add_(of_batch) if name in collected else of_batch
         samples += len(images)
-    if row.collect:
-        sums, samples = _over_ranks(collected, samples)
-        scale = 1 if options.over == "sum" else samples
-        collected = {name: torch.from_numpy(value / scale) for name, value in sums.items()}
-    found: dict[str, dict[int, FloatArray]] = {}
-    for group in groups.groups:
-        found[group.name] = {}
-        for i, some in fed[group.name].items():
-            rows = weights.unit_rows(tensors, some, group.size)
-            extra = weights.unit_rows(collected, some, group.size) if collected else []
-            found[group.name][i] = row.weigh(rows, extra).cpu().numpy()
-    return found, samples
+    sums, samples = _over_ranks(collected, samples)
+    scale = 1 if options.over == "sum" else samples
+    return {name: torch.from_numpy(total / scale) for name, total in sums.items()}, samples
 
 
 def _first_images(batches: Batches) -> Tensor:
@@ -163,12 +207,15 @@ def _first_images(batches: Batches) -> Tensor:
 
 
 def _over_ranks(sums: Mapping[str, Tensor], samples: int) -> tuple[dict[str, FloatArray], int]:
-    return sum_over_ranks({k: v.cpu().numpy().astype(np.float64) for k, v in sums.items()}), sum_count(samples)
+    arrays = {key: tensor.cpu().numpy().astype(np.float64) for key, tensor in sums.items()}
+    return sum_over_ranks(arrays), sum_count(samples)
 
 
-def _by_group(groups: Groups, sums: Mapping[str, FloatArray], scale: int) -> Found:
-    found: dict[str, dict[int, FloatArray]] = {group.name: {} for group in groups.groups}
-    for key, value in sums.items():
-        name, _, site = key.rpartition("\n")
-        found[name][int(site)] = value / scale
-    return found
+def _by_group(
+    groups: Groups, sums: Mapping[str, FloatArray], site_of: Mapping[str, tuple[str, int]], scale: int
+) -> SiteScores:
+    scores: dict[str, dict[int, FloatArray]] = {group.name: {} for group in groups.groups}
+    for key, total in sums.items():
+        name, i = site_of[key]
+        scores[name][i] = total / scale
+    return scores

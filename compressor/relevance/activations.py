@@ -17,6 +17,10 @@ from .options import ScoreOptions
 
 
 def activation(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
+    """How strongly a unit fires: its absolute activations, summed (Molchanov et al., ICLR 2017, section 2.2).
+
+    What is handed on is the activation with its sign; the criterion's row says where the absolute value is taken.
+    """
     wanted = frozenset(nodes)
 
     @torch.no_grad()

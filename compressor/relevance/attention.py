@@ -39,14 +39,17 @@ def _softmax_zplus(x: Tensor, p: Tensor, relevance: Tensor, dim: int, *, biased:
 
     Positive products: (1 - p_i) x_i where x_i > 0, and -p_j x_j, j != i, where x_j < 0.
     """
-    own = scaled(x.clamp(min=0), 1 - p)
-    cross = scaled(-x.clamp(max=0), p)
-    total = own + cross.sum(dim, keepdim=True) - cross
+    diagonal = scaled(x.clamp(min=0), 1 - p)  # j = i
+    off_diagonal = scaled(-x.clamp(max=0), p)  # at j, what j gives to every other i
+
+    # the positive products of output i: the diagonal's, and the off-diagonal ones of every j but i
+    total = diagonal + off_diagonal.sum(dim, keepdim=True) - off_diagonal
     if biased:
+        # a masked score is -inf with p = 0: it has no part in the bias, and -inf * 0 must not become NaN
         bias = 1 - x.masked_fill(p == 0, 0) + scaled(x, p).sum(dim, keepdim=True)
         total = total + bias.clamp(min=0)
     share = torch.div(relevance, stabilised_(total.clone(), 1e-6))
-    return own * share + cross * (share.sum(dim, keepdim=True) - share)
+    return diagonal * share + off_diagonal * (share.sum(dim, keepdim=True) - share)
 
 
 def product(
@@ -54,39 +57,56 @@ def product(
 ) -> tuple[Tensor, Tensor]:
     """A bilinear function of two signals: half of the relevance to each, in proportion to the products."""
     with torch.enable_grad():
-        first, second = a.detach().requires_grad_(), b.detach().requires_grad_()
-        out = function(first, second)
+        leaf_a, leaf_b = a.detach().requires_grad_(), b.detach().requires_grad_()
+        out = function(leaf_a, leaf_b)
     share = torch.div(relevance, stabilised_(out.detach().mul(2), epsilon))
-    to_first, to_second = torch.autograd.grad(out, (first, second), share)
-    return to_first.mul_(a), to_second.mul_(b)
+    gradient_a, gradient_b = torch.autograd.grad(out, (leaf_a, leaf_b), share)
+    return gradient_a.mul_(a), gradient_b.mul_(b)
 
 
 def matrix_product(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float, out: Tensor) -> tuple[Tensor, Tensor]:
-    """`product` for torch.matmul with both operands of the same rank, without a tape."""
+    """`product` for torch.matmul with both operands of the same rank, without a tape.
+
+    a [..., n, m], b [..., m, d], relevance and out [..., n, d].
+    """
     share = torch.div(relevance, stabilised_(out.mul(2), epsilon))
     return torch.matmul(share, b.mT).mul_(a), torch.matmul(a.mT, share).mul_(b)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention written out: scores (scaled, masked), probabilities, output."""
-    scale = options.get("scale") or q.shape[-1] ** -0.5
+    """Attention written out: scores (scaled, masked), probabilities, output.
+
+    q [..., heads, n, d], k and v [..., heads, m, d]; scores and probabilities are [..., heads, n, m]. `options` are
+    the keywords of scaled_dot_product_attention.
+    """
     if options.get("enable_gqa"):
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    scores = torch.matmul(q, k.mT) * scale
+        heads = q.shape[-3]
+        k = k.repeat_interleave(heads // k.shape[-3], -3)
+        v = v.repeat_interleave(heads // v.shape[-3], -3)
+    scores = torch.matmul(q, k.mT) * _scale(q, options)  # [..., heads, n, m]
     if options.get("is_causal"):
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~allowed, float("-inf"))
+
     mask = options.get("attn_mask")
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
     probabilities = torch.softmax(scores, -1)
     return scores, probabilities, torch.matmul(probabilities, v)
+
+
+def _scale(q: Tensor, options: dict[str, Any]) -> float:
+    """What the scores are multiplied by: 1 / sqrt(d) where nothing else is asked for."""
+    scale: float = options.get("scale") or q.shape[-1] ** -0.5
+    return scale
 
 
 def attention_fused(
     signals: tuple[Tensor, Tensor, Tensor], relevance: Tensor, out: Tensor, options: dict[str, Any], epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """AttnLRP through scaled_dot_product_attention by its own gradient kernel.
+    """AttnLRP through scaled_dot_product_attention by its own gradient kernel; signals are query, key, value.
 
     With s = R / 2 out, value x gradient is the rule of the second product. The softmax rule returns
     score x gradient, which the first product divides by twice the score again: half of query x gradient.
@@ -94,9 +114,9 @@ def attention_fused(
     share = torch.div(relevance, stabilised_(out.mul(2), epsilon))
     with torch.enable_grad():
         query, key, value = (t.detach().requires_grad_() for t in signals)
-        again = F.scaled_dot_product_attention(query, key, value, **options)
-    q, k, v = torch.autograd.grad(again, (query, key, value), share)
-    return q.mul_(signals[0]).mul_(0.5), k.mul_(signals[1]).mul_(0.5), v.mul_(signals[2])
+        recomputed = F.scaled_dot_product_attention(query, key, value, **options)
+    to_q, to_k, to_v = torch.autograd.grad(recomputed, (query, key, value), share)
+    return to_q.mul_(signals[0]).mul_(0.5), to_k.mul_(signals[1]).mul_(0.5), to_v.mul_(signals[2])
 
 
 def attention_written_out(
@@ -111,25 +131,32 @@ def attention_written_out(
     An additive mask takes part as a bias of the scores.
     """
     q, k, v = signals
-    heads = q.shape[-3] // k.shape[-3] if options.get("enable_gqa") else 1
-    if heads > 1:
-        k, v = (t.repeat_interleave(heads, -3) for t in (k, v))
-    plain = {name: value for name, value in options.items() if name != "enable_gqa"}
-    scores, p, out = attend(q, k, v, plain)
+    shared_by = q.shape[-3] // k.shape[-3] if options.get("enable_gqa") else 1  # query heads that read one key head
+    if shared_by > 1:
+        k = k.repeat_interleave(shared_by, -3)
+        v = v.repeat_interleave(shared_by, -3)
+    ungrouped = {name: option for name, option in options.items() if name != "enable_gqa"}
+    scores, p, out = attend(q, k, v, ungrouped)
+
     if rule == "cp":
         share = torch.div(relevance, stabilised_(out.clone(), epsilon))
-        return None, None, _ungrouped(torch.matmul(p.mT, share).mul_(v), heads)
+        return None, None, _add_shared(torch.matmul(p.mT, share).mul_(v), shared_by)
+
+    # second product, softmax, then the first product
     to_p, to_v = matrix_product(p, v, relevance, epsilon, out)
     to_scores = softmax(scores, p, to_p, -1, rule)
     assert to_scores is not None
-    scale = plain.get("scale") or q.shape[-1] ** -0.5
+    scale = _scale(q, ungrouped)
     # relevance of the scaled product is its part of the masked score's
     share = torch.div(to_scores, stabilised_(scores.clone(), SCORE_EPSILON)).mul_(0.5 * scale)
-    to_q, to_k = torch.matmul(share, k).mul_(q), torch.matmul(share.mT, q).mul_(k)
-    return to_q, _ungrouped(to_k, heads), _ungrouped(to_v, heads)
+    to_q = torch.matmul(share, k).mul_(q)
+    to_k = torch.matmul(share.mT, q).mul_(k)
+    return to_q, _add_shared(to_k, shared_by), _add_shared(to_v, shared_by)
 
 
-def _ungrouped(relevance: Tensor, heads: int) -> Tensor:
-    return (
-        relevance if heads == 1 else relevance.reshape(*relevance.shape[:-3], -1, heads, *relevance.shape[-2:]).sum(-3)
-    )
+def _add_shared(relevance: Tensor, shared_by: int) -> Tensor:
+    """[..., heads, tokens, d] -> [..., heads / shared_by, tokens, d]: copies of one key or value head add up."""
+    if shared_by == 1:
+        return relevance
+    by_head = relevance.reshape(*relevance.shape[:-3], -1, shared_by, *relevance.shape[-2:])
+    return by_head.sum(-3)

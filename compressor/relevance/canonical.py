@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ _CONVOLUTIONS = {
     aten.conv3d.padding: 3,
 }
 _NONNEGATIVE = ("relu", "sigmoid", "hardsigmoid", "softmax", "_softmax", "relu6", "abs", "softplus", "exp")
+_CLAMPS = ("hardtanh", "clamp", "clamp_min")
+# not below zero where all that they read is not: sums and products are among them, differences are not
 _KEEPS_SIGN = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool2d mean sum amax reshape permute transpose flatten squeeze unsqueeze slice "
@@ -34,6 +36,7 @@ _KEEPS_SIGN = (
     "split_with_sizes flip view contiguous pixel_shuffle pixel_unshuffle constant_pad_nd"
 ).split()
 _PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")
+# these read a tensor's shape and kind, none of its values
 _SHAPE_ONLY = ("sym_size", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like")
 
 
@@ -63,13 +66,21 @@ class Canonical:
 def operation(node: fx.Node) -> str:
     """`add` for aten.add.Tensor; `getitem` for Python's own."""
     packet = getattr(node.target, "overloadpacket", None)
-    return str(packet).split(".")[-1] if packet is not None else getattr(node.target, "__name__", str(node.target))
+    if packet is None:
+        return getattr(node.target, "__name__", str(node.target))
+    return str(packet).split(".")[-1]
+
+
+def constant_of(argument: object, constants: Mapping[fx.Node, Any]) -> Any:
+    """The value of an operation's argument that parameters alone decide; None for an argument that is no node."""
+    return constants[argument] if isinstance(argument, fx.Node) else None
 
 
 def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
+    """The graph as LRP reads it, with the composite's rule for each layer; the graph itself stays as it is."""
     data = _from_image(graph)
     constants = _constants(graph, data)
-    layers = {node: layer for node in data if (layer := _layer(node, data, constants)) is not None}
+    layers = _layers(data, constants)
     merged = _merge(layers, data, constants)
     weighted = _with_rules(layers, data, composite)
     return Canonical(data, constants, weighted, frozenset(merged), _output(graph))
@@ -77,7 +88,7 @@ def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
 
 def _output(graph: fx.GraphModule) -> fx.Node:
     """The node whose value holds the class scores: the first the model returns, before probabilities are made of it."""
-    value: Any = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    value: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     while isinstance(value, (tuple, list)):
         value = value[0]
     if isinstance(value, dict):
@@ -90,16 +101,21 @@ def _output(graph: fx.GraphModule) -> fx.Node:
 
 
 def _from_image(graph: fx.GraphModule) -> dict[fx.Node, None]:
+    """The nodes whose values come from the image, in the graph's order."""
     data: dict[fx.Node, None] = {}
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or (
-            node.op == "call_function"
-            and operation(node) not in _SHAPE_ONLY
-            and isinstance(node.meta.get("val"), (Tensor, tuple, list))
-            and any(n in data for n in node.all_input_nodes)
-        ):
+        if node.op == "placeholder" or _carries_on(node, data):
             data[node] = None
     return data
+
+
+def _carries_on(node: fx.Node, data: Mapping[fx.Node, None]) -> bool:
+    """True where a node computes tensors of the image's values, not of their shapes alone."""
+    if node.op != "call_function" or operation(node) in _SHAPE_ONLY:
+        return False
+    if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+        return False
+    return any(source in data for source in node.all_input_nodes)
 
 
 @torch.no_grad()
@@ -119,16 +135,26 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]) -> dict[fx.Node, Layer]:
+    layers: dict[fx.Node, Layer] = {}
+    for node in data:
+        layer = _layer(node, data, constants)
+        if layer is not None:
+            layers[node] = layer
+    return layers
+
+
 def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]) -> Layer | None:
     """The layer a node computes, or None where it is none or its weights come from the image."""
-    if node.op != "call_function" or any(n not in constants for n in node.all_input_nodes if n is not node.args[0]):
+    if node.op != "call_function":
+        return None
+    if any(source not in constants for source in node.all_input_nodes if source is not node.args[0]):
         return None
     if node.args[0] not in data:
         return None
     if node.target is aten.linear.default:
-        given: list[Any] = [constants.get(a) if isinstance(a, fx.Node) else a for a in node.args[1:]]
-        weight, bias = [*given, None][:2]
-        return Layer(weight, bias)
+        bias = constant_of(node.args[2], constants) if len(node.args) > 2 else None
+        return Layer(constant_of(node.args[1], constants), bias)
     if node.target in _CONVOLUTIONS:
         return _convolution(node, constants)
     return None
@@ -138,21 +164,27 @@ def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
     target: Any = node.target
     dims = _CONVOLUTIONS[target]
     names = [argument.name for argument in target._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight = constants[given["weight"]]
-    bias = constants[given["bias"]] if isinstance(given.get("bias"), fx.Node) else None
-    stride, dilation = (_tuple(given.get(name, 1), dims) for name in ("stride", "dilation"))
-    padding = given.get("padding", 0)
-    padding = 0 if padding == "valid" else padding
-    exact = padding if isinstance(padding, str) else _tuple(padding, dims)
-    groups = given.get("groups", 1)
+    arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+    weight = constants[arguments["weight"]]
+    bias = constant_of(arguments.get("bias"), constants)
+    stride = _per_axis(arguments.get("stride", 1), dims)
+    dilation = _per_axis(arguments.get("dilation", 1), dims)
+    groups = arguments.get("groups", 1)
     assert isinstance(groups, int)
-    return Layer(weight, bias, dims, stride, exact, dilation, groups)
+
+    padding = arguments.get("padding", 0)
+    if padding == "valid":
+        padding = 0
+    if not isinstance(padding, str):  # "same" stays a word: how much it is depends on kernel and dilation
+        padding = _per_axis(padding, dims)
+    return Layer(weight, bias, dims, stride, padding, dilation, groups)
 
 
-def _tuple(value: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values if len(values) == dims else values * dims
+def _per_axis(setting: Any, dims: int) -> tuple[int, ...]:
+    """One number per spatial axis: 2 or [2] of a two-dimensional convolution is (2, 2)."""
+    numbers = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
+    return numbers if len(numbers) == dims else numbers * dims
 
 
 def _merge(
@@ -160,37 +192,45 @@ def _merge(
 ) -> dict[fx.Node, None]:
     """Folds each BatchNorm into the layer before it, else into the one after it; returns those folded."""
     merged: dict[fx.Node, None] = {}
-    for node in data:
-        if node.target is not aten.batch_norm.default or node.args[5]:
+    for norm in data:
+        if norm.target is not aten.batch_norm.default or norm.args[5]:  # argument 5: in training, by the batch
             continue
-        scale, shift = affine(node, constants)
-        before = node.args[0]
-        while before in merged:
-            before = before.args[0]  # type: ignore[union-attr]
-        assert isinstance(before, fx.Node)
-        if before in layers and _alone(before, node, merged) and _channels_agree(layers[before], node):
+        scale, shift = affine(norm, constants)
+        before = _before(norm, merged)
+        if before in layers and _alone(before, norm) and _channels_agree(layers[before], norm):
             layers[before] = _scaled_output(layers[before], scale, shift)
-            merged[node] = None
+            merged[norm] = None
             continue
-        after = next(iter(node.users)) if len(node.users) == 1 else None
-        if after in layers and after.args[0] is node and _can_absorb(layers[after], node):
+        after = next(iter(norm.users)) if len(norm.users) == 1 else None
+        if after in layers and after.args[0] is norm and _can_absorb(layers[after], norm):
             layers[after] = _scaled_input(layers[after], scale, shift)
-            merged[node] = None
+            merged[norm] = None
     return merged
 
 
+def _before(norm: fx.Node, merged: Mapping[fx.Node, None]) -> fx.Node:
+    """What a BatchNorm reads, seen through those that are folded into it already."""
+    before = norm.args[0]
+    while before in merged:
+        before = before.args[0]  # type: ignore[union-attr]
+    assert isinstance(before, fx.Node)
+    return before
+
+
 def affine(node: fx.Node, constants: Mapping[fx.Node, Any]) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in evaluation mode as scale and shift per channel."""
-    given: list[Any] = [constants[a] if isinstance(a, fx.Node) else None for a in node.args[1:5]]
-    weight, bias, mean, var = given
+    """A BatchNorm in evaluation mode as scale and shift per channel, both [C]."""
+    weight, bias, mean, var = (constant_of(argument, constants) for argument in node.args[1:5])
     epsilon: Any = node.args[7]
     scale: Tensor = torch.rsqrt(var + epsilon)
-    scale = scale if weight is None else scale * weight
+    if weight is not None:
+        scale = scale * weight
     shift: Tensor = -mean * scale
-    return scale, shift if bias is None else shift + bias
+    if bias is not None:
+        shift = shift + bias
+    return scale, shift
 
 
-def _alone(before: fx.Node, norm: fx.Node, merged: Mapping[fx.Node, None]) -> bool:
+def _alone(before: fx.Node, norm: fx.Node) -> bool:
     """True where every way from `before` leads through `norm`."""
     node = norm.args[0]
     while True:
@@ -215,22 +255,26 @@ def _can_absorb(layer: Layer, norm: fx.Node) -> bool:
 
 
 def _scaled_output(layer: Layer, scale: Tensor, shift: Tensor) -> Layer:
-    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    return _with(layer, weight, shift if layer.bias is None else layer.bias * scale + shift)
+    """The layer with a BatchNorm behind it: scale * (w x + b) + shift."""
+    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.dim() - 1))  # [out, 1, ...] along the rows
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    return replace(layer, weight=weight, bias=bias)
 
 
 def _scaled_input(layer: Layer, scale: Tensor, shift: Tensor) -> Layer:
+    """The layer with a BatchNorm in front of it: w (scale * x + shift) + b.
+
+    Input channel c of group g is channel g * per_group + c of the norm: with 2 groups of 3, group 1 reads 3, 4 and 5.
+    """
     out, per_group = layer.weight.shape[:2]
-    shape = (layer.groups, out // layer.groups, per_group, *layer.weight.shape[2:])
-    weight = layer.weight.reshape(shape)
-    side = (layer.groups, 1, per_group, *[1] * (len(shape) - 3))
-    extra = (weight * shift.reshape(side)).flatten(2).sum(2).reshape(out)
-    scaled = (weight * scale.reshape(side)).reshape(layer.weight.shape)
-    return _with(layer, scaled, extra if layer.bias is None else layer.bias + extra)
+    kernel = layer.weight.shape[2:]
+    weight = layer.weight.reshape(layer.groups, out // layer.groups, per_group, *kernel)
+    channels = (layer.groups, 1, per_group, *[1] * len(kernel))  # the shape in which the norm's [C] meets the weight
 
-
-def _with(layer: Layer, weight: Tensor, bias: Tensor) -> Layer:
-    return Layer(weight, bias, layer.dims, layer.stride, layer.padding, layer.dilation, layer.groups)
+    from_shift = (weight * shift.reshape(channels)).flatten(2).sum(2).reshape(out)
+    scaled = (weight * scale.reshape(channels)).reshape(layer.weight.shape)
+    bias = from_shift if layer.bias is None else layer.bias + from_shift
+    return replace(layer, weight=scaled, bias=bias)
 
 
 def _with_rules(
@@ -238,18 +282,24 @@ def _with_rules(
 ) -> dict[fx.Node, Weighted]:
     depths = _depths(layers, data)
     head = _head(layers, data)
-    deepest = max((d for node, d in depths.items() if node in layers and node not in head), default=1)
-    nonnegative = _nonnegative(data, layers)
-    result = {}
+    deepest = max((depth for node, depth in depths.items() if node in layers and node not in head), default=1)
+    nonnegative = _nonnegative(data)
+    weighted = {}
     for node, layer in layers.items():
-        share = (depths[node] - 1) / deepest
-        low, high = composite.boundaries
-        group: DepthGroup = "fc" if node in head else "low" if share < low else "mid" if share < high else "high"
+        share = (depths[node] - 1) / deepest  # 0 where a layer reads the image
+        group: DepthGroup = "fc" if node in head else _depth_group(share, composite)
+        rule = _rule(composite, group, layer, first=depths[node] == 1)
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        rule = _rule(composite, group, layer, first=depths[node] == 1)
-        result[node] = Weighted(source, layer, rule, group, source in nonnegative)
-    return result
+        weighted[node] = Weighted(source, layer, rule, group, source in nonnegative)
+    return weighted
+
+
+def _depth_group(share: float, composite: Composite) -> DepthGroup:
+    low, high = composite.boundaries
+    if share < low:
+        return "low"
+    return "mid" if share < high else "high"
 
 
 def _rule(composite: Composite, group: DepthGroup, layer: Layer, *, first: bool) -> Rule:
@@ -266,18 +316,18 @@ def _depths(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> di
     """How many layers lie on the longest way from the image up to and with each node."""
     depths: dict[fx.Node, int] = {}
     for node in data:
-        before = max((depths[n] for n in node.all_input_nodes if n in data), default=0)
+        before = max((depths[source] for source in node.all_input_nodes if source in data), default=0)
         depths[node] = before + (node in layers)
     return depths
 
 
 def _head(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> set[fx.Node]:
     """The linear layers on [N, F] behind which no other kind of layer comes; the last alone in a plain MLP."""
-    reaches: dict[fx.Node, bool] = {}
+    reaches_inner: dict[fx.Node, bool] = {}  # whether the node, or one behind it, is a layer of another kind
     for node in reversed(list(data)):
         inner = node in layers and not _flat_linear(node, layers[node])
-        reaches[node] = inner or any(reaches[user] for user in node.users if user in reaches)
-    head = [node for node in layers if not reaches[node]]
+        reaches_inner[node] = inner or any(reaches_inner[user] for user in node.users if user in reaches_inner)
+    head = [node for node in layers if not reaches_inner[node]]
     if len(head) == len(layers):
         head = head[-1:]
     return set(head)
@@ -287,33 +337,46 @@ def _flat_linear(node: fx.Node, layer: Layer) -> bool:
     return layer.dims == 0 and len(node.meta["val"].shape) == 2
 
 
-def _nonnegative(data: Mapping[fx.Node, None], layers: Mapping[fx.Node, Layer]) -> set[fx.Node]:
+def _nonnegative(data: Mapping[fx.Node, None]) -> set[fx.Node]:
     """Nodes whose values can't be below zero, by what computes them."""
-    known: set[fx.Node] = set()
+    nonnegative: set[fx.Node] = set()
     for node in data:
-        name = operation(node)
-        if name in _NONNEGATIVE or (name in ("hardtanh", "clamp", "clamp_min") and _floor(node) >= 0):
-            known.add(node)
-        elif name in _KEEPS_SIGN or node.target is operator.getitem:
-            tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), (Tensor, tuple, list))]
-            pads = name in ("pad", "constant_pad_nd") and _fill(node) < 0
-            if all(n in known for n in tensors) and not pads and _scalars_nonnegative(node, name):
-                known.add(node)
-    return known
+        if _cuts_negative(node) or _stays_nonnegative(node, nonnegative):
+            nonnegative.add(node)
+    return nonnegative
+
+
+def _cuts_negative(node: fx.Node) -> bool:
+    """True where the operation's result is never below zero, whatever it reads."""
+    name = operation(node)
+    return name in _NONNEGATIVE or (name in _CLAMPS and _floor(node) >= 0)
+
+
+def _stays_nonnegative(node: fx.Node, nonnegative: set[fx.Node]) -> bool:
+    """True where the operation keeps signs and all it reads is not below zero; a parameter's sign is never read."""
+    name = operation(node)
+    if name not in _KEEPS_SIGN and node.target is not operator.getitem:
+        return False
+    if name in ("pad", "constant_pad_nd") and _fill(node) < 0:
+        return False
+    if name in ("add", "mul") and not _scalars_nonnegative(node):
+        return False
+    tensors = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), (Tensor, tuple, list))]
+    return all(source in nonnegative for source in tensors)
 
 
 def _floor(node: fx.Node) -> float:
+    """The lower bound of a clamp; -1, hardtanh's own, where none is written or it is no number."""
     default = -1.0
-    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", default)
-    return float(value) if isinstance(value, (int, float)) else default
+    bound = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", default)
+    return float(bound) if isinstance(bound, (int, float)) else default
 
 
 def _fill(node: fx.Node) -> float:
-    values = [a for a in (*node.args[2:], *node.kwargs.values()) if isinstance(a, (int, float))]
-    return float(values[-1]) if values else 0.0
+    """The number a padding writes: the last one among its arguments, 0 where there is none."""
+    numbers = [a for a in (*node.args[2:], *node.kwargs.values()) if isinstance(a, (int, float))]
+    return float(numbers[-1]) if numbers else 0.0
 
 
-def _scalars_nonnegative(node: fx.Node, name: str) -> bool:
-    if name not in ("add", "mul"):
-        return True
+def _scalars_nonnegative(node: fx.Node) -> bool:
     return all(a >= 0 for a in (*node.args, *node.kwargs.values()) if isinstance(a, (int, float)))

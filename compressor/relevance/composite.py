@@ -39,8 +39,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(RuleName):
-            known = list(get_args(RuleName))
-            raise RecipeError(f"LRP rule {self.name!r} is unknown; rules: {known}.{did_you_mean(self.name, known)}")
+            names = list(get_args(RuleName))
+            raise RecipeError(f"LRP rule {self.name!r} is unknown; rules: {names}.{did_you_mean(self.name, names)}")
         if self.epsilon < 0 or self.gamma < 0 or self.alpha < 1:
             raise RecipeError(
                 f"LRP rule {self.name!r} has epsilon {self.epsilon}, gamma {self.gamma}, alpha {self.alpha}; "
@@ -71,6 +71,7 @@ class Composite:
     epsilon: float = 1e-6
 
     def of_group(self, group: DepthGroup) -> Rule:
+        """The rule of a depth group, before `linear` and `first` are asked."""
         rules: dict[DepthGroup, Rule] = {"low": self.low, "mid": self.mid, "high": self.high, "fc": self.fc}
         return rules[group]
 
@@ -126,21 +127,32 @@ RULES: Mapping[str, Rule] = {
     "zbox": Rule("zbox"),
 }
 BY_DEPTH = "depth"
+# what every layer's axis offers
 _INNER = ("epsilon", "zplus", "zplus-unbiased", "alphabeta", "gamma")
 _PARAMETERS = (
     Range("epsilon", 1e-9, 1e-1),
     Range("gamma", 1e-2, 1e2),
     Range("alpha", 1.0, 4.0, logarithmic=False),
 )
+# the rules under which a parameter's axis counts
 OWNERS = {"epsilon": ("epsilon",), "gamma": ("gamma",), "alpha": ("alphabeta",)}
 LAYERS = ("low", "mid", "high", "fc", "linear", "first")
 
 
 def _layer_axes(layer: str) -> tuple[Axis, ...]:
-    more = {"linear": (BY_DEPTH,), "first": ("flat", "wsquare", "zbox")}.get(layer, ())
-    name = f"{layer}.rule"
-    own = (replace(p, field=f"{layer}.{p.field}", when=(name, OWNERS[p.field])) for p in _PARAMETERS)
-    return (Choice(name, (*_INNER, *more)), *own)
+    """The choice of a layer's rule and, for each parameter, a range that counts only under the rules that have it."""
+    rule_field = f"{layer}.rule"
+    choices: tuple[str, ...] = _INNER
+    if layer == "linear":
+        choices = (*_INNER, BY_DEPTH)
+    elif layer == "first":  # these are made for layers that read pixels
+        choices = (*_INNER, "flat", "wsquare", "zbox")
+
+    ranges = []
+    for parameter in _PARAMETERS:
+        rules_with_it = OWNERS[parameter.field]
+        ranges.append(replace(parameter, field=f"{layer}.{parameter.field}", when=(rule_field, rules_with_it)))
+    return (Choice(rule_field, choices), *ranges)
 
 
 SPACE: tuple[Axis, ...] = (
@@ -156,8 +168,8 @@ SPACE: tuple[Axis, ...] = (
 def preset(name: str) -> Composite:
     """The composite of that name. Raises RecipeError on an unknown one."""
     if name not in PRESETS:
-        known = sorted(PRESETS)
-        raise RecipeError(f"LRP composite {name!r} is unknown; composites: {known}.{did_you_mean(name, known)}")
+        names = sorted(PRESETS)
+        raise RecipeError(f"LRP composite {name!r} is unknown; composites: {names}.{did_you_mean(name, names)}")
     return PRESETS[name]
 
 
@@ -173,13 +185,15 @@ def at(point: Point, base: Composite = PRESETS["epsilon-plus-flat"]) -> Composit
         require_inside(axes[field], value)
     changed: dict[str, Any] = {name: value for name, value in point.items() if "." not in name}
     for layer in LAYERS:
-        own = {name.removeprefix(f"{layer}."): v for name, v in point.items() if name.startswith(f"{layer}.")}
-        if own:
-            changed[layer] = _rule_at(own, getattr(base, layer))
+        prefix = f"{layer}."
+        settings = {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
+        if settings:
+            changed[layer] = _rule_at(settings, getattr(base, layer))
     return replace(base, **changed)
 
 
 def require_inside(axis: Axis, value: str | float) -> None:
+    """Raises RecipeError for a value that the axis does not have."""
     if isinstance(axis, Choice):
         if value not in axis.values:
             raise RecipeError(f"{axis.field} = {value!r} is not one of {', '.join(axis.values)}")
@@ -187,12 +201,20 @@ def require_inside(axis: Axis, value: str | float) -> None:
         raise RecipeError(f"{axis.field} = {value!r} must lie between {axis.lowest:g} and {axis.highest:g}")
 
 
-def _rule_at(own: Point, before: Rule | None) -> Rule | None:
-    name = own.get("rule")
+def _rule_at(settings: Point, before: Rule | None) -> Rule | None:
+    """`before` with another name or other parameters; None where the layer follows its depth group."""
+    name = settings.get("rule")
     if name == BY_DEPTH:
         return None
-    rule = RULES[str(name)] if name else before or Rule("epsilon")
-    return replace(rule, **{k: float(v) for k, v in own.items() if k != "rule"})  # type: ignore[arg-type]
+    rule = before or Rule("epsilon")
+    if name:
+        rule = RULES[str(name)]
+    parameters = {field: float(value) for field, value in settings.items() if field != "rule"}
+    return replace(rule, **parameters)  # type: ignore[arg-type]
+
+
+# the fields of a composite that are axes by themselves, in no layer
+_PLAIN = ("softmax", "normalisation", "activation", "gate", "epsilon")
 
 
 def point_of(composite: Composite) -> dict[str, str | float]:
@@ -200,11 +222,17 @@ def point_of(composite: Composite) -> dict[str, str | float]:
     point: dict[str, str | float] = {}
     for layer in LAYERS:
         rule: Rule | None = getattr(composite, layer)
-        name = BY_DEPTH if rule is None else "zplus-unbiased" if rule.name == "zplus" and not rule.bias else rule.name
+        name = _name_in_space(rule)
         point[f"{layer}.rule"] = name
-        if rule is not None:
-            point.update({f"{layer}.{p}": getattr(rule, p) for p, owners in OWNERS.items() if name in owners})
-    return point | {name: getattr(composite, name) for name in _PLAIN}
+        for parameter, rules_with_it in OWNERS.items():
+            if rule is not None and name in rules_with_it:
+                point[f"{layer}.{parameter}"] = getattr(rule, parameter)
+    return point | {field: getattr(composite, field) for field in _PLAIN}
 
 
-_PLAIN = ("softmax", "normalisation", "activation", "gate", "epsilon")
+def _name_in_space(rule: Rule | None) -> str:
+    if rule is None:
+        return BY_DEPTH
+    if rule.name == "zplus" and not rule.bias:
+        return "zplus-unbiased"
+    return rule.name

@@ -18,7 +18,9 @@ from .gradients import Measure, Take
 from .lrp import LrpOptions, prepare, uncovered
 from .options import Per, Place, ScoreOptions, Sign, Start
 
+# a graph, the names of the nodes to measure at, options
 Prepare = Callable[[fx.GraphModule, Sequence[str], ScoreOptions], Measure]
+# by a site's place in its group, what computes the site's units
 FindFeeds = Callable[[fx.GraphModule, Group, ScoreOptions], Mapping[int, tuple[Feed, ...]]]
 
 
@@ -39,7 +41,10 @@ class AtNodes:
 
 @dataclass(frozen=True, slots=True)
 class OnWeights:
-    """A number per unit from the weights that compute it; `collect` where it needs images."""
+    """A number per unit from the weights that compute it.
+
+    `feeds` finds those weights; `collect`, where the criterion needs images, sums their gradients over a batch.
+    """
 
     weigh: weights.Weigh
     collect: weights.Collect | None = None
@@ -69,16 +74,17 @@ def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> M
 
 
 def _lrp_options(options: ScoreOptions) -> LrpOptions:
-    chosen = options.lrp or LrpOptions()
+    lrp_options = options.lrp or LrpOptions()
     if options.start == "loss":
         raise RecipeError("relevance can't start from the loss's gradient; start it from 'one' or 'logit'")
-    return replace(chosen, start=options.start) if options.start else chosen
+    return replace(lrp_options, start=options.start) if options.start else lrp_options
 
 
 def _lrp_uncovered(graph: fx.GraphModule, options: ScoreOptions) -> tuple[str, ...]:
     return uncovered(graph, _lrp_options(options))
 
 
+# `settled`: taken behind normalisation and activation, where the value is what the next layer reads
 CRITERIA: Mapping[str, Criterion] = {
     "lrp": AtNodes(lrp, uncovered=_lrp_uncovered),
     "gradient": AtNodes(gradients.gradient, start="loss", per="element"),
@@ -98,9 +104,10 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 def criterion_named(name: str) -> Criterion:
+    """The table's row of that name. Raises RecipeError on an unknown one."""
     if name not in CRITERIA:
-        known = sorted(CRITERIA)
+        names = sorted(CRITERIA)
         raise RecipeError(
-            f"there is no criterion {name!r}; choose one of {', '.join(known)}.{did_you_mean(name, known)}"
+            f"there is no criterion {name!r}; choose one of {', '.join(names)}.{did_you_mean(name, names)}"
         )
     return CRITERIA[name]

@@ -47,33 +47,40 @@ class Feed:
 
     def rows(self, weight: Tensor) -> Tensor:
         """[rows, what each is made of] in float64."""
-        if self.blocks:
-            weight = weight.unflatten(0, (self.blocks, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call]
+        if self.blocks:  # [in, out / groups, *kernel], the inputs of one block (group) after those of the other
+            by_block = weight.unflatten(0, (self.blocks, -1))  # type: ignore[no-untyped-call]
+            weight = by_block.transpose(1, 2).flatten(0, 1)  # [out, in / groups, *kernel]
         return weight.double().reshape(len(weight), -1)
 
 
 def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
     """In the order of the graph; empty when nothing with weights computes the site's units."""
     start = named(graph, site.node)
-    labels = {start: _laid(site, shape(start))}
-    found: dict[fx.Node, Tensor] = {}
+    labels = {start: _label_elements(site, shape(start))}
+    producers: dict[fx.Node, Tensor] = {}
     for node in reversed(list(graph.graph.nodes)):
         if node not in labels:
             continue
         if _is_producer(node):
-            found[node] = labels[node]
+            producers[node] = labels[node]
             continue
-        for source, back in _back(node, labels[node]):
-            if bool((back >= 0).any()):
-                labels[source] = torch.maximum(labels[source], back) if source in labels else back
-    return tuple(_feed(node, own) for node, own in reversed(found.items()))
+        for source, source_labels in _back(node, labels[node]):
+            if not bool((source_labels >= 0).any()):
+                continue
+            if source in labels:  # read twice: a label that one way knows wins over the other's -1
+                source_labels = torch.maximum(labels[source], source_labels)
+            labels[source] = source_labels
+    return tuple(_feed(node, node_labels) for node, node_labels in reversed(producers.items()))
 
 
-def _laid(site: Site, full: tuple[int, ...]) -> Tensor:
-    units = torch.as_tensor(site.units).reshape(tuple(full[a] for a in site.axes))
-    order = sorted(range(len(site.axes)), key=lambda i: site.axes[i])
-    units = units.permute(order)
-    return units.reshape([full[a] if a in site.axes else 1 for a in range(len(full))]).expand(full)
+def _label_elements(site: Site, full: tuple[int, ...]) -> Tensor:
+    """The unit of every element of a tensor with the shape `full`; -1 where it belongs to none."""
+    units = torch.as_tensor(site.units).reshape(tuple(full[axis] for axis in site.axes))
+    # a site may name its axes in any order: (3, 1) of [N, heads, tokens, d] holds units as [d, heads]
+    ascending = sorted(range(len(site.axes)), key=lambda i: site.axes[i])
+    units = units.permute(ascending)  # [heads, d]
+    broadcastable = [length if axis in site.axes else 1 for axis, length in enumerate(full)]
+    return units.reshape(broadcastable).expand(full)  # [1, heads, 1, d] -> [N, heads, tokens, d]
 
 
 def _is_producer(node: fx.Node) -> bool:
@@ -83,26 +90,28 @@ def _is_producer(node: fx.Node) -> bool:
 def _feed(node: fx.Node, labels: Tensor) -> Feed:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    channels = labels.ndim - 1 if node.target is aten.linear.default else 1
-    rows = labels.movedim(channels, 0).flatten(1)
-    return Feed(weight.name, _one_of(rows, 1).squeeze(1).numpy(), _blocks(node))
+    channel_axis = labels.ndim - 1 if node.target is aten.linear.default else 1
+    by_row = labels.movedim(channel_axis, 0).flatten(1)  # [rows of the weight, elements that the row computes]
+    return Feed(weight.name, _common_label(by_row, 1).squeeze(1).numpy(), _blocks(node))
 
 
 def _blocks(node: fx.Node) -> int:
-    if node.target is aten.convolution.default:
+    """The groups of a transposed convolution, whose weight has its outputs on axis 1; 0 for any other layer."""
+    if node.target is aten.convolution.default:  # argument 6: transposed, 8: groups
         return int(str(node.args[8])) if node.args[6] else 0
     if node.target in _TRANSPOSED:
         return int(str(node.args[6])) if len(node.args) > 6 else 1
     return 0
 
 
-def _one_of(labels: Tensor, *axes: int) -> Tensor:
+def _common_label(labels: Tensor, *axes: int) -> Tensor:
     """The label that all elements along the axes share, else -1; the axes stay, of length 1."""
-    most, least = labels.amax(axes, keepdim=True), labels.amin(axes, keepdim=True)
-    return torch.where(most == least, most, -1)
+    largest, smallest = labels.amax(axes, keepdim=True), labels.amin(axes, keepdim=True)
+    return torch.where(largest == smallest, largest, -1)
 
 
 def _back(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+    """The inputs whose elements a node passes on, each with the labels of its own elements."""
     target = node.target
     if target is operator.getitem:
         yield from _through_item(node, labels)
@@ -116,38 +125,51 @@ def _back(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
         for source in node.all_input_nodes:
             if len(shape(source)) <= labels.ndim and shape(source):
                 yield source, _fitted(labels, shape(source))
-    elif node.all_input_nodes and shape(node.all_input_nodes[0])[:2] == shape(node)[:2]:
-        yield node.all_input_nodes[0], _spread(labels, shape(node.all_input_nodes[0]))
+    elif node.all_input_nodes:
+        source = node.all_input_nodes[0]
+        if shape(source)[:2] == shape(node)[:2]:
+            yield source, _spread(labels, shape(source))
 
 
-def _spread(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:
+def _spread(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Back through what keeps units in place: normalisation and softmax elementwise, pooling by channel."""
-    if tuple(labels.shape) == wanted:
+    if tuple(labels.shape) == source_shape:
         return labels
-    channels = _one_of(labels, *range(2, labels.ndim)) if labels.ndim > 2 else labels
-    return channels.reshape(*wanted[:2], *[1] * (len(wanted) - 2)).expand(wanted)
+    by_channel = _common_label(labels, *range(2, labels.ndim)) if labels.ndim > 2 else labels  # [N, C, 1, ...]
+    return by_channel.reshape(*source_shape[:2], *[1] * (len(source_shape) - 2)).expand(source_shape)
 
 
-def _fitted(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:
+def _fitted(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Labels reduced along the axes a smaller operand was broadcast over."""
-    axes = [a for a in range(labels.ndim) if a < labels.ndim - len(wanted) or wanted[a - labels.ndim] == 1]
-    reduced = _one_of(labels, *axes) if axes else labels
-    return reduced.reshape(wanted)
+    axes = _broadcast_axes(labels.ndim, source_shape)
+    reduced = _common_label(labels, *axes) if axes else labels
+    return reduced.reshape(source_shape)
+
+
+def _broadcast_axes(ndim: int, source_shape: tuple[int, ...]) -> list[int]:
+    """Axes of a result along which an operand repeats: 0, 2 and 3 of [N, C, H, W] for one of shape [C, 1, 1]."""
+    missing = ndim - len(source_shape)
+    return [axis for axis in range(ndim) if axis < missing or source_shape[axis - missing] == 1]
 
 
 def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Iterator[tuple[fx.Node, Tensor]]:
     """Runs the operation on positions instead of values: what it fetched from where."""
-    sources = [n for n in node.all_input_nodes if shape(n)]
-    ends = torch.tensor([0, *(_numel(n) for n in sources)]).cumsum(0).tolist()
-    places = {n: torch.arange(a, a + _numel(n)).reshape(shape(n)) for n, a in zip(sources, ends, strict=False)}
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: places[n] if n in places else n.meta["val"])
+    sources = [source for source in node.all_input_nodes if shape(source)]
+    # all sources in a row, each element numbered: sources of 6 and 4 elements hold 0 to 5 and 6 to 9
+    offsets = torch.tensor([0, *(_numel(source) for source in sources)]).cumsum(0).tolist()  # [0, 6, 10]
+    positions = {}
+    for source, offset in zip(sources, offsets, strict=False):
+        positions[source] = torch.arange(offset, offset + _numel(source)).reshape(shape(source))
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: positions[n] if n in positions else n.meta["val"])
     target: Any = node.target
     moved = target(*args, **kwargs)
     fetched = (moved if item is None else moved[item]).reshape(-1)
-    whole = torch.full((ends[-1],), -1, dtype=torch.int64)
-    whole[fetched] = labels.reshape(-1)
-    for source, a in zip(sources, ends, strict=False):
-        yield source, whole[a : a + _numel(source)].reshape(shape(source))
+
+    source_labels = torch.full((offsets[-1],), -1, dtype=torch.int64)
+    source_labels[fetched] = labels.reshape(-1)
+    for source, offset in zip(sources, offsets, strict=False):
+        yield source, source_labels[offset : offset + _numel(source)].reshape(shape(source))
 
 
 def _numel(node: fx.Node) -> int:
@@ -162,17 +184,25 @@ def _through_item(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tens
 
 def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
     """Values by head and dimension; queries and keys by head, where a whole head is one unit."""
-    query, key, value = (n for n in node.args[:3] if isinstance(n, fx.Node))
-    by_dimension = _one_of(labels, -2)
-    by_head = _one_of(labels, -2, -1)
-    for source, own in ((value, by_dimension), (key, by_head), (query, by_head)):
-        if shape(source)[:-2] == tuple(own.shape[:-2]):
-            yield source, own.expand(shape(source))
+    query, key, value = (argument for argument in node.args[:3] if isinstance(argument, fx.Node))
+    by_dimension = _common_label(labels, -2)  # [N, heads, 1, d]
+    by_head = _common_label(labels, -2, -1)  # [N, heads, 1, 1]
+    for source, source_labels in ((value, by_dimension), (key, by_head), (query, by_head)):
+        # with grouped queries there are fewer heads of keys and values than labels: not followed
+        if shape(source)[:-2] == tuple(source_labels.shape[:-2]):
+            yield source, source_labels.expand(shape(source))
 
 
 def _through_product(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
-    left, right = (n for n in node.args[:2] if isinstance(n, fx.Node))
-    for source, own in ((left, _one_of(labels, -1)), (right, _one_of(labels, -2))):
-        if len(shape(source)) == labels.ndim:
-            fitted = _fitted(own, tuple(1 if a == 1 else b for a, b in zip(shape(source), own.shape, strict=True)))
-            yield source, fitted.expand(shape(source))
+    """A row of the product belongs to a row of the left factor, a column to a column of the right one."""
+    left, right = (argument for argument in node.args[:2] if isinstance(argument, fx.Node))
+    by_row = _common_label(labels, -1)  # [..., n, 1]
+    by_column = _common_label(labels, -2)  # [..., 1, d]
+    for source, source_labels in ((left, by_row), (right, by_column)):
+        source_shape = shape(source)
+        if len(source_shape) != labels.ndim:
+            continue
+        # batch axes that the factor was broadcast over have length 1 in it, so labels are reduced along them
+        lengths = zip(source_shape, source_labels.shape, strict=True)
+        fitted_shape = tuple(1 if source_length == 1 else length for source_length, length in lengths)
+        yield source, _fitted(source_labels, fitted_shape).expand(source_shape)

@@ -18,18 +18,26 @@ Measure = Callable[[Tensor, Tensor, Take], None]  # images, targets
 
 
 def gradient(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
-    """Sun et al., ICML 2017 (meProp), as Yeom et al. 2021 compare with it."""
+    """Absolute gradient of the loss at the unit (Sun et al., ICML 2017, meProp, as Yeom et al. 2021 compare with it).
+
+    What is handed on is the gradient with its sign, of whatever `options.start` names.
+    """
     start = _start(options)
 
     def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        for name, found in record(graph, images, targets, nodes, start=start)[1].items():
-            take(name, found)
+        _, gradients = record(graph, images, targets, nodes, start=start)
+        for name, node_gradient in gradients.items():
+            take(name, node_gradient)
 
     return measure
 
 
 def gradient_x_value(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
-    """First-order effect of setting the value to zero (Molchanov et al., ICLR 2017, eq. 8, without the sign)."""
+    """Gradient times value, the first-order effect of setting the value to zero (Molchanov et al., ICLR 2017, eq. 8).
+
+    What is handed on is the product with its sign. Where the sign goes and what gradient it is are the row's to say:
+    `gradient_x_input` starts at the class score, `taylor` at the loss, `fisher` squares the sum over a sample.
+    """
     start = _start(options)
 
     def measure(images: Tensor, targets: Tensor, take: Take) -> None:
@@ -45,19 +53,24 @@ def integrated_gradients(graph: fx.GraphModule, nodes: Sequence[str], options: S
 
     Summed over a layer that all paths cross, it is the change of what relevance starts from (Sundararajan
     et al. 2017 for the path; Dhamdhere et al. 2019, eq. 2, for inner layers). `steps` + 1 gradient passes.
+    Handed on in float64.
     """
     start = _start(options)
 
     def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        before = record(graph, torch.zeros_like(images), targets, nodes, start=start)
-        total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before[0].items()}
+        last_values, last_gradients = record(graph, torch.zeros_like(images), targets, nodes, start=start)
+        integrals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in last_values.items()}
+
         for step in range(1, options.steps + 1):
-            now = record(graph, images * (step / options.steps), targets, nodes, start=start)
-            for name, sums in total.items():
-                sums += (now[1][name] + before[1][name]) / 2 * (now[0][name] - before[0][name])
-            before = now
-        for name, sums in total.items():
-            take(name, sums)
+            image_on_path = images * (step / options.steps)
+            values, gradients = record(graph, image_on_path, targets, nodes, start=start)
+            for name, integral in integrals.items():
+                mean_gradient = (gradients[name] + last_gradients[name]) / 2
+                integral += mean_gradient * (values[name] - last_values[name])  # in place
+            last_values, last_gradients = values, gradients
+
+        for name, integral in integrals.items():
+            take(name, integral)
 
     return measure
 

@@ -8,7 +8,7 @@ merged output.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from .products import receivers
 from .rules import fast, forward, plain
 from .spreading import Call, OperationRule, Spec, signals
 
+# a node, its relevance and what it hands to each of its inputs
 Observe = Callable[[fx.Node, Any, Mapping[fx.Node, Any]], None]
 
 
@@ -32,9 +33,12 @@ class UncoveredError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class LrpOptions:
-    """`start`: relevance 1 or the logit at the target; `target` `true` falls back to the predicted class where the
-    label is negative. Operations that no rule covers are passed by input x gradient; with `strict` they raise, but
-    for those that `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer."""
+    """`start`: relevance 1 or the logit at the target. `target`: `true` falls back to the predicted class where the
+    label is negative.
+
+    Operations that no rule covers are passed by input x gradient; with `strict` they raise, but for those that
+    `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer.
+    """
 
     composite: Composite = PRESETS["epsilon-plus-flat"]
     start: Literal["one", "logit"] = "one"
@@ -46,7 +50,10 @@ class LrpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What one set of watched nodes asks for: the nodes to go back through and the values to keep for it."""
+    """What one set of watched nodes asks for: the nodes to go back through and the values to keep for it.
+
+    `dropped`: by node, the inputs of which only the shape is needed once it has run.
+    """
 
     watched: frozenset[str]
     through: frozenset[fx.Node]
@@ -79,7 +86,7 @@ class Prepared:
         with torch.no_grad():
             values, saved = _forward(self, route, images)
             start = _start(values[self.known.output], targets, self.options)
-            return _back(self, route, values, saved, start, take=take or _whole, observe=observe)
+            return _back(self, route, values, saved, start, take=take or _unreduced, observe=observe)
 
     def _route(self, watched: frozenset[str]) -> Route:
         if watched not in self.routes:
@@ -87,23 +94,26 @@ class Prepared:
         return self.routes[watched]
 
 
-def _whole(name: str, relevance: Tensor) -> Tensor:
+def _unreduced(name: str, relevance: Tensor) -> Tensor:
     return relevance
 
 
 def prepare(graph: fx.GraphModule, options: LrpOptions | None = None) -> Prepared:
     """Merges layers and finds every operation's rule. Raises UncoveredError where one has none, if `strict`."""
     options = options or LrpOptions()
-    known = canonical(graph, options.composite)
-    missing = [name for name in _uncovered(known, options.composite) if not _accepted(name, options)]
+    canon = canonical(graph, options.composite)
+    missing = [name for name in _uncovered(canon, options.composite) if not _accepted(name, options)]
     if missing and options.strict:
         raise UncoveredError(
             f"no LRP rule covers {', '.join(missing)}; leave --strict out or accept them by name to pass them by input "
             f"x gradient (accept = {sorted({name.split(' ')[0] for name in missing})}), or choose another criterion"
         )
     taylor = OperationRule("inputs", by_taylor)
-    inner = [n for n in known.data if n not in known.weighted and n.op == "call_function"]
-    return Prepared(graph, options, known, {n: rule_of(n, known) or taylor for n in inner})
+    rules = {}
+    for node in canon.data:
+        if node.op == "call_function" and node not in canon.weighted:
+            rules[node] = rule_of(node, canon) or taylor
+    return Prepared(graph, options, canon, rules)
 
 
 def node_relevance(
@@ -119,10 +129,12 @@ def uncovered(graph: fx.GraphModule, options: LrpOptions | None = None) -> tuple
     return _uncovered(canonical(graph, composite), composite)
 
 
-def _uncovered(known: Canonical, composite: Composite) -> tuple[str, ...]:
-    reached = _reached(known, composite)
-    bare = [n for n in reached if n.op == "call_function" and n not in known.weighted and rule_of(n, known) is None]
-    return tuple(dict.fromkeys(f"{_name(n)} at layer {n.meta.get('layer', '')!r}" for n in bare))
+def _uncovered(canon: Canonical, composite: Composite) -> tuple[str, ...]:
+    names: dict[str, None] = {}  # each once, in order
+    for node in _reached(canon, composite):
+        if node.op == "call_function" and node not in canon.weighted and rule_of(node, canon) is None:
+            names[f"{_name(node)} at layer {node.meta.get('layer', '')!r}"] = None
+    return tuple(names)
 
 
 def _name(node: fx.Node) -> str:
@@ -130,94 +142,104 @@ def _name(node: fx.Node) -> str:
 
 
 def _accepted(name: str, options: LrpOptions) -> bool:
+    """True where an operation is accepted, at one layer (`aten.cumprod at layer 'blocks.0'`) or everywhere."""
     return name in options.accept or name.split(" ")[0] in options.accept
 
 
-def _reached(known: Canonical, composite: Composite) -> dict[fx.Node, None]:
+def _reached(canon: Canonical, composite: Composite) -> dict[fx.Node, None]:
     """The nodes between image and output that may be handed relevance."""
-    reached: dict[fx.Node, None] = {known.output: None}
-    for node in reversed(known.data):
+    reached: dict[fx.Node, None] = {canon.output: None}
+    for node in reversed(canon.data):
         if node in reached:
-            reached.update(dict.fromkeys(receivers(node, known, composite)))
-    return {node: None for node in known.data if node in reached}
+            reached.update(dict.fromkeys(receivers(node, canon, composite)))
+    return {node: None for node in canon.data if node in reached}
 
 
 def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
-    known = prepared.known
-    names = {node.name: node for node in prepared.graph.graph.nodes}
+    canon = prepared.known
+    names = {node.name for node in prepared.graph.graph.nodes}
     for name in watched:
         if name not in names:
             raise ModelError(f"the graph has no node {name!r}; name nodes of the graph that is scored")
-    wanted: set[fx.Node] = set()
+
+    # watched nodes, and all those behind them, through which relevance has to come
+    on_the_way: set[fx.Node] = set()
     through: set[fx.Node] = set()
-    for node in known.data:
-        below = any(n in wanted for n in signals(node, known))
-        if below:
+    for node in canon.data:
+        behind_watched = any(source in on_the_way for source in signals(node, canon))
+        if behind_watched:
             through.add(node)
-        if below or node.name in watched:
-            wanted.add(node)
-    through &= set(_reached(known, prepared.options.composite))
-    kept = {known.output}
+        if behind_watched or node.name in watched:
+            on_the_way.add(node)
+    through &= set(_reached(canon, prepared.options.composite))
+
+    kept = {canon.output}
     for node in through:
         kept.update(_kept_for(prepared, node))
     return Route(watched, frozenset(through), frozenset(kept), _drops(prepared, kept))
 
 
 def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
-    """The signals whose values the node's rule reads on the way back."""
-    known = prepared.known
-    if node in known.weighted:
-        weighted = known.weighted[node]
-        reads_output = prepared.options.fast and weighted.rule.name in ("epsilon", "norm", "gamma")
-        # a wide output (an MLP's, a joint q, k, v) takes more memory than computing it again takes time
-        narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
-        return [weighted.source, node] if reads_output and narrow else [weighted.source]
+    """The nodes whose values the node's rule reads on the way back."""
+    canon = prepared.known
+    if node in canon.weighted:
+        return _kept_for_layer(prepared, node)
     need = prepared.rules[node].need if node in prepared.rules else "shapes"
-    if need == "shapes" or node in known.merged:
+    if need == "shapes" or node in canon.merged:
         return []
     if need == "unless passed" and prepared.options.composite.activation == "pass":
         return []
-    return [*signals(node, known), node] if need == "both" else signals(node, known)
+    inputs = signals(node, canon)
+    return [*inputs, node] if need == "both" else inputs
+
+
+def _kept_for_layer(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
+    weighted = prepared.known.weighted[node]
+    reads_output = prepared.options.fast and weighted.rule.name in ("epsilon", "norm", "gamma")
+    # a wide output (an MLP's, a joint q, k, v) takes more memory than computing it again takes time
+    narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
+    return [weighted.source, node] if reads_output and narrow else [weighted.source]
 
 
 def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """Which values are no longer needed once a node has run."""
-    last: dict[fx.Node, fx.Node] = {}
+    last_reader: dict[fx.Node, fx.Node] = {}
     for node in prepared.graph.graph.nodes:
         for source in node.all_input_nodes:
-            last[source] = node
+            last_reader[source] = node
+
     drops: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for source, node in last.items():
+    for source, reader in last_reader.items():
         if source in prepared.known.data and source not in kept:
-            drops[node] = (*drops.get(node, ()), source)
+            drops[reader] = (*drops.get(reader, ()), source)
     return drops
 
 
 def _forward(prepared: Prepared, route: Route, images: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
-    known = prepared.known
     saved: dict[fx.Node, Any] = {}
-    values: dict[fx.Node, Any] = dict(known.constants)
+    values: dict[fx.Node, Any] = dict(prepared.known.constants)
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = images
         elif node.op == "call_function" and node not in values:
-            own = prepared.rules[node].run if node in route.through and node in prepared.rules else None
-            values[node] = _run(known, node, values) if own is None else None
-            if own is not None:
+            run_of_rule = prepared.rules[node].run if node in route.through and node in prepared.rules else None
+            if run_of_rule is None:
+                values[node] = _run(prepared.known, node, values)
+            else:
                 args, kwargs = _arguments(node, values)
-                values[node], saved[node] = own(*args, **kwargs)
+                values[node], saved[node] = run_of_rule(*args, **kwargs)
         for source in route.dropped.get(node, ()):
             values[source] = _spec(values[source])
     return values, saved
 
 
-def _run(known: Canonical, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    if node in known.weighted:
-        weighted = known.weighted[node]
+def _run(canon: Canonical, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    if node in canon.weighted:
+        weighted = canon.weighted[node]
         layer = weighted.layer
         return forward(layer, values[weighted.source], layer.weight, layer.bias)
-    if node in known.merged:
+    if node in canon.merged:  # the layer next to it has computed the norm too
         return values[node.args[0]]  # type: ignore[index]
     args, kwargs = _arguments(node, values)
     return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -228,12 +250,16 @@ def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _spec(value: Any) -> Any:
+    """The value without its numbers: tensors become a `Spec`, several tensors as many, sizes stay."""
     if isinstance(value, Tensor):
         return Spec(value.shape, value.dtype, value.device)
-    return type(value)(_spec(v) for v in value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_spec(element) for element in value)
+    return value
 
 
 def _start(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
+    """Relevance of the class scores, [N, classes]: zero but at each image's class."""
     if logits.dim() != 2:
         raise ModelError(
             f"relevance starts at class scores [N, classes], the model returns {list(logits.shape)}; "
@@ -241,8 +267,8 @@ def _start(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
         )
     predicted = logits.argmax(1)
     targets = targets.to(logits.device)
-    chosen = predicted if options.target == "predicted" else torch.where(targets < 0, predicted, targets)
-    start = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1.0)
+    classes = predicted if options.target == "predicted" else torch.where(targets < 0, predicted, targets)
+    start = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
     return start * logits if options.start == "logit" else start
 
 
@@ -256,56 +282,69 @@ def _back(
     take: Callable[[str, Tensor], Tensor],
     observe: Observe | None,
 ) -> dict[str, Tensor]:
-    known = prepared.known
-    pending: dict[fx.Node, Any] = {known.output: start}
+    """From the output to the image: each node on the route, once all that read it have handed theirs over."""
+    canon = prepared.known
+    pending: dict[fx.Node, Any] = {canon.output: start}  # what each node was handed so far
     taken: dict[str, Tensor] = {}
-    for node in reversed(known.data):
+    for node in reversed(canon.data):
         relevance = pending.pop(node, None)
         if node.name in route.watched:
             taken[node.name] = take(node.name, _zeros(values[node]) if relevance is None else relevance)
         if relevance is not None and node in route.through:
-            given = _spread(prepared, node, relevance, values, saved.pop(node, None))
-            for source, part in given:
-                _add(pending, node, source, part)
+            contributions = _spread(prepared, node, relevance, values, saved.pop(node, None))
+            for source, contribution in contributions:
+                _hand_over(pending, source, contribution)
             if observe is not None:
-                observe(node, relevance, dict(given))
-        values[node] = None
+                observe(node, relevance, dict(contributions))
+        values[node] = None  # frees its memory: whoever reads a value lies behind it and is done
     return taken
 
 
-def _spread(prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[fx.Node, Any], saved: Any) -> Any:
-    known = prepared.known
-    if node in known.weighted:
-        weighted = known.weighted[node]
-        return [(weighted.source, _through_layer(prepared, weighted, relevance, values[weighted.source], values[node]))]
+def _spread(
+    prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[fx.Node, Any], saved: Any
+) -> Sequence[tuple[fx.Node, Any]]:
+    """What the node hands to its inputs, as (input, relevance) by its rule."""
+    canon = prepared.known
+    if node in canon.weighted:
+        weighted = canon.weighted[node]
+        source = weighted.source
+        return [(source, _through_layer(prepared, weighted, relevance, values[source], values[node]))]
     if node.target is operator.getitem:
-        source, index = node.args
-        whole: list[Any] = [None] * len(values[source])  # type: ignore[index]
-        whole[index] = relevance  # type: ignore[index]
-        return [(source, whole)]
-    return prepared.rules[node].spread(Call(node, relevance, values, known, prepared.options.composite, saved))
+        with_several: Any = node.args[0]
+        index: Any = node.args[1]
+        of_each_output: list[Any] = [None] * len(values[with_several])
+        of_each_output[index] = relevance
+        return [(with_several, of_each_output)]
+    return prepared.rules[node].spread(Call(node, relevance, values, canon, prepared.options.composite, saved))
 
 
-def _through_layer(prepared: Prepared, weighted: Weighted, relevance: Tensor, x: Tensor, output: Any) -> Tensor:
+def _through_layer(
+    prepared: Prepared, weighted: Weighted, relevance: Tensor, x: Tensor, output: Tensor | Spec
+) -> Tensor:
     if not prepared.options.fast:
         return plain(weighted.layer, weighted.rule, x, relevance)
-    known = output if isinstance(output, Tensor) else None
-    return fast(weighted.layer, weighted.rule, x, relevance, output=known, nonnegative=weighted.nonnegative)
+    kept_output = output if isinstance(output, Tensor) else None  # a Spec where it was not kept
+    return fast(weighted.layer, weighted.rule, x, relevance, output=kept_output, nonnegative=weighted.nonnegative)
 
 
-def _add(pending: dict[fx.Node, Any], node: fx.Node, source: fx.Node, part: Any) -> None:
-    if part is None:
+def _hand_over(pending: dict[fx.Node, Any], source: fx.Node, contribution: Tensor | list[Tensor | None] | None) -> None:
+    """Adds what a node hands to its input; of an input with several outputs it is a list, None for those unread."""
+    if contribution is None:
         return
     before = pending.get(source)
-    if isinstance(part, list):
-        pending[source] = part if before is None else [_sum(a, b) for a, b in zip(before, part, strict=True)]
+    if not isinstance(contribution, list):
+        pending[source] = _sum(before, contribution)
+    elif before is None:
+        pending[source] = contribution
     else:
-        pending[source] = _sum(before, part)
+        pending[source] = [_sum(a, b) for a, b in zip(before, contribution, strict=True)]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a + b
+    if a is None:
+        return b
+    return a if b is None else a + b
 
 
-def _zeros(value: Any) -> Tensor:
+def _zeros(value: Tensor | Spec) -> Tensor:
     return torch.zeros(value.shape, dtype=value.dtype, device=value.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .canonical import operation
+from .canonical import constant_of, operation
 from .rules import stabilised_
 
 
@@ -32,30 +32,42 @@ class Norm:
 def norm_of(node: fx.Node, x: Tensor, constants: Mapping[fx.Node, Any]) -> Norm:
     """The normalisation a node computes of x."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight, bias = (constants[n] if isinstance(n := given.get(key), fx.Node) else None for key in ("weight", "bias"))
-    epsilon = given.get("eps", 1e-5)
-    epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
+    arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    weight = constant_of(arguments.get("weight"), constants)
+    bias = constant_of(arguments.get("bias"), constants)
+    epsilon = arguments.get("eps", 1e-5)
+    if epsilon is None:  # rms_norm's default
+        epsilon = torch.finfo(x.dtype).eps
+
     name = operation(node)
     if name in ("layer_norm", "rms_norm"):
-        axes = tuple(range(-len(given["normalized_shape"]), 0))
+        axes = tuple(range(-len(arguments["normalized_shape"]), 0))  # the last ones: (-1,) for tokens [N, T, C]
         return Norm(tuple(x.shape), axes, weight, bias, epsilon, name == "layer_norm")
-    groups = given.get("num_groups", x.shape[1])
-    shape = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-    affine = (1, groups, -1, *[1] * (x.dim() - 2))
-    weight, bias = (None if t is None else t.reshape(affine) for t in (weight, bias))
+
+    # instance_norm names no groups: every channel is one
+    groups = arguments.get("num_groups", x.shape[1])
+    shape = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])  # [N, groups, channels of a group, H, W]
+    affine_shape = (1, groups, -1, *[1] * (x.dim() - 2))  # [C] -> [1, groups, channels of a group, 1, 1]
+    if weight is not None:
+        weight = weight.reshape(affine_shape)
+    if bias is not None:
+        bias = bias.reshape(affine_shape)
     return Norm(shape, tuple(range(2, len(shape))), weight, bias, epsilon, True)
 
 
 def through_norm(norm: Norm, x: Tensor, relevance: Tensor, epsilon: float) -> Tensor:
-    values = x.reshape(norm.shape)
+    """Relevance at x, shaped as x. With z = gain (x - mean) + bias and the gain constant it is x dz/dx R / z."""
+    centred = x.reshape(norm.shape)
     if norm.centred:
-        values = values - values.mean(norm.axes, keepdim=True)
-    gain = torch.rsqrt(values.square().mean(norm.axes, keepdim=True) + norm.epsilon)
-    gain = gain if norm.weight is None else gain * norm.weight
-    out = values * gain
-    out = out if norm.bias is None else out.add_(norm.bias)
-    share = torch.div(relevance.reshape(norm.shape), stabilised_(out, epsilon), out=out).mul_(gain)
-    if norm.centred:
+        centred = centred - centred.mean(norm.axes, keepdim=True)
+    gain = torch.rsqrt(centred.square().mean(norm.axes, keepdim=True) + norm.epsilon)
+    if norm.weight is not None:
+        gain = gain * norm.weight
+    z = centred * gain
+    if norm.bias is not None:
+        z = z.add_(norm.bias)
+
+    share = torch.div(relevance.reshape(norm.shape), stabilised_(z, epsilon), out=z).mul_(gain)
+    if norm.centred:  # the mean hands back to every x alike what centring took from it
         share -= share.mean(norm.axes, keepdim=True)
     return share.reshape(x.shape).mul_(x)

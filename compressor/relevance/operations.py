@@ -34,17 +34,19 @@ from .spreading import (
 )
 
 
-def rule_of(node: fx.Node, known: Canonical) -> OperationRule | None:
+def rule_of(node: fx.Node, canon: Canonical) -> OperationRule | None:
     """The rule of an operation, or None where there is none."""
-    if node.target is operator.getitem:
+    if node.target is operator.getitem:  # what picks one of several outputs is followed by `lrp` itself
         return OperationRule("shapes", _nothing)
     name = operation(node)
-    inputs = signals(node, known)
-    if any(is_complex(n) for n in (node, *inputs)):
+    inputs = signals(node, canon)
+    if any(is_complex(tensor) for tensor in (node, *inputs)):
         return OperationRule("inputs", by_taylor)
     if name in _RULES:
         return _RULES[name]
-    if name in ("matmul", "bmm", "mm"):
+
+    # these are linear in one signal, and products of two where both factors come from the image
+    if name in _MATRIX_PRODUCTS:
         return OperationRule("both", matrix_product) if len(inputs) > 1 else OperationRule("inputs", _linear)
     if name in _BILINEAR:
         return OperationRule("inputs", product if len(inputs) > 1 else _linear)
@@ -63,29 +65,24 @@ def _nothing(call: Call) -> Sequence[Contribution]:
     return ()
 
 
-def _move(call: Call) -> Sequence[Contribution]:
-    """Values only change place: relevance goes the same way back."""
-    leaves = {n: leaf_of(call.values[n]) for n in numbers(call)}
+def _same_way_back(call: Call) -> Sequence[Contribution]:
+    """Values change place, or some of them win (maximum, selection by a mask): relevance goes where they came from."""
+    leaves = {source: leaf_of(call.values[source]) for source in numbers(call)}
     return back(call, leaves, evaluate(call, leaves), call.relevance)
 
 
 def _reshape(call: Call) -> Sequence[Contribution]:
-    (source,) = signals(call.node, call.known)
+    (source,) = signals(call.node, call.canon)
     return [(source, call.relevance.reshape(call.values[source].shape))]
 
 
 def _cat(call: Call) -> Sequence[Contribution]:
-    parts: Any = call.node.args[0]
-    dim = int(call.node.args[1]) if len(call.node.args) > 1 else int(call.node.kwargs.get("dim", 0))  # type: ignore[arg-type]
-    widths = [call.values[n].shape[dim] for n in parts]
-    split = torch.split(call.relevance, widths, dim)
-    return [(n, piece) for n, piece in zip(parts, split, strict=True) if n in call.known.data]
-
-
-def _winner(call: Call) -> Sequence[Contribution]:
-    """All relevance to the values that were passed on (maximum, selection by a mask)."""
-    leaves = {n: leaf_of(call.values[n]) for n in numbers(call)}
-    return back(call, leaves, evaluate(call, leaves), call.relevance)
+    sources: Any = call.node.args[0]
+    dim: Any = call.node.args[1] if len(call.node.args) > 1 else call.node.kwargs.get("dim", 0)
+    widths = [call.values[source].shape[int(dim)] for source in sources]
+    pieces = torch.split(call.relevance, widths, int(dim))
+    # a constant piece (a class token) keeps its relevance
+    return [(source, piece) for source, piece in zip(sources, pieces, strict=True) if source in call.canon.data]
 
 
 def _pool_with_places(x: Tensor, kernel: Any, stride: Any = (), *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
@@ -94,41 +91,51 @@ def _pool_with_places(x: Tensor, kernel: Any, stride: Any = (), *rest: Any, **na
     return out, places
 
 
+# max_pool2d's arguments behind the kernel, in its order, with their defaults
+_POOL_DEFAULTS: Mapping[str, Any] = {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}
+
+
 def _max_pool(call: Call) -> Sequence[Contribution]:
-    source, kernel, *rest = call.node.args
+    source, kernel, *positional = call.node.args
     assert isinstance(source, fx.Node)
-    usual: list[Any] = [(), 0, 1, False]  # stride, padding, dilation, ceil mode
-    given: list[Any] = [*rest, *usual[len(rest) :]]
-    geometry = [call.node.kwargs.get(n, v) for n, v in zip(_POOL, given, strict=True)]
+    geometry = dict(zip(_POOL_DEFAULTS, positional, strict=False))
+    settings: dict[str, Any] = {**_POOL_DEFAULTS, **geometry, **call.node.kwargs}
+
     spec = call.values[source]
-    like = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
-    back = torch.ops.aten.max_pool2d_with_indices_backward.default
-    return [(source, back(call.relevance, like, kernel, *geometry, call.saved))]
-
-
-_POOL = ("stride", "padding", "dilation", "ceil_mode")
+    like = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)  # read for its shape only
+    pool_back = torch.ops.aten.max_pool2d_with_indices_backward.default
+    ordered = [settings[name] for name in _POOL_DEFAULTS]
+    return [(source, pool_back(call.relevance, like, kernel, *ordered, call.saved))]
 
 
 def _linear(call: Call) -> Sequence[Contribution]:
     """An affine function: in proportion to the products, the constant part absorbs (epsilon rule)."""
-    leaves = {n: leaf_of(call.values[n]) for n in numbers(call)}
+    leaves = {source: leaf_of(call.values[source]) for source in numbers(call)}
     out = evaluate(call, leaves)
     if isinstance(out, (tuple, list)):
-        pairs = zip(out, call.relevance, strict=True)
-        share: Any = [None if r is None else ratio(r, o.detach(), call) for o, r in pairs]
+        share: Any = []
+        for output, output_relevance in zip(out, call.relevance, strict=True):
+            share.append(None if output_relevance is None else ratio(output_relevance, output.detach(), call))
     else:
         share = ratio(call.relevance, out.detach(), call)
-    grads = back(call, leaves, out, share)
-    return [(n, None if g is None else _input_times(call.values[n], g)) for n, g in grads]
+
+    contributions: list[Contribution] = []
+    for source, gradient in back(call, leaves, out, share):
+        relevance = None if gradient is None else _input_times(call.values[source], gradient)
+        contributions.append((source, relevance))
+    return contributions
 
 
 def _input_times(value: Tensor, gradient: Tensor) -> Tensor:
     """Real also where the value is complex: what its real and its imaginary part contribute."""
-    return (value * gradient.conj()).real if value.is_complex() else attention.scaled(value, gradient)
+    if value.is_complex():
+        return (value * gradient.conj()).real
+    return attention.scaled(value, gradient)
 
 
 def _activation(call: Call) -> Sequence[Contribution]:
-    (source,) = signals(call.node, call.known)
+    """Passed on unchanged (the identity rule); summed where the input was broadcast."""
+    (source,) = signals(call.node, call.canon)
     return [(source, call.relevance.sum_to_size(call.values[source].shape))]
 
 
@@ -138,52 +145,58 @@ def _activation_by_choice(call: Call) -> Sequence[Contribution]:
 
 def _sum(call: Call) -> Sequence[Contribution]:
     """Each summand in proportion to its part (epsilon rule); a constant summand absorbs like a bias."""
-    name, (a, b) = operation(call.node), call.node.args[:2]
-    factor: Any = call.node.kwargs.get("alpha", 1)
-    weights = {"add": (1, factor), "sub": (1, -factor), "rsub": (-factor, 1)}[name]
-    parts: list[Any] = [call.values[n] if isinstance(n, fx.Node) else n for n in (a, b)]
-    total = torch.as_tensor(parts[0] * weights[0] + parts[1] * weights[1])
+    summands = call.node.args[:2]
+    alpha: Any = call.node.kwargs.get("alpha", 1)
+    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[operation(call.node)]
+    values: list[Any] = [call.values[n] if isinstance(n, fx.Node) else n for n in summands]
+    total = torch.as_tensor(values[0] * factors[0] + values[1] * factors[1])
     share = torch.div(call.relevance, stabilised_(total, call.composite.epsilon), out=total)
-    found: list[Contribution] = []
-    for node, part, weight in zip((a, b), parts, weights, strict=True):
-        if isinstance(node, fx.Node) and node in call.known.data:
-            given = attention.scaled(part, share) if _may_be_infinite(call) else part * share
-            found.append((node, (given if weight == 1 else given * weight).sum_to_size(part.shape)))
-    return found
+
+    contributions: list[Contribution] = []
+    for source, value, factor in zip(summands, values, factors, strict=True):
+        if not isinstance(source, fx.Node) or source not in call.canon.data:
+            continue
+        relevance = attention.scaled(value, share) if _may_be_infinite(call) else value * share
+        if factor != 1:
+            relevance = relevance * factor
+        contributions.append((source, relevance.sum_to_size(value.shape)))
+    return contributions
 
 
 def _may_be_infinite(call: Call) -> bool:
     """Sums that feed a softmax may hold a mask of -inf."""
-    return any(operation(user) in ("softmax", "_softmax", "add", "reshape") for user in call.node.users) and any(
-        n in call.known.constants for n in call.node.all_input_nodes
-    )
+    towards_softmax = any(operation(user) in _MASKED_SUMS_FEED for user in call.node.users)
+    return towards_softmax and any(source in call.canon.constants for source in call.node.all_input_nodes)
 
 
 def _batch_norm(call: Call) -> Sequence[Contribution]:
-    (source,) = signals(call.node, call.known)
-    if call.node in call.known.merged or call.composite.normalisation == "pass":
+    (source,) = signals(call.node, call.canon)
+    if call.node in call.canon.merged or call.composite.normalisation == "pass":
         return [(source, call.relevance)]
     x = call.values[source]
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    scale, shift = (t.reshape(shape) for t in affine(call.node, call.known.constants))
-    part = x * scale
-    return [(source, part.mul_(ratio(call.relevance, part + shift, call)))]
+    shape = (1, -1) + (1,) * (x.dim() - 2)  # [C] -> [1, C, 1, 1]
+    scale, shift = (per_channel.reshape(shape) for per_channel in affine(call.node, call.canon.constants))
+    scaled_x = x * scale
+    share = ratio(call.relevance, scaled_x + shift, call)
+    return [(source, scaled_x.mul_(share))]
 
 
 def _normalise(call: Call) -> Sequence[Contribution]:
-    source = signals(call.node, call.known)[0]
+    source = signals(call.node, call.canon)[0]
     if call.composite.normalisation == "pass":
         return [(source, call.relevance)]
     x = call.values[source]
-    norm = norm_of(call.node, x, call.known.constants)
+    norm = norm_of(call.node, x, call.canon.constants)
     return [(source, through_norm(norm, x, call.relevance, call.composite.epsilon))]
 
 
+# affine in what they read
 _AVERAGES = (
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "mean sum upsample_nearest2d upsample_bilinear2d upsample_bicubic2d cumsum addmm baddbmm addcmul lerp "
     "linalg_vector_norm std col2im grid_sampler conv_transpose1d conv_transpose2d conv_transpose3d convolution dot mv"
 ).split()
+# each value of the output is one of those read
 _WINNERS = (
     "max_pool1d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
     "maximum minimum max_pool2d_with_indices topk sort where masked_fill index gather index_select scatter index_put"
@@ -192,17 +205,21 @@ _ACTIVATIONS = (
     "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid sigmoid tanh elu celu selu leaky_relu softplus softsign "
     "log_sigmoid log_sigmoid_forward hardshrink softshrink threshold clamp clamp_min clamp_max exp log sqrt pow"
 ).split()
+# passed whatever the composite says of activations
 _PASSED_ON = "prelu dropout native_dropout rrelu alpha_dropout feature_dropout log_softmax _log_softmax".split()
 _NORMS = "layer_norm group_norm instance_norm rms_norm".split()
+_MATRIX_PRODUCTS = ("matmul", "bmm", "mm")
 _BILINEAR = "linear conv1d conv2d conv3d einsum bilinear".split()
+# a masked score may pass another sum (a second mask) or a reshape on its way to the softmax
+_MASKED_SUMS_FEED = ("softmax", "_softmax", "add", "reshape")
 
 _ACTIVATION = OperationRule("unless passed", _activation_by_choice)
 _PASSED = OperationRule("shapes", _activation)
 
 _RULES: Mapping[str, OperationRule] = {
-    **{name: OperationRule("shapes", _move) for name in MOVES},
+    **{name: OperationRule("shapes", _same_way_back) for name in MOVES},
     **{name: OperationRule("inputs", _linear) for name in _AVERAGES},
-    **{name: OperationRule("inputs", _winner) for name in _WINNERS},
+    **{name: OperationRule("inputs", _same_way_back) for name in _WINNERS},
     **{name: OperationRule("inputs", _normalise) for name in _NORMS},
     **dict.fromkeys(_ACTIVATIONS, _ACTIVATION),
     **dict.fromkeys(_PASSED_ON, _PASSED),

@@ -20,14 +20,15 @@ Over = Literal["sum", "mean"]
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """`start`: what is propagated back from the output: 1 at the target class, its logit, or the
-    gradient of the cross-entropy. `target`: the labelled class (the predicted one where it is -1).
+    """A unit's values are summed with their sign up to `per`, there `sign` is taken, and the rest is summed.
 
-    A unit's values are summed with their sign up to `per` (all samples, one sample, one position of it, one
-    element), there `sign` is taken, the rest is summed, samples by `over`. `None` for `per`: samples
-    where channels come before space, positions (tokens, queries) elsewhere; a head's features then
-    sum with their sign. `place`: at the site, or behind the normalisation and activation that only it
-    feeds. `steps`: integrated gradients. `seed`: the random criterion.
+    `start`: what is propagated back from the output: 1 at the target class, its logit, or the gradient of the
+    cross-entropy.
+    `target`: the labelled class (the predicted one where it is -1), or the predicted one always.
+    `per`: all samples, one sample, one position of it, or one element. None: samples where channels come before
+    space, positions (tokens, queries) elsewhere; a head's features then sum with their sign.
+    `place`: at the site, or behind the normalisation and activation that only it feeds.
+    `over`: how samples are combined. `steps`: integrated gradients. `seed`: the random criterion.
     """
 
     start: Start | None = None

@@ -8,7 +8,7 @@ Formulas: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z+), And
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from .composite import Rule
 if TYPE_CHECKING:
     import zennit.core
 
-_CONVOLUTIONS: dict[int, tuple[Any, type[nn.Module]]] = {
+_CONVOLUTIONS: dict[int, tuple[Callable[..., Tensor], type[nn.Module]]] = {
     1: (F.conv1d, nn.Conv1d),
     2: (F.conv2d, nn.Conv2d),
     3: (F.conv3d, nn.Conv3d),
@@ -42,18 +42,18 @@ class Layer:
 
 
 def forward(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's output for x, with other weights and another bias of the same shapes where a rule wants them."""
     if layer.dims == 0:
         return F.linear(x, weight, bias)
     convolve = _CONVOLUTIONS[layer.dims][0]
-    result: Tensor = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return result
+    return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def transposed(layer: Layer, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """The input gradient of the layer with that weight; `x` gives the shape only."""
     if layer.dims == 0:
         return torch.matmul(grad, weight)
-    if isinstance(layer.padding, str):
+    if isinstance(layer.padding, str):  # the gradient kernel takes numbers only, and "same" may pad unevenly
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             return torch.autograd.grad(forward(layer, leaf, weight, None), leaf, grad)[0]
@@ -65,6 +65,7 @@ def transposed(layer: Layer, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 def module_of(layer: Layer) -> nn.Module:
     """The layer as a torch module, for zennit's hooks; shares the tensors."""
     weight, out = layer.weight, layer.weight.shape[0]
+    # built without memory of its own, then given the layer's tensors
     if layer.dims == 0:
         module: nn.Module = nn.Linear(weight.shape[1], out, layer.bias is not None, device="meta")
     else:
@@ -78,9 +79,10 @@ def module_of(layer: Layer) -> nn.Module:
 
 
 def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
+    """Zennit's hook for a rule; x is the layer's input, whose extremes z-box takes where no box is given."""
     import zennit.rules  # brings torchvision; most rules have a fast form and never come here
 
-    zero = None if rule.bias else ["bias"]
+    zero = None if rule.bias else ["bias"]  # the parameters that zennit sets to zero
     eps = rule.epsilon
     makers: dict[str, Callable[[], Any]] = {
         "epsilon": lambda: zennit.rules.Epsilon(eps, zero_params=zero),
@@ -93,16 +95,17 @@ def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
         "pass": zennit.rules.Pass,
         "norm": lambda: zennit.rules.Norm(eps),
     }
-    made: zennit.core.Hook = makers[rule.name]()
-    return made
+    hook: zennit.core.Hook = makers[rule.name]()
+    return hook
 
 
 def _box(rule: Rule, x: Tensor) -> tuple[Tensor, Tensor]:
-    if rule.box is None:
+    """The lowest and the highest value that each element of x may take, both shaped as x."""
+    if rule.box is None:  # of each image and channel; of [N, F] of each image
         axes = tuple(range(2, x.dim())) or (1,)
         return x.amin(axes, keepdim=True).expand_as(x), x.amax(axes, keepdim=True).expand_as(x)
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    low, high = (torch.tensor(side, dtype=x.dtype, device=x.device).reshape(shape) for side in rule.box)
+    shape = (1, -1) + (1,) * (x.dim() - 2)  # [C] -> [1, C, 1, 1]
+    low, high = (torch.tensor(bound, dtype=x.dtype, device=x.device).reshape(shape) for bound in rule.box)
     return low.expand_as(x), high.expand_as(x)
 
 
@@ -146,13 +149,15 @@ def fast(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, *, output: Tens
 
 
 def _epsilon(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None) -> Tensor:
-    known = output is not None and (rule.bias or layer.bias is None or rule.name == "norm")
-    z = output.clone() if output is not None and known else forward(layer, x, layer.weight, _bias(layer, rule))
+    bias = _bias(layer, rule)
+    is_output = bias is layer.bias  # what the rule divides by is then what the layer computed
+    z = output.clone() if output is not None and is_output else forward(layer, x, layer.weight, bias)
     share = torch.div(relevance, stabilised_(z, rule.epsilon), out=z)
     return transposed(layer, x, layer.weight, share).mul_(x)
 
 
 def _bias(layer: Layer, rule: Rule) -> Tensor | None:
+    """The bias that takes part in the denominators; zennit's norm rule leaves it in always."""
     return layer.bias if rule.bias or rule.name == "norm" else None
 
 
@@ -171,61 +176,71 @@ def _signed(
 
 def _one_sign(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, nonnegative: bool, *, positive: bool) -> Tensor:
     """The relevance shared over the products of one sign; the bias counts where it has that sign."""
-    bias, sign = _bias(layer, rule), 1 if positive else -1
-    edge = None if bias is None else _part(bias, positive)
-    weight = _part(layer.weight, positive)
+    bias = _bias(layer, rule)
+    bias_of_sign = None if bias is None else _of_sign(bias, positive)
+    weight = _of_sign(layer.weight, positive)
+    sign = 1 if positive else -1
     if nonnegative:
-        return _share(layer, rule, [(x, weight)], edge, relevance, sign=sign)
-    pieces = [(x.clamp(min=0), weight), (x.clamp(max=0), _part(layer.weight, not positive))]
-    return _share(layer, rule, pieces, edge, relevance, sign=sign)
+        return _share(layer, rule, [(x, weight)], bias_of_sign, relevance, sign=sign)
+    # a positive product has two positive factors or two negative ones, a negative product one of each
+    pieces = [(x.clamp(min=0), weight), (x.clamp(max=0), _of_sign(layer.weight, not positive))]
+    return _share(layer, rule, pieces, bias_of_sign, relevance, sign=sign)
 
 
-def _part(values: Tensor, positive: bool) -> Tensor:
+def _of_sign(values: Tensor, positive: bool) -> Tensor:
     return values.clamp(min=0) if positive else values.clamp(max=0)
 
 
 def _share(
-    layer: Layer, rule: Rule, pieces: list[tuple[Tensor, Tensor]], edge: Tensor | None, relevance: Tensor, *, sign: int
+    layer: Layer, rule: Rule, pieces: list[tuple[Tensor, Tensor]], bias: Tensor | None, relevance: Tensor, *, sign: int
 ) -> Tensor:
-    """sum over pieces (x, w) of x * w^T(relevance / stabilised(sum of w x + edge))."""
-    z = forward(layer, *pieces[0], edge)
+    """sum over pieces (x, w) of x * w^T(relevance / stabilised(sum of w x + bias))."""
+    first_x, first_weight = pieces[0]
+    z = forward(layer, first_x, first_weight, bias)
     for x, weight in pieces[1:]:
         z += forward(layer, x, weight, None)
     share = torch.div(relevance, stabilised_(z, rule.epsilon, sign), out=z)
-    first, *rest = (transposed(layer, x, weight, share).mul_(x) for x, weight in pieces)
-    for more in rest:
-        first += more
-    return first
+
+    total = transposed(layer, first_x, first_weight, share).mul_(first_x)
+    for x, weight in pieces[1:]:
+        total += transposed(layer, x, weight, share).mul_(x)
+    return total
 
 
 def _gamma(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None, nonnegative: bool) -> Tensor:
     """Outputs > 0 share over w + gamma w+ (on x+) and w + gamma w- (on x-); outputs < 0 the other way round."""
     # zennit decides the side by the true output, its bias included
     z = forward(layer, x, layer.weight, layer.bias) if output is None else output
-    up, down = (layer.weight + rule.gamma * _part(layer.weight, positive) for positive in (True, False))
-    total: Tensor | None = None
-    for chosen, same, other, positive in ((z > 0, up, down, True), (z < 0, down, up, False)):
-        pieces = [(x, same)] if nonnegative else [(x.clamp(min=0), same), (x.clamp(max=0), other)]
-        edge = _bias(layer, rule)
-        if edge is not None:
-            edge = edge + rule.gamma * _part(edge, positive)
-        given = _share(layer, rule, pieces, edge, relevance * chosen, sign=0)
-        total = given if total is None else total.add_(given)
-    assert total is not None
-    return total
+    raised = layer.weight + rule.gamma * _of_sign(layer.weight, True)
+    lowered = layer.weight + rule.gamma * _of_sign(layer.weight, False)
+
+    def side(mask: Tensor, for_positive_x: Tensor, for_negative_x: Tensor, positive: bool) -> Tensor:
+        pieces = [(x, for_positive_x)]
+        if not nonnegative:
+            pieces = [(x.clamp(min=0), for_positive_x), (x.clamp(max=0), for_negative_x)]
+        bias = _bias(layer, rule)
+        if bias is not None:
+            bias = bias + rule.gamma * _of_sign(bias, positive)
+        return _share(layer, rule, pieces, bias, relevance * mask, sign=0)
+
+    total = side(z > 0, raised, lowered, True)
+    return total.add_(side(z < 0, lowered, raised, False))
 
 
 def _flat(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
     """All weights one: every output of a group shares with every input of it alike, so one channel per group does."""
     groups = layer.groups
     if layer.dims == 0:
-        count = torch.full((), float(x.shape[-1]), dtype=x.dtype, device=x.device)
-        return torch.div(relevance.sum(-1, keepdim=True), stabilised_(count, rule.epsilon)).expand_as(x)
+        inputs = torch.full((), float(x.shape[-1]), dtype=x.dtype, device=x.device)
+        return torch.div(relevance.sum(-1, keepdim=True), stabilised_(inputs, rule.epsilon)).expand_as(x)
+
     ones = torch.ones(groups, 1, *layer.weight.shape[2:], dtype=x.dtype, device=x.device)
-    thin = Layer(ones, None, layer.dims, layer.stride, layer.padding, layer.dilation, groups)
+    thin = replace(layer, weight=ones, bias=None)
     single = x.new_ones(1, groups, *x.shape[2:])
-    count = forward(thin, single, ones, None).mul_(layer.weight.shape[1])
-    summed = relevance.reshape(relevance.shape[0], groups, -1, *relevance.shape[2:]).sum(2)
-    share = torch.div(summed, stabilised_(count, rule.epsilon))
-    given = transposed(thin, single.expand(x.shape[0], *single.shape[1:]), ones, share)
-    return given.repeat_interleave(x.shape[1] // groups, 1)
+    # how many inputs an output reads: fewer at a padded border
+    inputs = forward(thin, single, ones, None).mul_(layer.weight.shape[1])
+
+    by_group = relevance.reshape(relevance.shape[0], groups, -1, *relevance.shape[2:])  # [N, groups, out of it, H, W]
+    share = torch.div(by_group.sum(2), stabilised_(inputs, rule.epsilon))
+    to_group = transposed(thin, single.expand(x.shape[0], *single.shape[1:]), ones, share)  # [N, groups, H, W]
+    return to_group.repeat_interleave(x.shape[1] // groups, 1)

@@ -27,15 +27,16 @@ def composite_of(text: str) -> Composite:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"the LRP composite {text[:200]!r} is not valid JSON: {error}") from error
-    known = [f.name for f in fields(Composite)]
+    names = [field.name for field in fields(Composite)]
     for name in table:
-        if name not in known:
-            raise RecipeError(f"an LRP composite has no field {name!r}.{did_you_mean(name, known)}")
-    found: Any = {name: _entry(name, value) for name, value in table.items()}
-    return replace(Composite(), **found)
+        if name not in names:
+            raise RecipeError(f"an LRP composite has no field {name!r}.{did_you_mean(name, names)}")
+    choices: dict[str, Any] = {name: _entry(name, value) for name, value in table.items()}
+    return replace(Composite(), **choices)
 
 
 def _entry(name: str, value: Any) -> Any:
+    """One field of a composite from what JSON says of it."""
     if name in LAYERS:
         return _rule_of(name, value)
     if name == "boundaries":
@@ -47,44 +48,52 @@ def _entry(name: str, value: Any) -> Any:
     return value
 
 
-def _rule_of(layer: str, value: Any) -> Rule | None:
+def _rule_of(layer: str, value: object) -> Rule | None:
     """`"zplus"`, `{"name": "gamma", "gamma": 0.3}` or, for inner linear layers, `"depth"`."""
     if value == BY_DEPTH and layer == "linear":
         return None
     if isinstance(value, str):
+        # a name of RULES may stand for parameters too ("zplus-unbiased"); Rule itself refuses unknown ones
         return RULES[value] if value in RULES else Rule(value)  # type: ignore[arg-type]
     if not isinstance(value, dict) or "name" not in value:
         raise RecipeError(f'{layer} = {value!r} is no LRP rule; write a name or a table as {{"name": "gamma", ...}}')
-    known = [f.name for f in fields(Rule)]
+    names = [field.name for field in fields(Rule)]
     for name in value:
-        if name not in known:
-            raise RecipeError(f"the rule of {layer!r} has no parameter {name!r}.{did_you_mean(name, known)}")
+        if name not in names:
+            raise RecipeError(f"the rule of {layer!r} has no parameter {name!r}.{did_you_mean(name, names)}")
+
     numbers = {name: _number(f"{layer}.{name}", value[name]) for name in OWNERS if name in value}
-    bias, box = value.get("bias", True), value.get("box")
+    bias = value.get("bias", True)
     if not isinstance(bias, bool):
         raise RecipeError(f"{layer}.bias = {bias!r} is neither true nor false")
-    return Rule(value["name"], bias=bias, box=None if box is None else _box(layer, box), **numbers)
+    box = None if value.get("box") is None else _box(layer, value["box"])
+    return Rule(value["name"], bias=bias, box=box, **numbers)
 
 
 def _box(layer: str, value: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if (
-        not isinstance(value, (list, tuple))
-        or len(value) != 2
-        or not all(isinstance(side, (list, tuple)) for side in value)
-    ):
+    if not _is_pair_of_lists(value):
         raise RecipeError(f"{layer}.box = {value!r} is not the lowest and the highest values, [[...], [...]]")
-    low, high = (tuple(_number(f"{layer}.box", v) for v in side) for side in value)
+    low = tuple(_number(f"{layer}.box", pixel) for pixel in value[0])
+    high = tuple(_number(f"{layer}.box", pixel) for pixel in value[1])
     return low, high
 
 
-def _boundaries(value: Any) -> tuple[float, float]:
-    pair = tuple(_number("boundaries", v) for v in value) if isinstance(value, (list, tuple)) else ()
+def _is_pair_of_lists(value: object) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(isinstance(bound, (list, tuple)) for bound in value)
+
+
+def _boundaries(value: object) -> tuple[float, float]:
+    shares = value if isinstance(value, (list, tuple)) else ()
+    pair = tuple(_number("boundaries", share) for share in shares)
     if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
         raise RecipeError(f"boundaries = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
     return pair
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
+    # JSON's true would pass as the number 1
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
         raise RecipeError(f"{name} = {repr(value)[:80]} is not a number, or none of a size that counts")
     return float(value)
@@ -92,18 +101,31 @@ def _number(name: str, value: Any) -> float:
 
 def to_text(composite: Composite) -> str:
     """The composite as `composite_of` reads it: a preset's name where it is one, else JSON of all its fields."""
-    for name, known in PRESETS.items():
-        if composite == known:
+    for name, preset_composite in PRESETS.items():
+        if composite == preset_composite:
             return name
-    table = {f.name: _spelled(getattr(composite, f.name)) for f in fields(composite)}
-    return json.dumps({name: BY_DEPTH if value is None else value for name, value in table.items()})
+    table: dict[str, object] = {}
+    for field in fields(composite):
+        value = getattr(composite, field.name)
+        table[field.name] = BY_DEPTH if value is None else _spelled(value)
+    return json.dumps(table)
 
 
-def _spelled(value: Any) -> Any:
+def _spelled(value: object) -> object:
+    """A composite's field as JSON holds it; a rule as its name alone where the rest is as always."""
+    if isinstance(value, tuple):
+        return list(value)
     if not isinstance(value, Rule):
-        return list(value) if isinstance(value, tuple) else value
-    own = {p: getattr(value, p) for p, owners in OWNERS.items() if value.name in owners}
-    own |= {} if value.epsilon == Rule(value.name).epsilon else {"epsilon": value.epsilon}
-    own |= {} if value.bias else {"bias": False}
-    own |= {} if value.box is None else {"box": [list(side) for side in value.box]}
-    return {"name": value.name, **own} if own else value.name
+        return value
+
+    parameters: dict[str, object] = {}
+    for name, rules_with_it in OWNERS.items():
+        if value.name in rules_with_it:
+            parameters[name] = getattr(value, name)
+    if value.epsilon != Rule(value.name).epsilon:
+        parameters["epsilon"] = value.epsilon
+    if not value.bias:
+        parameters["bias"] = False
+    if value.box is not None:
+        parameters["box"] = [list(bound) for bound in value.box]
+    return {"name": value.name, **parameters} if parameters else value.name

@@ -17,6 +17,8 @@ from .composite import Composite
 from .rules import stabilised_
 
 Contribution = tuple[fx.Node, Tensor | None]
+# which values a rule reads on the way back: none, its inputs', its output's too; the last: its inputs' where the
+# composite doesn't pass activations
 Need = Literal["shapes", "inputs", "both", "unless passed"]
 
 # operations by which values only change place
@@ -40,14 +42,16 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`values` holds tensors, or a `Spec` where the rule needs the shape only. `relevance` is the node's,
-    a list with None for unread parts where the node returns several tensors, `saved` what the rule's own `run`
-    kept."""
+    """One operation on the way back.
+
+    `values` holds tensors, or a `Spec` where the rule needs the shape only. `relevance` is the node's, a list with
+    None for unread parts where the node returns several tensors, `saved` what the rule's own `run` kept.
+    """
 
     node: fx.Node
     relevance: Any
     values: Mapping[fx.Node, Any]
-    known: Canonical
+    canon: Canonical
     composite: Composite
     saved: Any = None
 
@@ -61,39 +65,52 @@ class OperationRule:
     run: Callable[..., tuple[Tensor, Any]] | None = None
 
 
-def signals(node: fx.Node, known: Canonical) -> list[fx.Node]:
+def signals(node: fx.Node, canon: Canonical) -> list[fx.Node]:
     """The inputs that come from the image, each once, in order."""
-    return [n for n in node.all_input_nodes if n in known.data]
+    return [source for source in node.all_input_nodes if source in canon.data]
 
 
 def evaluate(call: Call, replaced: Mapping[fx.Node, Tensor]) -> Any:
-    arguments = fx.map_arg((call.node.args, call.node.kwargs), lambda n: replaced.get(n, call.values.get(n)))
+    """The call's operation once more, with a tape, on its kept values or on what takes their place."""
+    args, kwargs = fx.map_arg(
+        (call.node.args, call.node.kwargs), lambda source: replaced.get(source, call.values.get(source))
+    )
     with torch.enable_grad():
-        return call.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+        return call.node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def leaf_of(value: Any) -> Tensor:
+def leaf_of(value: Tensor | Spec) -> Tensor:
+    """The value off any tape, to differentiate by where it holds numbers; a `Spec` gets arbitrary numbers."""
     if isinstance(value, Spec):
         return torch.empty(value.shape, dtype=value.dtype, device=value.device, requires_grad=True)
-    leaf: Tensor = value.detach()
+    leaf = value.detach()
     return leaf.requires_grad_() if leaf.is_floating_point() or leaf.is_complex() else leaf
 
 
 def back(call: Call, leaves: Mapping[fx.Node, Tensor], out: Any, relevance: Any) -> list[Contribution]:
-    """Gradients of the outputs to the leaves, weighted by relevance."""
-    outs = list(out) if isinstance(out, (tuple, list)) else [out]
-    given = relevance if isinstance(relevance, list) else [relevance]
-    pairs = [(o, r) for o, r in zip(outs, given, strict=False) if r is not None and o.requires_grad]
-    if not pairs:
-        return [(n, None) for n in leaves]
-    grads = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [r for _, r in pairs], allow_unused=True)
-    return list(zip(leaves, grads, strict=True))
+    """Gradients of the outputs to the leaves, weighted by relevance; None where nothing leads to a leaf."""
+    outputs = list(out) if isinstance(out, (tuple, list)) else [out]
+    relevances = relevance if isinstance(relevance, list) else [relevance]
+    roots: list[Tensor] = []
+    weights: list[Tensor] = []
+    for output, output_relevance in zip(outputs, relevances, strict=False):
+        if output_relevance is not None and output.requires_grad:
+            roots.append(output)
+            weights.append(output_relevance)
+    if not roots:
+        return [(source, None) for source in leaves]
+    gradients = torch.autograd.grad(roots, list(leaves.values()), weights, allow_unused=True)
+    return list(zip(leaves, gradients, strict=True))
 
 
 def numbers(call: Call) -> list[fx.Node]:
-    nodes = signals(call.node, call.known)
-    kinds = {n: getattr(call.values[n], "dtype", torch.bool) for n in nodes}
-    return [n for n, kind in kinds.items() if kind.is_floating_point or kind.is_complex]
+    """The call's signals that hold numbers, not masks or indices."""
+    with_numbers = []
+    for source in signals(call.node, call.canon):
+        dtype = getattr(call.values[source], "dtype", torch.bool)  # several tensors at once have none
+        if dtype.is_floating_point or dtype.is_complex:
+            with_numbers.append(source)
+    return with_numbers
 
 
 def ratio(relevance: Tensor, out: Tensor, call: Call) -> Tensor:
@@ -104,10 +121,12 @@ def ratio(relevance: Tensor, out: Tensor, call: Call) -> Tensor:
 
 
 def is_complex(node: fx.Node) -> bool:
+    """True for a node that returns one tensor of complex numbers."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.is_complex()
 
 
 def carries_numbers(node: fx.Node) -> bool:
+    """False for a node whose one tensor holds a mask or indices."""
     value = node.meta.get("val")
     return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()

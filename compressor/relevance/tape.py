@@ -6,7 +6,7 @@ gradient unless asked for. Knows neither units nor criteria.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class _Tape(fx.Interpreter):
         if n.op == "get_attr" and isinstance(out, Tensor):
             out = out.detach()
         if n.name in self.names:
-            if not out.requires_grad:
+            if not out.requires_grad:  # no image leads here (a weight): made a leaf, it has a gradient too
                 out = out.detach().requires_grad_()
             self.values[n.name] = out
         return out
@@ -43,23 +43,27 @@ def record(
     tape = _Tape(graph, names)
     with torch.enable_grad():
         logits = logits_of(tape.run(images.detach().requires_grad_()))
-        asked = list(tape.values)
-        found = torch.autograd.grad(
-            logits, [tape.values[n] for n in asked], seed(logits, targets, start), allow_unused=True
-        )
-    values = {n: tape.values[n].detach() for n in asked}
-    return values, {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(asked, found, strict=True)}
+        nodes = list(tape.values)
+        tensors = [tape.values[node] for node in nodes]
+        at_nodes = torch.autograd.grad(logits, tensors, seed(logits, targets, start), allow_unused=True)
+
+    values: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    for node, gradient in zip(nodes, at_nodes, strict=True):
+        values[node] = tape.values[node].detach()
+        gradients[node] = torch.zeros_like(values[node]) if gradient is None else gradient
+    return values, gradients
 
 
 def logits_of(output: Any) -> Tensor:
     """[N, classes]; of a network with several outputs the first of that form."""
-    outputs = output if isinstance(output, (tuple, list)) else [output]
+    outputs: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
     if isinstance(output, Mapping):
         outputs = list(output.values())
     for tensor in outputs:
         if isinstance(tensor, Tensor) and tensor.ndim == 2:
             return tensor
-    shapes = [list(t.shape) for t in outputs if isinstance(t, Tensor)]
+    shapes = [list(tensor.shape) for tensor in outputs if isinstance(tensor, Tensor)]
     raise ModelError(
         f"the network's outputs have shapes {shapes}, relevance starts at [N, classes]; wrap the model so that "
         "its forward returns class scores"
@@ -69,10 +73,10 @@ def logits_of(output: Any) -> Tensor:
 def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
     """What is propagated back from the output, [N, classes]."""
     logits = logits.detach()
-    one = functional.one_hot(targets, logits.shape[1]).to(logits)
+    one_hot = functional.one_hot(targets, logits.shape[1]).to(logits)
     if start == "loss":
-        return logits.softmax(1) - one  # gradient of the cross-entropy, summed over samples
-    return one * logits if start == "logit" else one
+        return logits.softmax(1) - one_hot  # gradient of the cross-entropy, summed over samples
+    return one_hot * logits if start == "logit" else one_hot
 
 
 @torch.no_grad()
@@ -80,5 +84,5 @@ def targets_of(graph: fx.GraphModule, images: Tensor, labels: Tensor, *, predict
     """The class relevance starts from; one forward pass only where a label is unknown (-1)."""
     if not predicted and bool((labels >= 0).all()):
         return labels
-    best = logits_of(graph(images)).argmax(1)
-    return best if predicted else torch.where(labels < 0, best, labels)
+    predictions = logits_of(graph(images)).argmax(1)
+    return predictions if predicted else torch.where(labels < 0, predictions, labels)

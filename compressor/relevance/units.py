@@ -36,26 +36,46 @@ class Reading:
 
 def read_units(value: Tensor, reading: Reading, n: int, *, sign: Sign, per: Per | None) -> Tensor:
     """[N, units] in float64; with `per` "all" the caller takes the sign once everything is summed."""
+    # the axis that holds the images becomes three, [outer, N, inner]: 2 images of 8 windows each, inner = 8,
+    # turn [16, 49, 96] into [1, 2, 8, 49, 96]
     axis, inner = reading.samples.axis, reading.samples.inner
+    sample_axis = axis + 1
     x = value.reshape(*value.shape[:axis], -1, n, inner, *value.shape[axis + 1 :])
-    units = [a + 2 * (a > axis) for a in reading.site.axes]
-    positions = [a for a in range(x.ndim) if a not in units and a != axis + 1]
+
+    # axes behind it moved on by two: the channels, axis 2 of [16, 49, 96], are axis 4 of [1, 2, 8, 49, 96]
+    unit_axes = [a + 2 if a > axis else a for a in reading.site.axes]
+    position_axes = [a for a in range(x.ndim) if a not in unit_axes and a != sample_axis]
     per = per or _usual_per(reading, value.ndim)
+    summed_axes = _summed_axes(position_axes, x.ndim - 1, reading, per)
+    counted_axes = [a for a in position_axes if a not in summed_axes]
+
     if per == "element":
         x = _signed_as(x, sign)
-    features = [a for a in positions if per != "position" or (reading.kind == "head" and a == x.ndim - 1)]
-    rest = [a for a in positions if a not in features]
-    if features:
-        x = x.sum(features, keepdim=True, dtype=torch.float64)
-    x = x.permute([axis + 1, *rest, *units, *features]).flatten(1 + len(rest))  # [N, *rest, coordinates]
-    x = _scatter(x, reading)
-    if per == "element":
+    if summed_axes:
+        x = x.sum(summed_axes, keepdim=True, dtype=torch.float64)
+    x = x.permute([sample_axis, *counted_axes, *unit_axes, *summed_axes])
+    x = x.flatten(1 + len(counted_axes))  # [N, *counted, coordinates]: summed axes have length 1
+    x = _scatter(x, reading)  # [N, *counted, units]
+
+    if per not in ("element", "all"):
+        x = _signed_as(x, sign)
+    if not counted_axes:
         return x.double()
-    x = x if per == "all" else _signed_as(x, sign)
-    return x.sum(list(range(1, 1 + len(rest))), dtype=torch.float64) if rest else x.double()
+    return x.sum(list(range(1, 1 + len(counted_axes))), dtype=torch.float64)
+
+
+def _summed_axes(position_axes: list[int], last_axis: int, reading: Reading, per: Per) -> list[int]:
+    """The positions whose values are summed before a sign is taken of them (by `per` "element": after).
+
+    All of them, unless each position counts by itself; then a head's features are, which lie on the last axis.
+    """
+    if per != "position":
+        return position_axes
+    return [a for a in position_axes if reading.kind == "head" and a == last_axis]
 
 
 def _usual_per(reading: Reading, ndim: int) -> Per:
+    """Samples for channels before space and for [N, F], positions (tokens, queries) for all else."""
     channels_first = reading.site.axes == (1,) and reading.kind != "head" and ndim > 2
     return "sample" if channels_first or ndim == 2 else "position"
 
@@ -67,35 +87,41 @@ def _signed_as(x: Tensor, sign: Sign) -> Tensor:
 
 
 def _scatter(x: Tensor, reading: Reading) -> Tensor:
-    """[..., coordinates] -> [..., units]; coordinates of no unit are dropped, those of one unit added."""
+    """[..., coordinates] -> [..., units]; coordinates of no unit are dropped, those of one unit added.
+
+    Units [0, 0, -1, 1] of values [1, 2, 4, 8] give [3, 8].
+    """
     units = reading.site.units.reshape(-1)
-    if np.array_equal(units, np.arange(reading.size)):
+    if np.array_equal(units, np.arange(reading.size)):  # every coordinate is the unit of its number
         return x
-    own = np.flatnonzero(units >= 0)
+    coordinates = np.flatnonzero(units >= 0)
+    source = torch.from_numpy(coordinates).to(x.device)
+    destination = torch.from_numpy(units[coordinates]).to(x.device)
     out = x.new_zeros(*x.shape[:-1], reading.size, dtype=torch.float64)
-    where, unit = (torch.from_numpy(index).to(x.device) for index in (own, units[own]))
-    return out.index_add_(-1, unit, x.index_select(-1, where).double())
+    return out.index_add_(-1, destination, x.index_select(-1, source).double())
 
 
 def readings(
     graph: fx.GraphModule, group: Group, place: Place, samples: Mapping[str, Samples | None]
 ) -> dict[int, Reading]:
     """By their place in the group, the sites that have samples to tell apart."""
-    found = {}
+    by_place = {}
     for i, site in enumerate(group.sites):
         node = place_of(graph, site, place).name
         layout = samples[node]
         if layout is not None and layout.axis not in site.axes:
-            found[i] = Reading(node, site, group.size, group.kind, layout)
-    return found
+            by_place[i] = Reading(node, site, group.size, group.kind, layout)
+    return by_place
 
 
 def place_of(graph: fx.GraphModule, site: Site, place: Place) -> fx.Node:
+    """The node at which a site's units are read."""
     node = named(graph, site.node)
     return settled(node) if place == "settled" else node
 
 
 def named(graph: fx.GraphModule, name: str) -> fx.Node:
+    """The graph's node of that name. Raises ModelError where it has none."""
     for node in graph.graph.nodes:
         if node.name == name:
             assert isinstance(node, fx.Node)
@@ -109,17 +135,20 @@ def settled(node: fx.Node) -> fx.Node:
         user = next(iter(node.users))
         if user.op != "call_function" or not is_elementwise(user) or shape(user) != shape(node):
             break
-        others = [n for n in user.all_input_nodes if n is not node]
-        if any(n.op != "get_attr" for n in others) or user.args[0] is not node:
+        # another signal (a sum's, a gate's) ends the chain, parameters don't
+        operands = [source for source in user.all_input_nodes if source is not node]
+        if any(operand.op != "get_attr" for operand in operands) or user.args[0] is not node:
             break
         node = user
     return node
 
 
 def is_elementwise(node: fx.Node) -> bool:
+    """True where every element of the output depends on the elements at its own place only."""
     return node.target in _ALSO_ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
+    """Of the node's tensor when it was traced; empty for a node that returns several, and for a number."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -20,8 +20,9 @@ from .options import ScoreOptions
 from .tape import record
 from .units import is_elementwise, named, shape
 
-Rows = Sequence[Tensor]
+Rows = Sequence[Tensor]  # per unit, flat, in float64
 Weigh = Callable[[Rows, Rows], Tensor]
+# graph, images, targets and names of weight nodes in; what one batch adds to each weight's sum out
 Collect = Callable[[fx.GraphModule, Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
 
 
@@ -37,26 +38,29 @@ def l2(rows: Rows, _: Rows) -> Tensor:
 
 def geometric_median(rows: Rows, _: Rows) -> Tensor:
     """Sum of distances to the layer's other units; the unit nearest to all others is the most replaceable."""
-    width = max(unit.numel() for unit in rows)
+    width = max(unit.numel() for unit in rows)  # shorter rows (of several layers) end in zeros
     matrix = torch.stack([torch.nn.functional.pad(unit, (0, width - unit.numel())) for unit in rows])
     return torch.cdist(matrix, matrix).fill_diagonal_(0).sum(1)  # by products, which leave 1e-8 on the diagonal
 
 
 def taylor_of_weights(rows: Rows, gradients: Rows) -> Tensor:
     """|sum of weight x gradient|: first-order change of the whole loss when the unit's weights go."""
-    return torch.stack([(w * g).sum().abs() for w, g in zip(rows, gradients, strict=True)])
+    return torch.stack([(unit * gradient).sum().abs() for unit, gradient in zip(rows, gradients, strict=True)])
 
 
 def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
     """Half the sum of weight^2 x the empirical Fisher's diagonal, OBD's saliency."""
-    return torch.stack([(w.square() * h).sum() / 2 for w, h in zip(rows, curvatures, strict=True)])
+    return torch.stack(
+        [(unit.square() * curvature).sum() / 2 for unit, curvature in zip(rows, curvatures, strict=True)]
+    )
 
 
 def sum_gradients(
     graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]
 ) -> Mapping[str, Tensor]:
-    """Of the cross-entropy summed over the batch."""
-    return {n: g.double() for n, g in record(graph, images, targets, weights, start="loss")[1].items()}
+    """Of the cross-entropy summed over the batch, in float64 by the name of the weight's node."""
+    _, gradients = record(graph, images, targets, weights, start="loss")
+    return {name: gradient.double() for name, gradient in gradients.items()}
 
 
 def sum_squared_gradients(
@@ -65,8 +69,8 @@ def sum_squared_gradients(
     """Sample by sample: the square of a sum over samples is not the sum of their squares."""
     total: dict[str, Tensor] = {}
     for i in range(len(images)):
-        found = record(graph, images[i : i + 1], targets[i : i + 1], weights, start="loss")[1]
-        for name, gradient in found.items():
+        _, gradients = record(graph, images[i : i + 1], targets[i : i + 1], weights, start="loss")
+        for name, gradient in gradients.items():
             square = gradient.double().square()
             total[name] = total[name].add_(square) if name in total else square
     return total
@@ -74,16 +78,25 @@ def sum_squared_gradients(
 
 def weight_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
     """Per site (by its place in the group) the rows that compute its units; sites without any are left out."""
-    found = {i: feeds(graph, site) for i, site in enumerate(group.sites)}
-    return {i: some for i, some in found.items() if any((feed.units >= 0).any() for feed in some)}
+    by_site: dict[int, tuple[Feed, ...]] = {}
+    for i, site in enumerate(group.sites):
+        site_feeds = feeds(graph, site)
+        if any((feed.units >= 0).any() for feed in site_feeds):
+            by_site[i] = site_feeds
+    return by_site
 
 
 def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
     """The same of the affine normalisation at the site or right behind it."""
-    found = {i: _scale_feed(graph, site) for i, site in enumerate(group.sites)}
-    return {i: (feed,) for i, feed in found.items() if feed is not None}
+    by_site: dict[int, tuple[Feed, ...]] = {}
+    for i, site in enumerate(group.sites):
+        feed = _scale_feed(graph, site)
+        if feed is not None:
+            by_site[i] = (feed,)
+    return by_site
 
 
+# which argument of the operation is its scale
 _NORMALISATIONS = {aten.batch_norm.default: 1, aten.layer_norm.default: 2, aten.group_norm.default: 2}
 
 
@@ -91,40 +104,50 @@ def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
     """Only where the site's one axis is the one the scale is laid along."""
     if len(site.axes) != 1:
         return None
-    node: fx.Node | None = named(graph, site.node)
-    while node is not None and node.target not in _NORMALISATIONS:
-        following = [u for u in node.users if u.target in _NORMALISATIONS or is_elementwise(u)]
-        node = following[0] if len(node.users) == 1 and following else None
-    weight = node.args[_NORMALISATIONS[node.target]] if node is not None else None  # type: ignore[index]
-    if node is None or not isinstance(weight, fx.Node) or len(shape(weight)) != 1:
+    norm = _norm_behind(named(graph, site.node))
+    if norm is None:
         return None
-    along = len(shape(node)) - 1 if node.target is aten.layer_norm.default else 1
-    fits = site.axes == (along,) and shape(weight)[0] == site.units.size
-    return Feed(weight.name, site.units.reshape(-1)) if fits else None
+    scale = norm.args[_NORMALISATIONS[norm.target]]  # type: ignore[index]
+    if not isinstance(scale, fx.Node) or len(shape(scale)) != 1:
+        return None
+    channel_axis = len(shape(norm)) - 1 if norm.target is aten.layer_norm.default else 1
+    fits = site.axes == (channel_axis,) and shape(scale)[0] == site.units.size
+    return Feed(scale.name, site.units.reshape(-1)) if fits else None
 
 
-def unit_rows(tensors: Mapping[str, Tensor], some: Sequence[Feed], size: int) -> list[Tensor]:
-    """Per unit everything that computes it, flat, in float64."""
-    parts: list[list[Tensor]] = [[] for _ in range(size)]
-    for feed in some:
+def _norm_behind(node: fx.Node) -> fx.Node | None:
+    """The normalisation at a node or behind element-wise operations that each alone read the one before."""
+    while node.target not in _NORMALISATIONS:
+        following = [user for user in node.users if user.target in _NORMALISATIONS or is_elementwise(user)]
+        if len(node.users) != 1 or not following:
+            return None
+        node = following[0]
+    return node
+
+
+def unit_rows(tensors: Mapping[str, Tensor], site_feeds: Sequence[Feed], size: int) -> list[Tensor]:
+    """Per unit everything that computes it, flat, in float64; one zero for a unit that nothing computes."""
+    pieces: list[list[Tensor]] = [[] for _ in range(size)]
+    for feed in site_feeds:
         for row, unit in zip(feed.rows(tensors[feed.weight]), feed.units.tolist(), strict=True):
             if unit >= 0:
-                parts[unit].append(row)
-    return [torch.cat(own) if own else torch.zeros(1, dtype=torch.float64) for own in parts]
+                pieces[unit].append(row)
+    nothing = torch.zeros(1, dtype=torch.float64)
+    return [torch.cat(of_unit) if of_unit else nothing for of_unit in pieces]
 
 
 @torch.no_grad()
 def evaluated(graph: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of weight nodes, computed ones (standardised weights) included; on the CPU, as rows are float64."""
-    known: dict[fx.Node, Tensor] = {}
+    computed: dict[fx.Node, Tensor] = {}
 
     def value(node: fx.Node) -> Tensor:
-        if node not in known:
+        if node not in computed:
             if node.op == "get_attr":
-                known[node] = fetch(graph, str(node.target)).detach()
+                computed[node] = fetch(graph, str(node.target)).detach()
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return known[node]
+                computed[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return computed[node]
 
     return {name: value(named(graph, name)).cpu() for name in names}

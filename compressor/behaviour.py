@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import ModelError
-from .graph import arguments, aten, evaluating, first_line, place_of
+from .graph import arguments, aten, place_of
 from .placement import CPU, placed
+from .program import evaluating, first_line
 from .wrappers import plain
 
 AGREEMENT = 1e-3

@@ -85,6 +85,7 @@ def _inner(module: nn.Module) -> nn.Module | None:
 
 
 def _other_floats(module: nn.Module) -> list[str]:
+    """Types of its parameters beside float32, such as `bfloat16`."""
     names = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
     return sorted(names - {"float32"})
 

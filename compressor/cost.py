@@ -157,7 +157,7 @@ def _einsum(node: fx.Node) -> int:
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str)
     assert isinstance(operands, (list, tuple))
-    terms, output, sizes = parse_einsum(equation, [_shape(o) for o in operands])
+    terms, output, sizes = parse_einsum(equation, [_shape(operand) for operand in operands])
     macs, left = 0, terms[0]
     for index, right in enumerate(terms[1:], start=1):
         needed = set(output).union(*terms[index + 1 :])  # letters that this product must keep

@@ -61,4 +61,8 @@ def joined_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]
         return dict(values)
     of_ranks: list[Any] = [None] * world()  # filled in place
     distributed.all_gather_object(of_ranks, dict(values))
-    return {name: np.concatenate([arrays[name] for arrays in of_ranks]) for name in values}
+
+    joined: dict[str, FloatArray] = {}
+    for name in values:
+        joined[name] = np.concatenate([arrays[name] for arrays in of_ranks])
+    return joined

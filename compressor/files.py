@@ -332,7 +332,7 @@ def _feed(update: Callable[[bytes], None], value: object) -> None:
     if isinstance(value, np.ndarray):
         _feed_bytes(update, f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
-        _feed(update, (type(value).__name__, {f.name: getattr(value, f.name) for f in fields(value)}))
+        _feed(update, (type(value).__name__, {field.name: getattr(value, field.name) for field in fields(value)}))
     elif isinstance(value, Mapping):
         update(f"mapping {len(value)};".encode())
         for key in sorted(value, key=repr):  # keys may be of several types, which don't compare

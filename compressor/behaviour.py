@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import ModelError
-from .graph import arguments, aten, evaluating, first_line, place_of
+from .graph import arguments, aten, place_of
 from .placement import CPU, placed
+from .program import evaluating, first_line
 from .wrappers import plain
 
 AGREEMENT = 1e-3
@@ -70,7 +70,8 @@ def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor, toge
             f"the model fails on one image alone ({first_line(error)}), which is what a device gives it; "
             f"{_batch_remedy(graph)}"
         ) from error
-    difference = _difference([a[:1] for a in together if a.ndim], [a for a in alone if a.ndim])
+    first_of_many = [answer[:1] for answer in together if answer.ndim]  # a number alone belongs to no image
+    difference = _difference(first_of_many, [answer for answer in alone if answer.ndim])
     if difference > _allowed(model, images, difference):
         raise ModelError(
             "the model's answer to an image depends on the other images of its batch: statistics of the batch; "
@@ -85,6 +86,7 @@ def _batch_remedy(graph: fx.GraphModule) -> str:
 
 
 def _takes_statistics(node: fx.Node) -> bool:
+    """Whether a batch normalisation reads its batch here, in evaluation too."""
     if node.target in (aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit.default):
         return True
     return node.target is aten.batch_norm.default and bool(arguments(node)["training"])
@@ -107,28 +109,37 @@ def _require_traced(model: nn.Module, graph: fx.GraphModule, images: Tensor, exp
         )
 
 
-def _answers(network: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
+def _answers(network: Callable[[Tensor], object], images: Tensor) -> list[Tensor]:
     """The tensors of the network's answer; it gets a copy, which it may write to."""
     answer = network(images.clone())
+    # a dictionary of its own class (as libraries' outputs are) would be taken for a leaf
     leaves = pytree.tree_leaves(dict(answer) if isinstance(answer, dict) else answer)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _allowed(model: nn.Module, images: Tensor, difference: float) -> float:
-    """AGREEMENT, or more where the network makes much of rounding: measured only where it matters."""
+    """AGREEMENT, or more where the network makes much of rounding: measured only where it matters.
+
+    `difference` is the one that has to be allowed. Images that differ by a millionth show what rounding can do here.
+    """
     if difference <= AGREEMENT:
         return AGREEMENT
     nudged = _difference(_answers(model, images), _answers(model, images * (1 + _NUDGE)))
     return max(AGREEMENT, 10 * nudged)
 
 
-def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+def _difference(expected: Sequence[Tensor], answered: Sequence[Tensor]) -> float:
     """The largest one, relative to the largest output; infinite where shapes differ. NaN on both sides is equal."""
-    if [a.shape for a in expected] != [b.shape for b in found]:
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in answered]:
         return math.inf
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        a, b = (tensor.double().nan_to_num(0.0, 0.0, 0.0) for tensor in (a, b))
+    for expected_tensor, answered_tensor in zip(expected, answered, strict=True):
+        a, b = _finite(expected_tensor), _finite(answered_tensor)
         if a.numel():
             worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
     return worst
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    """In float64, with 0 for what is no finite number."""
+    return tensor.double().nan_to_num(0.0, 0.0, 0.0)

@@ -21,6 +21,7 @@ _SYNONYMS = {"onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "pyto
 _FORMS = "'macs S', 'parameters S' or 'latency S on RUNTIME'"
 
 Kind = Literal["macs", "parameters", "latency"]
+_KINDS = ["macs", "parameters", "latency"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,7 @@ class Budget:
     """`share` of the dense network's MACs, parameters or latency that may stay.
 
     MACs and parameters may be missed from below, by more than `slack` with a warning; a measured latency by at most
-    `slack` either way. Latency is
-    that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
+    `slack` either way. Latency is that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
     """
 
     kind: Kind
@@ -58,15 +58,12 @@ def parse_budget(text: str) -> Budget:
     Raises RecipeError for anything else.
     """
     kind, *words = text.split() or [""]
-    try:
-        share = float(words[0])
-    except (IndexError, ValueError):
-        share = -1.0
-    if kind not in ("macs", "parameters", "latency") or not 0 < share < 1:
-        close = did_you_mean(kind, ["macs", "parameters", "latency"]) if kind not in ("macs", "parameters") else ""
+    share = _share(words)
+    if kind not in _KINDS or not 0 < share < 1:
+        hint = "" if kind in _KINDS else did_you_mean(kind, _KINDS)
         raise RecipeError(
             f"budget '{text}' is not understood; write {_FORMS} with the share S that stays, 0 < S < 1, such as "
-            f"'macs 0.5'.{close if kind != 'latency' else ''}"
+            f"'macs 0.5'.{hint}"
         )
     if kind == "latency":
         return _latency_budget(text, share, words[1:])
@@ -75,16 +72,26 @@ def parse_budget(text: str) -> Budget:
     return Budget("macs" if kind == "macs" else "parameters", share)
 
 
+def _share(words: Sequence[str]) -> float:
+    """The first word as a number; -1, which no budget is, where there is none."""
+    try:
+        return float(words[0])
+    except (IndexError, ValueError):
+        return -1.0
+
+
 def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
+    """`words` is what follows the share: `on onnxruntime batch 8 threads 1`, in any order."""
     pairs = dict(zip(words[::2], words[1::2], strict=False))
     runtime = _SYNONYMS.get(pairs.get("on", ""), pairs.get("on", ""))
     form = "write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of "
     if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
         raise RecipeError(f"budget '{text}' is not understood; {form}{', '.join(TARGETS)}")
     if runtime not in TARGETS:
-        why = "its engines are built one by one" if runtime in RUNTIMES else "no runtime of that name"
-        raise RecipeError(f"budget '{text}': {why}; {form}{', '.join(TARGETS)}.{did_you_mean(runtime, [*TARGETS])}")
-    numbers = {name: pairs.get(name, default) for name, default in (("batch", "1"), ("threads", "0"))}
+        reason = "its engines are built one by one" if runtime in RUNTIMES else "no runtime of that name"
+        raise RecipeError(f"budget '{text}': {reason}; {form}{', '.join(TARGETS)}.{did_you_mean(runtime, [*TARGETS])}")
+
+    numbers = {"batch": pairs.get("batch", "1"), "threads": pairs.get("threads", "0")}
     for name, number in numbers.items():
         if not number.isdigit() or (name == "batch" and int(number) < 1):
             raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")

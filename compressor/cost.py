@@ -28,23 +28,25 @@ def measure_cost(graph: fx.GraphModule) -> Cost:
     Raises ModelError when a node carries no shapes (the graph was not traced, or was changed since).
     """
     batch = _batch(graph)
+    of_the_image = _nodes_of_the_image(graph)
     by_node: dict[str, int] = {}
     uncounted: set[str] = set()
     activations = 0
-    of_the_image = _nodes_of_the_image(graph)
     for node in graph.graph.nodes:
         formula = FORMULAS.get(_name(node))
         if formula is None:
             if _may_multiply(node):
                 uncounted.add(str(node.target))
             continue
-        share = batch if node in of_the_image else 1
+
+        images = batch if node in of_the_image else 1
         macs, size = formula(node), prod(_shape(node))
-        if macs % share:
+        if macs % images:
             uncounted.add(f"{node.target} (not proportional to the batch)")
-        by_node[node.name] = macs // share
-        activations += size // share
-    parameters = sum(p.numel() for p in graph.parameters())
+        by_node[node.name] = macs // images
+        activations += size // images
+
+    parameters = sum(parameter.numel() for parameter in graph.parameters())
     return Cost(sum(by_node.values()), parameters, activations, by_node, tuple(sorted(uncounted)))
 
 
@@ -67,11 +69,11 @@ def _batch(graph: fx.GraphModule) -> int:
 
 def _nodes_of_the_image(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose size grows with the batch; the rest (a table of positions, a standardised weight) runs once."""
-    found: set[fx.Node] = set()
+    of_the_image: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or any(source in of_the_image for source in node.all_input_nodes):
+            of_the_image.add(node)
+    return of_the_image
 
 
 def _name(node: fx.Node) -> str:
@@ -94,22 +96,26 @@ def _may_multiply(node: fx.Node) -> bool:
     """True for a floating result of an operation that neither table knows."""
     if node.op in ("placeholder", "get_attr", "output") or node.target is operator.getitem:
         return False
-    tags = getattr(node.target, "tags", ())
-    if torch.Tag.pointwise in tags or getattr(node.target, "is_view", False) or _name(node) in ZERO_MACS:
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    if pointwise or getattr(node.target, "is_view", False) or _name(node) in ZERO_MACS:
         return False
-    return any(t.is_floating_point() or t.is_complex() for t in _tensors(node.meta.get("val")))
+    results = _tensors(node.meta.get("val"))
+    return any(tensor.is_floating_point() or tensor.is_complex() for tensor in results)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+        for entry in value:
+            yield from _tensors(entry)
 
 
 def _convolution(node: fx.Node) -> int:
-    """Every output value reads [inputs of its group, kernel]: weight is [out, in / groups, ...]."""
+    """Every output value reads [inputs of its group, kernel]: weight is [out, in / groups, ...].
+
+    3 x 3 from 64 to 128 channels in 2 groups, on 7 x 7 outputs: 128 * 49 * (32 * 9) MACs an image.
+    """
     return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
 
 
@@ -119,7 +125,8 @@ def _transposed_convolution(node: fx.Node) -> int:
 
 
 def _general_convolution(node: fx.Node) -> int:
-    return _transposed_convolution(node) if node.args[6] else _convolution(node)
+    transposed = node.args[6]
+    return _transposed_convolution(node) if transposed else _convolution(node)
 
 
 def _product_of(left: int) -> Formula:
@@ -134,7 +141,7 @@ def _summed_products(node: fx.Node) -> int:
 
 def _attention(node: fx.Node) -> int:
     """q k^T and its product with v; the output [..., L, Ev] has every head also where k and v share theirs."""
-    query, keys = _shape(node.args[0]), _shape(node.args[1])[-2]
+    query, keys = _shape(node.args[0]), _shape(node.args[1])[-2]  # q is [..., L, E], k is [..., S, E]
     *leading, length, value_dims = _shape(node)
     return prod(leading) * length * keys * (query[-1] + value_dims)
 
@@ -150,21 +157,20 @@ def _einsum(node: fx.Node) -> int:
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str)
     assert isinstance(operands, (list, tuple))
-    terms, output, sizes = parse_einsum(equation, [_shape(o) for o in operands])
-    total, left = 0, terms[0]
-    for i, right in enumerate(terms[1:], start=1):
-        needed = set(output).union(*terms[i + 1 :])
-        left, right = (_summed(a, needed | set(b)) for a, b in ((left, right), (right, left)))
-        both = set(left) | set(right)
-        if both - needed:  # without an index to sum over it is an elementwise product
-            total += prod(sizes[c] for c in both)
-        left = "".join(c for c in sorted(both) if c in needed)
-    return total
+    terms, output, sizes = parse_einsum(equation, [_shape(operand) for operand in operands])
+    macs, left = 0, terms[0]
+    for index, right in enumerate(terms[1:], start=1):
+        needed = set(output).union(*terms[index + 1 :])  # letters that this product must keep
+        letters = {*_summed(left, needed | set(right)), *_summed(right, needed | set(left))}
+        if letters - needed:  # without an index to sum over it is an elementwise product
+            macs += prod(sizes[letter] for letter in letters)
+        left = "".join(letter for letter in sorted(letters) if letter in needed)
+    return macs
 
 
 def _summed(term: str, needed: set[str]) -> str:
     """An index that occurs nowhere else is summed over before the product."""
-    return "".join(c for c in term if c in needed)
+    return "".join(letter for letter in term if letter in needed)
 
 
 def parse_einsum(equation: str, shapes: Sequence[Shape]) -> tuple[list[str], str, Mapping[str, int]]:
@@ -172,21 +178,25 @@ def parse_einsum(equation: str, shapes: Sequence[Shape]) -> tuple[list[str], str
 
     `"b...c,cd->b...d"` with [2, 5, 7, 3] and [3, 4] gives terms `b01c`, `cd` and output `b01d`.
     """
-    left, arrow, output = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
+    operands, arrow, output = equation.replace(" ", "").partition("->")
+    terms = operands.split(",")
+
+    # how many axes each term has beside its letters, which is what its `...` stands for
     spans = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)]
-    widest = max((n for term, n in zip(terms, spans, strict=True) if "..." in term), default=0)
+    widest = max((span for term, span in zip(terms, spans, strict=True) if "..." in term), default=0)
     dots = "".join(chr(ord("0") + i) for i in range(widest))
-    terms = [
-        t.replace("...", dots[widest - n :]) if n else t.replace("...", "") for t, n in zip(terms, spans, strict=True)
-    ]
-    if not arrow:
+    # shorter ones are aligned at the right, as in broadcasting: of "012" two axes are "12"
+    terms = [term.replace("...", dots[widest - span :]) for term, span in zip(terms, spans, strict=True)]
+
+    if not arrow:  # then the output is what occurs once, in alphabetical order
         letters = "".join(terms)
-        output = "..." + "".join(sorted(c for c in set(letters) - set(dots) if letters.count(c) == 1))
+        once = [letter for letter in set(letters) - set(dots) if letters.count(letter) == 1]
+        output = "..." + "".join(sorted(once))
+
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, shapes, strict=True):
         for letter, size in zip(term, shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
+            sizes[letter] = max(size, sizes.get(letter, 1))  # an axis of one entry is broadcast
     return terms, output.replace("...", dots), sizes
 
 

@@ -31,7 +31,7 @@ _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 _FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
 _LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
 MOST_CLASSES = 1_000_000  # more are ids or hashes that were taken for class indices
-_LONGEST_NAME = 1000
+_LONGEST_NAME = 1000  # characters of a class name
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
 DIGITS_SEED = 0
@@ -42,6 +42,7 @@ def load_images(source: str, *, classes: Sequence[str] | None = None, root: str 
 
     `classes` fixes which class name has which index; without it class folders and names count in
     alphabetical order, as in torchvision's ImageFolder. `root` is where torchvision keeps its data sets.
+    Raises DataError for a source that is not there, holds no images or labels them wrongly.
     """
     if source == "digits" or source.startswith("digits:"):
         return _digits(source)
@@ -77,45 +78,54 @@ def require_labels(images: Images, outputs: int) -> None:
 
 
 def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
-    found = {p.name: _image_files(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    _require_images(folder, found)
-    found = {name: files for name, files in found.items() if files}
-    _require_classes(folder, found)
-    if found:
-        names = tuple(classes) if classes else tuple(found)
-        labels = [label for name, files in found.items() for label in [_index(name, names, folder)] * len(files)]
-        files = [file for each in found.values() for file in each]
-    else:
-        names, files = (), _image_files(folder)
-        labels = [-1] * len(files)
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    files_of = {path.name: _image_files(path) for path in inner}
+    _require_images(folder, files_of)
+    files_of = {name: files for name, files in files_of.items() if files}
+    _require_classes(folder, files_of)
+    if not files_of:
+        return _unlabelled_folder(folder)
+
+    class_names = tuple(classes) if classes else tuple(files_of)
+    names: list[str] = []
+    labels: list[int] = []
+    for class_name, files in files_of.items():
+        names += [path.relative_to(folder).as_posix() for path in files]
+        labels += [_index(class_name, class_names, folder)] * len(files)
+    return _of_files(folder, names, labels, class_names)
+
+
+def _unlabelled_folder(folder: Path) -> Images:
+    files = _image_files(folder)
     if not files:
         raise DataError(
             f"folder {str(folder)!r} holds no images; expected one folder per class, or images with labels.csv, "
             f"of the kinds {', '.join(sorted(_SUFFIXES))}"
         )
-    return _of_files(folder, [f.relative_to(folder).as_posix() for f in files], labels, names)
+    return _of_files(folder, [path.relative_to(folder).as_posix() for path in files], [-1] * len(files), ())
 
 
-def _require_images(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
+def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
     """An empty class would be passed over in silence, and the classes behind it would move up."""
-    empty = [name for name, files in found.items() if not files]
-    if empty and len(empty) < len(found):
-        named = ", ".join(repr(name) for name in empty[:3]) + (", ..." if len(empty) > 3 else "")
+    empty = [name for name, files in files_of.items() if not files]
+    if empty and len(empty) < len(files_of):
+        named = ", ".join(repr(name) for name in empty[:3])
+        named += ", ..." if len(empty) > 3 else ""
         raise DataError(
-            f"{len(empty)} of {len(found)} class folders of {str(folder)!r} hold no images ({named}); put images of "
+            f"{len(empty)} of {len(files_of)} class folders of {str(folder)!r} hold no images ({named}); put images of "
             f"the kinds {', '.join(sorted(_SUFFIXES))} there, or remove those folders"
         )
 
 
-def _require_classes(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
+def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
     """Folders that are no classes, and images that would be passed over, are refused."""
-    if found and _PARTS.issuperset(name.lower() for name in found):
+    if files_of and _PARTS.issuperset(name.lower() for name in files_of):
         raise DataError(
-            f"folder {str(folder)!r} holds the parts {', '.join(found)}, not classes; give one of them as the images "
-            "and another as the evaluation images"
+            f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
+            "images and another as the evaluation images"
         )
-    loose = [p.name for p in folder.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES]
-    if found and loose:
+    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES]
+    if files_of and loose:
         raise DataError(
             f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
             "move them into a class or elsewhere"
@@ -123,7 +133,9 @@ def _require_classes(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    """Every image at any depth, in the order of paths; hidden files are some system's own."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in images if not path.name.startswith("."))
 
 
 def _index(name: str, classes: Sequence[str], where: Path) -> int:
@@ -161,7 +173,9 @@ def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
         raise DataError(f"{str(table)!r} is not a table in UTF-8 ({error}); save it as CSV") from error
     if not rows:
         raise DataError(f"{str(table)!r} has no rows below its header; expected one line per image")
-    file_column, label_column = (_column(rows[0], names, table) for names in (_FILE_COLUMNS, _LABEL_COLUMNS))
+
+    file_column = _column(rows[0], _FILE_COLUMNS, table)
+    label_column = _column(rows[0], _LABEL_COLUMNS, table)
     files = [row[file_column] or "" for row in rows]
     texts = [(row[label_column] or "").strip() for row in rows]
     _require_files(folder, files, table)
@@ -199,21 +213,23 @@ def _shown(text: str) -> str:
 
 def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path) -> None:
     """No file has two labels."""
-    first: dict[str, int] = {}
+    first_label: dict[str, int] = {}
     for name, label in zip(files, labels, strict=True):
-        path = posixpath.normpath(name)
-        if first.setdefault(path, label) != label:
+        path = posixpath.normpath(name)  # `a/../b.png` is `b.png`
+        if first_label.setdefault(path, label) != label:
             raise DataError(
-                f"{str(table)!r} gives {_shown(name)} the labels {first[path]} and {label}; keep one row of each image"
+                f"{str(table)!r} gives {_shown(name)} the labels {first_label[path]} and {label}; keep one row of each "
+                "image"
             )
 
 
-def _column(row: Mapping[str, Any], wanted: Sequence[str], table: Path) -> str:
-    present = {name.strip().lower(): name for name in row if name}
-    for name in wanted:
-        if name in present:
-            return present[name]
-    raise DataError(f"{str(table)!r} has columns {', '.join(present)}; expected one named {' or '.join(wanted[:3])}")
+def _column(row: Mapping[str, object], accepted: Sequence[str], table: Path) -> str:
+    """The name, as the table spells it, of the first accepted column that it has."""
+    columns = {name.strip().lower(): name for name in row if name}
+    for name in accepted:
+        if name in columns:
+            return columns[name]
+    raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {' or '.join(accepted[:3])}")
 
 
 def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
@@ -222,19 +238,25 @@ def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) ->
         _require_label(text, table)
     if all(_WHOLE.fullmatch(text) or not text for text in texts):
         indices = [int(text) if text else -1 for text in texts]
-        names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
-        wrong = [i for i in indices if i < -1 or i >= len(names)]
-        if wrong:
-            raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
-        return indices, names
+        return indices, _names_of_indices(indices, classes, table)
     names = tuple(classes or sorted({text for text in texts if text}))
     return [_index(text, names, table) if text else -1 for text in texts], names
+
+
+def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, table: Path) -> tuple[str, ...]:
+    """The model's classes, else the numbers themselves as names; every index must have one."""
+    names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
+    wrong = [i for i in indices if i < -1 or i >= len(names)]
+    if wrong:
+        raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
+    return names
 
 
 def _require_label(text: str, table: Path) -> None:
     """An index of a size that classes have, or a name; what looks like a number and is no index is refused."""
     if _WHOLE.fullmatch(text):
-        if len(text.lstrip("+-0")) > len(str(MOST_CLASSES)) or abs(int(text)) >= MOST_CLASSES:
+        too_long = len(text.lstrip("+-0")) > len(str(MOST_CLASSES))  # Python refuses to read thousands of digits
+        if too_long or abs(int(text)) >= MOST_CLASSES:
             raise DataError(_too_large(repr(text[:20]), str(table)))
     elif len(text) > _LONGEST_NAME:
         raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {_shown(text)}")
@@ -247,7 +269,8 @@ def _require_label(text: str, table: Path) -> None:
 
 def _is_number(text: str) -> bool:
     """`1.0`, `--1`, `1e9`, `²`: digits and what stands around them in numbers, and nothing else."""
-    return any(c.isdigit() for c in text) and all(c.isdigit() or c in "+-.,eE" for c in text)
+    has_digit = any(character.isdigit() for character in text)
+    return has_digit and all(character.isdigit() or character in "+-.,eE" for character in text)
 
 
 def _too_large(label: str, where: str) -> str:
@@ -260,7 +283,7 @@ def _too_large(label: str, where: str) -> str:
 def _npz(path: Path) -> Images:
     images, labels, names = _npz_arrays(path)
     if images.ndim == 3:
-        images = images[..., None]
+        images = images[..., None]  # grey, [N, H, W] to [N, H, W, 1]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise DataError(
             f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1)"
@@ -274,10 +297,11 @@ def _npz(path: Path) -> Images:
 
 
 def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None:
-    if int(labels.max()) >= MOST_CLASSES:
-        raise DataError(_too_large(str(int(labels.max())), str(path)))
-    if int(labels.min()) < -1 or (names and int(labels.max()) >= len(names)):
-        wrong = int(labels.min()) if int(labels.min()) < -1 else int(labels.max())
+    least, largest = int(labels.min()), int(labels.max())
+    if largest >= MOST_CLASSES:
+        raise DataError(_too_large(str(largest), str(path)))
+    if least < -1 or (names and largest >= len(names)):
+        wrong = least if least < -1 else largest
         most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
         raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
 
@@ -290,7 +314,8 @@ def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
             if "images" not in arrays:
                 raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
             images = arrays["images"]
-            labels = np.asarray(arrays["labels"] if "labels" in arrays else np.full(len(images), -1)).reshape(-1)
+            stored_labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
+            labels = np.asarray(stored_labels).reshape(-1)
             names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
     except DataError:
         raise
@@ -320,10 +345,10 @@ def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes:
         image = np.ascontiguousarray(images[int(name)])
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
-    width = len(str(len(images) - 1))
+    width = len(str(len(images) - 1))  # all names equally long, so that they sort as they count
     names = tuple(f"{i:0{width}d}" for i in range(len(images)))
-    named = tuple(classes) or tuple(str(i) for i in range(max(int(labels.max()), -1) + 1))
-    return Images(source, names, labels, named, None, read, digest)
+    class_names = tuple(classes) or tuple(str(i) for i in range(max(int(labels.max()), -1) + 1))
+    return Images(source, names, labels, class_names, None, read, digest)
 
 
 def _digits(source: str) -> Images:
@@ -336,7 +361,7 @@ def _digits(source: str) -> Images:
     except ImportError as error:
         raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
     scans = load_digits()
-    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
+    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]  # 0-16 to 0-255, [N, 8, 8, 1]
     images = _of_array(source, pixels, scans.target.astype(np.int64), ())
     if not part:
         return images

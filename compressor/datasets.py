@@ -21,11 +21,15 @@ from .errors import DataError, did_you_mean
 from .images import Images
 from .records import IntArray
 
-_MOST_CLASSES = 1_000_000  # named by their numbers; a label beyond is refused once the model's classes are known
+# that many are named by their numbers; a label beyond is refused once the model's classes are known
+_MOST_CLASSES = 1_000_000
 
 
 def library_images(source: str, root: str) -> Images:
-    """The data set's images; `root` is the folder it lies in or is put in."""
+    """The data set's images; `root` is the folder it lies in or is put in.
+
+    Raises DataError where torchvision has no such data set, or it can be neither read nor downloaded.
+    """
     import torchvision.datasets as library
 
     name, arguments = parse_call(source.removeprefix("torchvision:"))
@@ -66,19 +70,21 @@ def dataset_images(source: str, dataset: Any) -> Images:
     labels = _dataset_labels(dataset)
     if not len(labels):
         raise DataError(f"{source!r} holds no images")
-    width = len(str(len(labels) - 1))
 
     def read(name: str) -> Image.Image:
-        item = dataset[int(name)]
-        return as_picture(item[0] if isinstance(item, (tuple, list)) else item)
+        entry = dataset[int(name)]
+        return as_picture(entry[0] if isinstance(entry, (tuple, list)) else entry)
 
     def digest(name: str) -> str:
         image = read(name)
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
-    classes = getattr(dataset, "classes", None) or [str(i) for i in range(min(int(labels.max()) + 1, _MOST_CLASSES))]
+    width = len(str(len(labels) - 1))  # all names equally long, so that they sort as they count
     names = tuple(f"{i:0{width}d}" for i in range(len(labels)))
-    return Images(source, names, labels, tuple(_plain(c) for c in classes), None, read, digest)
+    counted = min(int(labels.max()) + 1, _MOST_CLASSES)
+    classes = getattr(dataset, "classes", None) or [str(i) for i in range(counted)]
+    class_names = tuple(_class_name(name) for name in classes)
+    return Images(source, names, labels, class_names, None, read, digest)
 
 
 def as_picture(pixels: Any) -> Image.Image:
@@ -90,13 +96,13 @@ def as_picture(pixels: Any) -> Image.Image:
         return pixels
     array = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels)
     if array.ndim == 2:
-        array = array[None]
+        array = array[None]  # [1, H, W]
     if array.ndim != 3 or not {1, 3} & {array.shape[0], array.shape[-1]}:
         raise TypeError(
             f"{type(pixels).__name__} {list(array.shape)} is no image; expected [C, H, W] with 1 or 3 channels"
         )
     if array.shape[0] in (1, 3):
-        array = np.moveaxis(array, 0, -1)
+        array = np.moveaxis(array, 0, -1)  # [C, H, W] to [H, W, C]
     if array.dtype.kind == "f":
         if array.size and not (array.min() >= 0 and array.max() <= 1):
             raise TypeError(
@@ -109,7 +115,8 @@ def as_picture(pixels: Any) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def _plain(name: Any) -> str:
+def _class_name(name: Any) -> str:
+    """ImageNet's classes are tuples of synonyms."""
     return ", ".join(name) if isinstance(name, (tuple, list)) else str(name)
 
 
@@ -122,6 +129,7 @@ def _dataset_labels(dataset: Any) -> IntArray:
     return np.array([_label_of(dataset[i]) for i in range(len(dataset))], dtype=np.int64)
 
 
-def _label_of(item: Any) -> int:
-    """-1 where an item is the image alone."""
-    return int(item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else -1
+def _label_of(entry: Any) -> int:
+    """-1 where an entry is the image alone."""
+    has_label = isinstance(entry, (tuple, list)) and len(entry) > 1
+    return int(entry[1]) if has_label else -1

@@ -59,7 +59,7 @@ class MissingPackageError(CompressorError):
 
 def did_you_mean(name: str, choices: list[str]) -> str:
     """` Did you mean 'resnet18'?`, or an empty string when nothing is close."""
-    import difflib
+    import difflib  # needed where something went wrong, and by nothing else
 
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f" Did you mean {' or '.join(repr(choice) for choice in close)}?" if close else ""

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from . import records
 from .errors import FolderError, GateError, MissingPackageError
 
-_WRITING = {
+# errors of a disk or of rights, which the user can mend; not every system has all of them
+_MENDABLE = {
     getattr(errno, name, None)
     for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()
 } - {None}
 _SHOWN = 80  # characters of a foreign value in a message
+_BLOCK_BYTES = 1 << 20
 Record = TypeVar("Record")
 Arrays = dict[str, NDArray[Any]]
 Place = str | os.PathLike[str]
@@ -66,7 +68,7 @@ def replacing(path: Place) -> Iterator[Path]:
     temporary = target.with_name(f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(b"")
+        temporary.write_bytes(b"")  # a folder without rights is an error before the work, not after it
         try:
             yield temporary
             _settle(temporary, target)
@@ -80,7 +82,7 @@ def _explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _WRITING:
+        if error.errno not in _MENDABLE:
             raise
         raise FolderError(
             f"{str(target)!r} can't be written ({error.strerror or error}); nothing was changed there. "
@@ -93,7 +95,7 @@ def _settle(temporary: Path, target: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    folder = os.open(target.parent, os.O_RDONLY)  # the new name is an entry of the folder, which has its own sync
     try:
         os.fsync(folder)
     finally:
@@ -101,11 +103,13 @@ def _settle(temporary: Path, target: Path) -> None:
 
 
 def write_bytes(path: Place, data: bytes) -> None:
+    """The whole file or, with FolderError, none of it; the folder is made where there is none."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Place, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())
 
 
@@ -124,7 +128,7 @@ def write_json(path: Place, value: Mapping[str, Any]) -> None:
     write_text(path, text + "\n")
 
 
-def _not_finite(value: Any, place: str) -> Iterator[str]:
+def _not_finite(value: object, place: str) -> Iterator[str]:
     """`nan at pruned/32/max_abs` for every number that JSON doesn't know."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -147,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: Place, schema: str) -> dict[str, Any]:
-    """The object in a JSON file, checked to be of that schema."""
+    """The object in a JSON file; raises FolderError unless it is there, readable and of that schema."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -156,9 +160,9 @@ def read_json(path: Place, schema: str) -> dict[str, Any]:
         raise FolderError(f"{str(path)!r} can't be read ({error.strerror}); expected a file of {schema!r}") from error
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{str(path)!r} is not JSON ({error}); delete it and run the stage again") from error
-    found = value.get("schema") if isinstance(value, dict) else None
-    if found != schema:
-        shown = repr(found)[:_SHOWN]
+    stated = value.get("schema") if isinstance(value, dict) else None
+    if stated != schema:
+        shown = repr(stated)[:_SHOWN]
         raise FolderError(f"{str(path)!r} has schema {shown}, expected {schema!r}; it comes from another version")
     assert isinstance(value, dict)
     return value
@@ -175,7 +179,7 @@ def read_signed(path: Place, schema: str) -> dict[str, Any]:
     digest = value.pop("digest", None)
     try:
         intact = digest == content_hash(value)
-    except RecursionError:
+    except RecursionError:  # nested deeper than anything that was written here
         intact = False
     if not intact:
         raise FolderError(f"{str(path)!r} was changed since it was written; run the command that wrote it again")
@@ -183,14 +187,14 @@ def read_signed(path: Place, schema: str) -> dict[str, Any]:
 
 
 def write_arrays(path: Place, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
-    """Arrays to a safetensors file."""
+    """Arrays to a safetensors file, in row-major order whatever order they have in memory."""
     save = _safetensors().save
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
 def read_arrays(path: Place) -> Arrays:
-    """The arrays of a safetensors file."""
+    """The arrays of a safetensors file; raises FolderError where it is missing or damaged."""
     safetensors = _safetensors()
     try:
         loaded: Arrays = safetensors.load(Path(path).read_bytes())
@@ -211,21 +215,22 @@ def _safetensors() -> Any:
     return safetensors.numpy
 
 
-def write_record(path: Place, record: Any) -> None:
-    """One of the records as `path` (JSON) and, where it holds arrays, `path` with suffix .safetensors.
+def write_record(path: Place, record: object) -> None:
+    """One of the records as `path` (JSON) and, where it holds arrays, a .safetensors file beside it.
 
     The arrays go first, under a name made of their hash's start: the JSON that names them is either
-    the old or the new one, and each finds its own arrays.
+    the old or the new one, and each finds its own arrays. Arrays that no JSON names any more are removed.
     """
     arrays: Arrays = {}
     value = _unfolded(record, "", arrays)
     target = Path(path)
     body: dict[str, Any] = {"schema": _schema(type(record)), "value": value}
     if arrays:
-        body["sha256"] = content_hash(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+        body["sha256"] = _arrays_sha256(arrays)
         body["arrays"] = f"{target.stem}-{body['sha256'][:12]}.safetensors"
         write_arrays(target.with_name(body["arrays"]), arrays)
     write_json(target, body)
+
     for stale in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
         if stale.name != body.get("arrays"):
             stale.unlink(missing_ok=True)
@@ -249,10 +254,20 @@ def read_record(path: Place, kind: type[Record]) -> Record:
 
 
 def _record_of(path: Place, body: Mapping[str, Any]) -> Any:
-    arrays = read_arrays(Path(path).with_name(body["arrays"])) if "arrays" in body else {}
-    if arrays and content_hash(*(part for name in sorted(arrays) for part in (name, arrays[name]))) != body["sha256"]:
+    arrays: Arrays = {}
+    if "arrays" in body:
+        arrays = read_arrays(Path(path).with_name(body["arrays"]))
+    if arrays and _arrays_sha256(arrays) != body["sha256"]:
         raise FolderError(f"the arrays of {str(path)!r} are not those it was written with; run the stage again")
     return _folded(body["value"], arrays)
+
+
+def _arrays_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Over names and contents, in alphabetical order."""
+    contents: list[object] = []
+    for name in sorted(arrays):
+        contents += [name, arrays[name]]
+    return content_hash(*contents)
 
 
 def _schema(kind: type[Any]) -> str:
@@ -260,68 +275,73 @@ def _schema(kind: type[Any]) -> str:
 
 
 def _unfolded(value: Any, place: str, arrays: Arrays) -> Any:
-    """JSON for a record; arrays are put aside in `arrays` under the place they were found at."""
+    """JSON for a record; arrays are put aside in `arrays` under the place they were found at, `/sites/0/units`."""
     if isinstance(value, np.ndarray):
         arrays[place] = value
         return {"array": place}
     if is_dataclass(value) and not isinstance(value, type):
-        inside = {f.name: _unfolded(getattr(value, f.name), f"{place}/{f.name}", arrays) for f in fields(value)}
+        names = [field.name for field in fields(value)]
+        inside = {name: _unfolded(getattr(value, name), f"{place}/{name}", arrays) for name in names}
         return {"record": type(value).__name__, "fields": inside}
     if isinstance(value, Mapping):
-        return {"mapping": {str(k): _unfolded(v, f"{place}/{k}", arrays) for k, v in value.items()}}
+        return {"mapping": {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in value.items()}}
     if isinstance(value, (tuple, list)):
-        return [_unfolded(v, f"{place}/{i}", arrays) for i, v in enumerate(value)]
+        return [_unfolded(entry, f"{place}/{index}", arrays) for index, entry in enumerate(value)]
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _folded(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """What `_unfolded` took apart; sequences come back as tuples, which is what records hold."""
     if isinstance(value, list):
-        return tuple(_folded(v, arrays) for v in value)
+        return tuple(_folded(entry, arrays) for entry in value)
     if not isinstance(value, dict):
         return value
     if "array" in value:
         return arrays[value["array"]]
     if "mapping" in value:
-        return {k: _folded(v, arrays) for k, v in value["mapping"].items()}
+        return {key: _folded(entry, arrays) for key, entry in value["mapping"].items()}
+
     kind = getattr(records, value["record"])
-    if not isinstance(kind, type) or not is_dataclass(kind):
+    if not isinstance(kind, type) or not is_dataclass(kind):  # a file names it, which may be anything
         raise TypeError(f"{value['record']!r} is no record")
-    return kind(**{k: _folded(v, arrays) for k, v in value["fields"].items()})
+    return kind(**{name: _folded(entry, arrays) for name, entry in value["fields"].items()})
 
 
 def file_sha256(path: Place) -> str:
+    """sha256 of a file's bytes, in hexadecimal, read block by block."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(_BLOCK_BYTES), b""):
             digest.update(block)
     return digest.hexdigest()
 
 
-def content_hash(*parts: Any) -> str:
+def content_hash(*contents: object) -> str:
     """sha256 of numbers, strings, bytes, arrays, records, mappings (in any order) and sequences of them.
 
-    Every part goes in with its type and length, so that ("ab", "c") and ("a", "bc") differ.
+    Everything goes in with its type and length, so that ("ab", "c") and ("a", "bc") differ. Raises TypeError for
+    what is none of these.
     """
     digest = hashlib.sha256()
-    for part in parts:
-        _feed(digest.update, part)
+    for value in contents:
+        _feed(digest.update, value)
     return digest.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: Any) -> None:
+def _feed(update: Callable[[bytes], None], value: object) -> None:
     if isinstance(value, np.ndarray):
         _feed_bytes(update, f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
-        _feed(update, (type(value).__name__, {f.name: getattr(value, f.name) for f in fields(value)}))
+        _feed(update, (type(value).__name__, {field.name: getattr(value, field.name) for field in fields(value)}))
     elif isinstance(value, Mapping):
         update(f"mapping {len(value)};".encode())
-        for key in sorted(value, key=repr):
+        for key in sorted(value, key=repr):  # keys may be of several types, which don't compare
             _feed(update, key)
             _feed(update, value[key])
     elif isinstance(value, (tuple, list)):
         update(f"sequence {len(value)};".encode())
-        for item in value:
-            _feed(update, item)
+        for entry in value:
+            _feed(update, entry)
     elif isinstance(value, bytes):
         _feed_bytes(update, "bytes", value)
     elif value is None or isinstance(value, (str, bool, int, float, np.generic)):

@@ -33,6 +33,7 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 }
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 CACHE_BYTES = 1 << 30
+"""Of cropped pixels that are kept between passes: 7,000 images at 224 px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +75,19 @@ class Preprocessing:
 _FIELDS = ("size", "resize", "interpolation", "mean", "std")
 
 
-def overridden(known: Preprocessing | None, **given: Any) -> Preprocessing:
-    """`known` with the fields that are given (not None) put in their place.
+def overridden(preset: Preprocessing | None, **overrides: Any) -> Preprocessing:
+    """`preset` with the fields that are given (not None) put in their place.
 
     Numbers stand for `(n, n)` in `size`, `(n,)` elsewhere. A new `size` without a `resize` keeps their ratio.
-    Where nothing is known, size, mean and std must be given; resize is then the size, bilinear.
+    Without a preset, size, mean and std must be given; resize is then the size, bilinear. Raises RecipeError for a
+    field that there is not, or one that is missing.
     """
-    unknown = sorted(set(given) - set(_FIELDS))
+    unknown = sorted(set(overrides) - set(_FIELDS))
     if unknown:
         raise RecipeError(f"pre-processing has no field {unknown[0]!r}; it has {', '.join(_FIELDS)}")
-    fields = {name: _as_tuple(name, value) for name, value in given.items() if value is not None}
-    if known is None:
+    fields = {name: _as_tuple(name, value) for name, value in overrides.items() if value is not None}
+
+    if preset is None:
         missing = [f"--{name}" for name in ("size", "mean", "std") if name not in fields]
         if missing:
             raise RecipeError(
@@ -93,25 +96,26 @@ def overridden(known: Preprocessing | None, **given: Any) -> Preprocessing:
             )
         return Preprocessing(**{"resize": fields["size"], "interpolation": "bilinear", **fields})
     if "size" in fields and "resize" not in fields:
-        fields["resize"] = _scaled(known, fields["size"])
-    return replace(known, **fields)
+        fields["resize"] = _scaled(preset, fields["size"])
+    return replace(preset, **fields)
 
 
 def _as_tuple(name: str, value: Any) -> Any:
     if name == "interpolation":
         return str(value)
     if name in ("mean", "std"):
-        return tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),)
+        return tuple(float(number) for number in value) if isinstance(value, Sequence) else (float(value),)
     if isinstance(value, int):
         return (value, value) if name == "size" else (value,)
-    return tuple(int(v) for v in value)
+    return tuple(int(number) for number in value)
 
 
-def _scaled(known: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
+def _scaled(preset: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
     """224 of 256 asked for at 112 is 112 of 128."""
-    if len(known.resize) == 2:
-        return tuple(round(r * new / old) for r, new, old in zip(known.resize, size, known.size, strict=True))
-    return (round(known.resize[0] * min(size) / min(known.size)),)
+    if len(preset.resize) == 2:
+        sides = zip(preset.resize, size, preset.size, strict=True)
+        return tuple(round(resized * new / old) for resized, new, old in sides)
+    return (round(preset.resize[0] * min(size) / min(preset.size)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +141,12 @@ class Images:
 
     def __getitem__(self, index: int) -> Tensor:
         """One prepared image, float32 [C, H, W]."""
-        return normalised(self.pixels(index)[None], _known(self))[0]
+        return normalised(self.pixels(index)[None], _preprocessing_of(self))[0]
 
     def pixels(self, index: int) -> Tensor:
         """One resized and cropped image, uint8 [C, H, W]."""
         name = self.names[index]
-        return _cropped(_decoded(self, name), _known(self))
+        return _cropped(_decoded(self, name), _preprocessing_of(self))
 
     def pixel_hash(self, name: str) -> str:
         """Hash of the decoded image as 8-bit RGB, before it is resized; each image is decoded for it once.
@@ -155,10 +159,12 @@ class Images:
         return self.seen[name]
 
     def subset(self, indices: Sequence[int] | IntArray) -> Images:
+        """The images at those positions, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
 
     def prepared(self, preprocessing: Preprocessing) -> Images:
+        """The same images, which become tensors that way."""
         return replace(self, preprocessing=preprocessing)
 
     def content_hash(self) -> str:
@@ -166,7 +172,7 @@ class Images:
         return content_hash(*(self.digest(name) for name in self.names), self.labels)
 
 
-def _known(images: Images) -> Preprocessing:
+def _preprocessing_of(images: Images) -> Preprocessing:
     if images.preprocessing is None:
         raise DataError(f"images of {images.source} have no pre-processing yet; call images.prepared(...) first")
     return images.preprocessing
@@ -193,15 +199,18 @@ def require_decodable(images: Images) -> None:
         images.pixel_hash(name)
 
 
-def _cropped(image: Image.Image, how: Preprocessing) -> Tensor:
-    image = image.convert("L" if len(how.mean) == 1 else "RGB")
-    height, width = how.resize if len(how.resize) == 2 else _shorter_side(image, how.resize[0])
+def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Resized and cropped, uint8 [C, H, W]."""
+    size, resize, channels = preprocessing.size, preprocessing.resize, len(preprocessing.mean)
+    image = image.convert("L" if channels == 1 else "RGB")
+    height, width = resize if len(resize) == 2 else _shorter_side(image, resize[0])
     if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), _FILTERS[how.interpolation])
-    top, left = _margin(height, how.size[0]), _margin(width, how.size[1])
-    if (height, width) != how.size:
-        image = image.crop((left, top, left + how.size[1], top + how.size[0]))
-    array = np.array(image, dtype=np.uint8).reshape(*how.size, len(how.mean))
+        image = image.resize((width, height), _FILTERS[preprocessing.interpolation])
+
+    top, left = _margin(height, size[0]), _margin(width, size[1])
+    if (height, width) != size:
+        image = image.crop((left, top, left + size[1], top + size[0]))
+    array = np.array(image, dtype=np.uint8).reshape(*size, channels)  # a grey image's array is [H, W]
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
@@ -217,9 +226,10 @@ def _margin(length: int, crop: int) -> int:
     return round((length - crop) / 2) if crop <= length else -((crop - length) // 2)
 
 
-def normalised(pixels: Tensor, how: Preprocessing) -> Tensor:
+def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [N, C, H, W] to float32, (x / 255 - mean) / std."""
-    mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (how.mean, how.std))
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, -1, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
@@ -234,7 +244,8 @@ class Batches:
             raise RecipeError(f"batch size {batch_size} must be at least 1")
         self.images = images
         self.batch_size = batch_size
-        self._cached = len(images) * int(np.prod(_known(images).shape)) <= cache_bytes
+        image_bytes = int(np.prod(_preprocessing_of(images).shape))  # a byte a value
+        self._keeps_pixels = len(images) * image_bytes <= cache_bytes
         self._pixels: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -248,21 +259,21 @@ class Batches:
         return self._in_order(cast(IntArray, self.order(seed).numpy()))
 
     def order(self, seed: int) -> Tensor:
-        """Which image comes when in the pass that `shuffled` makes."""
+        """Which image comes when in the pass that `shuffled` makes: int64 [images]."""
         return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
 
     def _in_order(self, order: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
-        how = _known(self.images)
+        preprocessing = _preprocessing_of(self.images)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            pixels = torch.stack([self._crop(int(i)) for i in chosen])
-            yield normalised(pixels, how), torch.from_numpy(self.images.labels[chosen])
+            pixels = torch.stack([self._crop(int(index)) for index in chosen])
+            yield normalised(pixels, preprocessing), torch.from_numpy(self.images.labels[chosen])
 
     def _crop(self, index: int) -> Tensor:
         if index in self._pixels:
             return self._pixels[index]
         pixels = self.images.pixels(index)
-        if self._cached:
+        if self._keeps_pixels:
             self._pixels[index] = pixels
         return pixels
 

@@ -23,31 +23,38 @@ _KINDS = (
 )
 
 
-def given_images(given: Any) -> str | Images | None:
+def given_images(images: Any) -> str | Images | None:
     """The name of a source, or the images themselves; None stays None. Raises DataError for anything else."""
-    if given is None or isinstance(given, (str, Images)):
-        return given
-    if isinstance(given, os.PathLike):
-        return str(os.fspath(given))
-    name = type(given).__name__
-    if isinstance(given, DataLoader):
-        given = given.dataset
-    if isinstance(given, IterableDataset):
+    if images is None or isinstance(images, (str, Images)):
+        return images
+    if isinstance(images, os.PathLike):
+        return str(os.fspath(images))
+
+    name = type(images).__name__
+    dataset: Any = images.dataset if isinstance(images, DataLoader) else images
+    if isinstance(dataset, IterableDataset):
         raise DataError(
             f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or a folder"
         )
-    if isinstance(given, (tuple, list)) and len(given) == 2 and all(_is_array(part) for part in given):
-        return dataset_images(f"{name} of arrays", _pairs(*given))
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (tuple, list, dict)):
-        return dataset_images(name, _with_labels(given))
+    if _is_pair_of_arrays(dataset):
+        return dataset_images(f"{name} of arrays", _LabelledArrays(*dataset))
+    by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if by_index and not isinstance(dataset, (tuple, list, dict)):
+        return dataset_images(name, _with_labels(dataset))
     raise DataError(f"images are given as a {name}, expected {_KINDS}")
 
 
-def _is_array(value: Any) -> bool:
+def _is_pair_of_arrays(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(_is_array(entry) for entry in value)
+
+
+def _is_array(value: object) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-class _pairs:
+class _LabelledArrays:
     """Arrays [N, H, W, C] or [N, C, H, W] and labels [N] as a data set."""
 
     def __init__(self, images: Any, labels: Any) -> None:
@@ -66,4 +73,4 @@ class _pairs:
 
 def _with_labels(dataset: Any) -> Any:
     """The data set itself; an array of images alone has no labels."""
-    return _pairs(dataset, np.full(len(dataset), -1)) if _is_array(dataset) else dataset
+    return _LabelledArrays(dataset, np.full(len(dataset), -1)) if _is_array(dataset) else dataset

@@ -33,15 +33,18 @@ def spare_of(recipe: Recipe) -> int:
 
 
 def judges_of(work: Work) -> Judges | None:
-    """None where a single calibration image would have to train and to judge."""
+    """The images that train and those that judge; None where one calibration image would have to do both."""
     calibration, spare, size = work.splits.calibration, work.splits.search, work.recipe.batch_size
-    held = max(1, len(calibration) // HELD_SHARE)
-    if len(spare) >= min(SEARCH_LEAST, held):
+    held_out = max(1, len(calibration) // HELD_SHARE)
+    if len(spare) >= min(SEARCH_LEAST, held_out):  # few spare images judge no worse than as few of calibration's
         judging = spare.subset(np.arange(min(JUDGE_IMAGES, len(spare))))
         return Judges(work.calibration, batches(judging, size), f"{len(judging)} images that served nothing else")
     if len(calibration) < 2:
         return None
-    lessons = calibration.subset(np.arange(len(calibration) - held))
-    judging = calibration.subset(np.arange(len(calibration) - held, len(calibration)))
-    source = f"{held} calibration images kept out of the fine-tuning (the repair was fitted on them too)"
+
+    # the last ones of a stratified order, so that every class is among them in about its share
+    trained_on = len(calibration) - held_out
+    lessons = calibration.subset(np.arange(trained_on))
+    judging = calibration.subset(np.arange(trained_on, len(calibration)))
+    source = f"{held_out} calibration images kept out of the fine-tuning (the repair was fitted on them too)"
     return Judges(batches(lessons, size), batches(judging, size), source)

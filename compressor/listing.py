@@ -1,4 +1,7 @@
-"""Names that can be given, each with what it is: models, criteria, runtimes, targets; read where they stand."""
+"""Names that can be given, each with what it is: models, criteria, runtimes, targets; read where they stand.
+
+Libraries are imported by the list that needs them, so that the others are there at once.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ def models() -> Rows:
     from .files import read_json
     from .models import EMBEDDED
 
-    index = read_json(EMBEDDED / "index.json", "models/1")
-    rows = [(name, f"embedded: {about['architecture']}") for name, about in index["models"].items()]
+    embedded = read_json(EMBEDDED / "index.json", "models/1")["models"]
+    rows = [(name, f"embedded: {entry['architecture']}") for name, entry in embedded.items()]
     rows += [(f"torchvision:{name}", "") for name in library.list_models(module=library)]
     return rows + [(f"timm:{name}", "") for name in timm.list_models()]
 
@@ -30,9 +33,11 @@ def criteria() -> Rows:
 
 
 def _first_line(criterion: object) -> str:
+    """Of the function that does a criterion's work, else of its class."""
     function = getattr(criterion, "prepare", None) or getattr(criterion, "weigh", None)
-    text = (function if function is not None else type(criterion)).__doc__ or ""
-    return text.strip().splitlines()[0] if text.strip() else ""
+    described = function if function is not None else type(criterion)
+    text = (described.__doc__ or "").strip()
+    return text.splitlines()[0] if text else ""
 
 
 def runtimes() -> Rows:

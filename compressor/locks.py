@@ -66,7 +66,7 @@ def _acquired(path: Path) -> int | None:
             continue
         except OSError:  # a file system without locks
             return handle
-        if _is(handle, path):
+        if _lies_at(handle, path):
             os.truncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return handle
@@ -74,7 +74,8 @@ def _acquired(path: Path) -> int | None:
     raise _refusal(path)
 
 
-def _is(handle: int, path: Path) -> bool:
+def _lies_at(handle: int, path: Path) -> bool:
+    """Whether the open file is the one that others would find and lock."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -83,11 +84,11 @@ def _is(handle: int, path: Path) -> bool:
 
 def _refusal(path: Path) -> FolderError:
     try:
-        said = path.read_bytes()[:_LONGEST].decode(errors="replace")
+        text = path.read_bytes()[:_LONGEST].decode(errors="replace")
     except OSError:
-        said = ""
-    who = "".join(c for c in said if c.isprintable()) or "another process"
+        text = ""
+    writer = "".join(character for character in text if character.isprintable()) or "another process"
     return FolderError(
-        f"{path.parent} is being written by {who}; wait until that run ends or stop it, then run the same command "
+        f"{path.parent} is being written by {writer}; wait until that run ends or stop it, then run the same command "
         "again, or give another --out"
     )

@@ -1,4 +1,7 @@
-"""One image through LRP, gathered for a picture: the input's heat map, every layer's units, every head."""
+"""One image through LRP, gathered for a picture: the input's heat map, every layer's units, every head.
+
+A recipe and an image's number in, the record that `report.explanation` draws out. Knows no plan and draws nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,37 +41,44 @@ def _explained(recipe: Recipe, index: int) -> Explanation:
     images = _prepared(recipe, model)
     if not 0 <= index < len(images):
         raise DataError(f"image {index} was asked for, {images.source} has {len(images)} (0 to {len(images) - 1})")
-    how = images.preprocessing
-    assert how is not None
-    graph = placed(trace(model.module, example_of((len(how.mean), *how.size))), device)
+    preprocessing = images.preprocessing
+    assert preprocessing is not None
+
+    graph = placed(trace(model.module, example_of(preprocessing.shape)), device)
     groups = analyse(graph).groups.groups
-    source = next(n.name for n in graph.graph.nodes if n.op == "placeholder")
-    sites = {(site.node, site.axes): (group, site) for group in groups for site in group.sites}
-    lrp = LrpOptions(accept=recipe.accept, strict=recipe.strict)
-    if recipe.composite:
-        lrp = replace(lrp, composite=composite_of(recipe.composite))
-    image, label = images[index][None], torch.tensor([int(images.labels[index])])
-    nodes = [source, *dict.fromkeys(node for node, _ in sites)]
-    found = prepare(graph, lrp)(to_device(image, device), to_device(label, device), nodes)
-    relevance = {node: value.cpu() for node, value in found.items()}
-    scores = torch.softmax(_logits(graph, image), dim=1)[0]
+    lrp = _lrp_options(recipe)
+    image = images[index][None]  # [1, C, H, W]
+    label = torch.tensor([int(images.labels[index])])  # -1 where it has none: then relevance starts at the prediction
+
+    placeholder = next(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    site_nodes = dict.fromkeys(site.node for group in groups for site in group.sites)
+    on_device = prepare(graph, lrp)(to_device(image, device), to_device(label, device), [placeholder, *site_nodes])
+    relevance = {node: value.cpu() for node, value in on_device.items()}
+    scores = torch.softmax(_logits(graph, image), dim=1)[0]  # [classes]
     return Explanation(
         _title(recipe, images, index, scores, int(label)),
-        _visible(image[0].numpy(), how),
-        relevance[source][0].sum(dim=0).double().numpy(),
+        _visible(image[0].numpy(), preprocessing),
+        relevance[placeholder][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
         tuple(_layers(groups, relevance)),
         *_heads(groups, relevance),
     )
+
+
+def _lrp_options(recipe: Recipe) -> LrpOptions:
+    options = LrpOptions(accept=recipe.accept, strict=recipe.strict)
+    if not recipe.composite:
+        return options
+    return replace(options, composite=composite_of(recipe.composite))
 
 
 def _prepared(recipe: Recipe, model: Model) -> Images:
     source = recipe.evaluation_data or recipe.data
     if not source:
         raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
-    given = {name: getattr(recipe, name) or None for name in ("size", "resize", "interpolation", "mean", "std")}
-    if given["size"] and len(given["size"]) == 1:
-        given["size"] = given["size"][0]
-    return load_images(source, classes=model.class_names).prepared(overridden(model.preprocessing, **given))
+    overrides = {name: getattr(recipe, name) or None for name in ("size", "resize", "interpolation", "mean", "std")}
+    if overrides["size"] and len(overrides["size"]) == 1:
+        overrides["size"] = overrides["size"][0]
+    return load_images(source, classes=model.class_names).prepared(overridden(model.preprocessing, **overrides))
 
 
 @torch.no_grad()
@@ -78,43 +88,58 @@ def _logits(graph: fx.GraphModule, image: torch.Tensor) -> torch.Tensor:
 
 
 def _title(recipe: Recipe, images: Images, index: int, scores: torch.Tensor, label: int) -> str:
+    predicted = int(scores.argmax())
+    seen_as = f"{_class_name(images, predicted)} ({float(scores[predicted]):.0%})"
+    truth = f", labelled {_class_name(images, label)}" if label >= 0 else ""
+    return f"{recipe.model}: image '{images.names[index]}' seen as {seen_as}{truth}"
+
+
+def _class_name(images: Images, index: int) -> str:
     names = images.class_names
-    said = int(scores.argmax())
-    shown = {i: names[i] if i < len(names) else str(i) for i in (said, max(label, 0))}
-    truth = f", labelled {shown[max(label, 0)]}" if label >= 0 else ""
-    return f"{recipe.model}: image '{images.names[index]}' seen as {shown[said]} ({float(scores[said]):.0%}){truth}"
+    return names[index] if index < len(names) else str(index)
 
 
-def _visible(pixels: FloatArray, how: Preprocessing) -> FloatArray:
+def _visible(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
     """[C, H, W] as the network takes it, back to [H, W, 3] in 0-1."""
-    mean, std = (np.array(v).reshape(-1, 1, 1) for v in (how.mean, how.std))
+    mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
+    std = np.array(preprocessing.std).reshape(-1, 1, 1)
     shown = np.clip(pixels * std + mean, 0, 1)
-    return np.repeat(shown, 3, axis=0).transpose(1, 2, 0) if len(shown) == 1 else shown.transpose(1, 2, 0)
+    if len(shown) == 1:
+        shown = np.repeat(shown, 3, axis=0)
+    return shown.transpose(1, 2, 0)
 
 
 def _units(relevance: dict[str, torch.Tensor], site: Site, size: int) -> FloatArray:
     """[units] signed relevance at one site, summed over everything that is not a unit."""
     value = relevance[site.node].double()
-    others = [a for a in range(value.ndim) if a not in site.axes]
-    flat = value.sum(dim=others).reshape(-1).numpy() if others else value.reshape(-1).numpy()
-    units, found = site.units.reshape(-1), np.zeros(size)
-    np.add.at(found, units[units >= 0], flat[units >= 0])
-    return found
+    other_axes = [axis for axis in range(value.ndim) if axis not in site.axes]
+    summed = value.sum(dim=other_axes) if other_axes else value  # without axes, `sum` would take all of them
+    entries = summed.reshape(-1).numpy()
+
+    units, totals = site.units.reshape(-1), np.zeros(size)
+    in_group = units >= 0
+    np.add.at(totals, units[in_group], entries[in_group])  # several entries may show one unit
+    return totals
 
 
 def _layers(groups: tuple[Group, ...], relevance: dict[str, torch.Tensor]) -> list[LayerRelevance]:
-    order = {name: i for i, name in enumerate(relevance)}
+    """A row for each node that shows units of a layer; heads have a table of their own."""
+    order = {name: position for position, name in enumerate(relevance)}
     rows: dict[str, LayerRelevance] = {}
     for group in groups:
-        for site in group.sites if group.kind not in ("head", "head_dim", "conv_group") else ():
+        if group.kind in ("head", "head_dim", "conv_group"):
+            continue
+        for site in group.sites:
             rows[site.node] = LayerRelevance(site.layer or site.node, _units(relevance, site, group.size))
-    return [rows[node] for node in sorted(rows, key=lambda n: -order[n])]
+    return [rows[node] for node in sorted(rows, key=lambda node: -order[node])]
 
 
 def _heads(groups: tuple[Group, ...], relevance: dict[str, torch.Tensor]) -> tuple[FloatArray, tuple[str, ...]]:
-    found = [(g.name.split("@")[0], _units(relevance, g.sites[-1], g.size)) for g in groups if g.kind == "head"]
-    width = max((len(units) for _, units in found), default=0)
-    table = np.full((len(found), width), np.nan)
-    for row, (_, units) in enumerate(found):
+    """[layers, heads] with NaN where a layer has fewer, and the layers' names."""
+    with_heads = [group for group in groups if group.kind == "head"]
+    rows = [_units(relevance, group.sites[-1], group.size) for group in with_heads]
+    width = max((len(units) for units in rows), default=0)
+    table = np.full((len(rows), width), np.nan)
+    for row, units in enumerate(rows):
         table[row, : len(units)] = units
-    return table, tuple(name for name, _ in found)
+    return table, tuple(group.name.split("@")[0] for group in with_heads)

@@ -61,19 +61,30 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model
     library's or the embedded checkpoint), else a checkpoint file. None means default where there is one.
     Raises ModelError (unknown name, a factory that fails, a checkpoint that doesn't fit, no network).
     """
-    source, _, rest = spec.partition(":")
-    build = {"torchvision": _torchvision, "timm": _timm}.get(source, _factory) if rest else _embedded
-    name = rest if build in (_torchvision, _timm) else spec
+    build, name = _builder_of(spec)
     weights = weights or ("none" if build is _factory else "default")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
         torch.manual_seed(seed)
         built = build(name, "default" if weights == "default" else "none")
     if weights not in ("none", "default"):
         fill(built.module, weights)
     require_values(built.module)
+
     ready = plain(built.module.cpu())
     module = ready.module.eval()
     return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module), ready.notes)
+
+
+def _builder_of(spec: str) -> tuple[Callable[[str, str], _Built], str]:
+    """The function that builds a model of that name, and the name as it takes it."""
+    source, _, rest = spec.partition(":")
+    if not rest:
+        return _embedded, spec
+    if source == "torchvision":
+        return _torchvision, rest
+    if source == "timm":
+        return _timm, rest
+    return _factory, spec
 
 
 def _embedded(spec: str, weights: str) -> _Built:
@@ -127,18 +138,21 @@ def _torchvision(spec: str, weights: str) -> _Built:
     names = library.list_models(module=library)
     if name not in names:
         raise ModelError(f"torchvision has no classifier {name!r}.{did_you_mean(name, names)}")
-    own = library.get_model_weights(name).DEFAULT
+    trained = library.get_model_weights(name).DEFAULT
+    loaded = trained if weights == "default" else None
     module = _called(
-        lambda: library.get_model(name, weights=own if weights == "default" else None, **arguments),
+        lambda: library.get_model(name, weights=loaded, **arguments),
         f"torchvision:{spec}",
         downloads=weights == "default",
     )
-    categories = tuple(own.meta["categories"]) if arguments.get("num_classes", 1000) == 1000 else None
-    fixed = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
-    return _Built(module, overridden(_of_transforms(own.transforms()), size=fixed), categories)
+    same_classes = arguments.get("num_classes", 1000) == 1000
+    categories = tuple(trained.meta["categories"]) if same_classes else None
+    size = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
+    return _Built(module, overridden(_of_transforms(trained.transforms()), size=size), categories)
 
 
 def _of_transforms(preset: Any) -> Preprocessing:
+    """What torchvision's `ImageClassification` preset says."""
     return Preprocessing(
         (preset.crop_size[0], preset.crop_size[-1]),
         tuple(preset.resize_size),
@@ -173,7 +187,7 @@ def _of_config(module: nn.Module) -> Preprocessing | None:
 
     config: dict[str, Any] = cast(Any, resolve_model_data_config)(module)
     _, height, width = config["input_size"]
-    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
+    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))  # 224 at 0.875 is cut from 256
     if config["crop_mode"] == "center" and height == width:
         resize = scaled[:1]
     elif config["crop_mode"] == "squash":
@@ -185,19 +199,20 @@ def _of_config(module: nn.Module) -> Preprocessing | None:
 
 
 def _factory(spec: str, weights: str) -> _Built:
-    head, opening, inside = spec.partition("(")
+    head, opening, inside = spec.partition("(")  # a colon may stand in the arguments too
     place, _, call = head.rpartition(":")
     if not place or not call:
         raise ModelError(f"{spec!r} names no factory; write package.module:factory or file.py:factory")
     if weights == "default":
         raise ModelError(f"{spec!r} has no default weights of a library; give a checkpoint file or --weights none")
+
     name, arguments = parse_call(call + opening + inside)
     with _importable(Path(place).parent if place.endswith(".py") else Path.cwd()):
-        found = _attribute(_imported(place), name, place)
-        if isinstance(found, nn.Module):
-            module = copied(found)
+        factory = _attribute(_imported(place), name, place)
+        if isinstance(factory, nn.Module):
+            module = copied(factory)  # a model that stands ready in the module stays as it is
         else:
-            module = _called(lambda: found(**arguments), spec, downloads=False)
+            module = _called(lambda: factory(**arguments), spec, downloads=False)
     return _Built(module, _of_config(module))
 
 
@@ -244,18 +259,19 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def _attribute(module: ModuleType, name: str, place: str) -> Any:
-    found = getattr(module, name, None)
-    if found is None or not callable(found):
+    factory = getattr(module, name, None)
+    if factory is None or not callable(factory):
         choices = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{place!r} has no factory {name!r}.{did_you_mean(name, choices)}")
-    return found
+    return factory
 
 
 def _called(build: Callable[[], Any], spec: str, *, downloads: bool) -> nn.Module:
     try:
         module = build()
     except Exception as error:
-        raised = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
+        message = str(error).strip() or "no message"
+        raised = f"{type(error).__name__}: {message.splitlines()[0][:300]}"
         if downloads and isinstance(error, OSError):
             raise ModelError(
                 f"the default weights of {spec!r} can't be downloaded ({raised}); check the network, "

@@ -35,12 +35,19 @@ def resolve(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
         return CPU
-    wanted = torch.device("cuda" if name == "auto" else name)
-    index = (torch.cuda.current_device() if count else 0) if wanted.index is None else wanted.index
+
+    index = torch.device("cuda" if name == "auto" else name).index
+    if index is None:
+        index = torch.cuda.current_device() if count else 0
     if index >= count:
-        there = f"PyTorch finds {count} ({', '.join(f'cuda:{i}' for i in range(count))})" if count else "there is none"
-        raise RecipeError(f"device = {name!r} needs a GPU, {there}; use --device auto or --device cpu")
+        raise RecipeError(f"device = {name!r} needs a GPU, {_gpus_in_words(count)}; use --device auto or --device cpu")
     return torch.device("cuda", index)
+
+
+def _gpus_in_words(count: int) -> str:
+    if not count:
+        return "there is none"
+    return f"PyTorch finds {count} ({', '.join(f'cuda:{index}' for index in range(count))})"
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -62,7 +69,7 @@ def placed(network: Network, device: torch.device) -> Network:
     tensors = list(_tensors(network))
     if all(tensor.device == device for tensor in tensors):
         return network
-    memo: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in tensors}
+    memo: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in tensors}  # deepcopy takes these as done
     moved = copy.deepcopy(network, memo)
     for module in moved.modules():
         if isinstance(module, fx.GraphModule):
@@ -71,16 +78,17 @@ def placed(network: Network, device: torch.device) -> Network:
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    there = tensor.detach().to(device, copy=True)
-    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+    copied = tensor.detach().to(device, copy=True)
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _make_tensors_on(graph: fx.GraphModule, device: torch.device) -> None:
-    def there(argument: Any) -> Any:
+    def moved(argument: Any) -> Any:
         return device if isinstance(argument, torch.device) else argument
 
     for node in graph.graph.nodes:
-        node.args, node.kwargs = map_aggregate(node.args, there), map_aggregate(node.kwargs, there)
+        node.args = map_aggregate(node.args, moved)
+        node.kwargs = map_aggregate(node.kwargs, moved)
     graph.recompile()
 
 
@@ -107,17 +115,19 @@ def within_memory(
     device = device_of(graph)
     most = max(1, limit_bytes // max(1, value_bytes(graph)))
     for images, labels in batches:
-        parts = math.ceil(len(images) / most)
-        size = math.ceil(len(images) / parts)
-        for some, theirs in zip(torch.split(images, size), torch.split(labels, size), strict=True):
-            yield to_device(some, device), to_device(theirs, device)
+        count = math.ceil(len(images) / most)
+        size = math.ceil(len(images) / count)  # 33 images of at most 16 are three times 11
+        pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+        for some_images, their_labels in pairs:
+            yield to_device(some_images, device), to_device(their_labels, device)
 
 
 def value_bytes(graph: fx.GraphModule) -> int:
     """Bytes of everything the traced graph computes for one image, views not counted."""
-    computed = [n for n in graph.graph.nodes if n.op == "call_function" and not _is_view(n)]
-    traced = next(n for n in graph.graph.nodes if n.op == "placeholder").meta["val"].shape[0]
-    return sum(_bytes(node.meta.get("val")) for node in computed) // max(1, int(traced))
+    computed = [node for node in graph.graph.nodes if node.op == "call_function" and not _is_view(node)]
+    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    traced_images = placeholder.meta["val"].shape[0]
+    return sum(_bytes(node.meta.get("val")) for node in computed) // max(1, int(traced_images))
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -125,10 +135,12 @@ def _is_view(node: fx.Node) -> bool:
     return schema is not None and any(argument.alias_info for argument in schema.arguments)
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: object) -> int:
     if isinstance(value, Tensor):
         return int(value.numel()) * value.element_size()
-    return sum(_bytes(part) for part in value) if isinstance(value, (tuple, list)) else 0
+    if isinstance(value, (tuple, list)):
+        return sum(_bytes(entry) for entry in value)
+    return 0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from .recipe import Recipe
 from .report import facts
 
 _ENDING = re.compile(r"^(?P<name>.*?)(?P<ending> \((?:done before|again: .*)\))?$", re.DOTALL)
-_PART_OF = {"latency budget": "budget"}
+_STAGE_OF = {"latency budget": "budget"}  # what is notified under another name than its stage's
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,27 @@ class Course:
 
     def read(self, notified: str) -> Step | None:
         """None for a stage that this run only passes through, such as a fine-tuning of no epochs."""
-        found = _ENDING.match(notified)
-        assert found is not None
-        name, ending = found["name"], (found["ending"] or "").strip(" ()")
+        match = _ENDING.match(notified)
+        assert match is not None
+        name, ending = match["name"], (match["ending"] or "").strip(" ()")
         if name in PASSED_THROUGH and self.stages and name not in self.stages:
             return None
         stage, detail = self._stage_of(name)
         self.current = stage
-        return Step(stage, self._title(stage), ", ".join(part for part in (detail, ending) if part))
+        details = [text for text in (detail, ending) if text]
+        return Step(stage, self._title(stage), ", ".join(details))
 
     def _stage_of(self, name: str) -> tuple[str, str]:
+        """The stage and what happens in it; what is said of no stage (`precisions: ranges`) happens in the current."""
         head, _, detail = name.partition(": ")
-        head = _PART_OF.get(head, head)
+        head = _STAGE_OF.get(head, head)
         if name in self.stages or not detail:
             return name, ""
         if head in self.stages:
             return head, detail
-        return (self.current, detail) if self.current in self.stages else (name, "")
+        if self.current in self.stages:
+            return self.current, detail
+        return name, ""
 
     def _title(self, stage: str) -> str:
         if stage not in self.stages:
@@ -65,19 +69,37 @@ class Course:
 
 
 PASSED_THROUGH = ("finetune", "engines")
+"""Stages that every run notifies and few have work for."""
 
 
 def course_of(recipe: Recipe) -> Course:
     """The stages that a run of this recipe goes through."""
     timed = parse_budget(recipe.budget).kind == "latency"
-    stages = ["groups", *(["latency-model"] if timed else [] if recipe.multiple else ["steps"])]
-    for r in range(1, recipe.rounds + 1):
-        measured = [f"measured-{r}"] if recipe.normalisation == "measured" else []
-        budget = ["budget"] if timed and r == recipe.rounds else []
-        stages += [f"scores-{r}", *measured, *budget, f"repair-{r}"]
+    stages = ["groups"]
+    if timed:
+        stages.append("latency-model")
+    elif not recipe.multiple:
+        stages.append("steps")
+
+    for number in range(1, recipe.rounds + 1):
+        stages.append(f"scores-{number}")
+        if recipe.normalisation == "measured":
+            stages.append(f"measured-{number}")
+        if timed and number == recipe.rounds:  # earlier rounds only go part of the way
+            stages.append("budget")
+        stages.append(f"repair-{number}")
+    if recipe.finetune_epochs:
+        stages.append("finetune")
+
+    stages += ["accuracy", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
+    if recipe.targets:
+        stages.append("engines")
+    return Course([*stages, "latency", "layers"])
+
+
+def _made_precisions(recipe: Recipe) -> list[str]:
+    """fp16 is made where int8 is wanted, too: what is not int8 on a GPU is fp16."""
     precisions = [name for name in ("fp16", "int8") if name in recipe.precisions]
     if "int8" in precisions and "fp16" not in precisions:
         precisions.insert(0, "fp16")
-    tuning, engines = (["finetune"] if recipe.finetune_epochs else []), (["engines"] if recipe.targets else [])
-    files = ["onnx", *precisions, "parity", "accuracy of the files"]
-    return Course([*stages, *tuning, "accuracy", *files, *engines, "latency", "layers"])
+    return precisions

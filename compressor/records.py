@@ -66,6 +66,8 @@ class LeftAlone:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
+    """A network's units in groups, and the layers that can't lose any; `groups[name]` raises KeyError."""
+
     groups: tuple[Group, ...]
     left_alone: tuple[LeftAlone, ...] = ()
 
@@ -143,6 +145,7 @@ class Cost:
 
     @property
     def flops(self) -> int:
+        """A multiplication and an addition each."""
         return 2 * self.macs
 
 
@@ -161,6 +164,7 @@ class Accuracy:
 
     @property
     def top1(self) -> float:
+        """Share of one."""
         return self.correct / self.n
 
     @property
@@ -171,7 +175,8 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        z, n, p = 1.959963984540054, self.n, self.correct / self.n
+        """Wilson's score interval at 95 % (Wilson 1927), in shares of one: 90 of 100 is 0.826 to 0.945."""
+        z, n, p = 1.959963984540054, self.n, self.correct / self.n  # z: the normal distribution's 97.5 % quantile
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
         return max(0.0, centre - half), min(1.0, centre + half)

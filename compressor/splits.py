@@ -38,17 +38,19 @@ def stratified_order(names: Sequence[str], labels: IntArray, seed: int) -> IntAr
     classes of 2 and 4 images interleave as b a b b a b.
     """
     keys = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names]
-    places = np.zeros(len(names))
+    places = np.zeros(len(names))  # 0 to 1, how far along the order an image stands
     for label in np.unique(labels):
-        members = sorted(np.flatnonzero(labels == label), key=lambda i: keys[i])
+        members = sorted(np.flatnonzero(labels == label), key=lambda index: keys[index])
         places[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.array(sorted(range(len(names)), key=lambda i: (places[i], keys[i])), dtype=np.int64)
+    order = sorted(range(len(names)), key=lambda index: (places[index], keys[index]))
+    return np.array(order, dtype=np.int64)
 
 
 def split(images: Images, seed: int, *, calibration: int, search: int, evaluation: float) -> Splits:
     """Three disjoint parts of one source; `evaluation` below 1 is a share of all images.
 
-    The evaluation part is taken first, so it stays the same whatever the others' sizes are.
+    The evaluation part is taken first, so it stays the same whatever the others' sizes are. Raises DataError where
+    there are too few different images.
     """
     held_out = _count(evaluation, len(images))
     sizes = {"evaluation": held_out, "calibration": calibration, "search": search}
@@ -57,7 +59,10 @@ def split(images: Images, seed: int, *, calibration: int, search: int, evaluatio
 
 
 def split_apart(images: Images, held_out: Images, seed: int, *, calibration: int, search: int) -> Splits:
-    """Calibration and search parts of `images`; all of `held_out`, given apart, is for evaluation."""
+    """Calibration and search parts of `images`; all of `held_out`, given apart, is for evaluation.
+
+    Raises DataError where there are too few different images, or one of them is among those held out.
+    """
     taken, left_out = _take(images, seed, {"calibration": calibration, "search": search})
     for name in ("calibration", "search"):
         require_disjoint(taken[name], held_out)
@@ -70,7 +75,7 @@ def require_disjoint(images: Images, held_out: Images) -> None:
     hashes = {name: images.pixel_hash(name) for name in images.names}
     twins = [(name, evaluated[pixels]) for name, pixels in hashes.items() if pixels in evaluated]
     if twins:
-        named = ", ".join(f"{a!r} = {b!r}" for a, b in twins[:3])
+        named = ", ".join(f"{name!r} = {evaluated_name!r}" for name, evaluated_name in twins[:3])
         raise DataError(
             f"{len(twins)} of {len(images)} images of {images.source} are also among the evaluation images "
             f"{held_out.source} ({named}); remove them from one of the two"
@@ -90,21 +95,23 @@ def _take(images: Images, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str
     if min(sizes.values()) < 0:
         raise DataError(f"a part can't have a negative number of images: {dict(sizes)}")
     order = stratified_order(images.names, images.labels, seed)
-    seen: set[str] = set()
+    # the part that each image dealt out goes to: evaluation 2, search 1 is evaluation, evaluation, search
+    destinations = [name for name, size in sizes.items() for _ in range(size)]
+    dealt: set[str] = set()
     taken: dict[str, list[int]] = {name: [] for name in sizes}
     left_out: list[str] = []
-    wanted = [name for name, size in sizes.items() for _ in range(size)]
     for index in order:
-        if len(seen) == len(wanted):
+        if len(dealt) == len(destinations):
             break
         pixels = images.pixel_hash(images.names[index])
-        if pixels in seen:
+        if pixels in dealt:
             left_out.append(images.names[index])
             continue
-        taken[wanted[len(seen)]].append(int(index))
-        seen.add(pixels)
-    if len(seen) < len(wanted):
-        raise DataError(_too_few(images, sizes, len(seen)))
+        taken[destinations[len(dealt)]].append(int(index))
+        dealt.add(pixels)
+
+    if len(dealt) < len(destinations):
+        raise DataError(_too_few(images, sizes, len(dealt)))
     return {name: images.subset(chosen) for name, chosen in taken.items()}, tuple(left_out)
 
 
@@ -117,6 +124,6 @@ def _too_few(images: Images, sizes: Mapping[str, int], different: int) -> str:
 
 
 def _splits(calibration: Images, search: Images, evaluation: Images, left_out: tuple[str, ...]) -> Splits:
-    parts = {"calibration": calibration, "search": search, "evaluation": evaluation}
-    hashes = {name: part.content_hash() for name, part in parts.items()}
+    named = {"calibration": calibration, "search": search, "evaluation": evaluation}
+    hashes = {name: images.content_hash() for name, images in named.items()}
     return Splits(calibration, search, evaluation, hashes, left_out)

@@ -41,8 +41,10 @@ def mark_dropouts(exported: torch.export.ExportedProgram) -> None:
     """Replaces dropout that does nothing in evaluation by a mark that survives decomposition."""
     graph = exported.graph_module.graph
     for node in graph.nodes:
-        if node.target in _DROPOUTS and not node.args[2] and node.args[1]:
-            source, p, _ = node.args
+        if node.target not in _DROPOUTS:
+            continue
+        source, p, training = node.args
+        if p and not training:
             node.args, node.target = (source, _DROPOUTS[node.target], p), _IDLE
     exported.graph_module.recompile()
 
@@ -53,6 +55,7 @@ def note_dropouts(graph: fx.GraphModule) -> None:
         if node.target is not _IDLE:
             continue
         source, kind, p = node.args
+        # by name: copies of the graph carry metadata along, and their nodes are others
         dropout: Dropout = (kind, p, tuple(user.name for user in node.users))
         source.meta["dropouts"] = (*source.meta.get("dropouts", ()), dropout)
         node.replace_all_uses_with(source)
@@ -64,9 +67,9 @@ def set_training(graph: fx.GraphModule, training: bool) -> None:
     """Switches every batch normalisation between batch and running statistics, and every dropout on or off."""
     for node in graph.graph.nodes:
         if node.target is aten.batch_norm.default:
-            node.update_arg(5, training)
+            node.update_arg(5, training)  # (x, weight, bias, mean, var, training, ...)
         elif node.target in _DROPOUTS:
-            node.update_arg(2, training)
+            node.update_arg(2, training)  # (x, p, training)
     graph.recompile()
 
 
@@ -79,18 +82,21 @@ class TrainableGraph(fx.GraphModule):
         self.eval()
 
     def train(self, mode: bool = True) -> TrainableGraph:
+        """Switches the graph's own operations too, which no module stands for."""
         super().train(mode)
         set_training(self, mode)
         return self
 
 
 def _insert_dropouts(graph: fx.GraphModule) -> None:
+    """An operation between a value and each reader that had it behind a dropout; other readers keep the value."""
     targets = {kind: target for target, kind in _DROPOUTS.items()}
     for node in list(graph.graph.nodes):
         for kind, p, readers in node.meta.pop("dropouts", ()):
             with graph.graph.inserting_after(node):
                 dropout = graph.graph.call_function(targets[kind], (node, p, False))
             dropout.meta = {name: value for name, value in node.meta.items() if name != "dropouts"}
-            for user in [user for user in node.users if user.name in readers]:
+            users = [user for user in node.users if user.name in readers]
+            for user in users:
                 user.replace_input_with(node, dropout)
     graph.recompile()

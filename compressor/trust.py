@@ -10,7 +10,6 @@ import importlib.machinery
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 from .calls import parse_call
 from .errors import CompressorError, ModelError
@@ -30,10 +29,12 @@ def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = Fa
     """Raises ModelError naming the code that the folder names and why it is not run; `sha256` is what was recorded."""
     if trust or _is_embedded(builder):
         return
+
     source, _, call = builder.partition(":")
     if source in _LIBRARIES:
         _require_plain(call, builder, folder)
         return
+
     path = _code_of(builder)
     if path is None or not path.is_file():
         place = builder.partition("(")[0].rpartition(":")[0]
@@ -47,6 +48,7 @@ def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = Fa
 
 
 def _is_embedded(builder: str) -> bool:
+    """A model of the project's own: a name without a place."""
     return ":" not in builder
 
 
@@ -56,15 +58,16 @@ def _require_plain(call: str, builder: str, folder: Path) -> None:
         arguments = parse_call(call)[1]
     except CompressorError:
         return  # the loader says what is wrong with it, and runs nothing
-    strange = [name for name, value in arguments.items() if not _is_plain(value)]
-    if strange:
+    suspect = [name for name, value in arguments.items() if not _is_plain(value)]
+    if suspect:
         raise ModelError(
-            f"the folder {str(folder)!r} names the builder {builder!r}, whose argument {strange[0]!r} may name a file "
+            f"the folder {str(folder)!r} names the builder {builder!r}, whose argument {suspect[0]!r} may name a file "
             f"to load; {_REMEDY}"
         )
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
+    """A number, a switch, or text that is no path: letters, digits and underscores."""
     if isinstance(value, (list, tuple)):
         return all(_is_plain(inner) for inner in value)
     if isinstance(value, str):
@@ -87,9 +90,10 @@ def _objection(path: Path, sha256: str, folder: Path) -> str:
 
 
 def _is_installed(path: Path) -> bool:
-    places = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    named = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return bool(named) or any(path.is_relative_to(place) for place in places)
+    if {"site-packages", "dist-packages"}.intersection(path.parts):
+        return True
+    folders = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _code_of(builder: str) -> Path | None:
@@ -112,4 +116,6 @@ def _module_file(place: str) -> Path | None:
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
-    return Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
+    if spec is None or not spec.origin or not spec.has_location:  # a built-in, or a package without a file
+        return None
+    return Path(spec.origin)

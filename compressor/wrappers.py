@@ -42,16 +42,18 @@ class Plain:
 
 
 def plain(module: nn.Module, *, convert: bool = True) -> Plain:
-    """Other floats stay as they are unless `convert`.
+    """The network without what training wraps around it, itself where there is nothing to take off or to fold.
 
-    Raises ModelError for what has no plain form: TorchScript, quantised and uninitialised modules.
+    Other floats stay as they are unless `convert`. Raises ModelError for what has no plain form: TorchScript,
+    quantised and uninitialised modules, with `convert` also a module without values.
     """
     inner, notes = _unwrapped(module)
     _require_readable(inner, with_values=convert)
-    floats = sorted({str(p.dtype).removeprefix("torch.") for p in inner.parameters()} - {"float32"}) if convert else []
+    floats = _other_floats(inner) if convert else []
     computed = list(_computed_weights(inner))
     if not floats and not computed:
         return Plain(inner, tuple(notes))
+
     inner = copied(inner)
     if floats:
         inner = inner.float()
@@ -65,21 +67,37 @@ def plain(module: nn.Module, *, convert: bool = True) -> Plain:
 
 
 def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The innermost network, and a note for each wrapper around it."""
     notes = []
-    while (attribute := _INNER.get(type(module).__name__)) and isinstance(getattr(module, attribute, None), nn.Module):
+    inner = _inner(module)
+    while inner is not None:
         notes.append(f"{type(module).__name__} was taken off")
-        module = getattr(module, attribute)
+        module = inner
+        inner = _inner(module)
     return module, notes
 
 
+def _inner(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for a network, also one whose class is called as a wrapper is."""
+    attribute = _INNER.get(type(module).__name__)
+    inner = None if attribute is None else getattr(module, attribute, None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _other_floats(module: nn.Module) -> list[str]:
+    """Types of its parameters beside float32, such as `bfloat16`."""
+    names = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
+    return sorted(names - {"float32"})
+
+
 def _require_readable(module: nn.Module, *, with_values: bool) -> None:
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
             raise ModelError(
                 f"{name or 'the model'!r} is TorchScript, whose code can't be followed; give the Python module it was "
                 "made from, with its weights"
             )
-        _refuse_quantised(name or "the model", part)
+        _refuse_quantised(name or "the model", layer)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
@@ -87,8 +105,9 @@ def _require_readable(module: nn.Module, *, with_values: bool) -> None:
             raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
 
 
-def _refuse_quantised(name: str, part: nn.Module) -> None:
-    kind, place = type(part).__name__, type(part).__module__
+def _refuse_quantised(name: str, layer: nn.Module) -> None:
+    """By the names of classes and of their modules: they move between PyTorch's versions, their names stay."""
+    kind, place = type(layer).__name__, type(layer).__module__
     if "FakeQuant" in kind or ".nn.qat" in place or "intrinsic.qat" in place:
         raise ModelError(
             f"{name!r} is fake quantisation ({kind}), of a quantisation-aware training; give the float network as it "
@@ -103,44 +122,48 @@ def _refuse_quantised(name: str, part: nn.Module) -> None:
 
 def copied(module: nn.Module) -> nn.Module:
     """A copy; weights that a hook left behind with their history can't be copied as they are."""
-    left = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    memo = {id(tensor): tensor.detach().clone() for tensor in left if not tensor.is_leaf}
+    memo: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for value in vars(layer).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
 
 
 def _computed_weights(module: nn.Module) -> Iterator[str]:
     """Names of layers whose weight a hook or a parametrisation computes at every call."""
-    for name, part in module.named_modules():
-        hooks = part._forward_pre_hooks.values()
-        if parametrize.is_parametrized(part) or any(isinstance(hook, _HOOKS) for hook in hooks):
+    for name, layer in module.named_modules():
+        hooks = layer._forward_pre_hooks.values()
+        if parametrize.is_parametrized(layer) or any(isinstance(hook, _HOOKS) for hook in hooks):
             yield name
 
 
 _HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 
-def _fold(part: nn.Module) -> None:
-    training = part.training
-    part.eval()  # spectral norm goes on iterating in training
-    if parametrize.is_parametrized(part):
-        _fold_parametrisations(part)
-    for hook in list(part._forward_pre_hooks.values()):
+def _fold(layer: nn.Module) -> None:
+    """Puts the weight as it is computed now in the place of what it is computed from."""
+    training = layer.training
+    layer.eval()  # spectral norm goes on iterating in training
+    if parametrize.is_parametrized(layer):
+        _fold_parametrisations(layer)
+    for hook in list(layer._forward_pre_hooks.values()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the old forms are on their way out of PyTorch
             if isinstance(hook, WeightNorm):
-                remove_weight_norm(part, hook.name)
+                remove_weight_norm(layer, hook.name)
             elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(part, hook.name)
+                remove_spectral_norm(layer, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
-    part.train(training)
+                prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]
+    layer.train(training)
 
 
-def _fold_parametrisations(part: nn.Module) -> None:
+def _fold_parametrisations(layer: nn.Module) -> None:
     """By hand: PyTorch's own removal takes the property from the class, which a copy shares with its original."""
-    names = list(part.get_submodule("parametrizations")._modules)
-    values = {name: getattr(part, name).detach().clone() for name in names}
-    part.__class__ = parametrize.type_before_parametrizations(part)
-    del part._modules["parametrizations"]
+    names = list(layer.get_submodule("parametrizations")._modules)
+    values = {name: getattr(layer, name).detach().clone() for name in names}
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer._modules["parametrizations"]
     for name, value in values.items():
-        part.register_parameter(name, nn.Parameter(value))
+        layer.register_parameter(name, nn.Parameter(value))

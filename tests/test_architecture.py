@@ -23,7 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
     ("locks", "files", "distributed", "placement"),
-    ("training", "wrappers"),
+    ("program", "training", "wrappers"),
     ("graph",),
     ("lockstep",),
     ("behaviour", "calls", "images", "samples", "windows"),

@@ -83,7 +83,7 @@ class Structure:
         names: list[str] = []
         classes: list[IntArray] = []
         for name, result in self.values.items():
-            facets = [facet for leaf in _leaves(result) for facet in leaf.facets]
+            facets = [facet for leaf in values_in(result) for facet in leaf.facets]
             if facets:
                 names.append(name)
                 classes.append(np.unique(np.concatenate([self.classes(facet)[1].ravel() for facet in facets])))
@@ -94,15 +94,6 @@ class Structure:
         """The names of the nodes whose results lose something where the classes `gone` [classes] go."""
         names, classes, places = self._places
         return {names[place] for place in np.unique(places[gone[classes]])}
-
-
-def _leaves(result: Any) -> Iterator[Value]:
-    """The labelled tensors of a node's result, which may be a tuple of some."""
-    if isinstance(result, Value):
-        yield result
-    elif isinstance(result, (tuple, list)):
-        for part in result:
-            yield from _leaves(part)
 
 
 def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:

@@ -6,7 +6,7 @@ used without one. Knows no images and no folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .budgets import Budget, parse_budget
@@ -73,6 +73,12 @@ def ranking_of(recipe: Recipe) -> RankingOptions:
         least=recipe.least,
         multiple=recipe.multiple or RankingOptions().multiple,
     )
+
+
+def measuring_of(recipe: Recipe) -> RankingOptions:
+    """What of the ranking tells how far each group is cut when its loss is measured; the rest changes nothing there."""
+    unmeasured = RankingOptions(normalisation="none", per_cost=1.0)
+    return replace(unmeasured, kinds=recipe.units, least=recipe.least, reduction=recipe.reduction)
 
 
 def repairing_of(recipe: Recipe) -> Repairing:

@@ -7,7 +7,8 @@ report, ship. Every stage's result lies in the run's folder; a stage is done aga
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from .checkpoints import state_hash
-from .choices import ranking_of, repairing_of, scoring_of, tuning_of
+from .choices import Repairing, Scoring, measuring_of, repairing_of, scoring_of, tuning_of
 from .cost import measure_cost
 from .delivery import Delivered, deliver
 from .delivery.summary import stage_costs
@@ -23,15 +24,16 @@ from .device import usage
 from .device.usage import Usage
 from .errors import ModelError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
+from .fingerprints import Known
 from .images import Batches, Images
 from .in_memory import given_images
 from .judges import judges_of, spare_of
 from .models import Model
 from .placement import code_of, computing
 from .plans import make_step, require_reachable, set_aim, warn_below_budget
-from .pruning import Structure, analyse, compose, find_structure, identity_error, prune, slices_of
+from .pruning import RankingOptions, Structure, analyse, compose, find_structure, identity_error, prune, slices_of
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
-from .records import Accuracy, Compensation, IntArray, Plan, Scores
+from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
 from .recovery.choice import Choice, Judged, choose, text_of
 from .recovery.evaluate import evaluate
 from .recovery.finetune import FinetuneOptions, finetune
@@ -48,11 +50,12 @@ from .saved import (
     write_network,
     write_weights,
 )
-from .stages import Notify
+from .stages import Keeper, Notify, kept_as_record
 from .work import Work, prepare
 from .wrappers import plain
 
 IDENTITY_IMAGES = 4
+Progress = Callable[[float], None]
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 
 
@@ -189,52 +192,54 @@ def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphM
 
 def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
     """What round r ranks by; a finished stage's if there is one, whatever the budget."""
-    return _stage_comparable(work, r, graph, units, _stage_scores(work, r, graph, units))
-
-
-def _stage_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
-    recipe, path = work.recipe, work.stages.folder / f"scores-{r}.json"
-    inputs = [
-        work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"]),
-        work.splits.hashes["calibration"],
-        *(getattr(recipe, n) for n in (*READING, "accept", "strict", "seed", "batch_size")),
-        asdict(work.preprocessing),
-    ]
-
-    def write() -> None:
-        scoring = scoring_of(recipe)
-        total = max(1, len(work.calibration.images))
-        scores = score(
-            graph,
-            units.groups,
-            work.calibration,
-            criterion=scoring.criterion,
-            options=scoring.options,
-            progress=lambda images: work.stages.notify(f"scores-{r}", images / total),
-        )
-        write_record(path, scores)
-
-    return work.stages.do(f"scores-{r}", inputs, write, lambda: read_record(path, Scores))
-
-
-def _stage_comparable(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores) -> Scores:
-    recipe, stage, path = work.recipe, f"measured-{r}", work.stages.folder / f"measured-{r}.json"
-    if recipe.normalisation != "measured":
+    origin = work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"])
+    subject = Known(Prunable(graph, units), origin)
+    scoring = scoring_of(work.recipe)
+    scores = work.stages.make(
+        f"scores-{r}",
+        _scored,
+        kept_as_record(f"scores-{r}.json", Scores),
+        subject=subject,
+        images=work.calibration_images,
+        scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
+    )
+    if not scoring.measured:
         return scores
+    return work.stages.make(
+        f"measured-{r}",
+        _measured,
+        kept_as_record(f"measured-{r}.json", Scores),
+        subject=subject,
+        scores=Known(scores, work.stages.keys[f"scores-{r}"]),
+        images=work.calibration_images,
+        ranking=measuring_of(work.recipe),
+    )
 
-    def write() -> None:
-        notify = work.stages.notify
-        measured = measure_units(
-            Prunable(graph, units),
-            scores,
-            list(work.calibration),
-            ranking_of(recipe),
-            progress=lambda share: notify(stage, share),
-        )
-        write_record(path, measured)
 
-    inputs = [work.stages.keys[f"scores-{r}"], recipe.units, recipe.least, recipe.reduction]
-    return work.stages.do(stage, inputs, write, lambda: read_record(path, Scores))
+def _scored(subject: Prunable, images: Batches, scoring: Scoring, progress: Progress) -> Scores:
+    total = max(1, len(images.images))
+    return score(
+        subject.network,
+        subject.structure.groups,
+        images,
+        criterion=scoring.criterion,
+        options=scoring.options,
+        progress=lambda done: progress(done / total),
+    )
+
+
+def _measured(
+    subject: Prunable, scores: Scores, images: Batches, ranking: RankingOptions, progress: Progress
+) -> Scores:
+    return measure_units(subject, scores, list(images), ranking, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A network after its repair, and what that refitted."""
+
+    network: fx.GraphModule
+    compensation: Compensation
 
 
 def _stage_repair(
@@ -246,34 +251,44 @@ def _stage_repair(
     units: Structure,
     step: Plan,
 ) -> fx.GraphModule:
-    recipe, folder = work.recipe, work.stages.folder
-    record, path = folder / f"repair-{r}.json", folder / "stages" / f"repaired-{r}.safetensors"
-    raw, _ = prune(current, units, step)
-    slices = slices_of(work.dense, structure, kept)
-    _check_identity(work, current, raw, units, step)
+    removed, _ = prune(current, units, step)
+    _check_identity(work, current, removed, units, step)
+    record, weights = f"repair-{r}.json", f"stages/repaired-{r}.safetensors"
 
-    def write() -> None:
-        small = copy.deepcopy(raw)
-        notify = work.stages.notify
-        compensation = repair(
-            work.dense,
-            small,
-            slices,
-            work.calibration,
-            repairing=repairing_of(recipe),
-            progress=lambda share: notify(f"repair-{r}", share),
-        )
-        write_record(record, compensation)
-        write_weights(path, small)
+    def write(folder: Path, result: Repaired) -> None:
+        write_record(folder / record, result.compensation)
+        write_weights(folder / weights, result.network)
 
-    def read() -> fx.GraphModule:
-        read_record(record, Compensation)
-        small = copy.deepcopy(raw)
-        read_weights(path, small)
-        return small
+    def read(folder: Path) -> Repaired:
+        network = copy.deepcopy(removed)
+        compensation = read_record(folder / record, Compensation)
+        read_weights(folder / weights, network)
+        return Repaired(network, compensation)
 
-    inputs = [work.stages.keys[f"scores-{r}"], kept, recipe.compensate, recipe.reestimate, asdict(ranking_of(recipe))]
-    return work.stages.do(f"repair-{r}", inputs, write, read)
+    origin = work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"])
+    repaired = work.stages.make(
+        f"repair-{r}",
+        _repaired,
+        Keeper(write, read),
+        dense=Known(work.dense, work.stages.keys["groups"]),
+        removed=Known(removed, [origin, kept]),
+        slices=slices_of(work.dense, structure, kept),
+        images=work.calibration_images,
+        repairing=repairing_of(work.recipe),
+    )
+    return repaired.network
+
+
+def _repaired(
+    dense: fx.GraphModule,
+    removed: fx.GraphModule,
+    slices: Slices,
+    images: Batches,
+    repairing: Repairing,
+    progress: Progress,
+) -> Repaired:
+    network = copy.deepcopy(removed)
+    return Repaired(network, repair(dense, network, slices, images, repairing=repairing, progress=progress))
 
 
 def _check_identity(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> None:
@@ -303,86 +318,111 @@ def recover(work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModu
     The dense network teaches. Without epochs, or images to tell the two apart, the repaired one ships.
     """
     recipe, folder = work.recipe, work.stages.folder
-    path, record = folder / "stages" / "tuned.safetensors", folder / "choice.json"
-    options = tuning_of(recipe)
     judges = judges_of(work) if recipe.finetune_epochs else None
-
-    def write() -> None:
-        path.unlink(missing_ok=True)
-        choice, shipped = None, repaired
-        if judges is not None:
-            tuned = _tuned(work, repaired, judges.lessons, options)
-            choice = choose(repaired, tuned, judges.images, source=judges.source)
-            shipped = tuned if choice.shipped == "tuned" else repaired
-            write_weights(path, tuned)
-        write_json(record, {"schema": "choice/1", "choice": choice and asdict(choice)})
-        write_weights(folder / "weights.safetensors", shipped)
-
-    def read() -> Recovered:
-        choice = _choice_of(read_json(record, "choice/1")["choice"])
-        shipped = rebuild(work.dense, structure, dict(plan.kept))
-        read_weights(folder / "weights.safetensors", shipped)
-        if choice is None:
-            return Recovered(shipped)
-        tuned = rebuild(work.dense, structure, dict(plan.kept))
-        read_weights(path, tuned)
-        return Recovered(shipped, tuned, choice)
-
-    hashes = judges and [judges.source, judges.images.images.content_hash(), judges.lessons.images.content_hash()]
-    inputs = [work.stages.keys[f"repair-{recipe.rounds}"], asdict(options), recipe.batch_size, hashes]
     if recipe.finetune_epochs and judges is None:
         work.not_checked.append("fine-tuning: one calibration image can't both train and judge, so nothing was tuned")
-    final = work.stages.do("finetune", inputs, write, read)
+    recovered = work.stages.make(
+        "finetune",
+        _recovered,
+        _keeper_of_recovered(work.dense, structure, plan),
+        dense=Known(work.dense, work.stages.keys["groups"]),
+        repaired=Known(repaired, work.stages.keys[f"repair-{recipe.rounds}"]),
+        lessons=judges and judges.lessons,
+        judging=judges and judges.images,
+        source=judges.source if judges else "",
+        options=tuning_of(recipe),
+    )
     shape = tuple(work.example.shape[1:])
     write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(plan.kept)))
-    return final
+    return recovered
 
 
-def _tuned(work: Work, repaired: fx.GraphModule, lessons: Batches, options: FinetuneOptions) -> fx.GraphModule:
-    small = copy.deepcopy(repaired)
-    finetune(
-        small,
-        lessons,
-        options=options,
-        teacher=work.dense,
-        progress=lambda epoch, loss: work.stages.notify("finetune", (epoch + 1) / (options.epochs + 1)),
-    )
-    return small
+def _recovered(
+    dense: fx.GraphModule,
+    repaired: fx.GraphModule,
+    lessons: Batches | None,
+    judging: Batches | None,
+    source: str,
+    options: FinetuneOptions,
+    progress: Progress,
+) -> Recovered:
+    if lessons is None or judging is None:
+        return Recovered(repaired)
+    tuned = copy.deepcopy(repaired)
+    steps = options.epochs + 1  # the last is the choice
+    finetune(tuned, lessons, options=options, teacher=dense, progress=lambda epoch, loss: progress((epoch + 1) / steps))
+    choice = choose(repaired, tuned, judging, source=source)
+    return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice)
 
 
-def _choice_of(held: dict[str, Any] | None) -> Choice | None:
-    if held is None:
+def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan) -> Keeper[Recovered]:
+    tuned_file, choice_file, shipped_file = "stages/tuned.safetensors", "choice.json", "weights.safetensors"
+
+    def write(folder: Path, result: Recovered) -> None:
+        if result.tuned is None:
+            (folder / tuned_file).unlink(missing_ok=True)  # of an earlier run with other epochs
+        else:
+            write_weights(folder / tuned_file, result.tuned)
+        choice = None if result.choice is None else asdict(result.choice)
+        write_json(folder / choice_file, {"schema": "choice/1", "choice": choice})
+        write_weights(folder / shipped_file, result.shipped)
+
+    def network(path: Path) -> fx.GraphModule:
+        small = rebuild(dense, structure, dict(plan.kept))
+        read_weights(path, small)
+        return small
+
+    def read(folder: Path) -> Recovered:
+        choice = _choice_of(read_json(folder / choice_file, "choice/1")["choice"])
+        tuned = None if choice is None else network(folder / tuned_file)
+        return Recovered(network(folder / shipped_file), tuned, choice)
+
+    return Keeper(write, read)
+
+
+def _choice_of(saved: dict[str, Any] | None) -> Choice | None:
+    if saved is None:
         return None
-    judged = {name: Judged(**held[name]) for name in ("repaired", "tuned")}
-    return Choice(held["shipped"], held["source"], **judged)
+    judged = {name: Judged(**saved[name]) for name in ("repaired", "tuned")}
+    return Choice(saved["shipped"], saved["source"], **judged)
 
 
 def measure_accuracy(
     work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule, recovered: Recovered
 ) -> dict[str, Accuracy]:
     """Held-out accuracy of every network, dense to shipped; the shipped one's loss is a gate."""
-    folder = work.stages.folder
-    networks = {"dense": work.dense, "removed": rebuild(work.dense, structure, dict(plan.kept)), "repaired": repaired}
+    removed = rebuild(work.dense, structure, dict(plan.kept))
+    networks = {"dense": work.dense, "removed": removed, "repaired": repaired}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned
-    total = len(networks) * max(1, len(work.evaluation.images))
 
-    def evaluated(index: int, network: fx.GraphModule) -> Accuracy:
-        before = index * len(work.evaluation.images)
-        say = work.stages.notify
-        return evaluate(network, work.evaluation, progress=lambda images: say("accuracy", (before + images) / total))
+    def write(folder: Path, accuracy: dict[str, Accuracy]) -> None:
+        rows = {name: asdict(counted) for name, counted in accuracy.items()}
+        write_json(folder / "accuracy.json", {"schema": "accuracy/2", "networks": rows})
 
-    def write() -> None:
-        found = {name: asdict(evaluated(i, network)) for i, (name, network) in enumerate(networks.items())}
-        write_json(folder / "accuracy.json", {"schema": "accuracy/2", "networks": found})
+    def read(folder: Path) -> dict[str, Accuracy]:
+        rows = read_json(folder / "accuracy.json", "accuracy/2")["networks"]
+        return {name: Accuracy(**rows[name]) for name in networks}
 
-    def read() -> dict[str, Accuracy]:
-        held = read_json(folder / "accuracy.json", "accuracy/2")["networks"]
-        return {name: Accuracy(**held[name]) for name in networks}
+    accuracy = work.stages.make(
+        "accuracy",
+        _counted_right,
+        Keeper(write, read),
+        networks=Known(networks, [work.stages.keys["finetune"], list(networks)]),
+        images=work.evaluation_images,
+    )
+    return {**accuracy, "shipped": accuracy[name_of_shipped(recovered)]}
 
-    inputs = [work.stages.keys["finetune"], work.splits.hashes["evaluation"], asdict(work.preprocessing)]
-    found = work.stages.do("accuracy", inputs, write, read)
-    return {**found, "shipped": found[name_of_shipped(recovered)]}
+
+def _counted_right(networks: Mapping[str, fx.GraphModule], images: Batches, progress: Progress) -> dict[str, Accuracy]:
+    total = len(networks) * max(1, len(images.images))
+    accuracy: dict[str, Accuracy] = {}
+    for index, (name, network) in enumerate(networks.items()):
+        before = index * len(images.images)
+        accuracy[name] = evaluate(
+            network, images, progress=lambda done, before=before: progress((before + done) / total)
+        )
+    return accuracy
 
 
 def name_of_shipped(recovered: Recovered) -> str:

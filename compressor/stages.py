@@ -14,13 +14,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from . import __version__
 from .device import usage
 from .device.usage import Usage
 from .errors import CompressorError, FolderError
-from .files import content_hash, file_sha256, read_json, read_signed, recorded, signed, write_json
+from .files import (
+    content_hash,
+    file_sha256,
+    read_json,
+    read_record,
+    read_signed,
+    recorded,
+    signed,
+    write_json,
+    write_record,
+)
+from .fingerprints import Known, fingerprint, source_hash
 from .locks import LOCK, locked, require_unlocked
 
 T = TypeVar("T")
@@ -39,6 +49,21 @@ class Marker:
     key: str
     files: Mapping[str, str]
     cost: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper(Generic[T]):
+    """How a stage's result lies on disk: both take the run's folder."""
+
+    write: Callable[[Path, T], None]
+    read: Callable[[Path], T]
+
+
+def kept_as_record(file: str, kind: type[T]) -> Keeper[T]:
+    """A frozen record as JSON, its arrays beside it."""
+    return Keeper(
+        lambda folder, record: write_record(folder / file, record), lambda folder: read_record(folder / file, kind)
+    )
 
 
 @dataclass
@@ -62,7 +87,7 @@ class Stages:
     def holds(self, name: str, inputs: Any) -> bool:
         """Whether the stage was finished with these inputs and its files are those it wrote."""
         try:
-            return self._finished(name, content_hash(name, __version__, inputs)) is not None
+            return self._finished(name, _key_of(name, inputs)) is not None
         except (FolderError, OSError):
             return False
 
@@ -74,10 +99,10 @@ class Stages:
         Files that are gone, changed, damaged or not understood count as not written, and are named. `spent` went into
         the stage before it was written.
         """
-        key = content_hash(name, __version__, inputs)
+        key = _key_of(name, inputs)
         try:
             marker = self._finished(name, key)
-            found = None if marker is None else read()
+            result = None if marker is None else read()
         except Exception as error:  # whatever is wrong with the files, they are made anew
             self.notify(f"{name} (again: {_reason(error)})", 0.0)
             self._discard(name)
@@ -86,7 +111,7 @@ class Stages:
                 self.notify(f"{name} (done before)", 1.0)
                 self.reused.append(name)
                 self._keep(name, marker)
-                return cast(T, found)
+                return cast(T, result)
         self.notify(name, 0.0)
         self.retract()
         self._path(name).unlink(missing_ok=True)
@@ -99,6 +124,23 @@ class Stages:
         self._keep(name, marker)
         self.notify(name, 1.0)
         return read()
+
+    def make(self, name: str, compute: Callable[..., T], keeper: Keeper[T], **inputs: Any) -> T:
+        """What `compute` makes of the inputs, from disk where the stage was finished with the same ones.
+
+        `compute` is a plain function and gets each input by its name, and `progress`, which takes a share: it sees
+        nothing else, so that the key, made from the very same inputs, holds all that the result depends on. An input
+        that is `Known` goes in by what is known of it; its value is what `compute` gets.
+        """
+        if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
+            raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
+        values = {key: given.value if isinstance(given, Known) else given for key, given in inputs.items()}
+
+        def write() -> None:
+            keeper.write(self.folder, compute(**values, progress=lambda share: self.notify(name, share)))
+
+        prints = {key: fingerprint(given) for key, given in inputs.items()}
+        return self.do(name, [compute.__qualname__, prints], write, lambda: keeper.read(self.folder))
 
     def _keep(self, name: str, marker: Marker) -> None:
         self.keys[name] = content_hash(marker.key, marker.files)
@@ -170,6 +212,11 @@ class Stages:
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
+
+
+def _key_of(name: str, inputs: Any) -> str:
+    """Of all that goes into a stage: its inputs, and the code as it is now."""
+    return content_hash(name, source_hash(), inputs)
 
 
 def recorded_files(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .choices import given_preprocessing, require_known
 from .data import load_images, require_labels
 from .errors import DataError, GateError, ModelError, RecipeError
 from .export.exportable import require_exportable
+from .fingerprints import Known
 from .graph import trace
 from .images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from .models import Model, load_model
@@ -52,6 +53,19 @@ class Work:
     @property
     def example(self) -> Tensor:
         return example_of(self.preprocessing.shape)
+
+    @property
+    def calibration_images(self) -> Known:
+        """The calibration images as a stage's input."""
+        return self._known(self.calibration, "calibration")
+
+    @property
+    def evaluation_images(self) -> Known:
+        """The evaluation images as a stage's input."""
+        return self._known(self.evaluation, "evaluation")
+
+    def _known(self, images: Batches, part: str) -> Known:
+        return Known(images, [self.splits.hashes[part], images.batch_size, asdict(self.preprocessing)])
 
     def sample(self, count: int) -> NDArray[np.float32]:
         """float32 [count, C, H, W], the first calibration images as the network takes them; few ones come again."""

@@ -419,9 +419,11 @@ def _counted_right(networks: Mapping[str, fx.GraphModule], images: Batches, prog
     accuracy: dict[str, Accuracy] = {}
     for index, (name, network) in enumerate(networks.items()):
         before = index * len(images.images)
-        accuracy[name] = evaluate(
-            network, images, progress=lambda done, before=before: progress((before + done) / total)
-        )
+
+        def say(done: int, before: int = before) -> None:
+            progress((before + done) / total)
+
+        accuracy[name] = evaluate(network, images, progress=say)
     return accuracy
 
 

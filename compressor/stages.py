@@ -61,9 +61,14 @@ class Keeper(Generic[T]):
 
 def kept_as_record(file: str, kind: type[T]) -> Keeper[T]:
     """A frozen record as JSON, its arrays beside it."""
-    return Keeper(
-        lambda folder, record: write_record(folder / file, record), lambda folder: read_record(folder / file, kind)
-    )
+
+    def write(folder: Path, record: T) -> None:
+        write_record(folder / file, record)
+
+    def read(folder: Path) -> T:
+        return read_record(folder / file, kind)
+
+    return Keeper(write, read)
 
 
 @dataclass

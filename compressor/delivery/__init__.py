@@ -33,7 +33,7 @@ from .summary import summary_of
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """`summary` is this part of the run's last line."""
+    """What was delivered. `summary` is this part of the run's last line."""
 
     summary: dict[str, Any]
     gates: tuple[GateRow, ...]
@@ -55,50 +55,59 @@ def deliver(
     """
     work, final = replace(work, dense=placed(work.dense, CPU)), placed(final, CPU)
     release()
-    found = Findings(work.stages.folder)
-    failed: GateError | None = None
+    findings = Findings(work.stages.folder)
+
     doubt = no_better_than_chance(accuracy["dense"])
     if doubt:
         work.warn(doubt)
+
+    failed: GateError | None = None
     try:
-        _deliver_files(work, found, final, accuracy)
+        _deliver_files(work, findings, final, accuracy)
     except GateError as error:
         failed = error
     else:
-        bundle(work, found, final, measure_cost(final))
-    write_report(report_of(work, structure, plan, final, accuracy, found, choice), work.stages.folder)
+        bundle(work, findings, final, measure_cost(final))
+
+    report = report_of(work, structure, plan, final, accuracy, findings, choice)
+    write_report(report, work.stages.folder)
     if failed is not None:
         raise failed
-    summary = summary_of(work, found, measure_cost(work.dense), measure_cost(final), accuracy["dense"])
+
+    summary = summary_of(work, findings, measure_cost(work.dense), measure_cost(final), accuracy["dense"])
     return Delivered(summary, tuple(work.gates))
 
 
-def _deliver_files(work: Work, found: Findings, final: fx.GraphModule, accuracy: Mapping[str, Accuracy]) -> None:
+def _deliver_files(work: Work, findings: Findings, final: fx.GraphModule, accuracy: Mapping[str, Accuracy]) -> None:
     """Cheap gates before dear work: a file that is not right is neither built nor timed."""
     networks = {"dense": work.dense, "shipped": final}
     gate_accuracy(work, accuracy)
-    _export(work, found, networks)
-    make_precisions(work, found)
-    measure_parity(work, found, networks)
-    measure_files(work, found, accuracy["dense"])
-    build_engines(work, found)
-    measure_latency(work, found, networks)
-    if crowd_of(found.timings):
-        work.warn(f"{crowd_of(found.timings)} when networks were timed: times and ratios may be off; time them again")
-    measure_layers(work, found, networks)
+
+    _export(work, findings, networks)
+    make_precisions(work, findings)
+    measure_parity(work, findings, networks)
+    measure_files(work, findings, accuracy["dense"])
+
+    build_engines(work, findings)
+    measure_latency(work, findings, networks)
+    crowd = crowd_of(findings.timings)
+    if crowd:
+        work.warn(f"{crowd} when networks were timed: times and ratios may be off; time them again")
+    measure_layers(work, findings, networks)
 
 
-def _export(work: Work, found: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+def _export(work: Work, findings: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+    """The dense and the shipped network as fp32 ONNX files; `networks` by variant."""
     recipe = work.recipe
     metadata = {"compressor.model": recipe.model, "compressor.budget": recipe.budget}
 
     def write() -> None:
         for artifact in (DENSE, SHIPPED):
-            about = {**metadata, "compressor.variant": artifact.variant}
-            export_onnx(networks[artifact.variant], work.example, found.path(artifact), metadata=about)
+            named = {**metadata, "compressor.variant": artifact.variant}
+            export_onnx(networks[artifact.variant], work.example, findings.path(artifact), metadata=named)
 
     def read() -> None:
         for artifact in (DENSE, SHIPPED):
-            found.path(artifact).stat()
+            findings.path(artifact).stat()  # raises where it is gone: the stage is done again
 
     work.stages.do("onnx", [work.stages.keys["finetune"], metadata], write, read)

@@ -33,6 +33,7 @@ class Artifact:
 
     @property
     def purpose(self) -> str:
+        """Who the file is for, in words of the report."""
         return _PURPOSES[self.made_for or self.precision]
 
 
@@ -53,7 +54,11 @@ INT8_TENSORRT = Artifact("model.int8.tensorrt.onnx", "shipped", "int8", "tensorr
 
 @dataclass
 class Findings:
-    """Filled from stage to stage; what a failed gate left undone stays empty. Keys are artifacts' names."""
+    """Filled from stage to stage; what a failed gate left undone stays empty. Keys are artifacts' names.
+
+    `parity[artifact][batch size]`; `layer_ms[variant][layer]`, milliseconds at batch 1; `engines` hold one dictionary
+    for each engine asked for, with an empty `path` where none was built; `build` the recipes to build them elsewhere.
+    """
 
     folder: Path
     artifacts: tuple[Artifact, ...] = (DENSE, SHIPPED)
@@ -67,21 +72,26 @@ class Findings:
     statistics: Statistics | None = None
 
     def path(self, artifact: Artifact) -> Path:
+        """Where the file is, or will be once its stage is done."""
         return self.folder / artifact.name
 
     @property
     def runnable(self) -> tuple[Artifact, ...]:
         """Those that are themselves run and timed; a form for an engine's parser is not."""
-        return tuple(a for a in self.artifacts if not a.made_for)
+        return tuple(artifact for artifact in self.artifacts if not artifact.made_for)
 
     def worst_parity(self, artifact: Artifact) -> Parity:
-        return max(self.parity[artifact.name].values(), key=lambda p: p.max_abs)
+        """At the batch size where the largest difference is largest. Raises KeyError before parity was measured."""
+        by_batch = self.parity[artifact.name]
+        return max(by_batch.values(), key=lambda parity: parity.max_abs)
 
 
 def wanted_precisions(asked: tuple[str, ...]) -> tuple[str, ...]:
     """fp32 is what the others are made from, and fp16 is a candidate wherever int8 is."""
-    wanted = {"fp32", *asked} | ({"fp16"} if "int8" in asked else set())
-    return tuple(p for p in PRECISIONS if p in wanted)
+    wanted = {"fp32", *asked}
+    if "int8" in asked:
+        wanted.add("fp16")
+    return tuple(precision for precision in PRECISIONS if precision in wanted)
 
 
 def of_subject(subject: str) -> tuple[str, str]:

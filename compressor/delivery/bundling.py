@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import fx
 
 from ..device.bundle import Manifest, ModelFile, write_bundle
 from ..device.images import Preprocessing
-from ..device.parity import limits_around
+from ..device.parity import Limits, limits_around
 from ..records import Cost
 from ..work import Work
 from .artifacts import Findings
@@ -21,34 +22,55 @@ LICENCES = (
 )
 
 
-def bundle(work: Work, found: Findings, final: fx.GraphModule, cost: Cost) -> None:
-    """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs."""
-    folder, how = work.stages.folder, work.preprocessing
-    ships = [a for a in found.artifacts if a.variant == "shipped"]
-    limits = {a.name: limits_around(found.worst_parity(a)) for a in ships}
-    models = [ModelFile(a.name, a.precision, limits=limits[a.name], made_for=a.made_for) for a in ships]
-    files = {**{a.name: found.path(a) for a in ships}, "plan.json": folder / "network.json"}
-    for engine in found.engines:
+def bundle(work: Work, findings: Findings, final: fx.GraphModule, cost: Cost) -> None:
+    """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs.
+
+    Writes `bundle/` in the run's folder. Parity must have been measured for every shipped file.
+    """
+    folder = work.stages.folder
+    shipped = [artifact for artifact in findings.artifacts if artifact.variant == "shipped"]
+    limits = {artifact.name: limits_around(findings.worst_parity(artifact)) for artifact in shipped}
+    models = [
+        ModelFile(artifact.name, artifact.precision, limits=limits[artifact.name], made_for=artifact.made_for)
+        for artifact in shipped
+    ]
+    files = {artifact.name: findings.path(artifact) for artifact in shipped}
+    files["plan.json"] = folder / "network.json"
+
+    for engine in findings.engines:
         if engine["path"]:
-            models.append(
-                ModelFile(
-                    engine["path"], engine["precision"], engine["library"], engine["target"], limits[engine["model"]]
-                )
-            )
+            # an engine has no parity of its own here: it is held to that of the file it was built from
+            models.append(_engine_file(engine, limits[engine["model"]]))
             files[engine["path"]] = folder / engine["path"]
-    manifest = Manifest(
-        name=work.recipe.model,
-        models=tuple(models),
-        preprocessing=Preprocessing(how.size, how.resize, how.interpolation, how.mean, how.std),
-        labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
-        licences=LICENCES,
-        build=tuple(found.build),
-        provenance=_provenance(work, cost),
-    )
-    images = work.sample(GOLDEN_IMAGES)
+
+    manifest = _manifest(work, findings, models, cost)
+    images = work.sample(GOLDEN_IMAGES)  # [N, C, H, W]
     with torch.inference_mode():
         outputs = final(torch.from_numpy(images)).numpy()
     write_bundle(folder / "bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs)
+
+
+def _engine_file(engine: Mapping[str, Any], limits: Limits) -> ModelFile:
+    return ModelFile(engine["path"], engine["precision"], engine["library"], engine["target"], limits)
+
+
+def _manifest(work: Work, findings: Findings, models: Sequence[ModelFile], cost: Cost) -> Manifest:
+    preprocessing = work.preprocessing
+    return Manifest(
+        name=work.recipe.model,
+        models=tuple(models),
+        preprocessing=Preprocessing(
+            preprocessing.size,
+            preprocessing.resize,
+            preprocessing.interpolation,
+            preprocessing.mean,
+            preprocessing.std,
+        ),
+        labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
+        licences=LICENCES,
+        build=tuple(findings.build),
+        provenance=_provenance(work, cost),
+    )
 
 
 def _provenance(work: Work, cost: Cost) -> dict[str, Any]:

@@ -45,10 +45,16 @@ def report_of(
     plan: Plan,
     final: fx.GraphModule,
     accuracy: Mapping[str, Accuracy],
-    found: Findings,
+    findings: Findings,
     choice: Choice | None = None,
 ) -> ReportInput:
+    """What the report says of a run, finished or stopped by a gate: what was not measured has no row.
+
+    `accuracy` is that of the networks in PyTorch, by name. Scores, repair and the rest of the stages' results are
+    read from the run's folder; raises FolderError where they are gone.
+    """
     recipe = work.recipe
+    # the scores that decided: losses measured in the first round, or the criterion's own
     decided = "measured-1.json" if recipe.normalisation == "measured" else "scores-1.json"
     scores = read_record(work.stages.folder / decided, Scores)
     dense_cost, cost = measure_cost(work.dense), measure_cost(final)
@@ -66,7 +72,7 @@ def report_of(
         groups=tuple(_group_rows(work, structure, plan, scores)),
         cost_dense=dense_cost,
         cost_shipped=cost,
-        accuracy=tuple(_accuracy_rows(accuracy, found)),
+        accuracy=tuple(_accuracy_rows(accuracy, findings)),
         criterion=scores.criterion,
         samples=scores.samples,
         budget=recipe.budget,
@@ -75,58 +81,81 @@ def report_of(
         repair=read_record(work.stages.folder / f"repair-{recipe.rounds}.json", Compensation),
         unscored=scores.unscored,
         uncovered=scores.uncovered,
-        layers=tuple(_layer_rows(work.dense, final, dense_cost, cost, found)),
-        parity=tuple(_parity_rows(work, found)),
-        latency=tuple(_latency_row(t) for t in found.timings),
-        files=tuple(_file_rows(found)),
-        engines=tuple(_engine_row(e) for e in found.engines if e["path"]),
+        layers=tuple(_layer_rows(work.dense, final, dense_cost, cost, findings)),
+        parity=tuple(_parity_rows(work, findings)),
+        latency=tuple(_latency_row(timing) for timing in findings.timings),
+        files=tuple(_file_rows(findings)),
+        engines=tuple(_engine_row(engine) for engine in findings.engines if engine["path"]),
         gates=tuple(work.gates),
         trade=tuple(_trade(accuracy, ships, cost.macs / dense_cost.macs)),
-        pareto=tuple(_pareto(found)),
+        pareto=tuple(_pareto(findings)),
         not_checked=tuple(work.not_checked),
         stages=tuple(_stage_rows(work)),
         warnings=tuple(work.warnings),
         shipped=ships,
         choice=text_of(choice) if choice else "",
-        busy=crowd_of(found.timings),
+        busy=crowd_of(findings.timings),
     )
 
 
-def _accuracy_rows(accuracy: Mapping[str, Accuracy], found: Findings) -> list[AccuracyRow]:
+def _accuracy_rows(accuracy: Mapping[str, Accuracy], findings: Findings) -> list[AccuracyRow]:
     """The networks in PyTorch, then every file as ONNX Runtime runs it."""
-    rows = [AccuracyRow(name, a) for name, a in accuracy.items()]  # type: ignore[arg-type]
-    for artifact in found.artifacts:
-        if artifact.name in found.accuracy:
-            runtime = f"onnxruntime, form for {artifact.made_for}" if artifact.made_for else "onnxruntime"
-            rows.append(AccuracyRow(artifact.variant, found.accuracy[artifact.name], artifact.precision, runtime))
+    rows = [AccuracyRow(name, measured) for name, measured in accuracy.items()]  # type: ignore[arg-type]
+    for artifact in findings.artifacts:
+        if artifact.name not in findings.accuracy:
+            continue
+        runtime = f"onnxruntime, form for {artifact.made_for}" if artifact.made_for else "onnxruntime"
+        rows.append(AccuracyRow(artifact.variant, findings.accuracy[artifact.name], artifact.precision, runtime))
     return rows
 
 
-def _parity_rows(work: Work, found: Findings) -> list[ParityRow]:
+def _parity_rows(work: Work, findings: Findings) -> list[ParityRow]:
+    """One row for each file and batch size; limits are shares of the reference's largest output."""
     rows = []
-    for artifact in found.artifacts:
-        share = limits_of(work, artifact.precision).relative
-        for batch, p in found.parity.get(artifact.name, {}).items():
-            scale = max(p.reference_max_abs, 1e-30)
-            name = f"{artifact.variant}, {artifact.made_for} form" if artifact.made_for else artifact.variant
-            about = ("PyTorch", "onnxruntime", artifact.precision, batch)
-            rows.append(ParityRow(*about, p.max_abs, p.max_abs / scale, share * scale, name))
+    for artifact in findings.artifacts:
+        name = f"{artifact.variant}, {artifact.made_for} form" if artifact.made_for else artifact.variant
+        limit = limits_of(work, artifact.precision).relative
+        for batch, parity in findings.parity.get(artifact.name, {}).items():
+            scale = max(parity.reference_max_abs, 1e-30)  # outputs that are all zero have no relative difference
+            row = ParityRow(
+                reference="PyTorch",
+                runtime="onnxruntime",
+                precision=artifact.precision,
+                batch=batch,
+                max_abs=parity.max_abs,
+                max_rel=parity.max_abs / scale,
+                limit=limit * scale,
+                variant=name,
+            )
+            rows.append(row)
     return rows
 
 
-def _file_rows(found: Findings) -> list[FileRow]:
+def _file_rows(findings: Findings) -> list[FileRow]:
+    """The files that are there: a failed gate may have stopped the run before the others."""
     rows = []
-    for artifact in found.artifacts:
-        if found.path(artifact).is_file():
-            detail, size = found.details.get(artifact.name, {}), found.path(artifact).stat().st_size
-            about = (artifact.name, artifact.purpose, artifact.variant, artifact.precision, size)
-            how = (str(detail.get("method", "")), int(detail.get("bits", 0)), _rest(artifact.precision, detail))
-            rows.append(FileRow(*about, tuple(detail.get("layers", ())), *how))
+    for artifact in findings.artifacts:
+        path = findings.path(artifact)
+        if not path.is_file():
+            continue
+        detail = findings.details.get(artifact.name, {})
+        row = FileRow(
+            name=artifact.name,
+            role=artifact.purpose,
+            variant=artifact.variant,
+            precision=artifact.precision,
+            bytes=path.stat().st_size,
+            kept=tuple(detail.get("layers", ())),
+            method=str(detail.get("method", "")),
+            bits=int(detail.get("bits", 0)),
+            rest=_rest(artifact.precision, detail),
+        )
+        rows.append(row)
     return rows
 
 
 def _rest(precision: str, detail: Mapping[str, Any]) -> str:
-    """The precision of what is not int8 in an int8 file."""
+    """The precision of what is not int8 in an int8 file; empty for any other file."""
     if precision != "int8":
         return ""
     islands = detail.get("islands")
@@ -155,66 +184,88 @@ def _group_rows(work: Work, structure: Structure, plan: Plan, scores: Scores) ->
     for group in structure.groups.groups:
         kept = plan.kept.get(group.name, np.arange(group.size))
         if group.parent in plan.kept:  # units of rows that went are gone with them
-            kept = kept[np.isin(group.rows[kept], plan.kept[group.parent])]
-        values = importance(group, scores, options) if group.name in scores.values else np.full(group.size, np.nan)
-        layers = tuple(dict.fromkeys(site.layer for site in group.sites))
-        rows.append(GroupRow(group.name, group.kind, layers, group.size, kept, values))
+            rows_left = plan.kept[group.parent]
+            kept = kept[np.isin(group.rows[kept], rows_left)]
+
+        unit_scores = np.full(group.size, np.nan)
+        if group.name in scores.values:
+            unit_scores = importance(group, scores, options)
+
+        layers = tuple(dict.fromkeys(site.layer for site in group.sites))  # each once, the producing one first
+        rows.append(GroupRow(group.name, group.kind, layers, group.size, kept, unit_scores))
     return rows
 
 
 def _layer_rows(
-    dense: fx.GraphModule, shipped: fx.GraphModule, before: Cost, after: Cost, found: Findings
+    dense: fx.GraphModule, shipped: fx.GraphModule, before: Cost, after: Cost, findings: Findings
 ) -> list[LayerRow]:
     """Weighted layers in order, then what else took time: activations, sums, norms, layout changes."""
     macs_before, macs_after = macs_by_layer(dense, before), macs_by_layer(shipped, after)
-    widths = {n.name: n for n in shipped.graph.nodes}
-    ms_dense, ms_shipped = (found.layer_ms.get(v, {}) for v in ("dense", "shipped"))
+    ms_dense = findings.layer_ms.get("dense", {})
+    ms_shipped = findings.layer_ms.get("shipped", {})
+    twins = {node.name: node for node in shipped.graph.nodes}
+
     rows: dict[str, LayerRow] = {}
     for node in dense.graph.nodes:
         layer = node.meta.get("layer", "")
-        if node.name in before.by_node and layer not in rows:
-            axis = 1 if "conv" in str(node.target) else -1
-            width, kept = (int(n.meta["val"].shape[axis]) for n in (node, widths[node.name]))
-            rows[layer] = LayerRow(
-                layer,
-                str(node.target).split(".")[1],
-                width,
-                kept,
-                macs_before[layer],
-                macs_after[layer],
-                ms_dense.get(layer),
-                ms_shipped.get(layer),
-            )
-    others = [name for name in dict.fromkeys((*ms_dense, *ms_shipped)) if name not in rows]
-    operation = {ELSEWHERE: "layout changes and what no layer owns"}
-    for name in others:
-        rows[name] = LayerRow(name, operation.get(name, "other"), 0, 0, 0, 0, ms_dense.get(name), ms_shipped.get(name))
+        if node.name not in before.by_node or layer in rows:  # no MACs, or a layer that is called again
+            continue
+        rows[layer] = LayerRow(
+            layer=layer,
+            operation=str(node.target).split(".")[1],  # aten.conv2d.default: conv2d
+            width_dense=_width(node),
+            width_shipped=_width(twins[node.name]),
+            macs_dense=macs_before[layer],
+            macs_shipped=macs_after[layer],
+            ms_dense=ms_dense.get(layer),
+            ms_shipped=ms_shipped.get(layer),
+        )
+
+    operations = {ELSEWHERE: "layout changes and what no layer owns"}
+    for name in dict.fromkeys((*ms_dense, *ms_shipped)):
+        if name not in rows:
+            operation = operations.get(name, "other")
+            rows[name] = LayerRow(name, operation, 0, 0, 0, 0, ms_dense.get(name), ms_shipped.get(name))
     return list(rows.values())
 
 
+def _width(node: fx.Node) -> int:
+    """Output units of a weighted node: channels of [N, C, ...], features of [..., C]."""
+    axis = 1 if "conv" in str(node.target) else -1
+    return int(node.meta["val"].shape[axis])
+
+
 def _latency_row(timing: Timing) -> LatencyRow:
-    found = summarise(timing)
-    percentiles = {"p50": found["p50_ms"], "p90": found["p90_ms"], "p99": found["p99_ms"]}
     variant, precision = of_subject(timing.name)
-    batch, threads = timing.schedule.batch, timing.schedule.threads
-    note = facts.crowd(timing.environment.state, timing.environment.machine)
-    samples = np.array(timing.samples_ms)
-    return LatencyRow(timing.runtime, precision, batch, variant, samples, percentiles, threads, note)
+    figures = summarise(timing)
+    return LatencyRow(
+        runtime=timing.runtime,
+        precision=precision,
+        batch=timing.schedule.batch,
+        variant=variant,
+        samples_ms=np.array(timing.samples_ms),
+        percentiles={"p50": figures["p50_ms"], "p90": figures["p90_ms"], "p99": figures["p99_ms"]},
+        threads=timing.schedule.threads,
+        note=facts.crowd(timing.environment.state, timing.environment.machine),
+    )
 
 
-def _pareto(found: Findings) -> list[ParetoPoint]:
+def _pareto(findings: Findings) -> list[ParetoPoint]:
     """Every file that was both timed one image at a time and evaluated, on ONNX Runtime."""
-    timed = {t.name: t for t in found.timings if (t.runtime, t.schedule.batch) == ("onnxruntime", 1)}
-    return [
-        ParetoPoint(
-            a.subject.replace("-", ", "),
-            timed[a.subject].p50_ms,
-            found.accuracy[a.name],
-            reference=a.variant == "dense",
-        )
-        for a in found.runnable
-        if a.subject in timed and a.name in found.accuracy
-    ]
+    timed: dict[str, Timing] = {}
+    for timing in findings.timings:
+        if timing.runtime == "onnxruntime" and timing.schedule.batch == 1:
+            timed[timing.name] = timing
+
+    points = []
+    for artifact in findings.runnable:
+        if artifact.subject not in timed or artifact.name not in findings.accuracy:
+            continue
+        label = artifact.subject.replace("-", ", ")
+        p50_ms = timed[artifact.subject].p50_ms
+        accuracy = findings.accuracy[artifact.name]
+        points.append(ParetoPoint(label, p50_ms, accuracy, reference=artifact.variant == "dense"))
+    return points
 
 
 def _stage_rows(work: Work) -> list[StageRow]:
@@ -226,8 +277,11 @@ def _stage_rows(work: Work) -> list[StageRow]:
 
 
 def _trade(accuracy: Mapping[str, Accuracy], ships: str, share: float) -> list[TradePoint]:
-    return [
-        TradePoint(name, 1.0 if name == "dense" else share, found.top1, chosen=name == ships)
-        for name, found in accuracy.items()
-        if name != "shipped"
-    ]
+    """Every network but `shipped`, which is one of the others; all but the dense one keep `share` of the MACs."""
+    points = []
+    for name, measured in accuracy.items():
+        if name == "shipped":
+            continue
+        macs_share = 1.0 if name == "dense" else share
+        points.append(TradePoint(name, macs_share, measured.top1, chosen=name == ships))
+    return points

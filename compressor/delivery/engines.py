@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..device import cuda
-from ..device.builder import sidecar_of
+from ..device.builder import Profiles, sidecar_of
 from ..device.runtimes import version_of
 from ..errors import EngineError, MissingPackageError
 from ..export.engines import build_engine, build_recipe, image_profile, record_fields, supported_targets
@@ -19,31 +19,35 @@ from ..work import Work
 from .artifacts import Artifact, Findings
 
 
-def build_engines(work: Work, found: Findings) -> None:
-    """Engines under `engines/`, named target.precision; each a dictionary of its record's fields."""
+def build_engines(work: Work, findings: Findings) -> None:
+    """Engines under `engines/`, named target.precision; each a dictionary of its record's fields.
+
+    A target that can't be built here raises nothing: its engine has an empty `path` and says why in `status`.
+    """
     folder, recipe = work.stages.folder, work.recipe
-    profiles = image_profile(work.example.shape[1:], batches=(1, 1, max((*recipe.latency_batches, 1))))
-    sources = engine_sources(found)
+    largest_batch = max((*recipe.latency_batches, 1))
+    profiles = image_profile(work.example.shape[1:], batches=(1, 1, largest_batch))
+    sources = engine_sources(findings)
 
     def write() -> None:
-        built = [_built(work, found, source, target, profiles) for source in sources for target in recipe.targets]
+        jobs = [(source, target) for source in sources for target in recipe.targets]
+        engines = [_built(work, findings, source, target, profiles) for source, target in jobs]
         recipes = [
             build_recipe(target, model=source.name, profiles=profiles, precision=source.precision)
-            for source in sources
-            for target in recipe.targets
+            for source, target in jobs
         ]
-        write_json(folder / "engines.json", {"schema": "engines/1", "engines": built, "build": recipes})
+        write_json(folder / "engines.json", {"schema": "engines/1", "engines": engines, "build": recipes})
 
     def read() -> dict[str, Any]:
-        held = read_json(folder / "engines.json", "engines/1")
-        for engine in held["engines"]:
-            (folder / engine["path"]).stat()
-        return held
+        record = read_json(folder / "engines.json", "engines/1")
+        for engine in record["engines"]:
+            (folder / engine["path"]).stat()  # of an engine that was not built this is the folder itself
+        return record
 
-    hashes = {a.name: file_sha256(found.path(a)) for a in sources}
-    held = work.stages.do("engines", [hashes, _builders(recipe.targets), profiles], write, read)
-    found.engines, found.build = held["engines"], held["build"]
-    work.not_checked += _not_run(found.engines)
+    hashes = {artifact.name: file_sha256(findings.path(artifact)) for artifact in sources}
+    record = work.stages.do("engines", [hashes, _builders(recipe.targets), profiles], write, read)
+    findings.engines, findings.build = record["engines"], record["build"]
+    work.not_checked += _not_run(findings.engines)
 
 
 def _builders(targets: Sequence[str]) -> dict[str, Any]:
@@ -52,11 +56,12 @@ def _builders(targets: Sequence[str]) -> dict[str, Any]:
         return {}
     refusals = supported_targets()
     gpu = [] if cuda.unavailable() else list(cuda.device())
-    found: dict[str, Any] = {}
+    builders: dict[str, Any] = {}
     for name in targets:
         target = resolve_target(name)
-        found[name] = [refusals[target.name], {library: version_of(library) for library in target.libraries}, gpu]
-    return found
+        versions = {library: version_of(library) for library in target.libraries}
+        builders[name] = [refusals[target.name], versions, gpu]
+    return builders
 
 
 def _not_run(engines: list[dict[str, Any]]) -> list[str]:
@@ -65,26 +70,31 @@ def _not_run(engines: list[dict[str, Any]]) -> list[str]:
     for engine in engines:
         if not engine["status"].startswith("run"):
             by_status.setdefault(engine["status"], []).append(engine)
+
     lines = []
-    for status, some in by_status.items():
-        targets, precisions = (", ".join(dict.fromkeys(e[key] for e in some)) for key in ("target", "precision"))
+    for status, alike in by_status.items():
+        targets = ", ".join(dict.fromkeys(engine["target"] for engine in alike))
+        precisions = ", ".join(dict.fromkeys(engine["precision"] for engine in alike))
         lines.append(f"TensorRT engines for {targets} in {precisions}: {status}")
     return lines
 
 
-def engine_sources(found: Findings) -> tuple[Artifact, ...]:
+def engine_sources(findings: Findings) -> tuple[Artifact, ...]:
     """The shipped file of each precision in the form that TensorRT's parser takes."""
-    forms = {a.precision: a for a in found.artifacts if a.variant == "shipped"}  # the form for TensorRT comes last
+    forms: dict[str, Artifact] = {}
+    for artifact in findings.artifacts:
+        if artifact.variant == "shipped":
+            forms[artifact.precision] = artifact  # the form for TensorRT comes last and takes the other's place
     return tuple(forms.values())
 
 
-def _built(work: Work, found: Findings, source: Artifact, target: str, profiles: Any) -> dict[str, Any]:
+def _built(work: Work, findings: Findings, source: Artifact, target: str, profiles: Profiles) -> dict[str, Any]:
     path = work.stages.folder / "engines" / f"{target.lower()}.{source.precision}.engine"
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"target": target, "precision": source.precision, "model": source.name}
+    asked = {"target": target, "precision": source.precision, "model": source.name}
     try:
         record = build_engine(
-            found.path(source),
+            findings.path(source),
             path,
             target=target,
             profiles=profiles,
@@ -92,7 +102,7 @@ def _built(work: Work, found: Findings, source: Artifact, target: str, profiles:
             progress=lambda phase, share: work.stages.notify(f"engines: {source.precision}, {phase}", share),
         )
     except (EngineError, MissingPackageError) as error:
-        return {**about, "path": "", "status": f"not built: {error}"}
+        return {**asked, "path": "", "status": f"not built: {error}"}
     for file in (path, sidecar_of(path)):  # the builder's worker wrote them
         note(file)
-    return {**record_fields(record), **about, "path": str(path.relative_to(work.stages.folder))}
+    return {**record_fields(record), **asked, "path": str(path.relative_to(work.stages.folder))}

@@ -38,49 +38,51 @@ def unavailable(way: str) -> str:
 def caller(network: nn.Module, way: str) -> Caller:
     """`network` as a function of images [N, C, H, W]; copies to and from a GPU are part of a call.
 
-    The network itself stays where it lies.
+    The network itself stays where it lies. Raises EngineError where `way` can't run here.
     """
     reason = unavailable(way)
     if reason:
         raise EngineError(f"can't run {way}: {reason}")
     device = resolve("cuda" if "cuda" in way else "cpu")
-    there = placed(network, device)
+    network = placed(network, device)
     if way == "pytorch-cuda-graph":
-        return _graphed(there)
-    function: Callable[[Tensor], Tensor] = torch.compile(there, dynamic=False) if "compile" in way else there
+        return _graphed(network)
+    forward: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if "compile" in way else network
 
     def call(images: Images) -> NDArray[Any]:
         with torch.inference_mode():
-            result: NDArray[Any] = function(torch.from_numpy(images).to(device)).cpu().numpy()
-        return result
+            outputs: NDArray[Any] = forward(torch.from_numpy(images).to(device)).cpu().numpy()
+        return outputs
 
     return call
 
 
 def _graphed(network: nn.Module) -> Caller:
     """One captured graph for each shape, replayed on fixed buffers."""
-    held: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+    captures: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     def call(images: Images) -> NDArray[Any]:
-        if images.shape not in held:
-            held[images.shape] = captured(network, torch.from_numpy(images).cuda())
-        graph, source, result = held[images.shape]
+        if images.shape not in captures:
+            captures[images.shape] = captured(network, torch.from_numpy(images).cuda())
+        graph, source, result = captures[images.shape]
         source.copy_(torch.from_numpy(images))
         graph.replay()
-        answer: NDArray[Any] = result.cpu().numpy()
-        return answer
+        outputs: NDArray[Any] = result.cpu().numpy()
+        return outputs
 
     return call
 
 
 def captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
     """A graph that reads images from `source` on the GPU and writes to the last tensor; the caller keeps both alive."""
+    # first calls allocate and choose kernels, which a capture must not hold
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             network(source)
     torch.cuda.current_stream().wait_stream(stream)
+
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode(), torch.cuda.graph(graph):
         result = network(source)

@@ -8,7 +8,7 @@ was fitted on them. No evaluation image decides anything here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,122 +40,141 @@ SENSITIVITY_IMAGES = 16
 LabelledImages = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
-def make_precisions(work: Work, found: Findings) -> None:
+def make_precisions(work: Work, findings: Findings) -> None:
     """Writes the files the recipe asks for and notes what they took; raises GateError when int8 loses too much."""
     wanted = wanted_precisions(work.recipe.precisions)
-    forms = (INT8, *((INT8_TENSORRT,) if work.recipe.targets else ()))
-    made = [*([FP16] if "fp16" in wanted else []), *(forms if "int8" in wanted else ())]
-    for stale in {FP16, INT8, INT8_TENSORRT} - set(made):
-        found.path(stale).unlink(missing_ok=True)
-    if FP16 in made:
-        _note(work, found, FP16, _fp16(work, found))
-    if INT8 in made:
-        for form, detail in _int8(work, found, forms).items():
-            _note(work, found, form, detail)
+    forms = [INT8]
+    if work.recipe.targets:
+        forms.append(INT8_TENSORRT)
+
+    artifacts: list[Artifact] = []
+    if "fp16" in wanted:
+        artifacts.append(FP16)
+    if "int8" in wanted:
+        artifacts += forms
+
+    # what an earlier run with another recipe made must not pass for this one's
+    for stale in {FP16, INT8, INT8_TENSORRT} - set(artifacts):
+        findings.path(stale).unlink(missing_ok=True)
+
+    if FP16 in artifacts:
+        _note(work, findings, FP16, _fp16(work, findings))
+    if INT8 in artifacts:
+        for form, detail in _int8(work, findings, forms).items():
+            _note(work, findings, form, detail)
 
 
-def _note(work: Work, found: Findings, artifact: Artifact, detail: dict[str, Any]) -> None:
+def _note(work: Work, findings: Findings, artifact: Artifact, detail: dict[str, Any]) -> None:
     """The nodes that stay in float are named by the layers they belong to, as everything else in the report."""
-    owners = node_layers(found.path(SHIPPED), layers_of(work.dense))
+    owners = node_layers(findings.path(SHIPPED), layers_of(work.dense))
     layers = list(dict.fromkeys(owners.get(node, node) for node in detail["kept"]))
-    found.artifacts = (*found.artifacts, artifact)
-    found.details[artifact.name] = {**detail, "layers": layers}
+    findings.artifacts = (*findings.artifacts, artifact)
+    findings.details[artifact.name] = {**detail, "layers": layers}
 
 
 def layers_of(network: fx.GraphModule) -> dict[str, str]:
     """Layer by name of the traced graph's node; the shipped graph has the dense one's names."""
-    return {n.name: n.meta["layer"] for n in network.graph.nodes if n.meta.get("layer")}
+    return {node.name: node.meta["layer"] for node in network.graph.nodes if node.meta.get("layer")}
 
 
-def _fp16(work: Work, found: Findings) -> dict[str, Any]:
+def _fp16(work: Work, findings: Findings) -> dict[str, Any]:
+    """Writes the fp16 file; `kept` names the nodes that stay in fp32, as half floats would overflow there."""
     folder = work.stages.folder
 
     def write() -> None:
-        made = to_fp16(found.path(SHIPPED), found.path(FP16), statistics=_statistics(work, found))
-        write_json(folder / "fp16.json", {"schema": "fp16/1", "islands": sorted(made.islands)})
+        half = to_fp16(findings.path(SHIPPED), findings.path(FP16), statistics=_statistics(work, findings))
+        write_json(folder / "fp16.json", {"schema": "fp16/1", "islands": sorted(half.islands)})
 
     def read() -> dict[str, Any]:
-        found.path(FP16).stat()
+        findings.path(FP16).stat()
         return {"kept": list(read_json(folder / "fp16.json", "fp16/1")["islands"])}
 
     images = [work.splits.hashes["calibration"], asdict(work.preprocessing), RANGE_IMAGES]
-    inputs = [file_sha256(found.path(SHIPPED)), images, version_of("onnxruntime")]
+    inputs = [file_sha256(findings.path(SHIPPED)), images, version_of("onnxruntime")]
     return work.stages.do("fp16", inputs, write, read)
 
 
-def _int8(work: Work, found: Findings, forms: tuple[Artifact, ...]) -> dict[Artifact, dict[str, Any]]:
+def _int8(work: Work, findings: Findings, forms: Sequence[Artifact]) -> dict[Artifact, dict[str, Any]]:
+    """Writes the int8 file in each form, with what its making took; a gate for each form.
+
+    Raises GateError where no choice of layers in float loses as little as the recipe asks.
+    """
     folder, recipe = work.stages.folder, work.recipe
 
     def write() -> None:
-        evidence = _evidence(work, found)
-        made: dict[str, Any] = {}
-        first: Quantised | None = None
+        evidence = _evidence(work, findings)
+        details: dict[str, Any] = {}
+        quantised: Quantised | None = None
         for form in forms:
-            first = _quantised(work, found, form, evidence, first)
-            made[form.name] = {**asdict(first), "path": form.name, "judged_on": _judged_on(work)}
-        write_json(folder / "int8.json", {"schema": "int8/2", "files": made})
+            # the choices made for one form are tried first for the next
+            quantised = _quantised(work, findings, form, evidence, quantised)
+            details[form.name] = {**asdict(quantised), "path": form.name, "judged_on": _judged_on(work)}
+        write_json(folder / "int8.json", {"schema": "int8/2", "files": details})
 
     def read() -> dict[Artifact, dict[str, Any]]:
-        held = read_json(folder / "int8.json", "int8/2")["files"]
+        by_file = read_json(folder / "int8.json", "int8/2")["files"]
         for form in forms:
-            found.path(form).stat()
-        return {form: held[form.name] for form in forms}
+            findings.path(form).stat()
+        return {form: by_file[form.name] for form in forms}
 
     files = [form.name for form in forms]
     sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
-    images = [*(work.splits.hashes[name] for name in ("calibration", "search")), asdict(work.preprocessing)]
+    hashes = [work.splits.hashes[name] for name in ("calibration", "search")]
+    images = [*hashes, asdict(work.preprocessing)]
     place = [version_of("onnxruntime"), weight_bits()]
-    inputs = [file_sha256(found.path(SHIPPED)), images, recipe.max_int8_loss, files, sizes, *place]
-    made = work.stages.do("int8", inputs, write, read)
-    for form, detail in made.items():
-        work.gate(
-            _gate_name(work, form),
-            100 * (round(detail["reference"], 4) - round(detail["score"], 4)),  # without the ties' breaker
-            recipe.max_int8_loss,
-            _REMEDY,
-            unit="points",
-            doubt=too_few(_judged_on(work), recipe.max_int8_loss),
-        )
-    return made
+    inputs = [file_sha256(findings.path(SHIPPED)), images, recipe.max_int8_loss, files, sizes, *place]
+    details = work.stages.do("int8", inputs, write, read)
+    for form, detail in details.items():
+        _gate_int8(work, form, detail)
+    return details
+
+
+def _gate_int8(work: Work, form: Artifact, detail: Mapping[str, Any]) -> None:
+    # rounded, so that the ties' breakers (some 3e-5, see `_judge`) don't count as answers
+    reference, score = round(detail["reference"], 4), round(detail["score"], 4)
+    limit = work.recipe.max_int8_loss
+    doubt = too_few(_judged_on(work), limit)
+    work.gate(_gate_name(work, form), 100 * (reference - score), limit, _REMEDY, unit="points", doubt=doubt)
 
 
 def _gate_name(work: Work, artifact: Artifact) -> str:
     form = f", form for {artifact.made_for}" if artifact.made_for else ""
-    which = "spare" if _spare(work) else "calibration"
-    return f"int8: top-1 lost on {_judged_on(work)} {which} images{form}"
+    source = "spare" if _spare(work) else "calibration"
+    return f"int8: top-1 lost on {_judged_on(work)} {source} images{form}"
 
 
 _REMEDY = "leave int8 out (--precisions fp32,fp16), allow more with --max-int8-loss, or give more calibration images"
 
 
-def _quantised(work: Work, found: Findings, form: Artifact, evidence: Evidence, like: Quantised | None) -> Quantised:
+def _quantised(work: Work, findings: Findings, form: Artifact, evidence: Evidence, like: Quantised | None) -> Quantised:
+    """Writes the file of that form; where it can't be, the failed gate is noted before the error goes on."""
     placement: Placement = "tensorrt" if form.made_for else "onnxruntime"
     try:
         return quantise(
-            found.path(SHIPPED),
-            found.path(form),
+            findings.path(SHIPPED),
+            findings.path(form),
             evidence=evidence,
             placement=placement,
             like=like,
             progress=lambda share: work.stages.notify(f"int8: what each layer costs ({placement})", share),
         )
     except GateError as error:
-        found.path(form).unlink(missing_ok=True)
+        findings.path(form).unlink(missing_ok=True)
         limit, name = work.recipe.max_int8_loss, _gate_name(work, form)
         work.gates.append(GateRow(name, limit, math.nan, False, "<=", "points", f"{error}; or {_REMEDY}"))
         work.stages.retract()
         raise GateError(f"gate '{name}' failed: {error}; or {_REMEDY}") from error
 
 
-def _evidence(work: Work, found: Findings) -> Evidence:
+def _evidence(work: Work, findings: Findings) -> Evidence:
     images, labels = _judges(work)
-    score = _judge(found.path(SHIPPED), images, labels)
+    score = _judge(findings.path(SHIPPED), images, labels)
     return Evidence(
-        statistics=_statistics(work, found),
-        rounding=_rounding(work, found),
+        statistics=_statistics(work, findings),
+        rounding=_rounding(work, findings),
         images=images[:SENSITIVITY_IMAGES],
         score=score,
-        reference=score(found.path(SHIPPED), "onnxruntime"),
+        reference=score(findings.path(SHIPPED), "onnxruntime"),
         max_loss=work.recipe.max_int8_loss / 100,
     )
 
@@ -163,34 +182,43 @@ def _evidence(work: Work, found: Findings) -> Evidence:
 def _judge(
     original: Path, images: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> Callable[[Path, Placement], float]:
-    """Share of images a file is right about; ties are broken by the distance to the original, 1e-7 for a dB."""
+    """Share of images a file is right about; ties are broken by the distance to the original, 1e-7 for a dB.
+
+    SQNR lies between -300 and 300 dB, so a breaker is at most 6e-5: less than one of 512 images.
+    """
     reference = _outputs(original, images, "onnxruntime")
 
     def score(path: Path, placement: Placement) -> float:
         outputs = _outputs(path, images, placement)
         right = float((outputs.argmax(1) == labels).mean())
-        return right if path == original else right + 1e-7 * (300 + compare(reference, outputs).sqnr_db)
+        if path == original:
+            return right
+        return right + 1e-7 * (300 + compare(reference, outputs).sqnr_db)
 
     return score
 
 
 def _outputs(path: Path, images: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """[N, classes], eight images at a time."""
     session = open_model(path, fused=placement == "onnxruntime")
-    return np.concatenate([session.run(images[i : i + 8]) for i in range(0, len(images), 8)])
+    outputs = [session.run(images[start : start + 8]) for start in range(0, len(images), 8)]
+    return np.concatenate(outputs)
 
 
-def _statistics(work: Work, found: Findings) -> Statistics:
+def _statistics(work: Work, findings: Findings) -> Statistics:
     """Ranges and histograms of every activation over the first calibration images; fp16 and int8 share them."""
-    if found.statistics is None:
+    if findings.statistics is None:
         work.stages.notify("precisions: ranges of the activations", 0.0)
-        found.statistics = collect(found.path(SHIPPED), gathered(work.calibration, _range_images(work))[0])
-    return found.statistics
+        images, _ = gathered(work.calibration, _range_images(work))
+        findings.statistics = collect(findings.path(SHIPPED), images)
+    return findings.statistics
 
 
-def _rounding(work: Work, found: Findings) -> Rounding:
+def _rounding(work: Work, findings: Findings) -> Rounding:
     """From the images the ranges are read from."""
     work.stages.notify("int8: what the layers read", 0.0)
-    return find_rounding(found.path(SHIPPED), gathered(work.calibration, _range_images(work))[0])
+    images, _ = gathered(work.calibration, _range_images(work))
+    return find_rounding(findings.path(SHIPPED), images)
 
 
 def _range_images(work: Work) -> int:
@@ -200,8 +228,8 @@ def _range_images(work: Work) -> int:
 
 def _spare(work: Work) -> Images | None:
     """Images that served nothing yet, where there are enough."""
-    left = work.splits.search
-    return left if len(left) >= LEAST_SPARE else None
+    spare = work.splits.search
+    return spare if len(spare) >= LEAST_SPARE else None
 
 
 def _judges(work: Work) -> LabelledImages:
@@ -209,24 +237,30 @@ def _judges(work: Work) -> LabelledImages:
     spare = _spare(work)
     if spare is not None:
         return gathered(batches(spare, work.recipe.batch_size), JUDGE_IMAGES)
-    first = _range_images(work)
-    images, labels = gathered(work.calibration, first + JUDGE_IMAGES)
-    return (images[first:], labels[first:]) if len(images) > first else (images, labels)
+    ranged = _range_images(work)
+    images, labels = gathered(work.calibration, ranged + JUDGE_IMAGES)
+    if len(images) <= ranged:
+        return images, labels
+    return images[ranged:], labels[ranged:]
 
 
 def _judged_on(work: Work) -> int:
+    """How many images `_judges` gives, counted without reading them."""
     spare, count = _spare(work), len(work.splits.calibration)
     if spare is not None:
         return min(JUDGE_IMAGES, len(spare))
-    return min(JUDGE_IMAGES, count - _range_images(work)) or count
+    behind = min(JUDGE_IMAGES, count - _range_images(work))
+    return behind or count
 
 
 def gathered(source: Batches, count: int) -> LabelledImages:
     """The first `count` images [N, C, H, W] with their labels, or as many as there are."""
     images, labels = [], []
-    for some, answers in source:
-        images.append(some.numpy())
-        labels.append(answers.numpy())
-        if sum(map(len, labels)) >= count:
+    taken = 0
+    for batch, batch_labels in source:
+        images.append(batch.numpy())
+        labels.append(batch_labels.numpy())
+        taken += len(batch_labels)
+        if taken >= count:
             break
     return np.concatenate(images)[:count], np.concatenate(labels)[:count]

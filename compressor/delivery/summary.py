@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..device.timing import summarise
 from ..records import Accuracy, Cost
 from ..stages import Stages
 from ..work import Work
-from .artifacts import DENSE, SHIPPED, Findings
+from .artifacts import DENSE, SHIPPED, Artifact, Findings
 from .latency import crowd_of
 
+_ENGINE_FIELDS = ("target", "precision", "path", "library", "library_version", "size_bytes", "status")
 
-def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
-    """`accuracy` is the dense network's, which the precisions' losses count from."""
-    latency = _latency(found)
+
+def summary_of(work: Work, findings: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
+    """`accuracy` is the dense network's, which the precisions' losses count from.
+
+    Sizes are bytes, latencies milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
+    """
+    latency = _latency(findings)
+    fp32 = [artifact for artifact in findings.artifacts if artifact.precision == "fp32"]
+    shipped = [artifact for artifact in findings.artifacts if artifact.variant == "shipped"]
     return {
         "macs_dense": dense.macs,
         "macs_shipped": cost.macs,
@@ -23,20 +31,20 @@ def summary_of(work: Work, found: Findings, dense: Cost, cost: Cost, accuracy: A
         "flops_shipped": cost.flops,
         "params_dense": dense.parameters,
         "params_shipped": cost.parameters,
-        "onnx_bytes_dense": found.path(DENSE).stat().st_size,
-        "onnx_bytes_shipped": found.path(SHIPPED).stat().st_size,
+        "onnx_bytes_dense": findings.path(DENSE).stat().st_size,
+        "onnx_bytes_shipped": findings.path(SHIPPED).stat().st_size,
         "latency_ms": latency,
-        "busy": crowd_of(found.timings),
+        "busy": crowd_of(findings.timings),
         **_ratios(latency),
-        "parity_max_abs": max(found.worst_parity(a).max_abs for a in found.artifacts if a.precision == "fp32"),
-        "precisions": {a.name: _precision(found, a, accuracy) for a in found.artifacts if a.variant == "shipped"},
-        "engines": [
-            {k: e[k] for k in ("target", "precision", "path", "library", "library_version", "size_bytes", "status")}
-            for e in found.engines
-            if e["path"]
-        ],
+        "parity_max_abs": max(findings.worst_parity(artifact).max_abs for artifact in fp32),
+        "precisions": {artifact.name: _precision(findings, artifact, accuracy) for artifact in shipped},
+        "engines": [_engine(engine) for engine in findings.engines if engine["path"]],
         "not_checked": list(work.not_checked),
     }
+
+
+def _engine(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in _ENGINE_FIELDS}
 
 
 def stage_costs(stages: Stages) -> dict[str, Any]:
@@ -49,31 +57,33 @@ def stage_costs(stages: Stages) -> dict[str, Any]:
     return {"seconds": round(sum(stages.seconds.values()), 3), "stages": costs}
 
 
-def _latency(found: Findings) -> dict[str, Any]:
+def _latency(findings: Findings) -> dict[str, Any]:
+    """`[runtime][batch size][subject]`, milliseconds; p90 is None where the samples are too few for it to stand."""
     latency: dict[str, Any] = {}
-    for timing in found.timings:
+    for timing in findings.timings:
         figures = summarise(timing)
-        at = latency.setdefault(timing.runtime, {}).setdefault(str(timing.schedule.batch), {})
+        by_batch = latency.setdefault(timing.runtime, {})
+        by_subject = by_batch.setdefault(str(timing.schedule.batch), {})
         p90 = figures["p90_ms"]
-        at[timing.name] = {"p50": round(figures["p50_ms"], 4), "p90": p90 and round(p90, 4)}
+        by_subject[timing.name] = {"p50": round(figures["p50_ms"], 4), "p90": None if p90 is None else round(p90, 4)}
     return latency
 
 
 def _ratios(latency: dict[str, Any]) -> dict[str, float]:
     """Shipped over dense by median latency on ONNX Runtime, both in fp32."""
     return {
-        f"latency_ratio_b{batch}": round(at["shipped"]["p50"] / at["dense"]["p50"], 4)
-        for batch, at in latency.get("onnxruntime", {}).items()
+        f"latency_ratio_b{batch}": round(by_subject["shipped"]["p50"] / by_subject["dense"]["p50"], 4)
+        for batch, by_subject in latency.get("onnxruntime", {}).items()
     }
 
 
-def _precision(found: Findings, artifact: Any, dense: Accuracy) -> dict[str, Any]:
-    measured = found.accuracy[artifact.name]
+def _precision(findings: Findings, artifact: Artifact, dense: Accuracy) -> dict[str, Any]:
+    measured = findings.accuracy[artifact.name]
     return {
         "precision": artifact.precision,
-        "bytes": found.path(artifact).stat().st_size,
+        "bytes": findings.path(artifact).stat().st_size,
         "accuracy": round(measured.top1, 4),
         "points_lost": round(100 * (dense.top1 - measured.top1), 2),
-        "parity_max_abs": found.worst_parity(artifact).max_abs,
-        "layers_in_float": list(found.details.get(artifact.name, {}).get("layers", ())),
+        "parity_max_abs": findings.worst_parity(artifact).max_abs,
+        "layers_in_float": list(findings.details.get(artifact.name, {}).get("layers", ())),
     }

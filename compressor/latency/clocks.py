@@ -30,14 +30,14 @@ from ..files import content_hash
 from ..placement import CPU, placed
 
 EXTRA = 3  # layers that the second file has more than the first: the difference is less noisy by as much
-_PART_BYTES = 2**28  # weights of all files that are open at once
+_OPEN_BYTES = 2**28  # weights of all files that are open at once
 _HASHED_BYTES = 2**26  # some tens of milliseconds: longer than a scheduler's slice
-_QUIET = 0.9
+_QUIET = 0.9  # share of the time that a thread computes: what a core without other work gives
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A layer at (input, output) channels."""
+    """A layer at (input, output) channels. Its name and fields are in the keys of what was timed."""
 
     layer: Layer
     inputs: int
@@ -57,7 +57,8 @@ def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember) ->
     """Times layers as ONNX files of one and of several copies; the difference is the layer's own time.
 
     One and the same layer goes along in every measurement: what comes out is relative to it, so that tables made
-    at busier and at quieter times agree.
+    at busier and at quieter times agree. The child that times lives as long as the block; `threads` 0 leaves their
+    number to the runtime. Raises what `open_model` raises, and EngineError when the child dies.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-")))
@@ -65,17 +66,28 @@ def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember) ->
         timer = _Timer(ask, runtime, threads, folder, remember)
 
         def clock(points: Sequence[Point]) -> list[float]:
-            found: list[float] = []
-            for part in _parts(points):
-                files = [_written(folder, p, i) for p in part for i in (1, 1 + EXTRA)]
-                shapes = [(batch, *input_shape(p.layer, p.inputs)) for p in part for _ in (0, 1)]
-                times = timer(files, shapes)
-                found += [max(0.0, b - a) / EXTRA for a, b in zip(times[::2], times[1::2], strict=True)]
-                for file in files:
-                    file.unlink()
-            return found
+            times_us: list[float] = []
+            for together in _fitting(points):
+                times_us += _layer_times_us(timer, folder, together, batch)
+            return times_us
 
         yield clock
+
+
+def _layer_times_us(timer: _Timer, folder: Path, points: Sequence[Point], batch: int) -> list[float]:
+    """Each layer's own time: 1 + EXTRA copies take longer than one by EXTRA layers, and by nothing else."""
+    files: list[Path] = []
+    shapes: list[tuple[int, ...]] = []
+    for point in points:
+        for copies in (1, 1 + EXTRA):
+            files.append(_written(folder, point, copies))
+            shapes.append((batch, *input_shape(point.layer, point.inputs)))
+
+    times = timer(files, shapes)
+    single, several = times[::2], times[1::2]
+    for file in files:
+        file.unlink()
+    return [max(0.0, more - less) / EXTRA for less, more in zip(single, several, strict=True)]
 
 
 def time_file(path: Path, shape: tuple[int, ...], *, runtime: str, threads: int, remember: Remember) -> float:
@@ -97,12 +109,12 @@ class _Timer:
     remember: Remember
 
     def __call__(self, files: Sequence[Path], shapes: Sequence[tuple[int, ...]]) -> list[float]:
-        beside = _written(self.folder, _REFERENCE, 1)
+        reference = _written(self.folder, _REFERENCE, 1)
         shape = (1, *input_shape(_REFERENCE.layer, _REFERENCE.inputs))
-        turns = time_probes(self.ask, [*files, beside], [*shapes, shape], runtime=self.runtime, threads=self.threads)
-        times = steadied(turns)
+        turns = time_probes(self.ask, [*files, reference], [*shapes, shape], runtime=self.runtime, threads=self.threads)
+        times = steadied(turns)  # [files + 1], the reference last
         level = self.remember("reference", lambda: float(times[-1])) / times[-1]
-        return [float(t * level) for t in times[:-1]]
+        return [float(time_us * level) for time_us in times[:-1]]
 
 
 def _written(folder: Path, point: Point, copies: int) -> Path:
@@ -111,42 +123,45 @@ def _written(folder: Path, point: Point, copies: int) -> Path:
     return path
 
 
-def _parts(points: Sequence[Point]) -> Iterator[list[Point]]:
+def _fitting(points: Sequence[Point]) -> Iterator[list[Point]]:
     """Points that are timed together, as many as fit into memory."""
-    part: list[Point] = []
+    together: list[Point] = []
     size = 0
     for point in points:
-        own = 4 * (2 + EXTRA) * point.inputs * point.outputs * max(1, prod(point.layer.kernel))
-        if part and size + own > _PART_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(point)
-        size += own
-    if part:
-        yield part
+        weights = point.inputs * point.outputs * max(1, prod(point.layer.kernel))
+        point_bytes = 4 * (2 + EXTRA) * weights  # float32, in a file of one copy and one of 1 + EXTRA
+        if together and size + point_bytes > _OPEN_BYTES:
+            yield together
+            together, size = [], 0
+        together.append(point)
+        size += point_bytes
+    if together:
+        yield together
 
 
 def torch_clock(*, batch: int, threads: int) -> Clock:
     """Times layers as PyTorch runs them; there is no layout to change, so one copy will do."""
 
     def clock(points: Sequence[Point]) -> list[float]:
-        return _time_calls([_torch_call(p, batch) for p in points], threads)
+        return _time_calls([_torch_call(point, batch) for point in points], threads)
 
     return clock
 
 
 def time_network(network: nn.Module, shape: tuple[int, ...], *, threads: int) -> float:
     """`time_file` for PyTorch, on the CPU."""
-    x, here = torch.rand(shape), placed(network, CPU)
-    return _time_calls([lambda: here(x)], threads)[0]
+    x, on_cpu = torch.rand(shape), placed(network, CPU)
+    return _time_calls([lambda: on_cpu(x)], threads)[0]
 
 
 def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[float]:
+    """Microseconds of each; 0 threads leaves the number as it is."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
         with torch.inference_mode():
-            return [float(t) for t in steadied(np.array(take_rounds(calls, by_processor=threads == 1)))]
+            rounds = take_rounds(calls, by_processor=threads == 1)
+        return [float(time_us) for time_us in steadied(np.array(rounds))]  # [calls, rounds] to [calls]
     finally:
         torch.set_num_threads(before)
 
@@ -159,34 +174,42 @@ def is_busy() -> bool:
     """
     data = bytes(_HASHED_BYTES)
 
-    def share(_: int) -> float:
-        wall, own = time.perf_counter(), time.thread_time()
+    def computing_share(_: int) -> float:
+        wall, processor = time.perf_counter(), time.thread_time()
         hashlib.sha256(data).digest()  # lets go of the interpreter's lock
-        return (time.thread_time() - own) / (time.perf_counter() - wall)
+        return (time.thread_time() - processor) / (time.perf_counter() - wall)
 
     cores = len(affinity()) or os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
-        return float(np.mean(list(pool.map(share, range(4 * cores))))) < _QUIET
+        shares = list(pool.map(computing_share, range(4 * cores)))
+    return float(np.mean(shares)) < _QUIET
 
 
 def _torch_call(point: Point, batch: int) -> Callable[[], Tensor]:
+    """The layer as PyTorch has it, on random weights and the input that its ONNX file takes."""
     layer = point.layer
     x = torch.rand(batch, *input_shape(layer, point.inputs))
     if layer.kind == "attention":
         return lambda: F.scaled_dot_product_attention(x, x, x)
     if layer.kind == "product":
-        other = torch.rand(batch, layer.sizes[0], point.inputs, layer.sizes[2])
-        return lambda: x @ other
+        right = torch.rand(batch, layer.sizes[0], point.inputs, layer.sizes[2])  # [N, lead, inputs, n]
+        return lambda: x @ right
     bias = torch.rand(point.outputs)
     if layer.kind == "linear":
         matrix = torch.rand(point.outputs, point.inputs)
         return lambda: F.linear(x, matrix, bias)
+    return _convolution_call(point, x, bias)
+
+
+def _convolution_call(point: Point, x: Tensor, bias: Tensor) -> Callable[[], Tensor]:
+    layer = point.layer
     groups = point.inputs if layer.kind == "depthwise" else layer.groups
-    half = len(layer.padding) // 2
+    rank = len(layer.padding) // 2
+    pads = layer.padding[:rank]  # all begins, then all ends: PyTorch takes one for both
     if layer.kind == "transposed":
         weight = torch.rand(point.inputs, point.outputs // groups, *layer.kernel)
-        spread = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[half - 1]
-        return lambda: spread(x, weight, bias, layer.stride, layer.padding[:half], 0, groups, layer.dilation)
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+        return lambda: transposed(x, weight, bias, layer.stride, pads, 0, groups, layer.dilation)
     weight = torch.rand(point.outputs, point.inputs // groups, *layer.kernel)
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[half - 1]
-    return lambda: convolve(x, weight, bias, layer.stride, layer.padding[:half], layer.dilation, groups)
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return lambda: convolve(x, weight, bias, layer.stride, pads, layer.dilation, groups)

@@ -50,6 +50,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Met:
+    """The plan that meets the budget, the trial that showed it, and all trials in the order they were made."""
+
     plan: Plan
     trial: Trial
     trials: tuple[Trial, ...]
@@ -57,10 +59,11 @@ class Met:
 
 def ratio_of(pairs: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Ratio:
     """The ratio of neighbouring turns' medians, `pairs`: what both turns had to share of a busy machine cancels."""
-    values: FloatArray = np.asarray(pairs, dtype=np.float64)
-    chosen = values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))]
-    low, high = np.quantile(np.median(chosen, axis=1), (0.025, 0.975))
-    return Ratio(float(np.median(values)), float(low), float(high), len(values))
+    ratios: FloatArray = np.asarray(pairs, dtype=np.float64)
+    redrawn = np.random.default_rng(seed).integers(len(ratios), size=(draws, len(ratios)))  # with replacement
+    medians = np.median(ratios[redrawn], axis=1)  # [draws]
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
 
 
 def meet(
@@ -77,65 +80,95 @@ def meet(
     the share with everything removable gone) and its own prediction. Raises BudgetError naming the nearest
     measured figure.
     """
-    trials: list[tuple[Trial, Plan]] = []
+    trials: list[Trial] = []
+    plans: list[Plan] = []
     asked = budget.share
     for _ in range(QUESTIONS):
         plan, predicted = plan_at(min(max(asked, least), 1.0))
-        known = next((t for t, tried in trials if _same(plan, tried)), None)
-        measured = known.measured if known else measure(plan)
-        trial = Trial(asked, predicted, plan.macs_kept, measured)
-        trials.append((trial, plan))
-        if not known:
+        measured = _measured_before(plan, plans, trials)
+        if measured is None:
+            measured = measure(plan)
             progress(f"latency budget: {measured} measured, {budget.share:g} asked for", 1.0)
+
+        trial = Trial(asked, predicted, plan.macs_kept, measured)
+        trials.append(trial)
+        plans.append(plan)
         if _is_met(trial, budget):
-            return Met(plan, trial, tuple(t for t, _ in trials))
-        asked = _next([t for t, _ in trials], budget.share, least)
-        too_narrow = any(abs(asked / t.asked - 1) < FINEST for t, _ in trials)
-        if too_narrow or len({t.measured for t, _ in trials}) == NETWORKS:
+            return Met(plan, trial, tuple(trials))
+
+        asked = _next(trials, budget.share, least)
+        too_narrow = any(abs(asked / earlier.asked - 1) < FINEST for earlier in trials)
+        if too_narrow or _networks(trials) == NETWORKS:
             break
-    raise _refusal(budget, [t for t, _ in trials], least)
+    raise _refusal(budget, trials, least)
+
+
+def _measured_before(plan: Plan, plans: Sequence[Plan], trials: Sequence[Trial]) -> Ratio | None:
+    """What the same plan measured, where an earlier question gave it: `plans` are the trials'."""
+    for earlier_plan, trial in zip(plans, trials, strict=True):
+        if _same(plan, earlier_plan):
+            return trial.measured
+    return None
+
+
+def _networks(trials: Sequence[Trial]) -> int:
+    """How many were timed; trials of one network share its measurement."""
+    return len({trial.measured for trial in trials})
 
 
 def _is_met(trial: Trial, budget: Budget) -> bool:
     return abs(trial.measured.value / budget.share - 1) <= budget.slack
 
 
-def _same(plan: Plan, other: Plan) -> bool:
-    return plan.kept.keys() == other.kept.keys() and all(np.array_equal(plan.kept[n], other.kept[n]) for n in plan.kept)
+def _same(first: Plan, second: Plan) -> bool:
+    if first.kept.keys() != second.kept.keys():
+        return False
+    return all(np.array_equal(first.kept[group], second.kept[group]) for group in first.kept)
 
 
 def _next(trials: Sequence[Trial], share: float, least: float) -> float:
     """What to ask for next: between the nearest answers on either side of the share, else beyond all of them."""
-    above = min((t for t in trials if t.measured.value > share), key=lambda t: t.asked, default=None)
-    below = max((t for t in trials if t.measured.value <= share), key=lambda t: t.asked, default=None)
-    if above is None or below is None:
+    slower = [trial for trial in trials if trial.measured.value > share]
+    faster = [trial for trial in trials if trial.measured.value <= share]
+    if not slower or not faster:
         return _beyond(trials, share, least)
+
+    above = min(slower, key=lambda trial: trial.asked)
+    below = max(faster, key=lambda trial: trial.asked)
     if above.asked <= below.asked:  # noise, or widths the tables misjudge
         return (above.asked + below.asked) / 2
-    low, high, wanted = (log(v) for v in (below.measured.value, above.measured.value, share))
-    part = min(max((wanted - low) / (high - low), 0.2), 0.8)
-    return exp(log(below.asked) + part * (log(above.asked) - log(below.asked)))
+
+    # the secant in logarithms, kept off both ends: the line through two noisy points may hit one of them again
+    low, high, target = (log(value) for value in (below.measured.value, above.measured.value, share))
+    fraction = min(max((target - low) / (high - low), 0.2), 0.8)
+    return exp(log(below.asked) + fraction * (log(above.asked) - log(below.asked)))
 
 
 def _beyond(trials: Sequence[Trial], share: float, least: float) -> float:
-    """Along the line through the outermost answers, at most half the way to what can be asked at all upwards."""
+    """Along the line through the outermost answers, at most half the way to what can be asked at all upwards.
+
+    All answers lie on one side of the share; of a single one, what was asked is scaled by the ratio.
+    """
     upwards = trials[0].measured.value <= share
-    first, *rest = sorted(trials, key=lambda t: t.asked, reverse=upwards)
-    other = next((t for t in rest if t.measured.value != first.measured.value), None)
-    wanted = first.asked * share / first.measured.value
-    if other is not None:
-        slope = (first.asked - other.asked) / (first.measured.value - other.measured.value)
-        wanted = first.asked + slope * (share - first.measured.value)
-    if upwards:
-        return min(max(wanted, first.asked * (1 + STRIDE)), sqrt(first.asked))
-    return max(min(wanted, first.asked * (1 - STRIDE)), least)
+    outermost, *inner = sorted(trials, key=lambda trial: trial.asked, reverse=upwards)
+    second = next((trial for trial in inner if trial.measured.value != outermost.measured.value), None)
+    if second is None:
+        asked = outermost.asked * share / outermost.measured.value
+    else:
+        slope = (outermost.asked - second.asked) / (outermost.measured.value - second.measured.value)
+        asked = outermost.asked + slope * (share - outermost.measured.value)
+
+    if upwards:  # half the way to 1, in logarithms
+        return min(max(asked, outermost.asked * (1 + STRIDE)), sqrt(outermost.asked))
+    return max(min(asked, outermost.asked * (1 - STRIDE)), least)
 
 
 def _refusal(budget: Budget, trials: Sequence[Trial], least: float) -> BudgetError:
-    nearest = min(trials, key=lambda t: abs(log(t.measured.value / budget.share)))
-    if all(t.measured.value > budget.share for t in trials) and nearest.asked <= least:
+    nearest = min(trials, key=lambda trial: abs(log(trial.measured.value / budget.share)))
+    all_slower = all(trial.measured.value > budget.share for trial in trials)
+    if all_slower and nearest.asked <= least:
         return unreachable(budget, nearest.measured)
-    figure, timed = nearest.measured, len({t.measured for t in trials})
+    figure, timed = nearest.measured, _networks(trials)
     return BudgetError(
         f"budget '{budget}' was not met within {budget.slack:.0%}: the nearest of {timed} networks timed takes "
         f"{figure} of the dense one's time; ask for '{budget.asking(figure.value)}', or round kept counts to a "
@@ -144,6 +177,7 @@ def _refusal(budget: Budget, trials: Sequence[Trial], least: float) -> BudgetErr
 
 
 def unreachable(budget: Budget, least: Ratio) -> BudgetError:
+    """The error to raise; `least` is what was measured with everything gone that may go."""
     return BudgetError(
         f"budget '{budget}' can't be met: with every removable unit gone the network still takes {least} of the "
         f"dense one's time; ask for at least '{budget.asking(least.value)}', allow more kinds of units, or lower the "
@@ -152,9 +186,11 @@ def unreachable(budget: Budget, least: Ratio) -> BudgetError:
 
 
 def met_to_json(met: Met) -> dict[str, Any]:
-    return {"chosen": met.trials.index(met.trial), "trials": [asdict(t) for t in met.trials]}
+    """All but the plan, which has a file of its own."""
+    return {"chosen": met.trials.index(met.trial), "trials": [asdict(trial) for trial in met.trials]}
 
 
-def met_from_json(held: Mapping[str, Any], plan: Plan) -> Met:
-    trials = tuple(Trial(**{**t, "measured": Ratio(**t["measured"])}) for t in held["trials"])
-    return Met(plan, trials[held["chosen"]], trials)
+def met_from_json(content: Mapping[str, Any], plan: Plan) -> Met:
+    """The inverse of `met_to_json`."""
+    trials = tuple(Trial(**{**fields, "measured": Ratio(**fields["measured"])}) for fields in content["trials"])
+    return Met(plan, trials[content["chosen"]], trials)

@@ -39,16 +39,20 @@ class Measuring:
     progress: Progress = lambda what, share: None
 
     def entry(self, key: str, measure: Callable[[], Any]) -> Any:
-        found = self.kept.get(key)
-        if found is None:
-            found = measure()
-            self.kept.put(key, found)
-        return found
+        """What was measured under that key before, else what `measure` gives now, kept for the next time."""
+        entry = self.kept.get(key)
+        if entry is None:
+            entry = measure()
+            self.kept.put(key, entry)
+        return entry
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
-    """`tables[node]` of the traced graph's weighted nodes; `steps[family]` of (inputs, outputs)."""
+    """`tables[node]` of the traced graph's weighted nodes; `steps[family]` of (inputs, outputs).
+
+    `scale` has no unit and multiplies the layers' times; what else moves data takes `per_byte_us` for each byte.
+    """
 
     tables: Mapping[str, Table]
     steps: Steps
@@ -60,20 +64,26 @@ class LatencyModel:
 def measure_model(
     graph: fx.GraphModule, structure: Structure, *, least: Keep, dense_us: float, measuring: Measuring
 ) -> LatencyModel:
-    """Times every distinct layer between its dense widths and those that `least` leaves."""
+    """Times every distinct layer between its dense widths and those that `least` leaves.
+
+    `least` [classes] is true where everything is gone that may go; `dense_us` the whole dense network's time.
+    """
     uses = uses_of(graph)
     steps = measure_steps(uses, measuring)
-    smallest = shapes_left(structure, least)
+    least_shapes = shapes_left(structure, least)
     tables: dict[str, Table] = {}
-    for i, use in enumerate(uses):
-        measuring.progress("latency tables", i / len(uses))
-        tables[use.node.name] = _table(use, widths(use.node, use.layer, smallest), steps, measuring)
+    for index, use in enumerate(uses):
+        measuring.progress("latency tables", index / len(uses))
+        least_widths = widths(use.node, use.layer, least_shapes)
+        tables[use.node.name] = _table(use, least_widths, steps, measuring)
     measuring.progress("latency tables", 1.0)
-    layers_us = sum(t.at(*u.widths) for t, u in zip(tables.values(), uses, strict=True))
+
+    layers_us = sum(tables[use.node.name].at(*use.widths) for use in uses)
     moved = moved_bytes(graph, uses, dense_shapes)
-    rest = dense_us - layers_us
-    if rest > 0 and moved:
-        return LatencyModel(tables, steps, dense_us, 1.0, rest / moved)
+    rest_us = dense_us - layers_us
+    if rest_us > 0 and moved:
+        return LatencyModel(tables, steps, dense_us, 1.0, rest_us / moved)
+    # the layers alone account for all of it or more, as runtimes fuse what stands between them: they are scaled
     return LatencyModel(tables, steps, dense_us, dense_us / max(layers_us, 1e-9), 0.0)
 
 
@@ -82,49 +92,53 @@ def measure_steps(uses: Sequence[Use], measuring: Measuring) -> dict[str, tuple[
     largest: dict[str, Use] = {}
     for use in uses:
         family = use.layer.family
-        if not use.scaled and (family not in largest or _work(use) > _work(largest[family])):
+        if use.scaled:  # timed at its dense widths alone
+            continue
+        if family not in largest or _aptness(use) > _aptness(largest[family]):
             largest[family] = use
-    found: dict[str, tuple[int, int]] = {}
-    for i, (family, use) in enumerate(sorted(largest.items())):
-        measuring.progress("width steps", i / len(largest))
+
+    steps: dict[str, tuple[int, int]] = {}
+    for index, (family, use) in enumerate(sorted(largest.items())):
+        measuring.progress("width steps", index / len(largest))
         outputs = _step(use, 1, measuring)
-        found[family] = (outputs if use.layer.kind == "depthwise" else _step(use, 0, measuring), outputs)
+        inputs = outputs if use.layer.kind == "depthwise" else _step(use, 0, measuring)
+        steps[family] = (inputs, outputs)
     measuring.progress("width steps", 1.0)
-    return found
+    return steps
 
 
-def _work(use: Use) -> tuple[bool, int]:
+def _aptness(use: Use) -> tuple[bool, int]:
     """Widths enough to see a step of 16, weights few enough to stay in a cache; then the longest."""
     return min(use.widths) >= 64 and max(use.widths) <= 512, macs_of(use, dense_shapes) * use.widths[0]
 
 
 def _step(use: Use, axis: int, measuring: Measuring) -> int:
+    """The step along one axis, 0 for inputs and 1 for outputs; 1 where the layer is too narrow to show any."""
     width = use.widths[axis]
     if not probe_widths(width):
         return 1
 
     def times(chosen: Sequence[int]) -> list[float]:
-        return measuring.clock([_point(use.layer, _with(use, axis, w)) for w in chosen])
+        points = [Point(use.layer, *_with(use, axis, probed)) for probed in chosen]
+        return measuring.clock(points)
 
     key = content_hash(MODEL, measuring.place, "step", use.layer, use.widths, axis)
     return int(measuring.entry(key, lambda: measure_step(width, times)))
 
 
 def _with(use: Use, axis: int, width: int) -> Widths:
+    """The use's dense widths but for one; a depthwise layer has only one."""
     if use.layer.kind == "depthwise":
         return width, width
     return (width, use.widths[1]) if axis == 0 else (use.widths[0], width)
-
-
-def _point(layer: Layer, wide: Widths) -> Point:
-    return Point(layer, *wide)
 
 
 def _table(use: Use, least: Widths, steps: Steps, measuring: Measuring) -> Table:
     if use.scaled:
         return _timed(use.layer, use.widths[:1], use.widths[1:], (1, 1), measuring)
     step = steps[use.layer.family]
-    inputs, outputs = (levels(d, w, s) for d, w, s in zip(use.widths, least, step, strict=True))
+    inputs = levels(use.widths[0], least[0], step[0])
+    outputs = levels(use.widths[1], least[1], step[1])
     return _timed(use.layer, inputs, outputs, step, measuring)
 
 
@@ -132,39 +146,44 @@ def _timed(
     layer: Layer, inputs: Sequence[int], outputs: Sequence[int], step: tuple[int, int], measuring: Measuring
 ) -> Table:
     if layer.kind == "depthwise":  # one width, on the outputs' axis
-        inputs, points = inputs[-1:], [Point(layer, w, w) for w in outputs]
+        inputs = inputs[-1:]
+        points = [Point(layer, width, width) for width in outputs]
     else:
         points = [Point(layer, i, j) for i in inputs for j in outputs]
+
     key = content_hash(MODEL, measuring.place, "table", layer, tuple(inputs), tuple(outputs))
-    us = np.array(measuring.entry(key, lambda: measuring.clock(points)), dtype=np.float64)
-    rows = smoothed(us.reshape(len(inputs), len(outputs)))
-    return Table(tuple(inputs), tuple(outputs), step, tuple(tuple(map(float, row)) for row in rows))
+    times_us = np.array(measuring.entry(key, lambda: measuring.clock(points)), dtype=np.float64)
+    us = smoothed(times_us.reshape(len(inputs), len(outputs)))  # [inputs, outputs], as the points lie
+    return Table(tuple(inputs), tuple(outputs), step, tuple(tuple(row) for row in us.tolist()))
 
 
 def shapes_left(structure: Structure, gone: Keep) -> Shapes:
     """Shapes as they would be without the classes that are gone; each node's is worked out once."""
-    known: dict[fx.Node, tuple[int, ...]] = {}
+    by_node: dict[fx.Node, tuple[int, ...]] = {}
 
     def shapes(node: fx.Node) -> tuple[int, ...]:
-        if node not in known:
+        if node not in by_node:
             value = structure.values.get(node.name)
             if isinstance(value, Value):
-                known[node] = compact_shape(value.shape, structure.lying(node), gone)
+                by_node[node] = compact_shape(value.shape, structure.lying(node), gone)
             else:
-                known[node] = tuple(dense_shapes(node))
-        return known[node]
+                by_node[node] = tuple(dense_shapes(node))
+        return by_node[node]
 
     return shapes
 
 
 def make_latency_meter(graph: fx.GraphModule, structure: Structure, model: LatencyModel) -> Meter:
-    """A function from removed classes to predicted microseconds; the graph may be one that was pruned before."""
+    """A function from removed classes to predicted microseconds; the graph may be one that was pruned before.
+
+    `structure` is the graph's own; the model's tables are found by the nodes' names.
+    """
     uses = uses_of(graph)
 
     def meter(gone: Keep) -> float:
         shapes = shapes_left(structure, gone)
-        layers = sum(_use_us(use, model.tables[use.node.name], shapes) for use in uses)
-        return model.scale * layers + model.per_byte_us * moved_bytes(graph, uses, shapes)
+        layers_us = sum(_use_us(use, model.tables[use.node.name], shapes) for use in uses)
+        return model.scale * layers_us + model.per_byte_us * moved_bytes(graph, uses, shapes)
 
     return meter
 
@@ -180,28 +199,35 @@ def group_steps(graph: fx.GraphModule, structure: Structure, steps: Steps) -> di
 
     A group of rows (heads) has none; one whose layers were too narrow to tell has none either.
     """
-    found: dict[str, int] = {}
+    uses = uses_of(graph)
+    multiples: dict[str, int] = {}
     for index, group in enumerate(structure.groups.groups):
         gone = removed_classes(structure, {})
         gone[structure.group_of == index] = True
-        shapes = shapes_left(structure, _halved(gone))
-        sizes = [
-            steps[use.layer.family][axis]
-            for use in uses_of(graph)
-            if use.layer.family in steps
-            for axis, (dense, left) in enumerate(zip(use.widths, widths(use.node, use.layer, shapes), strict=True))
-            if left < dense
-        ]
-        if sizes and group.kind not in ("head", "conv_group") and not group.balanced:
-            found[group.name] = max(sizes)
-    return found
+        touched = _touched_steps(uses, shapes_left(structure, _halved(gone)), steps)
+        if touched and group.kind not in ("head", "conv_group") and not group.balanced:
+            multiples[group.name] = max(touched)
+    return multiples
+
+
+def _touched_steps(uses: Sequence[Use], shapes: Shapes, steps: Steps) -> list[int]:
+    """The steps of the axes that are narrower at these shapes than in the dense network."""
+    touched: list[int] = []
+    for use in uses:
+        if use.layer.family not in steps:
+            continue
+        left = widths(use.node, use.layer, shapes)
+        for axis in (0, 1):
+            if left[axis] < use.widths[axis]:
+                touched.append(steps[use.layer.family][axis])
+    return touched
 
 
 def _halved(gone: Keep) -> Keep:
     """Every second of the classes that would go: all of them at once may leave a tensor empty."""
-    some = gone.copy()
-    some[np.flatnonzero(gone)[::2]] = False
-    return some
+    halved = gone.copy()
+    halved[np.flatnonzero(gone)[::2]] = False
+    return halved
 
 
 def model_to_json(model: LatencyModel) -> dict[str, Any]:

@@ -21,32 +21,45 @@ _LEAST_WIDTH = 32
 
 
 def probe_widths(width: int) -> list[int]:
-    """Widths worth timing to find the step of a layer that has `width` channels; empty where there are too few."""
+    """Widths worth timing to find the step of a layer that has `width` channels, ascending; empty where too few.
+
+    The widest is a multiple of the largest step below it: of 100 channels 64, 63, 62, 60, ... and 16 are timed.
+    """
+    if width < _LEAST_WIDTH:
+        return []
     top = min(width, 128)
-    top -= top % max(s for s in STEPS if s <= top)
-    return sorted(top - o for o in _OFFSETS if top - o >= top // 4) if width >= _LEAST_WIDTH else []
+    top -= top % max(step for step in STEPS if step <= top)
+    return sorted(top - offset for offset in _OFFSETS if top - offset >= top // 4)
 
 
 def find_step(widths: Sequence[int], times: Sequence[float]) -> int:
-    """The step, a power of two from 1 to 64 of which two fit below the widest; `widths` ascend."""
+    """The step, a power of two from 1 to 64 of which two fit below the widest; `widths` ascend.
+
+    `times` may have any unit: only their ratios count.
+    """
+    # from the widest down, none takes longer than a wider one
     times = np.minimum.accumulate(np.asarray(times)[::-1])[::-1].tolist()
-    steps = [s for s in STEPS if 2 * s <= max(widths)]
-    left = {s: _left(widths, times, s) for s in steps}
+    steps = [step for step in STEPS if 2 * step <= max(widths)]
+    residuals = {step: _residual(widths, times, step) for step in steps}
+
     grain = len(widths) * (EXACT * max(times)) ** 2
-    limit = max(ABOUT_AS_WELL * min(left.values()), grain)
-    return min((s for s in steps if left[s] <= limit), key=lambda s: (abs(log2(s / USUAL)), -s))
+    limit = max(ABOUT_AS_WELL * min(residuals.values()), grain)
+    fitting = [step for step in steps if residuals[step] <= limit]
+    # the nearest to 8, in octaves; of two as near (4 and 16), the larger
+    return min(fitting, key=lambda step: (abs(log2(step / USUAL)), -step))
 
 
 def measure_step(width: int, time: Callable[[Sequence[int]], Sequence[float]]) -> int:
-    """Three measurements, of which each width's fastest counts: what disturbs only ever adds."""
+    """Three measurements of all widths, of which each width's fastest counts: what disturbs only ever adds."""
     widths = probe_widths(width)
-    return find_step(widths, np.min([time(widths) for _ in range(3)], axis=0).tolist())
+    times = [time(widths) for _ in range(3)]  # [3, widths]
+    return find_step(widths, np.min(times, axis=0).tolist())
 
 
-def _left(widths: Sequence[int], times: Sequence[float], step: int) -> float:
+def _residual(widths: Sequence[int], times: Sequence[float], step: int) -> float:
     """The sum of squares that a line over the rounded widths leaves."""
-    rounded = -(-np.asarray(widths) // step) * step
-    line = np.stack([np.ones(len(rounded)), rounded], axis=1).astype(np.float64)
-    wanted = np.asarray(times, dtype=np.float64)
-    fitted, *_ = np.linalg.lstsq(line, wanted, rcond=None)
-    return float(((line @ fitted - wanted) ** 2).sum())
+    rounded = -(-np.asarray(widths) // step) * step  # up: 49 to 64 at a step of 16
+    line = np.stack([np.ones(len(rounded)), rounded], axis=1).astype(np.float64)  # [widths, 2]
+    measured = np.asarray(times, dtype=np.float64)
+    coefficients, *_ = np.linalg.lstsq(line, measured, rcond=None)
+    return float(((line @ coefficients - measured) ** 2).sum())

@@ -33,17 +33,21 @@ class Table:
     us: tuple[tuple[float, ...], ...]
 
     def at(self, inputs: int, outputs: int) -> float:
-        """Bilinear between points; beyond the lattice its nearest point."""
-        i, a = _place(self.inputs, inputs, self.steps[0])
-        j, b = _place(self.outputs, outputs, self.steps[1])
-        k, m = min(i + 1, len(self.inputs) - 1), min(j + 1, len(self.outputs) - 1)
-        low = (1 - b) * self.us[i][j] + b * self.us[i][m]
-        high = (1 - b) * self.us[k][j] + b * self.us[k][m]
-        return (1 - a) * low + a * high
+        """Microseconds at these widths: bilinear between points; beyond the lattice its nearest point."""
+        i, fraction_i = _place(self.inputs, inputs, self.steps[0])
+        j, fraction_j = _place(self.outputs, outputs, self.steps[1])
+        next_i = min(i + 1, len(self.inputs) - 1)
+        next_j = min(j + 1, len(self.outputs) - 1)
+        low = (1 - fraction_j) * self.us[i][j] + fraction_j * self.us[i][next_j]
+        high = (1 - fraction_j) * self.us[next_i][j] + fraction_j * self.us[next_i][next_j]
+        return (1 - fraction_i) * low + fraction_i * high
 
 
 def _place(levels: Sequence[int], width: int, step: int) -> tuple[int, float]:
-    """The point below (or at) a width rounded up to its step, and how far it is to the next, 0 to 1."""
+    """The point below (or at) a width rounded up to its step, and how far it is to the next, 0 to 1.
+
+    Of (16, 32, 64), 40 at a step of 16 counts as 48: half the way from the second to the third.
+    """
     if len(levels) == 1:
         return 0, 0.0
     width = min(max(-(-width // step) * step, levels[0]), levels[-1])
@@ -53,12 +57,18 @@ def _place(levels: Sequence[int], width: int, step: int) -> tuple[int, float]:
 
 def levels(dense: int, least: int, step: int) -> tuple[int, ...]:
     """Widths worth timing from `least` to `dense`: halves, on the steps. (64, 7, 16) gives 16, 32, 64."""
-    wanted = {max(least, int(dense * share)) for share in _SHARES} if least < dense else {dense}
-    return tuple(sorted({min(dense, -(-w // step) * step) for w in wanted}))
+    chosen = {dense}
+    if least < dense:
+        chosen = {max(least, int(dense * share)) for share in _SHARES}
+    on_steps = {min(dense, -(-width // step) * step) for width in chosen}  # rounded up
+    return tuple(sorted(on_steps))
 
 
 def smoothed(us: FloatArray) -> FloatArray:
-    """Noise taken out that would make a wider layer the faster one: midway between the envelopes along each axis."""
+    """Noise taken out that would make a wider layer the faster one: midway between the envelopes along each axis.
+
+    `us` is [inputs, outputs], widths ascending. 10, 14, 12 becomes 10, 13, 13.
+    """
     for axis in (0, 1):
         above = np.maximum.accumulate(us, axis=axis)
         below = np.flip(np.minimum.accumulate(np.flip(us, axis), axis=axis), axis)
@@ -73,14 +83,16 @@ class Kept:
         self.path, self.shared = path, shared
         self.entries: dict[str, Any] = {}
         self.measured = 0
-        for place in (shared, path):
-            if place is not None:
-                self.entries |= _entries(place)
+        for file in (shared, path):  # the run's own last: they stand where both have an entry
+            if file is not None:
+                self.entries |= _entries(file)
 
     def get(self, key: str) -> Any:
+        """The entry, or None: no entry is None."""
         return self.entries.get(key)
 
     def put(self, key: str, value: Any) -> None:
+        """Keeps an entry, in memory and on disk."""
         self.entries[key] = value
         self.measured += 1
         self.write()
@@ -89,7 +101,7 @@ class Kept:
         """Both files; `facts` are what a person reads in the run's own."""
         if self.path is not None:
             write_json(self.path, signed({"schema": SCHEMA, **facts, "entries": self.entries}))
-        if self.shared is not None:
+        if self.shared is not None:  # read again: other runs have written meanwhile
             write_json(self.shared, signed({"schema": SCHEMA, "entries": _entries(self.shared) | self.entries}))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,27 +33,36 @@ Images = NDArray[np.float32]
 
 
 def export_for(network: nn.Module, example: Tensor, path: Path) -> Path:
+    """The network as an ONNX file to time; its variant, in the metadata, is the file's name."""
     return export_onnx(network, example, path, metadata={"compressor.variant": path.stem})
 
 
 def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Ratio:
-    """Pruned over dense for two ONNX files (dense, pruned) on the budget's runtime, until the interval is narrow."""
+    """Pruned over dense for two ONNX files (dense, pruned) on the budget's runtime, until the interval is narrow.
+
+    `images` [N, C, H, W], of which each turn takes the budget's batch.
+    """
     if budget.threads == 1 and budget.runtime in ON_THE_PROCESSOR and is_busy():
         return replace(_until_narrow(lambda: _processor_pairs(files, images, budget)), clock="processor")
-    named = {"dense": files[0], "pruned": files[1]}
-    return _until_narrow(lambda: _pairs(time_files(named, images, schedule=_schedule(budget), runtime=budget.runtime)))
+
+    subjects = {"dense": files[0], "pruned": files[1]}
+    schedule = _schedule(budget)
+    return _until_narrow(lambda: _pairs(time_files(subjects, images, schedule=schedule, runtime=budget.runtime)))
 
 
 def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget) -> list[float]:
+    """Pruned over dense of one thread's processor time, for each round."""
     shape = (budget.batch, *images.shape[1:])
     with child.start("compressor.device.probes", name="the timing of a pruned network") as ask:
         turns = time_probes(ask, files, [shape, shape], runtime=budget.runtime, threads=1)
-    return [float(r) for r in turns[1] / turns[0]]
+    dense, pruned = turns  # [2, rounds]
+    return [float(ratio) for ratio in pruned / dense]
 
 
 def time_ratio_eager(networks: tuple[fx.GraphModule, fx.GraphModule], images: Images, budget: Budget) -> Ratio:
     """The same for PyTorch on the CPU, in this process; `threads` of the budget hold meanwhile."""
-    subjects = {name: _caller(placed(net, CPU)) for name, net in zip(("dense", "pruned"), networks, strict=True)}
+    dense, pruned = networks
+    subjects = {"dense": _caller(placed(dense, CPU)), "pruned": _caller(placed(pruned, CPU))}
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(budget.threads or before)
@@ -70,26 +78,30 @@ def _schedule(budget: Budget) -> Schedule:
 
 
 def _until_narrow(measure: Callable[[], list[float]]) -> Ratio:
+    """Of all measurements together; the last is taken as it is when three were not enough."""
     pairs: list[float] = []
     for _ in range(_MOST_REPEATS):
         pairs += measure()
-        found = ratio_of(pairs)
-        if found.high - found.low <= 2 * NARROW * found.value:
+        ratio = ratio_of(pairs)
+        if ratio.high - ratio.low <= 2 * NARROW * ratio.value:
             break
-    return found
+    return ratio
 
 
 def _pairs(timings: Mapping[str, Timing]) -> list[float]:
-    return [float(r) for r in _turn_medians(timings["pruned"]) / _turn_medians(timings["dense"])]
+    """Turn n of the pruned network over turn n of the dense one, which ran beside it."""
+    ratios = _turn_medians(timings["pruned"]) / _turn_medians(timings["dense"])
+    return [float(ratio) for ratio in ratios]
 
 
 def _turn_medians(timing: Timing) -> NDArray[np.float64]:
+    """[turns] milliseconds."""
     samples, turns = np.asarray(timing.samples_ms), np.asarray(timing.turns)
     return np.array([np.median(samples[turns == turn]) for turn in np.unique(turns)])
 
 
-def _caller(network: nn.Module) -> Callable[[Images], Any]:
-    def call(images: Images) -> Any:
+def _caller(network: nn.Module) -> Callable[[Images], object]:
+    def call(images: Images) -> object:
         with torch.inference_mode():
             return network(torch.from_numpy(images))
 

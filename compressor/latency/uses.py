@@ -19,6 +19,7 @@ from ..graph import aten
 Shapes = Callable[[fx.Node], Sequence[int]]
 Widths = tuple[int, int]
 
+# each with whether it is transposed
 _CONVOLUTIONS = {
     aten.conv1d.default: False,
     aten.conv2d.default: False,
@@ -54,21 +55,26 @@ class Use:
 
 
 def dense_shapes(node: fx.Node) -> Sequence[int]:
+    """The shape the node had when it was traced; empty for what is no tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def uses_of(graph: fx.GraphModule) -> list[Use]:
     """Convolutions, linear layers and products of activations; einsum and rarer products are not among them."""
-    found = []
+    uses = []
     for node in graph.graph.nodes:
         layer = _layer(node)
         if layer is not None:
-            found.append(Use(node, layer, widths(node, layer, dense_shapes)))
-    return found
+            uses.append(Use(node, layer, widths(node, layer, dense_shapes)))
+    return uses
 
 
 def widths(node: fx.Node, layer: Layer, shapes: Shapes) -> Widths:
+    """(input, output) channels at those shapes: the last axis of [..., C], the second of a convolution's [N, C, ...].
+
+    Of a product the first is the summed axis, of attention what a query is wide.
+    """
     if layer.kind in ("linear", "product", "attention"):
         return int(shapes(_input(node))[-1]), int(shapes(node)[-1])
     return int(shapes(_input(node))[1]), int(shapes(node)[1])
@@ -77,14 +83,15 @@ def widths(node: fx.Node, layer: Layer, shapes: Shapes) -> Widths:
 def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> int:
     """What the other operations read and write for one image, at four bytes a value."""
     weighted = {use.node for use in uses}
-    batch = next(int(dense_shapes(n)[0]) for n in graph.graph.nodes if n.op == "placeholder")
-    total = 0
+    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    batch = int(dense_shapes(placeholder)[0])
+    moved_values = 0
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in weighted or node.target in _FREE or not dense_shapes(node):
             continue
-        operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        total += sum(prod(shapes(n)) for n in (node, *operands) if dense_shapes(n))
-    return 4 * total // batch
+        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+        moved_values += sum(prod(shapes(tensor)) for tensor in (node, *operands) if dense_shapes(tensor))
+    return 4 * moved_values // batch
 
 
 def _input(node: fx.Node) -> fx.Node:
@@ -94,23 +101,29 @@ def _input(node: fx.Node) -> fx.Node:
 
 
 def _layer(node: fx.Node) -> Layer | None:
+    """What is timed for this node; None where only the bytes it moves count."""
     if node.op != "call_function":
         return None
     if node.target in _CONVOLUTIONS:
         return _convolution(node, transposed=_CONVOLUTIONS[node.target])
     if node.target is aten.linear.default:
-        return Layer("linear", (prod(dense_shapes(_input(node))[1:-1]) if len(dense_shapes(node)) > 2 else 0,))
-    if node.target in (*_PRODUCTS, _ATTENTION) and _live(node.args[1]):
+        # of one image: the tokens of [N, tokens, C]; 0 where images themselves are the rows
+        rows = prod(dense_shapes(_input(node))[1:-1]) if len(dense_shapes(node)) > 2 else 0
+        return Layer("linear", (rows,))
+    if node.target in (*_PRODUCTS, _ATTENTION) and _is_activation(node.args[1]):
         return _product(node)
     return None
 
 
-def _live(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and argument.op != "get_attr" and len(dense_shapes(argument)) > 1
+def _is_activation(argument: object) -> bool:
+    """Whether the second factor is computed, too, and is no vector: a parameter's product is not timed as one."""
+    if not isinstance(argument, fx.Node) or argument.op == "get_attr":
+        return False
+    return len(dense_shapes(argument)) > 1
 
 
 def _product(node: fx.Node) -> Layer | None:
-    *leading, m, n = dense_shapes(node)
+    *leading, m, n = dense_shapes(node)  # [N, heads, m, n]; of attention m are queries
     lead = prod(leading[1:])
     if node.target is _ATTENTION:
         keys = node.args[1]
@@ -122,56 +135,71 @@ def _product(node: fx.Node) -> Layer | None:
 def _convolution(node: fx.Node, *, transposed: bool) -> Layer:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    given = list(node.args[3:])
     source, shape = dense_shapes(_input(node)), dense_shapes(weight)
-    n = len(shape) - 2
-    stride, padding, dilation = given[:1], given[1:2], given[3:4] if transposed else given[2:3]
-    groups = int(_at(given, 4 if transposed else 3, 1)) if not transposed else int(_at(given, 4, 1))
+    kernel = tuple(shape[2:])
+    rank = len(kernel)
+
+    options = list(node.args[3:])  # behind input, weight and bias; defaults at the end are not written
+    stride, padding = options[:1], options[1:2]
+    if transposed:
+        dilation, groups = options[3:4], int(_at(options, 4, 1))
+    else:
+        dilation, groups = options[2:3], int(_at(options, 3, 1))
+
     kind = "transposed" if transposed else "conv"
     if groups > 1:
-        kind = "depthwise" if groups == source[1] and dense_shapes(node)[1] == source[1] else "grouped"
-    kernel, spread = tuple(shape[2:]), _each(dilation, n, 1)
+        is_depthwise = groups == source[1] and dense_shapes(node)[1] == source[1]
+        kind = "depthwise" if is_depthwise else "grouped"
+    dilations = _each(dilation, rank, 1)
     return Layer(
         kind,  # type: ignore[arg-type]
         tuple(source[2:]),
         kernel,
-        _each(stride, n, 1),
-        _pads(padding, kernel, spread),
-        spread,
+        _each(stride, rank, 1),
+        _pads(padding, kernel, dilations),
+        dilations,
         groups if kind == "grouped" else 1,
     )
 
 
-def _at(values: Sequence[Any], i: int, default: Any) -> Any:
-    return values[i] if len(values) > i else default
+def _at(arguments: Sequence[Any], index: int, default: int) -> Any:
+    return arguments[index] if len(arguments) > index else default
 
 
-def _each(given: Sequence[Any], n: int, default: int) -> tuple[int, ...]:
-    value = given[0] if given else default
+def _each(option: Sequence[Any], rank: int, default: int) -> tuple[int, ...]:
+    """One number for each axis of the kernel; `option` is a slice of a node's arguments: `[]`, `[2]` or `[[2, 1]]`."""
+    value = option[0] if option else default
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(int(v) for v in (numbers * n)[:n])
+    return tuple(int(number) for number in (numbers * rank)[:rank])
 
 
-def _pads(given: Sequence[Any], kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+def _pads(option: Sequence[Any], kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     """ONNX's order: all begins, then all ends."""
-    padding = given[0] if given else 0
+    padding = option[0] if option else 0
     if padding == "valid":
         padding = 0
     if padding == "same":
-        whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return (*[w // 2 for w in whole], *[w - w // 2 for w in whole])
-    each = _each([padding], len(kernel), 0)
-    return (*each, *each)
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        begins = [total // 2 for total in totals]
+        ends = [total - total // 2 for total in totals]  # an odd one lies at the end
+        return (*begins, *ends)
+    pads = _each([padding], len(kernel), 0)
+    return (*pads, *pads)
 
 
 def macs_of(use: Use, shapes: Shapes) -> int:
-    """MACs of a scaled use, at hypothetical shapes."""
-    out = prod(shapes(use.node))
+    """MACs of a use at hypothetical shapes, of the whole batch. Right for products, attention and grouped layers.
+
+    For other layers it serves to compare: a convolution's last input axis is no channel.
+    """
+    outputs = prod(shapes(use.node))
     if use.layer.kind == "grouped":
         weight = use.node.args[1]
         assert isinstance(weight, fx.Node)
-        return out * prod(shapes(weight)[1:])
+        return outputs * prod(shapes(weight)[1:])  # [out, in / groups, *kernel]
     if use.layer.kind == "attention":
-        query = shapes(_input(use.node))
-        return prod(query[:-1]) * use.layer.sizes[2] * (query[-1] + shapes(use.node)[-1])
-    return out * int(shapes(_input(use.node))[-1])
+        query = shapes(_input(use.node))  # [N, heads, queries, d]
+        keys = use.layer.sizes[2]
+        # both products: queries x keys over d, then what values are wide over keys
+        return prod(query[:-1]) * keys * (query[-1] + shapes(use.node)[-1])
+    return outputs * int(shapes(_input(use.node))[-1])

@@ -41,19 +41,19 @@ class Choice:
 
 def choose(repaired: nn.Module, tuned: nn.Module, batches: LabelledBatches, *, source: str) -> Choice:
     """Iterates over `batches` twice; raises DataError where there is no image to judge on."""
-    first, second = judge(repaired, batches), judge(tuned, batches)
-    shipped: Candidate = "tuned" if _key(second) > _key(first) else "repaired"
-    return Choice(shipped, source, first, second)
+    judged_repaired, judged_tuned = judge(repaired, batches), judge(tuned, batches)
+    shipped: Candidate = "tuned" if _key(judged_tuned) > _key(judged_repaired) else "repaired"
+    return Choice(shipped, source, judged_repaired, judged_tuned)
 
 
 @torch.no_grad()
 def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
-    """In evaluation mode, over [N, C, H, W] images and [N] labels."""
+    """In evaluation mode, over [N, C, H, W] images and [N] labels. Raises DataError where there is no image."""
     correct, loss, seen = 0, 0.0, 0
     device = device_of(network)
     with evaluating(network):
         for images, labels in batches:
-            logits = logits_of(network, to_device(images, device)).float().cpu()
+            logits = logits_of(network, to_device(images, device)).float().cpu()  # [N, classes]
             truths = labels.cpu().long()
             correct += int((logits.argmax(1) == truths).sum())
             loss += float(functional.cross_entropy(logits, truths, reduction="sum"))
@@ -64,20 +64,23 @@ def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
     return Judged(correct, seen, float(torch.nan_to_num(mean, nan=_WORST, posinf=_WORST)))
 
 
-_WORST = float(torch.finfo(torch.float32).max)
+_WORST = float(torch.finfo(torch.float32).max)  # a finite loss, which JSON can hold
 
 
 def _key(judged: Judged) -> tuple[int, float]:
+    """Larger is better."""
     return judged.correct, -judged.loss
 
 
 def text_of(choice: Choice) -> str:
     """The choice in a sentence or two, with what decided it."""
-    other = "repaired" if choice.shipped == "tuned" else "tuned"
-    better, worse = getattr(choice, choice.shipped), getattr(choice, other)
-    found = (
-        f"The {choice.shipped} network ships: of {choice.source} it is right on {better.correct}, the {other} one on "
+    rejected = "repaired" if choice.shipped == "tuned" else "tuned"
+    better: Judged = getattr(choice, choice.shipped)
+    worse: Judged = getattr(choice, rejected)
+    beginning = (
+        f"The {choice.shipped} network ships: of {choice.source} it is right on {better.correct}, "
+        f"the {rejected} one on "
     )
     if better.correct != worse.correct:
-        return f"{found}{worse.correct}."
-    return f"{found}as many; cross-entropy decides, {better.loss:.3g} against {worse.loss:.3g}."
+        return f"{beginning}{worse.correct}."
+    return f"{beginning}as many; cross-entropy decides, {better.loss:.3g} against {worse.loss:.3g}."

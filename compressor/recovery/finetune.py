@@ -29,7 +29,10 @@ Progress = Callable[[int, float], bool | None]
 
 @runtime_checkable
 class Shuffled(Protocol):
-    """Batches that can be had in another order each time; `order` says which image, counted as they lie, comes when."""
+    """Batches that can be had in another order each time.
+
+    `order` [N] says which image, counted as they lie, comes when; `shuffled` gives ([N, C, H, W], [N]) in that order.
+    """
 
     def order(self, seed: int) -> Tensor: ...
 
@@ -78,17 +81,17 @@ def finetune(
     """Trains on ([N, C, H, W], [N]) batches; a label of -1 is learned from the teacher alone.
 
     `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back. The teacher lies
-    on the network's device.
+    on the network's device. Raises DataError where there is no batch.
     """
-    kept = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
+    old_state = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
     modes = {module: module.training for module in network.modules()}
     try:
-        place = device_of(network)
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        device = device_of(network)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay its own
             torch.manual_seed(options.seed)
             return _train(network, batches, options, teacher, augment, progress)
     except BaseException:
-        _restore(network, kept)
+        _restore(network, old_state)
         raise
     finally:
         _set_norms(network, training=False)
@@ -98,10 +101,11 @@ def finetune(
             parameter.grad = None
 
 
-def _restore(network: nn.Module, kept: dict[str, Tensor]) -> None:
+def _restore(network: nn.Module, old_state: dict[str, Tensor]) -> None:
+    """Into the tensors that are there: whoever holds them sees the old values."""
     with torch.no_grad():
         for name, tensor in network.state_dict(keep_vars=True).items():
-            tensor.copy_(kept[name])
+            tensor.copy_(old_state[name])
 
 
 def _train(
@@ -112,44 +116,61 @@ def _train(
     augment: Augment | None,
     progress: Progress | None,
 ) -> Finetuning:
-    taught = _answers(teacher, batches) if teacher is not None and options.distillation and augment is None else None
+    if not options.distillation:  # the teacher's share of the loss: it need not be asked
+        teacher = None
+    taught = None
+    if teacher is not None and augment is None:  # every epoch shows the same images
+        taught = _answers(teacher, batches)
+
     steps_per_epoch = sum(1 for _ in batches) if taught is None else len(taught)
     if steps_per_epoch == 0:
         raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
+
+    device = device_of(network)
     optimizer = _optimizer(network, options)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options, steps_per_epoch * options.epochs))
     generator = torch.Generator().manual_seed(options.seed)
-    device, losses, stopped = device_of(network), list[float](), False
+    losses: list[float] = []
+    stopped = False
     for epoch in range(options.epochs):
         _set_modes(network, options)
         total = 0.0
         for images, labels, answers in _in_new_order(batches, taught, options.seed + epoch):
-            given = augment(images, generator) if augment is not None else images
-            if answers is None and teacher is not None and options.distillation:
-                answers = _answer(teacher, given)
-            loss = _loss(network, answers, to_device(given, device), to_device(labels, device), options)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
+            if augment is not None:
+                images = augment(images, generator)
+            if answers is None and teacher is not None:
+                answers = _answer(teacher, images)
+            loss = _loss(network, answers, to_device(images, device), to_device(labels, device), options)
+            _descend(network, loss, optimizer)
             rate.step()
             total += float(loss.detach())
+
         losses.append(total / steps_per_epoch)
         if progress is not None and progress(epoch, losses[-1]) is False:
             stopped = True
             break
+
     if options.norms == "batch":
         _set_norms(network, training=False)
         reestimate(network, (images for images, _ in batches))
     return Finetuning(tuple(losses), len(losses) * steps_per_epoch, stopped)
 
 
+def _descend(network: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+    optimizer.step()
+
+
 def _optimizer(network: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
     """Gains and biases are not decayed."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trainable if parameter.dim() > 1]
+    gains_and_biases = [parameter for parameter in trainable if parameter.dim() <= 1]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": gains_and_biases, "weight_decay": 0.0},
     ]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
@@ -157,6 +178,7 @@ def _optimizer(network: nn.Module, options: FinetuneOptions) -> torch.optim.Opti
 
 
 def _schedule(options: FinetuneOptions, steps: int) -> Callable[[int], float]:
+    """The factor of the learning rate at each step: linear to 1, then half a cosine to 0."""
     rising = max(1, round(options.warm_up * steps))
 
     def factor(step: int) -> float:
@@ -174,6 +196,7 @@ def _answers(teacher: nn.Module, batches: LabelledBatches) -> list[Tensor]:
 
 @torch.no_grad()
 def _answer(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Logits [N, classes], float32, where the teacher lies."""
     with evaluating(teacher):
         return logits_of(teacher, to_device(images, device_of(teacher))).float()
 
@@ -181,38 +204,49 @@ def _answer(teacher: nn.Module, images: Tensor) -> Tensor:
 def _in_new_order(
     batches: LabelledBatches, taught: list[Tensor] | None, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Images, labels and, where they are there, the teacher's logits for them."""
+    """Images, labels and, where they are there, the teacher's logits for them.
+
+    What can be shuffled gives other batches in every epoch; of anything else whole batches come in another order.
+    """
     if isinstance(batches, Shuffled):
-        answers = None if taught is None else torch.cat(taught)[batches.order(seed)]
+        answers = None if taught is None else torch.cat(taught)[batches.order(seed)]  # [images, classes]
         start = 0
         for images, labels in batches.shuffled(seed):
-            yield images, labels, None if answers is None else answers[start : start + len(labels)]
-            start += len(labels)
+            end = start + len(labels)
+            yield images, labels, None if answers is None else answers[start:end]
+            start = end
         return
+
     listed = list(batches)
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(seed))
     for i in order.tolist():
-        yield *listed[i], None if taught is None else taught[i]
+        images, labels = listed[i]
+        yield images, labels, None if taught is None else taught[i]
 
 
 def _loss(
     network: nn.Module, taught: Tensor | None, images: Tensor, labels: Tensor, options: FinetuneOptions
 ) -> Tensor:
-    logits = logits_of(network, images).float()
-    known = labels >= 0
+    """Cross-entropy over the images that have a label, and the teacher's share, over all of them.
+
+    Its gradients shrink with T squared, which the factor makes up for (Hinton et al., section 2).
+    """
+    logits = logits_of(network, images).float()  # [N, classes]
+    labelled = labels >= 0
     hard = functional.cross_entropy(
         logits, labels.long(), ignore_index=-1, reduction="sum", label_smoothing=options.label_smoothing
-    ) / known.sum().clamp(min=1)
+    ) / labelled.sum().clamp(min=1)
     if taught is None:
         return hard
-    t = options.temperature
+
+    temperature = options.temperature
     soft = functional.kl_div(
-        functional.log_softmax(logits / t, 1),
-        functional.log_softmax(taught.to(logits.device) / t, 1),
+        functional.log_softmax(logits / temperature, 1),
+        functional.log_softmax(taught.to(logits.device) / temperature, 1),
         log_target=True,
         reduction="batchmean",
     )
-    return (1 - options.distillation) * hard + options.distillation * t * t * soft
+    return (1 - options.distillation) * hard + options.distillation * temperature * temperature * soft
 
 
 def _set_modes(network: nn.Module, options: FinetuneOptions) -> None:
@@ -222,6 +256,7 @@ def _set_modes(network: nn.Module, options: FinetuneOptions) -> None:
 
 
 def _set_norms(network: nn.Module, *, training: bool) -> None:
+    """Of modules the batch normalisations alone; of a traced graph its dropouts, too, which have no other mode."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.training = training

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingPackageError
 
 if TYPE_CHECKING:
-    from .outcome import Found
+    from .outcome import SearchResult
 
 
-def search(model: Any = None, images: Any = None, **options: Any) -> Found:
-    """Searches a recipe for a model; see `compressor.searching.flow.search`."""
-    found: Found = load_flow().search(model, images, **options)
-    return found
+def search(model: Any = None, images: Any = None, **options: Any) -> SearchResult:
+    """Searches a recipe for a model; see `compressor.searching.flow.search`.
+
+    Raises MissingPackageError where what it needs is not installed.
+    """
+    result: SearchResult = load_flow().search(model, images, **options)
+    return result
 
 
 def load_flow() -> ModuleType:

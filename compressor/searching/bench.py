@@ -48,31 +48,40 @@ def area(points: Sequence[Kept]) -> float:
 
     0.6 at 0.4, 0.8 at 0.5, 0.9 at 0.8: (0.07 + 0.255) / 0.4 = 0.8125.
     """
-    ordered = sorted(points, key=lambda p: p.budget)
+    ordered = sorted(points, key=lambda point: point.budget)
     if len(ordered) == 1:
         return ordered[0].accuracy
-    x, y = np.array([p.budget for p in ordered]), np.array([p.accuracy for p in ordered])
+    x = np.array([point.budget for point in ordered])
+    y = np.array([point.accuracy for point in ordered])
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / (x[-1] - x[0]))
 
 
 def light(seed: int) -> CompensationOptions:
-    """Half the rows and three strengths: a third of the time, a few points lower, the same order of recipes."""
+    """A trial's repair, of half the rows and three strengths.
+
+    It takes a third of the time; accuracies are a few points lower, the order of recipes is the same.
+    """
     return CompensationOptions(ridges=(1e-4, 1e-2, 1.0), rows_per_feature=8.0, rows_least=4096, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all trials share. `few` calibration images score and repair a trial, `glance` search images judge it."""
+    """What all trials share. A trial is scored and repaired on batches of `score_images`, judged on `trial_images`.
+
+    Both are ([N, C, H, W], [N]), of the calibration and of the search images. `judged` holds the accuracy of every
+    plan that was made once, by the hash of what it keeps.
+    """
 
     work: Work
     structure: Structure
-    few: tuple[Batch, ...]
-    glance: tuple[Batch, ...]
-    seen: dict[str, Accuracy] = field(default_factory=dict)
+    score_images: tuple[Batch, ...]
+    trial_images: tuple[Batch, ...]
+    judged: dict[str, Accuracy] = field(default_factory=dict)
 
     @property
-    def glanced(self) -> int:
-        return sum(len(labels) for _, labels in self.glance)
+    def trial_image_count(self) -> int:
+        """How many images judge a trial."""
+        return sum(len(labels) for _, labels in self.trial_images)
 
     def within_reach(self, shares: Sequence[float]) -> tuple[float, ...]:
         """Rising: the hardest comes first, as there recipes differ most. Without any, the usual ones that can be met.
@@ -80,17 +89,19 @@ class Bench:
         Raises BudgetError where no recipe can keep as little as is asked for.
         """
         recipe = self.work.recipe
-        scores = self.scores(replace(recipe, criterion="random"), [])
+        scores = self.scores(replace(recipe, criterion="random"), [])  # what is left at least depends on no score
         if shares:
-            self.plan(recipe, scores, min(shares))
+            self.plan(recipe, scores, min(shares))  # raises where it can't be met
             return tuple(sorted(shares))
+
         least = least_share(self.work.dense, self.structure, scores, "macs", ranking_of(recipe))
         usual = tuple(share for share in USUAL_BUDGETS if share >= least)
         if not usual:
-            self.plan(recipe, scores, max(USUAL_BUDGETS))
+            self.plan(recipe, scores, max(USUAL_BUDGETS))  # raises, naming the least that can be asked for
         return usual
 
     def scores(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
+        """The criterion's own, as the recipe reads them. Raises CompressorError's subclasses for what it refuses."""
         scoring = scoring_of(recipe)
         groups = self.structure.groups
         return score(self.work.dense, groups, images, criterion=scoring.criterion, options=scoring.options)
@@ -104,48 +115,54 @@ class Bench:
 
     def probe(self, recipe: Recipe) -> Scores:
         """A few images with wrong labels, so that the labelled and the predicted class differ."""
-        images, labels = self.few[0]
+        images, labels = self.score_images[0]
         images, labels = images[:PROBE_IMAGES], labels[:PROBE_IMAGES]
-        classes = int(self.work.dense(to_device(self.work.example, self.work.device)).shape[1])
+        logits = self.work.dense(to_device(self.work.example, self.work.device))
+        classes = int(logits.shape[1])
         return self.scores(recipe, [(images, (labels + 1) % classes)])
 
     def plan(self, recipe: Recipe, scores: Scores, share: float) -> Plan:
         """Any plan below the line will do: rankings are compared under the same limit."""
         return make_plan(self.work.dense, self.structure, scores, Budget("macs", share, 1.0), ranking_of(recipe))
 
-    def glance_at(self, recipe: Recipe, scores: Scores, share: float) -> Kept:
-        """A trial's step; rankings that agree on what goes need only one look."""
+    def judge(self, recipe: Recipe, scores: Scores, share: float) -> Kept:
+        """A trial's step; rankings that agree on what goes are judged once."""
         plan = self.plan(recipe, scores, share)
         key = content_hash(plan.kept, recipe.seed)
-        if key not in self.seen:
-            self.seen[key] = evaluate(self.reduced(plan, self.few, light(recipe.seed)), self.glance)
-        found = self.seen[key]
-        return Kept(share, plan.macs_kept / plan.macs_dense, found.correct, found.n)
+        if key not in self.judged:
+            network = self.reduced(plan, self.score_images, light(recipe.seed))
+            self.judged[key] = evaluate(network, self.trial_images)
+        return _kept(share, plan, self.judged[key])
 
     def reduced(
         self, plan: Plan, images: Sequence[Batch], options: CompensationOptions | None = None
     ) -> fx.GraphModule:
         """The pruned network, repaired as a run's is unless options say otherwise."""
-        small, slices = prune(self.work.dense, self.structure, plan)
+        network, slices = prune(self.work.dense, self.structure, plan)
         repairing = repairing_of(self.work.recipe)
         if options is not None and repairing.compensation is not None:
             repairing = replace(repairing, compensation=options)
-        repair(self.work.dense, small, slices, images, repairing=repairing)
-        return small
+        repair(self.work.dense, network, slices, images, repairing=repairing)
+        return network
 
-    def check(self, recipe: Recipe, shares: Sequence[float], parts: Mapping[str, Batches]) -> Iterator[dict[str, Kept]]:
-        """A finalist at each budget as a run would make it, judged on each named part of the images."""
+    def check(
+        self, recipe: Recipe, shares: Sequence[float], images_by_split: Mapping[str, Batches]
+    ) -> Iterator[dict[str, Kept]]:
+        """A finalist at each budget as a run would make it, judged on each split of the images, by its name."""
         calibration = list(self.work.calibration)
         scores = self.comparable(recipe, calibration)
         for share in shares:
             plan = self.plan(recipe, scores, share)
-            small = self.reduced(plan, calibration)
-            found = {name: evaluate(small, images) for name, images in parts.items()}
-            kept = plan.macs_kept / plan.macs_dense
-            yield {name: Kept(share, kept, a.correct, a.n) for name, a in found.items()}
+            network = self.reduced(plan, calibration)
+            accuracies = {split: evaluate(network, images) for split, images in images_by_split.items()}
+            yield {split: _kept(share, plan, accuracy) for split, accuracy in accuracies.items()}
+
+
+def _kept(share: float, plan: Plan, accuracy: Accuracy) -> Kept:
+    return Kept(share, plan.macs_kept / plan.macs_dense, accuracy.correct, accuracy.n)
 
 
 def first_images(images: Images, count: int, batch_size: int) -> tuple[Batch, ...]:
-    """The first of a part, prepared once; parts are ordered so that any stretch holds the classes alike."""
+    """The first `count` of a split (0: all), prepared once; any stretch of a split holds the classes alike."""
     chosen = images.subset(np.arange(min(count, len(images)))) if count else images
     return tuple(batches(chosen, batch_size))

@@ -5,9 +5,10 @@ The choice is made on search images alone; the evaluation images are counted onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import FolderError
@@ -18,10 +19,13 @@ from .bench import Bench, Kept, area
 from .space import Space, recipe_at
 from .study import TrialRow
 
+# say where something lies or runs; what the model and the images hold is in a finalist's key by their hashes
+_PLACE_FIELDS = ("model", "data", "evaluation_data", "out", "weights", "device")
+
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """A trial made again with all calibration images; `points` holds its accuracies on each part of the images."""
+    """A trial made again with all calibration images; `points[split]` holds its accuracies there, budget by budget."""
 
     row: TrialRow
     recipe: Recipe
@@ -29,17 +33,20 @@ class Finalist:
 
     @property
     def name(self) -> str:
+        """The preset's, or the trial's number."""
         return self.row.preset or f"trial {self.row.number}"
 
-    def area(self, part: str) -> float:
-        return area(self.points[part])
+    def area(self, split: str) -> float:
+        """Mean accuracy over the budgets (see `bench.area`), on the images of that split."""
+        return area(self.points[split])
 
 
 def finalists_of(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     """The best complete trials and every preset, best first, earlier ones before equals."""
     complete = [row for row in rows if row.state == "complete" and row.value is not None]
     ordered = sorted(complete, key=lambda row: (-(row.value or 0.0), row.number))
-    return ordered[:count] + [row for row in ordered[count:] if row.preset]
+    presets_behind = [row for row in ordered[count:] if row.preset]
+    return ordered[:count] + presets_behind
 
 
 def check_finalists(
@@ -47,66 +54,76 @@ def check_finalists(
     space: Space,
     rows: Sequence[TrialRow],
     budgets: Sequence[float],
-    parts: Mapping[str, Batches],
+    images_by_split: Mapping[str, Batches],
     *,
     notify: Callable[[str, float], None],
 ) -> list[Finalist]:
     """Each finalist as a run would make it; what was checked before is read from the search's folder."""
-    found = []
-    for done, row in enumerate(rows):
+    finalists = []
+    for index, row in enumerate(rows):
         recipe = recipe_at(space, row.point)
-        notify("finalists", done / len(rows))
-        points = _held(bench, recipe, budgets, parts)
-        found.append(Finalist(row, recipe, points))
+        notify("finalists", index / len(rows))
+        points = _checked(bench, recipe, budgets, images_by_split)
+        finalists.append(Finalist(row, recipe, points))
     notify("finalists", 1.0)
-    return found
+    return finalists
 
 
-def _held(
-    bench: Bench, recipe: Recipe, budgets: Sequence[float], parts: Mapping[str, Batches]
+def _checked(
+    bench: Bench, recipe: Recipe, budgets: Sequence[float], images_by_split: Mapping[str, Batches]
 ) -> dict[str, tuple[Kept, ...]]:
-    hashes = {name: bench.work.splits.hashes[name] for name in ("calibration", *parts)}
-    scored = {
-        k: v
-        for k, v in asdict(recipe).items()
-        if k not in ("model", "data", "evaluation_data", "out", "weights", "device")
-    }
-    key = content_hash(scored, hashes, list(budgets), bench.work.model.sha256)
-    path = bench.work.stages.folder / "finalists" / f"{key[:16]}.json"
+    """The points of each split, from the file an earlier start left or made now and kept."""
+    path = _file_of(bench, recipe, budgets, images_by_split)
     with suppress(FolderError):  # gone or damaged: judged again
-        held = read_signed(path, "finalist/2")["points"]
-        return {name: tuple(Kept(**p) for p in points) for name, points in held.items()}
-    steps = list(bench.check(recipe, budgets, parts))
-    points = {name: tuple(step[name] for step in steps) for name in parts}
+        saved_points = read_signed(path, "finalist/2")["points"]
+        return {split: tuple(Kept(**fields) for fields in points) for split, points in saved_points.items()}
+
+    steps = list(bench.check(recipe, budgets, images_by_split))
+    points = {split: tuple(step[split] for step in steps) for split in images_by_split}
+    plain_points = {split: [asdict(point) for point in points[split]] for split in points}
     path.parent.mkdir(exist_ok=True)
-    write_json(
-        path, signed({"schema": "finalist/2", "points": {n: [asdict(p) for p in ps] for n, ps in points.items()}})
-    )
+    write_json(path, signed({"schema": "finalist/2", "points": plain_points}))
     return points
+
+
+def _file_of(bench: Bench, recipe: Recipe, budgets: Sequence[float], splits: Iterable[str]) -> Path:
+    """Named by the hash of what a finalist's accuracies depend on."""
+    hashes = {split: bench.work.splits.hashes[split] for split in ("calibration", *splits)}
+    fields = {name: value for name, value in asdict(recipe).items() if name not in _PLACE_FIELDS}
+    key = content_hash(fields, hashes, list(budgets), bench.work.model.sha256)
+    return bench.work.stages.folder / "finalists" / f"{key[:16]}.json"
 
 
 def winner_of(finalists: Sequence[Finalist]) -> Finalist:
     """The largest area on the search images; a preset before a trial that is no better, earlier before later."""
-    return max(finalists, key=lambda f: (f.area("search"), bool(f.row.preset), -f.row.number))
+
+    def order(finalist: Finalist) -> tuple[float, bool, int]:
+        return finalist.area("search"), bool(finalist.row.preset), -finalist.row.number
+
+    return max(finalists, key=order)
 
 
 def best_preset(finalists: Sequence[Finalist]) -> Finalist | None:
-    named = [f for f in finalists if f.row.preset]
-    return winner_of(named) if named else None
+    """The winner among the presets; None where none of them was completed."""
+    presets = [finalist for finalist in finalists if finalist.row.preset]
+    return winner_of(presets) if presets else None
 
 
 def plain_row(row: TrialRow) -> dict[str, Any]:
     """A trial as JSON."""
-    return {**asdict(row), "accuracy": {f"{p.budget:g}": round(p.accuracy, 4) for p in row.points}}
+    accuracies = {f"{point.budget:g}": round(point.accuracy, 4) for point in row.points}
+    return {**asdict(row), "accuracy": accuracies}
 
 
 def plain_finalist(finalist: Finalist) -> dict[str, Any]:
+    """A finalist as JSON; areas and points by split."""
     return {
         "name": finalist.name,
         "trial": finalist.row.number,
-        "area": {part: round(finalist.area(part), 5) for part in finalist.points},
-        "points": {
-            part: [{**asdict(p), "accuracy": round(p.accuracy, 4)} for p in points]
-            for part, points in finalist.points.items()
-        },
+        "area": {split: round(finalist.area(split), 5) for split in finalist.points},
+        "points": {split: [_plain_point(point) for point in points] for split, points in finalist.points.items()},
     }
+
+
+def _plain_point(point: Kept) -> dict[str, Any]:
+    return {**asdict(point), "accuracy": round(point.accuracy, 4)}

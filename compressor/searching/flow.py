@@ -33,12 +33,13 @@ from ..work import Work, prepare
 from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options
-from .outcome import Found, Outcome, write_outcome
+from .outcome import Outcome, SearchResult, write_outcome
 from .space import Space, find_space, presets, recipe_at, require_holdable
 from .storage import open_study, require_storage
 from .study import Progress, TrialRow, enqueue_presets, importances, rows, run_trials
 
-_COUNTS = (*READING, "accept", "units", "scope", "reduction", "normalisation", "per_cost", "least", "multiple")
+# of a recipe, what its scores and the plan made of them depend on
+_KEY_FIELDS = (*READING, "accept", "units", "scope", "reduction", "normalisation", "per_cost", "least", "multiple")
 
 
 def search(
@@ -48,22 +49,36 @@ def search(
     notify: Notify | None = None,
     on_trial: Callable[[Progress], None] | None = None,
     **options: Any,
-) -> Found:
+) -> SearchResult:
     """Searches a recipe for a model; `options` are SearchOptions' fields and the recipe's.
 
     `model` and `images` are as in `compress`. Raises CompressorError's subclasses.
     """
-    own = {name: options.pop(name) for name in SearchOptions.__dataclass_fields__ if name in options}
+    search_fields = SearchOptions.__dataclass_fields__
+    search_values = {name: options.pop(name) for name in search_fields if name in options}
+
+    images_in_memory = None
     if isinstance(images, str):
         options["data"] = images
-    known = None
+    elif isinstance(images, Images):
+        images_in_memory = images
+
+    model_in_memory = None
     if isinstance(model, nn.Module):
         recipe = make_recipe({**options, "model": type(model).__name__})
-        known = Model(model, "", "given", None, None, state_hash(model))
+        model_in_memory = Model(model, "", "given", None, None, state_hash(model))
+    elif model is None:
+        recipe = read_recipe(None, **options)
     else:
-        recipe = read_recipe(None, **({} if model is None else {"model": model}), **options)
-    given = images if isinstance(images, Images) else None
-    return run_search(recipe, make_options(own), notify=notify, on_trial=on_trial, model=known, images=given)
+        recipe = read_recipe(None, model=model, **options)
+    return run_search(
+        recipe,
+        make_options(search_values),
+        notify=notify,
+        on_trial=on_trial,
+        model=model_in_memory,
+        images=images_in_memory,
+    )
 
 
 def run_search(
@@ -74,8 +89,12 @@ def run_search(
     on_trial: Callable[[Progress], None] | None = None,
     model: Model | None = None,
     images: Images | None = None,
-) -> Found:
-    """One search from a recipe, continued or joined where its study stands."""
+) -> SearchResult:
+    """One search from a recipe, continued or joined where its study stands.
+
+    `notify` gets stages and the share done, `on_trial` every trial of this process; `model` and `images` those in
+    memory. Raises CompressorError's subclasses.
+    """
     with computing():
         return _run_search(recipe, options, notify, on_trial, model, images)
 
@@ -87,9 +106,32 @@ def _run_search(
     on_trial: Callable[[Progress], None] | None,
     model: Model | None,
     images: Images | None,
-) -> Found:
+) -> SearchResult:
     began = time.monotonic()
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
+    _require_searchable(recipe, families, options)
+
+    in_folder = replace(recipe, out=str(folder_of(recipe)))
+    work = prepare(in_folder, notify or (lambda stage, share: None), model, images, search=options.search_images)
+    structure, spent = find_units(work)
+    bench = Bench(
+        work,
+        structure,
+        first_images(work.splits.calibration, options.score_images, recipe.batch_size),
+        first_images(work.splits.search, options.trial_images, recipe.batch_size),
+    )
+    options = replace(options, budgets=bench.within_reach(options.budgets))
+
+    with _begun(work):
+        keep_units(work, structure, spent)
+        work.stages.notify("what counts on this network", 0.0)
+        space = find_space(recipe, families, structure.groups.groups, bench.probe, options.held)
+        trials, weights = _try(bench, space, families, options, began, on_trial)
+        return write_outcome(_choose(bench, space, options, began, trials, weights))
+
+
+def _require_searchable(recipe: Recipe, families: Sequence[str], options: SearchOptions) -> None:
+    """Raises RecipeError for what can be refused before any image is read."""
     for family in families:
         criterion_named(family)
     require_holdable(options.held)
@@ -100,22 +142,6 @@ def _run_search(
         )
     if options.storage:
         require_storage(options.storage)
-    placed = replace(recipe, out=str(folder_of(recipe)))
-    work = prepare(placed, notify or (lambda stage, share: None), model, images, search=options.search_images)
-    structure, spent = find_units(work)
-    bench = Bench(
-        work,
-        structure,
-        first_images(work.splits.calibration, options.score_images, recipe.batch_size),
-        first_images(work.splits.search, options.trial_images, recipe.batch_size),
-    )
-    options = replace(options, budgets=bench.within_reach(options.budgets))
-    with _begun(work):
-        keep_units(work, structure, spent)
-        work.stages.notify("what counts on this network", 0.0)
-        space = find_space(recipe, families, structure.groups.groups, bench.probe, options.held)
-        tried = _try(bench, space, families, options, began, on_trial)
-        return write_outcome(_choose(bench, space, options, began, *tried))
 
 
 def _try(
@@ -129,14 +155,15 @@ def _try(
     """The study's trials, with those of earlier starts and other processes, and what each choice weighs."""
     url = options.storage or f"sqlite:///{bench.work.stages.folder / 'study.db'}"
     name = _study_name(bench.work, space, options)
-    with open_study(url, name, seed=space.base.seed, images=bench.glanced) as study:
+    deadline = began + 60 * options.minutes if options.minutes else math.inf
+    with open_study(url, name, seed=space.base.seed, images=bench.trial_image_count) as study:
         enqueue_presets(study, presets(space, families))
 
         def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
-            tried = recipe_at(space, point)
-            scores = bench.comparable(tried, bench.few)
+            recipe = recipe_at(space, point)
+            scores = bench.comparable(recipe, bench.score_images)
             for share in options.budgets:
-                yield bench.glance_at(tried, scores, share)
+                yield bench.judge(recipe, scores, share)
 
         run_trials(
             study,
@@ -144,7 +171,7 @@ def _try(
             accuracies,
             total=options.trials,
             steps=len(options.budgets),
-            until=began + 60 * options.minutes if options.minutes else math.inf,
+            until=deadline,
             report=on_trial or (lambda progress: None),
         )
         return rows(study), importances(study)
@@ -155,28 +182,35 @@ def _choose(
     space: Space,
     options: SearchOptions,
     began: float,
-    found: list[TrialRow],
+    trials: list[TrialRow],
     weights: dict[str, float],
 ) -> Outcome:
     """The best trials and the presets made again as a run makes them, on all search images."""
-    work, chosen = bench.work, finalists_of(found, options.finalists)
+    work = bench.work
+    chosen = finalists_of(trials, options.finalists)
     if not chosen:
         raise RecipeError("no trial of the search was completed; allow more trials or minutes")
-    parts = {"search": batches(work.splits.search, space.base.batch_size)}
-    parts |= {"evaluation": work.evaluation} if options.evaluate else {}
-    finalists = check_finalists(bench, space, chosen, options.budgets, parts, notify=work.stages.notify)
-    dense = {name: evaluate(work.dense, images).top1 for name, images in parts.items()}
+
+    images_by_split = {"search": batches(work.splits.search, space.base.batch_size)}
+    if options.evaluate:
+        images_by_split["evaluation"] = work.evaluation
+    finalists = check_finalists(bench, space, chosen, options.budgets, images_by_split, notify=work.stages.notify)
+    dense = {split: evaluate(work.dense, images).top1 for split, images in images_by_split.items()}
+
     seconds = time.monotonic() - began
-    return Outcome(work, options, space.axes, tuple(found), tuple(finalists), weights, dense, seconds)
+    return Outcome(work, options, space.axes, tuple(trials), tuple(finalists), weights, dense, seconds)
 
 
 def _study_name(work: Work, space: Space, options: SearchOptions) -> str:
     """Says what a trial's value depends on, so that only processes that measure the same share a study."""
-    recipe = {name: getattr(space.base, name) for name in (*_COUNTS, "compensate", "reestimate", "seed")}
-    asked = [options.budgets, options.trial_images, options.score_images]
-    parts = {name: work.splits.hashes[name] for name in ("calibration", "search")}
-    key = content_hash(__version__, work.model.sha256, recipe, space.axes, asked, parts, asdict(work.preprocessing))
+    recipe = {name: getattr(space.base, name) for name in (*_KEY_FIELDS, "compensate", "reestimate", "seed")}
+    sizes = [options.budgets, options.trial_images, options.score_images]
+    hashes = {split: work.splits.hashes[split] for split in ("calibration", "search")}
+    key = content_hash(__version__, work.model.sha256, recipe, space.axes, sizes, hashes, asdict(work.preprocessing))
     return f"{space.base.model.split('/')[-1]} {key[:12]}"
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
@@ -188,15 +222,7 @@ def _begun(work: Work) -> Iterator[None]:
         write_json(folder / "run.json", {"schema": "run/1", **work.stages.identity})
         yield
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EIO,
-        ):
+        if error.errno not in _UNWRITABLE:
             raise
         raise FolderError(
             f"{error.filename or folder} can't be written ({error.strerror}); free space or rights there, and run "
@@ -205,4 +231,6 @@ def _begun(work: Work) -> Iterator[None]:
 
 
 def folder_of(recipe: Recipe) -> Path:
-    return Path(recipe.out or f"runs/{recipe.model.split(':')[-1].split('/')[-1]}-search")
+    """Where the search lies; `timm:facebook/deit_tiny` without an `out` in `runs/deit_tiny-search`."""
+    model_name = recipe.model.split(":")[-1].split("/")[-1]
+    return Path(recipe.out or f"runs/{model_name}-search")

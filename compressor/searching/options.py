@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -11,7 +12,7 @@ USUAL_BUDGETS = (0.35, 0.5, 0.65, 0.8)
 
 
 def _option(default: Any, text: str, of: type = str) -> Any:
-    """`of` is the type of a list's items."""
+    """A field with its help; `of` is the type of a list's items. `Any`, as a field stands for its value."""
     return field(default=default, metadata={"help": text, "of": of})
 
 
@@ -34,7 +35,7 @@ class SearchOptions:
     evaluate: bool = _option(True, "count the evaluation images for the finalists, once the choice is made")
 
     def __post_init__(self) -> None:
-        if not all(0 < b < 1 for b in self.budgets):
+        if not all(0 < budget < 1 for budget in self.budgets):
             raise RecipeError(
                 f"budgets {list(self.budgets)} must be shares of the MACs between 0 and 1, such as 0.35,0.5"
             )
@@ -45,19 +46,27 @@ class SearchOptions:
             raise RecipeError(f"minutes = {self.minutes:g} must be 0 or more")
 
 
-def make_options(given: dict[str, Any]) -> SearchOptions:
-    """From values or from text as it stands on the command line; None leaves the default."""
-    return SearchOptions(
-        **{f.name: _read(f, given[f.name]) for f in fields(SearchOptions) if given.get(f.name) is not None}
-    )
+def make_options(values: Mapping[str, Any]) -> SearchOptions:
+    """From values or from text as it stands on the command line; None leaves the default.
+
+    Raises RecipeError for what can't be read or lies outside its bounds.
+    """
+    typed: dict[str, Any] = {}
+    for option in fields(SearchOptions):
+        if values.get(option.name) is not None:
+            typed[option.name] = _read(option, values[option.name])
+    return SearchOptions(**typed)
 
 
 def _read(option: Field[Any], value: Any) -> Any:
+    """In the type of the option's default; of a list, text is split at commas: `0.5,0.8` gives (0.5, 0.8)."""
     default: Any = option.default
     try:
-        if isinstance(default, tuple):
-            parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            return tuple(option.metadata["of"](part) for part in parts)
-        return type(default)(value)
+        if not isinstance(default, tuple):
+            return type(default)(value)
+        items = value
+        if isinstance(value, str):
+            items = [word.strip() for word in value.split(",") if word.strip()]
+        return tuple(option.metadata["of"](item) for item in items)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{option.name} = {value!r} is not understood; an example: {default!r}") from error

@@ -36,7 +36,7 @@ _SHOWN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """A finished search. `recipe` is the best one, also in `best.toml`; `summary` the command's last line."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's accuracy by part."""
+    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's accuracy by split."""
 
     work: Work
     options: SearchOptions
@@ -58,13 +58,14 @@ class Outcome:
     seconds: float
 
 
-def write_outcome(outcome: Outcome) -> Found:
+def write_outcome(outcome: Outcome) -> SearchResult:
     """The best finalist's recipe and the report of how it was found."""
     folder, best = outcome.work.stages.folder, winner_of(outcome.finalists)
-    recipe = replace(best.recipe, out="")
+    recipe = replace(best.recipe, out="")  # a run of it gets a folder of its own
     write_text(folder / "best.toml", to_toml(recipe))
+
     summary = _summary(outcome, best, recipe)
-    hashes = {"hashes": dict(outcome.work.splits.hashes), "images": _sizes(outcome.work)}
+    splits = {"hashes": dict(outcome.work.splits.hashes), "images": _sizes(outcome.work)}
     record = {
         "schema": "search/1",
         **summary,
@@ -72,26 +73,28 @@ def write_outcome(outcome: Outcome) -> Found:
         "space": [asdict(axis) for axis in outcome.axes],
         "importance": dict(outcome.importance),
         "dense": dict(outcome.dense),
-        "finalists": [plain_finalist(f) for f in outcome.finalists],
+        "finalists": [plain_finalist(finalist) for finalist in outcome.finalists],
         "history": [plain_row(row) for row in outcome.rows],
-        "splits": hashes,
+        "splits": splits,
     }
     write_search_report(_report(outcome, best), folder, record)
-    return Found(folder, recipe, summary)
+    return SearchResult(folder, recipe, summary)
 
 
 def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> dict[str, Any]:
     folder, preset = outcome.work.stages.folder, best_preset(outcome.finalists)
+    presets = [finalist for finalist in outcome.finalists if finalist.row.preset]
+    is_preset_name = not recipe.composite.startswith("{")  # else the composite itself, as JSON
     return {
         "model": recipe.model,
         "run_dir": str(folder),
         "recipe": str(folder / "best.toml"),
         "best": best.name,
         "criterion": recipe.criterion,
-        "composite": json.loads(recipe.composite) if recipe.composite.startswith("{") else recipe.composite,
+        "composite": recipe.composite if is_preset_name else json.loads(recipe.composite),
         "area": _areas(best),
         "best_preset": preset.name if preset else None,
-        "area_presets": {f.name: _areas(f) for f in outcome.finalists if f.row.preset},
+        "area_presets": {finalist.name: _areas(finalist) for finalist in presets},
         "budgets": sorted(outcome.options.budgets),
         "trials": len(outcome.rows),
         "trials_stopped": sum(row.state == "stopped" for row in outcome.rows),
@@ -101,27 +104,26 @@ def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> dict[str, Any]
 
 
 def _areas(finalist: Finalist) -> dict[str, float]:
-    return {part: round(finalist.area(part), 4) for part in finalist.points}
+    return {split: round(finalist.area(split), 4) for split in finalist.points}
 
 
 def _sizes(work: Work) -> dict[str, int]:
-    return {name: len(getattr(work.splits, name)) for name in ("calibration", "search", "evaluation")}
+    """Images of each split."""
+    return {split: len(getattr(work.splits, split)) for split in ("calibration", "search", "evaluation")}
 
 
 def _report(outcome: Outcome, best: Finalist) -> SearchReport:
     work, options, preset = outcome.work, outcome.options, best_preset(outcome.finalists)
+    settings = tuple((name, str(getattr(best.recipe, name)) or "as published") for name in _SHOWN)
     return SearchReport(
         model=work.recipe.model,
         best=best.name,
         preset=preset.name if preset else "",
         dense=outcome.dense,
-        settings=tuple((name, str(getattr(best.recipe, name)) or "as published") for name in _SHOWN),
+        settings=settings,
         composite=tuple(_composite_rows(best.recipe)),
         curves=tuple(_curves(outcome.finalists, best)),
-        tried=tuple(
-            Tried(r.number, r.state, r.value, r.preset, tuple((p.budget, p.accuracy) for p in r.points), r.seconds)
-            for r in outcome.rows
-        ),
+        tried=tuple(_tried(row) for row in outcome.rows),
         importance=tuple(outcome.importance.items()),
         images=_sizes(work),
         hashes=dict(work.splits.hashes),
@@ -131,14 +133,21 @@ def _report(outcome: Outcome, best: Finalist) -> SearchReport:
     )
 
 
+def _tried(row: TrialRow) -> Tried:
+    points = tuple((point.budget, point.accuracy) for point in row.points)
+    return Tried(row.number, row.state, row.value, row.preset, points, row.seconds)
+
+
 def _curves(finalists: tuple[Finalist, ...], best: Finalist) -> Iterator[Curve]:
-    for f in finalists:
-        for part, points in f.points.items():
-            shown = tuple((p.budget, p.accuracy, p.macs, p.n) for p in points)
-            yield Curve(f.name, part, shown, f.area(part), f is best, f.row.preset)
+    """Each finalist's curve on every split it was judged on."""
+    for finalist in finalists:
+        for split, points in finalist.points.items():
+            figures = tuple((point.budget, point.accuracy, point.macs, point.n) for point in points)
+            yield Curve(finalist.name, split, figures, finalist.area(split), finalist is best, finalist.row.preset)
 
 
 def _composite_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The composite as a table: a preset's name, or each layer's rule and each fixed choice."""
     if recipe.criterion != "lrp":
         return
     if not recipe.composite.startswith("{"):
@@ -146,7 +155,14 @@ def _composite_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
         return
     for name, value in json.loads(recipe.composite).items():
         if isinstance(value, dict):
-            numbers = ", ".join(f"{k} {v:.3g}" for k, v in value.items() if isinstance(v, float))
-            yield name, f"{value['name']} ({numbers or 'no bias'})"
+            yield name, _rule_text(value)
+        elif isinstance(value, float):
+            yield name, f"{value:.3g}"
         else:
-            yield name, f"{value:.3g}" if isinstance(value, float) else str(value)
+            yield name, str(value)
+
+
+def _rule_text(rule: Mapping[str, Any]) -> str:
+    """`gamma (gamma 0.1, epsilon 1e-06)`; a rule without a number to it is one that leaves the bias out."""
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in rule.items() if isinstance(value, float))
+    return f"{rule['name']} ({numbers or 'no bias'})"

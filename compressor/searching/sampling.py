@@ -31,9 +31,9 @@ class Seeded(BaseSampler):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._inner: BaseSampler = self._made(0)
+        self._inner: BaseSampler = self._sampler_of(0)
 
-    def _made(self, number: int) -> BaseSampler:
+    def _sampler_of(self, number: int) -> BaseSampler:
         return TPESampler(
             n_startup_trials=STARTUP_TRIALS,
             multivariate=True,
@@ -43,7 +43,7 @@ class Seeded(BaseSampler):
         )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._inner = self._made(trial.number)
+        self._inner = self._sampler_of(trial.number)
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -57,16 +57,21 @@ class Seeded(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        """A drawn value, or, while the estimator knows too little, the best trial's in every other trial.
+
+        The draw comes first in any case: later draws of the trial must not depend on which values were taken over.
+        """
         drawn = self._inner.sample_independent(study, trial, param_name, param_distribution)
-        done = study.get_trials(deepcopy=False, states=FINISHED)
-        if trial.number % 2 or len(done) >= STARTUP_TRIALS:
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        if trial.number % 2 or len(finished) >= STARTUP_TRIALS:
             return drawn
-        judged = (t for t in done if t.state == TrialState.COMPLETE)
-        best = max(judged, key=lambda t: t.value or 0.0, default=None)
+
+        complete = (earlier for earlier in finished if earlier.state == TrialState.COMPLETE)
+        best = max(complete, key=lambda earlier: earlier.value or 0.0, default=None)
+        if best is None or best.distributions.get(param_name) != param_distribution:
+            return drawn
         stays = random.Random(content_hash(self._seed, trial.number, param_name)).random() < STAYS
-        if best is None or not stays or best.distributions.get(param_name) != param_distribution:
-            return drawn
-        return best.params[param_name]
+        return best.params[param_name] if stays else drawn
 
 
 class Hopeless(BasePruner):
@@ -76,13 +81,18 @@ class Hopeless(BasePruner):
         self._images = images
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether to stop `trial` after the step it reported last; presets are never stopped."""
         step = trial.last_step
         if step is None or "preset" in trial.user_attrs:
             return False
-        reached = [t.intermediate_values for t in study.get_trials(deepcopy=False, states=FINISHED)]
-        others = [values[step] for values in reached if step in values]
-        if len(others) < JUDGES:
+
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        reported = [earlier.intermediate_values for earlier in finished]
+        accuracies = [values[step] for values in reported if step in values]
+        if len(accuracies) < JUDGES:
             return False
-        middle = statistics.median(others)
-        error = math.sqrt(max(middle * (1 - middle), 0.0) / (self._images * (step + 1)))
-        return trial.intermediate_values[step] < middle - error
+
+        # a binomial's standard error; the value is a mean over the budgets so far, each of as many images
+        median = statistics.median(accuracies)
+        error = math.sqrt(max(median * (1 - median), 0.0) / (self._images * (step + 1)))
+        return trial.intermediate_values[step] < median - error

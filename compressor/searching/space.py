@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CompressorError, RecipeError, did_you_mean
 from ..recipe import Recipe
-from ..records import Group, Scores
+from ..records import FloatArray, Group, Scores
 from ..relevance.composite import BY_DEPTH, PRESETS, SPACE, Axis, Choice, Composite, Point, Range, at, point_of
 from ..relevance.criteria import AtNodes, criterion_named
 from ..relevance.spelling import composite_of, to_text
@@ -76,112 +76,150 @@ def require_holdable(held: Sequence[str]) -> None:
 def find_space(
     base: Recipe, families: Sequence[str], groups: Sequence[Group], probe: Probe, held: Sequence[str] = ()
 ) -> Space:
-    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe."""
-    axes: list[Axis] = [Choice("criterion", tuple(families))] if len(families) > 1 else []
+    """The axes of these criteria that count on this network; `probe` scores a few images by a recipe.
+
+    `held` names choices that stay as `base` has them and get no axis.
+    """
+    several = len(families) > 1
+    axes: list[Axis] = [Choice("criterion", tuple(families))] if several else []
     aliases: dict[tuple[str, str], str] = {}
     by_depth = False
     for family in families:
-        known = _Probed(replace(base, **_unread(base, held), criterion=family, composite=""), probe)
-        found: list[Axis] = []
+        probed = _Probed(replace(base, **_unread(base, held), criterion=family, composite=""), probe)
+        family_axes: list[Axis] = []
         if family == "lrp":
-            by_depth, found = _composite_axes(known, aliases)
+            by_depth, family_axes = _composite_axes(probed, aliases)
         if isinstance(criterion_named(family), AtNodes):
-            found += [axis for axis in _distinct(known, aliases, family) if axis.field not in held]
-        axes += [_within(family, axis, several=len(families) > 1) for axis in found]
-    several_sites = any(len(g.sites) > 1 for g in groups if g.kind in base.units)
-    ranking = [axis for axis in _RANKING if axis.field not in held and (axis.field != "reduction" or several_sites)]
-    axes += [_asked_by(axis, base, held) for axis in ranking if _counts_beside(axis, base, held)]
+            family_axes += [axis for axis in _distinct(probed, aliases, family) if axis.field not in held]
+        axes += [_within(family, axis, several=several) for axis in family_axes]
+
+    axes += _ranking_axes(base, groups, held)
     return Space(base, tuple(axes), aliases, by_depth, tuple(held))
+
+
+def _ranking_axes(base: Recipe, groups: Sequence[Group], held: Sequence[str]) -> list[Axis]:
+    """How scores become an order; how sites are reduced counts only where a group has several."""
+    several_sites = any(len(group.sites) > 1 for group in groups if group.kind in base.units)
+    axes: list[Axis] = []
+    for axis in _RANKING:
+        if axis.field in held or (axis.field == "reduction" and not several_sites):
+            continue
+        if _counts_beside(axis, base, held):
+            axes.append(_asked_by(axis, base, held))
+    return axes
 
 
 def _counts_beside(axis: Axis, base: Recipe, held: Sequence[str]) -> bool:
     """Whether the axis means something beside what is held."""
-    return axis.when is None or axis.when[0] not in held or getattr(base, axis.when[0]) in axis.when[1]
+    if axis.when is None:
+        return True
+    name, values = axis.when
+    return name not in held or getattr(base, name) in values
 
 
 def _asked_by(axis: Axis, base: Recipe, held: Sequence[str]) -> Axis:
-    return replace(axis, when=None) if axis.when is not None and axis.when[0] in held else axis
+    """The axis, asked in any case where what it depends on is held: no other axis will say it."""
+    if axis.when is None or axis.when[0] not in held:
+        return axis
+    return replace(axis, when=None)
 
 
 @dataclass(slots=True)
 class _Probed:
-    """Scores of a few images by variants of one recipe, each computed once."""
+    """Scores of a few images by variants of one recipe, each computed once; None where the criterion refuses one."""
 
     base: Recipe
     probe: Probe
-    seen: dict[Recipe, Scores | None] = field(default_factory=dict)
+    by_recipe: dict[Recipe, Scores | None] = field(default_factory=dict)
 
     def scores(self, **changed: Any) -> Scores | None:
         recipe = replace(self.base, **changed)
-        if recipe not in self.seen:
+        if recipe not in self.by_recipe:
             try:
-                self.seen[recipe] = self.probe(recipe)
+                self.by_recipe[recipe] = self.probe(recipe)
             except CompressorError:
-                self.seen[recipe] = None  # a value this criterion refuses
-        return self.seen[recipe]
+                self.by_recipe[recipe] = None  # a value this criterion refuses
+        return self.by_recipe[recipe]
 
-    def differ(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        a, b = self.scores(**one), self.scores(**other)
-        return a is not None and b is not None and not _same(a, b)
+    def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+        """Whether two changes of the recipe give other scores; a refused one differs from nothing."""
+        first_scores, second_scores = self.scores(**first), self.scores(**second)
+        if first_scores is None or second_scores is None:
+            return False
+        return not _same(first_scores, second_scores)
 
-    def composites_differ(self, one: Composite, other: Composite) -> bool:
-        return self.differ({"composite": to_text(one)}, {"composite": to_text(other)})
-
-
-def _same(a: Scores, b: Scores) -> bool:
-    return all(_relative(a.values[g] - b.values[g], a.values[g]) <= SAME for g in a.values)
-
-
-def _relative(difference: Any, values: Any) -> float:
-    return float(np.abs(difference).max() / max(float(np.abs(values).mean()), np.finfo(float).tiny))
+    def composites_differ(self, first: Composite, second: Composite) -> bool:
+        return self.differ({"composite": to_text(first)}, {"composite": to_text(second)})
 
 
-def _composite_axes(known: _Probed, aliases: dict[tuple[str, str], str]) -> tuple[bool, list[Axis]]:
+def _same(first: Scores, second: Scores) -> bool:
+    return all(_relative(scores - second.values[group], scores) <= SAME for group, scores in first.values.items())
+
+
+def _relative(difference: FloatArray, scores: FloatArray) -> float:
+    """The largest difference, in mean scores."""
+    return float(np.abs(difference).max() / max(float(np.abs(scores).mean()), np.finfo(float).tiny))
+
+
+def _composite_axes(probed: _Probed, aliases: dict[tuple[str, str], str]) -> tuple[bool, list[Axis]]:
     """Whether the network's inner layers are all linear, and the axes of the composite that change its scores."""
     base = Composite()
-    counts = {layer: _rule_counts(known, base, layer) for layer in (*_DEPTHS, "fc", "linear", "first")}
+    counts = {layer: _rule_counts(probed, base, layer) for layer in (*_DEPTHS, "fc", "linear", "first")}
+    # the same where inner linear layers follow their depth group: then its rule is theirs too
     deep = at({"linear.rule": BY_DEPTH})
-    counts_deep = {layer: _rule_counts(known, deep, layer) for layer in _DEPTHS}
+    counts_deep = {layer: _rule_counts(probed, deep, layer) for layer in _DEPTHS}
     by_depth = counts["linear"] and not any(counts[layer] for layer in _DEPTHS)
-    found: list[Axis] = []
-    for axis in sorted(SPACE, key=lambda a: not a.field.startswith("linear")):  # others may depend on it
-        layer, _, part = axis.field.partition(".")
-        if not part:
-            found += _plain_axis(known, axis, aliases)
-        elif layer in _DEPTHS and not counts[layer] and counts_deep[layer] and not by_depth:
-            found.append(replace(axis, when=("linear.rule", (BY_DEPTH,))) if part == "rule" else axis)
-        elif (counts | counts_deep if by_depth else counts)[layer] and not (by_depth and layer == "linear"):
-            found.append(axis)
-    return by_depth, found
+    if by_depth:  # they follow their depth group in every point, so a rule of their own is not asked
+        counts |= {**counts_deep, "linear": False}
+
+    axes: list[Axis] = []
+    for axis in sorted(SPACE, key=lambda axis: not axis.field.startswith("linear")):  # others may depend on it
+        layer, _, parameter = axis.field.partition(".")
+        if not parameter:
+            axes += _plain_axis(probed, axis, aliases)
+        elif counts[layer]:
+            axes.append(axis)
+        elif counts_deep.get(layer) and not by_depth:
+            # the depth group holds linear layers alone: its rule is asked where they follow it
+            axes.append(replace(axis, when=("linear.rule", (BY_DEPTH,))) if parameter == "rule" else axis)
+    return by_depth, axes
 
 
-def _rule_counts(known: _Probed, base: Composite, layer: str) -> bool:
-    return known.composites_differ(base, at({f"{layer}.rule": _OTHER_RULE}, base))
+def _rule_counts(probed: _Probed, base: Composite, layer: str) -> bool:
+    """Whether another rule for that layer changes the scores."""
+    return probed.composites_differ(base, at({f"{layer}.rule": _OTHER_RULE}, base))
 
 
-def _plain_axis(known: _Probed, axis: Axis, aliases: dict[tuple[str, str], str]) -> list[Axis]:
+def _plain_axis(probed: _Probed, axis: Axis, aliases: dict[tuple[str, str], str]) -> list[Axis]:
+    """An axis of no layer (`softmax`, `epsilon`), where it counts; of a range, its ends are tried."""
     if isinstance(axis, Range):
-        ends = [at({axis.field: value}) for value in (axis.lowest, axis.highest)]
-        return [axis] if known.composites_differ(*ends) else []
+        lowest, highest = at({axis.field: axis.lowest}), at({axis.field: axis.highest})
+        return [axis] if probed.composites_differ(lowest, highest) else []
 
-    def differ(one: str, other: str) -> bool:
-        return known.composites_differ(at({axis.field: one}), at({axis.field: other}))
+    def differ(first: str, second: str) -> bool:
+        return probed.composites_differ(at({axis.field: first}), at({axis.field: second}))
 
     return _thinned(axis, axis.values, differ, "lrp", aliases)
 
 
-def _distinct(known: _Probed, aliases: dict[tuple[str, str], str], family: str) -> list[Axis]:
+def _distinct(probed: _Probed, aliases: dict[tuple[str, str], str], family: str) -> list[Axis]:
     """The ways of reading scores off the network that differ here; of equal ones the first stands for all."""
-    found: list[Axis] = []
+    axes: list[Axis] = []
     for axis in _READING:
-        given = {value: {axis.field: "" if value == USUAL else value} for value in axis.values}
-        accepted = tuple(value for value in axis.values if known.scores(**given[value]) is not None)
+        changes = {value: {axis.field: _recipe_value(value)} for value in axis.values}
+        accepted = tuple(value for value in axis.values if probed.scores(**changes[value]) is not None)
 
-        def differ(one: str, other: str, given: Mapping[str, Mapping[str, str]] = given) -> bool:
-            return known.differ(given[one], given[other])
+        # bound now: the loop's next turn has other changes
+        def differ(first: str, second: str, changes: Mapping[str, Point] = changes) -> bool:
+            return probed.differ(changes[first], changes[second])
 
-        found += _thinned(axis, accepted, differ, family, aliases)
-    return found
+        axes += _thinned(axis, accepted, differ, family, aliases)
+    return axes
+
+
+def _recipe_value(value: str | float) -> str | float:
+    """A recipe says `usual` by saying nothing."""
+    return "" if value == USUAL else value
 
 
 def _thinned(
@@ -194,7 +232,7 @@ def _thinned(
     """The axis with one value for all that can't be told apart; none where that leaves no choice."""
     kept: list[str] = []
     for value in values:
-        twin = next((other for other in kept if not differ(value, other)), None)
+        twin = next((earlier for earlier in kept if not differ(value, earlier)), None)
         if twin is None:
             kept.append(value)
         else:
@@ -203,30 +241,38 @@ def _thinned(
 
 
 def _within(family: str, axis: Axis, *, several: bool) -> Axis:
+    """The axis as its family's own: `sign` becomes `lrp.sign`, asked where that criterion was chosen among several."""
     when: tuple[str, tuple[str, ...]] | None = ("criterion", (family,)) if several else None
     if axis.when is not None:
-        when = (f"{family}.{axis.when[0]}", axis.when[1])
+        name, values = axis.when
+        when = (f"{family}.{name}", values)
     return replace(axis, field=f"{family}.{axis.field}", when=when)
 
 
 def recipe_at(space: Space, point: Point) -> Recipe:
-    """The recipe a point of the space stands for."""
+    """The recipe a point of the space stands for; what no axis says is as in the space's `base`."""
     criterion = str(point.get("criterion") or _only_family(space))
-    own = {n.removeprefix(f"{criterion}."): v for n, v in point.items() if n.startswith(f"{criterion}.")}
-    reading = {axis.field for axis in _READING}
-    given = {name: "" if value == USUAL else value for name, value in own.items() if name in reading}
-    changed: dict[str, Any] = {"composite": "", **_unread(space.base, space.held), **given, "criterion": criterion}
+    prefix = f"{criterion}."
+    family_point = {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
+    reading_names = {axis.field for axis in _READING}
+    reading = {name: _recipe_value(value) for name, value in family_point.items() if name in reading_names}
+    rules = {name: value for name, value in family_point.items() if name not in reading_names}
+
+    changed: dict[str, Any] = {"composite": "", **_unread(space.base, space.held), **reading, "criterion": criterion}
     if criterion == "lrp":
         base = at({"linear.rule": BY_DEPTH}) if space.by_depth else Composite()
-        changed["composite"] = to_text(at({n: v for n, v in own.items() if n not in reading}, base))
+        changed["composite"] = to_text(at(rules, base))
     changed |= {name: value for name, value in point.items() if name in _ranked()}
     return replace(space.base, **changed)
 
 
 def _unread(base: Recipe, held: Sequence[str]) -> dict[str, Any]:
     """The criterion as its paper reads it, but for what is held."""
-    usual = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
-    return {name: getattr(base, name) if name in held else value for name, value in usual.items()}
+    fields: dict[str, Any] = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
+    for name in fields:
+        if name in held:
+            fields[name] = getattr(base, name)
+    return fields
 
 
 def _ranked() -> set[str]:
@@ -234,43 +280,52 @@ def _ranked() -> set[str]:
 
 
 def _only_family(space: Space) -> str:
-    named = {axis.field.partition(".")[0] for axis in space.axes if "." in axis.field}
-    return named.pop() if named else space.base.criterion
+    """Of a space without a `criterion` axis; one whose criterion has no axis of its own keeps the recipe's."""
+    families = {axis.field.partition(".")[0] for axis in space.axes if "." in axis.field}
+    return families.pop() if families else space.base.criterion
 
 
 def point_at(space: Space, recipe: Recipe) -> dict[str, str | float]:
-    """The point a recipe stands at. Raises RecipeError where the space can't say it."""
-    wanted: dict[str, str | float] = {"criterion": recipe.criterion}
-    wanted |= {name: getattr(recipe, name) for name in _ranked()}
-    wanted |= {f"{recipe.criterion}.{name}": value for name, value in _reading_of(recipe).items()}
+    """The point a recipe stands at, `recipe_at`'s inverse. Raises RecipeError where the space can't say it."""
+    # every axis there may be; the space asks for those it has
+    values: dict[str, str | float] = {"criterion": recipe.criterion}
+    values |= {name: getattr(recipe, name) for name in _ranked()}
+    values |= {f"{recipe.criterion}.{name}": value for name, value in _reading_of(recipe).items()}
     if recipe.criterion == "lrp":
         composite = composite_of(recipe.composite)
-        wanted |= {
-            f"lrp.{n}": v for n, v in point_of(_follow_depth(composite) if space.by_depth else composite).items()
-        }
+        if space.by_depth:
+            composite = _follow_depth(composite)
+        values |= {f"lrp.{name}": value for name, value in point_of(composite).items()}
 
-    def given(axis: Axis) -> str | float:
-        value = wanted[axis.field]
+    def value_on(axis: Axis) -> str | float:
+        value = values[axis.field]
         value = space.aliases.get((axis.field, str(value)), value)
-        inside = value in axis.values if isinstance(axis, Choice) else axis.lowest <= float(value) <= axis.highest
-        if not inside:
+        if not _is_inside(axis, value):
             raise RecipeError(
                 f"the search's space has no {axis.field} = {value!r}, from which the recipe starts; start from another"
             )
         return value
 
-    return space.walk(given)
+    return space.walk(value_on)
+
+
+def _is_inside(axis: Axis, value: str | float) -> bool:
+    if isinstance(axis, Choice):
+        return value in axis.values
+    return axis.lowest <= float(value) <= axis.highest
 
 
 def _reading_of(recipe: Recipe) -> dict[str, str]:
+    """How scores are read off the network: as the recipe says, else as the criterion's row does."""
     row = criterion_named(recipe.criterion)
-    own = row if isinstance(row, AtNodes) else AtNodes(lambda *_: lambda *_: None)
+    # a criterion that is not read at nodes has no such row: the record's defaults stand for it
+    usual = row if isinstance(row, AtNodes) else AtNodes(lambda *_: lambda *_: None)
     return {
-        "start": recipe.start or own.start or "one",
+        "start": recipe.start or usual.start or "one",
         "start_class": recipe.start_class,
-        "sign": recipe.sign or own.sign,
-        "per": recipe.per or own.per or USUAL,
-        "place": recipe.place or own.place,
+        "sign": recipe.sign or usual.sign,
+        "per": recipe.per or usual.per or USUAL,
+        "place": recipe.place or usual.place,
     }
 
 
@@ -281,7 +336,11 @@ def _follow_depth(composite: Composite) -> Composite:
 
 
 def presets(space: Space, families: Sequence[str]) -> dict[str, dict[str, str | float]]:
-    """What the search has to beat, by name: the recipe as it came, LRP's presets, each criterion as published."""
+    """What the search has to beat, by name: the recipe as it came, LRP's presets, each criterion as published.
+
+    Presets that are one point of the space are one entry, `recipe = lrp yeom2021`. Raises RecipeError where the
+    space has no point for one.
+    """
     plain = replace(space.base, **_unread(space.base, space.held), composite="")
     named = {"recipe": space.base}
     for family in families:
@@ -289,12 +348,13 @@ def presets(space: Space, families: Sequence[str]) -> dict[str, dict[str, str | 
             named |= {f"lrp {name}": replace(plain, criterion="lrp", composite=name) for name in PRESETS}
         else:
             named[family] = replace(plain, criterion=family)
-    found: dict[str, dict[str, str | float]] = {}
+
+    points: dict[str, dict[str, str | float]] = {}
     for name, recipe in named.items():
         point = point_at(space, recipe)
-        twin = next((other for other, known in found.items() if known == point), None)
+        twin = next((earlier for earlier, taken in points.items() if taken == point), None)
         if twin is None:
-            found[name] = point
+            points[name] = point
         else:
-            found[f"{twin} = {name}"] = found.pop(twin)
-    return found
+            points[f"{twin} = {name}"] = points.pop(twin)
+    return points

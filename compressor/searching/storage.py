@@ -25,7 +25,10 @@ _TRIES = 5  # processes that make the tables of a new database at once get in ea
 
 @contextmanager
 def open_study(url: str, name: str, *, seed: int, images: int) -> Iterator[Study]:
-    """The study of that name in that database, new or joined. Raises RecipeError when it can't be reached."""
+    """The study of that name in that database, new or joined. Raises RecipeError when it can't be reached.
+
+    `images` is how many judge a trial, which says how much of a difference is chance. Connections are closed behind.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -55,22 +58,14 @@ def require_storage(url: str) -> None:
 
 
 def _connect(url: str) -> optuna.storages.RDBStorage:
-    for left in reversed(range(_TRIES)):
+    """Raises RecipeError where no try gets through, or none can."""
+    for tries_left in reversed(range(_TRIES)):
         try:
-            parsed = make_url(url)
-            if parsed.drivername in ("postgres", "postgresql"):
-                parsed = parsed.set(drivername="postgresql+psycopg")
-            wait = {"connect_args": {"timeout": 60}} if parsed.drivername.startswith("sqlite") else {}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return optuna.storages.RDBStorage(
-                    parsed.render_as_string(hide_password=False),
-                    engine_kwargs={"pool_pre_ping": True, **wait},
-                    heartbeat_interval=HEARTBEAT_S,
-                    grace_period=GRACE_S,
-                )
+            return _storage_at(url)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            if left and isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError):
+            # what is wrong with an address or a driver stays wrong
+            may_pass = isinstance(error, SQLAlchemyError) and not isinstance(error, ArgumentError)
+            if tries_left and may_pass:
                 time.sleep(0.5)
                 continue
             raise RecipeError(
@@ -80,12 +75,30 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
     raise AssertionError
 
 
+def _storage_at(url: str) -> optuna.storages.RDBStorage:
+    address = make_url(url)
+    if address.drivername in ("postgres", "postgresql"):
+        address = address.set(drivername="postgresql+psycopg")
+    # seconds that a file waits for another process's lock
+    wait = {"connect_args": {"timeout": 60}} if address.drivername.startswith("sqlite") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            address.render_as_string(hide_password=False),
+            engine_kwargs={"pool_pre_ping": True, **wait},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+        )
+
+
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+    """Of the driver's own message, where the error wraps one; the error's type where there is no text."""
+    lines = str(error.__cause__ or error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def masked(url: str) -> str:
-    """The address without its password."""
+    """The address without its password; what is no address stays as it is."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:

@@ -64,9 +64,9 @@ class Progress:
 def enqueue_presets(study: Study, presets: Mapping[str, Mapping[str, str | float]]) -> None:
     """The presets not in the study yet are tried before anything else."""
     live = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
-    there = {t.user_attrs.get("preset") for t in study.get_trials(deepcopy=False, states=live)}
+    enqueued = {trial.user_attrs.get("preset") for trial in study.get_trials(deepcopy=False, states=live)}
     for name, point in presets.items():
-        if name not in there:
+        if name not in enqueued:
             study.enqueue_trial(dict(point), user_attrs={"preset": name})
 
 
@@ -85,41 +85,61 @@ def run_trials(
     The last ones may be another process's: they are waited for, and taken over when it dies.
     """
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    began, mine, repeats = time.monotonic(), 0, 0
+    began, own_trials, repeats = time.monotonic(), 0, 0
     while time.monotonic() < until and repeats < REPEATS:
         _take_back(study, worker)
-        done = len(study.get_trials(deepcopy=False, states=FINISHED))
-        running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        if done >= total:
+        finished = _count(study, FINISHED)
+        running = _count(study, (TrialState.RUNNING,))
+        if finished >= total:
             return
-        if done + running >= total:
+        if finished + running >= total:
             time.sleep(WAIT_S)
             continue
+
         try:
             study.optimize(lambda trial: _try(trial, space, accuracies, worker, total, steps), n_trials=1)
         except (RepeatedError, UpdateFinishedTrialError):  # the latter: taken for dead, and another's by now
             repeats += 1
             continue
-        mine, repeats = mine + 1, 0
-        last = next(r for r in reversed(rows(study)) if study.trials[r.number].user_attrs.get("worker") == worker)
-        done = len(study.get_trials(deepcopy=False, states=FINISHED))
-        left_s = (time.monotonic() - began) / mine * max(0, total - done) / (running + 1)
-        report(Progress(last, best_of(rows(study)), done, total, left_s))
+        own_trials, repeats = own_trials + 1, 0
+
+        last = _last_of(study, worker)
+        finished = _count(study, FINISHED)
+        # this process's pace, shared with as many processes as ran beside it when the trial began
+        left_s = (time.monotonic() - began) / own_trials * max(0, total - finished) / (running + 1)
+        report(Progress(last, best_of(rows(study)), finished, total, left_s))
+
+
+def _count(study: Study, states: tuple[TrialState, ...]) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _last_of(study: Study, worker: str) -> TrialRow:
+    """The finished trial that this worker began last."""
+    finished = rows(study)
+    trials = study.trials  # read after the rows: other processes add trials meanwhile
+    return next(row for row in reversed(finished) if trials[row.number].user_attrs.get("worker") == worker)
 
 
 def _try(trial: Trial, space: Space, accuracies: Accuracies, worker: str, total: int, steps: int) -> float:
+    """The area under the trial's accuracies; what it reached is kept with it after every budget.
+
+    Raises TrialPruned when it is given up, RepeatedError when it need not be tried.
+    """
     trial.set_user_attr("worker", worker)
     point = space.walk(lambda axis: _suggested(trial, axis))
     _require_new(trial, total)
+
     points: list[Kept] = []
     start = time.perf_counter()
     try:
         for step, kept in enumerate(accuracies(point)):
             points.append(kept)
-            trial.set_user_attr("points", [[p.budget, p.macs, p.correct, p.n] for p in points])
+            trial.set_user_attr("points", [[done.budget, done.macs, done.correct, done.n] for done in points])
             trial.set_user_attr("seconds", round(time.perf_counter() - start, 2))
-            trial.report(statistics.fmean(p.accuracy for p in points), step)
-            if step + 1 < steps and trial.should_prune():
+            trial.report(statistics.fmean(done.accuracy for done in points), step)
+            budgets_are_left = step + 1 < steps
+            if budgets_are_left and trial.should_prune():
                 raise optuna.TrialPruned
     except CompressorError as error:  # a composite may overflow on this network: a bad point, not a bad search
         trial.set_user_attr("why", str(error))
@@ -135,13 +155,19 @@ def _suggested(trial: Trial, axis: Axis) -> str | float:
 
 def _require_new(trial: Trial, total: int) -> None:
     """Raises RepeatedError where the point is another trial's, or enough others were begun before this one."""
-    others = [t for t in trial.study.get_trials(deepcopy=False) if t.number != trial.number]
-    earlier = [t for t in others if t.state in FINISHED or (t.state == TrialState.RUNNING and t.number < trial.number)]
-    twin = next((t for t in earlier if t.params == trial.params), None)
+    earlier = [row for row in trial.study.get_trials(deepcopy=False) if _began_before(row, trial)]
+    twin = next((row for row in earlier if row.params == trial.params), None)
     if twin is None and len(earlier) < total:
         return
     trial.set_user_attr("skipped", "enough trials" if twin is None else f"as trial {twin.number}")
     raise RepeatedError
+
+
+def _began_before(other: FrozenTrial, trial: Trial) -> bool:
+    """Of two that run the lower number goes on; what is finished came before in any case."""
+    if other.number == trial.number:
+        return False
+    return other.state in FINISHED or (other.state == TrialState.RUNNING and other.number < trial.number)
 
 
 def _take_back(study: Study, worker: str) -> None:
@@ -150,25 +176,32 @@ def _take_back(study: Study, worker: str) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_dead(str(trial.user_attrs.get("worker", "")), worker):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    known = study.get_trials(deepcopy=False)
-    again = {t.user_attrs.get("retries") for t in known}
-    for trial in known:
-        if trial.state == TrialState.FAIL and "skipped" not in trial.user_attrs and trial.number not in again:
-            named = {"preset": trial.user_attrs["preset"]} if "preset" in trial.user_attrs else {}
-            fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            study.enqueue_trial(fixed, user_attrs={"retries": trial.number, **named})
+
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get("retries") for trial in trials}
+    for trial in trials:
+        if trial.state != TrialState.FAIL or "skipped" in trial.user_attrs or trial.number in retried:
+            continue
+        attributes = {"retries": trial.number}
+        if "preset" in trial.user_attrs:
+            attributes["preset"] = trial.user_attrs["preset"]
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        study.enqueue_trial(point, user_attrs=attributes)
 
 
-def _is_dead(other: str, own: str) -> bool:
-    """Whether a worker of this machine does not run any more; of other machines its heartbeat tells."""
-    host, _, process = other.partition(":")
-    if host != own.partition(":")[0] or other == own or not process:
+def _is_dead(worker: str, asking: str) -> bool:
+    """Whether a worker of this machine (`host:pid:run`) does not run any more; of other machines its heartbeat tells.
+
+    `asking` is the worker of this process.
+    """
+    host, _, process = worker.partition(":")
+    if host != asking.partition(":")[0] or worker == asking or not process:
         return False
     pid = int(process.partition(":")[0])
-    if pid == os.getpid():
+    if pid == os.getpid():  # an earlier search of this very process, or one whose number came again
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 only asks whether it is there
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -178,29 +211,35 @@ def _is_dead(other: str, own: str) -> bool:
 
 def rows(study: Study) -> list[TrialRow]:
     """The finished trials in the order they were begun."""
-    return [_row(t) for t in study.get_trials(deepcopy=False, states=FINISHED)]
+    return [_row(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED)]
 
 
 def _row(trial: FrozenTrial) -> TrialRow:
-    held = trial.user_attrs
-    points = tuple(Kept(b, m, int(c), int(n)) for b, m, c, n in held.get("points", []))
-    state = "complete" if trial.state == TrialState.COMPLETE else "failed" if "why" in held else "stopped"
-    value = trial.value if state == "complete" else area(points) if points else None
+    attributes = trial.user_attrs
+    saved_points = attributes.get("points", [])
+    points = tuple(Kept(budget, macs, int(correct), int(n)) for budget, macs, correct, n in saved_points)
+
+    if trial.state == TrialState.COMPLETE:
+        state, value = "complete", trial.value
+    else:
+        state = "failed" if "why" in attributes else "stopped"
+        value = area(points) if points else None
+
     return TrialRow(
         trial.number,
         state,
         value,
         dict(trial.params),
         points,
-        float(held.get("seconds", 0.0)),
-        str(held.get("preset", "")),
-        str(held.get("why", "")),
+        float(attributes.get("seconds", 0.0)),
+        str(attributes.get("preset", "")),
+        str(attributes.get("why", "")),
     )
 
 
-def best_of(found: list[TrialRow]) -> TrialRow | None:
+def best_of(trials: list[TrialRow]) -> TrialRow | None:
     """The complete trial with the largest area, the earlier of equals."""
-    complete = [row for row in found if row.state == "complete" and row.value is not None]
+    complete = [row for row in trials if row.state == "complete" and row.value is not None]
     return max(complete, key=lambda row: (row.value, -row.number), default=None)
 
 
@@ -210,15 +249,21 @@ def importances(study: Study) -> dict[str, float]:
     Only of choices that enough complete trials had to make; empty where there are none.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < 2 * JUDGES or len({t.value for t in complete}) < 2:
+    distinct_values = {trial.value for trial in complete}
+    if len(complete) < 2 * JUDGES or len(distinct_values) < 2:
         return {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that hardly any trial had
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):
         return {}  # nothing sets them apart
-    asked = {name: sum(name in t.params for t in complete) for name in found}
-    said = {name: float(share) for name, share in found.items() if asked[name] >= 2 * JUDGES and share > 0}
-    return {name: round(share / sum(said.values()), 4) for name, share in said.items()}
+
+    weights: dict[str, float] = {}
+    for name, share in shares.items():
+        asked = sum(name in trial.params for trial in complete)
+        if asked >= 2 * JUDGES and share > 0:
+            weights[name] = float(share)
+    total = sum(weights.values())
+    return {name: round(weight / total, 4) for name, weight in weights.items()}

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import ModelError
-from .graph import arguments, aten, place_of
+from .graph import aten, place_of
+from .operators import arguments
 from .placement import CPU, placed
 from .program import evaluating, first_line
 from .wrappers import plain

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import ModelError
+from .operators import arguments
 from .placement import placed
 from .program import evaluating, export_program, place_in
 from .training import mark_dropouts, note_dropouts
@@ -145,19 +146,6 @@ def _draws(node: fx.Node) -> bool:
     options = arguments(node)
     switches = [options[name] for name in ("train", "training", "dropout_p") if name in options]
     return not switches or any(switches)
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """A node's arguments by the names of its operator's schema, defaults filled in."""
-    parameters = node.target._schema.arguments  # type: ignore[union-attr]
-    names = [parameter.name for parameter in parameters]
-    passed = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-
-    values: dict[str, Any] = {}
-    for parameter in parameters:
-        default = parameter.default_value if parameter.has_default_value() else None
-        values[parameter.name] = passed.get(parameter.name, default)
-    return values
 
 
 def _simplify(graph: fx.GraphModule) -> None:

@@ -23,7 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
     ("locks", "files", "distributed", "placement"),
-    ("program", "training", "wrappers"),
+    ("operators", "program", "training", "wrappers"),
     ("graph",),
     ("lockstep",),
     ("behaviour", "calls", "images", "samples", "windows"),

@@ -9,30 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from torch import Tensor, fx
 
-from ..export.layers import Layer
+from ..export.layers import Layer, LayerKind
 from ..graph import aten
+from ..operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
 
 Shapes = Callable[[fx.Node], Sequence[int]]
 Widths = tuple[int, int]
 
-# each with whether it is transposed
-_CONVOLUTIONS = {
-    aten.conv1d.default: False,
-    aten.conv2d.default: False,
-    aten.conv3d.default: False,
-    aten.conv1d.padding: False,
-    aten.conv2d.padding: False,
-    aten.conv3d.padding: False,
-    aten.conv_transpose1d.default: True,
-    aten.conv_transpose2d.input: True,
-    aten.conv_transpose3d.input: True,
-}
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
-_ATTENTION = aten.scaled_dot_product_attention.default
 # What runtimes fold into the operation before it, and what moves nothing.
 _FREE = {
     *(aten.batch_norm.default, aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.clamp.default),
@@ -104,13 +91,13 @@ def _layer(node: fx.Node) -> Layer | None:
     """What is timed for this node; None where only the bytes it moves count."""
     if node.op != "call_function":
         return None
-    if node.target in _CONVOLUTIONS:
-        return _convolution(node, transposed=_CONVOLUTIONS[node.target])
-    if node.target is aten.linear.default:
+    if node.target in ALL_CONVOLUTIONS:
+        return _convolution(node)
+    if node.target is LINEAR:
         # of one image: the tokens of [N, tokens, C]; 0 where images themselves are the rows
         rows = prod(dense_shapes(_input(node))[1:-1]) if len(dense_shapes(node)) > 2 else 0
         return Layer("linear", (rows,))
-    if node.target in (*_PRODUCTS, _ATTENTION) and _is_activation(node.args[1]):
+    if node.target in (*_PRODUCTS, ATTENTION) and _is_activation(node.args[1]):
         return _product(node)
     return None
 
@@ -125,66 +112,43 @@ def _is_activation(argument: object) -> bool:
 def _product(node: fx.Node) -> Layer | None:
     *leading, m, n = dense_shapes(node)  # [N, heads, m, n]; of attention m are queries
     lead = prod(leading[1:])
-    if node.target is _ATTENTION:
+    if node.target is ATTENTION:
         keys = node.args[1]
         assert isinstance(keys, fx.Node)
         return Layer("attention", (lead, m, int(dense_shapes(keys)[-2])))
     return Layer("product", (lead, m, n)) if len(leading) else None
 
 
-def _convolution(node: fx.Node, *, transposed: bool) -> Layer:
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    source, shape = dense_shapes(_input(node)), dense_shapes(weight)
-    kernel = tuple(shape[2:])
-    rank = len(kernel)
+def _convolution(node: fx.Node) -> Layer | None:
+    convolution = Convolution.of(node)
+    source, kernel = dense_shapes(_input(node)), dense_shapes(convolution.weight)[2:]
+    groups = convolution.groups
+    if not isinstance(groups, int):
+        return None  # as many as the batch has images: no file of one layer can say that
 
-    options = list(node.args[3:])  # behind input, weight and bias; defaults at the end are not written
-    stride, padding = options[:1], options[1:2]
-    if transposed:
-        dilation, groups = options[3:4], int(_at(options, 4, 1))
-    else:
-        dilation, groups = options[2:3], int(_at(options, 3, 1))
-
-    kind = "transposed" if transposed else "conv"
+    kind: LayerKind = "transposed" if convolution.transposed else "conv"
     if groups > 1:
         is_depthwise = groups == source[1] and dense_shapes(node)[1] == source[1]
         kind = "depthwise" if is_depthwise else "grouped"
-    dilations = _each(dilation, rank, 1)
     return Layer(
-        kind,  # type: ignore[arg-type]
+        kind,
         tuple(source[2:]),
-        kernel,
-        _each(stride, rank, 1),
-        _pads(padding, kernel, dilations),
-        dilations,
+        tuple(kernel),
+        convolution.stride,
+        _pads(convolution.padding, kernel, convolution.dilation),
+        convolution.dilation,
         groups if kind == "grouped" else 1,
     )
 
 
-def _at(arguments: Sequence[Any], index: int, default: int) -> Any:
-    return arguments[index] if len(arguments) > index else default
-
-
-def _each(option: Sequence[Any], rank: int, default: int) -> tuple[int, ...]:
-    """One number for each axis of the kernel; `option` is a slice of a node's arguments: `[]`, `[2]` or `[[2, 1]]`."""
-    value = option[0] if option else default
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(int(number) for number in (numbers * rank)[:rank])
-
-
-def _pads(option: Sequence[Any], kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+def _pads(padding: tuple[int, ...] | str, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     """ONNX's order: all begins, then all ends."""
-    padding = option[0] if option else 0
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
+    if isinstance(padding, str):  # "same"
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         begins = [total // 2 for total in totals]
         ends = [total - total // 2 for total in totals]  # an odd one lies at the end
         return (*begins, *ends)
-    pads = _each([padding], len(kernel), 0)
-    return (*pads, *pads)
+    return (*padding, *padding)
 
 
 def macs_of(use: Use, shapes: Shapes) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..graph import arguments, aten
+from ..graph import aten
+from ..operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments
 from .handlers import Args, Kwargs, Table, argument_at, blank, shape_of, unknown
 from .labels import Ledger, Value, along, axes, compress, first_along, reduce_to
 from .relations import Operand, aligned, broadcast, contract, freeze_all, merge, parents, reduce_summed
@@ -34,13 +35,13 @@ def _add_bias(ledger: Ledger, out: Value, bias: Value | None, axis: int, node: s
     return Value(out.shape, merge(ledger, operands, out.shape, node))
 
 
-@TABLE.handles(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding)
+@TABLE.handles(*CONVOLUTIONS)
 def convolution(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     """[N, C, ...] and a kernel [out, in / groups, ...] to [N, out, ...]."""
     return _convolve(ledger, node, args, transposed=False)
 
 
-@TABLE.handles(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@TABLE.handles(*TRANSPOSED_CONVOLUTIONS)
 def transposed_convolution(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     """[N, C, ...] and a kernel [in, out / groups, ...] to [N, out, ...]."""
     return _convolve(ledger, node, args, transposed=True)

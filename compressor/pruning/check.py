@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import GateError, ModelError
-from ..graph import arguments, aten, fetch
+from ..graph import aten, fetch
+from ..operators import ALL_CONVOLUTIONS, arguments
 from ..placement import CPU, placed
 from ..records import Groups, IntArray
-from .groups import CONVOLUTIONS, Structure, analyse, weight_shape
+from .groups import Structure, analyse, weight_shape
 from .labels import Value, values_in
 from .operations import handler_of, pointwise
 from .ranking import spared
@@ -289,7 +290,7 @@ def _repeated(node: fx.Node) -> dict[int, int]:
     ndim = node.meta["val"].ndim if isinstance(node.meta["val"], Tensor) else 0
     if node.target is aten.linear.default:
         return dict.fromkeys(range(-ndim, -1), 1)
-    if node.target in CONVOLUTIONS:
+    if node.target in ALL_CONVOLUTIONS:
         # two places of the kernel: one of 3 at dilation 1 and stride 2 needs (3 - 1) * 1 + 1 + 2 = 5 entries
         settings = arguments(node)
         dilation, stride = np.max(settings["dilation"]), np.max(settings["stride"])
@@ -313,7 +314,7 @@ def _is_pointwise(node: fx.Node) -> bool:
 def _is_weight(node: fx.Node) -> bool:
     """Only multiplied with inputs that are masked themselves: masking it too changes nothing and costs a copy."""
     return node.op == "get_attr" and all(
-        user.target in (*CONVOLUTIONS, aten.linear.default) and user.args[1] is node and user.args[0] is not node
+        user.target in (*ALL_CONVOLUTIONS, aten.linear.default) and user.args[1] is node and user.args[0] is not node
         for user in node.users
     )
 

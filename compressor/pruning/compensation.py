@@ -17,8 +17,9 @@ from torch import Tensor, fx
 
 from ..distributed import sum_count
 from ..errors import DataError
-from ..graph import arguments, fetch, store
+from ..graph import fetch, store
 from ..lockstep import Batch, Lockstep, changed_nodes, images_of
+from ..operators import arguments
 from ..placement import device_of, to_device
 from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..samples import Samples, sample_layouts

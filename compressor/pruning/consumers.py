@@ -14,21 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..graph import arguments, aten
+from ..graph import aten
 from ..lockstep import attribute, run_node
+from ..operators import CONVOLUTIONS, LINEAR, PRODUCTS, TRANSPOSED_CONVOLUTIONS, arguments
 from ..records import LeftAlone
 from ..windows import Window
 from .clamped import Bounds
 
-_WINDOWED = (
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv3d.padding,
-)
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 _POINTWISE = (  # of one value, or with a stored bound; what they make of a large value tells where they are flat
     *(aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default),
     *(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default),
@@ -41,7 +33,6 @@ FLAT = 0.02  # GELU and its like never are; where they rise by less than this th
 KINK = 0.2  # ReLU and its like leave a plane at once, and then exactly there
 # -20 to 20 by hundredths, and a value far out on either side
 _TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 100, torch.tensor([1e4])])
-_PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +76,15 @@ def find_layers(
     left_alone: list[LeftAlone] = []
     for node in graph.graph.nodes:
         reason = ""
-        if node.target is aten.linear.default or node.target in _WINDOWED:
+        if node.target is LINEAR or node.target in CONVOLUTIONS:
             if arguments(node)["input"] not in changed:
                 continue
             reason = _obstacle(graph, node, uses)
             if not reason:
                 layers[node] = _layer(graph, node, uses, changed)
-        elif node in changed and node.target in _TRANSPOSED:
+        elif node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
             reason = "a transposed convolution's outputs share no common row of inputs"
-        elif node in changed and node.target in _PRODUCTS and _has_parameter(graph, node):
+        elif node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
             reason = "a product with a parameter outside linear and convolution"
         if reason:
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
@@ -168,7 +159,7 @@ def _from_convolution(node: fx.Node) -> bool:
     """Whether a chain's value has its channels on axis 1."""
     while node.target in (aten.batch_norm.default, aten.mul.Tensor):
         node = next(operand for operand in node.all_input_nodes if operand.op != "get_attr")
-    return node.target in _WINDOWED
+    return node.target in CONVOLUTIONS
 
 
 def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from ..distributed import joined_over_ranks, sum_over_ranks
-from ..graph import arguments
 from ..lockstep import Lockstep, Values, run_node
+from ..operators import arguments
 from ..samples import Samples
 from ..windows import Window, position_count, rows_of, targets_of
 from . import clamped, dual, gram

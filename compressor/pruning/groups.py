@@ -17,22 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
+from ..operators import ALL_CONVOLUTIONS
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .handlers import Args, Kwargs, argument_at, unknown
 from .labels import Classes, Ledger, Value, along, axes, distinct, first_along, reduce_to, resolve, values_in
 from .operations import handler_of
 from .relations import freeze_all
 
-CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-)
 ATTENTIONS = (
     aten.scaled_dot_product_attention.default,
     aten.matmul.default,
@@ -157,7 +148,7 @@ def _tie_rows(ledger: Ledger, tree: object) -> None:
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
     """Parameters that become the kernel of a grouped, not depthwise, convolution."""
     for node in graph.graph.nodes:
-        if node.target not in CONVOLUTIONS:
+        if node.target not in ALL_CONVOLUTIONS:
             continue
         groups = argument_at(node.args, 6, 1)
         if not isinstance(groups, int) or groups <= 1 or weight_shape(node)[1] == 1:
@@ -270,7 +261,7 @@ def channel_axis(node: fx.Node) -> int | None:
     """The output-channel axis of a convolution or linear node, None for any other."""
     if node.target is aten.linear.default:
         return int(node.meta["val"].ndim) - 1
-    return 1 if node.target in CONVOLUTIONS else None
+    return 1 if node.target in ALL_CONVOLUTIONS else None
 
 
 def weight_shape(node: fx.Node) -> tuple[int, ...]:
@@ -415,7 +406,7 @@ def _kind(is_row: bool, sites: list[Shown]) -> UnitKind:
     if is_row:
         return "head" if any(node.target in ATTENTIONS for node in nodes) else "conv_group"
     # a depthwise convolution hands channels on and is no second producer
-    mixing = {node for node in nodes if not (node.target in CONVOLUTIONS and weight_shape(node)[1] == 1)}
+    mixing = {node for node in nodes if not (node.target in ALL_CONVOLUTIONS and weight_shape(node)[1] == 1)}
     if len(mixing) > 1:
         return "stream"
     return "neuron" if nodes[0].target is aten.linear.default else "channel"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from ..distributed import sum_count, sum_over_ranks, world
-from ..graph import Watcher, arguments, fetch
+from ..graph import Watcher, fetch
+from ..operators import arguments
 from ..placement import device_of, to_device
 from ..windows import position_count, rows_of
 from . import gram

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..graph import arguments, fetch
+from ..graph import fetch
+from ..operators import arguments
 from ..records import FloatArray, Group, IntArray, Scores
 from .consumers import Layer
 from .groups import Structure

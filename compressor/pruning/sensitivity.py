@@ -18,8 +18,9 @@ from torch import Tensor, fx
 
 from ..distributed import sum_over_ranks
 from ..errors import DataError
-from ..graph import arguments, fetch, store
+from ..graph import fetch, store
 from ..lockstep import Batch, Values, changed_nodes, images_of, run_node
+from ..operators import arguments
 from ..placement import device_of, to_device
 from ..records import FloatArray, Group, IntArray, Scores, Slices
 from .budget import kept_after

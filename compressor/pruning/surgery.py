@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import aten, fetch, store
+from ..operators import ALL_CONVOLUTIONS
 from ..records import IntArray, Plan, Slices
-from .groups import CONVOLUTIONS, Lying, Structure
+from .groups import Lying, Structure
 from .labels import Value
 
 Keep = NDArray[np.bool_]
@@ -418,5 +419,5 @@ REWRITES: dict[Any, Any] = {
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     aten.scaled_dot_product_attention.default: _attention_scale,
-    **dict.fromkeys(CONVOLUTIONS, _groups),
+    **dict.fromkeys(ALL_CONVOLUTIONS, _groups),
 }

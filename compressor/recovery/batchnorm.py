@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..distributed import sum_over_ranks
-from ..graph import arguments, aten, fetch, store, trace
+from ..graph import aten, fetch, store, trace
 from ..lockstep import Batch, Lockstep, Values, changed_nodes, images_of
+from ..operators import arguments
 from ..placement import CPU, device_of, placed
 from ..records import Slices
 from .evaluate import evaluating

@@ -15,17 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..operators import CONVOLUTIONS, Convolution
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
 
-_CONVOLUTIONS = {
-    aten.conv1d.default: 1,
-    aten.conv2d.default: 2,
-    aten.conv3d.default: 3,
-    aten.conv1d.padding: 1,
-    aten.conv2d.padding: 2,
-    aten.conv3d.padding: 3,
-}
 _NONNEGATIVE = ("relu", "sigmoid", "hardsigmoid", "softmax", "_softmax", "relu6", "abs", "softplus", "exp")
 _CLAMPS = ("hardtanh", "clamp", "clamp_min")
 # not below zero where all that they read is not: sums and products are among them, differences are not
@@ -155,36 +148,18 @@ def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.No
     if node.target is aten.linear.default:
         bias = constant_of(node.args[2], constants) if len(node.args) > 2 else None
         return Layer(constant_of(node.args[1], constants), bias)
-    if node.target in _CONVOLUTIONS:
+    if node.target in CONVOLUTIONS:
         return _convolution(node, constants)
     return None
 
 
 def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
-    target: Any = node.target
-    dims = _CONVOLUTIONS[target]
-    names = [argument.name for argument in target._schema.arguments]
-    arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-    weight = constants[arguments["weight"]]
-    bias = constant_of(arguments.get("bias"), constants)
-    stride = _per_axis(arguments.get("stride", 1), dims)
-    dilation = _per_axis(arguments.get("dilation", 1), dims)
-    groups = arguments.get("groups", 1)
-    assert isinstance(groups, int)
-
-    padding = arguments.get("padding", 0)
-    if padding == "valid":
-        padding = 0
-    if not isinstance(padding, str):  # "same" stays a word: how much it is depends on kernel and dilation
-        padding = _per_axis(padding, dims)
-    return Layer(weight, bias, dims, stride, padding, dilation, groups)
-
-
-def _per_axis(setting: Any, dims: int) -> tuple[int, ...]:
-    """One number per spatial axis: 2 or [2] of a two-dimensional convolution is (2, 2)."""
-    numbers = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
-    return numbers if len(numbers) == dims else numbers * dims
+    convolution = Convolution.of(node)
+    weight, bias = constants[convolution.weight], constant_of(convolution.bias, constants)
+    assert isinstance(convolution.groups, int)
+    # "same" stays a word: how much it is depends on kernel and dilation
+    geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return Layer(weight, bias, CONVOLUTIONS[node.target], *geometry)
 
 
 def _merge(

@@ -15,15 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..operators import ALL_CONVOLUTIONS, LINEAR, TRANSPOSED_CONVOLUTIONS
 from ..records import IntArray, Site
 from .units import is_elementwise, named, shape
 
-_CONVOLUTIONS = (
-    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
-    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
-    aten.convolution.default,
-)
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 _MOVES = (
     *(aten.reshape.default, aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor),
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.expand.default),
@@ -84,7 +79,7 @@ def _label_elements(site: Site, full: tuple[int, ...]) -> Tensor:
 
 
 def _is_producer(node: fx.Node) -> bool:
-    return node.target in (*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default)
+    return node.target in (*ALL_CONVOLUTIONS, LINEAR)
 
 
 def _feed(node: fx.Node, labels: Tensor) -> Feed:
@@ -99,7 +94,7 @@ def _blocks(node: fx.Node) -> int:
     """The groups of a transposed convolution, whose weight has its outputs on axis 1; 0 for any other layer."""
     if node.target is aten.convolution.default:  # argument 6: transposed, 8: groups
         return int(str(node.args[8])) if node.args[6] else 0
-    if node.target in _TRANSPOSED:
+    if node.target in TRANSPOSED_CONVOLUTIONS:
         return int(str(node.args[6])) if len(node.args) > 6 else 1
     return 0
 

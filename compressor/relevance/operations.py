@@ -236,3 +236,5 @@ _RULES: Mapping[str, OperationRule] = {
     "scaled_dot_product_attention": OperationRule("both", attend),
     "glu": OperationRule("shapes", gated),
 }
+COVERED = frozenset((*_RULES, *_MATRIX_PRODUCTS, *_BILINEAR))
+"""Names of the operations that have a rule of their own; convolutions and linear layers have their composite's."""

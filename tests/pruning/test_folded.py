@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.graph import arguments, trace
+from compressor.graph import trace
+from compressor.operators import arguments
 from compressor.pruning import CompensationOptions, RankingOptions, compensate, find_structure, measure_scores
 from compressor.pruning import compensation as subject
 from compressor.pruning.consumers import find_layers

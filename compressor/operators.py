@@ -1,0 +1,94 @@
+"""The families of ATen operations: one list each, for every room that handles them. Knows no room's handlers.
+
+A new member goes in here; `tests/test_operators.py` then names the rooms that can't handle it and don't say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+LINEAR = aten.linear.default
+ATTENTION = aten.scaled_dot_product_attention.default
+
+# each with its number of spatial axes
+CONVOLUTIONS: Mapping[Any, int] = {
+    aten.conv1d.default: 1,
+    aten.conv2d.default: 2,
+    aten.conv3d.default: 3,
+    aten.conv1d.padding: 1,
+    aten.conv2d.padding: 2,
+    aten.conv3d.padding: 3,
+}
+TRANSPOSED_CONVOLUTIONS: Mapping[Any, int] = {
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
+}
+ALL_CONVOLUTIONS: tuple[Any, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+PRODUCTS: tuple[Any, ...] = (
+    *(aten.matmul.default, aten.mm.default, aten.bmm.default),
+    *(aten.addmm.default, aten.baddbmm.default, aten.einsum.default),
+)
+NORMALISATIONS: tuple[Any, ...] = (
+    *(aten.batch_norm.default, aten.instance_norm.default, aten.group_norm.default),
+    *(aten.layer_norm.default, aten.rms_norm.default),
+)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """A node's arguments by the names of its operator's schema, defaults filled in."""
+    parameters = node.target._schema.arguments  # type: ignore[union-attr]
+    names = [parameter.name for parameter in parameters]
+    passed = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        default = parameter.default_value if parameter.has_default_value() else None
+        values[parameter.name] = passed.get(parameter.name, default)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution's arguments by name, one number for each spatial axis; `padding` may be "same".
+
+    `weight` and `bias` are the nodes that hold them. `groups` is a node where it is as many as the batch has images.
+    """
+
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int | fx.Node
+    transposed: bool
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Convolution:
+        """Of a node whose target is in ALL_CONVOLUTIONS."""
+        transposed = node.target in TRANSPOSED_CONVOLUTIONS
+        dims = (TRANSPOSED_CONVOLUTIONS if transposed else CONVOLUTIONS)[node.target]
+        given = arguments(node)
+        padding = 0 if given["padding"] == "valid" else given["padding"]
+        return cls(
+            given["weight"],
+            given["bias"],
+            per_axis(given["stride"], dims),
+            padding if isinstance(padding, str) else per_axis(padding, dims),
+            per_axis(given["dilation"], dims),
+            given["groups"],
+            transposed,
+        )
+
+
+def per_axis(setting: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """One number per spatial axis: 2 or [2] of a two-dimensional convolution is (2, 2)."""
+    numbers = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
+    return numbers if len(numbers) == dims else numbers * dims

@@ -49,7 +49,7 @@ class _Bench:
 def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
     """Measures everything that can be here; the rest is in `not_run` with its reason. `out` holds the parts."""
     bench = _Bench(tuple(places), options, Stages(out / "parts", notify), pool_of(places[0].images))
-    reasons = {runtime: _unavailable(runtime) for runtime in options.on or (*_PORTABLE, *WAYS)}
+    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or (*_PORTABLE, *WAYS)}
     not_run = [f"{runtime}: {reason}" for runtime, reason in reasons.items() if reason]
     subjects: list[SubjectRow] = []
     for place in places:
@@ -105,7 +105,7 @@ def resolved(options: Options) -> Options:
     return replace(options, cores=cores, threads=options.threads or len(cores))
 
 
-def _unavailable(runtime: str) -> str:
+def _why_unavailable(runtime: str) -> str:
     """Why the runtime can't be measured here; empty when it can. Raises InputError for an unknown one."""
     if runtime in WAYS:
         return unavailable(runtime)

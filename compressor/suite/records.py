@@ -117,7 +117,7 @@ def read_measured(path: Path) -> Measured:
 
 def _measured_of(content: Mapping[str, Any]) -> Measured:
     """Raises one of many errors for anything but what `write_measured` wrote."""
-    options = {**content["options"]}
+    options: dict[str, Any] = {**content["options"]}
     for name in ("cores", "on"):
         options[name] = tuple(options[name])  # a list in JSON
     subjects = tuple(_subject(row) for row in content["subjects"])

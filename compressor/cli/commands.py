@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import InputError, did_you_mean
 from ..recipe import Recipe
+from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
 from . import tables
@@ -30,9 +31,11 @@ _INTERRUPTED = 130
 class OneLine(TyperGroup):
     """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
 
-    def main(self, args: Sequence[str] | None = None, *given: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        # not standalone: typer would print its own boxes and end the process
+        options["standalone_mode"] = False
         try:
-            code = super().main(args or ["--help"], *given, **{**options, "standalone_mode": False})
+            code = super().main(args or ["--help"], *more, **options)
         except _WrongUsage as error:
             place = error.ctx.command_path if error.ctx else "compressor"
             raise InputError(f"{error.format_message().rstrip('.')}; see `{place} --help`") from error
@@ -82,9 +85,9 @@ def compress(
     if dry_run:
         from ..inspecting import predict
 
-        found = predict(recipe)
-        tables.predicted(found, recipe)
-        print(json.dumps(found))
+        prediction = predict(recipe)
+        tables.predicted(prediction, recipe)
+        print(json.dumps(prediction))
         return
     from .. import pipeline
 
@@ -112,11 +115,9 @@ def inspect(
         return
     groups = inspecting.inspect(recipe)
     if as_json:
-        print(
-            json.dumps(
-                {"groups": [_brief(g) for g in groups.groups], "left_alone": [asdict(x) for x in groups.left_alone]}
-            )
-        )
+        plain_groups = [_brief(group) for group in groups.groups]
+        left_alone = [asdict(layer) for layer in groups.left_alone]
+        print(json.dumps({"groups": plain_groups, "left_alone": left_alone}))
         return
     tables.units(recipe, groups)
 
@@ -126,19 +127,19 @@ def _draw(recipe: Recipe, image: int, path: Path) -> None:
     from ..looking import explain
     from ..report.explanation import draw_explanation
 
-    found = explain(recipe, image)
-    write_bytes(path, draw_explanation(found))
-    console.print(found.title, highlight=False)
-    print(json.dumps({"picture": str(path), "layers": len(found.layers), "heads": list(found.heads.shape)}))
+    explanation = explain(recipe, image)
+    write_bytes(path, draw_explanation(explanation))
+    console.print(explanation.title, highlight=False)
+    heads = list(explanation.heads.shape)  # [layers, heads]
+    print(json.dumps({"picture": str(path), "layers": len(explanation.layers), "heads": heads}))
 
 
-def _brief(group: Any) -> dict[str, Any]:
-    layers = list(dict.fromkeys(s.layer for s in group.sites))
+def _brief(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "kind": group.kind,
         "units": group.size,
-        "layers": layers,
+        "layers": list(dict.fromkeys(site.layer for site in group.sites)),
         "inexact": list(group.inexact),
     }
 
@@ -178,16 +179,24 @@ def benchmark(
     console.quiet = quiet
     from .. import pipeline, suite
 
-    how = (seconds, least_runs, offline_batch, rate_hz, threads, suite.read_cores(cores))
-    options = suite.Options(*how, on=tuple(part.strip() for part in on.split(",") if part.strip()))
+    runtimes = [name.strip() for name in on.split(",")]
+    options = suite.Options(
+        seconds=seconds,
+        runs=least_runs,
+        offline_batch=offline_batch,
+        rate_hz=rate_hz,
+        threads=threads,
+        cores=suite.read_cores(cores),
+        on=tuple(name for name in runtimes if name),
+    )
+
     with StageBars(None if places else recipe) as notify:
         folders = places or [pipeline.run(recipe, notify=notify).folder]
         opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders]
-        found = suite.benchmark(
-            opened, options=options, out=report or folders[0] / suite.STEM, notify=notify, other=compare
-        )
-    tables.benchmarked(found)
-    print(json.dumps(found))
+        out = report or folders[0] / suite.STEM
+        summary = suite.benchmark(opened, options=options, out=out, notify=notify, other=compare)
+    tables.benchmarked(summary)
+    print(json.dumps(summary))
 
 
 @app.command()
@@ -199,9 +208,9 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
     announce(f"search for {recipe.model}", recipe)
     run_search = load_flow().run_search
     with search_bars(options.trials) as (notify, on_trial):
-        found = run_search(recipe, options, notify=notify, on_trial=on_trial)
-    tables.searched(found.summary)
-    print(json.dumps(found.summary))
+        finished_search = run_search(recipe, options, notify=notify, on_trial=on_trial)
+    tables.searched(finished_search.summary)
+    print(json.dumps(finished_search.summary))
 
 
 @app.command()

@@ -79,9 +79,9 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         default=typer.Option(None, "--recipe", help=help_text, metavar="FILE"),
     )
 
-    def read(given: dict[str, Any], values: Mapping[str, Any]) -> Recipe:
-        del given["help_all"]  # it has ended the command where it was asked for
-        return read_recipe(given.pop("recipe_file"), **values)
+    def read(arguments: dict[str, Any], values: Mapping[str, Any]) -> Recipe:
+        del arguments["help_all"]  # it has ended the command where it was asked for
+        return read_recipe(arguments.pop("recipe_file"), **values)
 
     return _with_record(command, "recipe", Recipe, read, more=(file, _HELP_ALL))
 
@@ -89,7 +89,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 def with_search(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command one flag for each of the search's own options."""
 
-    def read(given: dict[str, Any], values: Mapping[str, Any]) -> SearchOptions:
+    def read(arguments: dict[str, Any], values: Mapping[str, Any]) -> SearchOptions:
         return make_options(values)
 
     return _with_record(command, "options", SearchOptions, read, panel="Search")
@@ -104,33 +104,42 @@ def _with_record(
     more: Sequence[inspect.Parameter] = (),
     panel: str = "",
 ) -> Callable[..., None]:
-    """The command with flags for a record's fields in place of `argument`, which `read` makes of what was given."""
+    """The command with flags for a record's fields in place of `argument`.
+
+    `read` makes the record of the fields' values, and takes out of the command's other arguments what is its own.
+    """
     parameters = inspect.signature(command, eval_str=True).parameters
-    kept = [p.replace(kind=KEYWORD_ONLY) for name, p in parameters.items() if name != argument]
+    kept = [
+        parameter.replace(kind=KEYWORD_ONLY)  # in a signature nothing by position follows these flags
+        for name, parameter in parameters.items()
+        if name != argument
+    ]
     flags = [_parameter(field, panel or panel_of(field.name)) for field in fields(record)]
 
-    def wrapped(**given: Any) -> None:
-        values = {field.name: given.pop(field.name) for field in fields(record)}
-        command(**{argument: read(given, values)}, **given)
+    def wrapped(**arguments: Any) -> None:
+        values = {field.name: arguments.pop(field.name) for field in fields(record)}
+        command(**{argument: read(arguments, values)}, **arguments)
 
+    # what typer reads: the signature, the name, and the docstring as help
     wrapped.__signature__ = inspect.Signature([*more, *flags, *kept])  # type: ignore[attr-defined]
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     return wrapped
 
 
 def _parameter(field: Field[Any], panel: str) -> inspect.Parameter:
-    kind = bool | None if field.type == "bool" else str | None
-    return inspect.Parameter(field.name, KEYWORD_ONLY, annotation=kind, default=_option(field, panel))
+    # text, which the record reads itself: its messages are the same for flags and files
+    annotation = bool | None if field.type == "bool" else str | None
+    return inspect.Parameter(field.name, KEYWORD_ONLY, annotation=annotation, default=_option(field, panel))
 
 
 def _option(field: Field[Any], panel: str) -> Any:
     name = "--" + field.name.replace("_", "-")
-    switch = f"{name}/--no-{name[2:]}" if field.type == "bool" else name
+    declaration = f"{name}/--no-{name[2:]}" if field.type == "bool" else name
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown_default = escape(f" [{default}]") if default != "" else ""
     return typer.Option(
-        None,
-        switch,
+        None,  # not the default: only what was given goes over the recipe's file
+        declaration,
         help=field.metadata["help"] + shown_default,
         show_default=False,
         rich_help_panel=panel,
@@ -147,5 +156,6 @@ def _metavar(kind: str) -> str:
 def panel_of(name: str) -> str:
     """The panel that a recipe's field stands in."""
     names = [field.name for field in fields(Recipe)]
-    begun = [panel for first, panel in PANELS.items() if names.index(first) <= names.index(name)]
+    position = names.index(name)
+    begun = [panel for first, panel in PANELS.items() if names.index(first) <= position]
     return begun[-1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -19,6 +20,9 @@ from rich.progress import (
 )
 
 from ..recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..searching.study import Progress as StudyProgress  # brings optuna
 
 console = Console(stderr=True)
 
@@ -30,11 +34,13 @@ def say_now(text: str) -> None:
 
 
 def say_lines(lines: Iterable[str]) -> None:
+    """On stderr, each as long as it is: neither wrapped nor coloured, and brackets are no markup."""
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def warn(warnings: Iterable[str]) -> None:
+    """Like `say_lines`, and in a colour where the terminal has one."""
     for text in warnings:
         console.print(f"warning: {text}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
@@ -61,30 +67,38 @@ class StageBars:
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self.bar = Progress(*columns, *times, console=console, disable=not self.live)
         self.bar.start()
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.said: set[str] = set()
         return self.notify
 
     def notify(self, stage: str, share: float) -> None:
+        """`share` of the stage that is done, in 0-1; 0 where it is not known."""
         step = self.course.read(stage)
         if step is None:
             return
-        if not self.live and str(step) not in self.said:
-            self.said.add(str(step))
-            say_now(str(step))
+
+        text = str(step)
+        if not self.live and text not in self.said:
+            self.said.add(text)
+            say_now(text)
+
         if step.key not in self.tasks:
-            self.tasks[step.key] = self.bar.add_task(str(step), total=None)  # moves to and fro until a share is known
-        self.bar.update(self.tasks[step.key], description=str(step))
+            self.tasks[step.key] = self.bar.add_task(text, total=None)  # moves to and fro until a share is known
+        task = self.tasks[step.key]
+        self.bar.update(task, description=text)
         if share > 0:
-            self.bar.update(self.tasks[step.key], total=1.0, completed=share)
+            self.bar.update(task, total=1.0, completed=share)
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
 
 @contextmanager
-def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Callable[[Any], None]]]:
-    """A bar with the best so far for people; for logs a line per stage. A line per trial for both."""
+def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Callable[[StudyProgress], None]]]:
+    """A bar with the best so far for people; for logs a line per stage. A line per trial for both.
+
+    Gives what is to be called at each stage, and after each trial; `total` is how many trials there will be.
+    """
     from ..report.facts import title_of
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -94,14 +108,15 @@ def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Call
         task = bar.add_task("search", total=total)
 
         def notify(stage: str, share: float) -> None:
-            bar.update(task, description=title_of(stage, several=False))
+            title = title_of(stage, several=False)
+            bar.update(task, description=title)
             if not live and stage not in said:
                 said.add(stage)
-                say_now(title_of(stage, several=False))
+                say_now(title)
 
-        def on_trial(progress: Any) -> None:
-            best = f"best {percent(progress.best and progress.best.value)}"
-            bar.update(task, completed=progress.done, description=f"trials: {best}, {minutes(progress.left_s)} left")
+        def on_trial(progress: StudyProgress) -> None:
+            text = f"trials: best {_best_area(progress)}, {minutes(progress.left_s)} left"
+            bar.update(task, completed=progress.done, description=text)
             line = _trial_line(progress)
             if live:
                 bar.console.print(line, highlight=False, soft_wrap=True)
@@ -111,21 +126,26 @@ def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Call
         yield notify, on_trial
 
 
-def _trial_line(progress: Any) -> str:
+def _trial_line(progress: StudyProgress) -> str:
     row, best = progress.row, progress.best
-    reached = ", ".join(f"{p.budget:g}: {100 * p.accuracy:.1f}" for p in row.points)
-    named = f" [{row.preset}]" if row.preset else ""
+    preset = f" [{row.preset}]" if row.preset else ""
     leads = " (best)" if best is not None and best.number == row.number else ""
+    accuracies = ", ".join(f"{point.budget:g}: {100 * point.accuracy:.1f}" for point in row.points)
     return (
-        f"{progress.done}/{progress.total} trial {row.number}{named} {row.state}: area {percent(row.value)}{leads}; "
-        f"{reached or row.why}; {row.seconds:.1f} s, {minutes(progress.left_s)} left, best "
-        f"{percent(best and best.value)}"
+        f"{progress.done}/{progress.total} trial {row.number}{preset} {row.state}: area {percent(row.value)}{leads}; "
+        f"{accuracies or row.why}; {row.seconds:.1f} s, {minutes(progress.left_s)} left, best {_best_area(progress)}"
     )
 
 
-def percent(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.2f} %"
+def _best_area(progress: StudyProgress) -> str:
+    return percent(None if progress.best is None else progress.best.value)
+
+
+def percent(share: float | None) -> str:
+    """A share of one: `0.5` to `50.00 %`, None to `none`."""
+    return "none" if share is None else f"{100 * share:.2f} %"
 
 
 def minutes(seconds: float) -> str:
+    """`90 s`, and from two minutes on `3 min`."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,12 +12,15 @@ from ..recipe import Recipe
 from ..records import Groups
 from .screen import console, percent, say_lines, warn
 
+if TYPE_CHECKING:
+    from ..pipeline import Run  # brings torch
+
 SHOWN_LAYERS = 3  # of a group; the others are counted
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int, noun: str) -> str:
     """`1 group`, `2 groups`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def units(recipe: Recipe, groups: Groups) -> None:
@@ -45,100 +48,140 @@ def names(title: str, rows: list[tuple[str, str]]) -> None:
     table = Table(title=title)
     table.add_column("name", no_wrap=True)
     table.add_column("", overflow="fold")
-    for name, about in rows:
-        table.add_row(name, about)
+    for name, description in rows:
+        table.add_row(name, description)
     Console().print(table)
 
 
-def predicted(found: dict[str, Any], recipe: Recipe) -> None:
-    table = Table(title=f"{found['model']} at {' x '.join(map(str, found['size']))}, predicted")
+def predicted(prediction: dict[str, Any], recipe: Recipe) -> None:
+    """What `pipeline.predict` says: costs as a table, then what it would work with, and its warnings."""
+    size = " x ".join(map(str, prediction["size"]))
+    table = Table(title=f"{prediction['model']} at {size}, predicted")
     for column in ("", "dense", "shipped", "kept"):
         table.add_column(column, justify="right" if column else "left")
-    for name, unit, factor in (("macs", "MMACs", 1e6), ("params", "thousand parameters", 1e3)):
-        before, after = found[f"{name}_dense"], found.get(f"{name}_predicted")
-        shown = ("measured in the run", "") if after is None else (f"{after / factor:,.2f}", f"{after / before:.1%}")
-        table.add_row(unit, f"{before / factor:,.2f}", *shown)
+    table.add_row("MMACs", *_predicted_cells(prediction, "macs", 1e6))
+    table.add_row("thousand parameters", *_predicted_cells(prediction, "params", 1e3))
     console.print(table)
-    images = found["images"]
-    counts = "not named" if images is None else ", ".join(f"{n} {name}" for name, n in images.items() if n)
-    groups = f"{counted(found['groups'], 'group')} of units, {counted(len(found['left_alone']), 'layer')} left alone"
-    say_lines([f"{groups}; images: {counts}; budget: {recipe.budget}; folder: {recipe.folder}"])
-    warn(found["warnings"])
+
+    images = "not named"
+    if prediction["images"] is not None:
+        images = ", ".join(f"{count} {name}" for name, count in prediction["images"].items() if count)
+    groups = counted(prediction["groups"], "group")
+    left_alone = counted(len(prediction["left_alone"]), "layer")
+    say_lines(
+        [
+            f"{groups} of units, {left_alone} left alone; images: {images}; budget: {recipe.budget}; "
+            f"folder: {recipe.folder}"
+        ]
+    )
+    warn(prediction["warnings"])
 
 
-def benchmarked(found: dict[str, Any]) -> None:
-    busy = f"; {found['busy']}" if found["busy"] else ""
+def _predicted_cells(prediction: dict[str, Any], cost: str, unit: float) -> tuple[str, str, str]:
+    """Dense, shipped and share kept of `macs` or `params`; `unit` is 1e6 for millions."""
+    dense, shipped = prediction[f"{cost}_dense"], prediction.get(f"{cost}_predicted")
+    if shipped is None:  # a latency budget leaves both open until layers are timed
+        return f"{dense / unit:,.2f}", "measured in the run", ""
+    return f"{dense / unit:,.2f}", f"{shipped / unit:,.2f}", f"{shipped / dense:.1%}"
+
+
+def benchmarked(summary: dict[str, Any]) -> None:
+    """What `suite.benchmark` returns: speed-ups, changes against another benchmark, what was not run."""
+    busy = f"; {summary['busy']}" if summary["busy"] else ""
     table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
     for column in ("runtime", "scenario", "subject", "speed-up"):
         table.add_column(column, justify="right" if column == "speed-up" else "left")
-    for runtime, scenarios in found["speed_up"].items():
+    for runtime, scenarios in summary["speed_up"].items():
         for scenario, subjects in scenarios.items():
             for name, (ratio, low, high) in subjects.items():
                 table.add_row(runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})")
     if table.row_count:
         console.print(table)
-    for name, runtime, scenario, ratio, low, high in found["changes"]:
+
+    for name, runtime, scenario, ratio, low, high in summary["changes"]:
         text = f"{name} on {runtime}, {scenario}: {ratio:.2f}× as fast as before ({low:.2f}–{high:.2f})"
         console.print(text, highlight=False)
-    if found["busy"]:
-        warn([f"{found['busy']} when the timing began: times and ratios may be off; measure again on a quiet one"])
-    say_lines([*(f"not run: {line}" for line in found["not_run"]), f"page: {found['page']}"])
+    if summary["busy"]:
+        warn([f"{summary['busy']} when the timing began: times and ratios may be off; measure again on a quiet one"])
+    say_lines(f"not run: {line}" for line in summary["not_run"])
+    say_lines([f"page: {summary['page']}"])
 
 
-def compressed(run: Any) -> None:
-    s = run.summary
-    table = Table(title=f"{s['model']}: {s['macs_kept']:.1%} of the MACs kept")
+def compressed(run: Run) -> None:
+    """A finished run's summary: dense against shipped, then `_closing_lines`."""
+    summary = run.summary
+    table = Table(title=f"{summary['model']}: {summary['macs_kept']:.1%} of the MACs kept")
     for column in ("", "dense", "shipped"):
         table.add_column(column, justify="left" if not column else "right")
-    shipped = f"{s['accuracy_shipped']:.2%} ({s['shipped']})"
-    table.add_row(f"top-1, {s['evaluation_images']:,} held out", f"{s['accuracy_dense']:.2%}", shipped)
-    for name in ("removed", "repaired", "tuned"):
-        if s[f"accuracy_{name}"] is not None:
-            table.add_row(f"  {name}", "", f"{s[f'accuracy_{name}']:.2%}")
-    table.add_row("MMACs", f"{s['macs_dense'] / 1e6:.2f}", f"{s['macs_shipped'] / 1e6:.2f}")
-    table.add_row("parameters", f"{s['params_dense']:,}", f"{s['params_shipped']:,}")
-    table.add_row("ONNX, bytes", f"{s['onnx_bytes_dense']:,}", f"{s['onnx_bytes_shipped']:,}")
-    for name, about in s["precisions"].items():
-        if about["precision"] != "fp32":
-            table.add_row(f"{name}", "", f"{about['bytes']:,} bytes, {about['accuracy']:.2%}")
-    for runtime, batches in s["latency_ms"].items():
-        for batch, at in batches.items():
-            cells = [f"{name.removeprefix('shipped-')} {t['p50']:.3f}" for name, t in at.items() if "-" in name]
-            own = [f"{at['shipped']['p50']:.3f}"] if "shipped" in at else []
-            dense = f"{at['dense']['p50']:.3f}" if "dense" in at else ""
-            table.add_row(f"{runtime}, batch {batch}, p50 ms", dense, ", ".join(own + cells))
-    if s["busy"]:
-        table.caption = f"{s['busy']} when the timing began"
+    _add_accuracies(table, summary)
+    table.add_row("MMACs", f"{summary['macs_dense'] / 1e6:.2f}", f"{summary['macs_shipped'] / 1e6:.2f}")
+    table.add_row("parameters", f"{summary['params_dense']:,}", f"{summary['params_shipped']:,}")
+    table.add_row("ONNX, bytes", f"{summary['onnx_bytes_dense']:,}", f"{summary['onnx_bytes_shipped']:,}")
+    for name, file in summary["precisions"].items():
+        if file["precision"] != "fp32":
+            table.add_row(name, "", f"{file['bytes']:,} bytes, {file['accuracy']:.2%}")
+    for runtime, batches in summary["latency_ms"].items():
+        for batch, statistics in batches.items():
+            table.add_row(f"{runtime}, batch {batch}, p50 ms", *_latency_cells(statistics))
+    if summary["busy"]:
+        table.caption = f"{summary['busy']} when the timing began"
     console.print(table)
-    _after(s)
+    _closing_lines(summary)
 
 
-def _after(s: dict[str, Any]) -> None:
+def _add_accuracies(table: Table, summary: dict[str, Any]) -> None:
+    """The shipped network's, and below it those of the networks on the way there."""
+    shipped = f"{summary['accuracy_shipped']:.2%} ({summary['shipped']})"
+    table.add_row(f"top-1, {summary['evaluation_images']:,} held out", f"{summary['accuracy_dense']:.2%}", shipped)
+    for name in ("removed", "repaired", "tuned"):
+        accuracy = summary[f"accuracy_{name}"]
+        if accuracy is not None:
+            table.add_row(f"  {name}", "", f"{accuracy:.2%}")
+
+
+def _latency_cells(statistics: dict[str, dict[str, float]]) -> tuple[str, str]:
+    """p50 of the dense file, and of the shipped ones: `0.412, fp16 0.409, int8 0.201`; by subject as measured."""
+    dense = f"{statistics['dense']['p50']:.3f}" if "dense" in statistics else ""
+    shipped = [f"{statistics['shipped']['p50']:.3f}"] if "shipped" in statistics else []
+    for subject, percentiles in statistics.items():
+        if "-" in subject:
+            shipped.append(f"{subject.removeprefix('shipped-')} {percentiles['p50']:.3f}")
+    return dense, ", ".join(shipped)
+
+
+def _closing_lines(summary: dict[str, Any]) -> None:
     """Below the table: why this network ships, gates, what was not done, what is where, and what comes next."""
-    folder, gates = Path(s["run_dir"]), s["gates"]
-    doubtful = [name for name, state in gates.items() if state != "passed"]
-    passed = f"all {counted(len(gates), 'gate')} passed"
-    if doubtful:
-        passed = (
-            f"{len(gates) - len(doubtful)} of {counted(len(gates), 'gate')} passed; not shown: {'; '.join(doubtful)}"
-        )
-    say_lines([*([s["choice"]] if s["choice"] else []), passed])
-    say_lines(f"not checked: {line}" for line in s["not_checked"])
-    warn(s["warnings"])
+    if summary["choice"]:
+        say_lines([summary["choice"]])
+    say_lines([_gates_line(summary["gates"])])
+    say_lines(f"not checked: {line}" for line in summary["not_checked"])
+    warn(summary["warnings"])
+    folder = Path(summary["run_dir"])
     say_lines([f"report: {folder / 'report.html'}", f"next: compressor verify {folder / 'bundle'}"])
 
 
-def searched(s: dict[str, Any]) -> None:
-    table = Table(title=f"{Path(s['model']).name}: {s['trials']} trials, best {s['best']}")
-    parts = list(s["area"])
+def _gates_line(states: dict[str, str]) -> str:
+    """States by gate; none has failed, since the run would have ended with an error."""
+    gates = counted(len(states), "gate")
+    doubtful = [name for name, state in states.items() if state != "passed"]
+    if not doubtful:
+        return f"all {gates} passed"
+    return f"{len(states) - len(doubtful)} of {gates} passed; not shown: {'; '.join(doubtful)}"
+
+
+def searched(summary: dict[str, Any]) -> None:
+    """A finished search's summary: areas of the chosen recipe and of the presets, on each part of the images."""
+    table = Table(title=f"{Path(summary['model']).name}: {summary['trials']} trials, best {summary['best']}")
+    image_parts = list(summary["area"])
     table.add_column("area under accuracy over MACs kept")
-    for part in parts:
-        table.add_column(f"{part} images", justify="right")
-    if s["best"] not in s["area_presets"]:
-        table.add_row(f"{s['best']} (chosen)", *(percent(s["area"][part]) for part in parts))
-    for name, areas in s["area_presets"].items():
-        chosen = " (chosen)" if name == s["best"] else ""
-        table.add_row(name + chosen, *(percent(areas[part]) for part in parts))
+    for image_part in image_parts:
+        table.add_column(f"{image_part} images", justify="right")
+    if summary["best"] not in summary["area_presets"]:
+        areas = summary["area"]
+        table.add_row(f"{summary['best']} (chosen)", *(percent(areas[image_part]) for image_part in image_parts))
+    for name, areas in summary["area_presets"].items():
+        chosen = " (chosen)" if name == summary["best"] else ""
+        table.add_row(name + chosen, *(percent(areas[image_part]) for image_part in image_parts))
     console.print(table)
-    console.print(f"recipe: {s['recipe']}", highlight=False, soft_wrap=True)
-    console.print(f"report: {Path(s['run_dir']) / 'search.html'}", highlight=False, soft_wrap=True)
+    console.print(f"recipe: {summary['recipe']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {Path(summary['run_dir']) / 'search.html'}", highlight=False, soft_wrap=True)

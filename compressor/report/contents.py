@@ -73,6 +73,7 @@ class ParityRow:
 
     @property
     def passed(self) -> bool:
+        """By the absolute distance alone: where outputs are near zero the relative one is large for no reason."""
         return self.max_abs <= self.limit
 
 
@@ -143,11 +144,15 @@ class GateRow:
 
     @property
     def failed(self) -> bool:
+        """Beyond its limit; a gate in doubt has neither passed nor failed."""
         return not self.passed and not self.doubt
 
     @property
     def state(self) -> str:
-        return "passed" if self.passed else "FAILED" if self.failed else "not shown"
+        """`passed`, `FAILED` or `not shown`: the words that tables print and the page colours."""
+        if self.passed:
+            return "passed"
+        return "FAILED" if self.failed else "not shown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..records import FloatArray
-from .plots import LABELS, STYLE, _png, _short
+from .plots import LABELS, STYLE, label_step, shortened, to_png
 
 FOR, AGAINST = "#b2182b", "#2166ac"  # the ends of the heat map's own colours
 BELOW = -0.12  # of the axes' height
@@ -41,31 +41,44 @@ class Explanation:
 
 
 def share_for_half(units: FloatArray) -> float:
-    """The smallest share of units that carries half of the positive relevance; 0 when there is none."""
-    positive = np.sort(np.clip(units, 0, None))[::-1]
-    if positive.sum() <= 0:
+    """The smallest share of `units` [units], in 0-1, that carries half of the positive relevance; 0 for none."""
+    largest_first = np.sort(np.clip(units, 0, None))[::-1]
+    total = largest_first.sum()
+    if total <= 0:
         return 0.0
-    return float((np.searchsorted(np.cumsum(positive), positive.sum() / 2) + 1) / len(units))
+
+    # the running sum reaches half at an index, which takes one unit more than that: [6, 3, 1] at 0, so 1 unit of 3
+    index = np.searchsorted(np.cumsum(largest_first), total / 2)
+    return float((index + 1) / len(units))
 
 
 def draw_explanation(explanation: Explanation) -> bytes:
-    """The picture as PNG bytes."""
+    """The picture as PNG bytes: image and heat map, bars of the layers, and the heads where there are any."""
     import matplotlib
 
+    layers_in, heads_in = _heights_in(explanation)
+    with_heads = explanation.heads.size > 0
+    height_ratios = [3.0, layers_in, heads_in] if with_heads else [3.0, layers_in]
+
     with matplotlib.rc_context(STYLE):
-        rows = len(explanation.layers)
-        body = max(1.6, (0.2 if rows <= LABELS else 0.07) * rows)
-        with_heads = explanation.heads.size > 0
-        heads = 0.3 * len(explanation.head_layers) + 0.9 if with_heads else 0.0
-        figure = Figure(figsize=(7.0, 3.6 + body + heads), layout="constrained")
+        figure = Figure(figsize=(7.0, 3.6 + layers_in + heads_in), layout="constrained")
         figure.suptitle(textwrap.fill(explanation.title, 78), x=0.02, ha="left", fontsize=11)
-        grid = figure.add_gridspec(2 + with_heads, 2, height_ratios=[3.0, body, heads][: 2 + with_heads])
+        grid = figure.add_gridspec(len(height_ratios), 2, height_ratios=height_ratios)
         _draw_image(figure.add_subplot(grid[0, 0]), explanation)
         _draw_heat(figure, figure.add_subplot(grid[0, 1]), explanation)
         _draw_layers(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), explanation.layers)
         if with_heads:
             _draw_heads(figure, figure.add_subplot(grid[2, :]), explanation)
-        return _png(figure)
+        return to_png(figure)
+
+
+def _heights_in(explanation: Explanation) -> tuple[float, float]:
+    """Inches that the bars of the layers need, and the heads' map; the latter is 0 where there are no heads."""
+    layer_count = len(explanation.layers)
+    pitch_in = 0.2 if layer_count <= LABELS else 0.07
+    layers_in = max(1.6, pitch_in * layer_count)
+    heads_in = 0.3 * len(explanation.head_layers) + 0.9 if explanation.heads.size > 0 else 0.0
+    return layers_in, heads_in
 
 
 def _bare(axes: Axes, title: str) -> None:
@@ -82,50 +95,59 @@ def _draw_image(axes: Axes, explanation: Explanation) -> None:
 
 def pooled(heat: FloatArray, finest: int = 72) -> FloatArray:
     """[H, W] summed over square blocks so that at most `finest` remain a side: strides leave gaps between pixels."""
-    block = max(1, -(-max(heat.shape) // finest))
-    rows, columns = (n // block for n in heat.shape)
-    cut = heat[: rows * block, : columns * block]
-    result: FloatArray = cut.reshape(rows, block, columns, block).sum(axis=(1, 3))
-    return result
+    block = max(1, -(-max(heat.shape) // finest))  # rounded up: 224 pixels in at most 72 blocks are 4 a block
+    rows, columns = (length // block for length in heat.shape)
+    whole_blocks = heat[: rows * block, : columns * block]
+    blocks = whole_blocks.reshape(rows, block, columns, block)  # [rows, y in a block, columns, x in a block]
+    sums: FloatArray = blocks.sum(axis=(1, 3))  # [rows, columns]
+    return sums
 
 
 def _draw_heat(figure: Figure, axes: Axes, explanation: Explanation) -> None:
     heat = pooled(explanation.heat)
     # a few pixels carry most relevance: the scale ends at the 99.5th percentile so that the rest can be seen
     limit = float(np.quantile(np.abs(heat), 0.995)) or 1.0
-    extent = (0, explanation.heat.shape[1], explanation.heat.shape[0], 0)
-    axes.imshow(explanation.image.mean(axis=2), cmap="gray", alpha=0.35, interpolation="nearest", extent=extent)
-    shown = axes.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[-limit, 0, limit])
+    height, width = explanation.heat.shape
+    extent = (0, width, height, 0)  # pixels of the image, so that pooled blocks lie where their pixels are
+    grey = explanation.image.mean(axis=2)  # [H, W]
+    axes.imshow(grey, cmap="gray", alpha=0.35, interpolation="nearest", extent=extent)
+    heat_map = axes.imshow(
+        heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent
+    )
+    bar = figure.colorbar(heat_map, ax=axes, shrink=0.8, ticks=[-limit, 0, limit])
     bar.ax.set_yticklabels(["against", "0", "for"], fontsize=8)
     _bare(axes, "relevance of each pixel")
 
 
 def _draw_layers(sums: Axes, halves: Axes, layers: tuple[LayerRelevance, ...]) -> None:
     rows = np.arange(len(layers))
-    positive = [float(np.clip(r.units, 0, None).sum()) for r in layers]
-    negative = [float(np.clip(r.units, None, 0).sum()) for r in layers]
+    positive = [float(np.clip(layer.units, 0, None).sum()) for layer in layers]
+    negative = [float(np.clip(layer.units, None, 0).sum()) for layer in layers]
     sums.barh(rows, positive, color=FOR, height=0.8, label="for")
     sums.barh(rows, negative, color=AGAINST, height=0.8, label="against")
-    halves.barh(rows, [100 * share_for_half(r.units) for r in layers], color="#6a8f5f", height=0.8)
-    step = 1 if len(layers) <= LABELS else -(-len(layers) // 40)
+    halves.barh(rows, [100 * share_for_half(layer.units) for layer in layers], color="#6a8f5f", height=0.8)
+
+    # both have the ticks, the left one names them
+    named_rows = list(rows[:: label_step(len(layers))])
     for axes in (sums, halves):
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_yticks(list(rows[::step]), [""] * len(rows[::step]))
-    sums.set_yticks(list(rows[::step]), [_short(layers[i].layer) for i in rows[::step]], fontsize=7.5)
+        axes.set_yticks(named_rows, [""] * len(named_rows))
+    sums.set_yticks(named_rows, [shortened(layers[row].layer) for row in named_rows], fontsize=7.5)
+
     sums.set_title("relevance of each layer, by sign", fontsize=9, loc="left")
     sums.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, BELOW), ncols=2)  # below the bars, over none
     halves.set_title("units that carry half of it, %", fontsize=9, loc="left")
 
 
 def _draw_heads(figure: Figure, axes: Axes, explanation: Explanation) -> None:
-    limit = float(np.nanmax(np.abs(explanation.heads))) or 1.0
-    shown = axes.imshow(explanation.heads, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_yticks(range(len(explanation.head_layers)), [_short(n) for n in explanation.head_layers], fontsize=7.5)
+    limit = float(np.nanmax(np.abs(explanation.heads))) or 1.0  # where all is zero any scale will do
+    heat_map = axes.imshow(explanation.heads, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    layer_names = [shortened(layer) for layer in explanation.head_layers]
+    axes.set_yticks(range(len(layer_names)), layer_names, fontsize=7.5)
     axes.set_xticks(range(explanation.heads.shape[1]))
     axes.tick_params(length=0, labelsize=8)
     axes.set_xlabel("head", fontsize=9)
     axes.set_title("relevance of each head", fontsize=9, loc="left")
-    bar = figure.colorbar(shown, ax=axes, ticks=[-limit, 0, limit])
+    bar = figure.colorbar(heat_map, ax=axes, ticks=[-limit, 0, limit])
     bar.ax.set_yticklabels(["against", "0", "for"], fontsize=8)

@@ -52,40 +52,52 @@ def worth(run: ReportInput) -> str:
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
     """The accuracy of the last network reached, the shipped one's where it is there, on the dense row's images."""
     dense = dense_accuracy(run)
-    rows = [r for r in run.accuracy if r.variant != "dense" and (dense is None or same_conditions(r, dense))]
-    return max(rows, key=lambda r: ORDER.index(r.variant), default=None)
+    rows = [row for row in run.accuracy if row.variant != "dense"]
+    if dense is not None:
+        rows = [row for row in rows if same_conditions(row, dense)]
+    return max(rows, key=lambda row: ORDER.index(row.variant), default=None)
 
 
 def dense_accuracy(run: ReportInput) -> AccuracyRow | None:
-    return next((r for r in run.accuracy if r.variant == "dense"), None)
+    """The dense network's first row: as PyTorch runs it, since files come after networks."""
+    return next((row for row in run.accuracy if row.variant == "dense"), None)
 
 
 def same_conditions(a: AccuracyRow, b: AccuracyRow) -> bool:
+    """Whether the two may be compared: on the same images, runtime and precision."""
     return (a.images, a.runtime, a.precision) == (b.images, b.runtime, b.precision)
 
 
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
     """Points of top-1 lost against the dense model on the same images (there, whatever its precision)."""
-    dense = [r for r in run.accuracy if r.variant == "dense" and r.images == row.images]
-    exact = [r for r in dense if same_conditions(r, row)]
-    reference = next(iter(exact or dense), None)
-    return None if reference is None else 100 * (reference.accuracy.top1 - row.accuracy.top1)
+    dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
+    alike = [dense for dense in dense_rows if same_conditions(dense, row)]
+    references = alike or dense_rows
+    return 100 * (references[0].accuracy.top1 - row.accuracy.top1) if references else None
 
 
 def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
-    """Every row with the dense row measured under the same conditions."""
-    dense = {(r.runtime, r.precision, r.batch, r.threads): r for r in run.latency if r.variant == "dense"}
-    full = {(r.runtime, r.batch, r.threads): r for r in dense.values() if r.precision == "fp32"}
+    """(dense, row) for every other row whose runtime, batch and threads a dense one has, of its precision or in fp32.
+
+    Rows without such a dense one are left out.
+    """
+    dense_rows = {(row.precision, *_place(row)): row for row in run.latency if row.variant == "dense"}
     for row in run.latency:
         if row.variant == "dense":
             continue
-        reference = dense.get((row.runtime, row.precision, row.batch, row.threads))
-        reference = reference or full.get((row.runtime, row.batch, row.threads))
-        if reference is not None:
-            yield reference, row
+        dense = dense_rows.get((row.precision, *_place(row)))
+        if dense is None:
+            dense = dense_rows.get(("fp32", *_place(row)))
+        if dense is not None:
+            yield dense, row
+
+
+def _place(row: LatencyRow) -> tuple[str, int, int]:
+    return row.runtime, row.batch, row.threads
 
 
 def median_ms(row: LatencyRow) -> float:
+    """The p50 as measured; where the measurer gives none, the samples' median."""
     p50 = row.percentiles.get("p50")
     return float(np.median(row.samples_ms)) if p50 is None else p50
 
@@ -97,9 +109,10 @@ def speed_up(dense: LatencyRow, row: LatencyRow) -> float:
 
 def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
     """Points that no other beats: none is as fast and at least as accurate, one of the two strictly; fastest first."""
-    order = sorted(points, key=lambda p: (p.ms, -p.accuracy.top1))
+    fastest_first = sorted(points, key=lambda point: (point.ms, -point.accuracy.top1))
     front: list[ParetoPoint] = []
-    for point in order:
+    for point in fastest_first:
+        # all that are as fast or faster came before, and the last of the front is the best of them
         if not front or point.accuracy.top1 > front[-1].accuracy.top1:
             front.append(point)
     return tuple(front)
@@ -107,8 +120,12 @@ def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
 
 def last_variant(run: ReportInput) -> str:
     """The most finished variant that was timed."""
-    timed = {r.variant for r in run.latency}
-    return max(timed, key=lambda v: ORDER.index(v) if v in ORDER else -1, default="dense")
+    variants = {row.variant for row in run.latency}
+    return max(variants, key=_progress, default="dense")
+
+
+def _progress(variant: str) -> int:
+    return ORDER.index(variant) if variant in ORDER else -1
 
 
 def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
@@ -146,16 +163,18 @@ def crowd(state: Mapping[str, object], machine: Mapping[str, object]) -> str:
     return f"busy machine: load {load:.1f} on {counted(cores, 'core')}"
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int, noun: str) -> str:
     """`1 layer`, `1,200 layers`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def removed_share(before: float, after: float) -> float:
+    """What went, as a share of `before`; 0 of nothing."""
     return 1 - after / before if before else 0.0
 
 
 def kept_mask(group: GroupRow) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """[units], true where a unit stays."""
     mask = np.zeros(group.size, dtype=np.bool_)
     mask[group.kept] = True
     return mask
@@ -165,11 +184,12 @@ def split_scores(group: GroupRow) -> tuple[FloatArray, FloatArray]:
     """Finite scores of the kept and of the removed units; both empty for a group without scores."""
     if group.scores.size != group.size:
         return np.empty(0), np.empty(0)
-    mask, finite = kept_mask(group), np.isfinite(group.scores)
-    return group.scores[mask & finite], group.scores[~mask & finite]
+    kept, finite = kept_mask(group), np.isfinite(group.scores)
+    return group.scores[kept & finite], group.scores[~kept & finite]
 
 
 def percent(share: float, digits: int = 1) -> str:
+    """A share of one: `0.5` to `50.0 %`."""
     return f"{100 * share:.{digits}f} %"
 
 
@@ -183,7 +203,10 @@ def count(number: float) -> str:
 
 def three_digits(number: float) -> str:
     """Three digits that count, zeros kept, so that columns line up: `4.10`, `31.2`, `272`."""
-    return f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+    magnitude = abs(number)
+    if magnitude < 10:
+        return f"{number:.2f}"
+    return f"{number:.1f}" if magnitude < 100 else f"{number:.0f}"
 
 
 def size(number: float) -> str:
@@ -195,20 +218,25 @@ def size(number: float) -> str:
 
 
 def milliseconds(ms: float) -> str:
+    """Without the unit; microseconds still show below one: `0.034`."""
     return f"{ms:.3f}" if ms < 1 else three_digits(ms)
 
 
 def points(lost: float) -> str:
     """A signed difference in points, with a true minus; a loss is negative."""
-    return f"{-lost:+.1f}".replace("-", "\u2212") if abs(lost) >= 0.05 else "0.0"
+    if abs(lost) >= 0.05:
+        return f"{-lost:+.1f}".replace("-", "\u2212")
+    return "0.0"  # rounded to none, which has no sign
 
 
 def number(value: object) -> str:
     """Any recipe or environment value; floats short, sequences with commas."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
+    if value is None:
+        return "–"
+    if isinstance(value, bool):  # before numbers: in Python it is one
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if isfinite(value) else str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(number(v) for v in value)
+        return ", ".join(number(element) for element in value)
     return str(value)

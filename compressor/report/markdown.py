@@ -9,12 +9,19 @@ from .tables import Table
 
 
 def to_markdown(title: str, verdict: Sequence[str], sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
-    blocks = [f"# {title}", *(f"> **Warning:** {warning}." for warning in warnings), " ".join(verdict)]
+    """Title, warnings, the verdict as one paragraph, then the sections; blocks are apart by an empty line."""
+    blocks = [f"# {title}"]
+    blocks.extend(f"> **Warning:** {warning}." for warning in warnings)
+    blocks.append(" ".join(verdict))
     for section in sections:
         blocks.append(f"## {section.title}")
         blocks.extend(section.text)
-        blocks.extend(_figure(p) if isinstance(p, Figure) else _table(p) for p in section.parts)
+        blocks.extend(_block(element) for element in section.parts)
     return "\n\n".join(blocks) + "\n"
+
+
+def _block(element: Table | Figure) -> str:
+    return _figure(element) if isinstance(element, Figure) else _table(element)
 
 
 def _figure(figure: Figure) -> str:
@@ -22,25 +29,25 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [
-        _line(table.head),
-        "|" + "|".join({"r": "---:"}.get(letter, "---") for letter in table.align) + "|",
-        *(_row(row, table.align) for row in table.rows),
-    ]
+    rules = ["---:" if letter == "r" else "---" for letter in table.align]
+    lines = [_line(table.head), "|" + "|".join(rules) + "|"]
+    lines.extend(_row(row, table.align) for row in table.rows)
     note = f"\n\n*{table.note}*" if table.note else ""
     return f"**{table.title}**\n\n" + "\n".join(lines) + note
 
 
 def _row(row: Sequence[str], align: str) -> str:
-    if len(row) == 1 < len(align):
-        return _line([f"**{_cell(row[0], 'l')}**", *[""] * (len(align) - 1)])
-    return _line([_cell(c, a) for c, a in zip(row, align, strict=True)])
+    if len(row) == 1 < len(align):  # heads the rows below it; Markdown has no cell over several columns
+        empty = [""] * (len(align) - 1)
+        return _line([f"**{_cell(row[0], 'l')}**", *empty])
+    return _line([_cell(text, letter) for text, letter in zip(row, align, strict=True)])
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(text: str, align: str) -> str:
-    plain = " ".join(text.split()).replace("|", "\\|")
-    return f"`{plain}`" if align == "c" and plain else plain
+def _cell(text: str, letter: str) -> str:
+    """`letter` is the column's in `Table.align`; code stands in backticks, and an empty pair of them is none."""
+    one_line = " ".join(text.split()).replace("|", "\\|")
+    return f"`{one_line}`" if letter == "c" and one_line else one_line

@@ -25,6 +25,7 @@ from .tables import SLOWEST, subject
 KEPT, REMOVED, DENSE, INK = "#0b5394", "#e69138", "#8a8a8a", "#222222"
 WIDTH_IN, DPI = 5.0, 200
 LABELS = 60  # more rows than this and only some are named
+_MOST_NAMED = 40  # of them
 STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#999999",
@@ -37,11 +38,11 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
-
 Drawing = Callable[[], Figure | None]
 
 
 def draw_plots(run: ReportInput) -> dict[str, bytes]:
+    """PNGs of everything the run has data for, by the names that figures of the sections use."""
     return draw(_drawings(run))
 
 
@@ -49,13 +50,13 @@ def draw(drawings: Iterable[tuple[str, Drawing]]) -> dict[str, bytes]:
     """PNGs by name, in one style; a drawing that returns None has nothing to show."""
     import matplotlib
 
-    found: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     with matplotlib.rc_context(STYLE):
         for name, drawing in drawings:
             figure = drawing()
             if figure is not None:
-                found[name] = _png(figure)
-    return found
+                images[name] = to_png(figure)
+    return images
 
 
 def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
@@ -65,37 +66,43 @@ def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
     yield "trade", lambda: _trade(run)
     yield "pareto", lambda: draw_pareto(run.pareto)
     yield "time", lambda: _time(run)
-    for runtime in dict.fromkeys(r.runtime for r in run.latency):
-        rows = [r for r in run.latency if r.runtime == runtime]
+    for runtime in dict.fromkeys(row.runtime for row in run.latency):
+        rows = [row for row in run.latency if row.runtime == runtime]
+        # bound now: the drawing is called when the loop is further on
         yield f"latency-{slug(runtime)}", lambda rows=rows: draw_latency(rows)  # type: ignore[misc]
 
 
-def _png(figure: Figure) -> bytes:
-    """Without `savefig`, which lays the figure out twice to the same end."""
+def to_png(figure: Figure) -> bytes:
+    """The figure at `DPI`, without `savefig`, which lays it out twice to the same end."""
     figure.dpi = DPI
-    target = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(target, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return target.getvalue()
+    buffer = io.BytesIO()
+    # no Software entry: matplotlib's version says nothing of the figure
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
 
 
 def _rows_figure(rows: int) -> tuple[Figure, Axes]:
     """A figure as tall as its rows need, first row on top."""
-    pitch = 0.24 if rows <= LABELS else 0.08
-    figure = Figure(figsize=(WIDTH_IN, 1.0 + pitch * rows), layout="constrained")
+    pitch_in = 0.24 if rows <= LABELS else 0.08
+    figure = Figure(figsize=(WIDTH_IN, 1.0 + pitch_in * rows), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_ylim(rows - 0.4, -0.6)  # downwards: row 0 is the uppermost
     return figure, axes
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    step = 1 if len(names) <= LABELS else -(-len(names) // 40)
-    shown = range(0, len(names), step)
-    axes.set_yticks(list(shown), [_short(names[i]) for i in shown], fontsize=8)
+    named_rows = range(0, len(names), label_step(len(names)))
+    axes.set_yticks(list(named_rows), [shortened(names[row]) for row in named_rows], fontsize=8)
     axes.tick_params(axis="y", length=0)
 
 
-def _short(name: str, length: int = 26) -> str:
-    """The end of a long qualified name: it tells more than the beginning."""
+def label_step(rows: int) -> int:
+    """From one named row to the next: 1 up to `LABELS` rows; of 100 every third."""
+    return 1 if rows <= LABELS else -(-rows // _MOST_NAMED)
+
+
+def shortened(name: str, length: int = 26) -> str:
+    """The end of a long qualified name, of at most `length` letters: it tells more than the beginning."""
     return name if len(name) <= length else "…" + name[-(length - 1) :]
 
 
@@ -109,14 +116,14 @@ def _removed(groups: Sequence[GroupRow]) -> Figure | None:
     if not groups:
         return None
     figure, axes = _rows_figure(len(groups))
-    kept = np.array([len(g.kept) / g.size for g in groups])
+    kept = np.array([len(group.kept) / group.size for group in groups])
     rows = np.arange(len(groups))
     axes.barh(rows, kept, color=KEPT, height=0.78, label="kept")
     axes.barh(rows, 1 - kept, left=kept, color=REMOVED, height=0.78, label="removed")
     if len(groups) <= LABELS:
         for row, group in enumerate(groups):
             axes.text(1.01, row, f"{len(group.kept)}/{group.size}", va="center", fontsize=7.5)
-    _name_rows(axes, [g.name for g in groups])
+    _name_rows(axes, [group.name for group in groups])
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.set_xlabel("units")
@@ -124,20 +131,26 @@ def _removed(groups: Sequence[GroupRow]) -> Figure | None:
     return figure
 
 
-def _relevance(groups: Sequence[GroupRow], what: str) -> Figure | None:
-    scored = [(g, *facts.split_scores(g)) for g in groups]
-    scored = [s for s in scored if s[1].size + s[2].size]
-    if not scored:
+def _relevance(groups: Sequence[GroupRow], score_name: str) -> Figure | None:
+    names: list[str] = []
+    split_scores: list[tuple[FloatArray, FloatArray]] = []  # kept, removed
+    for group in groups:
+        kept, removed = facts.split_scores(group)
+        if kept.size + removed.size:
+            names.append(group.name)
+            split_scores.append((kept, removed))
+    if not names:
         return None
-    figure, axes = _rows_figure(len(scored))
-    for row, (_, kept, removed) in enumerate(scored):
+
+    figure, axes = _rows_figure(len(names))
+    dot_size = 9 if len(names) <= LABELS else 3
+    for row, (kept, removed) in enumerate(split_scores):
         largest = max(float(np.abs(np.concatenate([kept, removed])).max()), np.finfo(float).tiny)
-        first = row == 0
-        size = 9 if len(scored) <= LABELS else 3
-        _dots(axes, kept / largest, row - 0.18, KEPT, "kept" if first else "", size)
-        _dots(axes, removed / largest, row + 0.18, REMOVED, "removed" if first else "", size)
-    _name_rows(axes, [g.name for g, _, _ in scored])
-    axes.set_xlabel(f"{what}, as a share of the group's largest")
+        kept_label, removed_label = ("kept", "removed") if row == 0 else ("", "")  # each once in the legend
+        _dots(axes, kept / largest, row - 0.18, KEPT, kept_label, dot_size)
+        _dots(axes, removed / largest, row + 0.18, REMOVED, removed_label, dot_size)
+    _name_rows(axes, names)
+    axes.set_xlabel(f"{score_name}, as a share of the group's largest")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     _above(axes, 2)
@@ -155,10 +168,11 @@ def _layers(run: ReportInput) -> Figure | None:
         return None
     figure, axes = _rows_figure(len(layers))
     rows = np.arange(len(layers))
-    dense, shipped = (np.array([getattr(r, f"macs_{v}") for r in layers]) / 1e6 for v in ("dense", "shipped"))
+    dense = np.array([layer.macs_dense for layer in layers]) / 1e6
+    shipped = np.array([layer.macs_shipped for layer in layers]) / 1e6
     axes.barh(rows, dense, color="#d5d5d5", height=0.8, label="dense")
     axes.barh(rows, shipped, color=KEPT, height=0.5, label="shipped")
-    _name_rows(axes, [r.layer or "(top level)" for r in layers])
+    _name_rows(axes, [layer.layer or "(top level)" for layer in layers])
     axes.set_xlabel("million MACs per image")
     _above(axes, 2)
     return figure
@@ -171,6 +185,14 @@ _NETWORKS: dict[str, tuple[str, str, float]] = {
     "repaired": ("#6fa8dc", "D", 76),
     "tuned": (KEPT, "o", 26),
 }
+_RING: Any = {
+    "facecolors": "none",
+    "edgecolors": INK,
+    "linewidths": 1.4,
+    "label": "shipped",
+    "zorder": 4,
+    "clip_on": False,  # whole also where the point lies on the axes' edge
+}
 
 
 def _trade(run: ReportInput) -> Figure | None:
@@ -178,23 +200,16 @@ def _trade(run: ReportInput) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(p.label for p in run.trade):
-        mine = [p for p in run.trade if p.label == name]
-        colour, marker, size = _NETWORKS.get(name, (INK, "^", 40))
-        label = f"{name}: {100 * mine[0].accuracy:.1f} %" if len(mine) == 1 else name
-        x, y = [100 * p.macs_share for p in mine], [100 * p.accuracy for p in mine]
+    for network in dict.fromkeys(point.label for point in run.trade):
+        points = [point for point in run.trade if point.label == network]
+        colour, marker, size = _NETWORKS.get(network, (INK, "^", 40))
+        label = f"{network}: {100 * points[0].accuracy:.1f} %" if len(points) == 1 else network
+        x = [100 * point.macs_share for point in points]
+        y = [100 * point.accuracy for point in points]
         axes.scatter(x, y, s=size, marker=marker, color=colour, label=label, zorder=3)
     for point in run.trade:
         if point.chosen:
-            ring: Any = {
-                "facecolors": "none",
-                "edgecolors": INK,
-                "linewidths": 1.4,
-                "label": "shipped",
-                "zorder": 4,
-                "clip_on": False,
-            }
-            axes.scatter(100 * point.macs_share, 100 * point.accuracy, s=190, **ring)
+            axes.scatter(100 * point.macs_share, 100 * point.accuracy, s=190, **_RING)
     axes.set_xlabel("MACs kept, % of dense")
     axes.set_ylabel("top-1, %")
     axes.grid(color="#dddddd", linewidth=0.6)
@@ -214,14 +229,12 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
     axes = figure.add_subplot()
     front = facts.pareto_front(points)
-    axes.plot([p.ms for p in front], [100 * p.accuracy.top1 for p in front], color="#888888", linewidth=1.4, zorder=1)
+    front_ms = [point.ms for point in front]
+    front_top1 = [100 * point.accuracy.top1 for point in front]
+    axes.plot(front_ms, front_top1, color="#888888", linewidth=1.4, zorder=1)
     for index, point in enumerate(points):
-        low, high = (100 * v for v in point.accuracy.interval)
-        top1, colour = 100 * point.accuracy.top1, DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
-        axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
-        label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {top1:.1f} %"
-        marker = _MARKERS[index % len(_MARKERS)]
-        axes.scatter(point.ms, top1, s=44, marker=marker, color=colour, label=label, zorder=3)
+        colour = DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
+        _pareto_point(axes, point, colour, _MARKERS[index % len(_MARKERS)])
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(fontsize=8, loc="outside upper left", ncols=1 if len(points) < 4 else 2)
@@ -231,34 +244,45 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     return figure
 
 
+def _pareto_point(axes: Axes, point: ParetoPoint, colour: str, marker: str) -> None:
+    """The point, and its accuracy's interval as a bar."""
+    low, high = (100 * bound for bound in point.accuracy.interval)
+    top1 = 100 * point.accuracy.top1
+    axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
+    label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {top1:.1f} %"
+    axes.scatter(point.ms, top1, s=44, marker=marker, color=colour, label=label, zorder=3)
+
+
 def _time(run: ReportInput) -> Figure | None:
     timed = [row for _, row in facts.timed_layers(run)][:SLOWEST]
     if not timed:
         return None
     figure, axes = _rows_figure(len(timed))
     rows = np.arange(len(timed))
-    axes.barh(rows, [r.ms_dense or 0.0 for r in timed], color="#d5d5d5", height=0.8, label="dense")
-    axes.barh(rows, [r.ms_shipped or 0.0 for r in timed], color=KEPT, height=0.5, label="shipped")
-    _name_rows(axes, [r.layer or "(top level)" for r in timed])
+    axes.barh(rows, [layer.ms_dense or 0.0 for layer in timed], color="#d5d5d5", height=0.8, label="dense")
+    axes.barh(rows, [layer.ms_shipped or 0.0 for layer in timed], color=KEPT, height=0.5, label="shipped")
+    _name_rows(axes, [layer.layer or "(top level)" for layer in timed])
     axes.set_xlabel("milliseconds")
     _above(axes, 2)
     return figure
 
 
 def draw_latency(rows: Sequence[LatencyRow]) -> Figure | None:
-    panels = list(dict.fromkeys(r.batch for r in rows if r.samples_ms.size))
-    if not panels:
+    """Rows of one runtime: a panel for each batch size, a curve for each row; None where no row has samples."""
+    batch_sizes = list(dict.fromkeys(row.batch for row in rows if row.samples_ms.size))
+    if not batch_sizes:
         return None
-    figure = Figure(figsize=(WIDTH_IN, 0.5 + 1.7 * len(panels)), layout="constrained")
-    for axes, panel in zip(np.atleast_1d(figure.subplots(len(panels))), panels, strict=True):
+    figure = Figure(figsize=(WIDTH_IN, 0.5 + 1.7 * len(batch_sizes)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(batch_sizes)))  # of one panel `subplots` gives no array
+    for axes, batch_size in zip(panels, batch_sizes, strict=True):
         for row in rows:
-            if row.batch == panel and row.samples_ms.size:
+            if row.batch == batch_size and row.samples_ms.size:
                 _finished_by(axes, row)
-        axes.set_title(f"batch {panel}", fontsize=9, loc="left")
+        axes.set_title(f"batch {batch_size}", fontsize=9, loc="left")
         axes.set_ylabel("% finished", fontsize=9)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(fontsize=8, loc="best")
-    axes.set_xlabel("milliseconds for the batch")
+    axes.set_xlabel("milliseconds for the batch")  # of the lowest panel
     return figure
 
 
@@ -272,7 +296,7 @@ def _finished_by(axes: Axes, row: LatencyRow) -> None:
     label = f"{subject(row)}, p50 {facts.milliseconds(facts.median_ms(row))} ms"
     colour, line = (DENSE, "--") if row.variant == "dense" else _LINES.get(row.precision, (REMOVED, "-"))
     axes.step(samples, share, where="post", color=colour, linestyle=line, label=label)
-    if samples[-1] > 10 * samples[0]:
+    if samples[-1] > 10 * samples[0]:  # a few slow runs would press all others into one line
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .sections import Figure, KeyFigure, Section
 from .tables import Table
 from .write import Page, ReportPaths, write_page
 
-_PARTS = {"search": "search images", "evaluation": "images the search never saw"}
+_PART_TITLES = {"search": "search images", "evaluation": "images the search never saw"}
 _LINES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
@@ -72,34 +73,43 @@ class SearchReport:
     repaired: bool
 
 
-def write_search_report(found: SearchReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
-    """Writes into `folder`, over an earlier report; `content` becomes search.json."""
-    images = draw(_drawings(found))
-    title = f"{model_name(found.model)}: attribution searched for pruning"
-    page = Page(title, tuple(_verdict(found)), (), tuple(_figures(found)), _sections(found, images), images)
+def write_search_report(report: SearchReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
+    """Writes into `folder`, over an earlier report; `content` becomes search.json.
+
+    Raises FolderError when the disk is in the way.
+    """
+    images = draw(_drawings(report))
+    title = f"{model_name(report.model)}: attribution searched for pruning"
+    page = Page(title, tuple(_verdict(report)), (), tuple(_figures(report)), _sections(report, images), images)
     return write_page(page, folder, "search", content)
 
 
-def _of(found: SearchReport, part: str, name: str) -> Curve | None:
-    return next((c for c in found.curves if c.part == part and c.name == name), None)
+def _curves_on(report: SearchReport, image_part: str) -> list[Curve]:
+    return [curve for curve in report.curves if curve.part == image_part]
 
 
-def _judged(found: SearchReport) -> str:
-    """The part the verdict is about: images the search never saw, where they were counted."""
-    return "evaluation" if any(c.part == "evaluation" for c in found.curves) else "search"
+def _best_on(report: SearchReport, image_part: str) -> Curve | None:
+    """The chosen recipe's curve there."""
+    return next((curve for curve in _curves_on(report, image_part) if curve.name == report.best), None)
 
 
-def _best_preset(found: SearchReport, part: str) -> Curve | None:
+def _best_preset_on(report: SearchReport, image_part: str) -> Curve | None:
     """The preset with the largest area there."""
-    return max((c for c in found.curves if c.part == part and c.preset), key=lambda c: c.area, default=None)
+    presets = [curve for curve in _curves_on(report, image_part) if curve.preset]
+    return max(presets, key=lambda curve: curve.area, default=None)
 
 
-def _verdict(found: SearchReport) -> Iterator[str]:
-    part = _judged(found)
-    best, rival = _of(found, part, found.best), _best_preset(found, part)
-    stopped = sum(t.state == "stopped" for t in found.tried)
-    yield f"{facts.counted(len(found.tried), 'trial')}, {stopped} of them stopped early; the best is {found.best}."
-    if _all_alike(found):
+def _judged(report: SearchReport) -> str:
+    """The part the verdict is about: images the search never saw, where they were counted."""
+    return "evaluation" if _curves_on(report, "evaluation") else "search"
+
+
+def _verdict(report: SearchReport) -> Iterator[str]:
+    image_part = _judged(report)
+    best, rival = _best_on(report, image_part), _best_preset_on(report, image_part)
+    stopped = sum(trial.state == "stopped" for trial in report.tried)
+    yield f"{facts.counted(len(report.tried), 'trial')}, {stopped} of them stopped early; the best is {report.best}."
+    if _all_alike(report):
         yield (
             "All complete trials lie within what the images can tell apart: on this network the recipe hardly matters "
             "at these budgets. Search at harder budgets (--budgets), or with more images."
@@ -109,53 +119,80 @@ def _verdict(found: SearchReport) -> Iterator[str]:
     if best.preset:
         yield "No trial beat the best preset on the search images: the recipe is that preset's."
         return
-    more = 100 * (best.area - rival.area)
-    word = "ahead of" if more > 0 else "behind" if more < 0 else "level with"
+    lead = 100 * (best.area - rival.area)
     yield (
-        f"On {_PARTS[part]} its area under accuracy over MACs is {100 * best.area:.2f} %, {abs(more):.2f} points "
-        f"{word} the best preset there ({rival.name}, {100 * rival.area:.2f} %)."
+        f"On {_PART_TITLES[image_part]} its area under accuracy over MACs is {100 * best.area:.2f} %, {abs(lead):.2f} "
+        f"points {_standing(lead)} the best preset there ({rival.name}, {100 * rival.area:.2f} %)."
     )
-    yield f"{best.points[0][3]} images carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
+    yield f"{_images_of(best)} images carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
 
 
-def _all_alike(found: SearchReport) -> bool:
+def _standing(lead: float) -> str:
+    if lead > 0:
+        return "ahead of"
+    return "behind" if lead < 0 else "level with"
+
+
+def _all_alike(report: SearchReport) -> bool:
     """Whether the best and the worst complete trial differ by less than one of them may by chance."""
-    areas = [t.value for t in found.tried if t.state == "complete" and t.value is not None]
+    areas = [trial.value for trial in report.tried if trial.state == "complete" and trial.value is not None]
     if len(areas) < 2:
         return False
-    best, images = max(areas), max(1, found.trial_images)
-    return min(areas) >= Accuracy(round(best * images), images).interval[0]
+    images = max(1, report.trial_images)
+    best = Accuracy(round(max(areas) * images), images)  # an area is a mean accuracy, so as uncertain as one
+    low, _ = best.interval
+    return min(areas) >= low
 
 
 def _noise(curve: Curve) -> float:
-    """Half of a 95 % interval of the curve's mean accuracy, in points."""
-    p = float(np.mean([accuracy for _, accuracy, _, _ in curve.points]))
-    return 196 * float(np.sqrt(max(p * (1 - p), 0.0) / curve.points[0][3]))
+    """Half of a 95 % interval of the curve's mean accuracy, in points: 1.96 standard errors of a share."""
+    mean = float(np.mean([accuracy for _, accuracy, _, _ in curve.points]))
+    variance = max(mean * (1 - mean), 0.0)
+    return 196 * float(np.sqrt(variance / _images_of(curve)))
 
 
-def _figures(found: SearchReport) -> Iterator[KeyFigure]:
-    for part in dict.fromkeys(c.part for c in found.curves):
-        best, rival = _of(found, part, found.best), _best_preset(found, part)
+def _images_of(curve: Curve) -> int:
+    """How many images every point was judged on."""
+    return curve.points[0][3]
+
+
+def _figures(report: SearchReport) -> Iterator[KeyFigure]:
+    for image_part in _image_parts(report):
+        best, rival = _best_on(report, image_part), _best_preset_on(report, image_part)
         if best is not None:
-            detail = f"best preset there {100 * rival.area:.2f} %" if rival else "no preset was completed"
-            yield KeyFigure(f"Area, {part} images", f"{100 * best.area:.2f} %", detail)
-    yield KeyFigure("Trials", str(len(found.tried)), f"{sum(t.seconds for t in found.tried):.0f} s in all")
+            detail = "no preset was completed" if rival is None else f"best preset there {100 * rival.area:.2f} %"
+            yield KeyFigure(f"Area, {image_part} images", f"{100 * best.area:.2f} %", detail)
+    total_s = sum(trial.seconds for trial in report.tried)
+    yield KeyFigure("Trials", str(len(report.tried)), f"{total_s:.0f} s in all")
 
 
-def _sections(found: SearchReport, images: Mapping[str, bytes]) -> tuple[Section, ...]:
-    few = "Too few trials were completed to say which choices count."
-    weights = (_WEIGHTS,) if _WEIGHTS.name in images else ()
-    mended = "repaired, no fine-tuning" if found.repaired else "neither repaired nor fine-tuned"
-    caption = f"Top-1 over the MACs that may stay, on {_PARTS[_judged(found)]}; {mended}."
-    curve = Figure("search-curve", "accuracy over MACs kept, best against presets", caption)
-    use = "Use it with `compressor compress --recipe best.toml`."
+def _image_parts(report: SearchReport) -> list[str]:
+    """Each part that a curve was counted on, in the curves' order."""
+    return list(dict.fromkeys(curve.part for curve in report.curves))
+
+
+def _sections(report: SearchReport, images: Mapping[str, bytes]) -> tuple[Section, ...]:
+    usage = "Use it with `compressor compress --recipe best.toml`."
     return (
-        Section("best", "The best recipe", (use,), _recipe_tables(found)),
-        Section("curve", "Against the presets", (), (curve, *_curve_tables(found))),
-        Section("choices", "Which choices count", () if weights else (few,), weights),
-        Section("trials", "The trials", (), (_HISTORY, _trial_table(found))),
-        Section("images", "The images", (_images_text(found),), (_hash_table(found),)),
+        Section("best", "The best recipe", (usage,), _recipe_tables(report)),
+        Section("curve", "Against the presets", (), (_curve_figure(report), *_curve_tables(report))),
+        _choices(weights_drawn=_WEIGHTS.name in images),
+        Section("trials", "The trials", (), (_HISTORY, _trial_table(report))),
+        Section("images", "The images", (_images_text(report),), (_hash_table(report),)),
     )
+
+
+def _curve_figure(report: SearchReport) -> Figure:
+    repair = "repaired, no fine-tuning" if report.repaired else "neither repaired nor fine-tuned"
+    caption = f"Top-1 over the MACs that may stay, on {_PART_TITLES[_judged(report)]}; {repair}."
+    return Figure("search-curve", "accuracy over MACs kept, best against presets", caption)
+
+
+def _choices(*, weights_drawn: bool) -> Section:
+    if weights_drawn:
+        return Section("choices", "Which choices count", (), (_WEIGHTS,))
+    few = "Too few trials were completed to say which choices count."
+    return Section("choices", "Which choices count", (few,), ())
 
 
 _HISTORY = Figure(
@@ -168,76 +205,79 @@ _WEIGHTS = Figure(
 )
 
 
-def _images_text(found: SearchReport) -> str:
-    done = "scored and repaired" if found.repaired else "scored"
+def _images_text(report: SearchReport) -> str:
+    done = "scored and repaired" if report.repaired else "scored"
     return (
-        f"Trials {done} with {found.score_images} calibration images and were judged on "
-        f"{found.trial_images} search images; finalists were made again with all calibration images and judged on all "
+        f"Trials {done} with {report.score_images} calibration images and were judged on "
+        f"{report.trial_images} search images; finalists were made again with all calibration images and judged on all "
         "search images, where the choice was made. Evaluation images were counted after it. The parts share no image."
     )
 
 
-def _recipe_tables(found: SearchReport) -> tuple[Table, ...]:
-    settings = Table("Scores and ranking", ("field", "value"), "cl", found.settings)
-    return (
-        (settings, Table("LRP composite", ("layers", "rule"), "cl", found.composite))
-        if found.composite
-        else (settings,)
-    )
+def _recipe_tables(report: SearchReport) -> tuple[Table, ...]:
+    settings = Table("Scores and ranking", ("field", "value"), "cl", report.settings)
+    if not report.composite:  # the recipe's criterion is not LRP
+        return (settings,)
+    return settings, Table("LRP composite", ("layers", "rule"), "cl", report.composite)
 
 
-def _curve_tables(found: SearchReport) -> Iterator[Table]:
-    for part in dict.fromkeys(c.part for c in found.curves):
-        curves = sorted((c for c in found.curves if c.part == part), key=lambda c: -c.area)
+def _curve_tables(report: SearchReport) -> Iterator[Table]:
+    for image_part in _image_parts(report):
+        curves = sorted(_curves_on(report, image_part), key=lambda curve: -curve.area)
+        rows = tuple(_curve_cells(curve) for curve in curves)
         budgets = tuple(f"{100 * budget:g} % of MACs" for budget, *_ in curves[0].points)
-        rows = tuple((_named(c), f"{100 * c.area:.2f}", *(f"{100 * a:.1f}" for _, a, _, _ in c.points)) for c in curves)
-        note = f"Top-1 in %, {curves[0].points[0][3]} images; dense {100 * found.dense[part]:.1f}."
-        yield Table(f"On {_PARTS[part]}", ("recipe", "area, %", *budgets), "lr" + "r" * len(budgets), rows, note)
+        head = ("recipe", "area, %", *budgets)
+        note = f"Top-1 in %, {_images_of(curves[0])} images; dense {100 * report.dense[image_part]:.1f}."
+        yield Table(f"On {_PART_TITLES[image_part]}", head, "lr" + "r" * len(budgets), rows, note)
 
 
-def _named(curve: Curve) -> str:
-    return f"{curve.name} (chosen)" if curve.best else curve.name
+def _curve_cells(curve: Curve) -> tuple[str, ...]:
+    name = f"{curve.name} (chosen)" if curve.best else curve.name
+    accuracies = [f"{100 * accuracy:.1f}" for _, accuracy, _, _ in curve.points]
+    return (name, f"{100 * curve.area:.2f}", *accuracies)
 
 
-def _trial_table(found: SearchReport) -> Table:
-    rows = tuple(
-        (
-            str(t.number),
-            t.state,
-            t.preset or "–",
-            "" if t.value is None else f"{100 * t.value:.2f}",
-            ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in t.points),
-            f"{t.seconds:.1f}",
-        )
-        for t in found.tried
-    )
+def _trial_table(report: SearchReport) -> Table:
+    rows = tuple(_trial_cells(trial) for trial in report.tried)
     head = ("trial", "state", "preset", "area, %", "top-1 at each budget, the lowest first", "seconds")
     return Table("Trials", head, "rllrlr", rows, "A stopped trial's area is that of the budgets it reached.")
 
 
-def _hash_table(found: SearchReport) -> Table:
-    rows = tuple((name, str(n), found.hashes[name]) for name, n in found.images.items())
+def _trial_cells(trial: Tried) -> tuple[str, ...]:
+    return (
+        str(trial.number),
+        trial.state,
+        trial.preset or "–",
+        "" if trial.value is None else f"{100 * trial.value:.2f}",
+        ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in trial.points),
+        f"{trial.seconds:.1f}",
+    )
+
+
+def _hash_table(report: SearchReport) -> Table:
+    rows = tuple((name, str(count), report.hashes[name]) for name, count in report.images.items())
     return Table("Parts", ("part", "images", "sha256 of contents and labels"), "lrc", rows)
 
 
-def _drawings(found: SearchReport) -> Iterator[tuple[str, Drawing]]:
-    yield "search-curve", lambda: _curve(found)
-    yield _HISTORY.name, lambda: _history(found.tried)
-    yield _WEIGHTS.name, lambda: _importance(found.importance)
+def _drawings(report: SearchReport) -> Iterator[tuple[str, Drawing]]:
+    yield "search-curve", lambda: _curve(report)
+    yield _HISTORY.name, lambda: _history(report.tried)
+    yield _WEIGHTS.name, lambda: _importance(report.importance)
 
 
-def _curve(found: SearchReport) -> Sheet:
-    part = _judged(found)
+def _curve(report: SearchReport) -> Sheet:
+    image_part = _judged(report)
     figure, axes = _sheet(4.0)
-    lines = iter(_LINES * (1 + len(found.curves)))
-    shown = [c for c in found.curves if c.part == part and (c.best or c.preset)]
-    for curve in sorted(shown, key=lambda c: (c.best, c.area)):
-        x, y = ([100 * point[i] for point in curve.points] for i in (0, 1))
-        look: dict[str, Any] = {"color": DENSE, "linestyle": next(lines), "markersize": 3}
+    shown = [curve for curve in _curves_on(report, image_part) if curve.best or curve.preset]
+    best_last = sorted(shown, key=lambda curve: (curve.best, curve.area))  # so that it lies on top
+    for curve, line in zip(best_last, cycle(_LINES)):
+        budgets = [100 * budget for budget, *_ in curve.points]
+        accuracies = [100 * accuracy for _, accuracy, *_ in curve.points]
+        style: dict[str, Any] = {"color": DENSE, "linestyle": line, "markersize": 3}
         if curve.best:
-            look = {"color": KEPT, "linewidth": 2.2, "markersize": 5}
-        axes.plot(x, y, marker="o", label=f"{curve.name}: area {100 * curve.area:.1f} %", **look)
-    axes.axhline(100 * found.dense[part], color=REMOVED, linewidth=0.9, label="dense")
+            style = {"color": KEPT, "linewidth": 2.2, "markersize": 5}
+        axes.plot(budgets, accuracies, marker="o", label=f"{curve.name}: area {100 * curve.area:.1f} %", **style)
+    axes.axhline(100 * report.dense[image_part], color=REMOVED, linewidth=0.9, label="dense")
     axes.set_xlabel("MACs that may stay, % of dense")
     axes.set_ylabel("top-1, %")
     figure.legend(loc="outside upper left", fontsize=8)
@@ -259,26 +299,34 @@ _MARKS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def _kind(trial: Tried) -> str:
-    return "preset" if trial.preset else "complete" if trial.state == "complete" else "stopped"
+def _mark_of(trial: Tried) -> str:
+    if trial.preset:
+        return "preset"
+    return "complete" if trial.state == "complete" else "stopped"
 
 
 def _history(tried: Sequence[Tried]) -> Sheet:
     figure, axes = _sheet(3.0)
-    valued = [(t.number, t, t.value) for t in tried if t.value is not None]
-    for label, look in _MARKS.items():
-        chosen = [(i, 100 * value) for i, t, value in valued if _kind(t) == label]
-        if chosen:
-            axes.scatter(*zip(*chosen, strict=True), label=label, zorder=3, **look)
-    complete = [(i, value) for i, t, value in valued if t.state == "complete"]
-    if complete:
-        best = 100 * np.maximum.accumulate([value for _, value in complete])
-        axes.step([i for i, _ in complete], best, where="post", color=KEPT, linewidth=1, label="best so far")
+    for mark, style in _MARKS.items():
+        numbers, areas = _numbered_areas([trial for trial in tried if _mark_of(trial) == mark])
+        if numbers:
+            axes.scatter(numbers, [100 * area for area in areas], label=mark, zorder=3, **style)
+    numbers, areas = _numbered_areas([trial for trial in tried if trial.state == "complete"])
+    if numbers:
+        best = 100 * np.maximum.accumulate(areas)
+        axes.step(numbers, best, where="post", color=KEPT, linewidth=1, label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("trial")
     axes.set_ylabel("area, %")
     figure.legend(loc="outside upper left", ncols=4, fontsize=8)
     return figure
+
+
+def _numbered_areas(trials: Sequence[Tried]) -> tuple[list[int], list[float]]:
+    """Numbers and areas of the trials that have an area: a failed one has none."""
+    numbers = [trial.number for trial in trials if trial.value is not None]
+    areas = [trial.value for trial in trials if trial.value is not None]
+    return numbers, areas
 
 
 def _importance(importance: Sequence[tuple[str, float]]) -> Sheet | None:

@@ -16,6 +16,8 @@ from .tables import Table
 
 @dataclass(frozen=True, slots=True)
 class Figure:
+    """A plot by the name its PNG has in `images`; `alt` is for who can't see it."""
+
     name: str
     alt: str
     caption: str
@@ -23,6 +25,8 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Section:
+    """Sentences, then tables and figures in `parts`; `anchor` is the link's end in the page."""
+
     anchor: str
     title: str
     text: tuple[str, ...]
@@ -31,12 +35,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class KeyFigure:
+    """One number on top of the page, and a line below it."""
+
     label: str
     value: str
     detail: str
 
 
 def build_sections(run: ReportInput, plots: Collection[str]) -> tuple[Section, ...]:
+    """All sections in their order; `plots` names those that could be drawn, the figures of others are left out."""
     builders: tuple[Callable[[ReportInput], Section], ...] = (
         _gates, _removed, _cost, _gain, _time, _not_done, _how,
     )  # fmt: skip
@@ -44,8 +51,12 @@ def build_sections(run: ReportInput, plots: Collection[str]) -> tuple[Section, .
 
 
 def _without_missing_plots(section: Section, plots: Collection[str]) -> Section:
-    parts = tuple(p for p in section.parts if (p.name in plots if isinstance(p, Figure) else p.rows))
-    return Section(section.anchor, section.title, section.text, parts)
+    shown = tuple(element for element in section.parts if _has_content(element, plots))
+    return Section(section.anchor, section.title, section.text, shown)
+
+
+def _has_content(element: Table | Figure, plots: Collection[str]) -> bool:
+    return element.name in plots if isinstance(element, Figure) else bool(element.rows)
 
 
 def verdict(run: ReportInput) -> tuple[str, ...]:
@@ -76,14 +87,14 @@ def _reached(run: ReportInput, variant: str) -> str:
 
 
 def _speed_sentence(run: ReportInput) -> str:
-    said: dict[str, list[str]] = {}
+    ratios_by_place: dict[str, list[str]] = {}
     for dense, row in facts.latency_pairs(run):
         if row.variant == facts.last_variant(run):
             ratio = f"{facts.speed_up(dense, row):.2f}×{_unless_fp32(row.precision)}"
-            said.setdefault(f"{row.runtime} at batch {row.batch}", []).append(ratio)
-    if not said:
+            ratios_by_place.setdefault(f"{row.runtime} at batch {row.batch}", []).append(ratio)
+    if not ratios_by_place:
         return "Latency was not measured, so nothing is said about speed."
-    listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in said.items())
+    listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in ratios_by_place.items())
     care = f" Not to be relied on ({run.busy} when the timing began)." if run.busy else ""
     return f"Speed against dense, by median latency: {listed}.{care}"
 
@@ -107,85 +118,101 @@ def _gate_sentence(run: ReportInput) -> str:
 
 def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
     """Name and remedy of every failed gate, and of parity limits that fail without a gate saying so."""
-    gates = tuple((g.name, g.remedy) for g in run.gates if g.failed)
+    gates = tuple((gate.name, gate.remedy) for gate in run.gates if gate.failed)
     if any("parity" in name.lower() for name, _ in gates):
         return gates
     remedy = "Its outputs differ from the reference's by more than the limit; do not use this file."
-    return gates + tuple((f"parity of {tables.conditions(r)}", remedy) for r in run.parity if not r.passed)
+    parity = tuple((f"parity of {tables.conditions(row)}", remedy) for row in run.parity if not row.passed)
+    return gates + parity
 
 
 def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
+    """Costs, accuracy where it was measured, and at most three latencies."""
     dense, shipped = run.cost_dense, run.cost_shipped
-    found = [
-        KeyFigure("MACs", facts.count(shipped.macs), _from(facts.count(dense.macs), shipped.macs, dense.macs)),
-        KeyFigure(
-            "Parameters",
-            facts.count(shipped.parameters),
-            _from(facts.count(dense.parameters), shipped.parameters, dense.parameters),
-        ),
-    ]
-    before, after = facts.dense_accuracy(run), facts.final_accuracy(run)
-    if before and after:
-        low, high = after.accuracy.interval
-        detail = f"dense {facts.percent(before.accuracy.top1)}; 95 % interval {100 * low:.1f}–{100 * high:.1f}"
-        found.append(KeyFigure("Top-1", facts.percent(after.accuracy.top1), detail))
-    for reference, row in _headline_pairs(run):
-        value = f"{facts.milliseconds(facts.median_ms(row))} ms"
-        place = f"{row.runtime}{_unless_fp32(row.precision)}{', busy machine' if run.busy else ''}"
-        detail = f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {place}"
-        found.append(KeyFigure(f"p50, batch {row.batch}", value, detail))
-    return tuple(found)
+    return (
+        _cost_figure("MACs", dense.macs, shipped.macs),
+        _cost_figure("Parameters", dense.parameters, shipped.parameters),
+        *_accuracy_figure(run),
+        *(_latency_figure(run, reference, row) for reference, row in _headline_pairs(run)),
+    )
+
+
+def _cost_figure(label: str, dense: int, shipped: int) -> KeyFigure:
+    removed = facts.percent(facts.removed_share(dense, shipped))
+    return KeyFigure(label, facts.count(shipped), f"dense {facts.count(dense)}; {removed} removed")
+
+
+def _accuracy_figure(run: ReportInput) -> list[KeyFigure]:
+    """One figure, or none where accuracy was not measured before and after."""
+    dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    if dense is None or final is None:
+        return []
+    low, high = final.accuracy.interval
+    detail = f"dense {facts.percent(dense.accuracy.top1)}; 95 % interval {100 * low:.1f}–{100 * high:.1f}"
+    return [KeyFigure("Top-1", facts.percent(final.accuracy.top1), detail)]
+
+
+def _latency_figure(run: ReportInput, reference: LatencyRow, row: LatencyRow) -> KeyFigure:
+    crowd = ", busy machine" if run.busy else ""
+    place = f"{row.runtime}{_unless_fp32(row.precision)}{crowd}"
+    detail = f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {place}"
+    return KeyFigure(f"p50, batch {row.batch}", f"{facts.milliseconds(facts.median_ms(row))} ms", detail)
 
 
 def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
     """The first two timings in fp32 and the fastest of the other precisions at the first one's conditions."""
     pairs = list(facts.latency_pairs(run))
-    full = [pair for pair in pairs if pair[1].precision == "fp32"][:2]
-    first = [row for _, row in full[:1]]
-    other = [
-        pair
-        for pair in pairs
-        if pair[1].precision != "fp32" and [(pair[1].runtime, pair[1].batch)] == [(r.runtime, r.batch) for r in first]
+    in_fp32 = [pair for pair in pairs if pair[1].precision == "fp32"][:2]
+    if not in_fp32:
+        return []
+    _, first = in_fp32[0]
+    reduced = [
+        (reference, row)
+        for reference, row in pairs
+        if row.precision != "fp32" and (row.runtime, row.batch) == (first.runtime, first.batch)
     ]
-    return full + sorted(other, key=lambda pair: facts.median_ms(pair[1]))[:1]
-
-
-def _from(dense: str, after: float, before: float) -> str:
-    return f"dense {dense}; {facts.percent(facts.removed_share(before, after))} removed"
+    return in_fp32 + sorted(reduced, key=lambda pair: facts.median_ms(pair[1]))[:1]
 
 
 def _gates(run: ReportInput) -> Section:
-    text = (
-        "A gate is a limit stated in the recipe before the run; a failed one ends it with an error. One that is not "
-        "shown was kept on images that can't tell."
-    )
-    text = text if run.gates else "No gate was checked in this run."
+    text = "No gate was checked in this run."
+    if run.gates:
+        text = (
+            "A gate is a limit stated in the recipe before the run; a failed one ends it with an error. One that is "
+            "not shown was kept on images that can't tell."
+        )
     return Section("gates", "Gates", (text,), (tables.gate_table(run),))
 
 
 def _removed(run: ReportInput) -> Section:
-    changed = [g for g in run.groups if len(g.kept) < g.size]
-    units, gone = sum(g.size for g in run.groups), sum(g.size - len(g.kept) for g in run.groups)
-    text = [
-        f"{gone:,} of {units:,} units went, from {len(changed)} of {len(run.groups)} groups. A group is a set of units "
-        "that the network ties together, over one layer or many; a unit is gone from all of them at once.",
-    ]
+    score_name = facts.worth(run)
+    text = [_removed_sentences(run)]
     if run.criterion:
         text.append(
             f"Ranked by {run.criterion} over {run.samples:,} calibration images; budget: {run.budget or 'none'}."
         )
-    what = facts.worth(run)
-    if what != "relevance":
+    if score_name != "relevance":
         text.append(_MEASURED)
-    parts: tuple[Table | Figure, ...] = (
+    scores_alt = f"Dots: {score_name} of kept and of removed units by group"
+    elements: tuple[Table | Figure, ...] = (
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
         tables.group_table(run),
-        Figure("relevance", f"Dots: {what} of kept and of removed units by group", what.capitalize() + _OF_UNITS),
+        Figure("relevance", scores_alt, score_name.capitalize() + _OF_UNITS),
         Figure("layers", "Bars: MACs of every layer before and after", "MACs by layer, dense and shipped."),
         tables.layer_table(run),
         tables.left_alone_table(run),
     )
-    return Section("removed", "What was removed, and why", tuple(text), parts)
+    return Section("removed", "What was removed, and why", tuple(text), elements)
+
+
+def _removed_sentences(run: ReportInput) -> str:
+    units = sum(group.size for group in run.groups)
+    removed = sum(group.size - len(group.kept) for group in run.groups)
+    changed = sum(len(group.kept) < group.size for group in run.groups)
+    return (
+        f"{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of units "
+        "that the network ties together, over one layer or many; a unit is gone from all of them at once."
+    )
 
 
 _MEASURED = (
@@ -210,8 +237,8 @@ def _cost(run: ReportInput) -> Section:
         "Points: top-1 against the share of MACs kept",
         "Accuracy against the MACs kept; the ring is what ships.",
     )
-    parts = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
-    return Section("cost", "What it cost", tuple(text), parts)
+    elements = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
+    return Section("cost", "What it cost", tuple(text), elements)
 
 
 def _gain(run: ReportInput) -> Section:
@@ -220,35 +247,39 @@ def _gain(run: ReportInput) -> Section:
         text.append("Latency was not measured.")
     if not run.engines:
         text.append("No engine was built.")
-    parts: list[Table | Figure] = [tables.latency_table(run)]
-    for runtime in dict.fromkeys(r.runtime for r in run.latency):
+    elements: list[Table | Figure] = [tables.latency_table(run)]
+    for runtime in dict.fromkeys(row.runtime for row in run.latency):
         alt = f"Curves: share of runs finished by a given time on {runtime}, dense and shipped"
-        parts.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
-    parts.append(Figure("pareto", "Points: top-1 against median latency of every file", pareto_caption(run.pareto)))
-    parts += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
-    return Section("gain", "What it bought", tuple(text), tuple(parts))
+        elements.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
+    elements.append(Figure("pareto", "Points: top-1 against median latency of every file", pareto_caption(run.pareto)))
+    elements += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
+    return Section("gain", "What it bought", tuple(text), tuple(elements))
 
 
 def pareto_caption(points: Sequence[ParetoPoint]) -> str:
-    front = facts.pareto_front(points)
-    line = (
-        "the grey line joins those that no other beats in both"
-        if len(front) > 1
-        else f"none beats {front[0].label} in both"
-        if front
-        else ""
-    )
+    """How to read the plot; which points lie on the front, or the only one that does."""
     return (
-        f"Accuracy against median latency, every file where it was timed; up and to the left is better; {line}. Bars: "
-        "95 % interval of the accuracy."
+        "Accuracy against median latency, every file where it was timed; up and to the left is better; "
+        f"{_front_clause(points)}. Bars: 95 % interval of the accuracy."
     )
+
+
+def _front_clause(points: Sequence[ParetoPoint]) -> str:
+    front = facts.pareto_front(points)
+    if not front:
+        return ""
+    if len(front) == 1:  # one point makes no line
+        return f"none beats {front[0].label} in both"
+    return "the grey line joins those that no other beats in both"
 
 
 _LATENCY_CAPTION = "{runtime}: share of runs finished within a time, every sample shown; further left is faster."
 
 
 def slug(text: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+    """For names of files and links: letters and digits in lower case, a hyphen for all between them."""
+    spaced = "".join(letter if letter.isalnum() else " " for letter in text.lower())
+    return "-".join(spaced.split())
 
 
 def _time(run: ReportInput) -> Section:
@@ -262,28 +293,31 @@ _TIME_CAPTION = "Profiled time of the slowest layers of the shipped network, and
 
 
 def _not_done(run: ReportInput) -> Section:
+    rows = tuple((line,) for line in dict.fromkeys(_undone(run)))  # each once
+    text = () if rows else ("Nothing was left out.",)
+    table = Table("Not checked, not scored, not counted", ("what",), "l", rows)
+    return Section("not-done", "What was not done", text, (table,))
+
+
+def _undone(run: ReportInput) -> list[str]:
     uncounted = sorted({*run.cost_dense.uncounted, *run.cost_shipped.uncounted})
-    found = [*run.not_checked]
-    found += [f"{e.name}: {e.status}" for e in run.engines if "not run" in e.status]
-    found += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
-    found += [f"operation {name} has no relevance rule; it was passed by input x gradient" for name in run.uncovered]
-    found += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
-    found += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
+    lines = [*run.not_checked]
+    lines += [f"{engine.name}: {engine.status}" for engine in run.engines if "not run" in engine.status]
+    lines += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
+    lines += [f"operation {name} has no relevance rule; it was passed by input x gradient" for name in run.uncovered]
+    lines += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
+    lines += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
     if run.left_alone:
         were = "was" if len(run.left_alone) == 1 else "were"
-        found.append(f"{facts.counted(len(run.left_alone), 'layer')} {were} left alone, for the reason given above")
-    rows = tuple((line,) for line in dict.fromkeys(found))
-    text = () if rows else ("Nothing was left out.",)
-    return Section(
-        "not-done", "What was not done", text, (Table("Not checked, not scored, not counted", ("what",), "l", rows),)
-    )
+        lines.append(f"{facts.counted(len(run.left_alone), 'layer')} {were} left alone, for the reason given above")
+    return lines
 
 
 def _how(run: ReportInput) -> Section:
-    parts = (
+    elements = (
         tables.job_table(run),
         tables.pairs_table("Recipe", run.recipe),
         tables.pairs_table("Images", run.splits),
         tables.pairs_table("Environment", run.environment),
     )
-    return Section("how", "How it was made", (), parts)
+    return Section("how", "How it was made", (), elements)

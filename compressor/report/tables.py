@@ -9,9 +9,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from . import facts
-from .contents import AccuracyRow, LatencyRow, ParityRow, ReportInput
+from .contents import (
+    AccuracyRow,
+    EngineRow,
+    FileRow,
+    GateRow,
+    GroupRow,
+    LatencyRow,
+    LayerRow,
+    ParityRow,
+    ReportInput,
+    StageRow,
+)
 
 TOO_FEW = "n too small"
+Cells = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +38,20 @@ class Table:
 
 
 def gate_table(run: ReportInput) -> Table:
-    rows = tuple(
-        (
-            g.name,
-            g.state,
-            facts.number(g.value),
-            f"{_relation(g.relation)} {facts.number(g.limit)}",
-            g.unit,
-        )
-        for g in run.gates
-    )
-    doubts = "; ".join(dict.fromkeys(g.doubt for g in run.gates if g.doubt))
+    """Every gate; why one shows nothing stands in the note."""
+    rows = tuple(_gate_cells(gate) for gate in run.gates)
+    doubts = "; ".join(dict.fromkeys(gate.doubt for gate in run.gates if gate.doubt))
     note = f"Not shown: {doubts}." if doubts else ""
     return Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows, note)
+
+
+def _gate_cells(gate: GateRow) -> Cells:
+    limit = f"{_relation(gate.relation)} {facts.number(gate.limit)}"
+    return gate.name, gate.state, facts.number(gate.value), limit, gate.unit
+
+
+def _relation(relation: str) -> str:
+    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
 
 
 def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
@@ -47,86 +60,93 @@ def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
     return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
 
 
-def _headed(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, ...], ...]:
+def _headed(rows: Iterable[tuple[str, Cells]]) -> tuple[Cells, ...]:
     """Rows in their order of first heading, each heading once as a row of its own."""
-    by_heading: dict[str, list[tuple[str, ...]]] = {}
-    for heading, row in rows:
-        by_heading.setdefault(heading, []).append(row)
-    return tuple(row for heading, below in by_heading.items() for row in ((heading,), *below))
+    by_heading: dict[str, list[Cells]] = {}
+    for heading, cells in rows:
+        by_heading.setdefault(heading, []).append(cells)
 
-
-def _relation(relation: str) -> str:
-    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+    headed: list[Cells] = []
+    for heading, below in by_heading.items():
+        headed.append((heading,))
+        headed.extend(below)
+    return tuple(headed)
 
 
 def group_table(run: ReportInput) -> Table:
-    rows = []
-    for g in run.groups:
-        kept, removed = facts.split_scores(g)
-        removed_share_of_sum = "–"
-        if kept.size + removed.size:
-            total = float(abs(kept).sum() + abs(removed).sum())
-            removed_share_of_sum = facts.percent(float(abs(removed).sum()) / total if total else 0.0)
-        rows.append(
-            (
-                g.name,
-                f"{g.size:,} → {len(g.kept):,}",
-                facts.percent(facts.removed_share(g.size, len(g.kept)), 0),
-                removed_share_of_sum,
-                g.kind,
-                f"{len(g.layers):,}",
-            )
-        )
-    head = ("group", "units", "removed", f"{facts.worth(run)} removed", "kind", "layers")
-    what = facts.worth(run)
-    note = f"{what.capitalize()} removed: the removed units' share of the group's sum."
-    return Table("Groups", head, "crrrlr", tuple(rows), note)
+    """Every group: what went of its units, and of what they count for."""
+    score_name = facts.worth(run)
+    rows = tuple(_group_cells(group) for group in run.groups)
+    head = ("group", "units", "removed", f"{score_name} removed", "kind", "layers")
+    note = f"{score_name.capitalize()} removed: the removed units' share of the group's sum."
+    return Table("Groups", head, "crrrlr", rows, note)
+
+
+def _group_cells(group: GroupRow) -> Cells:
+    return (
+        group.name,
+        f"{group.size:,} → {len(group.kept):,}",
+        facts.percent(facts.removed_share(group.size, len(group.kept)), 0),
+        _removed_score(group),
+        group.kind,
+        f"{len(group.layers):,}",
+    )
+
+
+def _removed_score(group: GroupRow) -> str:
+    """The removed units' share of the sum of scores, sizes without signs; a dash for a group without scores."""
+    kept, removed = facts.split_scores(group)
+    if not kept.size + removed.size:
+        return "–"
+    removed_sum = float(abs(removed).sum())
+    total = float(abs(kept).sum() + abs(removed).sum())
+    return facts.percent(removed_sum / total if total else 0.0)
 
 
 def layer_table(run: ReportInput) -> Table:
-    rows = tuple(
-        (
-            row.layer or "(top level)",
-            f"{row.width_dense:,} → {row.width_shipped:,}",
-            f"{facts.count(row.macs_dense)} → {facts.count(row.macs_shipped)}",
-            facts.percent(facts.removed_share(row.macs_dense, row.macs_shipped), 0),
-            row.operation,
-        )
-        for row in run.layers
-        if row.width_dense
-    )
+    """Widths and MACs of every layer that has units."""
+    rows = tuple(_layer_cells(layer) for layer in run.layers if layer.width_dense)
     head = ("layer", "width", "MACs", "MACs removed", "operation")
     return Table("Layers", head, "crrrl", rows)
 
 
+def _layer_cells(layer: LayerRow) -> Cells:
+    return (
+        layer.layer or "(top level)",
+        f"{layer.width_dense:,} → {layer.width_shipped:,}",
+        f"{facts.count(layer.macs_dense)} → {facts.count(layer.macs_shipped)}",
+        facts.percent(facts.removed_share(layer.macs_dense, layer.macs_shipped), 0),
+        layer.operation,
+    )
+
+
 def left_alone_table(run: ReportInput) -> Table:
-    rows = tuple((row.layer or "(top level)", row.operation, row.reason) for row in run.left_alone)
+    """The layers whose units could not go, with the operation in the way and the reason."""
+    rows = tuple((layer.layer or "(top level)", layer.operation, layer.reason) for layer in run.left_alone)
     return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
 
 
 def repair_table(run: ReportInput) -> Table:
+    """The layers refitted by least squares, with their errors before and after."""
     rows = tuple(
-        (row.layer or "(top level)", facts.percent(row.error_before), facts.percent(row.error_after), f"{row.rows:,}")
-        for row in run.repair.repaired
+        (
+            layer.layer or "(top level)",
+            facts.percent(layer.error_before),
+            facts.percent(layer.error_after),
+            f"{layer.rows:,}",
+        )
+        for layer in run.repair.repaired
     )
     note = "Squared error of the layer's outputs against the dense network's, of their variance."
     return Table("Repaired layers", ("layer", "error before", "error after", "rows"), "crrr", rows, note)
 
 
 def accuracy_table(run: ReportInput) -> Table:
+    """Accuracy of every network and file, headed by where it was run and on which images."""
     rows = []
     for row in run.accuracy:
-        low, high = row.accuracy.interval
-        lost = facts.lost_points(run, row)
-        top5 = row.accuracy.correct_top5
-        cells = (
-            network(run, row),
-            facts.percent(row.accuracy.top1),
-            "" if row.variant == "dense" or lost is None else facts.points(lost),
-            f"{100 * low:.1f}–{100 * high:.1f}",
-            facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
-        )
-        rows.append((f"{conditions(row)}, {row.accuracy.n:,} {row.images} images", cells))
+        heading = f"{conditions(row)}, {row.accuracy.n:,} {row.images} images"
+        rows.append((heading, _accuracy_cells(run, row)))
     note = (
         "Wilson interval. Points: difference from the dense network on the same images. Removed: units gone, nothing "
         "else done; repaired: by least squares; tuned: fine-tuned after the repair; shipped: what is in the files."
@@ -134,56 +154,76 @@ def accuracy_table(run: ReportInput) -> Table:
     return Table("Accuracy", ("network", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
 
 
-def network(run: ReportInput, row: AccuracyRow) -> str:
-    """The network's name; in PyTorch, of the shipped one also which it is."""
+def _accuracy_cells(run: ReportInput, row: AccuracyRow) -> Cells:
+    low, high = row.accuracy.interval
+    lost = facts.lost_points(run, row)
+    top5 = row.accuracy.correct_top5
     return (
-        f"shipped: {run.shipped}"
-        if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped
-        else row.variant
+        network(run, row),
+        facts.percent(row.accuracy.top1),
+        "" if row.variant == "dense" or lost is None else facts.points(lost),
+        f"{100 * low:.1f}–{100 * high:.1f}",
+        facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
     )
 
 
+def network(run: ReportInput, row: AccuracyRow) -> str:
+    """The network's name; in PyTorch, of the shipped one also which it is."""
+    if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped:
+        return f"shipped: {run.shipped}"
+    return row.variant
+
+
 def parity_table(run: ReportInput) -> Table:
-    rows = [
-        (
-            f"{r.reference} → {conditions(r)}",
-            (r.variant, "passed" if r.passed else "FAILED", f"{r.max_abs:.1e}", f"{r.limit:.0e}", f"{r.max_rel:.1e}"),
-        )
-        for r in run.parity
-    ]
+    """Distances of every file's outputs, headed by what was compared with what."""
+    rows = [(f"{row.reference} → {conditions(row)}", _parity_cells(row)) for row in run.parity]
     head = ("network", "result", "max. abs.", "limit", "max. rel.")
     note = "Largest distance of any output on the same images; the limit is for the absolute one."
     return Table("Parity", head, "llrrr", _headed(rows), note)
 
 
+def _parity_cells(row: ParityRow) -> Cells:
+    result = "passed" if row.passed else "FAILED"
+    return row.variant, result, f"{row.max_abs:.1e}", f"{row.limit:.0e}", f"{row.max_rel:.1e}"
+
+
 def latency_table(run: ReportInput) -> Table:
+    """Latencies headed by runtime, batch and threads; without the column of notes where there is none."""
+    # rows hold arrays, so that they can't be keys themselves
     ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
-    rows = [
-        (
-            f"{r.runtime}, batch {r.batch}" + (f", {r.threads} threads" if r.threads else ""),
-            (
-                subject(r),
-                _percentile(r, "p50"),
-                f"{ratios[id(r)]:.2f}×" if id(r) in ratios else "",
-                _percentile(r, "p90"),
-                _percentile(r, "p99"),
-                f"{r.samples_ms.size:,}",
-                r.note,
-            ),
-        )
-        for r in run.latency
-    ]
-    head = ("network", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
+    rows = [(_latency_heading(row), _latency_cells(row, ratios.get(id(row)))) for row in run.latency]
+    head: Cells = ("network", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
+    align = "lrrrrrl"
+    if not any(row.note for row in run.latency):
+        rows = [(heading, cells[:-1]) for heading, cells in rows]
+        head, align = head[:-1], align[:-1]
     note = (
         "Dense and shipped interleaved. Speed-up: dense p50 over this p50. "
         f"'{TOO_FEW}': too few runs for the percentile to stand."
     )
-    if not any(r.note for r in run.latency):
-        return Table("Latency", head[:-1], "lrrrrr", _headed((h, r[:-1]) for h, r in rows), note)
-    return Table("Latency", head, "lrrrrrl", _headed(rows), note)
+    return Table("Latency", head, align, _headed(rows), note)
+
+
+def _latency_heading(row: LatencyRow) -> str:
+    threads = f", {row.threads} threads" if row.threads else ""
+    return f"{row.runtime}, batch {row.batch}{threads}"
+
+
+def _latency_cells(row: LatencyRow, ratio: float | None) -> Cells:
+    """`ratio` is the dense p50 over the row's; None where there is no dense one, or this is it."""
+    return (
+        subject(row),
+        _percentile(row, "p50"),
+        "" if ratio is None else f"{ratio:.2f}×",
+        _percentile(row, "p90"),
+        _percentile(row, "p99"),
+        f"{row.samples_ms.size:,}",
+        row.note,
+    )
 
 
 def subject(row: LatencyRow) -> str:
+    """`shipped`, or `shipped, int8` where the precision is not fp32."""
     return row.variant if row.precision == "fp32" else f"{row.variant}, {row.precision}"
 
 
@@ -195,6 +235,7 @@ def _percentile(row: LatencyRow, name: str) -> str:
 
 
 def cost_table(run: ReportInput) -> Table:
+    """What one image costs in both networks, and what that saves."""
     dense, shipped = run.cost_dense, run.cost_shipped
     pairs = (
         ("MACs", dense.macs, shipped.macs),
@@ -202,80 +243,99 @@ def cost_table(run: ReportInput) -> Table:
         ("parameters", dense.parameters, shipped.parameters),
         ("activations", dense.activations, shipped.activations),
     )
-    rows = tuple(
-        (name, facts.count(a), facts.count(b), facts.percent(facts.removed_share(a, b))) for name, a, b in pairs
-    )
-    return Table("Arithmetic, one image", ("", "dense", "shipped", "saved"), "lrrr", rows)
+    rows = []
+    for name, before, after in pairs:
+        saved = facts.percent(facts.removed_share(before, after))
+        rows.append((name, facts.count(before), facts.count(after), saved))
+    return Table("Arithmetic, one image", ("", "dense", "shipped", "saved"), "lrrr", tuple(rows))
 
 
 def file_table(run: ReportInput) -> Table:
-    rows = tuple((f.name, facts.size(f.bytes), f.variant, f.precision, f.role) for f in run.files)
+    """The exported files, with what each is for."""
+    rows = tuple((file.name, facts.size(file.bytes), file.variant, file.precision, file.role) for file in run.files)
     return Table("Files", ("file", "size", "network", "precision", "for"), "crlll", rows)
 
 
 def precision_table(run: ReportInput) -> Table:
     """What the files of lower precision took; empty where there is only fp32."""
-    rows = []
-    for f in run.files:
-        if f.precision == "fp32":
-            continue
-        kept = f"{len(f.kept)}: {', '.join(f.kept)}" if f.kept else "none"
-        rows.append((f.name, f.precision, f.method or "–", str(f.bits or "–"), f.rest or "–", kept))
+    rows = tuple(_precision_cells(file) for file in run.files if file.precision != "fp32")
     head = ("file", "precision", "ranges by", "bits of a weight", "the rest in", "layers in higher precision")
     note = "Layers stay in float where int8 would lose more than the recipe allows, or where fp16 would overflow."
-    if any(0 < f.bits < 8 for f in run.files):
+    if any(0 < file.bits < 8 for file in run.files):
         note += (
             " Weights have 7 bits where this processor would add the products of 8 in 16 bits (x86 without VNNI) "
             "and so cut large sums off."
         )
-    return Table("Lower precisions", head, "cllrll", tuple(rows), note)
+    return Table("Lower precisions", head, "cllrll", rows, note)
+
+
+def _precision_cells(file: FileRow) -> Cells:
+    layers = f"{len(file.kept)}: {', '.join(file.kept)}" if file.kept else "none"
+    return file.name, file.precision, file.method or "–", str(file.bits or "–"), file.rest or "–", layers
 
 
 def engine_table(run: ReportInput) -> Table:
-    rows = tuple(
-        (
-            e.name,
-            e.status,
-            facts.size(e.bytes) if e.bytes else "–",
-            e.target,
-            e.precision,
-            e.variant,
-            e.runtime,
-            "–" if e.kernels is None else f"{e.kernels:,}",
-            "–" if e.build_s is None else f"{e.build_s:.1f}",
-        )
-        for e in run.engines
-    )
+    """The engines, with what was really done with each."""
+    rows = tuple(_engine_cells(engine) for engine in run.engines)
     head = ("engine", "status", "size", "target", "precision", "network", "runtime", "kernels", "build s")
     return Table("Engines", head, "clrllllrr", rows)
 
 
+def _engine_cells(engine: EngineRow) -> Cells:
+    return (
+        engine.name,
+        engine.status,
+        facts.size(engine.bytes) if engine.bytes else "–",
+        engine.target,
+        engine.precision,
+        engine.variant,
+        engine.runtime,
+        "–" if engine.kernels is None else f"{engine.kernels:,}",
+        "–" if engine.build_s is None else f"{engine.build_s:.1f}",
+    )
+
+
 def job_table(run: ReportInput) -> Table:
     """What the job cost, stage by stage; memory of a GPU has a column where one was used."""
-    total = sum(row.seconds for row in run.stages)
     on_gpu = any(row.gpu_peak_bytes is not None for row in run.stages)
-    rows = [
-        (
-            facts.stage_title(run, row.name),
-            f"{row.seconds:.1f}",
-            facts.percent(row.seconds / total if total else 0.0, 0),
-            _peak(row.peak_bytes),
-            *((_peak(row.gpu_peak_bytes),) if on_gpu else ()),
-            "re-used" if row.reused else "done now",
-        )
-        for row in run.stages
-    ]
+    total_s = sum(row.seconds for row in run.stages)
+    rows = [_stage_cells(run, row, total_s=total_s, on_gpu=on_gpu) for row in run.stages]
     if rows:
-        host, gpu = (row.peak_bytes for row in run.stages), (row.gpu_peak_bytes for row in run.stages)
-        peaks = (_peak(_largest(host)), *((_peak(_largest(gpu)),) if on_gpu else ()))
-        reused = sum(row.reused for row in run.stages)
-        rows.append(("all", f"{total:.1f}", "100 %", *peaks, f"{reused} of {len(run.stages)} re-used"))
-    head = ("stage", "seconds", "share", "peak memory", *(("peak on the GPU",) if on_gpu else ()), "when")
+        rows.append(_sum_cells(run.stages, total_s=total_s, on_gpu=on_gpu))
+
+    gpu_head = ("peak on the GPU",) if on_gpu else ()
+    head = ("stage", "seconds", "share", "peak memory", *gpu_head, "when")
+    align = "lrrrrl" if on_gpu else "lrrrl"
     note = (
         "A re-used stage was done by an earlier start in this folder; its figures are from then. Memory is the most "
         "that the process held, libraries included; processes that time a file have their own."
     )
-    return Table("What the job cost", head, "lrrr" + "r" * on_gpu + "l", tuple(rows), note)
+    return Table("What the job cost", head, align, tuple(rows), note)
+
+
+def _stage_cells(run: ReportInput, row: StageRow, *, total_s: float, on_gpu: bool) -> Cells:
+    share = row.seconds / total_s if total_s else 0.0
+    return (
+        facts.stage_title(run, row.name),
+        f"{row.seconds:.1f}",
+        facts.percent(share, 0),
+        *_peaks(row.peak_bytes, row.gpu_peak_bytes, on_gpu=on_gpu),
+        "re-used" if row.reused else "done now",
+    )
+
+
+def _sum_cells(stages: tuple[StageRow, ...], *, total_s: float, on_gpu: bool) -> Cells:
+    """The last row: seconds add up, of memory the largest peak counts."""
+    host = _largest(row.peak_bytes for row in stages)
+    gpu = _largest(row.gpu_peak_bytes for row in stages)
+    reused = sum(row.reused for row in stages)
+    peaks = _peaks(host, gpu, on_gpu=on_gpu)
+    return "all", f"{total_s:.1f}", "100 %", *peaks, f"{reused} of {len(stages)} re-used"
+
+
+def _peaks(host_bytes: int | None, gpu_bytes: int | None, *, on_gpu: bool) -> Cells:
+    """One cell, or two where a GPU was used in any stage."""
+    return (_peak(host_bytes), _peak(gpu_bytes)) if on_gpu else (_peak(host_bytes),)
 
 
 def _peak(peak_bytes: int | None) -> str:
@@ -286,8 +346,9 @@ def _largest(peaks: Iterable[int | None]) -> int | None:
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def pairs_table(title: str, values: Mapping[str, object]) -> Table:
-    rows = tuple((name, facts.number(value) or "–") for name, value in values.items())
+def pairs_table(title: str, fields: Mapping[str, object]) -> Table:
+    """A record's fields by name, a dash for what is empty."""
+    rows = tuple((name, facts.number(value) or "–") for name, value in fields.items())
     return Table(title, ("field", "value"), "cl", rows)
 
 
@@ -297,17 +358,8 @@ SLOWEST = 15
 def slowest_table(run: ReportInput) -> Table:
     """The layers that take longest after pruning; empty where layers were not timed."""
     timed = facts.timed_layers(run)
-    total = sum(ms for ms, _ in timed)
-    rows = tuple(
-        (
-            row.layer or "(top level)",
-            "–" if row.ms_dense is None else facts.milliseconds(row.ms_dense),
-            facts.milliseconds(ms),
-            facts.percent(ms / total if total else 0.0),
-            row.operation,
-        )
-        for ms, row in timed[:SLOWEST]
-    )
+    total_ms = sum(ms for ms, _ in timed)
+    rows = tuple(_timed_cells(layer, ms, total_ms) for ms, layer in timed[:SLOWEST])
     head = ("layer", "dense ms", "shipped ms", "share", "operation")
     note = (
         "Medians of each kernel while profiled, which slows small kernels down: shares count, sums are not the "
@@ -316,13 +368,23 @@ def slowest_table(run: ReportInput) -> Table:
     return Table("Slowest layers", head, "crrrl", rows, note + _untouched(run))
 
 
+def _timed_cells(layer: LayerRow, ms: float, total_ms: float) -> Cells:
+    return (
+        layer.layer or "(top level)",
+        "–" if layer.ms_dense is None else facts.milliseconds(layer.ms_dense),
+        facts.milliseconds(ms),
+        facts.percent(ms / total_ms if total_ms else 0.0),
+        layer.operation,
+    )
+
+
 NOTABLE = 0.1  # by which whole layers may differ before it is said that they do
 
 
 def _untouched(run: ReportInput) -> str:
     """What layers that lost nothing differ by: so much of every other difference is not the pruning's."""
-    same = [row for row in run.layers if row.macs_dense and row.macs_dense == row.macs_shipped]
-    pairs = [(row.ms_dense, row.ms_shipped) for row in same if row.ms_dense and row.ms_shipped is not None]
+    whole = [layer for layer in run.layers if layer.macs_dense and layer.macs_dense == layer.macs_shipped]
+    pairs = [(layer.ms_dense, layer.ms_shipped) for layer in whole if layer.ms_dense and layer.ms_shipped is not None]
     if not pairs:
         return ""
     ratio = sum(after for _, after in pairs) / sum(before for before, _ in pairs)

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from ..files import write_bytes, write_json, write_text
 from . import facts
-from .contents import ReportInput
+from .contents import LatencyRow, ReportInput
 from .markdown import to_markdown
 from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, verdict
 
@@ -25,6 +25,8 @@ SCHEMA = "report/2"
 
 @dataclass(frozen=True, slots=True)
 class ReportPaths:
+    """Where a page was written, in its three forms, and the plots that the Markdown shows."""
+
     markdown: Path
     json: Path
     html: Path
@@ -75,44 +77,48 @@ def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, 
 def summarise(run: ReportInput) -> dict[str, Any]:
     """The headline numbers, for a machine: shares, accuracy, speed-ups (dense p50 over this p50)."""
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    cost_dense, cost_shipped = run.cost_dense, run.cost_shipped
     return {
         "verdict": list(verdict(run)),
-        "macs_removed_share": facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs),
-        "parameters_removed_share": facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters),
-        "accuracy_dense": dense and dense.accuracy.top1,
-        "accuracy_final": final and final.accuracy.top1,
-        "final_variant": final and final.variant,
+        "macs_removed_share": facts.removed_share(cost_dense.macs, cost_shipped.macs),
+        "parameters_removed_share": facts.removed_share(cost_dense.parameters, cost_shipped.parameters),
+        "accuracy_dense": None if dense is None else dense.accuracy.top1,
+        "accuracy_final": None if final is None else final.accuracy.top1,
+        "final_variant": None if final is None else final.variant,
         "shipped": run.shipped,
         "warnings": list(run.warnings),
         "failures": [name for name, _ in failures(run)],
-        "speed_up": [
-            {
-                "runtime": row.runtime,
-                "precision": row.precision,
-                "batch": row.batch,
-                "variant": row.variant,
-                "ratio": facts.speed_up(reference, row),
-            }
-            for reference, row in facts.latency_pairs(run)
-        ],
+        "speed_up": [_speed_up(reference, row) for reference, row in facts.latency_pairs(run)],
+    }
+
+
+def _speed_up(reference: LatencyRow, row: LatencyRow) -> dict[str, Any]:
+    return {
+        "runtime": row.runtime,
+        "precision": row.precision,
+        "batch": row.batch,
+        "variant": row.variant,
+        "ratio": facts.speed_up(reference, row),
     }
 
 
 def _plain(value: Any) -> Any:
     """JSON's own types; what is not a number (NaN, infinity) becomes null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(key): _plain(element) for key, element in value.items()}
     if isinstance(value, np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(element) for element in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float) and not isfinite(value):
         return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
 
 
 _CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it
@@ -123,9 +129,9 @@ def _to_html(page: Page, stem: str) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # escaped first: what stands between backticks is as untrusted as the rest
     environment.filters["code"] = lambda text: Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
-    environment.tests["figure"] = lambda part: isinstance(part, Figure)
-    data = {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in page.images.items()}
+    environment.tests["figure"] = lambda element: isinstance(element, Figure)
     return environment.get_template("page.html.j2").render(
         title=page.title,
         verdict=page.verdict,
@@ -133,6 +139,11 @@ def _to_html(page: Page, stem: str) -> str:
         warnings=page.warnings,
         figures=page.key_figures,
         sections=page.sections,
-        images=data,
+        images={name: _data_url(image) for name, image in page.images.items()},
         stem=stem,
     )
+
+
+def _data_url(png: bytes) -> str:
+    """The image itself as its address, so that the page needs no files beside it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

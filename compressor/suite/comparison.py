@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ..device.environment import Environment
-from ..device.timing import Speedup, compare
+from ..device.timing import Speedup, Timing, compare
 from ..errors import GateError
-from .records import Measured, Options
+from .records import Measured, Options, ScenarioTiming
 
-_OF_ALL = ("threads", "cores", "offline_batch", "rate_hz", "seconds", "runs", "repeats")
+# of `Options` what both must share; `on` may differ, since only what was timed on the same runtime is compared
+_SHARED = ("threads", "cores", "offline_batch", "rate_hz", "seconds", "runs", "repeats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,54 +32,59 @@ def compare_benchmarks(before: Measured, after: Measured) -> tuple[Change, ...]:
     Raises GateError when machine, libraries or the way of measuring differ, or when nothing is in both.
     """
     require_alike(before, after.environment, after.options)
-    earlier = {(t.timing.name, t.timing.runtime, t.scenario): t.timing for t in before.timings}
+    earlier_timings = {_key(timed): timed.timing for timed in before.timings}
     changes = []
-    for later in after.timings:
-        timing = earlier.get((later.timing.name, later.timing.runtime, later.scenario))
-        if timing is not None:
-            changes.append(
-                Change(
-                    later.timing.name,
-                    later.timing.runtime,
-                    later.scenario,
-                    timing.p50_ms,
-                    later.timing.p50_ms,
-                    compare(timing, later.timing),
-                )
-            )
+    for timed in after.timings:
+        earlier = earlier_timings.get(_key(timed))
+        if earlier is not None:
+            changes.append(_change(earlier, timed.timing, timed.scenario))
     if not changes:
         raise GateError("the two benchmarks have no subject, runtime and scenario in common; nothing is compared")
     return tuple(changes)
 
 
+def _key(timed: ScenarioTiming) -> tuple[str, str, str]:
+    return timed.timing.name, timed.timing.runtime, timed.scenario
+
+
+def _change(earlier: Timing, later: Timing, scenario: str) -> Change:
+    speedup = compare(earlier, later)
+    return Change(later.name, later.runtime, scenario, earlier.p50_ms, later.p50_ms, speedup)
+
+
 def require_alike(before: Measured, environment: Environment, options: Options) -> None:
     """Raises GateError naming what differs, before anything is measured for nothing."""
-    found = _differences(before.environment, environment) + _other_ways(before.options, options)
-    if found:
+    differences = _other_environment(before.environment, environment) + _other_options(before.options, options)
+    if differences:
         raise GateError(
-            f"the two benchmarks can't be compared: {'; '.join(found)}; measure both again in one environment and way"
+            f"the two benchmarks can't be compared: {'; '.join(differences)}; "
+            "measure both again in one environment and way"
         )
 
 
-def _differences(before: Environment, after: Environment) -> list[str]:
+def _other_environment(before: Environment, after: Environment) -> list[str]:
     if before.fingerprint == after.fingerprint:
         return []
-    parts: tuple[tuple[Mapping[str, str], Mapping[str, str]], ...] = (
-        (before.machine, after.machine),
-        (before.libraries, after.libraries),
-    )
-    found = [
-        f"{name} was {a.get(name) or 'absent'!s} and is {b.get(name) or 'absent'!s}"
-        for a, b in parts
-        for name in dict.fromkeys((*a, *b))
-        if a.get(name) != b.get(name)
-    ]
-    return found or [f"the environment was {before.fingerprint} and is {after.fingerprint}"]
+    differences = _differences(before.machine, after.machine) + _differences(before.libraries, after.libraries)
+    # a fingerprint made by another version of this program may differ where nothing else does
+    return differences or [f"the environment was {before.fingerprint} and is {after.fingerprint}"]
 
 
-def _other_ways(before: Options, after: Options) -> list[str]:
-    a, b = asdict(before), asdict(after)
-    return [f"{name} was {_shown(a[name])} and is {_shown(b[name])}" for name in _OF_ALL if a[name] != b[name]]
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    differences = []
+    for name in dict.fromkeys((*before, *after)):
+        if before.get(name) != after.get(name):
+            differences.append(f"{name} was {before.get(name) or 'absent'} and is {after.get(name) or 'absent'}")
+    return differences
+
+
+def _other_options(before: Options, after: Options) -> list[str]:
+    earlier, later = asdict(before), asdict(after)
+    differences = []
+    for name in _SHARED:
+        if earlier[name] != later[name]:
+            differences.append(f"{name} was {_shown(earlier[name])} and is {_shown(later[name])}")
+    return differences
 
 
 def _shown(value: object) -> str:

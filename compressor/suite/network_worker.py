@@ -24,8 +24,9 @@ VARIANTS = ("dense", "shipped")
 def _open(path: Path, runtime: str, threads: int) -> Session:
     if threads:
         torch.set_num_threads(threads)
+
     folder = path.parent
-    shape = read_network(folder).shape
+    shape = read_network(folder).shape  # (C, H, W)
     # who started this process has looked at the builder: `places` opens no folder whose code is not trusted
     network = load_saved(folder, trust=True) if path.name == "shipped" else _dense(folder)
     return Session(runtime, torch.__version__, str(path), (-1, *shape), threads, caller(network, runtime), {})

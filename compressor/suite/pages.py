@@ -3,74 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from ..device.percentiles import CONFIDENCE, estimate, least_samples
 from ..device.timing import Speedup, Timing, compare, summarise
+from ..records import Accuracy
 from ..report import LatencyRow, ParetoPoint, facts
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
 from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
 from ..report.tables import TOO_FEW, Table, pairs_table
 from ..report.write import Page
 from .comparison import Change
-from .records import SINGLE, Measured, ScenarioTiming, SubjectRow
+from .records import SINGLE, ColdStart, Measured, ScenarioTiming, SubjectRow
+
+_MOST_FIGURES = 6  # on top of the page
 
 
 def page_of(measured: Measured, changes: tuple[Change, ...] = (), before: str = "") -> Page:
+    """The page; `changes` against another benchmark, whose file `before` names, come first where there are any."""
     images = draw(_drawings(measured))
-    sections = (
-        *([_changes(changes, before)] if changes else []),
+    sections = [_changes(changes, before)] if changes else []
+    sections += [
         _accuracy(measured),
         _latency(measured, images),
         _cold(measured),
         _not_run(measured),
         _how(measured),
+    ]
+
+    warnings: tuple[str, ...] = ()
+    crowd = crowd_of(measured)
+    if crowd:
+        warnings = (f"{crowd} when the timing began: times and ratios may be off; measure again on a quiet one",)
+    return Page(
+        title=f"{measured.title}: benchmark",
+        verdict=_verdict(measured),
+        failures=(),
+        key_figures=_key_figures(measured),
+        sections=tuple(_without_empty_tables(section) for section in sections),
+        images=images,
+        warnings=warnings,
     )
-    title = f"{measured.title}: benchmark"
-    said = crowd_of(measured)
-    warnings = (
-        (f"{said} when the timing began: times and ratios may be off; measure again on a quiet one",) if said else ()
-    )
-    shown = tuple(_without_empty_tables(section) for section in sections)
-    return Page(title, _verdict(measured), (), _key_figures(measured), shown, images, warnings)
 
 
 def _without_empty_tables(section: Section) -> Section:
-    parts = tuple(part for part in section.parts if isinstance(part, Figure) or part.rows)
-    return replace(section, parts=parts)
+    shown = tuple(element for element in section.parts if isinstance(element, Figure) or element.rows)
+    return replace(section, parts=shown)
 
 
 def crowd_of(measured: Measured) -> str:
     """How crowded the machine was when the busiest of its timings began; empty where none was."""
-    states = [t.timing.environment for t in measured.timings]
-    busiest = max(states, key=lambda e: facts.load_of(e.state), default=None)
+    environments = [timed.timing.environment for timed in measured.timings]
+    busiest = max(environments, key=lambda environment: facts.load_of(environment.state), default=None)
     return "" if busiest is None else facts.crowd(busiest.state, busiest.machine)
 
 
 def speedups(measured: Measured) -> Iterator[tuple[ScenarioTiming, Speedup]]:
-    """Every subject against the dense one of its place under the same conditions."""
-    held = {(t.timing.name, t.timing.runtime, t.scenario): t.timing for t in measured.timings}
-    for found in measured.timings:
-        place, _, subject = found.timing.name.rpartition("/")
-        dense = held.get((f"{place}/dense" if place else "dense", found.timing.runtime, found.scenario))
+    """Every subject against the dense one of its place under the same conditions.
+
+    Raises GateError when the two were not measured alike.
+    """
+    timings = {(timed.timing.name, timed.timing.runtime, timed.scenario): timed.timing for timed in measured.timings}
+    for timed in measured.timings:
+        place, _, subject = timed.timing.name.rpartition("/")  # of several places `run/shipped-int8`
+        dense_name = f"{place}/dense" if place else "dense"
+        dense = timings.get((dense_name, timed.timing.runtime, timed.scenario))
         if subject != "dense" and dense is not None:
-            yield found, compare(dense, found.timing)
+            yield timed, compare(dense, timed.timing)
 
 
 def _verdict(measured: Measured) -> tuple[str, ...]:
+    ratios_by_runtime: dict[str, list[str]] = {}
+    for timed, speedup in speedups(measured):
+        if timed.scenario == SINGLE:
+            ratio = f"{timed.timing.name} {speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})"
+            ratios_by_runtime.setdefault(timed.timing.runtime, []).append(ratio)
+
     lines = []
-    by_runtime: dict[str, list[str]] = {}
-    for found, speedup in speedups(measured):
-        if found.scenario == SINGLE:
-            shown = f"{found.timing.name} {speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})"
-            by_runtime.setdefault(found.timing.runtime, []).append(shown)
     care = f" ({crowd_of(measured)})" if crowd_of(measured) else ""
-    for runtime, ratios in by_runtime.items():
+    for runtime, ratios in ratios_by_runtime.items():
         lines.append(f"{runtime}, one image at a time, against dense by medians: {', '.join(ratios)}{care}.")
-    unstable = sorted({t.timing.name for t in measured.timings if not t.timing.stable})
+    unstable = sorted({timed.timing.name for timed in measured.timings if not timed.timing.stable})
     if unstable:
         lines.append(f"The machine was not quiet: {', '.join(unstable)} did not settle while warming up.")
     if measured.cache_bytes and measured.pool_bytes <= measured.cache_bytes:
@@ -78,25 +94,36 @@ def _verdict(measured: Measured) -> tuple[str, ...]:
     return tuple(lines) or ("Nothing could be timed here.",)
 
 
+def _single_in_onnxruntime(measured: Measured) -> list[Timing]:
+    """What headlines and the plot of accuracy over latency show: accuracy is counted by ONNX Runtime too."""
+    return [
+        timed.timing for timed in measured.timings if timed.scenario == SINGLE and timed.timing.runtime == "onnxruntime"
+    ]
+
+
 def _key_figures(measured: Measured) -> tuple[KeyFigure, ...]:
-    rows = {s.name: s for s in measured.subjects}
-    found: list[KeyFigure] = []
-    for t in measured.timings:
-        if t.scenario == SINGLE and t.timing.runtime == "onnxruntime" and len(found) < 6:
-            row = rows.get(t.timing.name)
-            detail = f"{facts.percent(row.accuracy.top1)} top-1" if row and row.accuracy else "accuracy not measured"
-            value = f"{facts.milliseconds(t.timing.p50_ms)} ms"
-            found.append(KeyFigure(f"{t.timing.name}, p50", value, detail))
-    return tuple(found)
+    accuracies = {row.name: row.accuracy for row in measured.subjects}
+    figures = []
+    for timing in _single_in_onnxruntime(measured)[:_MOST_FIGURES]:
+        accuracy = accuracies.get(timing.name)
+        detail = "accuracy not measured" if accuracy is None else f"{facts.percent(accuracy.top1)} top-1"
+        figures.append(KeyFigure(f"{timing.name}, p50", f"{facts.milliseconds(timing.p50_ms)} ms", detail))
+    return tuple(figures)
 
 
 def _drawings(measured: Measured) -> Iterator[tuple[str, Drawing]]:
     yield "pareto", lambda: draw_pareto(_points(measured))
-    for scenario, runtime in dict.fromkeys((t.scenario, t.timing.runtime) for t in measured.timings):
-        rows = [
-            _latency_row(t.timing) for t in measured.timings if (t.scenario, t.timing.runtime) == (scenario, runtime)
-        ]
+    for (scenario, runtime), timings in _by_scenario_and_runtime(measured).items():
+        rows = [_latency_row(timing) for timing in timings]
+        # bound now: the drawing is called when the loop is further on
         yield _figure_name(scenario, runtime), lambda rows=rows: draw_latency(rows)  # type: ignore[misc]
+
+
+def _by_scenario_and_runtime(measured: Measured) -> dict[tuple[str, str], list[Timing]]:
+    timings: dict[tuple[str, str], list[Timing]] = {}
+    for timed in measured.timings:
+        timings.setdefault((timed.scenario, timed.timing.runtime), []).append(timed.timing)
+    return timings
 
 
 def _figure_name(scenario: str, runtime: str) -> str:
@@ -104,88 +131,100 @@ def _figure_name(scenario: str, runtime: str) -> str:
 
 
 def _latency_row(timing: Timing) -> LatencyRow:
-    found = summarise(timing)
-    percentiles = {"p50": found["p50_ms"], "p90": found["p90_ms"], "p99": found["p99_ms"]}
+    statistics = summarise(timing)
     place, _, subject = timing.name.rpartition("/")
-    variant, _, precision = subject.partition("-")
-    shown = f"{place}/{variant}" if place else variant
+    variant, _, precision = subject.partition("-")  # `shipped-int8`, but `dense` alone is fp32
     return LatencyRow(
-        timing.runtime, precision or "fp32", timing.schedule.batch, shown, np.array(timing.samples_ms), percentiles
+        runtime=timing.runtime,
+        precision=precision or "fp32",
+        batch=timing.schedule.batch,
+        variant=f"{place}/{variant}" if place else variant,
+        samples_ms=np.array(timing.samples_ms),
+        percentiles={name: statistics[f"{name}_ms"] for name in ("p50", "p90", "p99")},
     )
 
 
 def _points(measured: Measured) -> list[ParetoPoint]:
     """Files with an accuracy, where ONNX Runtime took them one image at a time; equal dense networks once."""
-    rows = {s.name: s for s in measured.subjects if s.accuracy is not None}
+    rows = {row.name: row for row in measured.subjects if row.accuracy is not None}
     points: dict[str, ParetoPoint] = {}
-    for t in measured.timings:
-        row = rows.get(t.timing.name)
-        if row is None or row.accuracy is None or (t.scenario, t.timing.runtime) != (SINGLE, "onnxruntime"):
-            continue
-        dense = row.variant == "dense"
-        label = "dense" if dense else f"{row.name}{f' ({row.budget})' if row.budget and '/' in row.name else ''}"
-        points.setdefault(label, ParetoPoint(label, t.timing.p50_ms, row.accuracy, reference=dense))
+    for timing in _single_in_onnxruntime(measured):
+        row = rows.get(timing.name)
+        if row is not None and row.accuracy is not None:
+            label = _point_label(row)
+            point = ParetoPoint(label, timing.p50_ms, row.accuracy, reference=row.variant == "dense")
+            points.setdefault(label, point)
     return list(points.values())
 
 
+def _point_label(row: SubjectRow) -> str:
+    """The subject's name; with its budget where there are several places, which may differ in it."""
+    if row.variant == "dense":
+        return "dense"
+    return f"{row.name} ({row.budget})" if row.budget and "/" in row.name else row.name
+
+
 def _changes(changes: tuple[Change, ...], before: str) -> Section:
-    rows = tuple(
-        (
-            c.subject,
-            c.runtime,
-            c.scenario,
-            facts.milliseconds(c.before_ms),
-            facts.milliseconds(c.after_ms),
-            f"{c.speedup.ratio:.2f}×",
-            f"{c.speedup.low:.2f}–{c.speedup.high:.2f}",
-        )
-        for c in changes
-    )
+    rows = tuple(_change_cells(change) for change in changes)
     head = ("subject", "runtime", "scenario", "before ms", "now ms", "speed-up", "95 %")
     note = "Ratio of medians; the interval redraws whole turns. The two were taken at different times."
-    return Section("changes", "Against the other benchmark", (f"Compared with {before}.",), (
-        Table("Changes", head, "lllrrrr", rows, note),
-    ))  # fmt: skip
+    table = Table("Changes", head, "lllrrrr", rows, note)
+    return Section("changes", "Against the other benchmark", (f"Compared with {before}.",), (table,))
+
+
+def _change_cells(change: Change) -> tuple[str, ...]:
+    return (
+        change.subject,
+        change.runtime,
+        change.scenario,
+        facts.milliseconds(change.before_ms),
+        facts.milliseconds(change.after_ms),
+        *_speedup_cells(change.speedup),
+    )
+
+
+def _speedup_cells(speedup: Speedup | None) -> tuple[str, str]:
+    """Ratio and interval; empty where there is nothing to compare with."""
+    if speedup is None:
+        return "", ""
+    return f"{speedup.ratio:.2f}×", f"{speedup.low:.2f}–{speedup.high:.2f}"
 
 
 def _accuracy(measured: Measured) -> Section:
-    rows = tuple(_subject_cells(s) for s in measured.subjects)
+    rows = tuple(_subject_cells(row) for row in measured.subjects)
     head = ("subject", "top-1", "95 % interval", "top-5", "n", "MACs", "FLOPs", "parameters", "size", "file")
     note = "ONNX Runtime on held-out images; Wilson interval. FLOPs are 2 per MAC. MACs and parameters: of the network."
-    missing = (
-        () if any(s.accuracy for s in measured.subjects) else ("Accuracy was not measured; see what was not run.",)
-    )
-    caption = pareto_caption(_points(measured))
-    pareto = Figure("pareto", "Points: top-1 against median latency of every file", caption)
-    parts: tuple[Table | Figure, ...] = (Table("Subjects", head, "crrrrrrrrc", rows, note),)
-    if len(_points(measured)) > 1:
-        parts = (*parts, pareto)
-    return Section("accuracy", "Accuracy and size", missing, parts)
+    elements: list[Table | Figure] = [Table("Subjects", head, "crrrrrrrrc", rows, note)]
+    points = _points(measured)
+    if len(points) > 1:
+        alt = "Points: top-1 against median latency of every file"
+        elements.append(Figure("pareto", alt, pareto_caption(points)))
+    is_measured = any(row.accuracy is not None for row in measured.subjects)
+    text = () if is_measured else ("Accuracy was not measured; see what was not run.",)
+    return Section("accuracy", "Accuracy and size", text, tuple(elements))
 
 
 def _subject_cells(row: SubjectRow) -> tuple[str, ...]:
-    if row.accuracy is None:
-        judged = ("–", "–", "–", "–")
-    else:
-        low, high = row.accuracy.interval
-        top5 = row.accuracy.correct_top5
-        judged = (
-            facts.percent(row.accuracy.top1),
-            f"{100 * low:.1f}–{100 * high:.1f}",
-            facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
-            f"{row.accuracy.n:,}",
-        )
-    costs = tuple(facts.count(v) if v >= 0 else "–" for v in (row.macs, 2 * row.macs, row.parameters))
-    return (row.name, *judged, *costs, facts.size(row.bytes), row.file)
+    costs = (row.macs, 2 * row.macs, row.parameters)
+    counts = [facts.count(cost) if cost >= 0 else "–" for cost in costs]
+    return (row.name, *_accuracy_cells(row.accuracy), *counts, facts.size(row.bytes), row.file)
 
 
-def _latency(measured: Measured, images: dict[str, bytes]) -> Section:
-    ratios = {id(found): speedup for found, speedup in speedups(measured)}
-    rows: dict[str, list[tuple[str, ...]]] = {}
-    for found in measured.timings:
-        heading = f"{found.timing.runtime}, {found.scenario}, batch {found.timing.schedule.batch}"
-        rows.setdefault(heading, []).append(_timing_cells(found, ratios.get(id(found))))
-    table = tuple(row for heading, below in rows.items() for row in ((heading,), *below))
+def _accuracy_cells(accuracy: Accuracy | None) -> tuple[str, str, str, str]:
+    """Top-1, its interval, top-5 and the number of images."""
+    if accuracy is None:
+        return "–", "–", "–", "–"
+    low, high = accuracy.interval
+    top5 = accuracy.correct_top5
+    return (
+        facts.percent(accuracy.top1),
+        f"{100 * low:.1f}–{100 * high:.1f}",
+        facts.percent(top5 / accuracy.n) if top5 >= 0 else "–",
+        f"{accuracy.n:,}",
+    )
+
+
+def _latency(measured: Measured, images: Mapping[str, bytes]) -> Section:
     head = ("subject", "p50 ms", "speed-up", "95 %", "p90 ms", "p99 ms", "images/s", "n", "spread")
     note = (
         f"p90 and p99 by LoadGen's early stopping at {100 * CONFIDENCE:.0f} % confidence: they need "
@@ -195,24 +234,46 @@ def _latency(measured: Measured, images: dict[str, bytes]) -> Section:
         "Dense and shipped took turns, each in processes of its own. Single-stream: one image, the next when it is "
         "done; offline: batches back to back; camera: one image at a fixed rate.",
     )
-    caption = "{}: share of runs finished within a time, every sample shown; further left is faster."
-    figures = [
-        Figure(_figure_name(s, r), f"Curves: share of runs finished by a time, {r}, {s}", caption.format(f"{r}, {s}"))
-        for s, r in dict.fromkeys((t.scenario, t.timing.runtime) for t in measured.timings)
-        if _figure_name(s, r) in images
-    ]
-    parts: tuple[Table | Figure, ...] = (Table("Latency", head, "crrrrrrrr", table, note), *figures)
-    return Section("latency", "Latency and throughput", text, parts if measured.timings else ())
+    elements: list[Table | Figure] = []
+    if measured.timings:
+        elements.append(Table("Latency", head, "crrrrrrrr", _latency_rows(measured), note))
+        elements.extend(_latency_figures(measured, images))
+    return Section("latency", "Latency and throughput", text, tuple(elements))
 
 
-def _timing_cells(found: ScenarioTiming, speedup: Speedup | None) -> tuple[str, ...]:
-    timing, samples = found.timing, np.asarray(found.timing.samples_ms)
+def _latency_rows(measured: Measured) -> tuple[tuple[str, ...], ...]:
+    """Rows below a heading for each runtime and scenario."""
+    # timings hold dictionaries, so that they can't be keys themselves
+    by_timing = {id(timed): speedup for timed, speedup in speedups(measured)}
+    below: dict[str, list[tuple[str, ...]]] = {}
+    for timed in measured.timings:
+        heading = f"{timed.timing.runtime}, {timed.scenario}, batch {timed.timing.schedule.batch}"
+        below.setdefault(heading, []).append(_timing_cells(timed.timing, by_timing.get(id(timed))))
+
+    rows: list[tuple[str, ...]] = []
+    for heading, cells in below.items():
+        rows.append((heading,))
+        rows.extend(cells)
+    return tuple(rows)
+
+
+def _latency_figures(measured: Measured, images: Mapping[str, bytes]) -> Iterator[Figure]:
+    for scenario, runtime in _by_scenario_and_runtime(measured):
+        name = _figure_name(scenario, runtime)
+        if name in images:
+            alt = f"Curves: share of runs finished by a time, {runtime}, {scenario}"
+            caption = "share of runs finished within a time, every sample shown; further left is faster."
+            yield Figure(name, alt, f"{runtime}, {scenario}: {caption}")
+
+
+def _timing_cells(timing: Timing, speedup: Speedup | None) -> tuple[str, ...]:
+    samples = np.asarray(timing.samples_ms)
     return (
         timing.name,
         facts.milliseconds(timing.p50_ms),
-        "" if speedup is None else f"{speedup.ratio:.2f}×",
-        "" if speedup is None else f"{speedup.low:.2f}–{speedup.high:.2f}",
-        *(_percentile(timing, p) for p in (0.9, 0.99)),
+        *_speedup_cells(speedup),
+        _percentile(timing, 0.9),
+        _percentile(timing, 0.99),
         facts.three_digits(timing.images_per_s),
         f"{len(samples):,}",
         facts.percent(float(samples.std() / samples.mean()), 0),
@@ -225,23 +286,25 @@ def _percentile(timing: Timing, percentile: float) -> str:
 
 
 def _cold(measured: Measured) -> Section:
-    rows = tuple(
-        (
-            c.name,
-            c.runtime,
-            facts.milliseconds(float(np.median(c.load_ms))),
-            facts.milliseconds(float(np.median(c.first_run_ms))),
-            facts.size(float(np.median(c.peak_bytes))) if min(c.peak_bytes) >= 0 else "–",
-            str(len(c.load_ms)),
-        )
-        for c in measured.cold
-    )
+    rows = tuple(_cold_cells(cold) for cold in measured.cold)
     head = ("subject", "runtime", "load ms", "first run ms", "peak memory", "processes")
     note = (
         "Medians over fresh processes. Load has the import of the runtime in it; the file is in the system's cache. "
         "Peak memory: the process's resident set, runtime and interpreter included, for PyTorch the pool of images too."
     )
     return Section("cold", "Cold start and memory", (), (Table("Cold start", head, "clrrrr", rows, note),))
+
+
+def _cold_cells(cold: ColdStart) -> tuple[str, ...]:
+    is_known = min(cold.peak_bytes) >= 0  # -1 stands for unknown
+    return (
+        cold.name,
+        cold.runtime,
+        facts.milliseconds(float(np.median(cold.load_ms))),
+        facts.milliseconds(float(np.median(cold.first_run_ms))),
+        facts.size(float(np.median(cold.peak_bytes))) if is_known else "–",
+        str(len(cold.load_ms)),
+    )
 
 
 def _not_run(measured: Measured) -> Section:
@@ -263,11 +326,11 @@ def _how(measured: Measured) -> Section:
         "warm-up": "by time, then until two windows' medians agree",
         "fingerprint": environment.fingerprint,
     }
-    stages = {name: f"{s:.1f} s" for name, s in measured.seconds.items()}
+    stages = {name: f"{seconds:.1f} s" for name, seconds in measured.seconds.items()}
     stages["all"] = f"{math.fsum(measured.seconds.values()):.1f} s"
-    parts = (
+    tables = (
         pairs_table("Way of measuring", way),
         pairs_table("Environment", {**environment.machine, **environment.libraries, **environment.state}),
         pairs_table("Time by part", stages),
     )
-    return Section("how", "How it was measured", (), parts)
+    return Section("how", "How it was measured", (), tables)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from ..data import load_images
 from ..delivery.artifacts import DENSE, Artifact
-from ..device.bundle import GOLDEN, MANIFEST, Manifest, read_bundle, verify_files
+from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
 from ..device.runtimes import kind_of
 from ..errors import CompressorError, FolderError, ModelError
 from ..files import read_json
-from ..images import Batches, batches, overridden
+from ..images import Batches, Images, batches, overridden
 from ..models import load_model
-from ..recipe import read_recipe
-from ..saved import read_network
+from ..recipe import Recipe, read_recipe
+from ..saved import Network, read_network
 from ..stages import changed_files, recorded_files
 from ..trust import require_trusted
 from ..work import read_images
@@ -77,22 +77,41 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         require_trusted(recipe.model, sha256, folder, trust=trust)
         require_trusted(network.builder, network.builder_sha256, folder, trust=trust)
     files = _files_of(folder)
-    _require_unchanged(folder, [f.path.name for f in files])
+    _require_unchanged(folder, [file.path.name for file in files])
+
     lacks: list[str] = []
     evaluation: Batches | None = None
     try:
-        if not network.builder:
-            raise ModelError("the run began with a model object")
-        splits, _ = read_images(recipe, load_model(recipe.model, recipe.weights or None, seed=recipe.seed), None)
-        evaluation = batches(splits.evaluation, BATCH)
+        evaluation = _evaluation_of(recipe, network)
     except CompressorError as error:
         lacks.append(f"{label}: accuracy was not measured, its images are not at hand: {error}")
-    images = _golden(folder / "bundle") if evaluation is None else _gathered(evaluation)
-    networks = folder if network.builder else None
-    if networks is None:
+    if not network.builder:
         lacks.append(f"{label}: PyTorch was not timed, the run began with a model object")
-    seen = "" if evaluation is None else evaluation.images.content_hash()
-    return Place(label, folder, recipe.budget, files, images, evaluation, tuple(lacks), networks, seen)
+
+    return Place(
+        label=label,
+        folder=folder,
+        budget=recipe.budget,
+        files=files,
+        images=_golden(folder / "bundle") if evaluation is None else _gathered(evaluation),
+        evaluation=evaluation,
+        lacks=tuple(lacks),
+        networks=folder if network.builder else None,
+        evaluation_hash=_hash_of(evaluation),
+    )
+
+
+def _evaluation_of(recipe: Recipe, network: Network) -> Batches:
+    """The run's own held-out images, read again. Raises a CompressorError when they, or the model, are not there."""
+    if not network.builder:
+        raise ModelError("the run began with a model object")
+    model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
+    splits, _ = read_images(recipe, model, None)
+    return batches(splits.evaluation, BATCH)
+
+
+def _hash_of(evaluation: Batches | None) -> str:
+    return "" if evaluation is None else evaluation.images.content_hash()
 
 
 def _files_of(folder: Path) -> tuple[File, ...]:
@@ -100,8 +119,8 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     path = folder / "summary.json"
     summary = read_json(path, "summary/2")
     try:
-        costs = {v: (int(summary[f"macs_{v}"]), int(summary[f"params_{v}"])) for v in ("dense", "shipped")}
-        precisions = {str(name): str(about["precision"]) for name, about in summary["precisions"].items()}
+        costs = {variant: _costs_of(summary, variant) for variant in ("dense", "shipped")}
+        precisions = {str(name): str(details["precision"]) for name, details in summary["precisions"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FolderError(
             f"{path} does not say what the run made ({type(error).__name__}: {error}); run the command that made this "
@@ -110,9 +129,17 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     outside = [name for name in precisions if Path(name).name != name]
     if outside:
         raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
-    shipped = [Artifact(n, "shipped", p, "tensorrt" if "tensorrt" in n else "") for n, p in precisions.items()]
-    artifacts = [DENSE, *(a for a in shipped if not a.made_for)]
-    return tuple(File(a, folder / a.name, *costs[a.variant]) for a in artifacts)
+
+    artifacts = [DENSE]
+    for name, precision in precisions.items():
+        if "tensorrt" not in name:  # its form of Q/DQ is for an engine's parser and is not itself run
+            artifacts.append(Artifact(name, "shipped", precision))
+    return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
+
+
+def _costs_of(summary: Mapping[str, Any], variant: str) -> tuple[int, int]:
+    """MACs and parameters for one image."""
+    return int(summary[f"macs_{variant}"]), int(summary[f"params_{variant}"])
 
 
 def _require_unchanged(folder: Path, names: Sequence[str]) -> None:
@@ -141,39 +168,60 @@ def _golden(bundle: Path) -> NDArray[np.float32]:
 def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     manifest = read_bundle(folder)
     verify_files(folder, manifest)
-    about: Mapping[str, Any] = manifest.provenance
+    provenance: Mapping[str, Any] = manifest.provenance
     files = tuple(
-        File(
-            Artifact(m.path, "shipped", m.precision),
-            folder / m.path,
-            int(about.get("macs", -1)),
-            int(about.get("parameters", -1)),
-        )
-        for m in manifest.models
-        if not m.made_for and kind_of(m.path) == "onnx"
+        _bundle_file(folder, model, provenance)
+        for model in manifest.models
+        if not model.made_for and kind_of(model.path) == "onnx"
     )
+
     lacks = [f"{label}: a bundle holds no dense network, so nothing is compared with it"]
     evaluation: Batches | None = None
     if evaluation_data:
         evaluation = batches(_prepared(evaluation_data, manifest), BATCH)
     else:
         lacks.append(f"{label}: accuracy was not measured, a bundle holds no labelled images; give --evaluation-data")
-    images = _golden(folder) if evaluation is None else _gathered(evaluation)
-    budget, seen = str(about.get("budget", "")), "" if evaluation is None else evaluation.images.content_hash()
-    return Place(label, folder, budget, files, images, evaluation, tuple(lacks), None, seen)
+
+    return Place(
+        label=label,
+        folder=folder,
+        budget=str(provenance.get("budget", "")),
+        files=files,
+        images=_golden(folder) if evaluation is None else _gathered(evaluation),
+        evaluation=evaluation,
+        lacks=tuple(lacks),
+        evaluation_hash=_hash_of(evaluation),
+    )
 
 
-def _prepared(source: str, manifest: Manifest) -> Any:
-    how = manifest.preprocessing
-    given = {"size": how.size, "resize": how.resize, "interpolation": how.interpolation}
-    known = overridden(None, **given, mean=how.mean, std=how.std)
-    return load_images(source, classes=manifest.labels or None).prepared(known)
+def _bundle_file(folder: Path, model: ModelFile, provenance: Mapping[str, Any]) -> File:
+    return File(
+        artifact=Artifact(model.path, "shipped", model.precision),
+        path=folder / model.path,
+        macs=int(provenance.get("macs", -1)),
+        parameters=int(provenance.get("parameters", -1)),
+    )
+
+
+def _prepared(source: str, manifest: Manifest) -> Images:
+    """The images of a source as the bundle's network takes them, its labels as their classes."""
+    shipped = manifest.preprocessing
+    preprocessing = overridden(
+        None,
+        size=shipped.size,
+        resize=shipped.resize,
+        interpolation=shipped.interpolation,
+        mean=shipped.mean,
+        std=shipped.std,
+    )
+    return load_images(source, classes=manifest.labels or None).prepared(preprocessing)
 
 
 def _gathered(evaluation: Batches) -> NDArray[np.float32]:
-    found: list[NDArray[np.float32]] = []
+    """The first images, [N, C, H, W]; whole batches until there are at least `POOL_IMAGES`, or all."""
+    gathered: list[NDArray[np.float32]] = []
     for images, _ in evaluation:
-        found.append(images.numpy())
-        if sum(map(len, found)) >= POOL_IMAGES:
+        gathered.append(images.numpy())
+        if sum(map(len, gathered)) >= POOL_IMAGES:
             break
-    return np.concatenate(found)
+    return np.concatenate(gathered)

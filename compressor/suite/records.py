@@ -60,6 +60,8 @@ class ColdStart:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioTiming:
+    """`timing.name` is the subject's; `scenario` one of `SINGLE`, `OFFLINE` and `CAMERA`."""
+
     scenario: str
     timing: Timing
 
@@ -81,22 +83,31 @@ class Measured:
 
 
 def write_measured(measured: Measured, path: Path) -> None:
-    content = {f: getattr(measured, f) for f in ("title", "not_run", "pool_bytes", "cache_bytes", "seconds")}
-    for name in ("environment", "options"):
-        content[name] = asdict(getattr(measured, name))
-    for name in ("subjects", "cold"):
-        content[name] = [asdict(row) for row in getattr(measured, name)]
-    content["timings"] = [{"scenario": t.scenario, **to_json(t.timing)} for t in measured.timings]
-    write_json(path, {**content, "schema": SCHEMA})
+    """The record as JSON, raw samples and all. Raises GateError for a number that JSON doesn't know."""
+    timings = [{"scenario": timed.scenario, **to_json(timed.timing)} for timed in measured.timings]
+    content = {
+        "title": measured.title,
+        "not_run": measured.not_run,
+        "pool_bytes": measured.pool_bytes,
+        "cache_bytes": measured.cache_bytes,
+        "seconds": measured.seconds,
+        "environment": asdict(measured.environment),
+        "options": asdict(measured.options),
+        "subjects": [asdict(row) for row in measured.subjects],
+        "cold": [asdict(row) for row in measured.cold],
+        "timings": timings,
+        "schema": SCHEMA,
+    }
+    write_json(path, content)
 
 
 def read_measured(path: Path) -> Measured:
     """Raises InputError for a file that is none of ours."""
     if not path.is_file():
         raise InputError(f"no benchmark at {path}; give a benchmark.json that `compressor benchmark` wrote")
-    held = read_json(path, SCHEMA)
+    content = read_json(path, SCHEMA)
     try:
-        return _measured_of(held)
+        return _measured_of(content)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:80]
         raise InputError(
@@ -104,32 +115,37 @@ def read_measured(path: Path) -> Measured:
         ) from error
 
 
-def _measured_of(held: Mapping[str, Any]) -> Measured:
+def _measured_of(content: Mapping[str, Any]) -> Measured:
     """Raises one of many errors for anything but what `write_measured` wrote."""
-    options = {**held["options"], **{k: tuple(held["options"][k]) for k in ("cores", "on")}}
-    subjects = []
-    for row in held["subjects"]:
-        accuracy = Accuracy(**row["accuracy"]) if row["accuracy"] else None
-        subjects.append(SubjectRow(**{**row, "accuracy": accuracy}))
+    options: dict[str, Any] = {**content["options"]}
+    for name in ("cores", "on"):
+        options[name] = tuple(options[name])  # a list in JSON
+    subjects = tuple(_subject(row) for row in content["subjects"])
     return Measured(
-        title=held["title"],
-        environment=Environment(**held["environment"]),
+        title=content["title"],
+        environment=Environment(**content["environment"]),
         options=Options(**options),
-        subjects=tuple(subjects),
-        timings=tuple(_timing(t) for t in held["timings"]),
-        cold=tuple(cold_start(row) for row in held["cold"]),
-        not_run=tuple(held["not_run"]),
-        pool_bytes=held["pool_bytes"],
-        cache_bytes=held["cache_bytes"],
-        seconds=held["seconds"],
+        subjects=subjects,
+        timings=tuple(_timing(timed) for timed in content["timings"]),
+        cold=tuple(cold_start(row) for row in content["cold"]),
+        not_run=tuple(content["not_run"]),
+        pool_bytes=content["pool_bytes"],
+        cache_bytes=content["cache_bytes"],
+        seconds=content["seconds"],
     )
 
 
+def _subject(content: Mapping[str, Any]) -> SubjectRow:
+    accuracy = Accuracy(**content["accuracy"]) if content["accuracy"] else None
+    return SubjectRow(**{**content, "accuracy": accuracy})
+
+
 def cold_start(content: Mapping[str, Any]) -> ColdStart:
-    numbers = {key: tuple(content[key]) for key in ("load_ms", "first_run_ms", "peak_bytes")}
+    """The inverse of `asdict`, from JSON's lists. Raises KeyError or TypeError for anything else."""
+    numbers = {name: tuple(content[name]) for name in ("load_ms", "first_run_ms", "peak_bytes")}
     return ColdStart(content["name"], content["runtime"], **numbers)
 
 
 def _timing(content: Mapping[str, Any]) -> ScenarioTiming:
-    rest = {k: v for k, v in content.items() if k != "scenario"}
-    return ScenarioTiming(content["scenario"], from_json(rest))
+    timing = {name: value for name, value in content.items() if name != "scenario"}
+    return ScenarioTiming(content["scenario"], from_json(timing))

@@ -24,11 +24,12 @@ Array = NDArray[Any]
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
 _MOST_HEADER_BYTES = 10_000  # numpy's own limit for headers it can't trust
-_NUMBERS = "biuf"
+_NUMBERS = "biuf"  # numpy's kinds: booleans, whole numbers with and without sign, floats
+_MOST_AXES = 8
 
 
 def read_npy(file: IO[bytes], *, most_bytes: int) -> Array:
-    """The array of an open .npy file."""
+    """The array of an open .npy file; ValueError for one of more than `most_bytes` of numbers, or none."""
     with _explained():
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -36,15 +37,26 @@ def read_npy(file: IO[bytes], *, most_bytes: int) -> Array:
 
 
 def read_npz(file: IO[bytes], choose: Callable[[Sequence[str]], Sequence[str]], *, most_bytes: int) -> dict[str, Array]:
-    """The arrays of an open .npz file that `choose` picks from its names, together of at most that size."""
+    """The arrays of an open .npz file that `choose` picks from its names, together of at most `most_bytes` of numbers.
+
+    ValueError for a file that is damaged, too large or holds something else; what `choose` raises passes.
+    """
     arrays: dict[str, Array] = {}
+    left_bytes = most_bytes
     with _explained(), zipfile.ZipFile(file) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         for name in choose(list(members)):
             with archive.open(members[name]) as data:
-                arrays[name] = _read_array(data, members[name].file_size, most_bytes)
-            most_bytes -= arrays[name].nbytes
+                arrays[name] = _read_array(data, members[name].file_size, left_bytes)
+            left_bytes -= arrays[name].nbytes
     return arrays
+
+
+def short_reason(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none, cut to what fits into a line of ours."""
+    lines = str(error).splitlines()
+    first_line = lines[0] if lines else type(error).__name__
+    return first_line[:200]
 
 
 @contextmanager
@@ -57,25 +69,33 @@ def _explained() -> Iterator[None]:
     except MemoryError:
         raise ValueError("holds more than there is memory for") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"is damaged or no numpy file ({reason[:200]})") from error
+        raise ValueError(f"is damaged or no numpy file ({short_reason(error)})") from error
 
 
 def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:
+    """The array in a .npy stream of `size_bytes`, header included; judged by its header, then allocated."""
     shape, by_columns, dtype = _header(data)
     if dtype.kind not in _NUMBERS:
         raise ValueError(f"holds values of type {str(dtype)[:60]}, expected numbers")
-    if any(type(length) is not int or length < 0 for length in shape) or len(shape) > 8:
+    if len(shape) > _MOST_AXES or not all(_is_length(length) for length in shape):
         raise ValueError("has a shape that no array of images or outputs has")
-    count, there_bytes = math.prod(shape), size_bytes - data.tell()
-    if count * dtype.itemsize > most_bytes:
-        raise ValueError(f"declares {count * dtype.itemsize} bytes of numbers, at most {most_bytes} are read at once")
-    if count * dtype.itemsize > there_bytes:
-        raise ValueError(f"is truncated: it declares {count * dtype.itemsize} bytes of numbers and holds {there_bytes}")
+
+    count = math.prod(shape)
+    declared_bytes = count * dtype.itemsize
+    stored_bytes = size_bytes - data.tell()
+    if declared_bytes > most_bytes:
+        raise ValueError(f"declares {declared_bytes} bytes of numbers, at most {most_bytes} are read at once")
+    if declared_bytes > stored_bytes:
+        raise ValueError(f"is truncated: it declares {declared_bytes} bytes of numbers and holds {stored_bytes}")
+
     flat = np.empty(count, dtype)
-    if count:
+    if count:  # a view of no bytes can't be cast
         _fill(flat.data.cast("B"), data)
     return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def _is_length(length: object) -> bool:
+    return type(length) is int and length >= 0  # a bool is an int too, and no length
 
 
 def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -84,25 +104,28 @@ def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = tuple(start[len(_MAGIC) :])
     if not start.startswith(_MAGIC) or version not in _LENGTH_BYTES:
         raise ValueError("is no numpy file of version 1 or 2")
+
     length = data.read(_LENGTH_BYTES[version])
     header_bytes = int.from_bytes(length, "little")
     if header_bytes > _MOST_HEADER_BYTES:
         raise ValueError(f"has a header of {header_bytes} bytes, at most {_MOST_HEADER_BYTES} are read")
+
     header = io.BytesIO(length + data.read(header_bytes))
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers as Python 2 wrote them
-            shape, by_columns, dtype = read(header)
+            shape, by_columns, dtype = read_header(header)
     except Exception as error:
         raise ValueError("has a header that can't be read") from error
     return shape, by_columns, dtype
 
 
 def _fill(view: memoryview, data: IO[bytes]) -> None:
-    filled = 0
-    while filled < len(view):
-        taken = data.readinto(view[filled:])  # type: ignore[attr-defined]
-        if not taken:
-            raise ValueError(f"ends after {filled} of {len(view)} bytes of numbers")
-        filled += taken
+    """Reads straight into the array's memory: a file of a gigabyte is not held twice."""
+    filled_bytes = 0
+    while filled_bytes < len(view):
+        chunk_bytes = data.readinto(view[filled_bytes:])  # type: ignore[attr-defined]
+        if not chunk_bytes:
+            raise ValueError(f"ends after {filled_bytes} of {len(view)} bytes of numbers")
+        filled_bytes += chunk_bytes

@@ -14,8 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from ..errors import EngineError, FolderError, ModelError
 from . import child, cuda, fields, tensorrt
@@ -25,8 +26,9 @@ SCHEMA = "compressor.engine/1"
 _MOST_SIDECAR_BYTES = 1 << 24
 _MOST_KERNELS = 1 << 20
 _MOST_AXES = 8
+_BLOCK_BYTES = 1 << 20
 Profiles = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float], None]  # phase, share done
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +77,17 @@ def build_engine(
     `progress(phase, share)` is called from 0 to 1. Raises EngineError with the builder's reasons.
     """
     onnx_path, out_path = Path(onnx_path), Path(out_path)
-    if not onnx_path.is_file():
-        raise ModelError(f"no ONNX file at {onnx_path}")
-    reason = tensorrt.buildable(job.library)
-    if reason:
-        raise EngineError(f"can't build {out_path.name} with {job.library}: {reason}")
+    _require_buildable(onnx_path, out_path, job.library)
+
     onnx_sha256 = sha256_of(onnx_path)
     version = _installed_version(job.library)
     key = engine_key(onnx_sha256, version, job)
-    found = _already_there(out_path, key) or _from_cache(cache, key, out_path)
-    if found is not None:
-        return found
+    earlier = _already_there(out_path, key) or _from_cache(cache, key, out_path)
+    if earlier is not None:
+        return earlier
+
     start = time.monotonic()
-    events = _run_worker(onnx_path, out_path, job, progress=progress, timeout_s=timeout_s)
+    answer = _run_worker(onnx_path, out_path, job, progress=progress, timeout_s=timeout_s)
     record = EngineRecord(
         path=str(out_path),
         sha256=sha256_of(out_path),
@@ -102,8 +102,8 @@ def build_engine(
         build_s=time.monotonic() - start,
         cached=False,
         status=f"built, not run: {cuda.unavailable() or 'no run was asked for'}",
-        warnings=tuple(events["warnings"]),
-        lowering=read_lowering(events["log"]),
+        warnings=tuple(answer["warnings"]),
+        lowering=read_lowering(answer["log"]),
     )
     write_sidecar(record)
     _to_cache(cache, record)
@@ -112,14 +112,25 @@ def build_engine(
     return record
 
 
+def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
+    if not onnx_path.is_file():
+        raise ModelError(f"no ONNX file at {onnx_path}")
+    reason = tensorrt.buildable(library)
+    if reason:
+        raise EngineError(f"can't build {out_path.name} with {library}: {reason}")
+
+
 def engine_key(onnx_sha256: str, version: str, job: EngineJob) -> str:
     """Hash of everything the engine's bytes depend on; an engine for `this GPU` depends on which GPU that is."""
-    here = cuda.device() if not job.compute_capabilities and not cuda.unavailable() else ("", "")
-    parts = {"schema": SCHEMA, "onnx": onnx_sha256, "version": version, "gpu": here, **asdict(job)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    gpu = ("", "")
+    if not job.compute_capabilities and not cuda.unavailable():
+        gpu = cuda.device()
+    ingredients = {"schema": SCHEMA, "onnx": onnx_sha256, "version": version, "gpu": gpu, **asdict(job)}
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
 def sidecar_of(engine: Path) -> Path:
+    """`small.plan.json` for `small.plan`."""
     return engine.with_name(engine.name + ".json")
 
 
@@ -134,10 +145,10 @@ def read_sidecar(engine: Path) -> EngineRecord:
     path = sidecar_of(engine)
     try:
         record = _record_of(fields.read_object(path, _MOST_SIDECAR_BYTES), engine)
-        same = sha256_of(engine) == record.sha256
+        is_described = sha256_of(engine) == record.sha256
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"the sidecar {path} can't be read ({error}); build the engine again") from error
-    if not same:
+    if not is_described:
         raise EngineError(f"{engine} is not the file its sidecar describes (sha256 differs); build the engine again")
     return record
 
@@ -168,45 +179,55 @@ def _record_of(content: fields.Object, engine: Path) -> EngineRecord:
 
 
 def _lowering_of(content: fields.Object) -> Lowering:
-    counts = {
-        key: {name: fields.whole(table, name) for name in table}
-        for key, table in ((key, fields.inner(content, key)) for key in ("kinds", "types"))
-    }
+    kinds = _counts(content, "kinds")
+    types = _counts(content, "types")
     return Lowering(
         available=fields.flag(content, "available"),
         reason=fields.text(content, "reason"),
         kernels=fields.whole(content, "kernels"),
         padded=fields.texts(content, "padded", most=_MOST_KERNELS),
-        activation_bytes=fields.whole(content, "activation_bytes", least=-1),
+        activation_bytes=fields.whole(content, "activation_bytes", least=-1),  # -1 is what a log without it gives
         weights_bytes=fields.whole(content, "weights_bytes", least=-1),
-        **counts,
+        kinds=kinds,
+        types=types,
     )
+
+
+def _counts(content: fields.Object, key: str) -> dict[str, int]:
+    table = fields.inner(content, key)
+    return {name: fields.whole(table, name) for name in table}
 
 
 def read_profiles(content: fields.Object) -> Profiles:
     """Profiles as JSON has them, lists of lists, to the tuples a job wants; ValueError for what is no profile."""
     profiles = {}
     for name in content:
-        shapes = [_shape(s, name) for s in fields.entries(content, name, least=3, most=3)]
-        low, usual, high = shapes
-        ordered = all(a <= b <= c for a, b, c in zip(low, usual, high, strict=False))
-        if len({*map(len, shapes)}) != 1 or not ordered:
+        low, usual, high = (_shape(shape, name) for shape in fields.entries(content, name, least=3, most=3))
+        axes = zip(low, usual, high, strict=False)  # of unequal lengths, which are refused for that
+        ascends = all(least <= optimal <= most for least, optimal, most in axes)
+        if not len(low) == len(usual) == len(high) or not ascends:
             raise ValueError(f"the profile of {fields.shown(name)} does not go from its least shape to its largest")
         profiles[name] = (low, usual, high)
     return profiles
 
 
-def _shape(value: Any, name: str) -> tuple[int, ...]:
+def _shape(value: object, name: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= _MOST_AXES:
         raise ValueError(f"a profile of {fields.shown(name)} is {fields.shown(value)}, expected a shape")
     return tuple(fields.as_whole(size, f"a profile of {fields.shown(name)}", least=1, most=1 << 16) for size in value)
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
+    """The hash of a file's bytes in hexadecimal digits; raises OSError where there is no file."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return sha256_of_open(file)
+
+
+def sha256_of_open(file: IO[bytes]) -> str:
+    """The hash of an open file's bytes, from where it stands to its end; an engine need not fit into memory."""
+    digest = hashlib.sha256()
+    for block in iter(partial(file.read, _BLOCK_BYTES), b""):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -214,7 +235,7 @@ def _installed_version(library: str) -> str:
     """Asked for without importing it: the parent process stays free of the library."""
     from importlib import metadata
 
-    for name in (f"{library}-cu13", f"{library}-cu12", library):
+    for name in (f"{library}-cu13", f"{library}-cu12", library):  # wheels carry their CUDA's version in their name
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -224,13 +245,14 @@ def _installed_version(library: str) -> str:
 
 def _run_worker(
     onnx_path: Path, out_path: Path, job: EngineJob, *, progress: Progress | None, timeout_s: float
-) -> dict[str, Any]:
+) -> child.Event:
     """Runs the build beside the target and moves the finished file into place; returns the worker's answer."""
     _make_folder(out_path.parent)
 
-    def forward(event: dict[str, Any]) -> None:
+    def forward(event: child.Event) -> None:
         if progress is not None:
-            progress(str(event["phase"]), event["step"] / max(1, event["steps"]))
+            share = event["step"] / max(1, event["steps"])
+            progress(str(event["phase"]), share)
 
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".build-") as folder:
         scratch = Path(folder) / out_path.name
@@ -259,13 +281,14 @@ def _from_cache(cache: Path | None, key: str, out_path: Path) -> EngineRecord | 
         record = read_sidecar(cache / f"{key}.plan")
     except EngineError:  # an entry that was damaged is not an entry
         return None
+
     _make_folder(out_path.parent)
     scratch = out_path.with_name(f".{out_path.name}.{os.getpid()}")
     shutil.copyfile(cache / f"{key}.plan", scratch)
     os.replace(scratch, out_path)
-    found = replace(record, path=str(out_path), cached=True)
-    write_sidecar(found)
-    return found
+    copied_record = replace(record, path=str(out_path), cached=True)
+    write_sidecar(copied_record)
+    return copied_record
 
 
 def _to_cache(cache: Path | None, record: EngineRecord) -> None:
@@ -288,7 +311,8 @@ def _make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    """The file is the old one or the new one at every moment; raises FolderError when it can't be written."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # renaming is atomic within a folder only
     try:
         scratch.write_bytes(data)
         os.replace(scratch, path)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import EngineError, GateError
 from . import fields
-from .builder import EngineRecord, read_sidecar, sha256_of, write_atomically
+from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
 from .golden import Golden, distance
 from .manifest import BUILT, MANIFEST, Manifest, ModelFile
 from .parity import Parity, failures
@@ -41,6 +40,7 @@ def is_builders_file(name: str) -> bool:
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:
+    """The engines built in a bundle's folder, by name; links are none, they may lead out of it."""
     return tuple(path for path in sorted((folder / BUILT).glob("*.plan")) if not path.is_symlink())
 
 
@@ -50,8 +50,12 @@ def built_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:
 
 
 def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
+    """The engine at `path` as a model of the bundle; raises EngineError when no model of it is what it was built from.
+
+    The source is told by its hash: limits and precision of the engine are that model's.
+    """
     record = read_sidecar(path)
-    sources = (m for m in manifest.models if manifest.files[m.path]["sha256"] == record.onnx_sha256)
+    sources = (model for model in manifest.models if manifest.files[model.path]["sha256"] == record.onnx_sha256)
     source = next(sources, None)
     if source is None:
         raise EngineError(f"{path} was built from no model of this bundle; remove it and run `compressor build` again")
@@ -61,8 +65,8 @@ def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
 
 def most_images(record: EngineRecord) -> int:
     """The largest batch the engine was built for."""
-    largest = [shapes[2][0] for shapes in record.profiles.values()]
-    return min(largest, default=1)
+    largest_batches = [largest[0] for _, _, largest in record.profiles.values()]
+    return min(largest_batches, default=1)
 
 
 def check_built(session: Session, golden: Golden, engine: ModelFile, at_once: int) -> Parity:
@@ -87,12 +91,8 @@ def write_check(engine: Path, parity: Parity) -> None:
 
 def remove_engine(engine: Path) -> None:
     """The engine with all that is said of it."""
-    for path in _parts(engine):
+    for path in (engine, sidecar_of(engine), _record_of(engine)):
         path.unlink(missing_ok=True)
-
-
-def _parts(engine: Path) -> Iterator[Path]:
-    yield from (engine, engine.with_name(f"{engine.name}.json"), _record_of(engine))
 
 
 def _record_of(engine: Path) -> Path:
@@ -100,7 +100,7 @@ def _record_of(engine: Path) -> Path:
 
 
 def _manifest_beside(engine: Path) -> Path:
-    return engine.parent.parent / MANIFEST
+    return engine.parent.parent / MANIFEST  # BUNDLE/built/small.plan and BUNDLE/manifest.json
 
 
 def _unchecked(engine: Path, record: EngineRecord) -> str:
@@ -108,11 +108,14 @@ def _unchecked(engine: Path, record: EngineRecord) -> str:
     remedy = "run `compressor build` on the bundle, which checks it"
     try:
         content = fields.read_object(_record_of(engine), _MOST_RECORD_BYTES)
-        known = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}
-        right = fields.field(content, "schema") == SCHEMA
+        recorded_hashes = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}
+        is_our_schema = fields.field(content, "schema") == SCHEMA
     except FileNotFoundError:
         return f"it was not checked on the golden outputs; {remedy}"
     except (OSError, ValueError, RecursionError) as error:
         return f"the record of its check can't be read ({error}); {remedy}"
+
     hashes = {"engine_sha256": record.sha256, "manifest_sha256": sha256_of(_manifest_beside(engine))}
-    return "" if right and known == hashes else f"it was checked in another bundle or form; {remedy}"
+    if is_our_schema and recorded_hashes == hashes:
+        return ""
+    return f"it was checked in another bundle or form; {remedy}"

@@ -67,14 +67,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
+    """A verification's lines in the order they were checked: files, what is unlisted, models, engines built here."""
+
     bundle: str
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
         """Whether nothing failed and at least one model really ran."""
-        ran = any(c.parity is not None and c.outcome == "passed" for c in self.checks)
-        return ran and all(c.outcome != "failed" for c in self.checks)
+        ran = any(check.parity is not None and check.outcome == "passed" for check in self.checks)
+        return ran and all(check.outcome != "failed" for check in self.checks)
 
 
 def write_bundle(
@@ -92,21 +94,19 @@ def write_bundle(
     """
     folder = Path(folder)
     _refuse_foreign(folder)
-    missing = [m.path for m in manifest.models if m.path not in files]
+    missing = [model.path for model in manifest.models if model.path not in files]
     if missing:
         raise InputError(f"the bundle's manifest names {', '.join(missing)}, which is not among its files")
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        for name, source in files.items():
-            target = scratch / inside(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+        _copy_files(files, scratch)
         np.savez(scratch / GOLDEN, inputs=golden_inputs, outputs=golden_outputs)
-        listed = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
-        (scratch / MANIFEST).write_text(manifest_text(manifest, listed))
+        listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
+        (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
-        os.chmod(scratch, 0o755)
+        os.chmod(scratch, 0o755)  # a temporary folder is its maker's alone
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(scratch, folder)
@@ -117,6 +117,18 @@ def write_bundle(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return folder
+
+
+def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
+    for name, source in files.items():
+        target = folder / inside(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _listing(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def verify_bundle(folder: Path | str, runtime: str = "") -> BundleReport:
@@ -130,21 +142,25 @@ def verify_bundle(folder: Path | str, runtime: str = "") -> BundleReport:
         require_runtime(runtime)
     with _unchanging(folder):
         manifest = read_bundle(folder)
-        checks = [_check_file(folder, name, listed) for name, listed in manifest.files.items()]
+        checks = [_check_file(folder, name, listing) for name, listing in manifest.files.items()]
         checks += [Check(name, "failed", "is not in the manifest; remove it") for name in _unlisted(folder, manifest)]
-        whole = {c.what for c in checks if c.outcome == "passed"}
-        if GOLDEN in whole:
-            checks += _check_models(folder, manifest, runtime, whole)
+        intact = {check.what for check in checks if check.outcome == "passed"}
+        if GOLDEN in intact:
+            checks += _check_models(folder, manifest, runtime, intact)
     return BundleReport(str(folder), tuple(checks))
 
 
-def _check_models(folder: Path, manifest: Manifest, runtime: str, whole: set[str]) -> list[Check]:
-    """One line for every model and built engine; where the golden file is no use, one that says why."""
+def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[str]) -> list[Check]:
+    """One line for every model among the `intact` files and every built engine.
+
+    Where the golden file is no use, one line that says why.
+    """
     try:
         golden = read_golden(folder, manifest)
     except GateError as error:
         return [Check(GOLDEN, "failed", str(error).removeprefix(f"{GOLDEN} "))]
-    checks = [_check_model(folder, m, runtime, golden) for m in manifest.models if m.path in whole]
+    models = [model for model in manifest.models if model.path in intact]
+    checks = [_check_model(folder, model, runtime, golden) for model in models]
     for path in engine_files(folder):
         try:
             engine = read_built(path, manifest)
@@ -159,11 +175,11 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Raises GateError unless the bundle's files are those the manifest describes, all of them and no others."""
     with _unchanging(folder):
         for name in manifest.files:
-            _require_whole(folder, manifest, name)
+            _require_intact(folder, manifest, name)
         _require_listed(folder, manifest)
 
 
-def _require_whole(folder: Path, manifest: Manifest, name: str) -> None:
+def _require_intact(folder: Path, manifest: Manifest, name: str) -> None:
     check = _check_file(folder, name, manifest.files[name])
     if check.outcome == "failed":
         raise GateError(f"{name} {check.detail}; get the bundle again")
@@ -199,24 +215,26 @@ def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> t
     with _unchanging(folder):
         manifest = read_bundle(folder)
         _require_listed(folder, manifest)
-        built = {e.model.path: e for e in built_engines(folder, manifest) if not e.unchecked}
+        engines = {engine.model.path: engine for engine in built_engines(folder, manifest) if not engine.unchecked}
+        candidates = [*(engine.model for engine in engines.values()), *manifest.models]
         reasons = []
-        for model in (*(e.model for e in built.values()), *manifest.models):
+        for model in candidates:
             chosen, reason = choose_runtime(model, runtime)
             if not reason:
-                return manifest, _opened(folder, manifest, model, (chosen, threads), built.get(model.path))
+                engine = engines.get(model.path)
+                return manifest, _opened(folder, manifest, model, engine, runtime=chosen, threads=threads)
             reasons.append(f"{model.path}: {reason}")
     raise CompressorError(f"no model of {folder} runs here: {'; '.join(reasons)}")
 
 
 def _opened(
-    folder: Path, manifest: Manifest, model: ModelFile, how: tuple[str, int], engine: BuiltEngine | None
+    folder: Path, manifest: Manifest, model: ModelFile, engine: BuiltEngine | None, *, runtime: str, threads: int
 ) -> Session:
-    """The model's session on `how`, runtime and threads. What goes with it, such as weights aside, is checked too."""
-    others = {m.path for m in manifest.models} - {model.path}
-    for name in sorted(manifest.files.keys() - others):
-        _require_whole(folder, manifest, name)
-    runtime, threads = how
+    """The model's session. What goes with it, such as weights aside, is checked too; only other models are not."""
+    other_models = {entry.path for entry in manifest.models} - {model.path}
+    for name in sorted(manifest.files.keys() - other_models):
+        _require_intact(folder, manifest, name)
+
     session = open_model(folder / model.path, runtime=runtime, threads=threads)
     if engine is not None:
         try:
@@ -228,13 +246,17 @@ def _opened(
 
 def unchecked_engines(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Built engines that are not preferred, and why."""
-    return {e.model.path: e.unchecked for e in built_engines(folder, manifest) if e.unchecked}
+    engines = built_engines(folder, manifest)
+    return {engine.model.path: engine.unchecked for engine in engines if engine.unchecked}
 
 
 def run_bundle(
     folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0
 ) -> list[NDArray[Any]]:
-    """The model's output for each input file: .npy, .npz, or an image where Pillow is installed."""
+    """The model's output [N, classes] for each input file: .npy, .npz, or an image where Pillow is installed.
+
+    Raises what `open_bundle` raises, DataError for an input that can't be read, GateError for answers that are none.
+    """
     manifest, session = open_bundle(folder, runtime=runtime, threads=threads)
     return [answers(session, manifest, Path(path)) for path in inputs]
 
@@ -247,9 +269,10 @@ def answers(session: Session, manifest: Manifest, path: Path) -> NDArray[Any]:
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     """The runtime for a model and an empty string, or an empty name and the reason why none is there."""
-    takers = (model.library,) if model.library else _RUNTIMES[kind_of(model.path)]
+    takers = (model.library,) if model.library else _RUNTIMES[kind_of(model.path)]  # an engine runs in its own only
     if runtime and runtime not in takers:
         return "", f"{runtime} does not take it ({' or '.join(takers)} does)"
+
     reasons = available()
     candidates = [runtime] if runtime else list(takers)
     for name in candidates:
@@ -258,15 +281,15 @@ def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     return "", reasons[candidates[0]]
 
 
-def _check_file(folder: Path, name: str, listed: Mapping[str, Any]) -> Check:
+def _check_file(folder: Path, name: str, listing: Mapping[str, Any]) -> Check:
     path = folder / inside(name)
     if path.is_symlink() or not path.is_file():
         return Check(name, "failed", "is missing")
-    size = path.stat().st_size
-    if size != listed["bytes"]:
-        how = "truncated" if size < listed["bytes"] else "too long"
-        return Check(name, "failed", f"is {how}: {size} bytes, the manifest says {listed['bytes']}")
-    if sha256_of(path) != listed["sha256"]:
+    size_bytes, listed_bytes = path.stat().st_size, listing["bytes"]
+    if size_bytes != listed_bytes:
+        fault = "truncated" if size_bytes < listed_bytes else "too long"
+        return Check(name, "failed", f"is {fault}: {size_bytes} bytes, the manifest says {listed_bytes}")
+    if sha256_of(path) != listing["sha256"]:
         return Check(name, "failed", "was changed: its sha256 differs from the manifest's")
     return Check(name, "passed", "sha256 as in the manifest")
 
@@ -278,29 +301,30 @@ def _check_model(
     if reason:
         prefix = "built, not run: " if kind_of(model.path) == "engine" else ""
         return Check(model.path, "not run", prefix + reason)
+
     at_once = engine.at_once if engine else len(golden.inputs)
     try:
         session = open_model(folder / model.path, runtime=chosen, fused=not model.made_for)
         parity = distance(session, golden, at_once)
     except CompressorError as error:
         return Check(model.path, "failed", f"in {chosen}: {error}")
-    wrong = failures(parity, model.limits)
-    if wrong:
-        return Check(model.path, "failed", f"in {chosen}: {'; '.join(wrong)}", parity)
+
+    broken_limits = failures(parity, model.limits)
+    if broken_limits:
+        return Check(model.path, "failed", f"in {chosen}: {'; '.join(broken_limits)}", parity)
     detail = f"in {chosen} {session.version}: max |difference| {parity.max_abs:.3g} of {parity.reference_max_abs:.3g}"
-    unused = f"; not used: {engine.unchecked}" if engine and engine.unchecked else ""
-    return Check(model.path, "passed", detail + unused, parity)
-
-
-def _listing(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    if engine and engine.unchecked:
+        detail += f"; not used: {engine.unchecked}"
+    return Check(model.path, "passed", detail, parity)
 
 
 def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Files nobody vouches for, but for what `compressor build` leaves; links and unreadable folders are such."""
+    listed = {MANIFEST, *manifest.files}
     for name in _files_below(folder):
-        link = (folder / name).is_symlink()
-        if name not in (MANIFEST, *manifest.files) and (link or not is_builders_file(name)):
+        is_link = (folder / name).is_symlink()
+        is_foreign = is_link or not is_builders_file(name)
+        if name not in listed and is_foreign:
             yield name
 
 
@@ -308,27 +332,32 @@ def _files_below(folder: Path) -> Iterator[str]:
     """Paths in the bundle by name, whatever is no folder; a linked folder counts as one file."""
 
     def stop(error: OSError) -> None:
-        raise error
+        raise error  # os.walk would pass over a folder that it can't read
 
     for place, folders, names in os.walk(folder, onerror=stop):
-        linked = [name for name in folders if (Path(place) / name).is_symlink()]
-        folders.sort()
-        for name in sorted([*names, *linked]):
-            yield (Path(place) / name).relative_to(folder).as_posix()
+        parent = Path(place)
+        links = [name for name in folders if (parent / name).is_symlink()]
+        folders.sort()  # in place: the order os.walk goes on in
+        for name in sorted([*names, *links]):
+            yield (parent / name).relative_to(folder).as_posix()
 
 
 def _refuse_foreign(folder: Path) -> None:
+    """Raises FolderError for a folder that holds anything but an earlier bundle, which would be lost."""
     if folder.exists() and not folder.is_dir():
         raise FolderError(f"{folder} is a file; choose another folder for the bundle")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    if not folder.is_dir():
+        return
+
+    manifest = folder / MANIFEST
+    if any(folder.iterdir()) and not manifest.is_file():
         raise FolderError(f"{folder} holds something else than a bundle; choose another folder")
-    if folder.is_dir() and (folder / MANIFEST).is_file():
-        schema = _schema_of(folder / MANIFEST)
-        if schema != SCHEMA:
-            raise FolderError(f"{folder} holds a {MANIFEST} of something else; choose another folder")
+    if manifest.is_file() and _schema_of(manifest) != SCHEMA:
+        raise FolderError(f"{folder} holds a {MANIFEST} of something else; choose another folder")
 
 
 def _schema_of(path: Path) -> str:
+    """A manifest's schema, empty for JSON of another kind."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ from . import isolation
 
 Event = dict[str, Any]
 Report = Callable[[Event], None]
-Ask = Callable[..., Event]
+Ask = Callable[..., Event]  # ask(request, on_progress=None)
 
 
 @contextlib.contextmanager
@@ -43,24 +43,28 @@ def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]
         timer = threading.Timer(timeout_s, process.kill)
         timer.start()
 
+        def death() -> EngineError:
+            return _death(process, noise, name, timer, timeout_s)
+
         def ask(request: Mapping[str, Any], on_progress: Report | None = None) -> Event:
-            return _converse(process, request, on_progress, lambda: _death(process, noise, name, timer, timeout_s))
+            return _converse(process, request, on_progress, death)
 
         try:
             yield ask
         finally:
             timer.cancel()
             for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+                _close(pipe)
             _end(process)
 
 
 def serve(answer: Callable[[Event, Report], Event]) -> None:
-    """The child's side: answers each request until stdin ends; errors of our tree travel as answers."""
+    """The child's side: answers each request until stdin ends; errors of our tree travel as answers.
+
+    `answer(request, report)` returns what the parent's `ask` does; `report(event)` calls the parent's `on_progress`.
+    """
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what libraries print to stdout goes to stderr; the channel is ours alone
 
     def send(event: Event) -> None:
         channel.write(json.dumps(event) + "\n")
@@ -79,6 +83,7 @@ def _converse(
     on_progress: Report | None,
     death: Callable[[], EngineError],
 ) -> Event:
+    """Sends one request and reads lines until its answer; every other line but an error is progress."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -98,26 +103,37 @@ def _converse(
 
 
 def _error_of(event: Event) -> CompressorError:
+    """The child's error as it was raised there, so that its exit code stays the same."""
     from .. import errors
 
-    wrong = getattr(errors, event["type"], EngineError)
-    assert issubclass(wrong, CompressorError)
-    return wrong(event["message"])
+    error_type = getattr(errors, event["type"], EngineError)
+    assert issubclass(error_type, CompressorError)
+    return error_type(event["message"])
 
 
 def _death(
     process: subprocess.Popen[str], noise: IO[str], name: str, timer: threading.Timer, timeout_s: float
 ) -> EngineError:
+    """Why no answer came: out of time, or what the child said last on stderr."""
     if timer.finished.is_set() or not timer.is_alive():
         return EngineError(f"{name} took longer than {timeout_s:.0f} s and was stopped")
+
     code = process.wait()
+    ending = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     noise.seek(0)
-    tail = noise.read().strip().splitlines()[-1:] or ["no output"]
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return EngineError(f"{name} {how}: {tail[0][:300]}")
+    lines = noise.read().strip().splitlines()
+    last_line = lines[-1] if lines else "no output"
+    return EngineError(f"{name} {ending}: {last_line[:300]}")
+
+
+def _close(pipe: IO[str] | None) -> None:
+    if pipe is not None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails where the child is dead
+            pipe.close()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    """A child whose stdin has ended leaves by itself; one that does not is killed."""
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:

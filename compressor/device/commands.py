@@ -37,7 +37,7 @@ from .environment import affinity
 from .fields import printable
 from .golden import read_golden
 from .images import MOST_BYTES, input_files, top_classes
-from .options import make_parser
+from .options import Verb, make_parser
 from .runtimes import require_runtime
 from .timing import Schedule, Timing, summarise, to_json
 from .worker import time_files
@@ -45,17 +45,18 @@ from .worker import time_files
 
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser({"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark})
-    if not given:
+    if not words:
         parser.print_help()
         return 0
-    options = parser.parse_args(given)
-    verb: Callable[[argparse.Namespace], int] = options.verb
+
+    options = parser.parse_args(words)
+    verb: Verb = options.verb
     try:
         return verb(options)
     except BrokenPipeError:
-        raise
+        raise  # an OSError that `guarded` answers in another way
     except OSError as error:
         raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
     except MemoryError as error:
@@ -85,9 +86,12 @@ def _verify(options: argparse.Namespace) -> int:
         _print_report(report)
     if report.passed:
         return 0
-    failed = [f"{c.what} {c.detail}" for c in report.checks if c.outcome == "failed"]
-    not_run = [f"{c.what}: {c.detail}" for c in report.checks if c.outcome == "not run"]
-    raise GateError(failed[0] if failed else f"no model of {options.bundle} could be run: {'; '.join(not_run)}")
+
+    failed = [f"{check.what} {check.detail}" for check in report.checks if check.outcome == "failed"]
+    if failed:
+        raise GateError(failed[0])
+    not_run = [f"{check.what}: {check.detail}" for check in report.checks if check.outcome == "not run"]
+    raise GateError(f"no model of {options.bundle} could be run: {'; '.join(not_run)}")
 
 
 def _print_report(report: BundleReport) -> None:
@@ -101,25 +105,33 @@ def _run(options: argparse.Namespace) -> int:
     manifest, session = open_bundle(options.bundle, runtime=options.runtime, threads=options.threads)
     for name, reason in unchecked_engines(options.bundle, manifest).items():
         print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
+
     files = [file for path in options.inputs for file in input_files(path)]
-    outputs = {str(path): answers(session, manifest, path) for path in files}
+    outputs = {str(path): answers(session, manifest, path) for path in files}  # [N, classes] by file
     if options.out:
         _write_outputs(options.out, list(outputs.values()))
-    results = {
-        name: [top_classes(row, manifest.labels, options.top) for row in output] for name, output in outputs.items()
-    }
+
+    results = {}
+    for name, output in outputs.items():
+        results[name] = [top_classes(row, manifest.labels, options.top) for row in output]
     if options.json:
         _print_json({"model": session.path, "runtime": session.runtime, "results": results})
-        return 0
-    for name, rows in results.items():
-        for index, row in enumerate(rows):
-            where = name if len(rows) == 1 else f"{name}[{index}]"
-            answer = ", ".join(f"{c['label']} {c['share']:.3f}" for c in row)
-            print(printable(f"{where}: {answer}"))
+    else:
+        _print_results(results)
     return 0
 
 
+def _print_results(results: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> None:
+    """One line per image; in a file of several, images are named by their index."""
+    for name, images in results.items():
+        for index, top in enumerate(images):
+            where = name if len(images) == 1 else f"{name}[{index}]"
+            answer = ", ".join(f"{entry['label']} {entry['share']:.3f}" for entry in top)
+            print(printable(f"{where}: {answer}"))
+
+
 def _require_file(path: Path) -> None:
+    """Raises FolderError where no file can be written, before a model runs for it."""
     if path.is_dir():
         raise FolderError(f"--out {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
     if not path.parent.is_dir():
@@ -129,7 +141,7 @@ def _require_file(path: Path) -> None:
 def _write_outputs(path: Path, outputs: Sequence[NDArray[Any]]) -> None:
     """One array per input, in order; named by position, since two inputs may share a name."""
     arrays: dict[str, Any] = {f"output_{i}": output for i, output in enumerate(outputs)}
-    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
     _require_file(target)
     scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
     try:
@@ -147,7 +159,7 @@ def _build(options: argparse.Namespace) -> int:
 
     records = build_bundle(options.bundle, progress=None if options.json else show)
     if options.json:
-        _print_json({"engines": [asdict(r) for r in records]})
+        _print_json({"engines": [asdict(record) for record in records]})
     else:
         for record in records:
             print(printable(_engine_line(record)))
@@ -155,10 +167,9 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _engine_line(record: EngineRecord) -> str:
-    how = "from cache" if record.cached else f"in {record.build_s:.1f} s"
-    return (
-        f"{record.path}: {record.size_bytes} bytes, {record.library} {record.library_version}, {how}, {record.status}"
-    )
+    origin = "from cache" if record.cached else f"in {record.build_s:.1f} s"
+    library = f"{record.library} {record.library_version}"
+    return f"{record.path}: {record.size_bytes} bytes, {library}, {origin}, {record.status}"
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -166,23 +177,27 @@ def _benchmark(options: argparse.Namespace) -> int:
         require_runtime(options.runtime)
     manifest = read_bundle(options.bundle)
     verify_files(options.bundle, manifest)
+
     images = read_golden(options.bundle, manifest).inputs
     schedule = _schedule(options, images[0].nbytes)
-    groups, not_run = _timeable(options, manifest)
-    timings = [
-        t for name, files in groups.items() for t in time_files(files, images, schedule=schedule, runtime=name).values()
-    ]
+    files_by_runtime, not_run = _timeable(options, manifest)
+    timings: list[Timing] = []
+    for runtime, files in files_by_runtime.items():
+        timings += time_files(files, images, schedule=schedule, runtime=runtime).values()
+
     if options.samples:
-        options.samples.write_text(json.dumps([to_json(t) for t in timings]))
+        options.samples.write_text(json.dumps([to_json(timing) for timing in timings]))
     _print_timings(timings, not_run, as_json=options.json)
     return 0
 
 
 def _schedule(options: argparse.Namespace, image_bytes: int) -> Schedule:
-    here = affinity()
-    missing = [core for core in options.cores if here and core not in here]
+    """The options as a schedule; InputError for cores this process lacks, or a batch that memory would not hold."""
+    allowed_cores = affinity()  # empty where the system can't say
+    missing = [core for core in options.cores if allowed_cores and core not in allowed_cores]
     if missing:
-        raise InputError(f"--cores: this process has no core {missing[0]}; it has {', '.join(map(str, here))}")
+        listed = ", ".join(map(str, allowed_cores))
+        raise InputError(f"--cores: this process has no core {missing[0]}; it has {listed}")
     if options.batch * image_bytes > MOST_BYTES:
         raise InputError(f"--batch {options.batch} takes more than {MOST_BYTES} bytes of input; choose a smaller one")
     return Schedule(
@@ -198,9 +213,9 @@ def _schedule(options: argparse.Namespace, image_bytes: int) -> Schedule:
 
 def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
     """Model files by runtime and name, and what is not timed with the reason."""
-    groups: dict[str, dict[str, Path]] = {}
+    files_by_runtime: dict[str, dict[str, Path]] = {}
     not_run = unchecked_engines(options.bundle, manifest)
-    checked = [e.model for e in built_engines(options.bundle, manifest) if not e.unchecked]
+    checked = [engine.model for engine in built_engines(options.bundle, manifest) if not engine.unchecked]
     for model in (*manifest.models, *checked):
         chosen, reason = choose_runtime(model, options.runtime)
         if model.made_for:
@@ -208,12 +223,12 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
         elif reason:
             not_run[model.path] = reason
         else:
-            groups.setdefault(chosen, {})[model.path] = options.bundle / model.path
-    return groups, not_run
+            files_by_runtime.setdefault(chosen, {})[model.path] = options.bundle / model.path
+    return files_by_runtime, not_run
 
 
 def _print_timings(timings: Sequence[Timing], not_run: Mapping[str, str], *, as_json: bool) -> None:
-    rows = [{"model": t.name, "runtime": t.runtime, **summarise(t)} for t in timings]
+    rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
     if as_json:
         _print_json({"timings": rows, "not_run": not_run})
         return
@@ -230,14 +245,16 @@ def _timing_line(row: dict[str, Any]) -> str:
     )
 
 
-def _print_json(value: Mapping[str, Any]) -> None:
+def _print_json(value: Mapping[str, object]) -> None:
     print(json.dumps(_finite(value), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The value with null in place of NaN and infinity, which JSON does not know."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

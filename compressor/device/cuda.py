@@ -34,7 +34,8 @@ def unavailable() -> str:
 def device() -> tuple[str, str]:
     """Name and compute capability of GPU 0, such as ("NVIDIA GeForce RTX 3080", "SM86")."""
     driver = _driver()
-    name, major, minor = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(128)
+    major, minor = ctypes.c_int(), ctypes.c_int()
     _call(driver.cuDeviceGetName, name, 128, 0)
     _call(driver.cuDeviceGetAttribute, ctypes.byref(major), _MAJOR, 0)
     _call(driver.cuDeviceGetAttribute, ctypes.byref(minor), _MINOR, 0)
@@ -52,31 +53,32 @@ def attach() -> int:
 
 
 def allocate(size_bytes: int) -> int:
+    """The address of that much memory on the GPU; raises EngineError where it has not as much left."""
     pointer = ctypes.c_uint64()
-    _call(_driver().cuMemAlloc_v2, ctypes.byref(pointer), ctypes.c_size_t(max(size_bytes, 1)))
+    size = ctypes.c_size_t(max(size_bytes, 1))  # the driver refuses to allocate nothing
+    _call(_driver().cuMemAlloc_v2, ctypes.byref(pointer), size)
     return pointer.value
 
 
 def free(pointer: int) -> None:
+    """Gives back what `allocate` returned."""
     _call(_driver().cuMemFree_v2, ctypes.c_uint64(pointer))
 
 
 def to_device(pointer: int, array: NDArray[Any], stream: int) -> None:
     """Queues the copy of a contiguous array; the array must live until `wait`."""
-    source = ctypes.c_void_p(array.ctypes.data)
-    _call(
-        _driver().cuMemcpyHtoDAsync_v2, ctypes.c_uint64(pointer), source, ctypes.c_size_t(array.nbytes), _handle(stream)
-    )
+    target, source = ctypes.c_uint64(pointer), ctypes.c_void_p(array.ctypes.data)
+    _call(_driver().cuMemcpyHtoDAsync_v2, target, source, ctypes.c_size_t(array.nbytes), _handle(stream))
 
 
 def to_host(array: NDArray[Any], pointer: int, stream: int) -> None:
-    target = ctypes.c_void_p(array.ctypes.data)
-    _call(
-        _driver().cuMemcpyDtoHAsync_v2, target, ctypes.c_uint64(pointer), ctypes.c_size_t(array.nbytes), _handle(stream)
-    )
+    """Queues the copy into a contiguous array, which holds it after `wait`."""
+    target, source = ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(pointer)
+    _call(_driver().cuMemcpyDtoHAsync_v2, target, source, ctypes.c_size_t(array.nbytes), _handle(stream))
 
 
 def wait(stream: int) -> None:
+    """Returns once all that was queued on the stream is done."""
     _call(_driver().cuStreamSynchronize, _handle(stream))
 
 
@@ -85,6 +87,7 @@ def _handle(stream: int) -> ctypes.c_void_p:
 
 
 def _driver() -> ctypes.CDLL:
+    """The driver's library, started; loading it again gives the same one."""
     reason = unavailable()
     if reason:
         raise EngineError(reason)

@@ -38,15 +38,17 @@ def build_bundle(folder: Path | str, *, progress: Progress | None = None) -> tup
 
 
 def _build_one(folder: Path, manifest: Manifest, recipe: Mapping[str, Any], progress: Progress | None) -> EngineRecord:
-    job = EngineJob(
-        library=_library(recipe), profiles=read_profiles(recipe["profiles"]), precision=str(recipe["precision"])
-    )
-    if not job.profiles:
+    library = _library(recipe)
+    profiles = read_profiles(recipe["profiles"])
+    if not profiles:
         raise GateError(f"the build recipe for {recipe['target']} says nothing of the input's shapes")
-    model = next((m for m in manifest.models if m.path == recipe["model"]), None)
+    model = next((model for model in manifest.models if model.path == recipe["model"]), None)
     if model is None:
         raise GateError(f"the build recipe names {recipe['model']!r}, which is no model of the bundle")
+
+    # The recipe is from elsewhere: what it calls its target becomes the name of a file here.
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", f"{recipe['target']}-{recipe['precision']}"[:_MOST_STEM])
+    job = EngineJob(library=library, profiles=profiles, precision=str(recipe["precision"]))
     record = build_engine(folder / model.path, folder / BUILT / f"{stem}.plan", job=job, progress=progress)
     return _checked(record, folder, manifest)
 
@@ -63,11 +65,12 @@ def _checked(record: EngineRecord, folder: Path, manifest: Manifest) -> EngineRe
     except GateError as error:
         remove_engine(path)
         raise GateError(f"{error}; it was removed") from error
-    where = session.details.get("gpu", "this GPU")
-    checked = replace(record, status=f"run on {where}: max |difference| {parity.max_abs:.3g}")
-    write_sidecar(checked)
+
+    gpu = session.details.get("gpu", "this GPU")
+    checked_record = replace(record, status=f"run on {gpu}: max |difference| {parity.max_abs:.3g}")
+    write_sidecar(checked_record)
     write_check(path, parity)
-    return checked
+    return checked_record
 
 
 def _library(recipe: Mapping[str, Any]) -> str:
@@ -78,6 +81,7 @@ def _library(recipe: Mapping[str, Any]) -> str:
         if not reason:
             return str(name)
         reasons[fields.printable(str(name)[:60])] = reason
+
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     target = fields.printable(recipe["target"])
     raise EngineError(f"no library can build an engine for {target} here: {listed or 'the recipe names none'}")

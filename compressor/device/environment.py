@@ -19,9 +19,10 @@ import numpy as np
 from . import cuda
 from .runtimes import available, version_of
 
-_CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_BOARD = Path("/proc/device-tree/model")
+_BOARD = Path("/proc/device-tree/model")  # ends with a zero byte, as the device tree's texts do
+_SIZE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Environment:
 
 
 def read_environment() -> Environment:
+    """This machine as it is now; the fingerprint is 16 hexadecimal digits."""
     machine = {
         "system": platform.system(),
         "release": platform.release(),
@@ -45,10 +47,15 @@ def read_environment() -> Environment:
         "gpu": "" if cuda.unavailable() else " ".join(cuda.device()),
     }
     libraries = {"python": platform.python_version(), "numpy": np.__version__}
-    libraries |= {name: version for name in available() if "-" not in name and (version := version_of(name))}
+    for name in available():
+        if "-" in name:
+            continue  # onnxruntime-cuda is another way into the same library
+        version = version_of(name)
+        if version:
+            libraries[name] = version
     state = {
-        "governor": _read(_CPU),
-        "load_average": _load(),
+        "governor": _read(_GOVERNOR),
+        "load_average": _load_average(),
         "affinity": ",".join(map(str, affinity())),
     }
     stable = json.dumps([machine, libraries], sort_keys=True)
@@ -57,9 +64,16 @@ def read_environment() -> Environment:
 
 def cache_bytes() -> int:
     """The largest cache of core 0; 0 where the system does not say."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
     sizes = [_read(path) for path in sorted(_CACHES.glob("index*/size"))]
-    return max((int(s[:-1]) * units[s[-1]] for s in sizes if s[-1:] in units and s[:-1].isdigit()), default=0)
+    return max((_size_bytes(size) for size in sizes), default=0)
+
+
+def _size_bytes(size: str) -> int:
+    """`32K` to 32768; 0 for a text of another form."""
+    digits, unit = size[:-1], size[-1:]
+    if unit not in _SIZE_UNITS or not digits.isdigit():
+        return 0
+    return int(digits) * _SIZE_UNITS[unit]
 
 
 def affinity() -> tuple[int, ...]:
@@ -82,27 +96,27 @@ def resident_bytes() -> int:
     Linux's getrusage passes a parent's peak on to its children, so the process's own status is asked first.
     """
     for line in _read(Path("/proc/self/status")).splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith("VmHWM:"):  # the high-water mark: `VmHWM:   123456 kB`
             return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:
         return -1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
 
 
 def _cpu_name() -> str:
     for line in _read(Path("/proc/cpuinfo")).splitlines():
-        if line.lower().startswith(("model name", "hardware")):
+        if line.lower().startswith(("model name", "hardware")):  # x86, boards with Arm
             return line.split(":", 1)[1].strip()
     return platform.processor()
 
 
-def _load() -> str:
+def _load_average() -> str:
     try:
-        return " ".join(f"{value:.2f}" for value in os.getloadavg())
-    except (OSError, AttributeError):
+        return " ".join(f"{average:.2f}" for average in os.getloadavg())
+    except (OSError, AttributeError):  # Windows has none
         return ""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-Object = Mapping[str, Any]
+Object = Mapping[str, Any]  # as JSON has it: what a field holds is not known before it was looked at
 
 MOST_TEXT = 10_000  # characters of a text that is only ever printed
 MOST_ENTRIES = 10_000
@@ -20,7 +20,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
-    """The object in a JSON file of at most that size, each name once; raises OSError where there is no file."""
+    """The object in a JSON file of at most that size, each name once; raises OSError where there is no file.
+
+    Links are refused: they may lead out of the bundle.
+    """
     if path.is_symlink():
         raise ValueError("it is a link")
     if path.stat().st_size > most_bytes:
@@ -47,55 +50,63 @@ def _refused(constant: str) -> None:
     raise ValueError(f"it holds {constant}, which is no JSON")
 
 
-def field(content: Object, key: str) -> Any:
+def field(content: Object, key: str) -> object:
+    """Whatever the field holds."""
     if key not in content:
         raise ValueError(f"it has no {shown(key)}")
     return content[key]
 
 
-def only(content: Object, keys: Iterable[str], what: str) -> None:
-    """Refuses an object that holds anything beside `keys`."""
+def only(content: Object, keys: Iterable[str], subject: str) -> None:
+    """Refuses an object that holds anything beside `keys`; `subject` is what the message calls it, as below."""
     unknown = sorted(content.keys() - set(keys))
     if unknown:
-        raise ValueError(f"{what} has a field {shown(unknown[0])}, which this version does not know")
+        raise ValueError(f"{subject} has a field {shown(unknown[0])}, which this version does not know")
 
 
 def text(content: Object, key: str, *, most: int = MOST_TEXT) -> str:
+    """The field's text, of at most that many characters."""
     return as_text(field(content, key), shown(key), most=most)
 
 
-def as_text(value: Any, what: str, *, most: int = MOST_TEXT) -> str:
+def as_text(value: object, subject: str, *, most: int = MOST_TEXT) -> str:
+    """The value, if it is a text of at most that many characters."""
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError(f"{what} is {shown(value)}, expected a text of at most {most} characters")
+        raise ValueError(f"{subject} is {shown(value)}, expected a text of at most {most} characters")
     return value
 
 
 def texts(content: Object, key: str, *, most: int = MOST_ENTRIES) -> tuple[str, ...]:
+    """The field's list of texts, of at most that many entries."""
     return tuple(as_text(value, f"an entry of {shown(key)}") for value in entries(content, key, most=most))
 
 
 def whole(content: Object, key: str, *, least: int = 0, most: int = 1 << 62) -> int:
+    """The field's whole number, bounds included."""
     return as_whole(field(content, key), shown(key), least=least, most=most)
 
 
-def as_whole(value: Any, what: str, *, least: int, most: int) -> int:
+def as_whole(value: object, subject: str, *, least: int, most: int) -> int:
+    """The value, if it is a whole number within the bounds; true and false are none."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{what} is {shown(value)}, expected a whole number from {least} to {most}")
+        raise ValueError(f"{subject} is {shown(value)}, expected a whole number from {least} to {most}")
     return value
 
 
 def number(content: Object, key: str, *, least: float, most: float) -> float:
+    """The field's number, bounds included."""
     return as_number(field(content, key), shown(key), least=least, most=most)
 
 
-def as_number(value: Any, what: str, *, least: float, most: float) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # NaN lies nowhere
-        raise ValueError(f"{what} is {shown(value)}, expected a number from {least:g} to {most:g}")
+def as_number(value: object, subject: str, *, least: float, most: float) -> float:
+    """The value as a float, if it is a number within the bounds; true, false and NaN are none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{subject} is {shown(value)}, expected a number from {least:g} to {most:g}")
     return float(value)
 
 
 def flag(content: Object, key: str) -> bool:
+    """The field's true or false."""
     value = field(content, key)
     if not isinstance(value, bool):
         raise ValueError(f"{shown(key)} is {shown(value)}, expected true or false")
@@ -103,6 +114,7 @@ def flag(content: Object, key: str) -> bool:
 
 
 def sha256(content: Object, key: str) -> str:
+    """The field's hash, in 64 small hexadecimal digits."""
     value = field(content, key)
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise ValueError(f"{shown(key)} is {shown(value)}, expected 64 hexadecimal digits")
@@ -110,6 +122,7 @@ def sha256(content: Object, key: str) -> str:
 
 
 def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRIES) -> list[Any]:
+    """The field's list, of that many entries of any kind."""
     value = field(content, key)
     if not isinstance(value, list) or not least <= len(value) <= most:
         raise ValueError(f"{shown(key)} is {shown(value)}, expected a list of {least} to {most} entries")
@@ -117,16 +130,18 @@ def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRI
 
 
 def inner(content: Object, key: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+    """The field's object, of at most that many fields."""
     return as_object(field(content, key), shown(key), most=most)
 
 
-def as_object(value: Any, what: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+def as_object(value: object, subject: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+    """The value, if it is an object of at most that many fields."""
     if not isinstance(value, dict) or len(value) > most:
-        raise ValueError(f"{what} is {shown(value)}, expected an object of at most {most} fields")
+        raise ValueError(f"{subject} is {shown(value)}, expected an object of at most {most} fields")
     return value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of unknown kind and size for a message: one short line of printable characters."""
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"

@@ -5,17 +5,17 @@ Both come from one open file, so that what was hashed is what is read, whoever r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GateError
 from .arrays import read_npz
+from .builder import sha256_of_open
 from .manifest import GOLDEN, Manifest
 from .parity import Parity, compare
 from .runtimes import Session
@@ -35,16 +35,16 @@ class Golden:
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
-    """Raises GateError unless the file is the manifest's and holds what its model takes."""
+    """The arrays of the bundle's golden file; raises GateError unless it is the manifest's and fits its model."""
     path = folder / GOLDEN
     if path.is_symlink() or not path.is_file():
         raise GateError(f"{GOLDEN} is missing; get the bundle again")
     try:
         with path.open("rb") as file:
-            if _sha256(file) != manifest.files[GOLDEN]["sha256"]:
+            if sha256_of_open(file) != manifest.files[GOLDEN]["sha256"]:
                 raise GateError(f"{GOLDEN} was changed: its sha256 differs from the manifest's; get the bundle again")
             file.seek(0)
-            arrays = read_npz(file, _both, most_bytes=_most_bytes(manifest))
+            arrays = read_npz(file, _inputs_and_outputs, most_bytes=_most_bytes(manifest))
         golden = Golden(arrays["inputs"], arrays["outputs"])
         _require_fit(golden, manifest)
     except (OSError, ValueError) as error:
@@ -54,12 +54,13 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
 
 def _most_bytes(manifest: Manifest) -> int:
     """What inputs of the model's size and a row of outputs for each can take."""
-    how = manifest.preprocessing
-    image_bytes = 4 * len(how.mean) * how.size[0] * how.size[1]
+    preprocessing = manifest.preprocessing
+    height, width = preprocessing.size
+    image_bytes = 4 * len(preprocessing.mean) * height * width  # float32
     return min(_MOST_BYTES, _MOST_IMAGES * image_bytes + _MOST_OUTPUT_BYTES)
 
 
-def _both(names: Sequence[str]) -> Sequence[str]:
+def _inputs_and_outputs(names: Sequence[str]) -> Sequence[str]:
     wanted = ("inputs", "outputs")
     missing = [name for name in wanted if name not in names]
     if missing:
@@ -67,19 +68,14 @@ def _both(names: Sequence[str]) -> Sequence[str]:
     return wanted
 
 
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _require_fit(golden: Golden, manifest: Manifest) -> None:
+    """Raises ValueError unless the arrays are images as the model takes them, and a row of finite floats for each."""
     inputs, outputs = golden.inputs, golden.outputs
-    shape = (len(manifest.preprocessing.mean), *manifest.preprocessing.size)
-    if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not 1 <= len(inputs) <= _MOST_IMAGES:
+    image_shape = (len(manifest.preprocessing.mean), *manifest.preprocessing.size)  # [C, H, W]
+    if inputs.dtype != np.float32 or inputs.shape[1:] != image_shape or not 1 <= len(inputs) <= _MOST_IMAGES:
+        expected = ", ".join(map(str, image_shape))
         raise ValueError(
-            f"holds inputs {inputs.dtype} {list(inputs.shape)}, expected float32 [N, {', '.join(map(str, shape))}] of "
+            f"holds inputs {inputs.dtype} {list(inputs.shape)}, expected float32 [N, {expected}] of "
             f"1 to {_MOST_IMAGES} images"
         )
     if outputs.dtype.kind != "f" or outputs.ndim < 2 or len(outputs) != len(inputs) or outputs.size == 0:
@@ -92,8 +88,12 @@ def _require_fit(golden: Golden, manifest: Manifest) -> None:
 
 
 def distance(session: Session, golden: Golden, at_once: int = _MOST_IMAGES) -> Parity:
-    """How far the session's outputs lie from the golden ones, computed on at most `at_once` images at a time."""
-    parts = [session.run(golden.inputs[i : i + at_once]) for i in range(0, len(golden.inputs), at_once)]
-    if any(part.ndim == 0 for part in parts):
+    """How far the session's outputs lie from the golden ones, computed on at most `at_once` images at a time.
+
+    Raises GateError for outputs of another shape, and what `Session.run` raises.
+    """
+    starts = range(0, len(golden.inputs), at_once)
+    outputs = [session.run(golden.inputs[start : start + at_once]) for start in starts]
+    if any(output.ndim == 0 for output in outputs):
         raise GateError(f"{session.path} answers with a single number, expected a row for each image")
-    return compare(golden.outputs, np.concatenate(parts))
+    return compare(golden.outputs, np.concatenate(outputs))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, GateError, MissingPackageError
 from . import fields
-from .arrays import read_npy, read_npz
+from .arrays import read_npy, read_npz, short_reason
 
 Images = NDArray[np.float32]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -51,35 +51,45 @@ class Preprocessing:
 
 
 def checked_preprocessing(
-    *, interpolation: Any, size: Sequence[Any], resize: Sequence[Any], mean: Sequence[Any], std: Sequence[Any]
+    *,
+    interpolation: str,
+    size: Sequence[object],
+    resize: Sequence[object],
+    mean: Sequence[object],
+    std: Sequence[object],
 ) -> Preprocessing:
     """A pre-processing from elsewhere; ValueError for what could not be computed with."""
     if len(size) != 2 or len(resize) not in (1, 2) or not 1 <= len(mean) == len(std) <= _MOST_CHANNELS:
         raise ValueError("the pre-processing needs a size of two entries, a resize of one or two, mean and std alike")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {fields.shown(interpolation)} is none of {', '.join(INTERPOLATIONS)}")
-    height, width, *sides = (
+
+    height, width, *resized_px = (
         fields.as_whole(side, "a side of the images", least=1, most=_MOST_SIDE_PX) for side in (*size, *resize)
     )
-    if max(height * width, math.prod(sides)) > MOST_PIXELS:
+    if max(height * width, math.prod(resized_px)) > MOST_PIXELS:
         raise ValueError(f"its images have more than {MOST_PIXELS} pixels")
+
     return Preprocessing(
         size=(height, width),
-        resize=tuple(sides),
+        resize=tuple(resized_px),
         interpolation=interpolation,
-        mean=tuple(fields.as_number(m, "a mean", least=-1e6, most=1e6) for m in mean),
-        std=tuple(fields.as_number(s, "a std", least=1e-6, most=1e6) for s in std),
+        mean=tuple(fields.as_number(value, "a mean", least=-1e6, most=1e6) for value in mean),
+        std=tuple(fields.as_number(value, "a std", least=1e-6, most=1e6) for value in std),
     )
 
 
 def input_files(path: Path) -> tuple[Path, ...]:
-    """The path itself, or where it is a folder the images and arrays that lie in it, by name."""
+    """The path itself, or where it is a folder the images and arrays that lie in it, by name.
+
+    Raises DataError for a folder that holds neither.
+    """
     if not path.is_dir():
         return (path,)
-    known = (*ARRAY_FILES, *IMAGE_FILES)
-    files = tuple(p for p in sorted(path.iterdir()) if p.suffix.lower() in known and p.is_file())
+    endings = (*ARRAY_FILES, *IMAGE_FILES)
+    files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in endings and file.is_file())
     if not files:
-        raise DataError(f"the folder {path} holds no image and no array ({', '.join(known)}); name the files")
+        raise DataError(f"the folder {path} holds no image and no array ({', '.join(endings)}); name the files")
     return files
 
 
@@ -99,6 +109,10 @@ def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
 
 
 def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) -> Images:
+    """float32 [N, C, H, W] from uint8 pixels [N, H, W, C] of the model's size, or from itself.
+
+    `where` names the array in errors. Raises DataError for any other array, one without images or of NaN.
+    """
     if array.ndim == 4 and array.size == 0:
         raise DataError(f"{where} holds no image: its shape is {list(array.shape)}")
     if array.dtype == np.float32 and array.ndim == 4:
@@ -115,12 +129,12 @@ def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) ->
         raise DataError(f"{where} holds pixels of shape {list(array.shape[1:])}, the model takes {expected}")
     if 4 * array.size > MOST_BYTES:
         raise DataError(f"{where} holds {len(array)} images, more than {MOST_BYTES} bytes of input; split the file")
-    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    scaled = array.astype(np.float32)
+
+    scaled = array.astype(np.float32)  # [N, H, W, C]
     scaled /= np.float32(255)  # in place: a second array of this size would double the memory
-    scaled -= mean
-    scaled /= std
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    scaled -= np.array(preprocessing.mean, np.float32)
+    scaled /= np.array(preprocessing.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))  # [N, C, H, W]
 
 
 def checked_outputs(outputs: NDArray[Any], images: Images, where: str) -> NDArray[Any]:
@@ -139,35 +153,39 @@ def checked_outputs(outputs: NDArray[Any], images: Images, where: str) -> NDArra
 
 
 def top_classes(logits: NDArray[Any], labels: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
-    """The `count` largest of one row of logits with their softmax, largest first."""
+    """The `count` largest of one row of logits, largest first: `index`, `label` and softmax as `share` of each."""
     values = logits.astype(np.float64).ravel()
-    shares = np.exp(values - values.max())
+    shares = np.exp(values - values.max())  # less the largest: exp of large logits would overflow
     shares /= shares.sum()
-    order = np.argsort(-values, kind="stable")[:count]
-    return [
-        {"index": int(i), "label": labels[i] if i < len(labels) else str(i), "share": float(shares[i])} for i in order
-    ]
+
+    entries: list[dict[str, Any]] = []
+    for index in np.argsort(-values, kind="stable")[:count]:
+        label = labels[index] if index < len(labels) else str(index)
+        entries.append({"index": int(index), "label": label, "share": float(shares[index])})
+    return entries
 
 
 def _load_array(path: Path) -> NDArray[Any]:
-    def chosen(names: Sequence[str]) -> Sequence[str]:
-        name = "images" if "images" in names else names[0] if len(names) == 1 else ""
-        if not name:
-            listed = fields.shown(", ".join(names))
-            raise DataError(f"{path} holds {listed or 'nothing'}; expected one array, or one named 'images'")
-        return [name]
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        if "images" in names:
+            return ["images"]
+        if len(names) == 1 and names[0]:
+            return names
+        listed = fields.shown(", ".join(names))
+        raise DataError(f"{path} holds {listed or 'nothing'}; expected one array, or one named 'images'")
 
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".npy":
                 return read_npy(file, most_bytes=MOST_BYTES)
-            (array,) = read_npz(file, chosen, most_bytes=MOST_BYTES).values()
+            (array,) = read_npz(file, choose, most_bytes=MOST_BYTES).values()
             return array
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Pixels [H, W, C] of the model's size, from an image file."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -179,6 +197,7 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         raise DataError(f"the model takes {len(preprocessing.mean)} channels; pass its input as .npy or .npz")
     if preprocessing.interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation {preprocessing.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+
     method = Image.Resampling[preprocessing.interpolation.upper()]
     image = _opened(path)
     scaled_size = _scaled_size(image.size, preprocessing.resize)
@@ -187,10 +206,11 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
             f"{path} is {image.width} x {image.height} pixels, resized for the model {scaled_size[0]} x "
             f"{scaled_size[1]}: more than {MOST_PIXELS} pixels; crop the image first"
         )
+
     height, width = preprocessing.size
     pixels = image if image.mode == channels else image.convert(channels)
     scaled = pixels.resize(scaled_size, method)
-    return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)
+    return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)  # grey, [H, W], gets its channel
 
 
 def _opened(path: Path) -> Any:
@@ -199,6 +219,7 @@ def _opened(path: Path) -> Any:
 
     if path.stat().st_size > _MOST_FILE_BYTES:
         raise DataError(f"{path} is longer than {_MOST_FILE_BYTES} bytes; make the image smaller first")
+
     # From memory: asked for what a damaged length says, a file would first allocate that much.
     content = io.BytesIO(path.read_bytes())
     try:
@@ -213,8 +234,7 @@ def _opened(path: Path) -> Any:
     except MemoryError as error:
         raise DataError(f"{path} can't be read as an image: there is not memory enough; make it smaller") from error
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} can't be read as an image: {reason[:200]}") from error
+        raise DataError(f"{path} can't be read as an image: {short_reason(error)}") from error
     if image.mode not in EIGHT_BIT:
         raise DataError(f"{path} has pixel format {image.mode!r}, expected 8 bits a channel; convert it")
     return image
@@ -232,8 +252,12 @@ def _scaled_size(size: tuple[int, int], resize: tuple[int, ...]) -> tuple[int, i
 
 def _crop(image: Any, height: int, width: int) -> Any:
     """The centre; a crop larger than the image gets a black rim."""
-    left, top = (
-        round((have - want) / 2) if want <= have else -((want - have) // 2)
-        for have, want in ((image.width, width), (image.height, height))
-    )
+    left, top = _crop_start(image.width, width), _crop_start(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _crop_start(image_px: int, crop_px: int) -> int:
+    """Where a crop begins on one axis, negative in the rim: as torchvision has it, 5 of 8 from 2, 8 of 5 from -1."""
+    if crop_px <= image_px:
+        return round((image_px - crop_px) / 2)  # halves to the even side: 1.5 to 2, 2.5 to 2
+    return -((crop_px - image_px) // 2)

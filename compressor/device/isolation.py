@@ -29,14 +29,14 @@ def command(module: str, version: tuple[int, ...] = sys.version_info[:2]) -> lis
 
 def environment() -> dict[str, str]:
     """This process's, in which a child finds this very package, also where it is not installed."""
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    elsewhere = [entry for entry in named if os.path.normpath(entry) != os.curdir]
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    elsewhere = [entry for entry in entries if os.path.normpath(entry) != os.curdir]  # "" is the current folder too
     return {**os.environ, "PYTHONPATH": os.pathsep.join([_root(), *elsewhere])}
 
 
 def leave_current_folder() -> None:
     """Takes back what `python -m` put first on the path, unless this package itself lies there."""
-    if getattr(sys.flags, "safe_path", False) or not sys.path:
+    if getattr(sys.flags, "safe_path", False) or not sys.path:  # with -P Python put nothing there
         return
     first = os.path.abspath(sys.path[0])
     if first == os.getcwd() and os.path.realpath(first) != _root():

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<rest>.*)$")
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<tensors>.*)$")
 _TENSOR = re.compile(r"Name: (?P<name>[^,]*), Dimensions: \[(?P<dims>[-0-9,]*)\].*?Datatype: (?P<type>\w+)")
 _MEMORY = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
 _NO_KERNEL = ("shape_call", "signal", "wait")  # shapes are computed on the CPU, streams wait for each other
@@ -20,6 +20,8 @@ _WIDENING = ("replconc", "pad")
 
 @dataclass(frozen=True, slots=True)
 class TensorUse:
+    """A tensor as a kernel reads or writes it; `type` is the log's word, such as `Half`."""
+
     name: str
     dims: tuple[int, ...]
     type: str
@@ -27,6 +29,8 @@ class TensorUse:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """One line of the layer list; `kind` is the log's word for it, such as `kgen`."""
+
     name: str
     kind: str
     inputs: tuple[TensorUse, ...]
@@ -54,14 +58,16 @@ class Lowering:
 
 
 def read_lowering(messages: Sequence[str]) -> Lowering:
-    """Reads the logger's `Layers:` and `Total ... Memory` messages."""
-    memory = {m.group(1): int(m.group(2)) for text in messages if (m := _MEMORY.match(text))}
+    """Reads the logger's `Layers:` and `Total ... Memory` messages; the rest of the log is passed over."""
     lists = [text for text in messages if text.startswith("Layers:")]
     if len(lists) != 1:
         return Lowering(False, f"the build log holds {len(lists)} layer lists, expected 1")
-    lines = [line for line in lists[0].split("\n\n")[0].splitlines()[1:] if line.strip()]
+
+    layer_list = lists[0].split("\n\n")[0]  # behind an empty line the engine's inputs and outputs follow
     kernels = []
-    for line in lines:
+    for line in layer_list.splitlines()[1:]:
+        if not line.strip():
+            continue
         kernel = _read_kernel(line)
         if kernel is None:
             return Lowering(False, f"a line of the layer list has an unknown form: {line[:80]!r}")
@@ -69,33 +75,44 @@ def read_lowering(messages: Sequence[str]) -> Lowering:
             kernels.append(kernel)
     if not kernels:
         return Lowering(False, "the layer list is empty")
-    image = _image_names(lists[0])
+
+    memory_bytes = _memory_bytes(messages)
+    images = _image_names(lists[0])
+    paddings = [_padding(kernel, images) for kernel in kernels]
     return Lowering(
         available=True,
         kernels=len(kernels),
-        kinds=dict(Counter(k.kind for k in kernels)),
-        types=dict(Counter(_types(k) for k in kernels)),
-        padded=tuple(text for k in kernels if (text := _padding(k, image))),
-        activation_bytes=memory.get("Activation", -1),
-        weights_bytes=memory.get("Weights", -1),
+        kinds=dict(Counter(kernel.kind for kernel in kernels)),
+        types=dict(Counter(_types(kernel) for kernel in kernels)),
+        padded=tuple(padding for padding in paddings if padding),
+        activation_bytes=memory_bytes.get("Activation", -1),
+        weights_bytes=memory_bytes.get("Weights", -1),
     )
 
 
+def _memory_bytes(messages: Sequence[str]) -> dict[str, int]:
+    matches = [_MEMORY.match(text) for text in messages]
+    return {match[1]: int(match[2]) for match in matches if match is not None}
+
+
 def _read_kernel(line: str) -> Kernel | None:
+    """`Name: .., LayerType: .., Inputs: [ {..}], Constants: [..], Outputs: [ {..}], TacticName: ..`, or None."""
     match = _LAYER.match(line)
-    if match is None or "Outputs: [" not in match["rest"]:
+    if match is None or "Outputs: [" not in match["tensors"]:
         return None
-    inputs, rest = match["rest"].split("Outputs: [", 1)
-    inputs, _, constants = inputs.partition("Constants: [")
-    outputs = rest.split("TacticName:")[0]
+    operands, results = match["tensors"].split("Outputs: [", 1)
+    inputs, _, constants = operands.partition("Constants: [")
+    outputs = results.split("TacticName:")[0]
     return Kernel(match["name"], match["type"], _tensors(inputs), _tensors(constants), _tensors(outputs))
 
 
 def _tensors(text: str) -> tuple[TensorUse, ...]:
-    return tuple(
-        TensorUse(m["name"], tuple(int(d) for d in m["dims"].split(",") if d), m["type"])
-        for m in _TENSOR.finditer(text)
-    )
+    return tuple(TensorUse(match["name"], _dims(match["dims"]), match["type"]) for match in _TENSOR.finditer(text))
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    """`1,64,56,56` as numbers; nothing between the brackets is a single number's shape, ()."""
+    return tuple(int(dim) for dim in text.split(",") if dim)
 
 
 def _image_names(text: str) -> frozenset[str]:
@@ -105,23 +122,26 @@ def _image_names(text: str) -> frozenset[str]:
 def _makes_a_size(kernel: Kernel) -> bool:
     """Arithmetic on one whole number, such as the free batch times the heads: nothing of the image."""
     tensors = (*kernel.inputs, *kernel.outputs)
-    return all(t.type == "Int64" and t.dims in ((), (1,)) for t in tensors)
+    return all(tensor.type == "Int64" and tensor.dims in ((), (1,)) for tensor in tensors)
 
 
 def _types(kernel: Kernel) -> str:
     """`Half->Half`; the first input is the activation."""
-    first = kernel.inputs[0].type if kernel.inputs else "-"
-    return f"{first}->{kernel.outputs[0].type if kernel.outputs else '-'}"
+    read = kernel.inputs[0].type if kernel.inputs else "-"
+    written = kernel.outputs[0].type if kernel.outputs else "-"
+    return f"{read}->{written}"
 
 
-def _padding(kernel: Kernel, image: frozenset[str]) -> str:
+def _padding(kernel: Kernel, images: frozenset[str]) -> str:
     """`name: 63->64` for a kernel that widens one axis of its only input, else an empty string."""
-    if len(kernel.inputs) != 1 or len(kernel.outputs) != 1 or kernel.inputs[0].name in image:
+    if len(kernel.inputs) != 1 or len(kernel.outputs) != 1 or kernel.inputs[0].name in images:
         return ""
     before, after = kernel.inputs[0].dims, kernel.outputs[0].dims
-    wider = [(b, a) for b, a in zip(before, after, strict=False) if a != b]
-    if len(before) != len(after) or len(wider) != 1 or not wider[0][0] < wider[0][1] < 2 * wider[0][0]:
+    changed_axes = [axis for axis, (width, new) in enumerate(zip(before, after, strict=False)) if width != new]
+    if len(before) != len(after) or len(changed_axes) != 1:
         return ""
-    if not any(word in kernel.name.lower() for word in _WIDENING):
-        return ""
-    return f"{kernel.name}: {wider[0][0]}->{wider[0][1]}"
+
+    width, padded_width = before[changed_axes[0]], after[changed_axes[0]]
+    is_widened = width < padded_width < 2 * width  # twice as wide or more: channels packed several times over
+    is_called_so = any(word in kernel.name.lower() for word in _WIDENING)
+    return f"{kernel.name}: {width}->{padded_width}" if is_widened and is_called_so else ""

@@ -26,7 +26,7 @@ BUILT = "built"  # engines made on the device: outside the manifest, each with a
 _MOST_BYTES = 1 << 26  # a million labels fit
 _MOST_LABELS = 1 << 20
 _MOST_PATH = 1000
-_MOST_PART = 200
+_MOST_STEP = 200  # of a folder or file in a path; file systems take 255 bytes
 _MOST_NAME = 200
 _MOST_LIBRARIES = 16
 _LEAST_COSINE = -1.0
@@ -74,10 +74,11 @@ def read_bundle(folder: Path | str) -> Manifest:
         schema, digest = fields.field(content, "schema"), fields.sha256(content, "digest")
         if schema != SCHEMA:
             raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r}")
-        inside = {key: value for key, value in content.items() if key not in ("schema", "digest")}
-        if digest != _digest(inside):
+
+        digested = {key: value for key, value in content.items() if key not in ("schema", "digest")}
+        if digest != _digest(digested):
             raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
-        return _manifest_of(inside)
+        return _manifest_of(digested)
     except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
 
@@ -89,8 +90,9 @@ def _nearby(folder: Path) -> str:
 
 
 def manifest_text(manifest: Manifest, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The manifest as it is stored; raises InputError for one that no reader would accept."""
+    """The manifest as it is stored, with `files` in place of its own; raises InputError for one no reader accepts."""
     try:
+        # There and back, so that the digest is of what a reader will see: lists where there are tuples.
         content = json.loads(json.dumps({**asdict(manifest), "files": files}, allow_nan=False))
         _manifest_of(content)
     except ValueError as error:
@@ -101,7 +103,8 @@ def manifest_text(manifest: Manifest, files: Mapping[str, Mapping[str, Any]]) ->
 def inside(name: str) -> PurePosixPath:
     """The name as a path that stays in the bundle; a manifest from elsewhere must not reach out of it."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+    reaches_out = path.is_absolute() or ".." in path.parts or not path.parts
+    if reaches_out or "\\" in name or ":" in name:  # the last two reach out of it on Windows
         raise GateError(f"the manifest names {fields.shown(name)}, which lies outside the bundle; don't use it")
     return path
 
@@ -112,8 +115,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _manifest_of(content: fields.Object) -> Manifest:
     files = _files(content)
-    models = tuple(_model(fields.as_object(m, "a model"), files) for m in fields.entries(content, "models"))
-    build = tuple(_recipe(fields.as_object(r, "a build recipe")) for r in fields.entries(content, "build"))
+    models = tuple(_model(entry, files) for entry in fields.entries(content, "models"))
+    build = tuple(_recipe(entry) for entry in fields.entries(content, "build"))
     return Manifest(
         name=fields.text(content, "name"),
         models=models,
@@ -128,26 +131,30 @@ def _manifest_of(content: fields.Object) -> Manifest:
 
 def _files(content: fields.Object) -> dict[str, dict[str, Any]]:
     files = {}
-    for name, listed in fields.inner(content, "files").items():
-        about = fields.as_object(listed, fields.shown(name))
-        files[_path(name)] = {"sha256": fields.sha256(about, "sha256"), "bytes": fields.whole(about, "bytes")}
+    for name, entry in fields.inner(content, "files").items():
+        listing = fields.as_object(entry, fields.shown(name))
+        files[_path(name)] = {"sha256": fields.sha256(listing, "sha256"), "bytes": fields.whole(listing, "bytes")}
     if GOLDEN not in files:
         raise ValueError(f"its files lack {GOLDEN}")
     return files
 
 
 def _path(name: str) -> str:
+    """The name, if it is one that a bundle's file can have."""
     path = inside(name)
-    if len(name) > _MOST_PATH or any(len(part) > _MOST_PART for part in path.parts) or not name.isprintable():
+    is_too_long = len(name) > _MOST_PATH or any(len(step) > _MOST_STEP for step in path.parts)
+    if is_too_long or not name.isprintable():
         raise GateError(f"the manifest names {fields.shown(name)}, which is no path of a file; don't use it")
-    if str(path) != name or path.parts[0] == BUILT or name == MANIFEST:
+    if str(path) != name or path.parts[0] == BUILT or name == MANIFEST:  # "a//b" is a second name of "a/b"
         raise GateError(f"the manifest names {fields.shown(name)}, which no bundle's file is called; don't use it")
     return name
 
 
-def _model(content: fields.Object, files: Mapping[str, Any]) -> ModelFile:
-    fields.only(content, _MODEL_FIELDS, "a model")
-    content = {"library": "", "target": "", "made_for": "", **content}  # older bundles say nothing of some
+def _model(entry: object, files: Mapping[str, Any]) -> ModelFile:
+    stated = fields.as_object(entry, "a model")
+    fields.only(stated, _MODEL_FIELDS, "a model")
+    content = {"library": "", "target": "", "made_for": "", **stated}  # older bundles say nothing of some
+
     path, library = fields.text(content, "path"), fields.text(content, "library", most=_MOST_NAME)
     if _path(path) not in files:
         raise ValueError(f"the model {fields.shown(path)} has no entry among the files")
@@ -174,8 +181,9 @@ def _preprocessing(content: fields.Object) -> Preprocessing:
     return checked_preprocessing(interpolation=fields.text(content, "interpolation", most=_MOST_NAME), **lists)
 
 
-def _recipe(content: fields.Object) -> fields.Object:
+def _recipe(entry: object) -> fields.Object:
     """What `compressor build` needs; which of the libraries it can build with is its to say."""
+    content = fields.as_object(entry, "a build recipe")
     for key in ("target", "precision"):
         fields.text(content, key, most=_MOST_NAME)
     fields.text(content, "model", most=_MOST_PATH)
@@ -186,7 +194,7 @@ def _recipe(content: fields.Object) -> fields.Object:
 
 def _provenance(content: fields.Object) -> dict[str, Any]:
     """Free, but for the two costs that others count with."""
-    about = fields.inner(content, "provenance")
-    for key in {"macs", "parameters"} & about.keys():
-        fields.whole(about, key, least=-1)
-    return about
+    provenance = fields.inner(content, "provenance")
+    for key in {"macs", "parameters"} & provenance.keys():
+        fields.whole(provenance, key, least=-1)
+    return provenance

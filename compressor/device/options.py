@@ -22,31 +22,34 @@ class _Parser(argparse.ArgumentParser):
     """argparse prints its usage and ends the process; ours is one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls for words it can't read."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     """The parser of `verify`, `run`, `build` and `benchmark`, whose actions `verbs` holds by name."""
     parser = _Parser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
-    choices = parser.add_subparsers(required=True, metavar="VERB")
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, help_text: str) -> argparse.ArgumentParser:
-        added = choices.add_parser(name, help=help_text, description=help_text)
-        added.add_argument("bundle", type=Path, metavar="BUNDLE")
-        added.add_argument("--json", action="store_true", help="print one JSON object")
-        added.set_defaults(verb=verbs[name], runtime="")
-        return added
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        subparser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        subparser.add_argument("--json", action="store_true", help="print one JSON object")
+        subparser.set_defaults(verb=verbs[name], runtime="")
+        return subparser
 
     verify = verb("verify", "check every hash, run every model on the golden inputs")
     run = verb("run", "run the bundle's model on images, .npy or .npz files")
     verb("build", "build the bundle's TensorRT engines for this device")
     benchmark = verb("benchmark", "time the bundle's models on this device")
-    for added in (verify, run, benchmark):
-        added.add_argument("--runtime", default="", metavar="NAME", help=f"one of {', '.join(RUNTIMES)}")
+    for subparser in (verify, run, benchmark):
+        subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {', '.join(RUNTIMES)}")
+
     run.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file, or a folder of files")
     run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image")
     run.add_argument("--out", type=Path, help="write the raw outputs to this .npz")
     run.add_argument("--threads", type=_whole(0), default=0)
+
     benchmark.add_argument("--batch", type=_whole(1), default=1)
     benchmark.add_argument("--seconds", type=_number(_DAY_S), default=10.0, help="per model")
     benchmark.add_argument("--runs", type=_whole(1), default=662, help="least runs per model; a p99 needs 662")
@@ -63,7 +66,7 @@ def _whole(least: int) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            value = least - 1
+            value = least - 1  # no number is out of range too
         if not least <= value <= _MOST:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {_MOST}")
         return value
@@ -77,7 +80,7 @@ def _number(most: float) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= most:
+        if not 0 <= value <= most:  # NaN lies nowhere
             raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most:g}")
         return value
 
@@ -85,7 +88,11 @@ def _number(most: float) -> Callable[[str], float]:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(_is_core(number) for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of cores; write their numbers, such as 0,1")
-    return tuple(int(part) for part in parts)
+    return tuple(int(number) for number in numbers)
+
+
+def _is_core(number: str) -> bool:
+    return number.isascii() and number.isdigit() and len(number) < 6

@@ -64,38 +64,44 @@ def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Pa
     if reference.ndim == 0 or reference.size == 0:
         shape = list(reference.shape)
         raise GateError(f"outputs of shape {shape} hold no number, so nothing was compared; give images")
-    a = reference.reshape(len(reference), -1).astype(np.float64)
-    b = output.reshape(len(output), -1).astype(np.float64)
+
+    wanted = reference.reshape(len(reference), -1).astype(np.float64)  # [N, everything else]
+    actual = output.reshape(len(output), -1).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        difference = np.abs(a - b)
+        difference = np.abs(wanted - actual)
     finite = bool(np.isfinite(difference).all() and difference.max() < _SQUARE_ROOT_OF_WORST)
     return Parity(
-        n=len(a),
+        n=len(wanted),
         max_abs=float(difference.max()) if finite else _WORST,
         mean_abs=float(difference.mean()) if finite else _WORST,
-        cosine=_least_cosine(a, b) if finite else -1.0,
-        sqnr_db=_sqnr_db(a, difference) if finite else -_MOST_DB,
-        top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
-        reference_max_abs=float(np.nan_to_num(np.abs(a)).max()),
+        cosine=_least_cosine(wanted, actual) if finite else -1.0,
+        sqnr_db=_sqnr_db(wanted, difference) if finite else -_MOST_DB,
+        top1_agreement=float((wanted.argmax(1) == actual.argmax(1)).mean()),
+        reference_max_abs=float(np.nan_to_num(np.abs(wanted)).max()),
     )
 
 
-def _least_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (a == b).all(axis=1)
-    cosine = np.where(lengths > 0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1), same.astype(np.float64))
-    return float(cosine.min())
+def _least_cosine(wanted: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """Of the rows [N, values]; a row of zeros has no direction: 1 beside another, 0 beside anything else."""
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(actual, axis=1)  # [N]
+    has_angle = lengths > 0
+    is_same = (wanted == actual).all(axis=1)
+    cosine = (wanted * actual).sum(1) / np.where(has_angle, lengths, 1)
+    return float(np.where(has_angle, cosine, is_same.astype(np.float64)).min())
 
 
 def _sqnr_db(reference: NDArray[np.float64], difference: NDArray[np.float64]) -> float:
     signal, noise = float((reference**2).sum()), float((difference**2).sum())
     if noise == 0:
         return _MOST_DB
-    return min(_MOST_DB, max(-_MOST_DB, 10 * math.log10(signal / noise))) if signal > 0 else -_MOST_DB
+    if not signal > 0:
+        return -_MOST_DB
+    ratio_db = 10 * math.log10(signal / noise)
+    return min(_MOST_DB, max(-_MOST_DB, ratio_db))
 
 
 def failures(parity: Parity, limits: Limits) -> tuple[str, ...]:
-    """One line per limit that does not hold; empty when all do."""
+    """One line per limit that does not hold; empty when all do. NaN keeps to no limit."""
     allowed = limits.relative * max(parity.reference_max_abs, float(np.finfo(np.float32).tiny))
     lines = []
     if not parity.max_abs <= allowed:

@@ -28,7 +28,9 @@ def allowed_overruns(n: int, percentile: float, confidence: float = CONFIDENCE) 
 
     P(X <= t) is the regularised incomplete beta function I_percentile(n - t, t + 1).
     """
-    budget, tail, t = 1 - confidence, 0.0, -1
+    budget = 1 - confidence
+    tail = 0.0  # P(X <= t)
+    t = -1  # not even t = 0 is within the budget yet
     while t + 1 < n:
         tail += _binomial(n, t + 1, 1 - percentile)
         if tail > budget:
@@ -43,6 +45,8 @@ def least_samples(percentile: float, confidence: float = CONFIDENCE) -> int:
     low, high = 1, 2
     while allowed_overruns(high, percentile, confidence) == 0:
         low, high = high, high * 2
+
+    # `low` is too few, `high` is enough
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (low, middle) if allowed_overruns(middle, percentile, confidence) else (middle, high)

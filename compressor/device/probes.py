@@ -33,7 +33,7 @@ def time_probes(
 
     `shapes` are the inputs', batch included. Raises what `open_model` raises, and EngineError when the child dies.
     """
-    request = {"files": [str(f) for f in files], "shapes": [list(s) for s in shapes]}
+    request = {"files": [str(file) for file in files], "shapes": [list(shape) for shape in shapes]}
     answer = ask({**request, "runtime": runtime, "threads": threads})
     return np.array(answer["turns_us"], dtype=np.float64)
 
@@ -42,34 +42,41 @@ def _answer(request: Mapping[str, object], report: child.Report) -> child.Event:
     files, shapes = request["files"], request["shapes"]
     assert isinstance(files, list)
     assert isinstance(shapes, list)
+
     runtime, threads = str(request["runtime"]), int(str(request["threads"]))
     sessions = [open_model(file, runtime=runtime, threads=threads) for file in files]
     generator = np.random.default_rng(0)
     inputs: list[NDArray[np.float32]] = [generator.random(tuple(shape), dtype=np.float32) for shape in shapes]
     calls = [partial(session.run, images) for session, images in zip(sessions, inputs, strict=True)]
-    return {"turns_us": take_rounds(calls, by_processor=threads == 1 and runtime in ON_THE_PROCESSOR)}
+
+    by_processor = threads == 1 and runtime in ON_THE_PROCESSOR
+    return {"turns_us": take_rounds(calls, by_processor=by_processor)}
 
 
 def take_rounds(calls: Sequence[Callable[[], object]], *, by_processor: bool) -> list[list[float]]:
-    """[calls][rounds] medians. A turn is one run, or as many as fit into its time: short ones need more of them."""
+    """[calls][rounds] median microseconds of each turn, of this process's processor time or of the wall clock.
+
+    A turn is one run, or as many as fit into its time: short ones need more of them.
+    """
     clock = time.process_time_ns if by_processor else time.perf_counter_ns
-    turns: list[list[float]] = [[] for _ in calls]
-    for call in (*calls, *calls):
+    for call in (*calls, *calls):  # each warmed up twice
         call()
+
+    turns_us: list[list[float]] = [[] for _ in calls]
     for _ in range(ROUNDS):
-        for taken, call in zip(turns, calls, strict=True):
-            taken.append(_turn(call, clock))
-    return turns
+        for turns_of_call, call in zip(turns_us, calls, strict=True):
+            turns_of_call.append(_turn_us(call, clock))
+    return turns_us
 
 
-def _turn(call: Callable[[], object], clock: Callable[[], int]) -> float:
-    samples: list[float] = []
+def _turn_us(call: Callable[[], object], clock: Callable[[], int]) -> float:
+    samples_us: list[float] = []
     end = time.perf_counter() + TURN_S
-    while not samples or (len(samples) < _MOST_RUNS and time.perf_counter() < end):
-        start = clock()
+    while not samples_us or (len(samples_us) < _MOST_RUNS and time.perf_counter() < end):
+        start_ns = clock()
         call()
-        samples.append((clock() - start) / 1e3)
-    return float(np.median(samples))
+        samples_us.append((clock() - start_ns) / 1e3)
+    return float(np.median(samples_us))
 
 
 def steadied(turns_us: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -77,13 +84,13 @@ def steadied(turns_us: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Two-way median polish of the logarithms: files and rounds explain a turn, the odd one out does not count.
     """
-    logs = np.log(np.maximum(turns_us, 1e-3))
-    of_file = np.median(logs, axis=1)
-    of_round = np.zeros(logs.shape[1])
+    logs = np.log(np.maximum(turns_us, 1e-3))  # a clock's tick may be longer than a turn, which then is 0
+    file_logs = np.median(logs, axis=1)  # [files]
+    round_logs = np.zeros(logs.shape[1])  # [rounds]
     for _ in range(_POLISHINGS):
-        of_round = np.median(logs - of_file[:, None], axis=0)
-        of_file = np.median(logs - of_round, axis=1)
-    steady: NDArray[np.float64] = np.exp(of_file + np.quantile(of_round, _QUICK))
+        round_logs = np.median(logs - file_logs[:, None], axis=0)
+        file_logs = np.median(logs - round_logs, axis=1)
+    steady: NDArray[np.float64] = np.exp(file_logs + np.quantile(round_logs, _QUICK))
     return steady
 
 

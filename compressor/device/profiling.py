@@ -32,11 +32,15 @@ class KernelTime:
 
     @property
     def median_us(self) -> float:
+        """Over the runs, in microseconds."""
         return float(np.median(self.us))
 
 
 def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads: int = 0) -> list[KernelTime]:
-    """Every kernel of `path` on ONNX Runtime's CPU provider, over `RUNS` runs after a warm-up, in their order."""
+    """Every kernel of `path` on ONNX Runtime's CPU provider, over `RUNS` runs after a warm-up, in their order.
+
+    `images` [M, C, H, W] is a pool batches are drawn from. Raises ModelError when the file can't be loaded.
+    """
     batches = make_batches(images, batch)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         session = _session(Path(path), Path(folder) / "profile", threads)
@@ -51,9 +55,11 @@ def _session(path: Path, prefix: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # a failure reaches us as an exception; its log line would be a second copy
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -63,9 +69,9 @@ def _session(path: Path, prefix: Path, threads: int) -> Any:
 def _kernels(events: Sequence[dict[str, Any]]) -> list[KernelTime]:
     """The profiler's trace: one event `<kernel>_kernel_time` with a duration per kernel and run."""
     ending = "_kernel_time"
-    times: dict[tuple[str, str], list[float]] = {}
+    times_us: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(ending):
-            key = event["name"].removesuffix(ending), str(event["args"].get("op_name", ""))
-            times.setdefault(key, []).append(float(event["dur"]))
-    return [KernelTime(name, operation, tuple(us[_WARM_UP:])) for (name, operation), us in times.items()]
+            name, operation = event["name"].removesuffix(ending), str(event["args"].get("op_name", ""))
+            times_us.setdefault((name, operation), []).append(float(event["dur"]))
+    return [KernelTime(name, operation, tuple(us[_WARM_UP:])) for (name, operation), us in times_us.items()]

@@ -71,8 +71,9 @@ def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int =
         raise ModelError(f"no model file at {path}")
     reason = available()[runtime]
     if reason:
-        wrong = MissingPackageError if reason.startswith("not installed") else EngineError
-        raise wrong(f"can't run {path.name} in {runtime}: {reason}")
+        error_type = MissingPackageError if reason.startswith("not installed") else EngineError
+        raise error_type(f"can't run {path.name} in {runtime}: {reason}")
+
     try:
         if runtime in _PROVIDERS:
             return _open_onnxruntime(path, runtime, threads, fused=fused)
@@ -96,7 +97,7 @@ def available() -> dict[str, str]:
 
 def version_of(runtime: str) -> str:
     """The runtime's library version, or an empty string where it is not installed."""
-    package = runtime.split("-")[0]
+    package = runtime.split("-")[0]  # onnxruntime-cuda is onnxruntime's
     if importlib.util.find_spec(package) is None:
         return ""
     try:
@@ -112,6 +113,7 @@ def kind_of(path: Path | str) -> str:
 
 
 def _unavailable(runtime: str) -> str:
+    """Why it can't run here; empty where it can. ONNX Runtime's packages differ in the providers they bring."""
     if runtime.startswith("tensorrt"):
         return tensorrt.unavailable(runtime)
     package = runtime.split("-")[0]
@@ -119,6 +121,7 @@ def _unavailable(runtime: str) -> str:
         return f"not installed: pip install {package}"
     if runtime in ("onnxruntime", "openvino"):
         return ""
+
     import onnxruntime
 
     if _PROVIDERS[runtime] not in onnxruntime.get_available_providers():
@@ -136,6 +139,7 @@ def _open_onnxruntime(path: Path, runtime: str, threads: int, *, fused: bool = T
     options.log_severity_level = 4  # a failure reaches us as an exception; its log line would be a second copy
     if not fused:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     if provider not in session.get_providers():
         raise EngineError(
@@ -144,17 +148,17 @@ def _open_onnxruntime(path: Path, runtime: str, threads: int, *, fused: bool = T
     inputs, output = session.get_inputs(), session.get_outputs()[0].name
     if len(inputs) != 1:
         raise ModelError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
-    name, half = inputs[0].name, inputs[0].type == "tensor(float16)"
+    name, takes_half = inputs[0].name, inputs[0].type == "tensor(float16)"
 
     def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if half else images
+        feed = images.astype(np.float16) if takes_half else images
         return np.asarray(session.run([output], {name: feed})[0])
 
     return Session(
         runtime=runtime,
         version=onnxruntime.__version__,
         path=str(path),
-        shape=tuple(d if isinstance(d, int) else -1 for d in inputs[0].shape),
+        shape=tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape),  # a free axis has a name
         threads=threads,
         call=call,
         details={"providers": ", ".join(session.get_providers())},
@@ -164,25 +168,27 @@ def _open_onnxruntime(path: Path, runtime: str, threads: int, *, fused: bool = T
 def _open_openvino(path: Path, runtime: str, threads: int) -> Session:
     import openvino
 
+    # f32: of itself it computes fp32 files in bfloat16 on processors that have it.
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     model = openvino.Core().read_model(str(path))
     if len(model.inputs) != 1:
         raise ModelError(f"{path} takes {len(model.inputs)} inputs, expected one batch of images")
+
     compiled = openvino.compile_model(model, "CPU", options)
     request, output = compiled.create_infer_request(), compiled.output(0)
-    half = model.input(0).element_type == openvino.Type.f16
+    takes_half = model.input(0).element_type == openvino.Type.f16
 
     def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if half else images
+        feed = images.astype(np.float16) if takes_half else images
         return np.array(request.infer([feed], share_inputs=True)[output])
 
     return Session(
         runtime=runtime,
         version=openvino.__version__,
         path=str(path),
-        shape=tuple(d.get_length() if d.is_static else -1 for d in model.input(0).partial_shape),
+        shape=tuple(axis.get_length() if axis.is_static else -1 for axis in model.input(0).partial_shape),
         threads=threads,
         call=call,
         details={"device": "CPU", "precision": "f32"},
@@ -207,8 +213,10 @@ RUNTIMES = tuple(_OPENERS)
 
 
 def _checked(images: Images, shape: tuple[int, ...], path: str) -> Images:
-    if images.ndim != len(shape) or any(want not in (-1, have) for have, want in zip(images.shape, shape, strict=True)):
-        expected = ", ".join("N" if d == -1 else str(d) for d in shape)
+    """The images in one block of memory; ModelError unless they are float32 of the model's shape, -1 fits anything."""
+    has_all_axes = images.ndim == len(shape)
+    if not has_all_axes or any(size not in (-1, length) for size, length in zip(shape, images.shape, strict=True)):
+        expected = ", ".join("N" if size == -1 else str(size) for size in shape)
         raise ModelError(f"the input has shape {list(images.shape)}, {path} takes [{expected}]")
     if images.dtype != np.float32:
         raise ModelError(f"the input is {images.dtype}, {path} takes float32; pass images.astype(np.float32)")

@@ -24,6 +24,8 @@ _PIP = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 # Strong typing is complete from TensorRT 10.12 (Jetson's JetPack 6 has 10.3); before it, builder flags choose.
 _STRONG_FROM = (10, 12)
 
+Buffers = dict[str, tuple[int, int]]  # by a tensor's name: address on the GPU, bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -62,6 +64,7 @@ def import_library(library: str) -> Any:
 
 
 def version(library: str) -> str:
+    """The installed library's own version; raises MissingPackageError where it is not installed."""
     return str(import_library(library).__version__)
 
 
@@ -71,7 +74,7 @@ def is_strongly_typed(library: str, library_version: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
+    return tuple(int(number) for number in text.split(".") if number.isdigit())
 
 
 def build(job: Mapping[str, Any], report: child.Report) -> child.Event:
@@ -84,22 +87,26 @@ def build(job: Mapping[str, Any], report: child.Report) -> child.Event:
     name = Path(job["out"]).name
     logger = _logger(trt)
     builder = trt.Builder(logger)
+
     network = builder.create_network(_network_flags(trt, job["library"]))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(job["onnx"])):
-        reasons = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise EngineError(f"{name} can't be parsed: {_joined([_parser_reason(r) for r in reasons])}")
+        reasons = [_parser_reason(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise EngineError(f"{name} can't be parsed: {_joined(reasons)}")
     if network.num_outputs == 0:  # bytes that are no ONNX parse as an empty model
         raise EngineError(f"{name} can't be built: {job['onnx']} holds no network; it is damaged or not ONNX")
+
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _set_flags(trt, config, job)
     profile = builder.create_optimization_profile()
     for tensor, shapes in job["profiles"].items():
-        profile.set_shape(tensor, *(tuple(s) for s in shapes))
+        low, usual, high = (tuple(shape) for shape in shapes)
+        profile.set_shape(tensor, low, usual, high)
     config.add_optimization_profile(profile)
     monitor = _monitor(trt, report)
     config.progress_monitor = monitor
+
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{name} can't be built: {_joined(logger.problems) or 'the builder gave no reason'}")
@@ -112,21 +119,26 @@ def _joined(reasons: Sequence[str]) -> str:
 
 
 def _network_flags(trt: Any, library: str) -> int:
+    """Strong typing is asked for in TensorRT 10 alone: later ones and RTX know nothing else."""
     flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
     if library == "tensorrt_rtx" or _numbers(trt.__version__)[0] != 10 or flags is None:
         return 0
-    return 1 << int(flags.STRONGLY_TYPED) if is_strongly_typed(library, trt.__version__) else 0
+    if not is_strongly_typed(library, trt.__version__):
+        return 0
+    return 1 << int(flags.STRONGLY_TYPED)
 
 
 def _set_flags(trt: Any, config: Any, job: Mapping[str, Any]) -> None:
-    names = list(job.get("compute_capabilities") or ())
-    if names:
-        config.num_compute_capabilities = len(names)
-        for index, name in enumerate(names):
+    capabilities = list(job.get("compute_capabilities") or ())
+    if capabilities:  # none: the engine is for the GPU that the builder sees
+        config.num_compute_capabilities = len(capabilities)
+        for index, name in enumerate(capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
     if not is_strongly_typed(job["library"], trt.__version__):
         for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(job["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, flag))
+
     if job.get("workspace_bytes"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job["workspace_bytes"]))
 
@@ -182,29 +194,32 @@ def load_engine(path: Path, library: str) -> Engine:
     reason = cuda.unavailable()
     if reason:
         raise EngineError(f"can't run {path.name}: {reason}")
+
     stream = cuda.attach()
     logger = _logger(trt)
     runtime = trt.Runtime(logger)
-    data = path.read_bytes()
-    engine = runtime.deserialize_cuda_engine(data)
+    plan = path.read_bytes()
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{library} {trt.__version__} can't load {path}: {_why_not(trt, runtime, data, logger)}")
+        raise EngineError(f"{library} {trt.__version__} can't load {path}: {_why_not(trt, runtime, plan, logger)}")
+
     context = _context(trt, engine)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    outputs = [n for n in names if n not in inputs]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if name not in inputs]
     if len(inputs) != 1:
         raise EngineError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
     types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
-    buffers: dict[str, tuple[int, int]] = {}
+    buffers: Buffers = {}
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         feed = np.ascontiguousarray(images, dtype=types[inputs[0]])
         if not context.set_input_shape(inputs[0], feed.shape):
             raise EngineError(f"{path.name} was not built for the shape {list(feed.shape)}; see its profile")
-        results = {n: np.empty(tuple(context.get_tensor_shape(n)), types[n]) for n in outputs}
+        results = {name: np.empty(tuple(context.get_tensor_shape(name)), types[name]) for name in outputs}
         for name, array in {inputs[0]: feed, **results}.items():
             context.set_tensor_address(name, _buffer(buffers, name, array.nbytes))
+
         cuda.to_device(buffers[inputs[0]][0], feed, stream)
         if not context.execute_async_v3(stream):
             raise EngineError(f"{path.name} failed to run: {'; '.join(logger.problems[-2:]) or 'no reason given'}")
@@ -218,10 +233,11 @@ def load_engine(path: Path, library: str) -> Engine:
     return Engine(str(trt.__version__), tuple(engine.get_tensor_shape(inputs[0])), run, details)
 
 
-def _buffer(buffers: dict[str, tuple[int, int]], name: str, size_bytes: int) -> int:
-    pointer, have = buffers.get(name, (0, -1))
-    if have < size_bytes:
-        if have >= 0:
+def _buffer(buffers: Buffers, name: str, size_bytes: int) -> int:
+    """The address of at least that much memory for a tensor; a buffer only grows, so most runs allocate nothing."""
+    pointer, allocated_bytes = buffers.get(name, (0, -1))
+    if allocated_bytes < size_bytes:
+        if allocated_bytes >= 0:
             cuda.free(pointer)
         buffers[name] = (cuda.allocate(size_bytes), size_bytes)
     return buffers[name][0]
@@ -236,12 +252,13 @@ def _context(trt: Any, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
-def _why_not(trt: Any, runtime: Any, data: bytes, logger: Any) -> str:
+def _why_not(trt: Any, runtime: Any, plan: bytes, logger: Any) -> str:
     reasons = list(logger.problems[-2:])
-    if hasattr(runtime, "get_engine_validity"):
-        _, bits = runtime.get_engine_validity(data)
+    if hasattr(runtime, "get_engine_validity"):  # of TensorRT-RTX
+        _, diagnostics = runtime.get_engine_validity(plan)
         flags = getattr(trt, "EngineInvalidityDiagnostics", None)
-        reasons += [name for name, flag in getattr(flags, "__members__", {}).items() if int(bits) & int(flag)]
+        members = getattr(flags, "__members__", {})
+        reasons += [name for name, flag in members.items() if int(diagnostics) & int(flag)]
     return "; ".join(reasons) or "no reason given; it may be from another version or GPU"
 
 

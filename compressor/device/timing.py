@@ -71,10 +71,12 @@ class Timing:
 
     @property
     def p50_ms(self) -> float:
+        """The plain median of all samples."""
         return float(np.median(self.samples_ms))
 
     @property
     def images_per_s(self) -> float:
+        """Of runs back to back: the time between them, as `rate_hz` leaves it, does not count."""
         return 1e3 * self.schedule.batch * len(self.samples_ms) / sum(self.samples_ms)
 
 
@@ -102,34 +104,43 @@ def time_interleaved(
     """
     batches = make_batches(images, schedule.batch)
     environment = read_environment()
-    warm = {name: warm_up(subject, batches, schedule) for name, subject in subjects.items()}
-    taken: dict[str, list[tuple[int, float]]] = {name: [] for name in subjects}
+    warmups = {name: warm_up(subject, batches, schedule) for name, subject in subjects.items()}
+
+    samples_ms: dict[str, list[float]] = {name: [] for name in subjects}
+    turns: dict[str, list[int]] = {name: [] for name in subjects}
     for turn in range(schedule.rounds):
         for name, subject in subjects.items():
-            samples = take_turn(subject, batches, schedule)
-            taken[name] += [(turn, sample) for sample in samples]
-    return {
-        name: Timing(
+            turn_ms = take_turn(subject, batches, schedule)
+            samples_ms[name] += turn_ms
+            turns[name] += [turn] * len(turn_ms)
+
+    timings = {}
+    for name in subjects:
+        warmup_runs, stable = warmups[name]
+        timings[name] = Timing(
             name=name,
             runtime=(runtimes or {}).get(name, "python"),
             schedule=schedule,
-            samples_ms=tuple(sample for _, sample in taken[name]),
-            turns=tuple(turn for turn, _ in taken[name]),
-            warmup_runs=warm[name][0],
-            stable=warm[name][1],
+            samples_ms=tuple(samples_ms[name]),
+            turns=tuple(turns[name]),
+            warmup_runs=warmup_runs,
+            stable=stable,
             environment=environment,
         )
-        for name in subjects
-    }
+    return timings
 
 
 def make_batches(images: Images, batch: int) -> list[Images]:
-    """Batches that walk through the pool; offline and single-stream runs see the same ones in the same order."""
+    """Batches [batch, C, H, W] that walk through the pool; offline and single-stream runs see them in the same order.
+
+    The last one is filled up from the pool's start: of 5 images in twos they are 0 1, 2 3, 4 0. Raises InputError for
+    images of another shape, or none.
+    """
     if images.ndim != 4 or len(images) == 0:
         raise InputError(f"timing needs images [N, C, H, W], got shape {list(images.shape)}")
     images = np.ascontiguousarray(images)
-    whole = len(images) // batch * batch  # views: a pool larger than the caches is not copied
-    batches = [images[i : i + batch] for i in range(0, whole, batch)]
+    whole = len(images) // batch * batch
+    batches = [images[i : i + batch] for i in range(0, whole, batch)]  # views: a large pool is not copied
     if whole < len(images):
         batches.append(images[np.arange(whole, whole + batch) % len(images)])
     return batches
@@ -137,55 +148,63 @@ def make_batches(images: Images, batch: int) -> list[Images]:
 
 def warm_up(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> tuple[int, bool]:
     """Runs until the time has passed and two windows agree; returns the runs and whether they did agree."""
-    samples: list[float] = []
+    samples_ms: list[float] = []
     start = time.perf_counter()
     while True:
-        samples.append(_run_once(subject, batches[len(samples) % len(batches)]))
-        elapsed = time.perf_counter() - start
-        if elapsed >= schedule.warmup_s and _is_stable(samples):
-            return len(samples), True
-        if elapsed >= max(schedule.warmup_limit_s, schedule.warmup_s):
-            return len(samples), False
+        samples_ms.append(_run_once_ms(subject, batches[len(samples_ms) % len(batches)]))
+        elapsed_s = time.perf_counter() - start
+        if elapsed_s >= schedule.warmup_s and _is_stable(samples_ms):
+            return len(samples_ms), True
+        if elapsed_s >= max(schedule.warmup_limit_s, schedule.warmup_s):
+            return len(samples_ms), False
 
 
 def take_turn(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> list[float]:
     """One turn's samples in ms, each a run on its own batch."""
-    samples: list[float] = []
-    seconds, limit_s = schedule.seconds / schedule.rounds, (schedule.limit_s or math.inf) / schedule.rounds
-    runs = -(-schedule.runs // schedule.rounds)
-    enough = max(runs, -(-schedule.enough // schedule.rounds)) if schedule.enough else math.inf
-    start, elapsed = time.perf_counter(), 0.0
-    while elapsed < seconds or (len(samples) < runs and (not samples or elapsed < limit_s)):
-        if len(samples) >= enough and elapsed >= _ENOUGH_SHARE * seconds:
+    samples_ms: list[float] = []
+    seconds = schedule.seconds / schedule.rounds
+    limit_s = (schedule.limit_s or math.inf) / schedule.rounds
+    runs = _shared_out(schedule.runs, schedule.rounds)
+    enough = max(runs, _shared_out(schedule.enough, schedule.rounds)) if schedule.enough else math.inf
+
+    start, elapsed_s = time.perf_counter(), 0.0
+    while elapsed_s < seconds or (len(samples_ms) < runs and (not samples_ms or elapsed_s < limit_s)):
+        if len(samples_ms) >= enough and elapsed_s >= _ENOUGH_SHARE * seconds:
             break
         if schedule.rate_hz:
-            _sleep_until(start + len(samples) / schedule.rate_hz)
-        samples.append(_run_once(subject, batches[len(samples) % len(batches)]))
-        elapsed = time.perf_counter() - start
-    return samples
+            _sleep_until(start + len(samples_ms) / schedule.rate_hz)
+        samples_ms.append(_run_once_ms(subject, batches[len(samples_ms) % len(batches)]))
+        elapsed_s = time.perf_counter() - start
+    return samples_ms
 
 
-def _run_once(subject: Subject, batch: Images) -> float:
-    start = time.perf_counter_ns()
+def _shared_out(runs: int, rounds: int) -> int:
+    """Runs of one turn, rounded up, so that all turns together have them: 64 over 5 turns are 13 each."""
+    return -(-runs // rounds)
+
+
+def _run_once_ms(subject: Subject, batch: Images) -> float:
+    start_ns = time.perf_counter_ns()
     subject(batch)
-    return (time.perf_counter_ns() - start) / 1e6
+    return (time.perf_counter_ns() - start_ns) / 1e6
 
 
-def _is_stable(samples: Sequence[float]) -> bool:
-    if len(samples) < 2 * _WINDOW:
+def _is_stable(samples_ms: Sequence[float]) -> bool:
+    if len(samples_ms) < 2 * _WINDOW:
         return False
-    before = float(np.median(samples[-2 * _WINDOW : -_WINDOW]))
-    return abs(float(np.median(samples[-_WINDOW:])) - before) <= _STABLE * before
+    before = float(np.median(samples_ms[-2 * _WINDOW : -_WINDOW]))
+    now = float(np.median(samples_ms[-_WINDOW:]))
+    return abs(now - before) <= _STABLE * before
 
 
 def _sleep_until(moment: float) -> None:
-    left = moment - time.perf_counter()
-    if left > 0:
-        time.sleep(left)
+    left_s = moment - time.perf_counter()
+    if left_s > 0:
+        time.sleep(left_s)
 
 
 def summarise(timing: Timing) -> dict[str, Any]:
-    """Statistics for a report; a percentile without standing is the sentence that says so."""
+    """Statistics for a report; a percentile without standing is the sentence that says so, and None in ms."""
     samples = np.asarray(timing.samples_ms)
     spread = float(samples.std() / samples.mean())
     return {
@@ -193,8 +212,10 @@ def summarise(timing: Timing) -> dict[str, Any]:
         "min_ms": float(samples.min()),
         "mean_ms": float(samples.mean()),
         "p50_ms": timing.p50_ms,
-        **{f"p{p}": describe(timing.samples_ms, p / 100) for p in (90, 99)},
-        **{f"p{p}_ms": estimate(timing.samples_ms, p / 100) for p in (90, 99)},
+        "p90": describe(timing.samples_ms, 0.9),
+        "p99": describe(timing.samples_ms, 0.99),
+        "p90_ms": estimate(timing.samples_ms, 0.9),
+        "p99_ms": estimate(timing.samples_ms, 0.99),
         "max_ms": float(samples.max()),
         "coefficient_of_variation": spread,
         "images_per_s": timing.images_per_s,
@@ -217,20 +238,29 @@ def compare(slow: Timing, fast: Timing, *, draws: int = 500, seed: int = 0) -> S
         )
     if slow.schedule != fast.schedule or slow.runtime != fast.runtime:
         raise GateError(f"{slow.name!r} and {fast.name!r} were measured by different schedules or runtimes")
+
     generator = np.random.default_rng(seed)
-    redrawn = [_redrawn_medians(timing, draws, generator) for timing in (slow, fast)]
-    low, high = np.quantile(redrawn[0] / redrawn[1], (0.025, 0.975))
+    slow_medians = _redrawn_medians(slow, draws, generator)
+    fast_medians = _redrawn_medians(fast, draws, generator)
+    low, high = np.quantile(slow_medians / fast_medians, (0.025, 0.975))
     return Speedup(slow.name, fast.name, slow.p50_ms / fast.p50_ms, float(low), float(high))
 
 
 def _redrawn_medians(timing: Timing, draws: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """[draws] medians, each of as many turns as there are, drawn with replacement."""
     samples, turns = np.asarray(timing.samples_ms), np.asarray(timing.turns)
-    parts = [samples[turns == turn] for turn in np.unique(turns)]
-    chosen = generator.integers(len(parts), size=(draws, len(parts)))
-    return np.array([np.median(np.concatenate([parts[i] for i in draw])) for draw in chosen])
+    samples_of_turns = [samples[turns == turn] for turn in np.unique(turns)]
+    chosen_turns = generator.integers(len(samples_of_turns), size=(draws, len(samples_of_turns)))
+
+    medians = []
+    for chosen in chosen_turns:
+        redrawn = np.concatenate([samples_of_turns[i] for i in chosen])
+        medians.append(np.median(redrawn))
+    return np.array(medians)
 
 
 def to_json(timing: Timing) -> dict[str, Any]:
+    """The record as plain JSON values, its schema first; tuples stay tuples until they are written."""
     return {"schema": SCHEMA, **asdict(timing)}
 
 
@@ -240,7 +270,7 @@ def from_json(content: Mapping[str, Any]) -> Timing:
         raise InputError(f"timing has schema {content.get('schema')!r}, expected {SCHEMA!r}")
     fields = {key: value for key, value in content.items() if key != "schema"}
     schedule = dict(fields.pop("schedule"))
-    schedule["cores"] = tuple(schedule["cores"])
+    schedule["cores"] = tuple(schedule["cores"])  # JSON knows lists only, and a schedule is compared with others
     tuples: dict[str, Any] = {key: tuple(fields.pop(key)) for key in ("samples_ms", "turns", "affinity")}
     environment = Environment(**fields.pop("environment"))
     return Timing(**fields, **tuples, schedule=Schedule(**schedule), environment=environment)

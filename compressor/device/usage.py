@@ -32,8 +32,8 @@ class Usage:
             peak_bytes = None
         else:
             peak_bytes = max(self.peak_bytes, earlier.peak_bytes)
-        on_gpu = [b for b in (self.gpu_peak_bytes, earlier.gpu_peak_bytes) if b is not None]
-        return Usage(self.seconds + earlier.seconds, peak_bytes, max(on_gpu, default=None))
+        gpu_peaks = [peak for peak in (self.gpu_peak_bytes, earlier.gpu_peak_bytes) if peak is not None]
+        return Usage(self.seconds + earlier.seconds, peak_bytes, max(gpu_peaks, default=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,19 @@ class Meter:
 
     def read(self) -> Usage:
         """What it took so far."""
-        seconds, peak = time.perf_counter() - self.start, resident_bytes()
-        risen = self.peak_before is None or peak > self.peak_before
-        return Usage(seconds, peak if peak >= 0 and risen else None, _gpu_peak())
+        seconds = time.perf_counter() - self.start
+        peak_bytes = resident_bytes()  # -1 where it can't be had
+        is_ours = self.peak_before is None or peak_bytes > self.peak_before
+        return Usage(seconds, peak_bytes if peak_bytes >= 0 and is_ours else None, _gpu_peak())
 
 
 def begin() -> Meter:
-    reset = _reset_peak()
+    """Starts a stretch: its peaks, where they can be reset, begin from what is held now."""
+    was_reset = _reset_peak()
     torch = _torch_on_gpu()
     if torch is not None:
         torch.cuda.reset_peak_memory_stats()
-    return Meter(time.perf_counter(), None if reset else resident_bytes())
+    return Meter(time.perf_counter(), None if was_reset else resident_bytes())
 
 
 def _reset_peak() -> bool:

@@ -39,35 +39,44 @@ def time_files(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-"))
         pool = Path(folder) / "images.npy"
         np.save(pool, images)
+
         workers = {name: stack.enter_context(child.start(module, name=f"the timing of {name}")) for name in files}
         opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
-        warm = {name: ask({"do": "warm"}) for name, ask in workers.items()}
-        samples: dict[str, list[float]] = {name: [] for name in files}
-        turns: dict[str, list[int]] = {name: [] for name in files}
-        for turn in range(schedule.rounds):
-            for name, ask in workers.items():
-                taken = ask({"do": "turn"})["samples_ms"]
-                samples[name] += taken
-                turns[name] += [turn] * len(taken)
+        warmups = {name: ask({"do": "warm"}) for name, ask in workers.items()}
+        samples_ms, turns = _take_turns(workers, schedule.rounds)
         closed = {name: ask({"do": "close"}) for name, ask in workers.items()}
-    return {
-        name: Timing(
+
+    timings = {}
+    for name in files:
+        start = opened[name]
+        timings[name] = Timing(
             name=name,
             runtime=runtime,
             schedule=schedule,
-            samples_ms=tuple(samples[name]),
+            samples_ms=tuple(samples_ms[name]),
             turns=tuple(turns[name]),
-            warmup_runs=warm[name]["runs"],
-            stable=warm[name]["stable"],
-            environment=Environment(**opened[name]["environment"]),
-            affinity=tuple(opened[name]["affinity"]),
-            load_ms=opened[name]["load_ms"],
-            first_run_ms=opened[name]["first_run_ms"],
+            warmup_runs=warmups[name]["runs"],
+            stable=warmups[name]["stable"],
+            environment=Environment(**start["environment"]),
+            affinity=tuple(start["affinity"]),
+            load_ms=start["load_ms"],
+            first_run_ms=start["first_run_ms"],
             peak_bytes=closed[name]["peak_bytes"],
-            details=opened[name]["details"],
+            details=start["details"],
         )
-        for name in files
-    }
+    return timings
+
+
+def _take_turns(workers: Mapping[str, child.Ask], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Every worker's samples in ms, and the round each was taken in."""
+    samples_ms: dict[str, list[float]] = {name: [] for name in workers}
+    turns: dict[str, list[int]] = {name: [] for name in workers}
+    for turn in range(rounds):
+        for name, ask in workers.items():
+            turn_ms = ask({"do": "turn"})["samples_ms"]
+            samples_ms[name] += turn_ms
+            turns[name] += [turn] * len(turn_ms)
+    return samples_ms, turns
 
 
 def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> dict[str, Any]:
@@ -98,6 +107,7 @@ class Worker:
         self.opener = opener
 
     def answer(self, request: Mapping[str, Any], report: child.Report) -> child.Event:
+        """What `do` asks for: `open`, `warm`, `turn` or, to end with, the peak memory."""
         if request["do"] == "open":
             return self.open(request)
         if request["do"] == "warm":
@@ -108,18 +118,20 @@ class Worker:
         return {"peak_bytes": resident_bytes()}
 
     def open(self, request: Mapping[str, Any]) -> child.Event:
+        """Loads the model and runs it once, cold; returns both times and what was measured where."""
         schedule = dict(request["schedule"])
         self.schedule = Schedule(**{**schedule, "cores": tuple(schedule["cores"])})
         pin(self.schedule.cores)  # before the runtime starts its threads, which inherit it
         self.batches = make_batches(np.load(request["pool"], allow_pickle=False), self.schedule.batch)
-        start = time.perf_counter()
+
+        start_s = time.perf_counter()
         self.session = self.opener(Path(request["path"]), request["runtime"], self.schedule.threads)
-        loaded = time.perf_counter()
+        loaded_s = time.perf_counter()
         self.session.run(self.batches[0])
-        ran = time.perf_counter()
+        answered_s = time.perf_counter()
         return {
-            "load_ms": 1e3 * (loaded - start),
-            "first_run_ms": 1e3 * (ran - loaded),
+            "load_ms": 1e3 * (loaded_s - start_s),
+            "first_run_ms": 1e3 * (answered_s - loaded_s),
             "affinity": affinity(),
             "details": dict(self.session.details),
             "environment": asdict(read_environment()),

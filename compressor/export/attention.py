@@ -21,45 +21,60 @@ _NAMES = [argument.name for argument in ATTENTION._schema.arguments]
 
 
 def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
-    found = [n.name for n in graph.graph.nodes if _is_spelled(n)]
-    if not found:
+    """A copy that shares the weights, or the graph itself where it holds nothing to be spelled out.
+
+    Attention with fewer heads of keys than of queries (`enable_gqa`) stays as it is.
+    """
+    names = [node.name for node in graph.graph.nodes if _is_spelled(node)]
+    if not names:
         return graph
-    result = fx.GraphModule(graph, copy.deepcopy(graph.graph))  # the weights are shared
-    for node in list(result.graph.nodes):
-        if node.name in found:
-            (_spell if node.target is ATTENTION else spell_adaptive_maximum)(result, node)
-    result.graph.lint()
-    result.recompile()
-    return result
+
+    spelled = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    for node in list(spelled.graph.nodes):
+        if node.name not in names:
+            continue
+        if node.target is ATTENTION:
+            _spell_attention(spelled, node)
+        else:
+            spell_adaptive_maximum(spelled, node)
+    spelled.graph.lint()
+    spelled.recompile()
+    return spelled
 
 
 def _is_spelled(node: fx.Node) -> bool:
     if node.target is ATTENTION:
-        return not _asked(node).get("enable_gqa")
+        return not _arguments(node).get("enable_gqa")
     return node.target in ADAPTIVE_MAXIMA
 
 
-def _asked(node: fx.Node) -> dict[str, Any]:
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """What an attention was called with, by the operator's names."""
     return dict(zip(_NAMES, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _spell(model: fx.GraphModule, node: fx.Node) -> None:
+def _spell_attention(model: fx.GraphModule, node: fx.Node) -> None:
     """softmax(scale q k^T + mask) v, the queries scaled as they are fewest and half precision holds no large scores."""
-    asked, call = _asked(node), model.graph.call_function
-    query, keys, values, mask = asked["query"], asked["key"], asked["value"], asked.get("attn_mask")
-    scale = asked.get("scale") or _shape(query)[-1] ** -0.5
+    call = model.graph.call_function
+    arguments = _arguments(node)
+    query, keys, values, mask = arguments["query"], arguments["key"], arguments["value"], arguments.get("attn_mask")
+    scale = arguments.get("scale") or _shape(query)[-1] ** -0.5
+
     with model.graph.inserting_before(node):
-        if asked.get("is_causal"):
-            model.register_buffer(f"{node.name}_causal", torch.ones(_shape(query)[-2], _shape(keys)[-2]).tril().bool())
+        if arguments.get("is_causal"):
+            query_count, key_count = _shape(query)[-2], _shape(keys)[-2]
+            model.register_buffer(f"{node.name}_causal", torch.ones(query_count, key_count).tril().bool())
             mask = model.graph.get_attr(f"{node.name}_causal")
-        scaled = call(aten.mul.Tensor, (query, scale))
-        scores = call(aten.matmul.default, (scaled, call(aten.transpose.int, (keys, -2, -1))))
+        scaled = call(aten.mul.Tensor, (query, scale))  # [..., queries, width]
+        transposed = call(aten.transpose.int, (keys, -2, -1))  # [..., width, keys]
+        scores = call(aten.matmul.default, (scaled, transposed))  # [..., queries, keys]
         if mask is not None:
             scores = _masked(model, scores, mask)
         shares = call(aten.softmax.int, (scores, -1))
-        result = call(aten.matmul.default, (shares, values))
-    result.meta = dict(node.meta)
-    node.replace_all_uses_with(result)
+        attended = call(aten.matmul.default, (shares, values))  # [..., queries, width of the values]
+
+    attended.meta = dict(node.meta)
+    node.replace_all_uses_with(attended)
     model.graph.erase_node(node)
 
 
@@ -72,6 +87,7 @@ def _masked(model: fx.GraphModule, scores: fx.Node, mask: fx.Node) -> fx.Node:
 
 
 def _type(model: fx.GraphModule, node: fx.Node) -> torch.dtype:
+    # The causal mask was put in after tracing and has no traced value: it is a buffer of the model.
     value: Tensor = node.meta["val"] if "val" in node.meta else getattr(model, str(node.target))
     return value.dtype
 

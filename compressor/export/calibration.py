@@ -35,29 +35,37 @@ class Statistics:
 
 
 def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
-    """Runs the file on every image and counts all its float activations."""
+    """Runs the file on every image [N, C, H, W] and counts all its float activations; InputError without images."""
     if len(images) == 0:
         raise InputError("calibration needs images, none were given")
-    model = onnx.load(path)
-    run, names = exposed(model)
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    session, names = exposed(onnx.load(path))
+    batches = [images[i : i + batch] for i in range(0, len(images), batch)]
+
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
-    for name, value in values_of(run, names, parts):
-        low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))
-    counts = {name: np.zeros(_BINS, np.int64) for name in names}
-    for name, value in values_of(run, names, parts):
-        if high[name] > low[name]:
-            counts[name] += np.histogram(value, bins=_BINS, range=(low[name], high[name]))[0]
-    return Statistics({name: (low[name], high[name]) for name in names}, counts, len(images))
+    for name, value in values_of(session, names, batches):
+        low[name] = min(low[name], float(value.min()))
+        high[name] = max(high[name], float(value.max()))
+
+    histograms = {name: np.zeros(_BINS, np.int64) for name in names}
+    for name, value in values_of(session, names, batches):
+        if high[name] > low[name]:  # a constant has no bins
+            histograms[name] += np.histogram(value, bins=_BINS, range=(low[name], high[name]))[0]
+
+    extremes = {name: (low[name], high[name]) for name in names}
+    return Statistics(extremes, histograms, len(images))
 
 
 def ranges(
     statistics: Statistics, method: Method = "minmax", *, percentile: float = 99.99
 ) -> dict[str, tuple[float, float]]:
-    """What int8 should cover of each tensor; zero is always inside, as quantisation needs it."""
+    """What int8 should cover of each tensor, (low, high); zero is always inside, as quantisation needs it.
+
+    By percentile, that many per cent of the values lie inside; the rest is cut off, half of it on either side.
+    """
     if method not in METHODS:
         raise InputError(f"no calibration method {method!r}; there are {', '.join(METHODS)}")
-    found = {}
+
+    covered = {}
     for name, (low, high) in statistics.extremes.items():
         histogram = statistics.histograms[name]
         if method == "percentile" and high > low:
@@ -65,19 +73,26 @@ def ranges(
         elif method == "entropy" and high > low:
             limit = _least_divergence(histogram, (low, high))
             low, high = max(low, -limit), min(high, limit)
-        found[name] = (min(low, 0.0), max(high, 0.0))
-    return found
+        covered[name] = (min(low, 0.0), max(high, 0.0))
+    return covered
 
 
 def exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
-    """A session that returns every float activation, and their names, the input's first."""
+    """A session that returns every float activation, and their names, the input's first.
+
+    The model's own outputs are replaced, in place.
+    """
     import onnxruntime
 
-    inferred = onnx.shape_inference.infer_shapes(model)
-    floats = {v.name for v in (*inferred.graph.value_info, *inferred.graph.output) if v.type.tensor_type.elem_type == 1}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    tensors = (*inferred.value_info, *inferred.output)
+    floats = {tensor.name for tensor in tensors if tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     outputs = [name for node in model.graph.node for name in node.output if name in floats]
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in outputs)
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+    )
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # Unfused, so that every tensor the quantiser sees exists.
@@ -86,41 +101,55 @@ def exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     return session, [session.get_inputs()[0].name, *outputs]
 
 
-def values_of(session: Any, names: Sequence[str], parts: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    for part in parts:
-        yield names[0], part
-        yield from zip(names[1:], session.run(names[1:], {names[0]: part}), strict=True)
+def values_of(
+    session: Any, names: Sequence[str], batches: Sequence[Images]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every tensor of `exposed`'s session by name, batch after batch; the input first."""
+    for images in batches:
+        yield names[0], images
+        yield from zip(names[1:], session.run(names[1:], {names[0]: images}), strict=True)
 
 
 def _percentiles(histogram: NDArray[np.int64], extremes: tuple[float, float], percentile: float) -> tuple[float, float]:
     edges = np.linspace(*extremes, _BINS + 1)
-    share = np.cumsum(histogram) / histogram.sum()
+    share_up_to = np.cumsum(histogram) / histogram.sum()  # of the values, at each bin's upper edge
     tail = (1 - percentile / 100) / 2
-    first, last = int(np.searchsorted(share, tail)), int(np.searchsorted(share, 1 - tail))
-    return float(edges[first]), float(edges[last + 1 if last < _BINS else _BINS])
+    first = int(np.searchsorted(share_up_to, tail))
+    last = int(np.searchsorted(share_up_to, 1 - tail))  # _BINS where rounding leaves the last share below 1 - tail
+    upper_edge = last + 1 if last < _BINS else _BINS
+    return float(edges[first]), float(edges[upper_edge])
 
 
 def _least_divergence(histogram: NDArray[np.int64], extremes: tuple[float, float]) -> float:
     """The magnitude at which clipping and 128 levels together change the distribution of magnitudes least."""
-    centres = np.abs((np.linspace(*extremes, _BINS + 1)[:-1] + np.linspace(*extremes, _BINS + 1)[1:]) / 2)
-    top = max(abs(e) for e in extremes)
+    edges = np.linspace(*extremes, _BINS + 1)
+    centres = np.abs((edges[:-1] + edges[1:]) / 2)
+    top = max(abs(extreme) for extreme in extremes)
     magnitudes = np.histogram(centres, bins=_BINS, range=(0, top), weights=histogram.astype(np.float64))[0]
     # Exact zeros (after ReLU) would dominate every divergence and are represented exactly anyway.
     magnitudes[0] = magnitudes[1]
-    candidates = range(_LEVELS, _BINS + 1, 16)
+
+    candidates = range(_LEVELS, _BINS + 1, 16)  # how many bins lie below the threshold
     divergences = [_divergence(magnitudes, bins) for bins in candidates]
     return top * candidates[int(np.argmin(divergences))] / _BINS
 
 
 def _divergence(magnitudes: NDArray[np.float64], bins: int) -> float:
+    """Kullback-Leibler, from the magnitudes clipped to so many bins to the same in 128 levels.
+
+    What lies beyond is counted to the last bin; each level's magnitudes are spread evenly over its bins with any.
+    """
     reference = magnitudes[:bins].copy()
     reference[-1] += magnitudes[bins:].sum()
-    group = np.arange(bins) * _LEVELS // bins
+
+    level = np.arange(bins) * _LEVELS // bins  # of each bin: of 256 bins, 0 and 1 are level 0, 254 and 255 level 127
     filled = (magnitudes[:bins] > 0).astype(np.float64)
-    totals, members = (np.bincount(group, weights, _LEVELS) for weights in (magnitudes[:bins], filled))
-    quantised = np.where(filled > 0, (totals / np.maximum(members, 1))[group], 0.0)
+    totals = np.bincount(level, magnitudes[:bins], _LEVELS)
+    members = np.bincount(level, filled, _LEVELS)
+    quantised = np.where(filled > 0, (totals / np.maximum(members, 1))[level], 0.0)
     if quantised.sum() == 0 or reference.sum() == 0:
         return float("inf")
+
     p, q = reference / reference.sum(), quantised / quantised.sum()
-    mask = p > 0
-    return float((p[mask] * np.log(p[mask] / np.maximum(q[mask], 1e-12))).sum())
+    is_positive = p > 0  # 0 log 0 counts nothing
+    return float((p[is_positive] * np.log(p[is_positive] / np.maximum(q[is_positive], 1e-12))).sum())

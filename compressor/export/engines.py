@@ -48,13 +48,14 @@ def build_engine(
     refusal = _refusal(chosen)
     if refusal:
         raise EngineError(refusal)
+
     onnx_path, job = Path(onnx_path), _job(chosen, profiles, precision)
     with tempfile.TemporaryDirectory() as folder:
         source = onnx_path
         if precision == "fp32" and job.library == "tensorrt_rtx" and onnx_path.is_file():
             source = _with_even_tokens(onnx_path, Path(folder))
         record = _build(source, out_path, job=job, cache=cache, progress=progress)
-    if source != onnx_path:
+    if source != onnx_path:  # on record is the file that ships, by whose hash a bundle knows the engine's model
         record = replace(record, onnx_sha256=sha256_of(onnx_path))
         write_sidecar(record)
     return record
@@ -66,8 +67,9 @@ def _with_even_tokens(source: Path, folder: Path) -> Path:
         model = onnx.load(source, load_external_data=False)
     except DecodeError:
         return source
-    outside = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
-    even = model if outside else with_even_tokens(model)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        return source
+    even = with_even_tokens(model)
     return source if even is model else write_model(even, folder / source.name)
 
 
@@ -75,12 +77,15 @@ def image_profile(
     shape: Sequence[int], *, batches: tuple[int, int, int] = (1, 1, 32), name: str = "input"
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
     """The profile for images of `shape` [C, H, W] at (least, usual, most) images at once."""
-    low, usual, high = ((b, *shape) for b in batches)
+    low, usual, high = ((batch, *shape) for batch in batches)
     return {name: (low, usual, high)}
 
 
 def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str) -> dict[str, Any]:
-    """What a bundle carries so that `compressor build` makes the engine on the device itself."""
+    """What a bundle carries so that `compressor build` makes the engine on the device itself; plain JSON values.
+
+    `model` is the ONNX file's path in the bundle. Raises InputError for an unknown target.
+    """
     chosen = resolve_target(target)
     return {
         "target": chosen.name,
@@ -88,7 +93,7 @@ def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str)
         "libraries": list(chosen.libraries),
         "model": model,
         "precision": precision,
-        "profiles": {k: [list(s) for s in v] for k, v in profiles.items()},
+        "profiles": {name: [list(shape) for shape in shapes] for name, shapes in profiles.items()},
     }
 
 
@@ -98,9 +103,10 @@ def record_fields(record: EngineRecord) -> dict[str, Any]:
 
 
 def _job(target: Target, profiles: Profiles, precision: str) -> EngineJob:
+    """The build by the first library that can; TensorRT's engines are for the GPU it sees, and name no capability."""
     library = next(name for name in target.libraries if not tensorrt.buildable(name))
-    named = target.compute_capabilities if library == "tensorrt_rtx" else ()
-    return EngineJob(library=library, profiles=profiles, compute_capabilities=named, precision=precision)
+    capabilities = target.compute_capabilities if library == "tensorrt_rtx" else ()
+    return EngineJob(library=library, profiles=profiles, compute_capabilities=capabilities, precision=precision)
 
 
 def _refusal(target: Target) -> str:
@@ -110,6 +116,7 @@ def _refusal(target: Target) -> str:
             return ""
         if not tensorrt.unavailable(library) and _is_here(target):
             return ""
+
     if "tensorrt_rtx" in target.libraries and importlib.util.find_spec("tensorrt_rtx") is None:
         return f"an engine for {target.name} ({target.devices}) needs: {tensorrt.buildable('tensorrt_rtx')}"
     if not target.compute_capabilities:
@@ -122,6 +129,7 @@ def _refusal(target: Target) -> str:
 
 
 def _is_here(target: Target) -> bool:
+    """Whether this machine's GPU is one of the target's, where the target names any."""
     from ..device import cuda
 
     return not target.compute_capabilities or cuda.device()[1] in target.compute_capabilities

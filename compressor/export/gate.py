@@ -21,6 +21,8 @@ from ..errors import GateError, ModelError
 from ..placement import CPU, placed
 from .onnx import check_structure
 
+_REFERENCE_BATCH = 8
+
 
 def check_export(
     path: Path | str,
@@ -36,15 +38,15 @@ def check_export(
     Every image is seen at every batch size, so a file that mixes up the batch can't pass. Raises GateError for
     training-mode operations, a fixed batch, NaN weights, other shapes or outputs outside `limits`.
     """
-    found = measure_export(path, reference, images, batches=batches, runtime=runtime)
-    for batch, parity in found.items():
-        wrong = failures(parity, limits)
-        if wrong:
+    parities = measure_export(path, reference, images, batches=batches, runtime=runtime)
+    for batch, parity in parities.items():
+        broken_limits = failures(parity, limits)
+        if broken_limits:
             raise GateError(
-                f"{path} differs from the model at batch {batch}: {'; '.join(wrong)} on {parity.n} images; "
+                f"{path} differs from the model at batch {batch}: {'; '.join(broken_limits)} on {parity.n} images; "
                 "export it again from the model it is compared with, in evaluation mode"
             )
-    return found
+    return parities
 
 
 def measure_export(
@@ -64,19 +66,20 @@ def measure_export(
     check_structure(_load_structure(path), str(path))
     expected = _reference_outputs(reference, images)
     session = open_model(path, runtime=runtime, fused=fused)
-    found = {}
+
+    parities = {}
     for batch in batches:
-        usable = images[: max(len(images) // batch, 1) * batch]
+        usable = images[: max(len(images) // batch, 1) * batch]  # 7 images in threes: the first 6
         if len(usable) < batch:
             raise GateError(f"parity at batch {batch} needs as many images, {len(images)} were given")
         try:
-            parts = [session.run(usable[i : i + batch]) for i in range(0, len(usable), batch)]
+            outputs = [session.run(usable[i : i + batch]) for i in range(0, len(usable), batch)]
         except ModelError as error:
             raise GateError(
                 f"{path} does not run at batch {batch}: {error}; export it with a free batch axis"
             ) from error
-        found[batch] = compare(expected[: len(usable)], np.concatenate(parts))
-    return found
+        parities[batch] = compare(expected[: len(usable)], np.concatenate(outputs))
+    return parities
 
 
 def _load_structure(path: Path) -> onnx.ModelProto:
@@ -90,18 +93,21 @@ def _load_structure(path: Path) -> onnx.ModelProto:
 def _reference_outputs(reference: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """In evaluation mode, on the CPU; a traced graph has none to switch and is in it already."""
     reference = placed(reference, CPU)
-    modes = {m: m.training for m in reference.modules()}
+    modes = {module: module.training for module in reference.modules()}
+    outputs = []
     try:
         for module in modes:
-            module.training = False
-        outputs = [_first(reference(torch.from_numpy(images[i : i + 8]))) for i in range(0, len(images), 8)]
+            module.training = False  # not by eval(), which exported graphs refuse
+        for i in range(0, len(images), _REFERENCE_BATCH):
+            batch = torch.from_numpy(images[i : i + _REFERENCE_BATCH])
+            outputs.append(_first_output(reference(batch)))
     finally:
         for module, training in modes.items():
             module.training = training
     return np.concatenate(outputs)
 
 
-def _first(output: object) -> NDArray[np.float32]:
+def _first_output(output: object) -> NDArray[np.float32]:
     while isinstance(output, (tuple, list)):
         output = output[0]
     assert isinstance(output, torch.Tensor)

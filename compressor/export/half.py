@@ -14,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
 
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+# The type of their outputs is an attribute that `_adapt` leaves as it is.
+_TYPED_BY_ATTRIBUTE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike")
 _SMALLEST = np.float32(6e-8)  # the least magnitude half can hold; what rounds to zero would divide by zero
 
 
@@ -22,17 +25,15 @@ def converted(model: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
 
     Raises InputError for control flow, whose bodies read tensors from outside.
     """
-    opset = next(o.version for o in model.opset_import if o.domain == "")
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input, *inferred.output)}
-    kinds |= {i.name: i.data_type for i in model.graph.initializer}
-    floats = {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
-    writer = _Writer(model.graph, floats)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    writer = _Writer(model.graph, _float_tensors(model))
     for node in model.graph.node:
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        if any(attribute.type in _GRAPHS for attribute in node.attribute):
             raise InputError(f"node {node.name!r} ({node.op_type}) is control flow, which has no half precision here")
-        halves = [False] * len(node.input) if node.name in islands else _half_inputs(node, opset)
-        writer.add(node, halves, node.name not in islands)
+        is_island = node.name in islands
+        takes_half = [False] * len(node.input) if is_island else _inputs_taking_half(node, opset)
+        writer.add(node, takes_half, not is_island)
+
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
@@ -41,35 +42,46 @@ def converted(model: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
     return result
 
 
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Names of the float32 tensors, constants included."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    tensors = (*inferred.value_info, *inferred.input, *inferred.output)
+    types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in tensors}
+    types |= {constant.name: constant.data_type for constant in model.graph.initializer}
+    return {name for name, type_code in types.items() if type_code == TensorProto.FLOAT}
+
+
 class _Writer:
     """The new graph's nodes so far, and in which types each tensor is there already."""
 
     def __init__(self, graph: onnx.GraphProto, floats: set[str]) -> None:
-        self.constants = {i.name: i for i in graph.initializer}
-        self.used: dict[str, onnx.TensorProto] = {}
+        self.constants = {constant.name: constant for constant in graph.initializer}
+        self.used: dict[str, onnx.TensorProto] = {}  # constants of the new graph, by their names there
         self.floats = floats
-        self.is_half: set[str] = set()
-        self.casts: dict[tuple[str, bool], str] = {}
-        self.outputs = {v.name for v in graph.output}
+        self.halves: set[str] = set()  # tensors of the new graph that are float16
+        self.casts: dict[tuple[str, bool], str] = {}  # (tensor, to half) -> the cast tensor
+        self.outputs = {output.name for output in graph.output}
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, node: onnx.NodeProto, halves: Sequence[bool], may_be_half: bool) -> None:
+    def add(self, node: onnx.NodeProto, takes_half: Sequence[bool], may_be_half: bool) -> None:
+        """Adds the node with its inputs in the types it takes, and behind it casts of what must stay float32."""
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [self._as(name, half) for name, half in zip(node.input, halves, strict=True)]
-        made_half = may_be_half and (any(halves) or not any(n in self.floats for n in node.input)) and _adapt(copy)
-        renamed = []
-        for name in node.output:
-            if made_half and name in self.floats:
-                if name in self.outputs:  # the caller's side stays float32
-                    renamed.append((name, f"{name}_half"))
-                    continue
-                self.is_half.add(name)
-        for name, half_name in renamed:
-            copy.output[list(copy.output).index(name)] = half_name
+        copy.input[:] = [self._as(name, half) for name, half in zip(node.input, takes_half, strict=True)]
+
+        # A node without float inputs, such as a constant, makes half where its attributes allow it.
+        reads_floats = any(name in self.floats for name in node.input)
+        makes_half = may_be_half and (any(takes_half) or not reads_floats) and _adapt(copy)
+        half_outputs = [name for name in node.output if makes_half and name in self.floats]
+        renamed = [name for name in half_outputs if name in self.outputs]  # the caller's side stays float32
+        self.halves.update(name for name in half_outputs if name not in self.outputs)
+
+        for name in renamed:
+            copy.output[list(copy.output).index(name)] = f"{name}_half"
         self.nodes.append(copy)
-        for name, half_name in renamed:
-            self.is_half.add(half_name)
+        for name in renamed:
+            half_name = f"{name}_half"
+            self.halves.add(half_name)
             self.floats.add(half_name)
             self.casts[name, True] = half_name
             self.nodes.append(_cast(half_name, name, TensorProto.FLOAT))
@@ -82,10 +94,10 @@ class _Writer:
             return name
         if name in self.constants:
             return self._constant(name, half)
-        if (name in self.is_half) == half:
+        if (name in self.halves) == half:
             return name
         if (name, half) not in self.casts:
-            target = f"{name}_{'half' if half else 'float'}"
+            target = f"{name}_half" if half else f"{name}_float"
             self.casts[name, half] = target
             self.nodes.append(_cast(name, target, TensorProto.FLOAT16 if half else TensorProto.FLOAT))
         return self.casts[name, half]
@@ -98,18 +110,26 @@ class _Writer:
         return target
 
     def initializers(self) -> list[onnx.TensorProto]:
-        return [*self.used.values(), *(self.constants[n] for n in self.outputs if n in self.constants)]
+        """The constants that are read, and those that are outputs themselves."""
+        output_constants = [self.constants[name] for name in self.outputs if name in self.constants]
+        return [*self.used.values(), *output_constants]
 
 
-def _half_inputs(node: onnx.NodeProto, opset: int) -> list[bool]:
+def _inputs_taking_half(node: onnx.NodeProto, opset: int) -> list[bool]:
     """For each input, whether the operator's schema takes half where it takes float; all or none of one type."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
         return [False] * len(node.input)
-    taking = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
+
+    taking_half = {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if "tensor(float16)" in constraint.allowed_type_strs
+    }
     formal = schema.inputs
-    return [formal[min(i, len(formal) - 1)].type_str in taking for i in range(len(node.input))]
+    last = len(formal) - 1  # stands for all further inputs, as of Concat
+    return [formal[min(i, last)].type_str in taking_half for i in range(len(node.input))]
 
 
 def _adapt(node: onnx.NodeProto) -> bool:
@@ -121,9 +141,8 @@ def _adapt(node: onnx.NodeProto) -> bool:
             if attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))
         elif attribute.name.startswith("value_") and node.op_type == "Constant":
-            return False
-    fixed = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike")
-    return node.op_type not in fixed
+            return False  # value_float and the like are float32 by their name
+    return node.op_type not in _TYPED_BY_ATTRIBUTE
 
 
 def _half_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
@@ -134,5 +153,5 @@ def _half_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     return numpy_helper.from_array(half, name)
 
 
-def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [target], f"cast_{target}", to=kind)
+def _cast(source: str, target: str, type_code: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], f"cast_{target}", to=type_code)

@@ -70,19 +70,20 @@ def quantise(
     TensorRT's form computes the rest in half precision, unless that loses more than is allowed.
     Raises GateError when half of the layers in float are not enough.
     """
-    made = _in_fp32(path, out, evidence, placement, like, progress)
-    return _with_half_rest(made, evidence) if placement == "tensorrt" else made
+    quantised = _in_fp32(path, out, evidence, placement, like, progress)
+    return _with_half_rest(quantised, evidence) if placement == "tensorrt" else quantised
 
 
-def _with_half_rest(made: Quantised, evidence: Evidence) -> Quantised:
-    path = Path(made.path)
+def _with_half_rest(quantised: Quantised, evidence: Evidence) -> Quantised:
+    """The file in half precision, in place of the other, where the judge lets it pass; else the other as it is."""
+    path = Path(quantised.path)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         half = with_half_rest(path, Path(folder) / path.name, statistics=evidence.statistics)
-        score = evidence.score(Path(half.path), made.placement)
+        score = evidence.score(Path(half.path), quantised.placement)
         if score < evidence.reference - evidence.max_loss:
-            return made
+            return quantised
         write_model(onnx.load(half.path), path)
-    return replace(made, score=score, islands=tuple(sorted(half.islands)))
+    return replace(quantised, score=score, islands=tuple(sorted(half.islands)))
 
 
 def _in_fp32(
@@ -95,23 +96,25 @@ def _in_fp32(
 ) -> Quantised:
     """The int8 file whose other operations are in fp32, in either form."""
 
-    def score(file: Path) -> float:
+    def judge(file: Path) -> float:
         return evidence.score(file, placement)
 
-    how: dict[str, Any] = {"placement": placement, "rounding": evidence.rounding}
+    options: dict[str, Any] = {"placement": placement, "rounding": evidence.rounding}
     least = evidence.reference - evidence.max_loss
-    bits = 8 if placement == "tensorrt" else weight_bits()
-    if like is not None:
+    bits = 8 if placement == "tensorrt" else weight_bits()  # on record; `to_int8` goes by the same rule
+    if like is not None:  # one network's forms lose about alike: most often this spares the search
         chosen = ranges(evidence.statistics, like.method)
-        found = score(to_int8(path, out, ranges=chosen, keep=like.kept, **how))
-        if found >= least:
-            tried = {like.method: found}
-            return Quantised(str(out), placement, like.method, tried, like.kept, found, evidence.reference, bits)
-    method, scores = best_method(path, out, statistics=evidence.statistics, score=score, **how)
+        score = judge(to_int8(path, out, ranges=chosen, keep=like.kept, **options))
+        if score >= least:
+            tried = {like.method: score}
+            return Quantised(str(out), placement, like.method, tried, like.kept, score, evidence.reference, bits)
+
+    method, scores = best_method(path, out, statistics=evidence.statistics, score=judge, **options)
     if scores[method] >= least:
         return Quantised(str(out), placement, method, scores, (), scores[method], evidence.reference, bits)
+
     chosen = ranges(evidence.statistics, method)
-    costs = sensitivity(path, evidence.images, ranges=chosen, progress=progress, **how)
+    costs = sensitivity(path, evidence.images, ranges=chosen, progress=progress, **options)
     order = [name for name, _ in costs]
-    mixed = to_mixed(path, out, ranges=chosen, order=order, score=score, least=least, **how)
+    mixed = to_mixed(path, out, ranges=chosen, order=order, score=judge, least=least, **options)
     return Quantised(str(out), placement, method, scores, mixed.kept, mixed.score, evidence.reference, bits)

@@ -23,15 +23,16 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def layer_times_ms(path: Path | str, kernels: Sequence[KernelTime], layers: Mapping[str, str]) -> dict[str, float]:
     """Sum of the kernels' medians by layer; `layers` maps the traced graph's node names to layers."""
     model = onnx.load(path, load_external_data=False)
-    owner = _owners(model, layers)
+    owners = _owners(model, layers)
     makers = {name: node for node in model.graph.node for name in node.output}
-    by_name = {node.name: node for node in model.graph.node}
-    times: dict[str, float] = {}
+    nodes = {node.name: node for node in model.graph.node}
+
+    times_ms: dict[str, float] = {}
     for kernel in kernels:
-        node = _node_of(kernel, by_name, makers)
-        layer = owner.get(node.name, ELSEWHERE) if node is not None else ELSEWHERE
-        times[layer] = times.get(layer, 0.0) + kernel.median_us / 1e3
-    return times
+        node = _node_of(kernel, nodes, makers)
+        layer = owners.get(node.name, ELSEWHERE) if node is not None else ELSEWHERE
+        times_ms[layer] = times_ms.get(layer, 0.0) + kernel.median_us / 1e3
+    return times_ms
 
 
 def node_layers(path: Path | str, layers: Mapping[str, str]) -> dict[str, str]:
@@ -41,34 +42,43 @@ def node_layers(path: Path | str, layers: Mapping[str, str]) -> dict[str, str]:
 
 def _owners(model: onnx.ModelProto, layers: Mapping[str, str]) -> dict[str, str]:
     """Node name to layer: by the parameter it takes, else by the tensor it makes, else by who reads that."""
-    known = set(layers.values())
-    owner: dict[str, str] = {}
-    readers: dict[str, str] = {}
+    layer_names = set(layers.values()) - {""}
+    owners: dict[str, str] = {}
+    reading_layers: dict[str, str] = {}  # by tensor; readers stand behind the maker, so the file is read backwards
     for node in reversed(model.graph.node):
-        made = next((layers[name] for name in node.output if name in layers), "")
-        taken = next((p for name in node.input if (p := name.rpartition(".")[0]) in known and p), "")
-        read = next((readers[name] for name in node.output if name in readers), "")
-        owner[node.name] = (taken if node.op_type in _WEIGHTED else "") or made or taken or read or ELSEWHERE
+        # The parameter `stem.conv.weight` is of the layer `stem.conv`.
+        prefixes = [name.rpartition(".")[0] for name in node.input]
+        by_parameter = next((prefix for prefix in prefixes if prefix in layer_names), "")
+        by_output = next((layers[name] for name in node.output if name in layers), "")
+        by_reader = next((reading_layers[name] for name in node.output if name in reading_layers), "")
+
+        candidates = [by_output, by_parameter, by_reader]
+        if node.op_type in _WEIGHTED:
+            candidates = [by_parameter, by_output, by_reader]
+        owners[node.name] = next(filter(None, candidates), ELSEWHERE)
         for name in node.input:
-            readers[name] = owner[node.name]
-    return owner
+            reading_layers[name] = owners[node.name]
+    return owners
 
 
 def _node_of(
-    kernel: KernelTime, by_name: Mapping[str, onnx.NodeProto], makers: Mapping[str, onnx.NodeProto]
+    kernel: KernelTime, nodes: Mapping[str, onnx.NodeProto], makers: Mapping[str, onnx.NodeProto]
 ) -> onnx.NodeProto | None:
     """The node a kernel is named after; one fused into its activation is named after that tensor: walk back."""
     name = kernel.name
-    while name not in by_name and name not in makers:
+    while name not in nodes and name not in makers:
         shorter = _SUFFIX.sub("", name)
         if shorter == name:
             return None
         name = shorter
-    if name in by_name:
-        return by_name[name]
+    if name in nodes:
+        return nodes[name]
+
     node = makers[name]
-    while any(w in kernel.operation for w in _WEIGHTED) and node.op_type not in _WEIGHTED:
-        before = next((makers[i] for i in node.input if i in makers), None)
+    if not any(operation in kernel.operation for operation in _WEIGHTED):
+        return node
+    while node.op_type not in _WEIGHTED:
+        before = next((makers[name] for name in node.input if name in makers), None)
         if before is None:
             break
         node = before

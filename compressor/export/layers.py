@@ -45,12 +45,15 @@ class Layer:
 
 
 def input_shape(layer: Layer, inputs: int) -> tuple[int, ...]:
-    """One image's input of the file that `layer_model` makes."""
+    """One image's input of the file that `layer_model` makes: its shape without the batch."""
     if layer.kind == "linear":
         return (*layer.sizes, inputs) if layer.sizes[0] else (inputs,)
-    if layer.kind in ("product", "attention"):
-        lead, m, n = layer.sizes
-        return (lead, m, inputs) if layer.kind == "product" else (lead, max(m, n), inputs)
+    if layer.kind == "product":
+        lead, rows, _ = layer.sizes
+        return (lead, rows, inputs)
+    if layer.kind == "attention":
+        heads, queries, keys = layer.sizes
+        return (heads, max(queries, keys), inputs)
     return (inputs, *layer.sizes)
 
 
@@ -60,20 +63,24 @@ def _output_shape(layer: Layer, inputs: int, outputs: int) -> tuple[int, ...]:
         return (*input_shape(layer, inputs)[:-1], outputs)
     if layer.kind == "attention":
         return input_shape(layer, inputs)
-    return layer.sizes if layer.kind == "product" else (outputs, *[1] * len(layer.kernel))
+    if layer.kind == "product":
+        return layer.sizes
+    return (outputs, *[1] * len(layer.kernel))
 
 
 def layer_model(layer: Layer, inputs: int, outputs: int, copies: int) -> onnx.ModelProto:
     """The file: `copies` of the layer from `inputs` to `outputs` channels on one input, added up."""
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
+    total = "y0"  # y0, y1, .. are the copies' outputs, s1, s2, .. the sums up to each
     for i in range(copies):
         nodes += _layer(layer, inputs, outputs, i, weights)
         if i:
-            nodes.append(helper.make_node("Add", [f"s{i - 1}" if i > 1 else "y0", f"y{i}"], [f"s{i}"]))
-    last = f"s{copies - 1}" if copies > 1 else "y0"
+            nodes.append(helper.make_node("Add", [total, f"y{i}"], [f"s{i}"]))
+            total = f"s{i}"
+
     is_convolution = layer.kind not in ("linear", "product", "attention")
-    nodes.append(helper.make_node("GlobalAveragePool" if is_convolution else "Identity", [last], [OUTPUT]))
+    nodes.append(helper.make_node("GlobalAveragePool" if is_convolution else "Identity", [total], [OUTPUT]))
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -88,11 +95,14 @@ def layer_model(layer: Layer, inputs: int, outputs: int, copies: int) -> onnx.Mo
 
 
 def _layer(layer: Layer, inputs: int, outputs: int, i: int, weights: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """Copy i of the layer, from the input to `y{i}`; what it has of weights `w{i}` and bias `b{i}` is appended."""
     if layer.kind == "attention":
         return _attention(i)
     if layer.kind == "product":
-        weights.append(_filled(f"w{i}", (*layer.sizes[:1], inputs, layer.sizes[2]), i))
+        lead, _, columns = layer.sizes
+        weights.append(_filled(f"w{i}", (lead, inputs, columns), i))
         return [helper.make_node("MatMul", [INPUT, f"w{i}"], [f"y{i}"])]
+
     weights.append(_filled(f"b{i}", (outputs,), i))
     if layer.kind == "linear":
         weights.append(_filled(f"w{i}", (inputs, outputs), i))
@@ -100,12 +110,13 @@ def _layer(layer: Layer, inputs: int, outputs: int, i: int, weights: list[onnx.T
             return [helper.make_node("Gemm", [INPUT, f"w{i}", f"b{i}"], [f"y{i}"])]
         product = helper.make_node("MatMul", [INPUT, f"w{i}"], [f"p{i}"])
         return [product, helper.make_node("Add", [f"p{i}", f"b{i}"], [f"y{i}"])]
+
     groups = inputs if layer.kind == "depthwise" else layer.groups
-    transposed = layer.kind == "transposed"
-    shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    is_transposed = layer.kind == "transposed"
+    shape = (inputs, outputs // groups) if is_transposed else (outputs, inputs // groups)
     weights.append(_filled(f"w{i}", (*shape, *layer.kernel), i))
     node = helper.make_node(
-        "ConvTranspose" if transposed else "Conv",
+        "ConvTranspose" if is_transposed else "Conv",
         [INPUT, f"w{i}", f"b{i}"],
         [f"y{i}"],
         kernel_shape=layer.kernel,
@@ -131,5 +142,6 @@ def _attention(i: int) -> list[onnx.NodeProto]:
 
 def _filled(name: str, shape: Sequence[int], seed: int) -> onnx.TensorProto:
     """Small values, others in each copy: equal weights would be merged, zeros might be skipped."""
+    # Repeated to size: 4093 is prime, so rows of a usual width don't come out equal.
     pattern: NDArray[np.float32] = np.random.default_rng(seed).uniform(-0.05, 0.05, 4093).astype(np.float32)
     return numpy_helper.from_array(np.resize(pattern, tuple(shape)), name)

@@ -28,7 +28,10 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """`kept` are the layers left in float, worst first; `score` is the judge's of this file."""
+    """`kept` are the layers left in float, worst first; `score` is the judge's of this file.
+
+    `tried` has every (number of layers in float, score) that was looked at.
+    """
 
     path: str
     kept: tuple[str, ...]
@@ -45,7 +48,10 @@ def best_method(
     placement: Placement = "tensorrt",
     rounding: Rounding | None = None,
 ) -> tuple[Method, dict[Method, float]]:
-    """The calibration method whose file the judge scores highest, that file at `out`, and all scores."""
+    """The calibration method whose file the judge scores highest, that file at `out`, and all scores.
+
+    Of equal scores the first in `METHODS` wins.
+    """
     scores: dict[Method, float] = {}
     for method in METHODS:
         chosen = ranges(statistics, method)
@@ -67,18 +73,19 @@ def sensitivity(
     """Every weighted layer with the parity of the file that quantises it alone, worst first."""
     names = weighted_nodes(onnx.load(path))
     reference = open_model(path).run(images)
-    how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+    options: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
     nodes = _all_nodes(path)
-    measured = []
+
+    parities = []
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         for index, name in enumerate(names):
-            others = [other for other in nodes if other != name]
-            one = to_int8(path, Path(folder) / "one.onnx", keep=others, **how)
-            session = open_model(one, fused=placement == "onnxruntime")
-            measured.append((name, compare(reference, session.run(images))))
+            in_float = [node for node in nodes if node != name]
+            file = to_int8(path, Path(folder) / "one.onnx", keep=in_float, **options)
+            session = open_model(file, fused=placement == "onnxruntime")
+            parities.append((name, compare(reference, session.run(images))))
             if progress is not None:
                 progress((index + 1) / len(names))
-    return sorted(measured, key=lambda pair: pair[1].sqnr_db)
+    return sorted(parities, key=lambda pair: pair[1].sqnr_db)
 
 
 def to_mixed(
@@ -97,28 +104,29 @@ def to_mixed(
     k is doubled until the judge accepts, then bisected. Raises GateError when not even half of the layers in
     float is enough: then int8 isn't worth having.
     """
-    how: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
-    tried: dict[int, float] = {}
+    options: dict[str, Any] = {"ranges": ranges, "placement": placement, "rounding": rounding}
+    scores: dict[int, float] = {}  # by the number of layers in float
 
-    def attempt(count: int) -> bool:
-        written = to_int8(path, out, keep=order[:count], **how)
-        tried[count] = score(written)
-        return tried[count] >= least
+    def is_enough(count: int) -> bool:
+        scores[count] = score(to_int8(path, out, keep=order[:count], **options))
+        return scores[count] >= least
 
     low, high, most = -1, 0, max(1, len(order) // 2)
-    while not attempt(high):
+    while not is_enough(high):
         low, high = high, min(max(1, high * 2), most)
         if high == low:
-            best = max(tried.values())
+            best = max(scores.values())
             raise GateError(
                 f"int8 reaches {best:.4f} with {low} of {len(order)} layers in float, at least {least:.4f} is asked "
                 f"for (the layers that cost most: {', '.join(order[:5])}); ship fp16"
             )
+
+    # `low` is too few, `high` is enough
     while low + 1 < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if attempt(middle) else (middle, high)
-    attempt(high)
-    return Mixed(str(out), tuple(order[:high]), tried[high], tuple(sorted(tried.items())))
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    is_enough(high)  # writes that file once more: the last one tried may be another
+    return Mixed(str(out), tuple(order[:high]), scores[high], tuple(sorted(scores.items())))
 
 
 def _all_nodes(path: Path | str) -> list[str]:

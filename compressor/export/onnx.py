@@ -74,8 +74,10 @@ def export_onnx(
     model, example = placed(model, CPU), example.to(CPU)
     with _silence(), torch.no_grad():
         raw = _torch_export(model, example, opset or dialect.opset)
-        most, least = weight_elements(raw), weight_elements(raw, equal_once=True)
+        most = weight_elements(raw)
+        least = weight_elements(raw, equal_once=True)
         slim, optimiser = _optimise(raw)
+
     _finish(slim, dialect, {**(metadata or {}), "compressor.optimiser": optimiser})
     after = weight_elements(slim)
     if not least <= after <= most:
@@ -88,7 +90,7 @@ def export_onnx(
 
 def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
     if example.shape[0] < 2:  # a batch of one would be taken for a constant
-        example = example.repeat(2, *[1] * (example.ndim - 1))
+        example = example.repeat(2, *[1] * (example.ndim - 1))  # [2, C, H, W]
     try:
         program = torch.onnx.export(
             spelled_out(model) if isinstance(model, fx.GraphModule) else model,
@@ -143,36 +145,45 @@ def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]) -> None:
-    """Names the batch axis, drops the exporter's notes (they hold source paths), puts ours in.
-
-    Einsum's equations are respelled, as TensorRT's parser takes lower-case letters without spaces only.
-    """
+    """Names the batch axis, respells equations, puts our metadata in place of the exporter's notes."""
     model.ir_version = dialect.ir_version
     model.producer_name, model.producer_version = "compressor", ""
-    del model.metadata_props[:]
+    _drop_notes(model)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
+
+    for node in model.graph.node:
+        if node.op_type == "Einsum":
+            _respell_equation(node)
+    for tensor in (*model.graph.input, *model.graph.output):
+        axes = tensor.type.tensor_type.shape.dim
+        if axes and axes[0].dim_param:
+            axes[0].dim_param = BATCH
+
+
+def _drop_notes(model: onnx.ModelProto) -> None:
+    """The exporter's: they hold paths of sources, and what it inferred before the optimisers."""
     graph = model.graph
-    del graph.value_info[:]
-    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
-        if hasattr(item, "metadata_props"):
-            del item.metadata_props[:]
-        item.doc_string = ""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Einsum" and attribute.name == "equation":
-                attribute.s = respelled(attribute.s.decode()).encode()
+    del model.metadata_props[:]
     del graph.metadata_props[:]
-    for value in (*graph.input, *graph.output):
-        axis = value.type.tensor_type.shape.dim[0] if value.type.tensor_type.shape.dim else None
-        if axis is not None and axis.dim_param:
-            axis.dim_param = BATCH
+    del graph.value_info[:]
+    for entry in (*graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
+        if hasattr(entry, "metadata_props"):
+            del entry.metadata_props[:]
+        entry.doc_string = ""
+
+
+def _respell_equation(einsum: onnx.NodeProto) -> None:
+    """TensorRT's parser takes lower-case letters without spaces only."""
+    for attribute in einsum.attribute:
+        if attribute.name == "equation":
+            attribute.s = respelled(attribute.s.decode()).encode()
 
 
 def respelled(equation: str) -> str:
     """`B G H I D, B G H J D -> B G H I J` to `abcde,abcfe->abcdf`."""
     plain = equation.replace(" ", "")
-    letters = "".join(dict.fromkeys(c for c in plain if c.isalpha()))
+    letters = "".join(dict.fromkeys(char for char in plain if char.isalpha()))  # each once, as they come
     return plain.translate(str.maketrans(letters, string.ascii_lowercase[: len(letters)]))
 
 
@@ -184,27 +195,43 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     constants alone may be folded, and don't count. With `equal_once`, it is the initializers alone, those of one
     content once: equal products of them may become one.
     """
-    stated = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
-    sizes = {name: math.prod(dims) for name, dims in stated.items() if dims and all(dims)}
-    sizes |= {i.name: math.prod(i.dims) for i in model.graph.initializer}
-    content = {i.name: _content(i) if equal_once else i.name for i in model.graph.initializer}
-    whole = set(content.values())  # parts of them (a joint q, k, v) may be equal where they are not
-    live = {v.name for v in model.graph.input} - {i.name for i in model.graph.initializer}
-    counted: list[tuple[str, int]] = []
+    sizes = _sizes(model)
+    contents = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    if equal_once:
+        contents = {tensor.name: _content(tensor) for tensor in model.graph.initializer}
+    whole_contents = set(contents.values())  # slices of them (a joint q, k, v) may be equal where they are not
+
+    image_tensors = {tensor.name for tensor in model.graph.input} - contents.keys()
+    counted: list[tuple[str, int]] = []  # content, elements
     for node in model.graph.node:
-        if node.op_type in _WEIGHTED and not live.isdisjoint(node.input):
+        reads_image = not image_tensors.isdisjoint(node.input)
+        if node.op_type in _WEIGHTED and reads_image:
             operands = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
-            counted += [(content.get(name, name), sizes.get(name, 0)) for name in operands if name not in live]
+            constants = [name for name in operands if name not in image_tensors]
+            counted += [(contents.get(name, name), sizes.get(name, 0)) for name in constants]
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
             sizes[node.output[0]] = sizes[node.input[0]]
-            content[node.output[0]] = content.get(node.input[0], node.input[0])
-        if node.op_type != "Shape" and not live.isdisjoint(node.input):
-            live.update(node.output)
+            contents[node.output[0]] = contents.get(node.input[0], node.input[0])
+        if reads_image and node.op_type != "Shape":  # an image's sizes are no image
+            image_tensors.update(node.output)
+
     if equal_once:
-        return sum(size for name, size in dict(counted).items() if name in whole)
+        return sum(size for content, size in dict(counted).items() if content in whole_contents)
     return sum(size for _, size in counted)
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Elements of the tensors whose shape is stated without a free axis, and of the initializers."""
+    sizes = {}
+    for tensor in model.graph.value_info:
+        shape = [axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
+        if shape and all(shape):
+            sizes[tensor.name] = math.prod(shape)
+    for constant in model.graph.initializer:
+        sizes[constant.name] = math.prod(constant.dims)
+    return sizes
 
 
 def _content(tensor: onnx.TensorProto) -> str:
@@ -212,7 +239,10 @@ def _content(tensor: onnx.TensorProto) -> str:
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
-    """Checks the model and writes it atomically; weights go beside the file only above 2 GB."""
+    """Checks the model and writes it atomically; weights go beside the file only above 2 GB.
+
+    Raises what `check_structure` raises, ModelError for what is no valid ONNX, FolderError when it can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_structure(model, str(path))
     try:
@@ -234,15 +264,15 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
 def check_structure(model: onnx.ModelProto, name: str) -> None:
     """Raises GateError for what must not ship: training-mode operations, a fixed batch, values that are not numbers."""
     for node in model.graph.node:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        training = bool(attributes.get("training_mode")) if node.op_type == "BatchNormalization" else False
-        if training or node.op_type == "Dropout":
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        is_training_norm = node.op_type == "BatchNormalization" and bool(attributes.get("training_mode"))
+        if is_training_norm or node.op_type == "Dropout":
             raise GateError(f"{name}: {node.op_type} {node.name!r} is in training mode; export the model after eval()")
-    for value in (*model.graph.input, *model.graph.output):
-        shape = value.type.tensor_type.shape.dim
+    for tensor in (*model.graph.input, *model.graph.output):
+        shape = tensor.type.tensor_type.shape.dim
         if not shape or not shape[0].dim_param:
-            found = shape[0].dim_value if shape else "none"
-            raise GateError(f"{name}: {value.name!r} has the fixed batch {found}; export it with a free batch axis")
+            batch = shape[0].dim_value if shape else "none"
+            raise GateError(f"{name}: {tensor.name!r} has the fixed batch {batch}; export it with a free batch axis")
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL and not _finite(tensor):
             raise GateError(f"{name}: weight {tensor.name!r} holds values that are not finite")

@@ -53,13 +53,13 @@ def to_fp16(
     Without `statistics` every operation that squares or sums stays in fp32, since nothing shows it may not.
     """
     model = named(onnx.load(path))
-    found = overflowing(model, statistics)
+    magnitudes = overflowing(model, statistics)
     unknown = set(islands) - {node.name for node in model.graph.node}
     if unknown:
         raise InputError(f"no node {sorted(unknown)[0]!r} in {path} to keep in fp32")
-    found |= {name: found.get(name, 0.0) for name in islands}
-    write_model(converted(model, found), Path(out))
-    return Half(str(out), found)
+    magnitudes |= {name: magnitudes.get(name, 0.0) for name in islands}
+    write_model(converted(model, magnitudes), Path(out))
+    return Half(str(out), magnitudes)
 
 
 def with_half_rest(path: Path | str, out: Path | str, *, statistics: Statistics) -> Half:
@@ -68,32 +68,42 @@ def with_half_rest(path: Path | str, out: Path | str, *, statistics: Statistics)
     So attention is fused and no product is padded to a multiple of four. `statistics` are of the fp32 file.
     """
     model = named(onnx.load(path))
-    found = overflowing(model, statistics)
+    magnitudes = overflowing(model, statistics)
     _fit_scales(model)
-    write_model(converted(model, found), Path(out))
-    return Half(str(out), found)
+    write_model(converted(model, magnitudes), Path(out))
+    return Half(str(out), magnitudes)
 
 
 def _fit_scales(model: onnx.ModelProto) -> None:
     """Scales become the next half float above, and codes of weights what they are on that scale."""
-    held = {i.name: i for i in model.graph.initializer}
-    before: dict[str, NDArray[np.float32]] = {}
-    moved: set[str] = set()
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    scales_before: dict[str, NDArray[np.float32]] = {}
+    fitted: set[str] = set()
     for node in model.graph.node:
-        if node.op_type not in _QUANTISING or node.input[1] not in held:
+        if node.op_type not in _QUANTISING or node.input[1] not in constants:
             continue
         codes, scale = node.input[:2]
-        if scale not in before:
-            before[scale] = numpy_helper.to_array(held[scale])
-            held[scale].CopyFrom(numpy_helper.from_array(_half_above(before[scale]), scale))
-        if codes in held and codes not in moved:
-            moved.add(codes)
-            values, after = numpy_helper.to_array(held[codes]), numpy_helper.to_array(held[scale])
-            ratio = np.divide(before[scale], after, out=np.ones_like(after), where=after > 0)
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            shape = [-1 if i == axis % values.ndim and ratio.size > 1 else 1 for i in range(values.ndim)]
-            fitted = np.rint(values * ratio.reshape(shape)).astype(values.dtype)
-            held[codes].CopyFrom(numpy_helper.from_array(fitted, codes))
+        if scale not in scales_before:
+            scales_before[scale] = numpy_helper.to_array(constants[scale])
+            constants[scale].CopyFrom(numpy_helper.from_array(_half_above(scales_before[scale]), scale))
+        if codes in constants and codes not in fitted:
+            fitted.add(codes)
+            scale_after = numpy_helper.to_array(constants[scale])
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            _fit_codes(constants[codes], scales_before[scale], scale_after, axis)
+
+
+def _fit_codes(
+    codes: onnx.TensorProto, scale_before: NDArray[np.float32], scale_after: NDArray[np.float32], axis: int
+) -> None:
+    """Rewrites codes in place so that code times scale stays; `axis` is that of the scales, where there are several."""
+    values = numpy_helper.to_array(codes)
+    ratio = np.divide(scale_before, scale_after, out=np.ones_like(scale_after), where=scale_after > 0)
+    shape = [1] * values.ndim
+    if ratio.size > 1:
+        shape[axis % values.ndim] = -1
+    fitted_values = np.rint(values * ratio.reshape(shape)).astype(values.dtype)
+    codes.CopyFrom(numpy_helper.from_array(fitted_values, codes.name))
 
 
 def _half_above(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -106,24 +116,27 @@ def _half_above(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[str, float]:
     """Nodes whose values, or squares and sums inside them, half floats can't hold, with that magnitude."""
-    found: dict[str, float] = {}
-    same: dict[str, str] = {}  # what a quantiser passes on, by the name it had in the fp32 file
+    magnitudes: dict[str, float] = {}
+    fp32_names: dict[str, str] = {}  # what a quantiser passes on, by the name it had in the fp32 file
     for node in model.graph.node:
         if node.op_type in _QUANTISING:
-            same[node.output[0]] = same.get(node.input[0], node.input[0])
+            fp32_names[node.output[0]] = fp32_names.get(node.input[0], node.input[0])
         if statistics is None:
             if node.op_type in (*_SQUARING, *_SUMMING):
-                found[node.name] = float("inf")
+                magnitudes[node.name] = float("inf")
             continue
-        names = [same.get(name, name) for name in (*node.input, *node.output)]
-        reach = max((_magnitude(statistics, name) for name in names), default=0.0)
-        inside = _magnitude(statistics, names[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
-        if max(reach, inside) * _MARGIN > _HALF_MAX:
-            found[node.name] = max(reach, inside)
-    return found
+
+        names = [fp32_names.get(name, name) for name in (*node.input, *node.output)]
+        largest = max((_magnitude(statistics, name) for name in names), default=0.0)
+        squared = _magnitude(statistics, names[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
+        reached = max(largest, squared)
+        if reached * _MARGIN > _HALF_MAX:
+            magnitudes[node.name] = reached
+    return magnitudes
 
 
 def _magnitude(statistics: Statistics, name: str) -> float:
+    """0 for a tensor without statistics: constants are judged by what comes of them."""
     low, high = statistics.extremes.get(name, (0.0, 0.0))
     return max(abs(low), abs(high))
 
@@ -147,10 +160,11 @@ def to_int8(
     nodes = [name for name in quantisable(model) if name not in set(keep)]
     if not nodes:
         raise InputError(f"{path} has no convolution or matrix product left to quantise")
+
     model = onnx.shape_inference.infer_shapes(model)
     quantised = _quantise(model, nodes, ranges, placement)
     if rounding is not None:
-        rounding.apply(quantised, 64 if _is_narrow(placement) else 127)
+        rounding.apply(quantised, 64 if _is_narrow(placement) else 127)  # 7 bits: -64 to 64, as the quantiser scales
     del quantised.graph.value_info[:]
     quantised.ir_version = model.ir_version
     return write_model(sorted_nodes(quantised), Path(out))
@@ -172,11 +186,9 @@ def weight_bits() -> int:
         helper.make_node("MatMulInteger", ["bytes", "weight"], ["sums"]),
         helper.make_node("Cast", ["sums"], ["output"], to=onnx.TensorProto.FLOAT),
     ]
-    taken, given = (
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", width])
-        for name, width in (("input", 64), ("output", 16))
-    )
-    graph = helper.make_graph(nodes, "saturates", [taken], [given], [numpy_helper.from_array(most, "weight")])
+    image = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", 64])
+    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["batch", 16])
+    graph = helper.make_graph(nodes, "saturates", [image], [output], [numpy_helper.from_array(most, "weight")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         path = write_model(model, Path(folder) / "saturates.onnx")
@@ -189,24 +201,25 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
 
     Sums of a transformer's residual stream are not among them: their outliers would cost every token.
     """
-    constants = {i.name for i in model.graph.initializer}
-    spatial: set[str] = set()
+    constants = {tensor.name for tensor in model.graph.initializer}
+    spatial: set[str] = set()  # results of convolutions, and of what passes them on
     names = []
     for node in model.graph.node:
-        dynamic = [name for name in node.input if name and name not in constants]
-        weighted = node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in constants
-        passing = node.op_type in _PASSING and bool(dynamic) and spatial.issuperset(dynamic)
-        if weighted or passing:
+        activations = [name for name in node.input if name and name not in constants]
+        is_weighted = node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in constants
+        is_passing = node.op_type in _PASSING and bool(activations) and spatial.issuperset(activations)
+        if is_weighted or is_passing:
             names.append(node.name)
-        if passing or (weighted and node.op_type in ("Conv", "ConvTranspose")):
+        if is_passing or (is_weighted and node.op_type in ("Conv", "ConvTranspose")):
             spatial.update(node.output)
     return names
 
 
 def weighted_nodes(model: onnx.ModelProto) -> list[str]:
     """The nodes whose precision is worth a choice of its own, in graph order."""
-    constants = {i.name for i in model.graph.initializer}
-    return [n.name for n in model.graph.node if n.op_type in _WEIGHTED and any(i in constants for i in n.input[:2])]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    weighted = [node for node in model.graph.node if node.op_type in _WEIGHTED]
+    return [node.name for node in weighted if any(name in constants for name in node.input[:2])]
 
 
 def _quantise(
@@ -217,11 +230,12 @@ def _quantise(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     for_tensorrt = placement == "tensorrt"
-    types = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add"] if for_tensorrt else [*_WEIGHTED, *_PASSING]
+    types = [*_WEIGHTED, "Add"] if for_tensorrt else [*_WEIGHTED, *_PASSING]
     options: dict[str, Any] = {"QuantizeBias": not for_tensorrt, "WeightSymmetric": True}
     if for_tensorrt:
         options |= {"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": types}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+
     level = logging.root.level
     try:
         logging.root.setLevel(logging.ERROR)  # it advises a pre-processing our export has already done
@@ -245,30 +259,36 @@ def _quantise(
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Gives every node a name, since nodes are chosen by name."""
+    """Gives every node a name, in place, since nodes are chosen by name."""
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
-            node.name = f"{node.op_type}_{index}" if f"{node.op_type}_{index}" not in taken else f"unnamed_{index}"
+            name = f"{node.op_type}_{index}"
+            node.name = name if name not in taken else f"unnamed_{index}"
     return model
 
 
 def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with producers before consumers; the fp16 converter appends casts at the end."""
-    made = {i.name for i in model.graph.initializer} | {i.name for i in model.graph.input} | {""}
+    """The same model with producers before consumers, in place; the quantiser appends nodes at the end.
+
+    Raises InputError for a graph that has no such order.
+    """
+    available = {""}  # the name of an input that is left out
+    available |= {tensor.name for tensor in model.graph.initializer}
+    available |= {tensor.name for tensor in model.graph.input}
     waiting, ordered = list(model.graph.node), []
     while waiting:
-        ready = [node for node in waiting if made.issuperset(node.input)]
-        if not ready:
+        if not any(available.issuperset(node.input) for node in waiting):
             raise InputError(f"the graph has a cycle or an input nobody makes, at node {waiting[0].name!r}")
         later = []
         for node in waiting:
-            if made.issuperset(node.input):
+            if available.issuperset(node.input):
                 ordered.append(node)
-                made.update(node.output)
+                available.update(node.output)
             else:
                 later.append(node)
         waiting = later
+
     del model.graph.node[:]
     model.graph.node.extend(ordered)
     return model

@@ -50,24 +50,27 @@ class _Layer:
         places = _spread(position_count(value, self.window), most)
         rows = rows_of(value, self.window, places)[:, 0].double()  # [groups, n, inputs]
         if self.origin is None:
-            self.origin = rows.mean(1)
+            self.origin = rows.mean(1)  # [groups, inputs]
         rows -= self.origin.unsqueeze(1)
+
         self.count += len(places)
         self.total = self.total + rows.sum(1)
         if self.weight.shape[2] <= WIDEST:
-            self.square = self.square + rows.mT @ rows
+            self.square = self.square + rows.mT @ rows  # [groups, inputs, inputs]
 
     @property
     def _shift(self) -> Tensor:
-        """The mean less the origin."""
+        """The mean less the origin, [groups, inputs]."""
         return torch.as_tensor(self.total) / self.count
 
     @property
     def mean(self) -> Tensor:
+        """Of the inputs, [groups, inputs]."""
         assert self.origin is not None
         return self.origin + self._shift
 
     def covariance(self, *, centred: bool) -> Tensor | None:
+        """[groups, inputs, inputs] around the mean or, not centred, around zero; None where there are too many."""
         if self.weight.shape[2] > WIDEST:
             return None
         around_origin = torch.as_tensor(self.square) / self.count
@@ -79,57 +82,65 @@ class _Layer:
 class Rounding:
     """Chooses the weights' int8 codes in quantised forms of one file."""
 
-    layers: Mapping[str, _Layer]
-    _known: dict[tuple[str, bytes, int], Tensor] = field(default_factory=dict, repr=False)
+    layers: Mapping[str, _Layer]  # by the name of their weight
+    _cached_codes: dict[tuple[str, bytes, int], Tensor] = field(default_factory=dict, repr=False)
 
     def apply(self, quantised: onnx.ModelProto, most: int) -> None:
         """Rewrites codes, within -most .. most, and biases of the model, in place; scales stay."""
-        held = {i.name: i for i in quantised.graph.initializer}
+        constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
         for name, layer in self.layers.items():
-            if f"{name}_quantized" not in held:
+            target = constants.get(f"{name}_quantized")
+            if target is None:
                 continue
-            scales = numpy_helper.to_array(held[f"{name}_scale"])
-            bias = _bias_of(layer.node, held)
+            scales = numpy_helper.to_array(constants[f"{name}_scale"])
+            bias = _bias_of(layer.node, constants)
+            # With a bias to take up the mean, only what varies around it needs to come out right.
             codes = self._codes(name, layer, scales, most, centred=bias is not None)
-            held[f"{name}_quantized"].CopyFrom(
-                numpy_helper.from_array(_flat(codes, layer.node, held[f"{name}_quantized"]), f"{name}_quantized")
-            )
+            target.CopyFrom(numpy_helper.from_array(_flat(codes, layer.node, target), f"{name}_quantized"))
             if bias is not None:
                 lost = layer.weight - codes * _per_output(scales, layer.weight)
-                _shift(held, bias, (lost @ layer.mean.unsqueeze(2)).reshape(-1).numpy())
+                lost_mean = lost @ layer.mean.unsqueeze(2)  # [groups, outputs, 1]
+                _shift(constants, bias, lost_mean.reshape(-1).numpy())
 
     def _codes(self, name: str, layer: _Layer, scales: NDArray[np.float32], most: int, *, centred: bool) -> Tensor:
+        """int8 [groups, outputs, inputs]; kept, as one file is quantised over and over with the same scales."""
         key = (name, scales.tobytes(), most)
-        if key not in self._known:
+        if key not in self._cached_codes:
             steps = layer.weight / _per_output(scales, layer.weight)
             covariance = layer.covariance(centred=centred)
             codes = steps.round() if covariance is None else rounded(steps, covariance, most)
-            self._known[key] = codes.clamp(-most, most).to(torch.int8)
-        return self._known[key]
+            self._cached_codes[key] = codes.clamp(-most, most).to(torch.int8)
+        return self._cached_codes[key]
 
 
 def find_rounding(path: Path | str, images: Images) -> Rounding:
     """Runs the file on [N, C, H, W] images, one at a time. Layers that share weights or a bias are left out."""
     model = onnx.load(path)
-    constants = {i.name: i for i in model.graph.initializer}
-    reads = Counter(name for node in model.graph.node for name in node.input)
-    layers = {
-        node.input[1]: _layer_of(node, constants)
-        for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul")
-        and node.input[1] in constants
-        and all(reads[name] == 1 for name in node.input[1:])
-    }
-    session, names = exposed(model)
-    readers: dict[str, list[_Layer]] = {}
+    layers = _layers_of(model)
+    readers: dict[str, list[_Layer]] = {}  # by the tensor they read
     for layer in layers.values():
         readers.setdefault(layer.node.input[0], []).append(layer)
-    each = math.ceil(ROWS / len(images))
+
+    session, names = exposed(model)
+    rows_per_image = math.ceil(ROWS / len(images))
     for index in range(len(images)):
         for name, value in values_of(session, names, [images[index : index + 1]]):
             for layer in readers.get(name, ()):
-                layer.see(torch.from_numpy(value), each)
+                layer.see(torch.from_numpy(value), rows_per_image)
     return Rounding({name: layer for name, layer in layers.items() if layer.count})
+
+
+def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
+    """Layers by their weight, which, as their bias, nobody else reads."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    read_counts = Counter(name for node in model.graph.node for name in node.input)
+    layers = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in constants:
+            continue
+        if all(read_counts[name] == 1 for name in node.input[1:]):
+            layers[node.input[1]] = _layer_of(node, constants)
+    return layers
 
 
 @torch.no_grad()
@@ -139,19 +150,22 @@ def rounded(steps: Tensor, covariance: Tensor, most: int) -> Tensor:
     The error of each goes to the weights behind it as the inverse of `covariance` [groups, inputs, inputs] says.
     """
     inputs = steps.shape[2]
+    # With both axes reversed the lower factor is an upper one:
     # covariance + damping = root @ root.mT with root upper triangular, so inverse(damped) = upper.mT @ upper
     root = _damped_root(covariance.flip(1, 2)).flip(1, 2)
     upper = torch.linalg.solve_triangular(root, torch.eye(inputs, dtype=covariance.dtype), upper=True)
-    left, codes = steps.clone(), torch.empty_like(steps)
+
+    wanted = steps.clone()  # what is still to be rounded, with what it took over
+    codes = torch.empty_like(steps)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)
-        errors = torch.empty_like(steps[:, :, begin:end])
+        errors = torch.empty_like(steps[:, :, begin:end])  # [groups, outputs, block]
         for i in range(begin, end):
-            codes[:, :, i] = left[:, :, i].round().clamp(-most, most)
-            error = (left[:, :, i] - codes[:, :, i]) / upper[:, i, i].unsqueeze(1)
-            left[:, :, i + 1 : end] -= error.unsqueeze(2) * upper[:, i, i + 1 : end].unsqueeze(1)
+            codes[:, :, i] = wanted[:, :, i].round().clamp(-most, most)
+            error = (wanted[:, :, i] - codes[:, :, i]) / upper[:, i, i].unsqueeze(1)  # [groups, outputs]
+            wanted[:, :, i + 1 : end] -= error.unsqueeze(2) * upper[:, i, i + 1 : end].unsqueeze(1)
             errors[:, :, i - begin] = error
-        left[:, :, end:] -= errors @ upper[:, begin:end, end:]
+        wanted[:, :, end:] -= errors @ upper[:, begin:end, end:]  # behind the block all its errors at once: faster
     return codes
 
 
@@ -168,21 +182,24 @@ def _damped_root(covariance: Tensor) -> Tensor:
 
 
 def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> _Layer:
-    weight, attributes = numpy_helper.to_array(constants[node.input[1]]), _attributes(node)
-    plain = np.array(weight.T if _is_transposed(node) else weight, dtype=np.float64)
+    stored, attributes = numpy_helper.to_array(constants[node.input[1]]), _attributes(node)
+    outputs_first = np.array(stored.T if _is_transposed(node) else stored, dtype=np.float64)
     groups = attributes.get("group", 1)
-    rows = torch.from_numpy(plain).reshape(groups, plain.shape[0] // groups, -1)
+    weight = torch.from_numpy(outputs_first).reshape(groups, outputs_first.shape[0] // groups, -1)
     if node.op_type != "Conv":
-        return _Layer(node, rows, Window())
+        return _Layer(node, weight, Window())
+
     kernel = tuple(attributes["kernel_shape"])
     axes = len(kernel)
-    pads = attributes.get("pads", [0] * 2 * axes)
-    stride, dilation = (tuple(attributes.get(name, [1] * axes)) for name in ("strides", "dilations"))
+    stride = tuple(attributes.get("strides", [1] * axes))
+    dilation = tuple(attributes.get("dilations", [1] * axes))
+    pads = attributes.get("pads", [0] * 2 * axes)  # begins of all axes, then ends
     padding = tuple(zip(pads[:axes], pads[axes:], strict=True))
-    return _Layer(node, rows, Window(kernel, stride, padding, dilation, groups))
+    return _Layer(node, weight, Window(kernel, stride, padding, dilation, groups))
 
 
 def _flat(codes: Tensor, node: onnx.NodeProto, like: onnx.TensorProto) -> NDArray[np.int8]:
+    """The codes [groups, outputs, inputs] in the shape and order of the file's tensor `like`."""
     shape = tuple(like.dims)
     return np.ascontiguousarray(codes.reshape(shape[::-1]).T if _is_transposed(node) else codes.reshape(shape))
 
@@ -193,27 +210,33 @@ def _is_transposed(node: onnx.NodeProto) -> bool:
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _per_output(scales: NDArray[np.float32], weight: Tensor) -> Tensor:
     """[groups, outputs, 1], also where one scale serves the whole tensor."""
     groups, outputs, _ = weight.shape
-    return torch.from_numpy(scales.astype(np.float64)).reshape(-1).expand(groups * outputs).reshape(groups, outputs, 1)
+    flat = torch.from_numpy(scales.astype(np.float64)).reshape(-1)
+    return flat.expand(groups * outputs).reshape(groups, outputs, 1)
 
 
 def _spread(available: int, most: int) -> Tensor:
+    """Indices of at most so many, evenly spread from the first to the last: 3 of 5 are 0, 2 and 4."""
     return torch.linspace(0, available - 1, min(available, most), dtype=torch.float64).round().long()
 
 
-def _bias_of(node: onnx.NodeProto, held: Mapping[str, onnx.TensorProto]) -> str | None:
+def _bias_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str | None:
     """The name of the initialiser that holds the bias, in float or in whole steps of its scale."""
     bias = node.input[2] if len(node.input) > 2 else ""
-    return next((name for name in (f"{bias}_quantized", bias) if bias and name in held), None)
+    if not bias:
+        return None
+    return next((name for name in (f"{bias}_quantized", bias) if name in constants), None)
 
 
-def _shift(held: Mapping[str, onnx.TensorProto], bias: str, by: NDArray[np.float64]) -> None:
-    old = numpy_helper.to_array(held[bias])
-    scale = held.get(f"{bias}_scale")
-    moved = old + by if scale is None else old + np.rint(by / numpy_helper.to_array(scale))
-    held[bias].CopyFrom(numpy_helper.from_array(moved.astype(old.dtype).reshape(old.shape), bias))
+def _shift(constants: Mapping[str, onnx.TensorProto], bias: str, difference: NDArray[np.float64]) -> None:
+    """Adds `difference` [outputs] to a bias, in place; to one in whole steps the nearest number of them."""
+    before = numpy_helper.to_array(constants[bias])
+    scale = constants.get(f"{bias}_scale")
+    steps = difference if scale is None else np.rint(difference / numpy_helper.to_array(scale))
+    after = (before + steps).astype(before.dtype).reshape(before.shape)
+    constants[bias].CopyFrom(numpy_helper.from_array(after, bias))

@@ -37,12 +37,12 @@ _TARGETS = (
     Target("SM120", "RTX 50", ("SM120",), ("tensorrt_rtx", "tensorrt")),
     Target("SM121", "GB10", ("SM121",), ("tensorrt_rtx", "tensorrt")),
 )
-TARGETS: Mapping[str, Target] = {t.name: t for t in _TARGETS}
+TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 _ALIASES = {"orin": "SM87", "thor": "SM110", "h100": "SM90", "h200": "SM90", "a100": "SM80", "l4": "SM89"}
 
 
 def resolve_target(name: str) -> Target:
-    """`SM86`, `sm_86`, `8.6`, `orin` or `rtx` to the target it names."""
+    """`SM86`, `sm_86`, `8.6`, `orin` or `rtx` to the target it names; raises InputError for a name of none."""
     text = name.lower()
     if text in _ALIASES:
         text = _ALIASES[text].lower()
@@ -50,5 +50,5 @@ def resolve_target(name: str) -> Target:
     for target in _TARGETS:
         if target.name.lower() in (text, compact):
             return target
-    known = [*TARGETS, *_ALIASES]
-    raise InputError(f"no target {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
+    names = [*TARGETS, *_ALIASES]
+    raise InputError(f"no target {name!r}; there are {', '.join(names)}.{did_you_mean(name, names)}")

@@ -34,6 +34,7 @@ def with_even_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     writer = _Writer(graph, edits)
     for node in model.graph.node:
         writer.add(node)
+
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.value_info[:]
@@ -46,14 +47,14 @@ class _Graph:
     """What is asked of the graph: shapes, constants, who makes a tensor and who reads it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.shapes = {
-            v.name: tuple(d.dim_value or -1 for d in v.type.tensor_type.shape.dim)
-            for v in (*graph.value_info, *graph.input, *graph.output)
-        }
-        self.constants = {i.name: i for i in model.graph.initializer}
-        self.shapes |= {name: tuple(i.dims) for name, i in self.constants.items()}
-        self.outputs = {v.name for v in model.graph.output}
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for tensor in (*inferred.value_info, *inferred.input, *inferred.output):
+            self.shapes[tensor.name] = tuple(axis.dim_value or -1 for axis in tensor.type.tensor_type.shape.dim)
+        for name, constant in self.constants.items():
+            self.shapes[name] = tuple(constant.dims)
+        self.outputs = {output.name for output in model.graph.output}
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -67,21 +68,32 @@ class _Graph:
 
     def edits(self, softmax: onnx.NodeProto) -> Edits:
         """What widens the attention around a softmax over an odd number of tokens; empty for every other node."""
-        tokens = self.width(softmax.input[0]) if softmax.op_type == "Softmax" and softmax.input else 0
+        if softmax.op_type != "Softmax" or not softmax.input:
+            return {}
+        scores, shares = softmax.input[0], softmax.output[0]
+        tokens = self.width(scores)
         if tokens < 3 or tokens % 2 == 0 or not self._is_over_last_axis(softmax):
             return {}
-        readers = self.readers.get(softmax.output[0], [])
-        result = readers[0] if len(readers) == 1 else None
-        if result is None or result.op_type != "MatMul" or result.input[0] != softmax.output[0]:
+
+        product = self._product_with_values(shares)
+        if product is None:
             return {}
-        found = self._before(softmax.input[0], tokens)
-        rows = self.shapes.get(result.input[1], ())[-2:-1]
-        if found is None or rows != (tokens,) or self._is_read_twice(softmax.output[0]):
+        values = product.input[1]
+        before = self._before(scores, tokens)
+        rows = self.shapes.get(values, ())[-2:-1]  # [..., tokens, width]
+        if before is None or rows != (tokens,) or self._is_read_twice(shares):
             return {}
-        return {**found, softmax.output[0]: {softmax.input[0]: "mask"}, result.output[0]: {result.input[1]: -2}}
+        return {**before, shares: {scores: "mask"}, product.output[0]: {values: -2}}
+
+    def _product_with_values(self, shares: str) -> onnx.NodeProto | None:
+        """The product that alone reads the softmax's result, from the left."""
+        readers = self.readers.get(shares, [])
+        if len(readers) != 1 or readers[0].op_type != "MatMul" or readers[0].input[0] != shares:
+            return None
+        return readers[0]
 
     def _is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
-        axis = next((a.i for a in softmax.attribute if a.name == "axis"), -1)
+        axis = next((attribute.i for attribute in softmax.attribute if attribute.name == "axis"), -1)
         return axis in (-1, len(self.shapes[softmax.input[0]]) - 1)
 
     def _is_read_twice(self, name: str) -> bool:
@@ -93,17 +105,26 @@ class _Graph:
         if node is None or self._is_read_twice(name) or self.width(name) != tokens:
             return None
         if node.op_type == "MatMul":
-            keys = node.input[1]
-            return {name: {keys: -1}} if self.width(keys) == tokens and len(self.shapes[keys]) > 1 else None
+            keys = node.input[1]  # [..., width, tokens]
+            is_widenable = self.width(keys) == tokens and len(self.shapes[keys]) > 1
+            return {name: {keys: -1}} if is_widenable else None
         if node.op_type == "Reshape" and self.last_size(node.input[1]) in (-1, tokens):
             before = self._before(node.input[0], tokens)
             return None if before is None else {**before, name: {node.input[1]: "shape"}}
-        for scores in (node.input[i] for i in _POINTWISE.get(node.op_type, ())):
-            others = [other for other in node.input if other != scores]
-            fits = all(self.width(o) in ((0, 1) if node.op_type == "Div" else (0, 1, tokens)) for o in others)
-            before = self._before(scores, tokens) if fits else None
+        return self._before_pointwise(node, tokens)
+
+    def _before_pointwise(self, node: onnx.NodeProto, tokens: int) -> Edits | None:
+        """Along the first input that comes from the product; others of its width, such as a mask, are widened too."""
+        widths = (0, 1) if node.op_type == "Div" else (0, 1, tokens)
+        for index in _POINTWISE.get(node.op_type, ()):
+            scores = node.input[index]
+            operands = [name for name in node.input if name != scores]
+            if any(self.width(operand) not in widths for operand in operands):
+                continue
+            before = self._before(scores, tokens)
             if before is not None:
-                return {**before, name: {other: -1 for other in others if self.width(other) == tokens}}
+                widened: dict[str, Edit] = {operand: -1 for operand in operands if self.width(operand) == tokens}
+                return {**before, node.output[0]: widened}
         return None
 
     def last_constant(self, shape: str) -> str:
@@ -113,6 +134,7 @@ class _Graph:
         return last if last in self.constants else ""
 
     def last_size(self, shape: str) -> int:
+        """The last number of a shape, -1 for what is left over; 0: it is computed."""
         constant = self.last_constant(shape)
         return int(numpy_helper.to_array(self.constants[constant])[-1]) if constant else 0
 
@@ -124,19 +146,21 @@ class _Writer:
         self.graph, self.edits = graph, edits
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.held: dict[tuple[str, Edit], str] = {}
+        self.edited: dict[tuple[str, Edit], str] = {}  # the names edited tensors have in the new graph
 
     def add(self, node: onnx.NodeProto) -> None:
+        """Adds the node, before it what its edited inputs need."""
         changes = self.edits.get(node.output[0], {}) if node.output else {}
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [self._changed(n, changes[n]) if n in changes else n for n in node.input]
+        copy.input[:] = [self._changed(name, changes[name]) if name in changes else name for name in node.input]
         self.nodes.append(copy)
 
     def _changed(self, name: str, edit: Edit) -> str:
+        """The edited tensor's name; it is made where it is read for the first time."""
         if isinstance(edit, int):
             edit %= len(self.graph.shapes[name])
-        if (name, edit) not in self.held:
+        if (name, edit) not in self.edited:
             target = f"{name}_even_{edit}"
             if edit == "mask":
                 self._mask(name, target)
@@ -144,10 +168,11 @@ class _Writer:
                 self._reshape(name, target)
             else:
                 self._widen(name, target, edit)
-            self.held[name, edit] = target
-        return self.held[name, edit]
+            self.edited[name, edit] = target
+        return self.edited[name, edit]
 
     def _mask(self, scores: str, target: str) -> None:
+        """Scores are one token wider by now; the softmax gives the new one, at -inf, nothing."""
         unseen = np.array([0.0] * self.graph.width(scores) + [-np.inf], np.float32)
         self._constant(f"{target}_unseen", unseen)
         self.nodes.append(helper.make_node("Add", [scores, f"{target}_unseen"], [target], target))
@@ -156,12 +181,13 @@ class _Writer:
         """The same shape with a larger last axis; -1 adapts by itself."""
         last = self.graph.last_constant(shape)
         sizes = numpy_helper.to_array(self.graph.constants[last]).copy()
-        sizes[-1] += sizes[-1] != -1
+        if sizes[-1] != -1:
+            sizes[-1] += 1
         if last == shape:
             return self._constant(target, sizes)
         self._constant(f"{target}_last", sizes)
-        parts = [*self.graph.makers[shape].input[:-1], f"{target}_last"]
-        self.nodes.append(helper.make_node("Concat", parts, [target], target, axis=0))
+        pieces = [*self.graph.makers[shape].input[:-1], f"{target}_last"]
+        self.nodes.append(helper.make_node("Concat", pieces, [target], target, axis=0))
         return None
 
     def _widen(self, name: str, target: str, axis: int) -> None:
@@ -169,12 +195,14 @@ class _Writer:
         rank, maker = len(self.graph.shapes[name]), self.graph.makers.get(name)
         if name in self.graph.constants:
             values = numpy_helper.to_array(self.graph.constants[name])
-            return self._constant(target, np.pad(values, [(0, int(i == axis)) for i in range(rank)]))
+            zeros = [(0, int(i == axis)) for i in range(rank)]  # none in front, one behind on that axis
+            return self._constant(target, np.pad(values, zeros))
         if maker is not None and maker.op_type == "Transpose" and maker.attribute:
-            order = list(maker.attribute[0].ints)
+            order = list(maker.attribute[0].ints)  # axis i is the source's order[i]
             source = self._changed(maker.input[0], order[axis])
             self.nodes.append(helper.make_node("Transpose", [source], [target], target, perm=order))
             return None
+        # Pad takes the zeros in front of all axes, then those behind: rank 3, axis 1 is 0 0 0, 0 1 0.
         self._constant(f"{target}_sizes", np.eye(1, 2 * rank, rank + axis, dtype=np.int64)[0])
         self.nodes.append(helper.make_node("Pad", [name, f"{target}_sizes"], [target], target))
         return None

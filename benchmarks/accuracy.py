@@ -43,8 +43,8 @@ from study import (
 )
 from torch import nn
 
+from compressor.accuracy import evaluate
 from compressor.recipe import Recipe, make_recipe
-from compressor.recovery.evaluate import evaluate
 
 SCREEN_IMAGES, SCREENED = 160, 3  # the peer's settings are tried on few evaluation images, the best on all of them
 OURS, PEER = "ours", "torch_pruning: "

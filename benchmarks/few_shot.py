@@ -44,8 +44,8 @@ from study import (
     spread,
 )
 
-from compressor.images import Images
-from compressor.models import load_model
+from compressor.inputs.images import Images
+from compressor.inputs.models import load_model
 from compressor.relevance import CRITERIA
 
 DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,l1,random"

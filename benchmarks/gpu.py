@@ -24,7 +24,6 @@ import torch
 from speed import Job, add_network_flags, example_of, ours
 from torch import Tensor, fx, nn
 
-from compressor.cost import measure_cost
 from compressor.delivery.networks import captured
 from compressor.device.environment import read_environment
 from compressor.device.timing import Schedule, compare, time_interleaved
@@ -33,6 +32,7 @@ from compressor.export.onnx import export_onnx
 from compressor.export.precision import to_fp16
 from compressor.files import content_hash
 from compressor.graph import trace
+from compressor.graph.cost import measure_cost
 
 MODELS = "torchvision:resnet50,torchvision:vit_b_16"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}

@@ -24,14 +24,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.budgets import parse_budget
 from compressor.choices import ranking_of, repairing_of, scoring_of
 from compressor.graph import trace
-from compressor.models import load_model
+from compressor.inputs.models import load_model
 from compressor.placement import placed, release
-from compressor.pruning import find_structure, identity_error, make_plan, parse_budget, prune
+from compressor.planning import make_plan
+from compressor.pruning import find_structure, identity_error, prune
 from compressor.recipe import Recipe, make_recipe
 from compressor.relevance import score
-from compressor.rounds import Prunable, measure_units, repair
+from compressor.rounds import Prunable, measure_units, repair_layers
 
 DEFAULT = (
     "torchvision:resnet18,torchvision:resnet50,torchvision:mobilenet_v2,timm:vit_small_patch16_224,"
@@ -194,7 +196,8 @@ def job(graph: fx.GraphModule, recipe: Recipe, batches: list[tuple[Tensor, Tenso
     images = batches[0][0][:IDENTITY_IMAGES]
     error = stages.time("identity", lambda: identity_error(graph, small, structure, plan.kept, images))
     repaired = copy.deepcopy(small)
-    record = stages.time("repair", lambda: repair(graph, repaired, slices, batches, repairing=repairing_of(recipe)))
+    repairing = repairing_of(recipe)
+    record = stages.time("repair", lambda: repair_layers(graph, repaired, slices, batches, repairing=repairing))
     print(f"  {len(record.repaired)} layers refitted, {plan.macs_kept / plan.macs_dense:.1%} of the MACs")
     return error
 

@@ -26,19 +26,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
+from compressor.accuracy import evaluate
+from compressor.budgets import Budget, parse_budget
 from compressor.device.environment import read_environment
 from compressor.errors import CompressorError
 from compressor.files import content_hash, read_json, write_json
 from compressor.latency.correction import Ratio, meet
 from compressor.latency.trial import export_for, time_ratio
 from compressor.pipeline import find_scores, find_units, keep_units, remove_and_repair
-from compressor.plans import measure_ratio, set_aim
-from compressor.pruning import Budget, Structure, make_plan, parse_budget, prune
-from compressor.pruning.budget import least_share
+from compressor.planning import make_plan
+from compressor.planning.budget import least_share
+from compressor.pruning import Structure, prune
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan, Scores
-from compressor.recovery.evaluate import evaluate
-from compressor.work import Work, prepare
+from compressor.run.plans import measure_ratio, set_aim
+from compressor.run.work import Work, prepare
 
 NETWORKS = Path(__file__).with_name("networks.toml")
 SCHEMA = "latency-budget/1"

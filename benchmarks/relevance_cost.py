@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ModelError
 from compressor.graph import trace
-from compressor.models import load_model
+from compressor.inputs.models import load_model
 from compressor.relevance import lrp
 
 DEFAULT = "torchvision:resnet18,torchvision:resnet50,torchvision:vgg11_bn,torchvision:mobilenet_v2,torchvision:vit_b_16"

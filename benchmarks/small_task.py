@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
-from compressor.images import Batches, Images, batches
-from compressor.models import Model, load_model
-from compressor.saved import example_of
+from compressor.inputs.images import Batches, Images, batches
+from compressor.inputs.models import Model, load_model
+from compressor.run.saved import example_of
 
 DECAY = 1e-2  # of the fitted classifier's weights, for features of unit variance
 FIT_STEPS = 100

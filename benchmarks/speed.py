@@ -26,7 +26,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, fx, nn
 
-from compressor.cost import measure_cost
+from compressor.budgets import Budget
 from compressor.device.environment import affinity, read_environment
 from compressor.device.timing import Schedule, Timing, compare
 from compressor.device.worker import time_files
@@ -36,8 +36,10 @@ from compressor.export.engines import build_engine, image_profile, supported_tar
 from compressor.export.onnx import export_onnx
 from compressor.export.precision import to_fp16, to_int8, with_half_rest
 from compressor.graph import trace
-from compressor.models import load_model
-from compressor.pruning import Budget, RankingOptions, find_structure, make_plan, prune
+from compressor.graph.cost import measure_cost
+from compressor.inputs.models import load_model
+from compressor.planning import RankingOptions, make_plan
+from compressor.pruning import find_structure, prune
 from compressor.relevance import ScoreOptions, score
 
 MODELS = "torchvision:resnet50,torchvision:mobilenet_v2,torchvision:resnet18,torchvision:vit_b_16"

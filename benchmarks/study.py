@@ -26,21 +26,22 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from torch import Tensor, fx, nn
 
+from compressor.accuracy import evaluate
+from compressor.budgets import Budget
 from compressor.choices import choices_of
-from compressor.cost import measure_cost
 from compressor.errors import CompressorError, DataError
 from compressor.files import content_hash
 from compressor.graph import trace
-from compressor.images import Batches, Images, batches
-from compressor.models import Model, load_model
+from compressor.graph.cost import measure_cost
+from compressor.inputs.images import Batches, Images, batches
+from compressor.inputs.models import Model, load_model
 from compressor.placement import device_of, placed, resolve, to_device
-from compressor.pruning import Budget, Structure, find_structure
+from compressor.pruning import Structure, find_structure
 from compressor.recipe import Recipe, read_recipe
 from compressor.records import Scores
-from compressor.recovery.evaluate import evaluate
 from compressor.rounds import Prunable, pruning_round, score_units
-from compressor.saved import example_of
-from compressor.work import read_images
+from compressor.run.saved import example_of
+from compressor.run.work import read_images
 
 mpl.use("agg")
 

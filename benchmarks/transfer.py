@@ -45,11 +45,11 @@ from study import (
 )
 from torch import fx
 
+from compressor.budgets import Budget
 from compressor.errors import CompressorError
-from compressor.pruning import Budget
 from compressor.recipe import Recipe
-from compressor.recovery.finetune import FinetuneOptions, finetune
 from compressor.relevance import CRITERIA
+from compressor.repair.finetune import FinetuneOptions, finetune
 
 DEFAULT_CRITERIA = "lrp,gradient,taylor,l1,random"
 ONE_SHOT, ITERATIVE = "one shot", "iterative"

@@ -35,30 +35,23 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, fx, nn
 
-from compressor.data import load_images
+from compressor.budgets import Budget
 from compressor.device.runtimes import open_model
 from compressor.errors import BudgetError, CompressorError
 from compressor.export.engines import build_engine, image_profile
 from compressor.export.onnx import export_onnx
 from compressor.files import read_record
 from compressor.graph import fetch, trace
-from compressor.images import Preprocessing, normalised, overridden
-from compressor.models import load_model
+from compressor.inputs.images import Preprocessing, normalised, overridden
+from compressor.inputs.models import load_model
+from compressor.inputs.sources import load_images
 from compressor.pipeline import Run, compress
-from compressor.pruning import (
-    Budget,
-    RankingOptions,
-    Structure,
-    analyse,
-    find_structure,
-    identity_error,
-    make_plan,
-    prune,
-)
-from compressor.pruning.budget import least_share
+from compressor.planning import RankingOptions, make_plan
+from compressor.planning.budget import least_share
+from compressor.pruning import Structure, analyse, find_structure, identity_error, prune
 from compressor.records import Compensation, Plan
 from compressor.relevance import ScoreOptions, score
-from compressor.saved import Network, example_of, load_saved, read_network, save
+from compressor.run.saved import Network, example_of, load_saved, read_network, save
 
 JOB = ("build", "job", "repair", "verify")
 STAGES = (

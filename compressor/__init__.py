@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .rounds import make_prunable as make_prunable
     from .rounds import pruning_round as pruning_round
     from .rounds import remove_units as remove_units
-    from .rounds import repair as repair
+    from .rounds import repair_layers as repair_layers
     from .rounds import score_units as score_units
     from .searching import search as search
 
@@ -39,7 +39,7 @@ _HOMES = {
     "make_prunable": "rounds",
     "pruning_round": "rounds",
     "remove_units": "rounds",
-    "repair": "rounds",
+    "repair_layers": "rounds",
     "score_units": "rounds",
     "compress": "pipeline",
     "load": "pipeline",

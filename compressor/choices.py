@@ -13,12 +13,13 @@ from .budgets import Budget, parse_budget
 from .device.runtimes import available
 from .errors import EngineError, MissingPackageError
 from .placement import resolve
-from .pruning import CompensationOptions, RankingOptions
+from .planning import RankingOptions
 from .recipe import Recipe
-from .recovery.finetune import FinetuneOptions
 from .relevance import ScoreOptions
 from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
+from .repair import CompensationOptions
+from .repair.finetune import FinetuneOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,23 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .behaviour import require_function
 from .budgets import parse_budget
 from .choices import given_preprocessing, require_known
-from .cost import measure_cost
 from .errors import RecipeError
 from .graph import trace
-from .images import overridden
-from .judges import spare_of
-from .models import load_model
+from .graph.behaviour import require_function
+from .graph.cost import measure_cost
+from .inputs.images import overridden
+from .inputs.models import load_model
 from .placement import computing
-from .plans import any_scores, below_budget, ranking_here, require_reachable, share_kept
-from .pruning import Structure, find_structure, make_plan, prune
+from .planning import make_plan
+from .pruning import Structure, find_structure, prune
 from .recipe import Recipe
 from .records import Groups
-from .saved import example_of
-from .work import Work, prepare
+from .run.judges import spare_of
+from .run.plans import any_scores, below_budget, ranking_here, require_reachable, share_kept
+from .run.saved import example_of
+from .run.work import Work, prepare
 
 
 def inspect(recipe: Recipe) -> Groups:

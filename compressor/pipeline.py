@@ -15,31 +15,33 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .checkpoints import state_hash
+from .accuracy import evaluate
 from .choices import Repairing, Scoring, measuring_of, repairing_of, scoring_of, tuning_of
-from .cost import measure_cost
 from .delivery import Delivered, deliver
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
 from .errors import ModelError
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
-from .fingerprints import Known
-from .images import Batches, Images
-from .in_memory import given_images
-from .judges import judges_of, spare_of
-from .models import Model
+from .graph.cost import measure_cost
+from .graph.wrappers import plain
+from .inputs.checkpoints import state_hash
+from .inputs.images import Batches, Images
+from .inputs.in_memory import given_images
+from .inputs.models import Model
 from .placement import code_of, computing
-from .plans import make_step, require_reachable, set_aim, warn_below_budget
-from .pruning import RankingOptions, Structure, analyse, compose, find_structure, identity_error, prune, slices_of
+from .planning import RankingOptions, compose
+from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
 from .recipe import Recipe, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
-from .recovery.choice import Choice, Judged, choose, text_of
-from .recovery.evaluate import evaluate
-from .recovery.finetune import FinetuneOptions, finetune
 from .relevance import score
-from .rounds import Prunable, measure_units, repair
-from .saved import (
+from .repair.choice import Choice, Judged, choose, text_of
+from .repair.finetune import FinetuneOptions, finetune
+from .rounds import Prunable, measure_units, repair_layers
+from .run.fingerprints import Known
+from .run.judges import judges_of, spare_of
+from .run.plans import make_step, require_reachable, set_aim, warn_below_budget
+from .run.saved import (
     Network,
     example_of,
     load_module,
@@ -50,9 +52,8 @@ from .saved import (
     write_network,
     write_weights,
 )
-from .stages import Keeper, Notify, kept_as_record
-from .work import Work, prepare
-from .wrappers import plain
+from .run.stages import Keeper, Notify, kept_as_record
+from .run.work import Work, prepare
 
 IDENTITY_IMAGES = 4
 Progress = Callable[[float], None]
@@ -288,7 +289,7 @@ def _repaired(
     progress: Progress,
 ) -> Repaired:
     network = copy.deepcopy(removed)
-    return Repaired(network, repair(dense, network, slices, images, repairing=repairing, progress=progress))
+    return Repaired(network, repair_layers(dense, network, slices, images, repairing=repairing, progress=progress))
 
 
 def _check_identity(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> None:

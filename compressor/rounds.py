@@ -11,31 +11,21 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
-from .behaviour import require_function
+from .budgets import Budget
 from .choices import Choices, Repairing, Scoring
-from .cost import measure_cost
 from .errors import ModelError
 from .graph import trace
-from .images import Batches
-from .lockstep import Batch
+from .graph.behaviour import require_function
+from .graph.cost import measure_cost
+from .graph.lockstep import Batch
+from .inputs.images import Batches
 from .placement import release
-from .pruning import (
-    Budget,
-    RankingOptions,
-    Structure,
-    analyse,
-    compensate,
-    compose,
-    find_structure,
-    identity_error,
-    make_plan,
-    measure_scores,
-    prune,
-    slices_of,
-)
+from .planning import RankingOptions, compose, make_plan, measure_scores
+from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
 from .records import Compensation, IntArray, Plan, Scores, Slices
-from .recovery.batchnorm import reestimate
 from .relevance import score
+from .repair import compensate
+from .repair.batchnorm import reestimate
 
 IDENTITY = 1e-9  # pruned against masked original, float64, relative: rounding through a few hundred layers
 LabelledBatches = Sequence[tuple[Tensor, Tensor]]
@@ -130,7 +120,7 @@ def remove_units(dense: Prunable, subject: Prunable, plan: Plan) -> tuple[Prunab
     return Prunable(small, structure, kept), slices_of(dense.network, dense.structure, kept)
 
 
-def repair(
+def repair_layers(
     dense: fx.GraphModule,
     pruned: fx.GraphModule,
     slices: Slices,
@@ -179,7 +169,7 @@ def pruning_round(
     error = identity_error(subject.network, after.network, subject.structure, plan.kept, images)
     if error > IDENTITY:
         raise ModelError(f"pruned and masked original differ by {error:.1e}, at most {IDENTITY:g} can be rounding")
-    compensation = repair(dense.network, after.network, slices, batches, repairing=choices.repairing)
+    compensation = repair_layers(dense.network, after.network, slices, batches, repairing=choices.repairing)
     return Round(after, plan, scores, compensation, error)
 
 

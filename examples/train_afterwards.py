@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import compressor
-from compressor.data import load_images
-from compressor.images import batches, overridden
-from compressor.models import load_model
+from compressor.inputs.images import batches, overridden
+from compressor.inputs.models import load_model
+from compressor.inputs.sources import load_images
 
 network = compressor.load(sys.argv[1])
 images = load_images("digits:training").prepared(overridden(load_model("digits-resnet").preprocessing))

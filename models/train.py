@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vit import digits_vit
 
-from compressor.data import DIGITS_HELD_OUT, DIGITS_SEED, load_images
 from compressor.files import file_sha256, replacing, write_json
-from compressor.images import Images, Preprocessing, batches
+from compressor.inputs.images import Images, Preprocessing, batches
+from compressor.inputs.sources import DIGITS_HELD_OUT, DIGITS_SEED, load_images
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,8 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores, each with t
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start
     torch.set_num_threads(1)
 
-from compressor.data import load_images
-from compressor.images import Images, Preprocessing
+from compressor.inputs.images import Images, Preprocessing
+from compressor.inputs.sources import load_images
 
 
 @pytest.fixture(scope="session")

@@ -21,23 +21,32 @@ import torch
 from PIL import Image
 from torch import nn
 
-from compressor.calls import parse_call
-from compressor.checkpoints import fill
-from compressor.data import load_images, require_labels
+from compressor.benchmarking.records import Measured, Options, SubjectRow, read_measured, write_measured
 from compressor.device.environment import Environment
 from compressor.errors import CompressorError
 from compressor.files import read_json, read_record, signed, write_json, write_record, write_text
 from compressor.graph import trace
-from compressor.images import require_decodable
+from compressor.inputs.calls import parse_call
+from compressor.inputs.checkpoints import fill
+from compressor.inputs.images import require_decodable
+from compressor.inputs.sources import load_images, require_labels
 from compressor.latency.tables import Kept
 from compressor.pruning import find_structure
 from compressor.pruning.check import random_units
 from compressor.recipe import Recipe, read_recipe, to_toml
 from compressor.records import Accuracy, Group, Groups, Plan, Scores, Site
 from compressor.relevance.spelling import composite_of
-from compressor.saved import Network, example_of, load_saved, read_network, read_weights, rebuild, save, write_weights
-from compressor.stages import open_run, recorded_files
-from compressor.suite.records import Measured, Options, SubjectRow, read_measured, write_measured
+from compressor.run.saved import (
+    Network,
+    example_of,
+    load_saved,
+    read_network,
+    read_weights,
+    rebuild,
+    save,
+    write_weights,
+)
+from compressor.run.stages import open_run, recorded_files
 
 MUTATIONS = int(os.environ.get("COMPRESSOR_FUZZ", "40"))  # of each reader
 JUNK = ("[", "{", '"', "-1", "1e999", "NaN", "null", "true", "9" * 400, "[[[[", "\0", "é", "../x", "\\u0000")

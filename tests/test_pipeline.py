@@ -18,21 +18,22 @@ import torch
 from torch import Tensor, fx, nn
 
 import compressor
-from compressor import inspecting, pipeline, stages
+from compressor import inspecting, pipeline
 from compressor.budgets import SLACK
-from compressor.checkpoints import state_hash
-from compressor.cost import measure_cost
 from compressor.device.bundle import verify_bundle
 from compressor.errors import BudgetError, GateError, ModelError
-from compressor.images import Images
-from compressor.judges import judges_of, spare_of
-from compressor.models import Model
+from compressor.graph.cost import measure_cost
+from compressor.inputs.checkpoints import state_hash
+from compressor.inputs.images import Images
+from compressor.inputs.models import Model
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan
-from compressor.recovery.choice import Choice, Judged
-from compressor.saved import rebuild
-from compressor.work import Work, prepare
+from compressor.repair.choice import Choice, Judged
+from compressor.run import stages
+from compressor.run.judges import judges_of, spare_of
+from compressor.run.saved import rebuild
+from compressor.run.work import Work, prepare
 
 SUMMARY = (
     "model run_dir accuracy_dense accuracy_removed accuracy_repaired accuracy_tuned accuracy_shipped shipped choice "

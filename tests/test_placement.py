@@ -14,15 +14,18 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import compressor
-from compressor import choices, looking, pipeline, work
+from compressor import choices, pipeline
+from compressor import explaining as looking
+from compressor.accuracy import evaluate
+from compressor.budgets import Budget
 from compressor.delivery import Delivered
 from compressor.errors import CompressorError, RecipeError
 from compressor.export.gate import check_export
 from compressor.export.onnx import export_onnx
 from compressor.files import read_record
 from compressor.graph import fetch, trace
-from compressor.images import Images
-from compressor.models import Model
+from compressor.inputs.images import Images
+from compressor.inputs.models import Model
 from compressor.placement import (
     CPU,
     code_of,
@@ -34,26 +37,18 @@ from compressor.placement import (
     value_bytes,
     within_memory,
 )
-from compressor.pruning import (
-    Budget,
-    RankingOptions,
-    Structure,
-    compensate,
-    find_structure,
-    identity_error,
-    make_plan,
-    measure_scores,
-    prune,
-)
+from compressor.planning import RankingOptions, make_plan, measure_scores
+from compressor.pruning import Structure, find_structure, identity_error, prune
 from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores, Slices
-from compressor.recovery.batchnorm import reestimate
-from compressor.recovery.evaluate import evaluate
-from compressor.recovery.finetune import FinetuneOptions, finetune
 from compressor.relevance import CRITERIA, ScoreOptions, score
 from compressor.relevance.composite import PRESETS
 from compressor.relevance.lrp import LrpOptions
-from compressor.saved import read_weights, write_weights
+from compressor.repair import compensate
+from compressor.repair.batchnorm import reestimate
+from compressor.repair.finetune import FinetuneOptions, finetune
+from compressor.run import work
+from compressor.run.saved import read_weights, write_weights
 from tests.fake_device import FAKE, MixedDevices, fake_device
 
 SAME_LOSS = 1e-2  # squared differences of outputs, of 1e-7 of their square: float32 leaves three digits of the roots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compressor.progress import course_of
+from compressor.cli.progress import course_of
 from compressor.recipe import make_recipe
 
 

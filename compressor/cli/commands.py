@@ -123,8 +123,8 @@ def inspect(
 
 
 def _draw(recipe: Recipe, image: int, path: Path) -> None:
+    from ..explaining import explain
     from ..files import write_bytes
-    from ..looking import explain
     from ..report.explanation import draw_explanation
 
     explanation = explain(recipe, image)
@@ -177,7 +177,8 @@ def benchmark(
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
     console.quiet = quiet
-    from .. import pipeline, suite
+    from .. import benchmarking as suite
+    from .. import pipeline
 
     runtimes = [name.strip() for name in on.split(",")]
     options = suite.Options(
@@ -235,7 +236,7 @@ def list_names(
     """Lists the models, criteria, runtimes or targets that can be named."""
     if what not in LISTS:
         raise InputError(f"there is no list of {what!r}; there are {', '.join(LISTS)}.{did_you_mean(what, [*LISTS])}")
-    from .. import listing
+    from . import listing
 
     rows = getattr(listing, what)()
     if as_json:

@@ -59,7 +59,7 @@ class StageBars:
         self.recipe = recipe
 
     def __enter__(self) -> Callable[[str, float], None]:
-        from ..progress import Course, course_of
+        from .progress import Course, course_of
 
         self.course = course_of(self.recipe) if self.recipe is not None else Course()
         self.live = sys.stderr.isatty() and not console.quiet

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import fx
 
-from ..cost import measure_cost
 from ..errors import GateError
 from ..export.onnx import export_onnx
+from ..graph.cost import measure_cost
 from ..placement import CPU, placed, release
 from ..pruning import Structure
 from ..records import Accuracy, Plan
-from ..recovery.choice import Choice
+from ..repair.choice import Choice
 from ..report import GateRow, write_report
-from ..work import Work
+from ..run.work import Work
 from .artifacts import DENSE, SHIPPED, Findings
 from .bundling import bundle
 from .contents import report_of

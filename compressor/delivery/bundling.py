@@ -12,7 +12,7 @@ from ..device.bundle import Manifest, ModelFile, write_bundle
 from ..device.images import Preprocessing
 from ..device.parity import Limits, limits_around
 from ..records import Cost
-from ..work import Work
+from ..run.work import Work
 from .artifacts import Findings
 
 GOLDEN_IMAGES = 8

@@ -11,14 +11,15 @@ import numpy as np
 from torch import fx
 
 from ..choices import ranking_of
-from ..cost import macs_by_layer, measure_cost
 from ..device.environment import read_environment
 from ..device.timing import Timing, summarise
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
-from ..pruning import Structure, importance
+from ..graph.cost import macs_by_layer, measure_cost
+from ..planning import importance
+from ..pruning import Structure
 from ..records import Accuracy, Compensation, Cost, Plan, Scores
-from ..recovery.choice import Choice, text_of
+from ..repair.choice import Choice, text_of
 from ..report import (
     AccuracyRow,
     EngineRow,
@@ -33,7 +34,7 @@ from ..report import (
     TradePoint,
     facts,
 )
-from ..work import Work
+from ..run.work import Work
 from .artifacts import Findings, of_subject
 from .gates import limits_of
 from .latency import crowd_of

@@ -15,7 +15,7 @@ from ..errors import EngineError, MissingPackageError
 from ..export.engines import build_engine, build_recipe, image_profile, record_fields, supported_targets
 from ..export.targets import resolve_target
 from ..files import file_sha256, note, read_json, write_json
-from ..work import Work
+from ..run.work import Work
 from .artifacts import Artifact, Findings
 
 

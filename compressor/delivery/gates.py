@@ -21,10 +21,10 @@ from ..errors import GateError
 from ..export.gate import measure_export
 from ..export.precision import weight_bits
 from ..files import file_sha256, read_json, write_json
-from ..images import Batches
+from ..inputs.images import Batches
 from ..records import Accuracy
 from ..report import GateRow
-from ..work import Work
+from ..run.work import Work
 from .artifacts import Artifact, Findings
 
 PARITY_IMAGES = 16

@@ -22,7 +22,7 @@ from ..device.worker import time_files
 from ..export.kernels import layer_times_ms
 from ..files import file_sha256, read_json, write_json
 from ..report import facts
-from ..work import Work
+from ..run.work import Work
 from .artifacts import DENSE, SHIPPED, Artifact, Findings
 from .networks import WAYS, Caller, caller, unavailable
 from .precisions import layers_of

@@ -26,14 +26,14 @@ from ..export.kernels import node_layers
 from ..export.precision import Placement, to_fp16, weight_bits
 from ..export.rounding import Rounding, find_rounding
 from ..files import file_sha256, read_json, write_json
-from ..images import Batches, Images, batches
+from ..inputs.images import Batches, Images, batches
 from ..report import GateRow
-from ..work import Work
+from ..run.judges import JUDGE_IMAGES
+from ..run.work import Work
 from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, Findings, wanted_precisions
 from .gates import too_few
 
 RANGE_IMAGES = 64  # more than 32 changed no range by a level that mattered; each costs a pass with every activation
-JUDGE_IMAGES = 512
 LEAST_SPARE = 64  # fewer tell two methods apart worse than calibration images do
 SENSITIVITY_IMAGES = 16
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..device.timing import summarise
 from ..records import Accuracy, Cost
-from ..stages import Stages
-from ..work import Work
+from ..run.stages import Stages
+from ..run.work import Work
 from .artifacts import DENSE, SHIPPED, Artifact, Findings
 from .latency import crowd_of
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from ..windows import Window, position_count, rows_of
+from ..graph.windows import Window, position_count, rows_of
 from .calibration import Images, exposed, values_of
 
 WIDEST = 4608  # inputs of one output; the covariance of more is not held, and such weights are rounded to the nearest

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..export.layers import Layer, LayerKind
 from ..graph import aten
-from ..operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
+from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
 
 Shapes = Callable[[fx.Node], Sequence[int]]
 Widths = tuple[int, int]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments
+from ..graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments
 from .handlers import Args, Kwargs, Table, argument_at, blank, shape_of, unknown
 from .labels import Ledger, Value, along, axes, compress, first_along, reduce_to
 from .relations import Operand, aligned, broadcast, contract, freeze_all, merge, parents, reduce_summed

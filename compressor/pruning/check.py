@@ -18,13 +18,12 @@ from torch import Tensor, fx
 
 from ..errors import GateError, ModelError
 from ..graph import aten, fetch
-from ..operators import ALL_CONVOLUTIONS, arguments
+from ..graph.operators import ALL_CONVOLUTIONS, arguments
 from ..placement import CPU, placed
 from ..records import Groups, IntArray
-from .groups import Structure, analyse, weight_shape
+from .groups import Structure, analyse, spared, weight_shape
 from .labels import Value, values_in
 from .operations import handler_of, pointwise
-from .ranking import spared
 from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
 
 # float64 rounding over sums of up to ~1e6 terms; a wrong index shows as O(1)

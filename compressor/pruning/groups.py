@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
-from ..operators import ALL_CONVOLUTIONS
-from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
+from ..graph.operators import ALL_CONVOLUTIONS
+from ..records import FloatArray, Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .handlers import Args, Kwargs, argument_at, unknown
 from .labels import Classes, Ledger, Value, along, axes, distinct, first_along, reduce_to, resolve, values_in
 from .operations import handler_of
@@ -434,3 +434,10 @@ def _labels_of_weight(node: fx.Node, structure: Structure) -> Iterator[int]:
     for source in _parameters_behind(node):
         for facet in structure.values[source.name].facets:
             yield from distinct(facet).tolist()
+
+
+def spared(group: Group, values: FloatArray, spans: Sequence[IntArray]) -> IntArray:
+    """Units that stay so that no tensor is left empty: the best of each span."""
+    if group.balanced:  # every row that stays keeps some
+        return np.zeros(0, dtype=np.int64)
+    return np.unique([units[np.argmax(values[units])] for units in spans]).astype(np.int64)

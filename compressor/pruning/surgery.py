@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import aten, fetch, store
-from ..operators import ALL_CONVOLUTIONS
+from ..graph.operators import ALL_CONVOLUTIONS
 from ..records import IntArray, Plan, Slices
 from .groups import Lying, Structure
 from .labels import Value

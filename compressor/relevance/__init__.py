@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
+from ..graph.samples import sample_layouts
 from ..placement import device_of, to_device, within_memory
 from ..records import FloatArray, Group, Groups, Scores
-from ..samples import sample_layouts
 from . import weights
 from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
 from .feeding import Feed

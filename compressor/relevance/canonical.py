@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..operators import CONVOLUTIONS, Convolution
+from ..graph.operators import CONVOLUTIONS, Convolution
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
 

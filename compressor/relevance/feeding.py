@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..operators import ALL_CONVOLUTIONS, LINEAR, TRANSPOSED_CONVOLUTIONS
+from ..graph.operators import ALL_CONVOLUTIONS, LINEAR, TRANSPOSED_CONVOLUTIONS
 from ..records import IntArray, Site
 from .units import is_elementwise, named, shape
 

@@ -15,8 +15,8 @@ from torch import Tensor, fx
 
 from ..errors import ModelError
 from ..graph import aten
+from ..graph.samples import Samples
 from ..records import Group, Site, UnitKind
-from ..samples import Samples
 from .options import Per, Place, Sign
 
 # In evaluation mode, and though torch does not tag them so.

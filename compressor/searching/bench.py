@@ -11,18 +11,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, fx
 
+from ..accuracy import evaluate
+from ..budgets import Budget
 from ..choices import ranking_of, repairing_of, scoring_of
 from ..files import content_hash
-from ..images import Batches, Images, batches
+from ..inputs.images import Batches, Images, batches
 from ..placement import to_device
-from ..pruning import Budget, CompensationOptions, Structure, make_plan, prune
-from ..pruning.budget import least_share
+from ..planning import make_plan
+from ..planning.budget import least_share
+from ..pruning import Structure, prune
 from ..recipe import Recipe
 from ..records import Accuracy, Plan, Scores
-from ..recovery.evaluate import evaluate
 from ..relevance import score
-from ..rounds import Prunable, measure_units, repair
-from ..work import Work
+from ..repair import CompensationOptions
+from ..rounds import Prunable, measure_units, repair_layers
+from ..run.work import Work
 from .options import USUAL_BUDGETS
 
 Batch = tuple[Tensor, Tensor]
@@ -142,7 +145,7 @@ class Bench:
         repairing = repairing_of(self.work.recipe)
         if options is not None and repairing.compensation is not None:
             repairing = replace(repairing, compensation=options)
-        repair(self.work.dense, network, slices, images, repairing=repairing)
+        repair_layers(self.work.dense, network, slices, images, repairing=repairing)
         return network
 
     def check(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import FolderError
 from ..files import content_hash, read_signed, signed, write_json
-from ..images import Batches
+from ..inputs.images import Batches
 from ..recipe import Recipe
 from .bench import Bench, Kept, area
 from .space import Space, recipe_at

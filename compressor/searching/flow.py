@@ -18,18 +18,18 @@ from typing import Any
 from torch import nn
 
 from .. import __version__
-from ..checkpoints import state_hash
+from ..accuracy import evaluate
 from ..errors import FolderError, RecipeError
 from ..files import content_hash, write_json
-from ..images import Images, batches
-from ..models import Model
+from ..inputs.checkpoints import state_hash
+from ..inputs.images import Images, batches
+from ..inputs.models import Model
 from ..pipeline import READING, find_units, keep_units
 from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
-from ..recovery.evaluate import evaluate
 from ..relevance.criteria import criterion_named
-from ..stages import Notify
-from ..work import Work, prepare
+from ..run.stages import Notify
+from ..run.work import Work, prepare
 from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options

@@ -15,7 +15,7 @@ from ..files import write_text
 from ..recipe import Recipe, to_toml
 from ..relevance.composite import Axis
 from ..report.searched import Curve, SearchReport, Tried, write_search_report
-from ..work import Work
+from ..run.work import Work
 from .finalists import Finalist, best_preset, plain_finalist, plain_row, winner_of
 from .options import SearchOptions
 from .storage import masked

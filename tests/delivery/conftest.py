@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.images import Images
+from compressor.inputs.images import Images
 from compressor.report import plots
 
 QUICK: dict[str, Any] = {

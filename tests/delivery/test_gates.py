@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from torch import nn
 
-from compressor.checkpoints import state_hash
+from compressor.accuracy import chance_of
 from compressor.delivery.gates import accuracy_of, doubt_of, gate_accuracy, least_images, too_few
 from compressor.device.parity import compare
 from compressor.errors import GateError
 from compressor.export.onnx import export_onnx
 from compressor.graph import trace
-from compressor.images import Images
-from compressor.models import Model
+from compressor.inputs.checkpoints import state_hash
+from compressor.inputs.images import Images
+from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
 from compressor.records import Accuracy
-from compressor.recovery.evaluate import chance_of
-from compressor.saved import example_of
-from compressor.work import Work, prepare
+from compressor.run.saved import example_of
+from compressor.run.work import Work, prepare
 
 from .conftest import QUICK
 

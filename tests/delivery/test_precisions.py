@@ -16,18 +16,18 @@ from torch import nn
 
 import compressor
 from compressor import delivery
-from compressor.checkpoints import state_hash
+from compressor.accuracy import evaluate
 from compressor.delivery import gates, precisions
 from compressor.delivery.artifacts import INT8
 from compressor.device.bundle import verify_bundle
 from compressor.device.parity import LIMITS
 from compressor.errors import GateError, RecipeError
 from compressor.files import read_json
-from compressor.images import Images, batches
-from compressor.models import Model
+from compressor.inputs.checkpoints import state_hash
+from compressor.inputs.images import Images, batches
+from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
-from compressor.recovery.evaluate import evaluate
-from compressor.work import prepare
+from compressor.run.work import prepare
 
 from .conftest import QUICK
 

@@ -12,8 +12,8 @@ import torch
 from compressor.delivery import engines, latency
 from compressor.delivery.artifacts import DENSE, SHIPPED, Findings
 from compressor.errors import EngineError, MissingPackageError
-from compressor.stages import Stages, open_run
-from compressor.work import Work
+from compressor.run.stages import Stages, open_run
+from compressor.run.work import Work
 
 NOT_HERE = "an engine for SM86 needs: not installed: pip install tensorrt-rtx"
 GPU = ("a card", "SM86")

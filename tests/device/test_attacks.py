@@ -21,7 +21,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.data import load_images
 from compressor.device import builder, engines, isolation, runtimes, tensorrt
 from compressor.device.__main__ import main
 from compressor.device.built import write_check
@@ -30,7 +29,8 @@ from compressor.device.images import load_inputs
 from compressor.device.lowering import Lowering
 from compressor.device.parity import compare
 from compressor.errors import CompressorError, DataError, EngineError, GateError
-from compressor.images import Preprocessing as HostPreprocessing
+from compressor.inputs.images import Preprocessing as HostPreprocessing
+from compressor.inputs.sources import load_images
 
 from .conftest import CLASSES, PREPROCESSING, SIZE, small_model, small_outputs
 from .tampering import archive, archive_of, npy, odd_model, png_of, put, replace_file, signed

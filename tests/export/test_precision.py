@@ -28,7 +28,7 @@ from compressor.export.precision import (
     with_half_rest,
 )
 from compressor.export.rounding import _Layer, find_rounding, rounded
-from compressor.windows import Window
+from compressor.graph.windows import Window
 
 # int8 of these small untrained networks on noise; the noise floor of 8 bits over four layers is some 30 dB.
 INT8_DB = 20.0

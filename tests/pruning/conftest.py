@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from compressor.graph import fetch, store
-from compressor.records import Group, IntArray, Slices
+from compressor.records import Group, IntArray
 
 # float64 rounding over a handful of layers; a wrong index shows as 1e-2 or more
 TOLERANCE = 1e-10
-# float64 sums of the same numbers in another order.
-ORDER_TOLERANCE = 1e-9
-# Two processes add their halves in float64, the weights are float32.
-RANK_TOLERANCE = 1e-5
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -46,18 +40,3 @@ def removed_channels(groups: Sequence[Group], kept: Mapping[str, IntArray], laye
 
 def images(shape: Sequence[int], n: int = 2) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-
-def sliced(dense: fx.GraphModule, cuts: dict[str, dict[int, list[int]]]) -> tuple[fx.GraphModule, Slices]:
-    """A copy with the named axes of the named parameters cut to the given indices."""
-    pruned, kept = copy.deepcopy(dense), {}
-    for name, axes in cuts.items():
-        whole = fetch(dense, name).detach()
-        index = tuple(np.array(axes.get(axis, range(size)), np.int64) for axis, size in enumerate(whole.shape))
-        store(pruned, name, whole[np.ix_(*index)].clone())
-        kept[name] = index
-    return pruned, Slices(kept)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())

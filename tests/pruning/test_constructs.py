@@ -16,19 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.graph import trace
-from compressor.lockstep import changed_nodes
-from compressor.pruning import (
-    RankingOptions,
-    Structure,
-    compensate,
-    find_structure,
-    identity_error,
-    measure_scores,
-    prune,
-)
+from compressor.graph.lockstep import changed_nodes
+from compressor.planning import RankingOptions, measure_scores
+from compressor.pruning import Structure, find_structure, identity_error, prune
 from compressor.pruning.check import random_units
 from compressor.records import Plan, Slices
 from compressor.relevance import score
+from compressor.repair import compensate
 
 PX, IMAGES = 16, 12
 EXACT = 1e-12  # float64 rounding over a few thousand terms

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from compressor.errors import InputError, ModelError
 from compressor.graph import Watcher, aten, trace
-from compressor.models import load_model
+from compressor.inputs.models import load_model
 from compressor.relevance import lrp
 from compressor.relevance.canonical import affine
 from compressor.relevance.composite import PRESETS, Composite, Rule, at, preset

@@ -13,10 +13,10 @@ from torchvision.models import VisionTransformer
 
 from compressor.errors import ModelError
 from compressor.graph import Watcher, aten, trace
+from compressor.graph.samples import Samples, sample_layouts
 from compressor.records import Group, Site
 from compressor.relevance.options import Per, Sign
 from compressor.relevance.units import Reading, named, read_units, readings, settled
-from compressor.samples import Samples, sample_layouts
 
 # Float64; single samples and batches multiply in other orders.
 TOLERANCE = 1e-10

@@ -1,0 +1,115 @@
+"""How often a network is right: batches of labelled images in, `records.Accuracy` out.
+
+Runs a `torch.fx.GraphModule` or any `nn.Module` in evaluation mode and leaves its mode as it was. Counts
+are summed over the ranks of a run. Knows neither where images come from nor what the answer is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from .distributed import sum_over_ranks
+from .errors import DataError
+from .graph import aten
+from .graph.training import set_training
+from .placement import device_of, to_device
+from .records import Accuracy, IntArray
+
+LabelledBatches = Iterable[tuple[Tensor, Tensor]]
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """[N, classes]; a network that answers with a sequence or a mapping answers with its first entry."""
+    answer = network(images)
+    while isinstance(answer, (tuple, list, dict)):
+        answer = next(iter(answer.values())) if isinstance(answer, dict) else answer[0]
+    assert isinstance(answer, Tensor)
+    return answer
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode; every module's mode and every traced normalisation is put back."""
+    modes = {module: module.training for module in network.modules()}
+    # a traced normalisation holds its mode as an argument; graphs that evaluate anyway are not recompiled
+    graph_flags = {graph: [node.args[5] for node in batch_norms(graph)] for graph in _graphs(network)}
+    training_graphs = {graph: flags for graph, flags in graph_flags.items() if any(flags)}
+    try:
+        for module in modes:
+            module.training = False  # not .eval(): an exported graph refuses it
+        for graph in training_graphs:
+            set_training(graph, False)
+        yield network
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for graph, flags in training_graphs.items():
+            for node, flag in zip(batch_norms(graph), flags, strict=True):
+                node.update_arg(5, flag)
+            graph.recompile()
+
+
+def _graphs(network: nn.Module) -> list[fx.GraphModule]:
+    return [module for module in network.modules() if isinstance(module, fx.GraphModule)]
+
+
+def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
+    """The batch normalisations of a traced graph, in its order; argument 5 is whether they train."""
+    return [node for node in graph.graph.nodes if node.target is aten.batch_norm.default]
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, batches: LabelledBatches, *, progress: Callable[[int], None] | None = None
+) -> Accuracy:
+    """Top-1 and, from six classes on, top-5 over [N, C, H, W] images and [N] labels; `progress` gets images done.
+
+    Counts are those of all ranks together. Raises DataError where none of them has an image.
+    """
+    correct, correct_top5, seen, classes = 0, 0, 0, 0
+    answers: list[Tensor] = []
+    truths: list[Tensor] = []
+    device = device_of(network)
+    with evaluating(network):
+        for images, labels in batches:
+            logits = logits_of(network, to_device(images, device)).float().cpu()  # [N, classes]
+            truth = labels.cpu().long()
+            classes = logits.shape[1]
+            ranked = logits.topk(min(5, classes), dim=1).indices
+            hits = ranked == truth.unsqueeze(1)  # [N, 5]: which place the labelled class has
+            correct += int(hits[:, 0].sum())
+            correct_top5 += int(hits.any(1).sum())
+            seen += len(labels)
+            answers.append(logits.argmax(1))
+            truths.append(truth)
+            if progress is not None:
+                progress(seen)
+
+    by_chance = 0.0
+    if seen:
+        by_chance = seen * chance_of(torch.cat(answers).numpy(), torch.cat(truths).numpy())
+    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen, by_chance)
+
+
+def chance_of(answers: IntArray, truths: IntArray) -> float:
+    """The share of `truths` [N] that the same answers [N] in a random order would meet, on average.
+
+    The agreement by chance of Cohen's kappa: the sum over classes of both shares' product.
+    """
+    alike = sum(float((answers == label).mean() * (truths == label).mean()) for label in np.unique(truths))
+    return float(alike)
+
+
+def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float) -> Accuracy:
+    """`by_chance` right answers are expected of chance on this rank's images; a `correct_top5` of -1: not counted."""
+    counts = [correct, max(correct_top5, 0), seen, correct_top5 >= 0, by_chance]
+    sums = sum_over_ranks({"counts": np.array(counts, np.float64)})["counts"]
+    total, total_top5, n, has_top5 = (int(count) for count in sums[:4])
+    if n == 0:
+        raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
+    return Accuracy(total, n, total_top5 if has_top5 else -1, chance=float(sums[4]) / n)

@@ -1,0 +1,278 @@
+"""Places in, `Measured` out: accuracy, cold starts and latency of every file and network, dense and shipped in turns.
+
+Every subject has processes of its own, pinned; samples are drawn from a pool larger than the caches. What was
+measured before an interruption is kept under `parts/` and taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..delivery.gates import accuracy_of
+from ..delivery.networks import WAYS, unavailable
+from ..device.environment import affinity, cache_bytes, read_environment
+from ..device.runtimes import RUNTIMES, available
+from ..device.timing import Schedule, Timing, from_json, to_json
+from ..device.worker import time_files
+from ..errors import InputError, did_you_mean
+from ..files import file_sha256, read_json, write_json
+from ..records import Accuracy
+from ..run.stages import Notify, Stages
+from .network_worker import MODULE, VARIANTS
+from .places import Place
+from .records import CAMERA, OFFLINE, SINGLE, ColdStart, Measured, Options, ScenarioTiming, SubjectRow, cold_start
+
+ROUNDS = 10
+_WARM_UP_LIMIT_S = 2.0  # a machine that never settles must not cost minutes; that it did not is said
+_POOL_LIMIT_BYTES = 2**28
+_CACHE_GUESS_BYTES = 2**25  # where the system does not say how large its caches are
+_OFFLINE_RUNS = 24  # throughput is a mean; a percentile of it is not asked for
+_PORTABLE = tuple(name for name in RUNTIMES if not name.startswith("tensorrt"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What all measurements of one benchmark share."""
+
+    places: tuple[Place, ...]
+    options: Options
+    stages: Stages
+    pool: NDArray[np.float32]
+
+
+def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
+    """Measures everything that can be here; the rest is in `not_run` with its reason. `out` holds the parts."""
+    bench = _Bench(tuple(places), options, Stages(out / "parts", notify), pool_of(places[0].images))
+    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or (*_PORTABLE, *WAYS)}
+    not_run = [f"{runtime}: {reason}" for runtime, reason in reasons.items() if reason]
+    subjects: list[SubjectRow] = []
+    for place in places:
+        not_run += place.lacks
+        subjects += _subjects(bench, place)
+
+    cold: list[ColdStart] = []
+    timings: list[ScenarioTiming] = []
+    for runtime in [runtime for runtime, reason in reasons.items() if not reason]:
+        files = _files(bench, runtime)
+        if files:
+            taken = list(_scenarios(bench, runtime, files))
+            timings += taken
+            # a network takes seconds to import and to compile: its own timing's process is one cold start
+            cold += _cold_of(taken) if runtime in WAYS else _cold(bench, runtime, files)
+
+    return Measured(
+        title=" and ".join(place.label for place in places),
+        environment=read_environment(),
+        options=options,
+        subjects=tuple(subjects),
+        timings=tuple(timings),
+        cold=tuple(cold),
+        not_run=tuple(not_run),
+        pool_bytes=bench.pool.nbytes,
+        cache_bytes=cache_bytes(),
+        seconds=dict(bench.stages.seconds),
+    )
+
+
+def pool_of(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Twice the largest cache of images in an order without a pattern, each at an address of its own.
+
+    In: `images` [N, C, H, W]. Out: [M, C, H, W], copies of them, M at least N.
+    """
+    wanted_bytes = min(_POOL_LIMIT_BYTES, 2 * (cache_bytes() or _CACHE_GUESS_BYTES))
+    count = max(len(images), -(-wanted_bytes // images[0].nbytes))
+    order = np.random.default_rng(0).integers(len(images), size=count)
+    pool: NDArray[np.float32] = images[order]
+    return pool
+
+
+def resolved(options: Options) -> Options:
+    """Cores and threads as they will be: all this process may use unless told otherwise.
+
+    Raises InputError for a core that it may not use.
+    """
+    cores = options.cores or affinity()
+    missing = set(options.cores) - set(affinity())
+    if missing and affinity():
+        usable = ", ".join(map(str, affinity()))
+        raise InputError(f"core {min(missing)} is not among those this process may use: {usable}")
+    return replace(options, cores=cores, threads=options.threads or len(cores))
+
+
+def _why_unavailable(runtime: str) -> str:
+    """Why the runtime can't be measured here; empty when it can. Raises InputError for an unknown one."""
+    if runtime in WAYS:
+        return unavailable(runtime)
+    if runtime not in available():
+        runtimes = [*_PORTABLE, *WAYS]
+        raise InputError(f"no runtime {runtime!r}; there are {', '.join(runtimes)}.{did_you_mean(runtime, runtimes)}")
+    return available()[runtime]
+
+
+def subject_name(bench_places: Sequence[Place], place: Place, subject: str) -> str:
+    """`shipped-int8`, with the place before it where there are several."""
+    return subject if len(bench_places) == 1 else f"{place.label}/{subject}"
+
+
+def _files(bench: _Bench, runtime: str) -> dict[str, Path]:
+    """What the runtime opens, by subject; the dense networks of further places are there too."""
+    files: dict[str, Path] = {}
+    for place in bench.places:
+        of_place = _networks(place) if runtime in WAYS else _model_files(place)
+        for subject, path in of_place.items():
+            files[subject_name(bench.places, place, subject)] = path
+    return files
+
+
+def _networks(place: Place) -> dict[str, Path]:
+    """Folder and variant in one path, as `network_worker` takes them; none where PyTorch can't rebuild them."""
+    if place.networks is None:
+        return {}
+    return {variant: place.networks / variant for variant in VARIANTS}
+
+
+def _model_files(place: Place) -> dict[str, Path]:
+    return {file.artifact.subject: file.path for file in place.files}
+
+
+def _subjects(bench: _Bench, place: Place) -> Iterator[SubjectRow]:
+    for file in place.files:
+        artifact = file.artifact
+        name = subject_name(bench.places, place, artifact.subject)
+        yield SubjectRow(
+            name=name,
+            place=place.label,
+            variant=artifact.variant,
+            precision=artifact.precision,
+            file=artifact.name,
+            bytes=file.path.stat().st_size,
+            budget=place.budget if artifact.variant == "shipped" else "",
+            macs=file.macs,
+            parameters=file.parameters,
+            accuracy=_accuracy(bench, place, name, file.path),
+        )
+
+
+def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Accuracy | None:
+    images = place.evaluation
+    if images is None:
+        return None
+
+    def take() -> dict[str, Any]:
+        return asdict(accuracy_of(path, images))
+
+    key = [file_sha256(path), place.evaluation_hash]
+    return Accuracy(**_taken_once(bench, f"accuracy of {name}", key, take))
+
+
+def _cold_of(taken: Sequence[ScenarioTiming]) -> list[ColdStart]:
+    """The processes that timed single images opened them first; their peak has the pool of images in it."""
+    return [_cold_start([timed.timing]) for timed in taken if timed.scenario == SINGLE]
+
+
+def _cold(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> list[ColdStart]:
+    """Every subject opened and run once in as many fresh processes as there are repeats, in turns."""
+    options = bench.options
+    schedule = Schedule(
+        rounds=1, seconds=0, runs=1, warmup_s=0, warmup_limit_s=0, threads=options.threads, cores=options.cores
+    )
+
+    def take() -> list[dict[str, Any]]:
+        one_image = bench.pool[:1]
+        starts = [time_files(files, one_image, schedule=schedule, runtime=runtime) for _ in range(options.repeats)]
+        return [asdict(_cold_start([timings[name] for timings in starts])) for name in files]
+
+    key = [_identities(files), asdict(schedule), options.repeats]
+    rows = _taken_once(bench, f"cold start, {runtime}", key, take)
+    return [cold_start(row) for row in rows]
+
+
+def _cold_start(timings: Sequence[Timing]) -> ColdStart:
+    """One subject's processes as one record."""
+    return ColdStart(
+        name=timings[0].name,
+        runtime=timings[0].runtime,
+        load_ms=tuple(timing.load_ms for timing in timings),
+        first_run_ms=tuple(timing.first_run_ms for timing in timings),
+        peak_bytes=tuple(timing.peak_bytes for timing in timings),
+    )
+
+
+def _scenarios(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> Iterator[ScenarioTiming]:
+    for scenario, schedule in _schedules(bench.options).items():
+
+        def take(schedule: Schedule = schedule) -> list[dict[str, Any]]:  # bound now: the loop goes on
+            return [to_json(timing) for timing in _timings(bench, runtime, files, schedule)]
+
+        key = [_identities(files), asdict(schedule), bench.options.repeats]
+        for content in _taken_once(bench, f"{scenario}, {runtime}", key, take):
+            yield ScenarioTiming(scenario, from_json(content))
+
+
+def _schedules(options: Options) -> dict[str, Schedule]:
+    """How each scenario is timed, all its processes together."""
+    single = Schedule(
+        rounds=ROUNDS,
+        seconds=options.seconds,
+        runs=options.runs,
+        warmup_limit_s=_WARM_UP_LIMIT_S,
+        threads=options.threads,
+        cores=options.cores,
+    )
+    schedules = {SINGLE: single, OFFLINE: replace(single, batch=options.offline_batch, runs=_OFFLINE_RUNS)}
+    if options.rate_hz:
+        schedules[CAMERA] = replace(single, rate_hz=options.rate_hz)
+    return schedules
+
+
+def _timings(bench: _Bench, runtime: str, files: Mapping[str, Path], schedule: Schedule) -> list[Timing]:
+    """Every file timed in fresh processes, which share the schedule's time and runs."""
+    repeats, module = bench.options.repeats, "compressor.device.worker"
+    if runtime in WAYS:
+        repeats, module = 1, MODULE  # importing and compiling a network again costs more than its timing
+    shorter = replace(schedule, seconds=schedule.seconds / repeats, runs=-(-schedule.runs // repeats))
+    by_process = [
+        time_files(files, bench.pool, schedule=shorter, runtime=runtime, module=module) for _ in range(repeats)
+    ]
+    return [replace(_joined([timings[name] for timings in by_process]), schedule=schedule) for name in files]
+
+
+def _joined(timings: Sequence[Timing]) -> Timing:
+    """One subject's processes as one record; turns count on, so that a process is never split."""
+    samples_ms: list[float] = []
+    turns: list[int] = []
+    for index, timing in enumerate(timings):
+        samples_ms += [round(ms, 5) for ms in timing.samples_ms]
+        turns += [index * timing.schedule.rounds + turn for turn in timing.turns]  # of 10 a process: 0-9, 10-19, ...
+    return replace(
+        timings[0],
+        samples_ms=tuple(samples_ms),
+        turns=tuple(turns),
+        warmup_runs=sum(timing.warmup_runs for timing in timings),
+        stable=all(timing.stable for timing in timings),
+    )
+
+
+def _identities(files: Mapping[str, Path]) -> dict[str, str]:
+    """Hashes of files; a network is no file of its own, so its path stands for it."""
+    return {name: file_sha256(path) if path.is_file() else str(path) for name, path in files.items()}
+
+
+def _taken_once(bench: _Bench, name: str, key: object, take: Callable[[], object]) -> Any:
+    """What `take` measures now, or measured before an interruption with the same options; in JSON's own types."""
+    path = bench.stages.folder / f"{name.replace('/', '-')}.json"
+
+    def write() -> None:
+        write_json(path, {"schema": "part/1", "value": take()})
+
+    def read() -> dict[str, Any]:
+        return read_json(path, "part/1")
+
+    inputs = [key, read_environment().fingerprint]
+    return bench.stages.do(name, inputs, write, read)["value"]

@@ -1,0 +1,227 @@
+"""A finished run's folder or a bundle in, what can be measured of it out: files, costs, images, networks.
+
+A place says for each thing it lacks why; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..delivery.artifacts import DENSE, Artifact
+from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
+from ..device.runtimes import kind_of
+from ..errors import CompressorError, FolderError, ModelError
+from ..files import read_json
+from ..inputs.images import Batches, Images, batches, overridden
+from ..inputs.models import load_model
+from ..inputs.sources import load_images
+from ..inputs.trust import require_trusted
+from ..recipe import Recipe, read_recipe
+from ..run.saved import Network, read_network
+from ..run.stages import changed_files, recorded_files
+from ..run.work import read_images
+
+BATCH = 32
+POOL_IMAGES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One model file of a place. Costs are per image; -1 where the place does not say."""
+
+    artifact: Artifact
+    path: Path
+    macs: int = -1
+    parameters: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`label` names the place among others; `images` [N, C, H, W] are real ones, as the network takes them."""
+
+    label: str
+    folder: Path
+    budget: str
+    files: tuple[File, ...]
+    images: NDArray[np.float32]
+    evaluation: Batches | None
+    lacks: tuple[str, ...]
+    networks: Path | None = None
+    evaluation_hash: str = ""
+
+
+def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trust: bool = False) -> Place:
+    """Raises FolderError when `folder` is neither a finished run's nor a bundle, or was changed since; GateError for a
+    damaged bundle; ModelError for a run whose model is code that nothing speaks for, unless with `trust`.
+    """
+    label = label or folder.resolve().name
+    if (folder / MANIFEST).is_file():
+        return _bundle(folder, label, evaluation_data)
+    if (folder / "summary.json").is_file() and (folder / "recipe.toml").is_file():
+        return _run(folder, label, trust)
+    raise FolderError(
+        f"{folder} is neither the folder of a finished run nor a bundle; give one of them, or no folder and a recipe"
+    )
+
+
+def _run(folder: Path, label: str, trust: bool) -> Place:
+    recipe, network = read_recipe(folder / "recipe.toml"), read_network(folder)
+    if network.builder:
+        sha256 = network.builder_sha256 if network.builder == recipe.model else ""
+        require_trusted(recipe.model, sha256, folder, trust=trust)
+        require_trusted(network.builder, network.builder_sha256, folder, trust=trust)
+    files = _files_of(folder)
+    _require_unchanged(folder, [file.path.name for file in files])
+
+    lacks: list[str] = []
+    evaluation: Batches | None = None
+    try:
+        evaluation = _evaluation_of(recipe, network)
+    except CompressorError as error:
+        lacks.append(f"{label}: accuracy was not measured, its images are not at hand: {error}")
+    if not network.builder:
+        lacks.append(f"{label}: PyTorch was not timed, the run began with a model object")
+
+    return Place(
+        label=label,
+        folder=folder,
+        budget=recipe.budget,
+        files=files,
+        images=_golden(folder / "bundle") if evaluation is None else _gathered(evaluation),
+        evaluation=evaluation,
+        lacks=tuple(lacks),
+        networks=folder if network.builder else None,
+        evaluation_hash=_hash_of(evaluation),
+    )
+
+
+def _evaluation_of(recipe: Recipe, network: Network) -> Batches:
+    """The run's own held-out images, read again. Raises a CompressorError when they, or the model, are not there."""
+    if not network.builder:
+        raise ModelError("the run began with a model object")
+    model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
+    splits, _ = read_images(recipe, model, None)
+    return batches(splits.evaluation, BATCH)
+
+
+def _hash_of(evaluation: Batches | None) -> str:
+    return "" if evaluation is None else evaluation.images.content_hash()
+
+
+def _files_of(folder: Path) -> tuple[File, ...]:
+    """The run's files that are themselves run, as its summary lists them."""
+    path = folder / "summary.json"
+    summary = read_json(path, "summary/2")
+    try:
+        costs = {variant: _costs_of(summary, variant) for variant in ("dense", "shipped")}
+        precisions = {str(name): str(details["precision"]) for name, details in summary["precisions"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FolderError(
+            f"{path} does not say what the run made ({type(error).__name__}: {error}); run the command that made this "
+            "folder again"
+        ) from error
+    outside = [name for name in precisions if Path(name).name != name]
+    if outside:
+        raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
+
+    artifacts = [DENSE]
+    for name, precision in precisions.items():
+        if "tensorrt" not in name:  # its form of Q/DQ is for an engine's parser and is not itself run
+            artifacts.append(Artifact(name, "shipped", precision))
+    return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
+
+
+def _costs_of(summary: Mapping[str, Any], variant: str) -> tuple[int, int]:
+    """MACs and parameters for one image."""
+    return int(summary[f"macs_{variant}"]), int(summary[f"params_{variant}"])
+
+
+def _require_unchanged(folder: Path, names: Sequence[str]) -> None:
+    """Every file is there, and as the stage that wrote it left it."""
+    hashes = recorded_files(folder)
+    changed = changed_files(folder, {name: hashes.get(name, "") for name in names})
+    for name, reason in changed.items():
+        raise FolderError(f"{name} in {folder} {reason}; run the command that made this folder again")
+
+
+def _golden(bundle: Path) -> NDArray[np.float32]:
+    """The golden inputs of a bundle, float32 [N, C, H, W]."""
+    try:
+        with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+            images = np.asarray(golden["inputs"], dtype=np.float32)
+        if images.ndim != 4 or not images.size:
+            raise ValueError(f"inputs of shape {list(images.shape)}")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FolderError(
+            f"{bundle / GOLDEN} holds no golden inputs ({reason}); run the command that made it again"
+        ) from error
+    return images
+
+
+def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
+    manifest = read_bundle(folder)
+    verify_files(folder, manifest)
+    provenance: Mapping[str, Any] = manifest.provenance
+    files = tuple(
+        _bundle_file(folder, model, provenance)
+        for model in manifest.models
+        if not model.made_for and kind_of(model.path) == "onnx"
+    )
+
+    lacks = [f"{label}: a bundle holds no dense network, so nothing is compared with it"]
+    evaluation: Batches | None = None
+    if evaluation_data:
+        evaluation = batches(_prepared(evaluation_data, manifest), BATCH)
+    else:
+        lacks.append(f"{label}: accuracy was not measured, a bundle holds no labelled images; give --evaluation-data")
+
+    return Place(
+        label=label,
+        folder=folder,
+        budget=str(provenance.get("budget", "")),
+        files=files,
+        images=_golden(folder) if evaluation is None else _gathered(evaluation),
+        evaluation=evaluation,
+        lacks=tuple(lacks),
+        evaluation_hash=_hash_of(evaluation),
+    )
+
+
+def _bundle_file(folder: Path, model: ModelFile, provenance: Mapping[str, Any]) -> File:
+    return File(
+        artifact=Artifact(model.path, "shipped", model.precision),
+        path=folder / model.path,
+        macs=int(provenance.get("macs", -1)),
+        parameters=int(provenance.get("parameters", -1)),
+    )
+
+
+def _prepared(source: str, manifest: Manifest) -> Images:
+    """The images of a source as the bundle's network takes them, its labels as their classes."""
+    shipped = manifest.preprocessing
+    preprocessing = overridden(
+        None,
+        size=shipped.size,
+        resize=shipped.resize,
+        interpolation=shipped.interpolation,
+        mean=shipped.mean,
+        std=shipped.std,
+    )
+    return load_images(source, classes=manifest.labels or None).prepared(preprocessing)
+
+
+def _gathered(evaluation: Batches) -> NDArray[np.float32]:
+    """The first images, [N, C, H, W]; whole batches until there are at least `POOL_IMAGES`, or all."""
+    gathered: list[NDArray[np.float32]] = []
+    for images, _ in evaluation:
+        gathered.append(images.numpy())
+        if sum(map(len, gathered)) >= POOL_IMAGES:
+            break
+    return np.concatenate(gathered)

@@ -1,0 +1,105 @@
+"""A run's stages as they are notified in, what a person reads while waiting out: counted, in plain words.
+
+`measured-1` of a run with nine stages is "3 of 9: measuring what each layer may lose". Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..budgets import parse_budget
+from ..recipe import Recipe
+from ..report import facts
+
+_ENDING = re.compile(r"^(?P<name>.*?)(?P<ending> \((?:done before|again: .*)\))?$", re.DOTALL)
+_STAGE_OF = {"latency budget": "budget"}  # what is notified under another name than its stage's
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`key` is the same for all that is notified of one stage; `detail` is what just happens in it."""
+
+    key: str
+    title: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.detail})" if self.detail else self.title
+
+
+@dataclass
+class Course:
+    """The stages to come, in order; `read` turns what is notified into a step of them."""
+
+    stages: Sequence[str] = ()
+    current: str = ""
+
+    def read(self, notified: str) -> Step | None:
+        """None for a stage that this run only passes through, such as a fine-tuning of no epochs."""
+        match = _ENDING.match(notified)
+        assert match is not None
+        name, ending = match["name"], (match["ending"] or "").strip(" ()")
+        if name in PASSED_THROUGH and self.stages and name not in self.stages:
+            return None
+        stage, detail = self._stage_of(name)
+        self.current = stage
+        details = [text for text in (detail, ending) if text]
+        return Step(stage, self._title(stage), ", ".join(details))
+
+    def _stage_of(self, name: str) -> tuple[str, str]:
+        """The stage and what happens in it; what is said of no stage (`precisions: ranges`) happens in the current."""
+        head, _, detail = name.partition(": ")
+        head = _STAGE_OF.get(head, head)
+        if name in self.stages or not detail:
+            return name, ""
+        if head in self.stages:
+            return head, detail
+        if self.current in self.stages:
+            return self.current, detail
+        return name, ""
+
+    def _title(self, stage: str) -> str:
+        if stage not in self.stages:
+            return facts.title_of(stage, several=False)
+        several = any(name.endswith("-2") for name in self.stages)
+        number = list(self.stages).index(stage) + 1
+        return f"{number} of {len(self.stages)}: {facts.title_of(stage, several=several)}"
+
+
+PASSED_THROUGH = ("finetune", "engines")
+"""Stages that every run notifies and few have work for."""
+
+
+def course_of(recipe: Recipe) -> Course:
+    """The stages that a run of this recipe goes through."""
+    timed = parse_budget(recipe.budget).kind == "latency"
+    stages = ["groups"]
+    if timed:
+        stages.append("latency-model")
+    elif not recipe.multiple:
+        stages.append("steps")
+
+    for number in range(1, recipe.rounds + 1):
+        stages.append(f"scores-{number}")
+        if recipe.normalisation == "measured":
+            stages.append(f"measured-{number}")
+        if timed and number == recipe.rounds:  # earlier rounds only go part of the way
+            stages.append("budget")
+        stages.append(f"repair-{number}")
+    if recipe.finetune_epochs:
+        stages.append("finetune")
+
+    stages += ["accuracy", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
+    if recipe.targets:
+        stages.append("engines")
+    return Course([*stages, "latency", "layers"])
+
+
+def _made_precisions(recipe: Recipe) -> list[str]:
+    """fp16 is made where int8 is wanted, too: what is not int8 on a GPU is fp16."""
+    precisions = [name for name in ("fp16", "int8") if name in recipe.precisions]
+    if "int8" in precisions and "fp16" not in precisions:
+        precisions.insert(0, "fp16")
+    return precisions

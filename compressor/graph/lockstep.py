@@ -1,0 +1,227 @@
+"""Two graphs with the same nodes, advanced together over all batches, each node run once per batch.
+
+Between two stops only values still needed are held; past a byte limit they wait in files. Values that the
+pruned graph cannot have changed are computed once and shared. Knows nothing of what is done at a stop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..placement import device_of, to_device
+from .tracing import fetch
+
+Values = dict[fx.Node, Any]
+Batch = Tensor | Sequence[Tensor]
+
+_LEAST_FILE_BYTES = 4096  # what is smaller than a page stays in memory whatever the limit is
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images [N, C, H, W] of a batch that is either the images or (images, labels)."""
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """One node's value; parameters and buffers are read as they are now."""
+
+    def value_of(source: fx.Node) -> Any:
+        return attribute(graph, source) if source.op == "get_attr" else values[source]
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    target: Any = node.target
+    if node.op == "call_function":
+        return target(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return graph.get_submodule(target)(*args, **kwargs)
+
+
+def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """What a get_attr node names, as it is now."""
+    value: Any = graph
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]:
+    """The dense graph's nodes whose values may differ in the pruned one: cut, rewritten, or fed by such a node."""
+    twins = {node.name: node for node in pruned.graph.nodes}
+    changed: set[fx.Node] = set()
+    for node in dense.graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            differs = fetch(dense, name).shape != fetch(pruned, name).shape
+        else:
+            twin = twins[node.name]
+            differs = not (_same(node.args, twin.args) and _same(node.kwargs, twin.kwargs))
+        if differs or any(source in changed for source in node.all_input_nodes):
+            changed.add(node)
+    return changed
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
+    if isinstance(ours, fx.Node):
+        return isinstance(theirs, fx.Node) and ours.name == theirs.name
+    if isinstance(ours, (tuple, list)):
+        alike = isinstance(theirs, (tuple, list)) and len(ours) == len(theirs)
+        return alike and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(ours, Mapping):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+    both_nan = ours != ours and theirs != theirs
+    return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
+
+
+@dataclass(slots=True)
+class _File:
+    """A tensor that waits on disk."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: torch.Size
+    device: torch.device
+
+    def read(self) -> Tensor:
+        """The tensor, back on the device it came from; its file is gone afterwards."""
+        raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
+        self.path.unlink()
+        return raw.view(self.dtype).reshape(self.shape).to(self.device)
+
+
+@dataclass(slots=True)
+class Lockstep:
+    """Where both graphs stand: `position` in `order`, and for each batch the live values of both.
+
+    `order` and `changed` hold nodes of the dense graph, and so do the keys of all values. `extra_uses` says
+    which values a node needs besides its inputs. To be used in `with`, which takes the files away at the end.
+    """
+
+    dense: fx.GraphModule
+    pruned: fx.GraphModule
+    order: Sequence[fx.Node]
+    batches: Iterable[Tensor]
+    changed: set[fx.Node]
+    extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = field(default_factory=dict)
+    limit_bytes: int = 2 << 30
+    position: int = 0
+    twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _waiting: list[tuple[Values, Values]] = field(default_factory=list)  # (dense, pruned) of each batch
+    _bytes_in_memory: int = 0
+    _files_written: int = 0
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _last_use: dict[fx.Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pruned_nodes = {node.name: node for node in self.pruned.graph.nodes}
+        self.twins = {node: pruned_nodes[node.name] for node in self.dense.graph.nodes}
+        for index, node in enumerate(self.order):
+            for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):
+                self._last_use[used] = index
+
+    def __enter__(self) -> Lockstep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def twin(self, node: fx.Node) -> fx.Node:
+        """The pruned graph's node of the same name."""
+        return self.twins[node]
+
+    @torch.no_grad()
+    def advance(self, stop: int, visit: Callable[[int, Values, Values], None]) -> None:
+        """Runs every batch up to, not into, `order[stop]`, and shows both graphs' live values, keyed by dense node."""
+        waiting = self._waiting
+        self._waiting, self._bytes_in_memory = [], 0
+        at_the_start = not waiting and self.position == 0
+        batches = self._fresh() if at_the_start else self._read(waiting)
+        for batch, (dense, pruned) in enumerate(batches):
+            for index in range(self.position, stop):
+                self._step(index, dense, pruned)
+            visit(batch, dense, pruned)
+            self._put_aside(dense, pruned)
+        self.position = stop
+
+    def _fresh(self) -> Iterable[tuple[Values, Values]]:
+        """Every batch with its images as the only value of either graph."""
+        placeholder = next(node for node in self.order if node.op == "placeholder")
+        device = device_of(self.dense)
+        for batch in self.batches:
+            images = to_device(batch, device)
+            yield {placeholder: images}, {placeholder: images}
+
+    def _read(self, waiting: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:
+        """The batches one by one, what waits in files read; a value both graphs share stays one tensor."""
+        while waiting:
+            sides = waiting.pop(0)  # not kept in the list: its memory goes when the batch is done
+            files: dict[int, _File] = {}
+            for side in sides:
+                files |= {id(value): value for value in side.values() if isinstance(value, _File)}
+            tensors = {key: file.read() for key, file in files.items()}
+
+            for side in sides:
+                for node, value in side.items():
+                    side[node] = tensors.get(id(value), value)
+            yield sides
+
+    def _step(self, index: int, dense: Values, pruned: Values) -> None:
+        """Runs one node in both graphs and drops the values that nothing behind it uses."""
+        node = self.order[index]
+        if node.op in ("placeholder", "get_attr", "output"):
+            return
+        if node not in dense:
+            dense[node] = run_node(self.dense, node, dense)
+        if node in self.changed:
+            twin = self.twins[node]
+            sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+            inputs = {self.twins[source]: pruned[source] for source in sources}
+            pruned[node] = run_node(self.pruned, twin, inputs)
+        else:
+            pruned[node] = dense[node]
+
+        for used in (*node.all_input_nodes, *self.extra_uses.get(node, ()), node):
+            if self._last_use.get(used, -1) <= index:
+                dense.pop(used, None)
+                pruned.pop(used, None)
+
+    def _put_aside(self, dense: Values, pruned: Values) -> None:
+        """Keeps a batch's live values for the next stop, those that both graphs share once."""
+        stored: dict[int, Any] = {}
+        sides: tuple[Values, Values] = ({}, {})
+        for side, values in zip(sides, (dense, pruned), strict=True):
+            for node, value in values.items():
+                if id(value) not in stored:
+                    stored[id(value)] = self._stored(value)
+                side[node] = stored[id(value)]
+        self._waiting.append(sides)
+
+    def _stored(self, value: Any) -> Any:
+        """The value itself while there is room, else its file; views are copied so that they keep no base alive."""
+        if not isinstance(value, Tensor):
+            return value
+        size = value.numel() * value.element_size()
+        if value.untyped_storage().nbytes() > size:
+            value = value.clone(memory_format=torch.contiguous_format)
+        if self._bytes_in_memory + size <= self.limit_bytes or size < _LEAST_FILE_BYTES:
+            self._bytes_in_memory += size
+            return value
+
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="compressor-")
+        path = Path(self._folder.name) / str(self._files_written)
+        self._files_written += 1
+        # as bytes, for numpy knows no bfloat16
+        value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(path)
+        return _File(path, value.dtype, value.shape, value.device)

@@ -1,0 +1,296 @@
+"""A model in, its ATen graph out: functional, evaluation mode, batch axis free, names kept.
+
+`trace` is the only reading of a model's code; whatever follows (groups, relevance, costs, surgery)
+works on the `torch.fx.GraphModule` it returns, whose parameters and buffers carry the model's own
+qualified names. Knows nothing of units, scores or files.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ModelError
+from ..placement import placed
+from .operators import arguments
+from .program import evaluating, export_program, place_in
+from .training import mark_dropouts, note_dropouts
+from .wrappers import plain
+
+aten = torch.ops.aten
+
+_IDENTITIES = (
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten._assert_tensor_metadata.default,
+)
+
+
+def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The model's evaluation graph in ATen operations, free in the batch axis.
+
+    `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters, buffers), and so is
+    the example; the graph shares no storage with it, lies where the example does, wherever the model lies, and writes
+    neither to its input nor to its buffers. Node metadata: `val` (shapes at the example), `layer` (qualified name of
+    the module that issued the operation, "" for the root), `place` (`model.py:31`, its line in the user's code).
+    Wrappers are taken off as in `wrappers.plain`. Raises ModelError when the model's forward fails, draws random
+    numbers or cannot be traced.
+    """
+    model = placed(plain(model, convert=False).module, example.device)
+    with torch.no_grad(), evaluating(model):
+        program = export_program(model, example)
+    mark_dropouts(program)
+    graph: fx.GraphModule = program.run_decompositions({}).module(check_guards=False)
+
+    _keep_constants(graph)
+    _own_state(graph)
+    _name_layers(graph)
+    _drop_writes(graph)
+    _simplify(graph)
+    _refuse_random(graph)
+
+    _record_shapes(graph, example)  # folding reads the types of values that depend on the input
+    _fold_constants(graph)
+    note_dropouts(graph)
+    _record_shapes(graph, example)
+    return graph
+
+
+def _keep_constants(graph: fx.GraphModule) -> None:
+    """Tensors the model holds in plain attributes (a cached table) become buffers: cut, saved and loaded like any."""
+    registered = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
+    registered |= {name for name, _ in graph.named_buffers(remove_duplicate=False)}
+    for node in graph.graph.nodes:
+        if node.op != "get_attr" or node.target in registered:
+            continue
+        value = _attribute(graph, node.target)
+        if not isinstance(value, Tensor):
+            continue
+
+        path, _, last = str(node.target).rpartition(".")
+        owner = _attribute(graph, path) if path else graph
+        delattr(owner, last)  # a name that is taken can't be registered
+        owner.register_buffer(last, value)
+        registered.add(node.target)
+
+
+def _own_state(graph: fx.GraphModule) -> None:
+    """Copies parameters and buffers, tied ones to one copy, so that nothing is shared with the caller."""
+    copies: dict[int, Tensor] = {}
+    for module in graph.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = _copied(tensor)
+                tensors[name] = copies[id(tensor)]  # type: ignore[assignment]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _name_layers(graph: fx.GraphModule) -> None:
+    """Leaves of each node's metadata what is kept: the innermost module that issued it, and its line."""
+    for node in graph.graph.nodes:
+        stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
+        paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
+        layer = _plain_path(paths[-1]) if paths else ""
+        place = place_in(node.meta.get("stack_trace") or "")
+        node.meta = {"layer": layer, "place": place}
+
+
+def _plain_path(path: str) -> str:
+    """`L['self'].layer1._modules['0']` and the like to `layer1.0`."""
+    return path.replace("L['self']", "").replace("._modules['", ".").replace("']", "").lstrip(".")
+
+
+def _drop_writes(graph: fx.GraphModule) -> None:
+    """What forward writes to its input and to buffers stays in the graph's values, and goes nowhere else."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.copy_.default:
+            continue
+        written, value = node.args[:2]
+        if written.op in ("placeholder", "get_attr"):
+            node.replace_all_uses_with(value)
+            graph.graph.erase_node(node)
+
+
+def _refuse_random(graph: fx.GraphModule) -> None:
+    """Raises ModelError for random numbers that reach the answer; those that don't are dropped."""
+    for node in reversed(list(graph.graph.nodes)):  # backwards: what only a dropped one used is dropped too
+        if node.op != "call_function" or not _draws(node):
+            continue
+        if not node.users:
+            graph.graph.erase_node(node)
+            continue
+        raise ModelError(
+            f"the model is random in evaluation: {node.target} in {place_of(node)} draws new numbers at every call; "
+            "use nn.Dropout, or training=self.training, or draw the noise once and keep it in a buffer"
+        )
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operation takes random numbers, with the arguments it has here."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    options = arguments(node)
+    switches = [options[name] for name in ("train", "training", "dropout_p") if name in options]
+    return not switches or any(switches)
+
+
+def _simplify(graph: fx.GraphModule) -> None:
+    """Drops identities and writes operations in the one form that survives pruning and training."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _IDENTITIES:
+            if node.args:
+                node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target is aten._native_batch_norm_legit_no_training.default:
+            _write_batch_norm(graph, node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # strides change once copies are dropped and widths shrink
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    """`aten.batch_norm`, which can be switched to training, in place of the form that evaluation alone knows."""
+    x, weight, bias, mean, var, momentum, eps = node.args
+    training, cudnn_enabled = False, False
+    with graph.graph.inserting_before(node):
+        args = (x, weight, bias, mean, var, training, momentum, eps, cudnn_enabled)
+        norm = graph.graph.call_function(aten.batch_norm.default, args, name="batch_norm")
+    norm.meta = dict(node.meta)
+
+    for user in list(node.users):  # entry 0 is the result; what is returned of the batch's statistics nobody reads
+        if user.target is operator.getitem and user.args[1] == 0:
+            user.replace_all_uses_with(norm)
+        graph.graph.erase_node(user)
+    graph.graph.erase_node(node)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["val"] = _without_storage(value)
+        return value
+
+
+def _without_storage(value: Any) -> Any:
+    """The value with its tensors on the meta device, which keeps shapes and types alone."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, (tuple, list)):
+        return type(value)(_without_storage(entry) for entry in value)
+    return value
+
+
+@torch.no_grad()
+def _record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+    _ShapeRecorder(graph).run(example)
+
+
+@torch.no_grad()
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
+    buffers = {name for name, _ in graph.named_buffers()}
+    constants: dict[fx.Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and node.target in buffers:
+            constants[node] = fetch(graph, node.target)
+        elif node.op == "call_function" and all(source in constants for source in _value_inputs(node)):
+            constants[node] = _computed(node, constants)
+
+    for node, value in constants.items():
+        outside = [user for user in node.users if user not in constants]  # constants behind it are folded themselves
+        if node.op == "call_function" and outside and isinstance(value, Tensor):
+            _replace_by_buffer(graph, node, value, outside)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _computed(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Any:
+    def value_of(source: fx.Node) -> Any:
+        if source in constants:
+            return constants[source]
+        return torch.empty(0, dtype=source.meta["val"].dtype)  # read for its type alone
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def _value_inputs(node: fx.Node) -> Sequence[fx.Node]:
+    """The inputs whose values matter: `x.new_zeros(sizes)` reads only x's type."""
+    if node.target in (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default):
+        return [source for source in node.all_input_nodes if source is not node.args[0]]
+    return node.all_input_nodes
+
+
+def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, users: Sequence[fx.Node]) -> None:
+    name = f"_constant_{node.name}"
+    graph.register_buffer(name, value.detach().clone())
+    with graph.graph.inserting_before(node):
+        attribute = graph.graph.get_attr(name)
+    attribute.meta = {"layer": node.meta["layer"], "place": node.meta["place"]}
+    for user in users:
+        user.replace_input_with(node, attribute)
+
+
+def place_of(node: fx.Node) -> str:
+    """`layer 'blocks.0.attn' (model.py:31)`, as much of it as is known."""
+    layer, place = node.meta.get("layer", ""), node.meta.get("place", "")
+    if layer and place:
+        return f"layer {layer!r} ({place})"
+    if layer:
+        return f"layer {layer!r}"
+    return place or "forward"
+
+
+def fetch(graph: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that qualified name."""
+    value = _attribute(graph, name)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _attribute(graph: nn.Module, name: str) -> Any:
+    value: Any = graph
+    for attribute in name.split("."):
+        value = getattr(value, attribute)
+    return value
+
+
+def store(graph: nn.Module, name: str, value: Tensor) -> None:
+    """Puts a tensor in a parameter's or buffer's place, keeping which of the two it is."""
+    *path, last = name.split(".")
+    owner = graph
+    for attribute in path:
+        owner = getattr(owner, attribute)
+    if last in owner._parameters:
+        owner._parameters[last] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    else:
+        owner._buffers[last] = value
+
+
+class Watcher(fx.Interpreter):
+    """Runs the graph and hands every node's value to `watch(node, value)`, whose result takes its place."""
+
+    def __init__(self, graph: fx.GraphModule, watch: Callable[[fx.Node, Any], Any]) -> None:
+        super().__init__(graph)
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        return self.watch(n, super().run_node(n))

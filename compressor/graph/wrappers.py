@@ -1,0 +1,169 @@
+"""A module as its owner has it in, the plain float32 module that computes the same out, and what was done to it.
+
+Takes off what training wraps around a network (`torch.compile`, `DataParallel`, moving averages), folds weights
+that are computed from others (weight and spectral norm, pruning masks) and converts other floats to float32. What
+can't be read as a plain network (TorchScript, fake quantisation) is refused with the remedy. The module that
+came in is not changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from ..errors import ModelError
+
+_INNER = {  # a wrapper's class and the attribute its network lies in
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "ModelEma": "module",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """`notes` say what was taken off, folded or converted, for the report."""
+
+    module: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+def plain(module: nn.Module, *, convert: bool = True) -> Plain:
+    """The network without what training wraps around it, itself where there is nothing to take off or to fold.
+
+    Other floats stay as they are unless `convert`. Raises ModelError for what has no plain form: TorchScript,
+    quantised and uninitialised modules, with `convert` also a module without values.
+    """
+    inner, notes = _unwrapped(module)
+    _require_readable(inner, with_values=convert)
+    floats = _other_floats(inner) if convert else []
+    computed = list(_computed_weights(inner))
+    if not floats and not computed:
+        return Plain(inner, tuple(notes))
+
+    inner = copied(inner)
+    if floats:
+        inner = inner.float()
+        notes.append(f"its {' and '.join(floats)} weights were converted to float32")
+    for name in computed:
+        _fold(inner.get_submodule(name))
+    if computed:
+        layers = ", ".join(map(repr, computed))
+        notes.append(f"weights computed from others (norms or masks of weights) were folded at {layers}")
+    return Plain(inner, tuple(notes))
+
+
+def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The innermost network, and a note for each wrapper around it."""
+    notes = []
+    inner = _inner(module)
+    while inner is not None:
+        notes.append(f"{type(module).__name__} was taken off")
+        module = inner
+        inner = _inner(module)
+    return module, notes
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for a network, also one whose class is called as a wrapper is."""
+    attribute = _INNER.get(type(module).__name__)
+    inner = None if attribute is None else getattr(module, attribute, None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _other_floats(module: nn.Module) -> list[str]:
+    """Types of its parameters beside float32, such as `bfloat16`."""
+    names = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
+    return sorted(names - {"float32"})
+
+
+def _require_readable(module: nn.Module, *, with_values: bool) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name or 'the model'!r} is TorchScript, whose code can't be followed; give the Python module it was "
+                "made from, with its weights"
+            )
+        _refuse_quantised(name or "the model", layer)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
+        if tensor.is_meta and with_values:
+            raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
+
+
+def _refuse_quantised(name: str, layer: nn.Module) -> None:
+    """By the names of classes and of their modules: they move between PyTorch's versions, their names stay."""
+    kind, place = type(layer).__name__, type(layer).__module__
+    if "FakeQuant" in kind or ".nn.qat" in place or "intrinsic.qat" in place:
+        raise ModelError(
+            f"{name!r} is fake quantisation ({kind}), of a quantisation-aware training; give the float network as it "
+            "was before it was prepared: int8 files are made here (--precisions int8)"
+        )
+    if ".nn.quantized" in place or ".nn.intrinsic.quantized" in place:
+        raise ModelError(
+            f"{name!r} is quantised already ({kind}); give the float network: int8 files are made here "
+            "(--precisions int8)"
+        )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy; weights that a hook left behind with their history can't be copied as they are."""
+    memo: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for value in vars(layer).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def _computed_weights(module: nn.Module) -> Iterator[str]:
+    """Names of layers whose weight a hook or a parametrisation computes at every call."""
+    for name, layer in module.named_modules():
+        hooks = layer._forward_pre_hooks.values()
+        if parametrize.is_parametrized(layer) or any(isinstance(hook, _HOOKS) for hook in hooks):
+            yield name
+
+
+_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+
+
+def _fold(layer: nn.Module) -> None:
+    """Puts the weight as it is computed now in the place of what it is computed from."""
+    training = layer.training
+    layer.eval()  # spectral norm goes on iterating in training
+    if parametrize.is_parametrized(layer):
+        _fold_parametrisations(layer)
+    for hook in list(layer._forward_pre_hooks.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the old forms are on their way out of PyTorch
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(layer, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(layer, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]
+    layer.train(training)
+
+
+def _fold_parametrisations(layer: nn.Module) -> None:
+    """By hand: PyTorch's own removal takes the property from the class, which a copy shares with its original."""
+    names = list(layer.get_submodule("parametrizations")._modules)
+    values = {name: getattr(layer, name).detach().clone() for name in names}
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer._modules["parametrizations"]
+    for name, value in values.items():
+        layer.register_parameter(name, nn.Parameter(value))

@@ -1,0 +1,28 @@
+"""`name(key=1, other='x')` in, the name and its keyword arguments out; only literals, nothing is evaluated."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from ..errors import RecipeError
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """`resnet18(num_classes=2)` to ("resnet18", {"num_classes": 2}); a bare name has no arguments.
+
+    Raises RecipeError for arguments without names, and for values that are no literals.
+    """
+    if not text.endswith(")"):
+        return text, {}
+    name, _, inside = text[:-1].partition("(")
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+        assert isinstance(call, ast.Call)  # `a(1)+(2)` is read as `f(1)+(2)`, which is none
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("every argument needs its name")
+        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
+        raise RecipeError(
+            f"{text!r} can't be read ({error}); write name(key=value, ...) with plain numbers, strings or lists"
+        ) from error

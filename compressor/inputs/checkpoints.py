@@ -1,0 +1,215 @@
+"""A weights file and a module in, the module filled with the file's tensors out, or an error that says what differs.
+
+Reads safetensors and PyTorch state dicts (weights_only, so nothing in the file is executed). Knows no
+architecture; the guesses in its messages come from names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import ModelError
+from ..files import content_hash
+
+_NESTS = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "model", "net", "params")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_UNNEEDED = "num_batches_tracked"  # counts training steps; evaluation never reads it
+_EXTRA_STATE = "_extra_state"  # of modules that keep something beside tensors; no output is made of it
+_NAMED = 3  # so many names of each kind in a message
+
+
+def fill(module: nn.Module, path: str | Path) -> None:
+    """Puts a checkpoint's tensors into the module, all of them or, with a ModelError, none."""
+    state = _without_prefix(read_state(path), module)
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith(_UNNEEDED)]
+    unexpected = [name for name in state if name not in expected and not name.endswith(_UNNEEDED)]
+    unequal = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    if missing or unexpected or unequal:
+        differences = _differences(expected, state, missing=missing, unexpected=unexpected, unequal=unequal)
+        raise ModelError(
+            f"checkpoint {str(path)!r} doesn't fit the model: {differences}. "
+            f"{_guess(expected, state, missing=missing, unequal=unequal)}"
+        )
+
+    fitting = {name: tensor for name, tensor in state.items() if name in expected}
+    for name, tensor in fitting.items():
+        _require_usable(name, tensor, expected[name], f"checkpoint {str(path)!r}")
+    module.load_state_dict(fitting, strict=False)
+
+
+def _require_usable(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
+    """Values that a trained model has: numbers of the model's kind, all finite but where the model's own are not."""
+    _require_plain(name, tensor, where)
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        raise ModelError(
+            f"{where} holds {_dtype(tensor)} where the model has {_dtype(expected)} (first in {name!r}); is it of a "
+            "quantised model? Give the float one, int8 files are made from that"
+        )
+    if not tensor.is_floating_point():
+        return
+    if tensor.isnan().any():
+        raise ModelError(f"{where} holds NaN (first in {name!r}); it is of a failed training")
+    if tensor.isinf().any() and not expected.isinf().any():  # an attention's mask is infinite on purpose
+        raise ModelError(f"{where} holds infinity (first in {name!r}); it is of a failed training")
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise ModelError(f"{where} holds a negative variance (first in {name!r}); it is damaged")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _require_plain(name: str, tensor: Tensor, where: str) -> None:
+    """A tensor whose values are there, one by one."""
+    if tensor.is_meta:
+        raise ModelError(f"{where} has no values for {name!r} (it is on the device 'meta'); fill it with its weights")
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise ModelError(f"{where} holds {name!r} as {layout}; store it dense (tensor.to_dense())")
+    if tensor.is_quantized:
+        raise ModelError(f"{where} holds {name!r} as {_dtype(tensor)}; give the float model, int8 is made from that")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a PyTorch checkpoint, out of whatever it nests them in, on the CPU.
+
+    Raises ModelError where the file is missing, damaged, or holds code beside its tensors.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelError(f"weights {str(path)!r} don't exist; give 'none', 'default' or a file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol; the error below says what matters
+            value = _load(file)
+    except Exception as error:
+        reason = "neither tensors alone nor complete"
+        if not isinstance(error, UnpicklingError):  # whose text advises to load the file unsafely
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
+            "save it with safetensors, or torch.save(model.state_dict(), ...)"
+        ) from error
+    state = _nested(value)
+    if state is None:
+        raise ModelError(
+            f"{str(path)!r} holds {type(value).__name__}, no tensors by name; save it with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    return state
+
+
+def _load(file: Path) -> object:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _nested(value: object) -> dict[str, Tensor] | None:
+    """A mapping of tensors alone, else the first one inside; tensors among other things where there is none."""
+    if not isinstance(value, Mapping):
+        return None
+    tensors = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    if tensors and len(tensors) == len(value):
+        return tensors
+    for nest in _NESTS:
+        inner = _nested(value[nest]) if nest in value else None
+        if inner is not None:
+            return inner
+    return tensors or None
+
+
+def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Wrappers (DataParallel, compile, trainers) put a prefix before every name; the model's own names win."""
+    expected = set(module.state_dict())
+    for prefix in _PREFIXES:
+        prefixed = bool(state) and all(name.startswith(prefix) for name in state)
+        if prefixed and not expected & set(state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], **names: list[str]) -> str:
+    """`1 missing ('fc.bias'), 1 of other shape (...)`; `names` are of tensors missing, unexpected and unequal."""
+    differences = []
+    for kind in ("missing", "unexpected"):
+        if names[kind]:
+            differences.append(f"{len(names[kind])} {kind} ({_first(names[kind])})")
+
+    shapes = []
+    for name in names["unequal"]:
+        theirs, ours = list(state[name].shape), list(expected[name].shape)
+        shapes.append(f"{name!r} {theirs} in the file, {ours} in the model")
+    if shapes:
+        differences.append(f"{len(shapes)} of other shape ({'; '.join(shapes[:_NAMED])}{_dots(shapes)})")
+    return ", ".join(differences)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:_NAMED]) + _dots(names)
+
+
+def _dots(names: list[str]) -> str:
+    return ", ..." if len(names) > _NAMED else ""
+
+
+def _guess(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, missing: list[str], unequal: list[str]
+) -> str:
+    """What the user probably did; a single layer that differs in its outputs alone is the classifier."""
+    layers = {name.rpartition(".")[0] for name in unequal}
+    if not missing and len(layers) == 1:
+        theirs, ours = state[unequal[0]].shape, expected[unequal[0]].shape
+        if theirs[1:] == ours[1:] and theirs[:1] != ours[:1]:
+            return (
+                f"Probably the number of classes differs: {theirs[0]} in the file, {ours[0]} in the model; "
+                f"build the model for {theirs[0]}, for example with (num_classes={theirs[0]})"
+            )
+    if len(missing) > len(expected) / 2:
+        return "Probably the file is of another architecture; give the model it was trained with"
+    if unequal:
+        return "Probably the model was built with another width or input; give the arguments it was trained with"
+    return "Probably the model was built with other options; give the arguments it was trained with"
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 over all parameters and buffers, by name.
+
+    Raises ModelError for a model without values of its own kind: quantised, sparse, not yet filled.
+    """
+    require_values(module)
+    contents: list[object] = []
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith(_EXTRA_STATE):
+            continue
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # bfloat16 has no numpy type: hash the bytes
+        contents += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy()]
+    return content_hash(*contents)
+
+
+def require_values(module: nn.Module) -> None:
+    """Raises ModelError unless every parameter and buffer is a tensor of plain values."""
+    for name, tensor in module.state_dict().items():
+        if not name.endswith(_EXTRA_STATE):
+            _require_values(name, tensor)
+
+
+def _require_values(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ModelError(
+            f"the model holds a {type(tensor).__name__} at {name!r}, expected tensors alone: is it quantised "
+            "(torch.ao.quantization)? Give the float model, int8 files are made from that"
+        )
+    if is_lazy(tensor):
+        raise ModelError(f"the model's {name!r} has no size yet (a lazy layer); run the model on one image first")
+    _require_plain(name, tensor, "the model")

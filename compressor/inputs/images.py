@@ -1,0 +1,283 @@
+"""Named, labelled images and a pre-processing in, float32 batches [N, C, H, W] out, decoded when asked for.
+
+`data` says where images come from, `splits` who may see which. Knows neither models nor recipes.
+Pre-processing is the one image classifiers are trained with: resize, centre crop, scale to [0, 1], normalise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import DataError, RecipeError
+from ..files import content_hash
+from ..records import IntArray
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+CACHE_BYTES = 1 << 30
+"""Of cropped pixels that are kept between passes: 7,000 images at 224 px."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes a tensor.
+
+    `size` is (height, width) of the crop in pixels. `resize` of one entry is the length the shorter side
+    gets before the crop, of two the exact (height, width). `mean` and `std` are of values in [0, 1];
+    one entry means grey images, three mean RGB.
+    """
+
+    size: tuple[int, int]
+    resize: tuple[int, ...]
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise RecipeError(f"size {self.size} is not a height and a width of at least 1 pixel")
+        if len(self.resize) not in (1, 2) or min(self.resize) < 1:
+            raise RecipeError(f"resize {self.resize} is neither a shorter side nor a height and a width")
+        if self.interpolation not in _FILTERS:
+            raise RecipeError(f"interpolation {self.interpolation!r} is unknown; use one of {', '.join(_FILTERS)}")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise RecipeError(
+                f"mean {self.mean} and std {self.std} need one entry each (grey) or three (RGB): "
+                "images have one channel or three"
+            )
+        if min(self.std) <= 0:
+            raise RecipeError(f"std {self.std} must be above zero")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one prepared image."""
+        return (len(self.mean), *self.size)
+
+
+_FIELDS = ("size", "resize", "interpolation", "mean", "std")
+
+
+def overridden(preset: Preprocessing | None, **overrides: Any) -> Preprocessing:
+    """`preset` with the fields that are given (not None) put in their place.
+
+    Numbers stand for `(n, n)` in `size`, `(n,)` elsewhere. A new `size` without a `resize` keeps their ratio.
+    Without a preset, size, mean and std must be given; resize is then the size, bilinear. Raises RecipeError for a
+    field that there is not, or one that is missing.
+    """
+    unknown = sorted(set(overrides) - set(_FIELDS))
+    if unknown:
+        raise RecipeError(f"pre-processing has no field {unknown[0]!r}; it has {', '.join(_FIELDS)}")
+    fields = {name: _as_tuple(name, value) for name, value in overrides.items() if value is not None}
+
+    if preset is None:
+        missing = [f"--{name}" for name in ("size", "mean", "std") if name not in fields]
+        if missing:
+            raise RecipeError(
+                f"the model says nothing about its pre-processing; give {', '.join(missing)} "
+                "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+            )
+        return Preprocessing(**{"resize": fields["size"], "interpolation": "bilinear", **fields})
+    if "size" in fields and "resize" not in fields:
+        fields["resize"] = _scaled(preset, fields["size"])
+    return replace(preset, **fields)
+
+
+def _as_tuple(name: str, value: Any) -> Any:
+    if name == "interpolation":
+        return str(value)
+    if name in ("mean", "std"):
+        return tuple(float(number) for number in value) if isinstance(value, Sequence) else (float(value),)
+    if isinstance(value, int):
+        return (value, value) if name == "size" else (value,)
+    return tuple(int(number) for number in value)
+
+
+def _scaled(preset: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
+    """224 of 256 asked for at 112 is 112 of 128."""
+    if len(preset.resize) == 2:
+        sides = zip(preset.resize, size, preset.size, strict=True)
+        return tuple(round(resized * new / old) for resized, new, old in sides)
+    return (round(preset.resize[0] * min(size) / min(preset.size)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images of one source in a fixed order; nothing is decoded before it is asked for.
+
+    `labels` holds -1 where none is known. `read` and `digest` take a name; a digest is the sha256 of
+    what the source stores (a file's bytes, an array's values), so equal digests mean equal images. Unequal ones
+    don't mean unequal images, as one picture can be stored in many ways: `pixel_hash` tells that.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    labels: IntArray
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    read: Callable[[str], Image.Image]
+    digest: Callable[[str], str]
+    seen: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # shared by all parts of a source
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One prepared image, float32 [C, H, W]."""
+        return normalised(self.pixels(index)[None], _preprocessing_of(self))[0]
+
+    def pixels(self, index: int) -> Tensor:
+        """One resized and cropped image, uint8 [C, H, W]."""
+        name = self.names[index]
+        return _cropped(_decoded(self, name), _preprocessing_of(self))
+
+    def pixel_hash(self, name: str) -> str:
+        """Hash of the decoded image as 8-bit RGB, before it is resized; each image is decoded for it once.
+
+        Raises DataError for an image that can't be decoded.
+        """
+        if name not in self.seen:
+            image = _decoded(self, name).convert("RGB")
+            self.seen[name] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return self.seen[name]
+
+    def subset(self, indices: Sequence[int] | IntArray) -> Images:
+        """The images at those positions, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(self, names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
+
+    def prepared(self, preprocessing: Preprocessing) -> Images:
+        """The same images, which become tensors that way."""
+        return replace(self, preprocessing=preprocessing)
+
+    def content_hash(self) -> str:
+        """sha256 over every image's content and label, in order; reads all images."""
+        return content_hash(*(self.digest(name) for name in self.names), self.labels)
+
+
+def _preprocessing_of(images: Images) -> Preprocessing:
+    if images.preprocessing is None:
+        raise DataError(f"images of {images.source} have no pre-processing yet; call images.prepared(...) first")
+    return images.preprocessing
+
+
+def _decoded(images: Images, name: str) -> Image.Image:
+    try:
+        image = images.read(name)
+        image.load()
+    except Exception as error:  # a decoder's errors are of every kind
+        raise DataError(
+            f"image {name!r} of {images.source} can't be decoded ({error}); replace or remove the file"
+        ) from error
+    if image.mode not in _EIGHT_BIT:
+        raise DataError(
+            f"image {name!r} of {images.source} has pixel format {image.mode!r}, expected 8 bits a channel; convert it"
+        )
+    return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
+
+
+def require_decodable(images: Images) -> None:
+    """Decodes every image that was not yet; raises DataError at the first that can't be."""
+    for name in images.names:
+        images.pixel_hash(name)
+
+
+def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """Resized and cropped, uint8 [C, H, W]."""
+    size, resize, channels = preprocessing.size, preprocessing.resize, len(preprocessing.mean)
+    image = image.convert("L" if channels == 1 else "RGB")
+    height, width = resize if len(resize) == 2 else _shorter_side(image, resize[0])
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), _FILTERS[preprocessing.interpolation])
+
+    top, left = _margin(height, size[0]), _margin(width, size[1])
+    if (height, width) != size:
+        image = image.crop((left, top, left + size[1], top + size[0]))
+    array = np.array(image, dtype=np.uint8).reshape(*size, channels)  # a grey image's array is [H, W]
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _shorter_side(image: Image.Image, length: int) -> tuple[int, int]:
+    """500 x 375 with the shorter side at 256 is 341 x 256: the longer side is cut off, not rounded."""
+    if image.height <= image.width:
+        return length, int(length * image.width / image.height)
+    return int(length * image.height / image.width), length
+
+
+def _margin(length: int, crop: int) -> int:
+    """Where a centred crop starts; below zero where it is larger than the image and its rim stays black."""
+    return round((length - crop) / 2) if crop <= length else -((crop - length) // 2)
+
+
+def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [N, C, H, W] to float32, (x / 255 - mean) / std."""
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, -1, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+class Batches:
+    """Batches of (float32 [N, C, H, W], int64 [N]), as often as they are iterated.
+
+    Cropped pixels stay in memory (uint8) as long as all of them take at most `cache_bytes`.
+    """
+
+    def __init__(self, images: Images, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+        if batch_size < 1:
+            raise RecipeError(f"batch size {batch_size} must be at least 1")
+        self.images = images
+        self.batch_size = batch_size
+        image_bytes = int(np.prod(_preprocessing_of(images).shape))  # a byte a value
+        self._keeps_pixels = len(images) * image_bytes <= cache_bytes
+        self._pixels: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._in_order(np.arange(len(self.images)))
+
+    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass in an order that depends on the seed alone."""
+        return self._in_order(cast(IntArray, self.order(seed).numpy()))
+
+    def order(self, seed: int) -> Tensor:
+        """Which image comes when in the pass that `shuffled` makes: int64 [images]."""
+        return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
+
+    def _in_order(self, order: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
+        preprocessing = _preprocessing_of(self.images)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            pixels = torch.stack([self._crop(int(index)) for index in chosen])
+            yield normalised(pixels, preprocessing), torch.from_numpy(self.images.labels[chosen])
+
+    def _crop(self, index: int) -> Tensor:
+        if index in self._pixels:
+            return self._pixels[index]
+        pixels = self.images.pixels(index)
+        if self._keeps_pixels:
+            self._pixels[index] = pixels
+        return pixels
+
+
+def batches(images: Images, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> Batches:
+    """Re-iterable batches in the images' order; the last one may be smaller."""
+    return Batches(images, batch_size, cache_bytes=cache_bytes)

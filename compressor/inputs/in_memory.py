@@ -1,0 +1,76 @@
+"""What a Python caller hands over as images in, `Images` or a source's name out; what is neither is refused by name.
+
+Takes names and paths, `Images`, a pair of arrays (images, labels), a torch `Dataset` of (image, label) or the
+`DataLoader` around one. Knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..errors import DataError
+from .datasets import dataset_images
+from .images import Images
+
+_KINDS = (
+    "a folder, an .npz or another source's name (text or Path), Images, a pair of arrays (images, labels), a Dataset "
+    "or a DataLoader of (image, label)"
+)
+
+
+def given_images(images: Any) -> str | Images | None:
+    """The name of a source, or the images themselves; None stays None. Raises DataError for anything else."""
+    if images is None or isinstance(images, (str, Images)):
+        return images
+    if isinstance(images, os.PathLike):
+        return str(os.fspath(images))
+
+    name = type(images).__name__
+    dataset: Any = images.dataset if isinstance(images, DataLoader) else images
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or a folder"
+        )
+    if _is_pair_of_arrays(dataset):
+        return dataset_images(f"{name} of arrays", _LabelledArrays(*dataset))
+    by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if by_index and not isinstance(dataset, (tuple, list, dict)):
+        return dataset_images(name, _with_labels(dataset))
+    raise DataError(f"images are given as a {name}, expected {_KINDS}")
+
+
+def _is_pair_of_arrays(value: object) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    return all(_is_array(entry) for entry in value)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+class _LabelledArrays:
+    """Arrays [N, H, W, C] or [N, C, H, W] and labels [N] as a data set."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        if len(images) != len(labels):
+            raise DataError(f"there are {len(images)} images and {len(labels)} labels; give as many of each")
+        self.images, self.targets = images, np.asarray(labels).reshape(-1)
+        if self.targets.dtype.kind not in "iu":
+            raise DataError(f"labels are {self.targets.dtype}, expected whole numbers")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index], int(self.targets[index])
+
+
+def _with_labels(dataset: Any) -> Any:
+    """The data set itself; an array of images alone has no labels."""
+    return _LabelledArrays(dataset, np.full(len(dataset), -1)) if _is_array(dataset) else dataset

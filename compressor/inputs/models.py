@@ -1,0 +1,283 @@
+"""A model's name and its weights in, the module ready for evaluation out, with what is known of its images.
+
+Names: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `file.py:factory`, each with literal
+arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded models of models/index.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..errors import ModelError, did_you_mean
+from ..files import file_sha256, read_json
+from ..graph.wrappers import copied, plain
+from .calls import parse_call
+from .checkpoints import fill, require_values, state_hash
+from .images import Interpolation, Preprocessing, overridden
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`builder` and `weights` are what `load_model` was given; `sha256` is of the tensors themselves.
+
+    `notes` say what was done to make a plain float32 module of it (see `wrappers.plain`).
+    """
+
+    module: nn.Module
+    builder: str
+    weights: str
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...] | None
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    module: nn.Module
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...] | None = None
+
+
+def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model:
+    """The model of that name, in evaluation mode on the CPU.
+
+    `weights`: "none" (freshly initialised from `seed`, or as the factory leaves them), "default" (the
+    library's or the embedded checkpoint), else a checkpoint file. None means default where there is one.
+    Raises ModelError (unknown name, a factory that fails, a checkpoint that doesn't fit, no network).
+    """
+    build, name = _builder_of(spec)
+    weights = weights or ("none" if build is _factory else "default")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(seed)
+        built = build(name, "default" if weights == "default" else "none")
+    if weights not in ("none", "default"):
+        fill(built.module, weights)
+    require_values(built.module)
+
+    ready = plain(built.module.cpu())
+    module = ready.module.eval()
+    return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module), ready.notes)
+
+
+def _builder_of(spec: str) -> tuple[Callable[[str, str], _Built], str]:
+    """The function that builds a model of that name, and the name as it takes it."""
+    source, _, rest = spec.partition(":")
+    if not rest:
+        return _embedded, spec
+    if source == "torchvision":
+        return _torchvision, rest
+    if source == "timm":
+        return _timm, rest
+    return _factory, spec
+
+
+def _embedded(spec: str, weights: str) -> _Built:
+    name, arguments = parse_call(spec)
+    index = _index()
+    if name not in index:
+        raise ModelError(_unknown(name, list(index)))
+    if arguments:
+        raise ModelError(f"the embedded model {name!r} takes no arguments; drop {spec.removeprefix(name)}")
+    entry = index[name]
+    built = _factory(str(EMBEDDED.parent / entry["builder"]), "none")
+    if weights == "default":
+        file = EMBEDDED / entry["file"]
+        if not file.is_file() or file_sha256(file) != entry["sha256"]:
+            raise ModelError(f"{str(file)!r} is not the file models/index.json names; check it out again")
+        fill(built.module, file)
+    return _Built(built.module, overridden(None, **entry["preprocessing"]))
+
+
+def _index() -> dict[str, Any]:
+    path = EMBEDDED / "index.json"
+    if not path.is_file():
+        raise ModelError(
+            f"the embedded models are not here: {str(path)!r} is missing; they come with a checkout of the project "
+            "(install it in place: pip install -e .), or name a model as torchvision:NAME, timm:NAME or file.py:factory"
+        )
+    return cast(dict[str, Any], read_json(path, "models/1")["models"])
+
+
+def _unknown(name: str, embedded: list[str]) -> str:
+    prefixed = [f"{library}:{name}" for library, names in _library_names() if name in names]
+    hint = f" Did you mean {' or '.join(map(repr, prefixed))}?" if prefixed else did_you_mean(name, embedded)
+    return (
+        f"there is no model {name!r}.{hint} Models are {', '.join(embedded)}, torchvision:NAME, timm:NAME, "
+        "package.module:factory or file.py:factory"
+    )
+
+
+def _library_names() -> Iterator[tuple[str, list[str]]]:
+    import timm
+    import torchvision.models as library
+
+    yield "torchvision", library.list_models(module=library)
+    yield "timm", timm.list_models()
+
+
+def _torchvision(spec: str, weights: str) -> _Built:
+    import torchvision.models as library
+
+    name, arguments = parse_call(spec)
+    names = library.list_models(module=library)
+    if name not in names:
+        raise ModelError(f"torchvision has no classifier {name!r}.{did_you_mean(name, names)}")
+    trained = library.get_model_weights(name).DEFAULT
+    loaded = trained if weights == "default" else None
+    module = _called(
+        lambda: library.get_model(name, weights=loaded, **arguments),
+        f"torchvision:{spec}",
+        downloads=weights == "default",
+    )
+    same_classes = arguments.get("num_classes", 1000) == 1000
+    categories = tuple(trained.meta["categories"]) if same_classes else None
+    size = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
+    return _Built(module, overridden(_of_transforms(trained.transforms()), size=size), categories)
+
+
+def _of_transforms(preset: Any) -> Preprocessing:
+    """What torchvision's `ImageClassification` preset says."""
+    return Preprocessing(
+        (preset.crop_size[0], preset.crop_size[-1]),
+        tuple(preset.resize_size),
+        _interpolation(preset.interpolation.value),
+        tuple(preset.mean),
+        tuple(preset.std),
+    )
+
+
+def _interpolation(name: str) -> Interpolation:
+    return "bicubic" if name == "random" else cast(Interpolation, name)  # timm's "random" is for training only
+
+
+def _timm(spec: str, weights: str) -> _Built:
+    import timm
+
+    name, arguments = parse_call(spec)
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
+    default = weights == "default"
+    module = _called(
+        lambda: timm.create_model(name, pretrained=default, **arguments), f"timm:{spec}", downloads=default
+    )
+    return _Built(module, _of_config(module))
+
+
+def _of_config(module: nn.Module) -> Preprocessing | None:
+    """The data configuration timm keeps with a model; None for ways of cropping that `Preprocessing` can't say."""
+    if not isinstance(getattr(module, "pretrained_cfg", None), Mapping):
+        return None
+    from timm.data.config import resolve_model_data_config
+
+    config: dict[str, Any] = cast(Any, resolve_model_data_config)(module)
+    _, height, width = config["input_size"]
+    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))  # 224 at 0.875 is cut from 256
+    if config["crop_mode"] == "center" and height == width:
+        resize = scaled[:1]
+    elif config["crop_mode"] == "squash":
+        resize = scaled
+    else:
+        return None
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Preprocessing((height, width), resize, _interpolation(config["interpolation"]), mean, std)
+
+
+def _factory(spec: str, weights: str) -> _Built:
+    head, opening, inside = spec.partition("(")  # a colon may stand in the arguments too
+    place, _, call = head.rpartition(":")
+    if not place or not call:
+        raise ModelError(f"{spec!r} names no factory; write package.module:factory or file.py:factory")
+    if weights == "default":
+        raise ModelError(f"{spec!r} has no default weights of a library; give a checkpoint file or --weights none")
+
+    name, arguments = parse_call(call + opening + inside)
+    with _importable(Path(place).parent if place.endswith(".py") else Path.cwd()):
+        factory = _attribute(_imported(place), name, place)
+        if isinstance(factory, nn.Module):
+            module = copied(factory)  # a model that stands ready in the module stays as it is
+        else:
+            module = _called(lambda: factory(**arguments), spec, downloads=False)
+    return _Built(module, _of_config(module))
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside the user's file can be imported while it is, as when it is run as a script."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+def _imported(place: str) -> ModuleType:
+    try:
+        return _file_module(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+    except ModelError:
+        raise
+    except ModuleNotFoundError as error:
+        hint = did_you_mean(place, ["torchvision", "timm"])
+        raise ModelError(
+            f"module {error.name!r} is not here, needed for {place!r}.{hint} Install it, or run in its folder"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"importing {place!r} raised {type(error).__name__}: {error}; correct that file") from error
+
+
+def _file_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}; give the Python file that holds the factory")
+    resolved = str(path.resolve())
+    name = f"{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and the like look their own module up while it is executed
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _attribute(module: ModuleType, name: str, place: str) -> Any:
+    factory = getattr(module, name, None)
+    if factory is None or not callable(factory):
+        choices = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(f"{place!r} has no factory {name!r}.{did_you_mean(name, choices)}")
+    return factory
+
+
+def _called(build: Callable[[], Any], spec: str, *, downloads: bool) -> nn.Module:
+    try:
+        module = build()
+    except Exception as error:
+        message = str(error).strip() or "no message"
+        raised = f"{type(error).__name__}: {message.splitlines()[0][:300]}"
+        if downloads and isinstance(error, OSError):
+            raise ModelError(
+                f"the default weights of {spec!r} can't be downloaded ({raised}); check the network, "
+                "give a checkpoint file with --weights, or --weights none"
+            ) from error
+        raise ModelError(f"building {spec!r} raised {raised}; check its arguments: name(key=value)") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{spec!r} gave {type(module).__name__}, expected a torch.nn.Module")
+    return module

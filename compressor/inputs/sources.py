@@ -1,0 +1,370 @@
+"""The name of an image source in, `Images` out.
+
+Sources: a folder per class, a folder with labels.csv, an .npz (uint8 NHWC), `torchvision:NAME(key=value)`,
+and `digits[:training|:evaluation]`, scikit-learn's scans. Knows neither models nor recipes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import posixpath
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError, MissingPackageError, did_you_mean
+from ..files import file_sha256
+from ..records import IntArray
+from .datasets import library_images
+from .images import Images
+from .splits import stratified_order
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "calibration"}
+_FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
+_LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
+MOST_CLASSES = 1_000_000  # more are ids or hashes that were taken for class indices
+_LONGEST_NAME = 1000  # characters of a class name
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
+DIGITS_SEED = 0
+
+
+def load_images(source: str, *, classes: Sequence[str] | None = None, root: str = "data") -> Images:
+    """The images of a source, none decoded yet (an .npz is read whole).
+
+    `classes` fixes which class name has which index; without it class folders and names count in
+    alphabetical order, as in torchvision's ImageFolder. `root` is where torchvision keeps its data sets.
+    Raises DataError for a source that is not there, holds no images or labels them wrongly.
+    """
+    if source == "digits" or source.startswith("digits:"):
+        return _digits(source)
+    if source.startswith("torchvision:"):
+        return library_images(source, root)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"{source!r} is neither a folder nor a file here; give a folder of images, an .npz, 'digits' "
+            "or 'torchvision:NAME'"
+        )
+    if path.is_file():
+        return _npz(path)
+    if (path / "labels.csv").is_file():
+        return _labelled_folder(path, classes)
+    return _class_folders(path, classes)
+
+
+def require_labels(images: Images, outputs: int) -> None:
+    """Raises DataError unless every image has a label that a model of that many outputs can give."""
+    unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(images)} images of {images.source} have no label (first: {unknown[0]!r}); "
+            "sort them into one folder per class or add labels.csv"
+        )
+    for name, label in zip(images.names, images.labels, strict=True):
+        if label >= outputs:
+            raise DataError(
+                f"image {name!r} of {images.source} has label {label}, but the model tells {outputs} classes apart "
+                f"(0 to {outputs - 1}); check the labels or the model's number of classes"
+            )
+
+
+def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    files_of = {path.name: _image_files(path) for path in inner}
+    _require_images(folder, files_of)
+    files_of = {name: files for name, files in files_of.items() if files}
+    _require_classes(folder, files_of)
+    if not files_of:
+        return _unlabelled_folder(folder)
+
+    class_names = tuple(classes) if classes else tuple(files_of)
+    names: list[str] = []
+    labels: list[int] = []
+    for class_name, files in files_of.items():
+        names += [path.relative_to(folder).as_posix() for path in files]
+        labels += [_index(class_name, class_names, folder)] * len(files)
+    return _of_files(folder, names, labels, class_names)
+
+
+def _unlabelled_folder(folder: Path) -> Images:
+    files = _image_files(folder)
+    if not files:
+        raise DataError(
+            f"folder {str(folder)!r} holds no images; expected one folder per class, or images with labels.csv, "
+            f"of the kinds {', '.join(sorted(_SUFFIXES))}"
+        )
+    return _of_files(folder, [path.relative_to(folder).as_posix() for path in files], [-1] * len(files), ())
+
+
+def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
+    """An empty class would be passed over in silence, and the classes behind it would move up."""
+    empty = [name for name, files in files_of.items() if not files]
+    if empty and len(empty) < len(files_of):
+        named = ", ".join(repr(name) for name in empty[:3])
+        named += ", ..." if len(empty) > 3 else ""
+        raise DataError(
+            f"{len(empty)} of {len(files_of)} class folders of {str(folder)!r} hold no images ({named}); put images of "
+            f"the kinds {', '.join(sorted(_SUFFIXES))} there, or remove those folders"
+        )
+
+
+def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
+    """Folders that are no classes, and images that would be passed over, are refused."""
+    if files_of and _PARTS.issuperset(name.lower() for name in files_of):
+        raise DataError(
+            f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
+            "images and another as the evaluation images"
+        )
+    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES]
+    if files_of and loose:
+        raise DataError(
+            f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
+            "move them into a class or elsewhere"
+        )
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Every image at any depth, in the order of paths; hidden files are some system's own."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in images if not path.name.startswith("."))
+
+
+def _index(name: str, classes: Sequence[str], where: Path) -> int:
+    if name not in classes:
+        raise DataError(
+            f"class {name!r} in {str(where)!r} is not among the {len(classes)} classes "
+            f"of the model.{did_you_mean(name, list(classes))} Rename it or give labels.csv with class indices"
+        )
+    return list(classes).index(name)
+
+
+def _of_files(folder: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> Images:
+    digests: dict[str, str] = {}
+
+    def digest(name: str) -> str:
+        if name not in digests:
+            try:
+                digests[name] = file_sha256(folder / name)
+            except OSError as error:
+                raise DataError(f"image {name!r} of {str(folder)!r} can't be read ({error.strerror})") from error
+        return digests[name]
+
+    def read(name: str) -> Image.Image:
+        return Image.open(folder / name)
+
+    return Images(str(folder), tuple(names), np.array(labels, dtype=np.int64), tuple(classes), None, read, digest)
+
+
+def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
+    table = folder / "labels.csv"
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{str(table)!r} is not a table in UTF-8 ({error}); save it as CSV") from error
+    if not rows:
+        raise DataError(f"{str(table)!r} has no rows below its header; expected one line per image")
+
+    file_column = _column(rows[0], _FILE_COLUMNS, table)
+    label_column = _column(rows[0], _LABEL_COLUMNS, table)
+    files = [row[file_column] or "" for row in rows]
+    texts = [(row[label_column] or "").strip() for row in rows]
+    _require_files(folder, files, table)
+    labels, names = _labels(texts, classes, table)
+    _require_agreement(files, labels, table)
+    return _of_files(folder, files, labels, names)
+
+
+def _require_files(folder: Path, files: Sequence[str], table: Path) -> None:
+    """Every named file lies in the folder."""
+    for name in files:
+        if posixpath.isabs(name) or posixpath.normpath(name).split("/")[0] == "..":
+            raise DataError(
+                f"{str(table)!r} names {_shown(name)}, which lies outside its folder; move the images there and name "
+                "them relative to it"
+            )
+    missing = [name for name in files if not _is_file(folder / name)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {_shown(missing[0])}); "
+            "paths are relative to the folder of labels.csv"
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it
+        return False
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path) -> None:
+    """No file has two labels."""
+    first_label: dict[str, int] = {}
+    for name, label in zip(files, labels, strict=True):
+        path = posixpath.normpath(name)  # `a/../b.png` is `b.png`
+        if first_label.setdefault(path, label) != label:
+            raise DataError(
+                f"{str(table)!r} gives {_shown(name)} the labels {first_label[path]} and {label}; keep one row of each "
+                "image"
+            )
+
+
+def _column(row: Mapping[str, object], accepted: Sequence[str], table: Path) -> str:
+    """The name, as the table spells it, of the first accepted column that it has."""
+    columns = {name.strip().lower(): name for name in row if name}
+    for name in accepted:
+        if name in columns:
+            return columns[name]
+    raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {' or '.join(accepted[:3])}")
+
+
+def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Whole numbers are indices, -1 and empty mean unknown; anything else is a class name."""
+    for text in texts:
+        _require_label(text, table)
+    if all(_WHOLE.fullmatch(text) or not text for text in texts):
+        indices = [int(text) if text else -1 for text in texts]
+        return indices, _names_of_indices(indices, classes, table)
+    names = tuple(classes or sorted({text for text in texts if text}))
+    return [_index(text, names, table) if text else -1 for text in texts], names
+
+
+def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, table: Path) -> tuple[str, ...]:
+    """The model's classes, else the numbers themselves as names; every index must have one."""
+    names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
+    wrong = [i for i in indices if i < -1 or i >= len(names)]
+    if wrong:
+        raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
+    return names
+
+
+def _require_label(text: str, table: Path) -> None:
+    """An index of a size that classes have, or a name; what looks like a number and is no index is refused."""
+    if _WHOLE.fullmatch(text):
+        too_long = len(text.lstrip("+-0")) > len(str(MOST_CLASSES))  # Python refuses to read thousands of digits
+        if too_long or abs(int(text)) >= MOST_CLASSES:
+            raise DataError(_too_large(repr(text[:20]), str(table)))
+    elif len(text) > _LONGEST_NAME:
+        raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {_shown(text)}")
+    elif text and _is_number(text):
+        raise DataError(
+            f"{str(table)!r} has label {_shown(text)}, which is neither a class index (0, 1, ...) nor a class name; "
+            "correct the row"
+        )
+
+
+def _is_number(text: str) -> bool:
+    """`1.0`, `--1`, `1e9`, `²`: digits and what stands around them in numbers, and nothing else."""
+    has_digit = any(character.isdigit() for character in text)
+    return has_digit and all(character.isdigit() or character in "+-.,eE" for character in text)
+
+
+def _too_large(label: str, where: str) -> str:
+    return (
+        f"{where!r} has label {label}, expected class indices from 0 to the number of classes, at most "
+        f"{MOST_CLASSES:,}; is it a column of ids? Give indices or class names"
+    )
+
+
+def _npz(path: Path) -> Images:
+    images, labels, names = _npz_arrays(path)
+    if images.ndim == 3:
+        images = images[..., None]  # grey, [N, H, W] to [N, H, W, 1]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise DataError(
+            f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1)"
+        )
+    if len(labels) != len(images):
+        raise DataError(f"{str(path)!r} has {len(images)} images and {len(labels)} labels; expected as many of each")
+    if not images.size:
+        raise DataError(f"{str(path)!r} holds no images")
+    _require_indices(labels, names, path)
+    return _of_array(str(path), images, labels, names)
+
+
+def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None:
+    least, largest = int(labels.min()), int(labels.max())
+    if largest >= MOST_CLASSES:
+        raise DataError(_too_large(str(largest), str(path)))
+    if least < -1 or (names and largest >= len(names)):
+        wrong = least if least < -1 else largest
+        most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
+        raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
+
+
+def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{str(path)!r} is not an .npz file; give one, or the folder that holds the images")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "images" not in arrays:
+                raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
+            images = arrays["images"]
+            stored_labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
+            labels = np.asarray(stored_labels).reshape(-1)
+            names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"{str(path)!r} holds an array of objects ({error}): images of mixed sizes? Resize them to one size "
+            "or give a folder of files"
+        ) from error
+    except Exception as error:  # a damaged archive's errors are of every kind, among them that it declares terabytes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DataError(
+            f"{str(path)!r} is not an .npz of images and labels ({reason}); write it with np.savez"
+        ) from error
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"'labels' in {str(path)!r} are {labels.dtype}, expected whole numbers")
+    if labels.size and labels.max() > np.iinfo(np.int64).max:  # would turn negative
+        raise DataError(_too_large(str(labels.max()), str(path)))
+    return images, labels.astype(np.int64), names
+
+
+def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes: Sequence[str]) -> Images:
+    def read(name: str) -> Image.Image:
+        image = images[int(name)]
+        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+    def digest(name: str) -> str:
+        image = np.ascontiguousarray(images[int(name)])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+    width = len(str(len(images) - 1))  # all names equally long, so that they sort as they count
+    names = tuple(f"{i:0{width}d}" for i in range(len(images)))
+    class_names = tuple(classes) or tuple(str(i) for i in range(max(int(labels.max()), -1) + 1))
+    return Images(source, names, labels, class_names, None, read, digest)
+
+
+def _digits(source: str) -> Images:
+    """1,797 scans of 8 x 8 pixels with 17 grey levels; `training` and `evaluation` are fixed, disjoint parts."""
+    _, _, part = source.partition(":")
+    if part not in ("", "training", "evaluation"):
+        raise DataError(f"{source!r}: digits has no part {part!r}; use digits, digits:training or digits:evaluation")
+    try:
+        from sklearn.datasets import load_digits  # brings scipy, and only this source needs it
+    except ImportError as error:
+        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
+    scans = load_digits()
+    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]  # 0-16 to 0-255, [N, 8, 8, 1]
+    images = _of_array(source, pixels, scans.target.astype(np.int64), ())
+    if not part:
+        return images
+    order = stratified_order(images.names, images.labels, DIGITS_SEED)
+    held_out = round(DIGITS_HELD_OUT * len(images))
+    return images.subset(np.sort(order[:held_out] if part == "evaluation" else order[held_out:]))

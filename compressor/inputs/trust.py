@@ -1,0 +1,121 @@
+"""A builder that a folder names in, whether its code may be run here out.
+
+A folder is data; a builder is code. Code is run without a word only where it can't be the folder's: a library's
+model by plain arguments, or a file outside the folder that is, byte for byte, the one the run was made with.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import sysconfig
+from pathlib import Path
+
+from ..errors import CompressorError, ModelError
+from ..files import file_sha256
+from .calls import parse_call
+
+_LIBRARIES = ("torchvision", "timm")
+_REMEDY = "read it, and if you trust it give --trust (in Python trust=True), or give the model itself"
+
+
+def builder_sha256(builder: str) -> str:
+    """The hash of the file that holds the builder's code; empty for libraries' models and where there is no file."""
+    path = _code_of(builder)
+    return file_sha256(path) if path is not None and path.is_file() else ""
+
+
+def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
+    """Raises ModelError naming the code that the folder names and why it is not run; `sha256` is what was recorded."""
+    if trust or _is_embedded(builder):
+        return
+
+    source, _, call = builder.partition(":")
+    if source in _LIBRARIES:
+        _require_plain(call, builder, folder)
+        return
+
+    path = _code_of(builder)
+    if path is None or not path.is_file():
+        place = builder.partition("(")[0].rpartition(":")[0]
+        raise ModelError(
+            f"the folder {str(folder)!r} names the builder {builder!r}, and there is no file of {place!r} here to "
+            "compare with the one it was made with; run in the folder where that lies, or give the model itself"
+        )
+    reason = _objection(path, sha256, folder)
+    if reason:
+        raise ModelError(f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_REMEDY}")
+
+
+def _is_embedded(builder: str) -> bool:
+    """A model of the project's own: a name without a place."""
+    return ":" not in builder
+
+
+def _require_plain(call: str, builder: str, folder: Path) -> None:
+    """Libraries' models take files, and some of them are unpickled: numbers, switches and plain words alone pass."""
+    try:
+        arguments = parse_call(call)[1]
+    except CompressorError:
+        return  # the loader says what is wrong with it, and runs nothing
+    suspect = [name for name, value in arguments.items() if not _is_plain(value)]
+    if suspect:
+        raise ModelError(
+            f"the folder {str(folder)!r} names the builder {builder!r}, whose argument {suspect[0]!r} may name a file "
+            f"to load; {_REMEDY}"
+        )
+
+
+def _is_plain(value: object) -> bool:
+    """A number, a switch, or text that is no path: letters, digits and underscores."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(inner) for inner in value)
+    if isinstance(value, str):
+        return value.replace("_", "").isalnum()
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def _objection(path: Path, sha256: str, folder: Path) -> str:
+    """Why a file's code is not run; empty where nothing is against it."""
+    resolved = path.resolve()
+    if not sha256:
+        return "whose hash it does not hold"
+    if file_sha256(resolved) != sha256:
+        return "which is not the file it was made with: its hash is another"
+    if resolved.is_relative_to(folder.resolve()):
+        return "which came along inside it: that its hash fits says nothing"
+    if _is_installed(resolved):
+        return "which is an installed library's: any of its functions could be named"
+    return ""
+
+
+def _is_installed(path: Path) -> bool:
+    if {"site-packages", "dist-packages"}.intersection(path.parts):
+        return True
+    folders = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _code_of(builder: str) -> Path | None:
+    """The file of `file.py:factory` or, without importing anything, of `package.module:factory` run from here."""
+    source, _, _ = builder.partition(":")
+    if not builder or source in _LIBRARIES or _is_embedded(builder):
+        return None
+    place = builder.partition("(")[0].rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place).expanduser()
+    return _module_file(place)
+
+
+def _module_file(place: str) -> Path | None:
+    """Where Python would find the module; packages on the way are looked through, not imported."""
+    search: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for name in place.split("."):
+        spec = importlib.machinery.PathFinder.find_spec(name, search)
+        if spec is None:
+            return None
+        search = list(spec.submodule_search_locations or [])
+    if spec is None or not spec.origin or not spec.has_location:  # a built-in, or a package without a file
+        return None
+    return Path(spec.origin)

@@ -1,0 +1,295 @@
+"""How far the order of removal goes: the plan that keeps at most what a budget allows, and as much of it as it can.
+
+Costs of hypothetical plans are read off the labels (no network is built); predicted times come with the
+meter that is handed in. The longest prefix needed is found by bisection, then chunks are given back, most
+important first, while the budget still holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..budgets import Budget, Kind
+from ..errors import BudgetError
+from ..graph.cost import FORMULAS, measure_cost
+from ..pruning.groups import Structure
+from ..pruning.labels import Value
+from ..pruning.surgery import Keep, compact_shape, removed_classes
+from ..records import Group, Groups, IntArray, LeftAlone, Plan, Scores
+from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
+
+Meter = Callable[[Keep], tuple[int, int]]
+Cost = Callable[[Keep], float]
+
+
+def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
+    """A function from removed classes to (MACs at batch 1, parameters) of the network that would remain."""
+    dense = measure_cost(graph)
+    counted = [node for node in graph.graph.nodes if node.name in dense.by_node]
+    parameters = _parameter_nodes(graph)
+    sizes = [int(np.prod(structure.values[node.name].shape)) for node in parameters]
+    unread = dense.parameters - sum(sizes)  # those no node reads stay whatever goes
+
+    macs_of_nodes = [_macs_of(structure, node, dense.by_node[node.name]) for node in counted]
+    elements_of_parameters = [_elements_of(structure, node) for node in parameters]
+
+    def meter(gone: Keep) -> tuple[int, int]:
+        macs = sum(count(gone) for count in macs_of_nodes)
+        return macs, sum(count(gone) for count in elements_of_parameters) + unread
+
+    return meter
+
+
+def _parameter_nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """One node for each parameter that is read, however many read it."""
+    named = dict(graph.named_parameters())
+    node_of: dict[int, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target in named:
+            node_of[id(named[str(node.target)])] = node
+    return list(node_of.values())
+
+
+def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Callable[[Keep], int]) -> Callable[[Keep], int]:
+    """The same function, asked once for each choice of classes that lie on the nodes."""
+    lying = [classes.reshape(-1) for node in nodes for _, classes in structure.lying(node)]
+    # class 0 stands for what never goes; with it the key is not empty where no class lies on the nodes
+    relevant = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *lying]))
+    counts: dict[bytes, int] = {}
+
+    def remembered(gone: Keep) -> int:
+        key = np.packbits(gone[relevant]).tobytes()
+        if key not in counts:
+            counts[key] = count(gone)
+        return counts[key]
+
+    return remembered
+
+
+def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Callable[[Keep], int]:
+    """A function from removed classes to the node's MACs, `dense` before any goes."""
+    formula: Callable[[Any], int] = FORMULAS[_schema(node)]  # reads a node's arguments and shapes, which `_Call` has
+    shadows = {used: _Shadow(used) for used in (node, *node.all_input_nodes)}
+    args = fx.map_arg(node.args, lambda used: shadows.get(used, used))  # type: ignore[arg-type,return-value]
+    call = _Call(args, shadows[node].meta)
+
+    def count(gone: Keep) -> int:
+        for used, shadow in shadows.items():
+            shadow.meta["val"] = _shrunk(structure, used, gone)
+        # a ratio, as formulas count the batch that was traced and `dense` is of one image
+        return dense * formula(call) // max(1, formula(node))
+
+    return _remembered(structure, shadows, count)
+
+
+def _elements_of(structure: Structure, node: fx.Node) -> Callable[[Keep], int]:
+    """A function from removed classes to how many elements of a tensor remain."""
+    return _remembered(structure, (node,), lambda gone: int(np.prod(_sizes(structure, node, gone))))
+
+
+class _Shadow:
+    """Stands for a node whose shape is hypothetical."""
+
+    def __init__(self, node: fx.Node) -> None:
+        self.meta = dict(node.meta)
+
+
+@dataclass
+class _Call:
+    """Stands for a node whose inputs are shadows."""
+
+    args: tuple[object, ...]
+    meta: dict[str, object]
+
+
+def _schema(node: fx.Node) -> str:
+    return str(node.target._schema.name)  # type: ignore[union-attr]
+
+
+def _sizes(structure: Structure, node: fx.Node, gone: Keep) -> tuple[int, ...]:
+    return compact_shape(structure.values[node.name].shape, structure.lying(node), gone)
+
+
+def _shrunk(structure: Structure, node: fx.Node, gone: Keep) -> object:
+    value = structure.values[node.name]
+    if not isinstance(value, Value):
+        return node.meta["val"]
+    return torch.empty(_sizes(structure, node, gone), device="meta")  # a shape and no memory
+
+
+def make_plan(
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    budget: Budget,
+    options: RankingOptions,
+    *,
+    cost: Cost | None = None,
+) -> Plan:
+    """The units that stay under the budget. Raises BudgetError, naming the least that can be asked for, where none do.
+
+    Where units are coarse much less than the budget may stay: that meets it, and is the caller's to mention.
+    `cost` of what stays is what the share is taken of; MACs or parameters, as the budget says, where not given.
+    """
+    meter = make_meter(graph, structure)
+    price = cost or _counted(meter, budget.kind)
+    nothing = removed_classes(structure, {})
+    dense = price(nothing)
+    chunks = order_of_removal(
+        structure.groups.groups,
+        scores,
+        options,
+        unit_cost=_unit_costs(structure, price) if options.per_cost else None,
+        spans=structure.spans,
+        coupled=structure.coupled,
+    )
+    limit = budget.share * dense
+
+    def spent(removed: Sequence[Chunk]) -> float:
+        return price(removed_classes(structure, kept_after(structure.groups, removed)))
+
+    least = spent(chunks)  # with everything gone that may go
+    if least > limit:
+        raise BudgetError(f"budget '{budget}' can't be met: {_out_of_reach(budget, least / dense, structure)}")
+    removed = _fill(_prefix(chunks, spent, limit), spent, limit)
+    kept = kept_after(structure.groups, removed)
+    return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], str(budget))
+
+
+def _counted(meter: Meter, kind: Kind) -> Cost:
+    """MACs or parameters alone."""
+    index = ("macs", "parameters").index(kind)
+    return lambda gone: meter(gone)[index]
+
+
+def least_share(
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    kind: Kind,
+    options: RankingOptions,
+    *,
+    cost: Cost | None = None,
+) -> float:
+    """The share of the dense network's cost that remains when everything goes that may go; 1 where nothing may."""
+    price = cost or _counted(make_meter(graph, structure), kind)
+    kept = everything_gone(structure, scores, options)
+    return price(removed_classes(structure, kept)) / price(removed_classes(structure, {}))
+
+
+def everything_gone(structure: Structure, scores: Scores, options: RankingOptions) -> dict[str, IntArray]:
+    """What stays of each group when everything goes that may go: indices of units, ascending."""
+    chunks = order_of_removal(
+        structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
+    )
+    return kept_after(structure.groups, chunks)
+
+
+def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
+    """What is left when all has gone, what to ask for instead, and the layers where nothing could go."""
+    more = _left_alone_text([layer for layer in structure.groups.left_alone if layer.operation != "output"])
+    if not structure.groups.groups:
+        return f"no unit of this network can be removed{more}"
+    smaller = "allow more kinds of units (--units), smaller multiples (--multiple) or less of each group (--least)"
+    asked = np.ceil(least * 1000) / 1000  # rounded up, so that a budget of the figure that is named can be met
+    if asked >= 1:  # which is no budget
+        return f"the units that may go save none of the {budget.kind}{more}; {smaller}"
+    return (
+        f"with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
+        f"--budget '{budget.asking(float(asked))}', or {smaller}"
+    )
+
+
+def _left_alone_text(layers: Sequence[LeftAlone]) -> str:
+    """The first three and how many more; empty for none."""
+    if not layers:
+        return ""
+    reasons = "; ".join(f"{layer.layer} {layer.reason}" for layer in layers[:3])
+    rest = f", and {len(layers) - 3} more layers" if len(layers) > 3 else ""
+    return f" (left alone: {reasons}{rest})"
+
+
+def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
+    """What one channel of each group costs in the dense network, averaged over its group and those coupled with it.
+
+    A head counts as its channels: scores are relative to a group's mean, so units made of many would look cheap.
+    """
+    dense = price(removed_classes(structure, {}))
+    costs: dict[str, float] = {}
+    for bundle in bundles_of(structure.groups.groups, structure.coupled):
+        halves = {group.name: _half(group) for group in bundle}
+        saved = dense - price(removed_classes(structure, halves))
+        channels = sum(max(1, group.size - len(halves[group.name])) * channels_per_unit(group) for group in bundle)
+        costs |= dict.fromkeys(halves, float(saved / channels / dense))
+    return costs
+
+
+def _half(group: Group) -> IntArray:
+    """The first half of each row."""
+    row_of_unit = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
+    rows = [np.flatnonzero(row_of_unit == row) for row in np.unique(row_of_unit)]
+    return np.concatenate([units[: max(1, len(units) // 2)] for units in rows])
+
+
+def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
+    """The shortest prefix whose removal meets the limit; cost falls with every chunk."""
+    low, high = 0, len(chunks)
+    while low < high:
+        middle = (low + high) // 2
+        if cost(chunks[:middle]) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return chunks[:low]
+
+
+def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
+    """Gives back what still fits: of each group's last removed chunk, the most important first."""
+    refused: set[str] = set()
+    while True:
+        fewer = _with_one_less(removed, cost, limit, refused)
+        if fewer is None:
+            return removed
+        removed = fewer
+
+
+def _with_one_less(
+    removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float, refused: set[str]
+) -> list[Chunk] | None:
+    """Without the most important chunk that still fits; None where none does.
+
+    Groups whose chunk does not fit are added to `refused` and not asked again: to give others back only costs more.
+    """
+    last = {chunk.group: index for index, chunk in enumerate(removed)}
+    open_indices = [index for group, index in last.items() if group not in refused]
+    for index in sorted(open_indices, key=lambda index: -removed[index].key):
+        fewer = removed[:index] + removed[index + 1 :]
+        if cost(fewer) <= limit:
+            return fewer
+        refused.add(removed[index].group)
+    return None
+
+
+def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
+    """What stays of each group that loses any: indices of units, ascending."""
+    stays: dict[str, Keep] = {}
+    for chunk in removed:
+        for name, units in ((chunk.group, chunk.units), *chunk.also):
+            if name not in stays:
+                stays[name] = np.ones(groups[name].size, dtype=bool)
+            stays[name][units] = False
+    return {name: np.flatnonzero(keep) for name, keep in stays.items()}
+
+
+def compose(first: Mapping[str, IntArray], second: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """Two rounds of removal as one: the second's units are counted among those the first kept."""
+    result = dict(first)
+    for name, units in second.items():
+        result[name] = first[name][units] if name in first else units
+    return result

@@ -1,0 +1,200 @@
+"""What a layer's inputs have in common: traced graph and images in, the covariance of every layer's input rows out.
+
+Rows are the patches or tokens the repair fits on, so a layer's outputs are exactly `weights @ row + bias`.
+Covariances are shrunk towards their diagonal, for there may be fewer rows than features (the strength is the
+oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no groups, no scores, no plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from ..distributed import sum_count, sum_over_ranks, world
+from ..graph import Watcher, fetch
+from ..graph.operators import arguments
+from ..graph.windows import position_count, rows_of
+from ..placement import device_of, to_device
+from ..repair import least_squares as gram
+from ..repair.compensation import CompensationOptions, Layouts, layouts_of, rows_wanted
+from ..repair.consumers import Layer, window_of
+from ..repair.gathering import sampled_positions
+
+ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
+_NOTHING = 1e-60  # mean variance of the inputs of a layer that gets the same from every image
+ROUGH = 5e-3  # shrunk by so much, no direction of the correlations is too thin for an inverse in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A layer's input rows: mean [features] and shrunk covariance [features, features], float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    precision: torch.dtype = torch.float64  # of the inverse
+    _inverse: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def inverse(self) -> Tensor:
+        """[features, features], made once: orders and repairs of every group the layer reads stand on it."""
+        if not self._inverse:
+            self._inverse.append(_inverse_of(self.covariance, self.precision))
+        return self._inverse[0]
+
+
+def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
+    """Of a positive definite matrix, by the Cholesky factor of its correlations: `C^-1 = D^-1 R^-1 D^-1`."""
+    deviation = covariance.diagonal().sqrt()  # D; correlations R are all of one size, whatever the inputs' are
+    correlation = (covariance / deviation.outer(deviation)).to(precision)
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    if bool(failed):
+        factor = stable_factor(correlation)
+    root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+    inverse = torch.zeros_like(root)  # R^-1 = L^-1.T L^-1
+    gram.add_lower_product(inverse, root)
+    deviation = deviation.to(inverse)
+    return gram.mirrored(inverse) / deviation.outer(deviation)
+
+
+def stable_factor(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor in float64, with a ridge that grows until there is one: of rounding, or of nothing."""
+    matrix = matrix.double()
+    scale = matrix.diagonal().abs().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    eye = torch.eye(len(matrix)).to(matrix)
+    factor: Tensor
+    for ridge in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
+        if not bool(failed):
+            return factor
+    return scale.sqrt() * eye
+
+
+def features_of(graph: fx.GraphModule, layer: Layer) -> int:
+    """Entries of one row, 0 where rows of this layer are not looked at (grouped, or too wide)."""
+    weight = fetch(graph, layer.weight)
+    features = weight[0].numel()
+    return features if window_of(layer.node, weight).groups == 1 and features <= gram.WIDEST else 0
+
+
+@torch.no_grad()
+def collect(
+    graph: fx.GraphModule,
+    layers: Mapping[fx.Node, Layer],
+    images: Iterable[Tensor],
+    *,
+    options: CompensationOptions = ROWS,
+    layouts: Layouts | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[fx.Node, Inputs]:
+    """One pass over the images; sums over ranks.
+
+    Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are
+    `layouts_of` the graph's layers, where they are known already.
+    """
+    batches = list(images)
+    image_count = sum_count(sum(len(batch) for batch in batches))
+    if layouts is None:
+        layouts = layouts_of(graph, layers, batches[0]) if batches else {}
+    widths = {node: features_of(graph, layer) for node, layer in layers.items()}
+    input_layouts = {node: layouts.get(arguments(node)["input"].name) for node in layers}
+    sums = {node: _Sums(width) for node, width in widths.items() if width and input_layouts[node] is not None}
+
+    device = device_of(graph)
+    n = 0  # images of the batch that passes, for `watch`
+
+    def watch(node: fx.Node, value: object) -> object:
+        samples = input_layouts.get(node)
+        if node in sums and samples is not None:
+            window = window_of(node, fetch(graph, layers[node].weight))
+            x = samples.images_first(walk.env[arguments(node)["input"]], n)
+            if window.linear:
+                x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
+            wanted = rows_wanted(widths[node], options)
+            entries = len(x) // n  # windows or frames of one image that lie on the first axis
+            positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
+            rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
+            sums[node].add(rows.flatten(0, 2))
+        return value
+
+    walk = Watcher(graph, watch)
+    for index, batch in enumerate(batches):
+        n = len(batch)
+        walk.run(to_device(batch, device))
+        progress((index + 1) / len(batches))
+    return {node: rows.inputs(device) for node, rows in sums.items()}
+
+
+class _Sums:
+    """Rows counted from the first ones' mean: products in the rows' own precision, sums in float64."""
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.dtype = torch.float64
+        self.count = 0
+        self.origin = torch.zeros(features, dtype=torch.float64)
+        self.x = self.xx = torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Takes in rows [n, features]."""
+        if not self.count:
+            self.dtype = rows.dtype
+            self.origin = rows.double().mean(0)
+            features = len(self.origin)
+            self.x, self.xx = self.origin.new_zeros(features), self.origin.new_zeros(features, features)
+        rows = rows - self.origin.to(rows)
+        self.count += len(rows)
+        self.x += rows.sum(0, dtype=torch.float64)
+        gram.add_lower_product(self.xx, rows)
+
+    def inputs(self, device: torch.device) -> Inputs:
+        """Mean and shrunk covariance of the rows that all ranks saw."""
+        if not self.count:  # a rank may have no image
+            self.x = torch.zeros(self.features, dtype=torch.float64)
+            self.xx = torch.zeros(self.features, self.features, dtype=torch.float64)
+        origin, count = self.origin.to(self.x), float(self.count)
+        sums = {"n": torch.tensor(count, dtype=torch.float64), "x": self.x + count * origin}
+        sums["xx"] = gram.mirrored(self.xx)  # of rows counted from the origin
+        if world() > 1:  # every rank counted from another point
+            sums["xx"] = sums["xx"] + origin.outer(self.x) + self.x.outer(origin) + count * origin.outer(origin)
+            totals = sum_over_ranks({name: value.cpu().numpy() for name, value in sums.items()})
+            sums = {name: torch.as_tensor(totals[name]).to(device) for name in sums}
+            origin = torch.zeros_like(sums["x"])
+
+        count = max(float(sums["n"]), 1.0)
+        mean = sums["x"] / count
+        # E (x - a)(x - a).T less (m - a)(m - a).T is the covariance, wherever a lies
+        covariance = sums["xx"] / count - (mean - origin).outer(mean - origin)
+        strength = shrinkage(covariance, count)
+        rough = self.dtype == torch.float32 and strength >= ROUGH
+        return Inputs(mean, shrunk(covariance, strength), torch.float32 if rough else torch.float64)
+
+
+def shrinkage(covariance: Tensor, rows: float) -> float:
+    """The strength of the oracle-approximating estimator: 1 for a single row, towards 0 as rows outnumber the features.
+
+    `((1 - 2/p) tr R^2 + p^2) / ((n + 1 - 2/p) (tr R^2 - p))`, R the correlations of p features over n rows.
+    """
+    deviation = covariance.diagonal().clamp(min=_floor(covariance)).sqrt()
+    p = len(deviation)
+    squares = float((covariance / deviation.outer(deviation)).square().sum())  # tr R^2
+    spread = (rows + 1 - 2 / p) * (squares - p)
+    return min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
+
+
+def shrunk(covariance: Tensor, strength: float) -> Tensor:
+    """`(1 - r) C + r diag(C)`, r the strength.
+
+    Directions without variance get a millionth of the mean, so that the result can be inverted; where none has any
+    (a dead layer), each gets 1.
+    """
+    result = (1 - strength) * covariance
+    result.diagonal().add_(strength * covariance.diagonal() + _floor(covariance))
+    return result
+
+
+def _floor(covariance: Tensor) -> float:
+    mean = float(covariance.diagonal().mean())
+    return 1e-6 * mean if mean > _NOTHING else 1.0

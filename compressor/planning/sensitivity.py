@@ -1,0 +1,377 @@
+"""What each group's units are worth to the whole network, measured: scores in, comparable scores out.
+
+A group alone loses growing shares of its units, those first whose work the others can take over; the layers that
+read it are repaired in closed form, and the distance of the network's outputs is measured on images that served
+no repair. The slope of that curve is every unit's new score, so ranking per MAC needs no normalisation. What
+layers further on make up for, which is the more the earlier a loss is, is measured too and does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..distributed import sum_over_ranks
+from ..errors import DataError
+from ..graph import fetch, store
+from ..graph.lockstep import Batch, Values, changed_nodes, images_of, run_node
+from ..graph.operators import arguments
+from ..placement import device_of, to_device
+from ..pruning.groups import Structure
+from ..pruning.surgery import prune
+from ..records import FloatArray, Group, IntArray, Scores, Slices
+from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of
+from ..repair.consumers import Layer, find_layers
+from .budget import kept_after
+from .covariance import Inputs, collect, features_of, stable_factor
+from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
+from .redundancy import consumers_of, counts_of, order_of_loss
+
+LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
+LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
+WORST = 1e6  # an error so many times the outputs themselves tells nothing more
+LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
+LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, widest=2048, rows_of_wide=2048, clamps=False)
+ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
+COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
+Progress = Callable[[float], None]
+Mend = Callable[[fx.GraphModule, Slices], object]
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityOptions:
+    """`probes` images, at most a fifth of all, measure; the others' covariances repair.
+
+    `limit_bytes` of covariances are held at a time; groups that need more go in several passes. What layers further
+    on make up for is measured for `stretches` of neighbouring groups, with `repairing` images; not at all with 0.
+    """
+
+    probes: int = 32
+    limit_bytes: int = 3 << 29
+    stretches: int = 8
+    repairing: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A group's chunks (and those coupled with it) as they go, and the errors when so many are gone; both from 0."""
+
+    chunks: Sequence[Chunk]
+    stops: IntArray
+    errors: FloatArray
+
+    @property
+    def second(self) -> int:
+        """Where the second level stands among the stops; the last one where a group is too small to have two."""
+        return min(2, len(self.stops) - 1)
+
+
+def measure_scores(
+    graph: fx.GraphModule,
+    structure: Structure,
+    scores: Scores,
+    batches: Sequence[Batch],
+    ranking: RankingOptions,
+    *,
+    options: SensitivityOptions = SensitivityOptions(),
+    progress: Progress = lambda share: None,
+) -> Scores:
+    """Scores [1, units] a group: the rise of the relative squared error of the outputs per unit that goes.
+
+    Errors are those of a group alone whose readers are refitted, times the share of them that remains where all
+    layers behind it are.
+
+    `scores` say what a layer's outputs count for within the layer; groups without any are left without.
+    Images are [N, C, H, W], alone or with labels that are not used. Rank them with normalisation "none",
+    per_cost 1.
+    """
+    probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
+    layers, _ = find_layers(graph, set(graph.graph.nodes))
+    layouts = layouts_of(graph, layers, probing[0])
+    bench = _Bench(graph, structure, layers, probing)
+    counts = counts_of(scores, structure.groups.groups)
+    readers = consumers_of(structure, layers)
+    wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
+    curves: list[_Curve] = []
+    done = 0
+
+    def say(groups: float) -> None:
+        progress(ALONE * groups / len(wanted))
+
+    for pack in _packs(bundles_of(wanted, structure.coupled), readers, bench, options.limit_bytes):
+        needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
+        share = COLLECTED * len(pack)  # of the pack's groups' time
+
+        def collected(part: float, before: int = done, share: float = share) -> None:
+            say(before + share * part)
+
+        inputs = collect(graph, needed, fitting, layouts=layouts, progress=collected)
+        orders = {}
+        for group in pack:
+            order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
+            orders[group.name] = importance(group, scores, ranking) if order is None else order
+        measured = 0
+        for chunks in _chunks_of(pack, orders, ranking, structure):
+            curves.append(_measured(bench, chunks, inputs))
+            measured += 1 + len(chunks[0].also)
+            say(done + share + (1 - COLLECTED) * measured)
+        done += len(pack)
+    found: dict[str, FloatArray] = {}
+    for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options, progress), strict=True):
+        _enter(curve, factor, structure, found)
+    if curves:
+        progress(1.0)
+    return Scores(f"{scores.criterion}, measured", found, scores.samples, scores.unscored, scores.uncovered)
+
+
+def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Images that measure and images that repair; the same where there are too few to part."""
+    if not sum(len(part) for part in images):
+        raise DataError("no image was given to measure losses on; expected at least one: check the calibration images")
+    everything = torch.cat(list(images))
+    count = min(probes, len(everything) // 5)
+    if count == 0:
+        return list(images), list(images)
+    size = len(images[0])
+    return list(torch.split(everything[:count], size)), list(torch.split(everything[count:], size))
+
+
+def _packs(
+    bundles: Sequence[list[Group]], readers: Mapping[str, Mapping[fx.Node, IntArray]], bench: _Bench, limit: int
+) -> Iterator[list[Group]]:
+    """Neighbours whose readers' covariances fit the limit; one bundle at least."""
+    pack: list[Group] = []
+    nodes: set[fx.Node] = set()
+    for bundle in bundles:
+        own = {node for group in bundle for node in readers.get(group.name, {})}
+        size = sum(16 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | own)
+        if pack and size > limit:
+            yield pack
+            pack, nodes = [], set()
+        pack.extend(bundle)
+        nodes |= own
+    if pack:
+        yield pack
+
+
+def _chunks_of(
+    pack: Sequence[Group], orders: Mapping[str, FloatArray], ranking: RankingOptions, structure: Structure
+) -> Iterator[list[Chunk]]:
+    """Each group's units, one by one (or a row's at a time), in the order in which they go."""
+    fine = replace(ranking, scope="global", per_cost=0.0, multiple=1, steps={}, normalisation="none", reduction="sum")
+    ranked = Scores("order", {name: order[None] for name, order in orders.items()}, 0)
+    by_group: dict[str, list[Chunk]] = {}
+    for chunk in order_of_removal(pack, ranked, fine, spans=structure.spans, coupled=structure.coupled):
+        by_group.setdefault(chunk.group, []).append(chunk)
+    yield from by_group.values()
+
+
+def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, Inputs]) -> _Curve:
+    def mend(small: fx.GraphModule, slices: Slices) -> None:
+        for node, some in inputs.items():
+            repair(bench.graph, small, bench.layers[node], slices, some)
+
+    stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
+    errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
+    return _Curve(chunks, np.array([0, *stops]), np.array([0.0, *errors]))
+
+
+def _remaining(
+    bench: _Bench,
+    curves: Sequence[_Curve],
+    images: Sequence[Tensor],
+    layouts: Layouts,
+    options: SensitivityOptions,
+    progress: Progress,
+) -> FloatArray:
+    """[curves] what of a group's error remains, at the second level, where all layers behind it are refitted.
+
+    Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
+    """
+    factors = np.ones(len(curves))
+    few = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
+    parts = min(options.stretches, len(curves))
+    for stretch in np.array_split(np.arange(len(curves)), parts) if parts else []:
+        some = [curves[i] for i in stretch]
+        alone = sum(float(curve.errors[curve.second]) for curve in some)
+        if alone <= 0:
+            continue
+        chunks = [chunk for curve in some for chunk in curve.chunks[: curve.stops[curve.second]]]
+        kept = kept_after(bench.structure.groups, chunks)
+        left = bench.error(
+            kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT, layouts=layouts)
+        )
+        factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)
+        progress(ALONE + (1 - ALONE) * (stretch[-1] + 1) / len(curves))
+    return factors
+
+
+def _enter(curve: _Curve, factor: float, structure: Structure, found: dict[str, FloatArray]) -> None:
+    """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
+    for chunk, slope in zip(curve.chunks, factor * slope_of_each(curve.stops, curve.errors), strict=True):
+        members = ((chunk.group, chunk.units), *chunk.also)
+        for name, units in members:
+            group = structure.groups[name]
+            values = found.setdefault(name, np.full((1, group.size), np.inf))
+            values[0, units] = slope / sum(len(u) for _, u in members) / channels_per_unit(group)
+    for name in {curve.chunks[0].group, *(n for n, _ in curve.chunks[0].also)}:
+        values = found[name]
+        values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay
+
+
+def slope_of_each(at: IntArray, errors: FloatArray) -> FloatArray:
+    """[at[-1]] what one more unit costs, rising from unit to unit, so that units keep their order."""
+    turns = np.arange(at[-1]) + 0.5
+    slopes: FloatArray = np.interp(turns, (at[1:] + at[:-1]) / 2, rising_slopes(at, errors))
+    least = 1e-6 * max(float(slopes.max()), float(np.finfo(np.float32).tiny))
+    slopes += least * turns / at[-1]
+    return slopes
+
+
+def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:
+    """Slopes of a convex curve through the measured one, one for each interval; none is negative.
+
+    Dents are bridged by the largest convex curve below, but not from where `LOST` is reached: a stream's first tenth
+    may cost everything and the rest nothing more, and the average over all of it would be a promise that a budget
+    which stops in between does not keep.
+    """
+    reached = np.maximum.accumulate(errors)
+    blocks: list[tuple[float, float, int]] = []  # rise, width, intervals
+    for rise, width, error in zip(np.diff(reached), np.diff(at), reached[:-1], strict=True):
+        blocks.append((float(rise), float(width), 1))
+        while error < LOST and len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            last = blocks.pop()
+            before = blocks.pop()
+            blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
+    slopes = np.concatenate([np.full(n, rise / width) for rise, width, n in blocks])
+    rising: FloatArray = np.maximum.accumulate(slopes)
+    return rising
+
+
+class _Bench:
+    """The network with some units gone and the layers behind them repaired, against the whole one."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        structure: Structure,
+        layers: Mapping[fx.Node, Layer],
+        images: Sequence[Tensor],
+    ) -> None:
+        self.graph, self.structure, self.layers = graph, structure, layers
+        self.walk = _Walk(graph, images)
+        self.expected = [_centred(self.walk.finish(graph, values)) for values in self.walk.just_before(0)]
+
+    def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
+        """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
+        small, slices = prune(self.graph, self.structure, kept, share=True)
+        mend(small, slices)
+        changed = changed_nodes(self.graph, small)
+        first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)
+        off = whole = 0.0
+        for values, expected in zip(self.walk.just_before(first), self.expected, strict=True):
+            off += float((_centred(self.walk.finish(small, values)) - expected).square().sum())
+            whole += float(expected.square().sum())
+        sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
+        found = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
+        return min(found, WORST) if np.isfinite(found) else WORST
+
+
+def _centred(outputs: Any) -> Tensor:
+    """[N, ...] the first output; of classes, a constant more on all of them makes no difference."""
+    while not isinstance(outputs, Tensor):
+        outputs = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs[0]
+    some = outputs.dim() > 1 and outputs.shape[1] > 1
+    return (outputs - outputs.mean(1, keepdim=True) if some else outputs).double()
+
+
+class _Walk:
+    """The whole network's live values before one of its nodes, so that what comes before a cut is computed once."""
+
+    def __init__(self, graph: fx.GraphModule, images: Sequence[Tensor]) -> None:
+        self.graph, self.images = graph, images
+        self.nodes = [node for node in graph.graph.nodes if node.op != "get_attr"]
+        self.last_use = {used: i for i, node in enumerate(self.nodes) for used in node.all_input_nodes}
+        self._at, self._values = 0, [self._start(part) for part in images]
+
+    def _start(self, images: Tensor) -> Values:
+        (placeholder,) = (node for node in self.nodes if node.op == "placeholder")
+        return {placeholder: to_device(images, device_of(self.graph))}
+
+    def just_before(self, index: int) -> list[Values]:
+        """For every batch; cheapest where the index only rises."""
+        if index < self._at:
+            self._at, self._values = 0, [self._start(part) for part in self.images]
+        for values in self._values:
+            self._run(self.graph, values, self._at, index)
+        self._at = index
+        return self._values
+
+    def finish(self, graph: fx.GraphModule, values: Values) -> Any:
+        """The outputs of a graph with the same nodes, from where the whole one's values stand."""
+        return self._run(graph, dict(values), self._at, len(self.nodes))
+
+    @torch.no_grad()
+    def _run(self, graph: fx.GraphModule, values: Values, begin: int, end: int) -> Any:
+        twins = [node for node in graph.graph.nodes if node.op != "get_attr"]
+        for index in range(begin, end):
+            node, twin = self.nodes[index], twins[index]
+            if node.op == "output":
+                return fx.map_arg(node.args[0], values.__getitem__)
+            if node.op != "placeholder":
+                own = {theirs: values[ours] for ours, theirs in _pairs(node, twin)}
+                values[node] = run_node(graph, twin, own)
+            for used in (*node.all_input_nodes, node):
+                if self.last_use.get(used, -1) <= index:
+                    values.pop(used, None)
+        return None
+
+
+def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Inputs of one name; a size that a cut reshape finds by itself is no input of the twin any more."""
+    twins = {theirs.name: theirs for theirs in twin.all_input_nodes}
+    return ((ours, twins[ours.name]) for ours in node.all_input_nodes if ours.op != "get_attr" and ours.name in twins)
+
+
+@torch.no_grad()
+def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: Slices, inputs: Inputs) -> None:
+    """Gives the inputs that stayed the part of the others' work that they can take over; nothing where all stayed."""
+    weight = fetch(graph, layer.weight).detach()
+    kept = slices.kept.get(layer.weight)
+    if kept is None or len(kept[1]) == weight.shape[1]:
+        return
+    rows = weight.double().flatten(1)
+    entries = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
+    entries[torch.from_numpy(kept[1])] = True
+    entries = entries.to(rows.device)
+    stays, goes = entries.flatten().nonzero().flatten(), (~entries).flatten().nonzero().flatten()
+    fitted = rows[:, stays] + taken_over(rows[:, goes], inputs, stays, goes)
+    shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
+    outputs = torch.from_numpy(kept[0]).to(rows.device)
+    old = fetch(small, layer.weight)
+    store(small, layer.weight, fitted[outputs].reshape(old.shape).to(old))
+    if layer.bias:
+        bias = fetch(small, layer.bias)
+        store(small, layer.bias, bias + shift[outputs].to(bias))
+    elif layer.norm is not None:
+        name = str(arguments(layer.norm)["running_mean"].target)
+        store(small, name, fetch(small, name) - shift[outputs].to(fetch(small, name)))
+
+
+def taken_over(weights: Tensor, inputs: Inputs, stays: Tensor, goes: Tensor) -> Tensor:
+    """[outputs, stays] what least squares adds to the features that stay, for `weights` [outputs, goes] of the others.
+
+    The best guess of x_g from x_s is `C_gs C_ss^-1 x_s`, which with P = C^-1 is `-P_gg^-1 P_gs x_s`: whichever of
+    the two blocks is smaller is solved.
+    """
+    if len(goes) <= len(stays):
+        across = inputs.inverse[goes]
+        factor = stable_factor(across[:, goes])
+        return -torch.cholesky_solve(weights.mT, factor).mT @ across[:, stays].double()
+    factor = stable_factor(inputs.covariance[stays][:, stays])
+    return torch.cholesky_solve(inputs.covariance[stays][:, goes] @ weights.mT, factor).mT

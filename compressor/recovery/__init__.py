@@ -1,1 +1,0 @@
-"""What comes back after pruning: normalisation statistics, short fine-tuning, and how accurate the result is."""

@@ -1,0 +1,313 @@
+"""Closed-form repair of what pruning leaves: each layer with changed inputs is refitted to the dense network.
+
+In: the dense graph, the pruned one (same names, smaller tensors), their slices, calibration images. Out: new
+weights in the pruned graph, and a record. Layers are solved in graph order on the inputs the repaired network
+gives them (reconstruction as in arXiv 1707.06168, asymmetric as in 1505.06798); in front of a clamp such as
+ReLU, only what it lets through counts. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..distributed import sum_count
+from ..errors import DataError
+from ..graph import fetch, store
+from ..graph.lockstep import Batch, Lockstep, changed_nodes, images_of
+from ..graph.operators import arguments
+from ..graph.samples import Samples, sample_layouts
+from ..placement import device_of, to_device
+from ..records import Compensation, LayerRepair, LeftAlone, Slices
+from . import clamped, dual
+from . import least_squares as gram
+from .consumers import Layer, find_layers, output_scale, schedule, window_of
+from .gathering import Fit, Gathering, Statistics
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+LEAST_HELD = 2  # rows a feature; with fewer in memory a clamp is not looked at
+DEAD_OUTPUT = 1e-6  # an output scaled by less than this share of the largest does not reach the stream
+
+Layouts = Mapping[str, Samples | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationOptions:
+    """How much is looked at.
+
+    `ridges`: strengths to choose from, relative to the mean square of a layer's inputs; the middle one is used
+    where there are too few images to hold any out. Positions of each image are sub-sampled until a layer sees
+    about `rows_per_feature` rows for each entry of a row, but at least `rows_least` and at most `rows_most`. A layer
+    with more features than `widest` is solved in the space of its rows, at most `rows_of_wide`. `limit_bytes` of
+    live activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
+    without `clamps`: a quicker repair that takes no notice of them.
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    rows_per_feature: float = 16.0
+    rows_least: int = 8192
+    rows_most: int = 16384
+    widest: int = gram.WIDEST
+    rows_of_wide: int = 4096
+    limit_bytes: int = 2 << 30
+    clamps: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Refit:
+    """New weights and offset as `Fit` has them; squared errors relative to the targets' variance."""
+
+    ridge: float
+    weights: Tensor
+    offset: Tensor
+    error_before: float
+    error_after: float
+    rows: int
+
+
+def compensate(
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    slices: Slices,
+    batches: Iterable[Batch],
+    *,
+    options: CompensationOptions = CompensationOptions(),
+    layouts: Layouts | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Compensation:
+    """Refits the pruned graph's layers, in place, so that their outputs equal the dense ones' kept outputs.
+
+    Where outputs enter a sum with a stream that already differs from the dense one's, they are fitted to make
+    up for that difference too. Batches are [N, C, H, W] images, or (images, labels) whose labels are not used.
+    `layouts` are `layouts_of` the dense graph's layers, where they are known already. Raises DataError where no rank
+    has any image.
+    """
+    images = [images_of(batch) for batch in batches]
+    if sum_count(sum(len(batch) for batch in images)) == 0:
+        raise DataError(
+            "there are no images to compensate on; expected at least one batch; check the calibration split"
+        )
+    changed = changed_nodes(dense, pruned)
+    layers, left_alone = find_layers(dense, changed)
+    if layouts is None:
+        layouts = layouts_of(dense, layers, images[0])
+    order = schedule(dense, layers)
+    # a partner's value has to live until its layer is solved, for that is fitted to what the stream lacks
+    partners = {node: (layer.partner,) for node, layer in layers.items() if layer.partner is not None}
+    folds = [fold_of(batch) for batch in images]
+
+    repaired: list[LayerRepair] = []
+    with Lockstep(dense, pruned, order, images, changed, partners, options.limit_bytes) as walk:
+        for stop, node in enumerate(order):
+            if node not in layers:
+                continue
+            outcome = _repair(walk, stop, _fit_of(walk, layers[node], slices), folds, layouts, options)
+            if isinstance(outcome, LayerRepair):
+                repaired.append(outcome)
+            else:
+                left_alone = (*left_alone, outcome)
+            progress((stop + 1) / len(order))
+    return Compensation(tuple(repaired), left_alone)
+
+
+def layouts_of(dense: fx.GraphModule, layers: Iterable[fx.Node], images: Tensor) -> Layouts:
+    """Where the inputs and outputs of layers keep the images, by node name; None where that can't be told."""
+    names: set[str] = set()
+    for node in layers:
+        names |= {node.name, arguments(node)["input"].name}
+    if not names:
+        return {}
+    return sample_layouts(dense, names, to_device(images[:1], device_of(dense)), strict=False)
+
+
+def fold_of(images: Tensor) -> Tensor:
+    """[N] 0 or 1 for each image, by its content: the same whichever process holds it."""
+    total = images.contiguous().flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
+    return (total * 2654435761 >> 13) & 1  # Knuth's multiplicative hash; its low bits are the weak ones
+
+
+def rows_wanted(features: int, options: CompensationOptions) -> int:
+    """How many rows of so many features a layer looks at, over all images."""
+    return min(options.rows_most, max(options.rows_least, math.ceil(options.rows_per_feature * features)))
+
+
+def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> Fit:
+    weight = fetch(walk.pruned, layer.weight).detach()
+    window = window_of(walk.twin(layer.node), weight)
+    indices = slices.kept.get(layer.weight)
+    width = fetch(walk.dense, layer.weight).shape[0]
+    kept = torch.arange(width) if indices is None else torch.from_numpy(indices[0])
+
+    scale = output_scale(walk.pruned, walk.twins, layer, weight.shape[0])
+    scale = scale.reshape(window.groups, -1)  # [groups, outputs]
+    start = weight.double().reshape(*scale.shape, -1) * scale.unsqueeze(-1)  # [groups, outputs, features]
+    offset = 0 * scale
+    if layer.bias:
+        offset = fetch(walk.pruned, layer.bias).detach().double().reshape(scale.shape) * scale
+    return Fit(layer, window, kept.to(weight.device), scale, start, offset)
+
+
+def _repair(
+    walk: Lockstep,
+    stop: int,
+    fit: Fit,
+    folds: Sequence[Tensor],
+    layouts: Layouts,
+    options: CompensationOptions,
+) -> LayerRepair | LeftAlone:
+    """Advances the walk to the layer and writes its new weights, or says why it keeps its own."""
+    gathering = _gathering_of(walk, stop, fit, folds, layouts, options)
+    if isinstance(gathering, str):
+        return _left_alone(fit.layer, gathering)
+    walk.advance(stop, gathering.visit)
+    if gathering.obstacle:
+        return _left_alone(fit.layer, gathering.obstacle)
+
+    if gathering.sample is not None:
+        refit = _solve_by_rows(fit, gathering.whole_sample(), options)
+    else:
+        refit = _solve_by_moments(fit, gathering.statistics(), options)
+    if refit is None:
+        return _left_alone(fit.layer, "no refit is better than its own weights on held-out images")
+    _write(walk.pruned, fit, refit.weights, refit.offset)
+    return LayerRepair(fit.layer.name, fit.layer.weight, refit.ridge, refit.error_before, refit.error_after, refit.rows)
+
+
+def _left_alone(layer: Layer, reason: str) -> LeftAlone:
+    return LeftAlone(layer.name, str(layer.node.target), reason)
+
+
+def _gathering_of(
+    walk: Lockstep,
+    stop: int,
+    fit: Fit,
+    folds: Sequence[Tensor],
+    layouts: Layouts,
+    options: CompensationOptions,
+) -> Gathering | str:
+    """How the layer is looked at; a text where it can't be refitted."""
+    layer = fit.layer
+    groups, outputs, features = fit.start.shape
+    input_layout = layouts.get(arguments(layer.node)["input"].name)
+    output_layout = layouts.get(layer.node.name)
+    if input_layout is None or output_layout is None:
+        return "its inputs can't be told apart by image"
+    if layer.channel_axis == 1 and (input_layout.axis or output_layout.axis):
+        return "it is convolved with the images on another axis than the first"
+
+    image_count = sum_count(sum(map(len, folds)))
+    wanted = rows_wanted(features, options)
+    available = min(wanted, image_count * _rows_per_image(layer))
+    by_rows = groups == 1 and (features > options.widest or available < features)
+    if not by_rows and features > options.widest:
+        return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
+
+    row_bytes = 4 * groups * (features + 2 * outputs)  # a row, its targets and what the clamp takes, in float32
+    held = min(wanted, options.limit_bytes // 2 // row_bytes)
+    bounds: clamped.Bounds | None = None
+    # what the clamp takes is known only where what the outputs are added to comes before the layer
+    partner_known = layer.partner is None or layer.partner in walk.order[:stop]
+    if options.clamps and partner_known and held >= LEAST_HELD * features and not by_rows:
+        bounds = layer.bounds
+    return Gathering(
+        walk,
+        fit,
+        folds,
+        (input_layout, output_layout),
+        seed=options.seed,
+        image_count=image_count,
+        wanted_rows=min(wanted, options.rows_of_wide) if by_rows else wanted,
+        held_rows=held,
+        bounds=bounds,
+        sample=[] if by_rows else None,
+    )
+
+
+def _rows_per_image(layer: Layer) -> int:
+    """How many rows one image gives, as the graph was traced: outputs of a channel over images."""
+    traced = layer.node.meta["val"].shape
+    placeholder = next(node for node in layer.node.graph.nodes if node.op == "placeholder")
+    return int(math.prod(traced) // traced[layer.channel_axis] // placeholder.meta["val"].shape[0])
+
+
+def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOptions) -> _Refit | None:
+    solution = _solve(fit, statistics, options)
+    if solution is None:
+        return None
+    ridge, weights, offset = solution
+    variance = max(gram.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
+    before = statistics.error(fit.start, fit.offset) / variance
+    after = statistics.error(weights, offset) / variance
+    return _Refit(ridge, weights, offset, before, after, int(statistics.total.count))
+
+
+def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) -> _Refit | None:
+    start, start_offset = fit.start[0], fit.offset[0]  # only layers of one group are solved so
+    solution = dual.fit(sample, options.ridges, start, start_offset, intercept=fit.has_intercept)
+    if solution is None:
+        return None
+    ridge, weights, offset = solution
+    variance = max(sample.variance(), torch.finfo(torch.float64).tiny)
+    before = sample.error(start, start_offset) / variance
+    after = sample.error(weights, offset) / variance
+    return _Refit(ridge, weights.unsqueeze(0), offset.unsqueeze(0), before, after, len(sample.x))
+
+
+def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
+    """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
+    ridge = gram.choose_ridge(statistics.folds, options.ridges, fit.start, fit.offset, intercept=fit.has_intercept)
+    if ridge is None:
+        return None
+    bounds, rows = statistics.bounds, statistics.rows
+    if bounds is not None and rows is not None and _clamped_is_better(fit, statistics, bounds, rows, ridge):
+        solution = clamped.solve(statistics.total, rows, bounds, ridge, fit.start, intercept=fit.has_intercept)
+        return None if solution is None else (ridge, *solution)
+    problem = gram.problem_of(statistics.total, fit.has_intercept)
+    weights = gram.solve(problem, ridge, fit.start)
+    return None if weights is None else (ridge, weights, gram.intercept_of(problem, weights))
+
+
+def _clamped_is_better(
+    fit: Fit, statistics: Statistics, bounds: clamped.Bounds, rows: clamped.Rows, ridge: float
+) -> bool:
+    """Both fitted on the first fold, judged on the second, each error as the clamp lets it through."""
+    if any(float(fold.count) == 0 for fold in statistics.folds):
+        return False
+    first = rows.part(slice(statistics.rows_of_first))
+    second = rows.part(slice(statistics.rows_of_first, None))
+    fitted = statistics.folds[0]
+    problem = gram.problem_of(fitted, fit.has_intercept)
+    linear = gram.solve(problem, ridge, fit.start)
+    solution = clamped.solve(fitted, first, bounds, ridge, fit.start, intercept=fit.has_intercept)
+    if linear is None or solution is None:
+        return False
+    linear_error = clamped.squared_error(second, bounds, linear, gram.intercept_of(problem, linear))
+    return clamped.squared_error(second, bounds, *solution) < linear_error
+
+
+def _write(pruned: fx.GraphModule, fit: Fit, weights: Tensor, offset: Tensor) -> None:
+    """Divides by the scale again; outputs that don't reach the stream keep their weights."""
+    reaches_stream = fit.scale.abs() > DEAD_OUTPUT * fit.scale.abs().max()  # [groups, outputs]
+    divisor = torch.where(reaches_stream, fit.scale, 1.0)
+    old = fetch(pruned, fit.layer.weight).detach()
+    old_rows = old.double().reshape(weights.shape)  # [groups, outputs, features]
+    fitted = torch.where(reaches_stream.unsqueeze(-1), weights / divisor.unsqueeze(-1), old_rows)
+    store(pruned, fit.layer.weight, fitted.reshape(old.shape).to(old.dtype))
+    if not fit.has_intercept:
+        return
+
+    if fit.layer.bias:
+        bias = fetch(pruned, fit.layer.bias).detach()
+        new_bias = torch.where(reaches_stream, offset / divisor, bias.double().reshape(offset.shape))
+        store(pruned, fit.layer.bias, new_bias.flatten().to(bias.dtype))
+    elif fit.layer.norm is not None:
+        # the normalisation subtracts its mean from the outputs: what is added to them is taken off it
+        name = str(arguments(fit.layer.norm)["running_mean"].target)
+        mean = fetch(pruned, name)
+        shift = torch.where(reaches_stream, offset / divisor, 0.0).flatten()
+        store(pruned, name, (mean.double() - shift).to(mean.dtype))

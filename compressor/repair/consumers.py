@@ -1,0 +1,304 @@
+"""Which weighted nodes of a graph can be refitted, and what becomes of their outputs: a traced graph in, `Layer`s out.
+
+A layer's outputs may pass a batch normalisation or stored per-channel factors before they are added to a
+stream; `schedule` puts what they are added to before the layer. Knows neither scores nor plans, and solves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import aten
+from ..graph.lockstep import attribute, run_node
+from ..graph.operators import CONVOLUTIONS, LINEAR, PRODUCTS, TRANSPOSED_CONVOLUTIONS, arguments
+from ..graph.windows import Window
+from ..records import LeftAlone
+from .clamped import Bounds
+
+_POINTWISE = (  # of one value, or with a stored bound; what they make of a large value tells where they are flat
+    *(aten.relu.default, aten.relu_.default, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default),
+    *(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default),
+    *(aten.clamp_max.default, aten.clamp_max_.default, aten.maximum.default, aten.minimum.default),
+    *(aten.hardswish.default, aten.hardswish_.default, aten.hardsigmoid.default, aten.hardsigmoid_.default),
+    *(aten.gelu.default, aten.gelu_.default, aten.silu.default, aten.silu_.default, aten.mish.default),
+    *(aten.sigmoid.default, aten.sigmoid_.default, aten.tanh.default, aten.tanh_.default, aten.elu.default),
+)
+FLAT = 0.02  # GELU and its like never are; where they rise by less than this they count as flat
+KINK = 0.2  # ReLU and its like leave a plane at once, and then exactly there
+# -20 to 20 by hundredths, and a value far out on either side
+_TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 100, torch.tensor([1e4])])
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear node with parameters of its own.
+
+    `norm` is the batch normalisation right behind it, `chain` that and the stored factors that follow, and
+    `partner` the other operand of the sum the outputs then enter. `bounds` are where what alone takes the
+    chain's end or that sum is flat, as ReLU is below zero.
+    """
+
+    node: fx.Node
+    weight: str
+    bias: str
+    norm: fx.Node | None
+    chain: tuple[fx.Node, ...]
+    partner: fx.Node | None
+    bounds: Bounds | None = None
+
+    @property
+    def name(self) -> str:
+        """The module's qualified name; the node's where the root issued it."""
+        return _name_of(self.node)
+
+    @property
+    def channel_axis(self) -> int:
+        """Of inputs and outputs alike."""
+        return -1 if self.node.target is aten.linear.default else 1
+
+
+def find_layers(
+    graph: fx.GraphModule, changed: Collection[fx.Node]
+) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
+    """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
+    uses: Counter[int] = Counter()  # of each tensor, by identity: several nodes may name one
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            uses[id(attribute(graph, node))] += len(node.users)
+
+    layers: dict[fx.Node, Layer] = {}
+    left_alone: list[LeftAlone] = []
+    for node in graph.graph.nodes:
+        reason = ""
+        if node.target is LINEAR or node.target in CONVOLUTIONS:
+            if arguments(node)["input"] not in changed:
+                continue
+            reason = _obstacle(graph, node, uses)
+            if not reason:
+                layers[node] = _layer(graph, node, uses, changed)
+        elif node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
+            reason = "a transposed convolution's outputs share no common row of inputs"
+        elif node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
+            reason = "a product with a parameter outside linear and convolution"
+        if reason:
+            left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
+    return layers, tuple(left_alone)
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(node.meta.get("layer") or node.name)
+
+
+def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
+    stored = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
+    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in stored)
+
+
+def _obstacle(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int]) -> str:
+    """Why the layer can't be refitted; empty where it can."""
+    args = arguments(node)
+    for name in ("weight", "bias"):
+        source = args[name]
+        if source is None:
+            continue
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return f"its {name} is computed, not a plain parameter"
+        if uses[id(attribute(graph, source))] > 1:
+            return f"its {name} is shared with another node"
+    return ""
+
+
+def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], changed: Collection[fx.Node]) -> Layer:
+    args = arguments(node)
+    norm: fx.Node | None = None
+    chain: list[fx.Node] = []
+    end = node
+    while len(end.users) == 1:
+        (user,) = end.users
+        # right behind the layer alone: there the mean is in the outputs' own units, and can take an offset
+        if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses):
+            norm = user
+        elif user.target is not aten.mul.Tensor or factor_of(user, end) is None:
+            break
+        chain.append(user)
+        end = user
+
+    bias = "" if args["bias"] is None else str(args["bias"].target)
+    partner = _partner(end, changed)
+    bounds = _bounds(graph, end, partner, like=attribute(graph, args["weight"]))
+    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
+
+
+def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int]) -> bool:
+    mean = arguments(norm)["running_mean"]
+    return isinstance(mean, fx.Node) and mean.op == "get_attr" and uses[id(attribute(graph, mean))] == 1
+
+
+def factor_of(product: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The stored per-channel factor that `value` is multiplied by, as layer scale has it."""
+    factor = product.args[1] if product.args[0] is value else product.args[0]
+    if not isinstance(factor, fx.Node) or factor.op != "get_attr":
+        return None
+    shape, stored = value.meta["val"].shape, factor.meta["val"].shape
+    # as broadcasting aligns them: a factor [8, 1, 1] of a value [N, 8, H, W] is [1, 8, 1, 1]
+    aligned = (1,) * (len(shape) - len(stored)) + tuple(stored)
+    channel_axis = 1 if _from_convolution(value) else len(shape) - 1
+    for axis, size in enumerate(aligned):
+        if size != (shape[axis] if axis == channel_axis else 1):
+            return None
+    return factor
+
+
+def _from_convolution(node: fx.Node) -> bool:
+    """Whether a chain's value has its channels on axis 1."""
+    while node.target in (aten.batch_norm.default, aten.mul.Tensor):
+        node = next(operand for operand in node.all_input_nodes if operand.op != "get_attr")
+    return node.target in CONVOLUTIONS
+
+
+def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
+    """What a chain's end is added to, where that is a changed value of the same shape."""
+    if len(end.users) != 1:
+        return None
+    (user,) = end.users
+    if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1 or len(user.all_input_nodes) != 2:
+        return None
+    (operand,) = (node for node in user.all_input_nodes if node is not end)
+    value = operand.meta.get("val")
+    alike = isinstance(value, Tensor) and value.shape == end.meta["val"].shape
+    return operand if alike and operand in changed and operand.op != "get_attr" else None
+
+
+def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
+    """Where the pointwise operations that alone take a chain's end, or its sum with the partner, are flat.
+
+    Found by running them on a grid of values.
+    """
+    if partner is not None:
+        (end,) = end.users
+    responses = _TRIED.to(like)
+    while len(end.users) == 1:
+        (user,) = end.users
+        stored = [operand for operand in user.all_input_nodes if operand is not end]
+        if user.target not in _POINTWISE or not all(_is_stored_number(operand) for operand in stored):
+            break
+        responses = run_node(graph, user, {end: responses.clone()})  # operations in place write to what they get
+        end = user
+
+    responses = responses.detach().cpu()
+    low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
+    return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
+
+
+def _is_stored_number(node: fx.Node) -> bool:
+    return node.op == "get_attr" and bool(node.meta["val"].numel() <= 1)
+
+
+def _flat_until(responses: Tensor) -> float:
+    """The last value tried up to which a function stays where it starts; minus infinity where it rises at once.
+
+    `responses` are the function's at each value of the grid, or from its other end.
+    """
+    away = (responses - responses[0]).abs()
+    exactly = _last_within(away, 0.0)
+    about = _last_within(away, FLAT)
+    if about == 0:
+        return -math.inf
+    # ReLU stays within FLAT up to 0.02, yet its kink is at 0; GELU is exactly flat only very far out
+    has_kink = _TRIED[about] - _TRIED[exactly] < KINK
+    return float(_TRIED[exactly if has_kink else about])
+
+
+def _last_within(away: Tensor, limit: float) -> int:
+    """Where the run of distances from the start on that keep to the limit ends; 0 where it is the start alone."""
+    return int((away <= limit).long().cumprod(0).sum()) - 1
+
+
+def window_of(node: fx.Node, weight: Tensor) -> Window:
+    """How a convolution or linear node with that weight reads its input."""
+    if node.target is aten.linear.default:
+        return Window()
+    args = arguments(node)
+    axes = weight.dim() - 2  # weight [outputs, inputs of a group, *kernel]
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = _per_axis(args["stride"], axes), _per_axis(args["dilation"], axes)
+    if not isinstance(args["padding"], str):
+        padding = tuple((side, side) for side in _per_axis(args["padding"], axes))
+    elif args["padding"] == "valid":
+        padding = ((0, 0),) * axes
+    else:  # "same": an odd total puts the extra zero behind
+        totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        padding = tuple((total // 2, total - total // 2) for total in totals)
+    return Window(kernel, stride, padding, dilation, int(args["groups"]))
+
+
+def _per_axis(value: int | list[int] | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """One number for each spatial axis, of one for all of them or as many as there are."""
+    sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)
+    return sizes * axes if len(sizes) == 1 else sizes
+
+
+def output_scale(pruned: fx.GraphModule, twins: Mapping[fx.Node, fx.Node], layer: Layer, width: int) -> Tensor:
+    """[width] what each output is multiplied by on its way to the stream, float64, from the pruned graph's values."""
+    device = attribute(pruned, arguments(twins[layer.node])["weight"]).device
+    scale = torch.ones(width, dtype=torch.float64, device=device)
+    value = layer.node
+    for node in layer.chain:
+        if node.target is aten.batch_norm.default:
+            args = arguments(twins[node])
+            scale = scale * (attribute(pruned, args["running_var"]).double() + args["eps"]).rsqrt()
+            factor = args["weight"]
+        else:
+            factor = factor_of(node, value)
+        if factor is not None:
+            scale = scale * attribute(pruned, factor).detach().double().flatten()
+        value = node
+    return scale
+
+
+def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx.Node, ...]:
+    """All nodes in an order in which, wherever it can, a layer's partner comes before the layer."""
+    order: list[fx.Node] = []
+    done: set[fx.Node] = set()
+    begun: set[fx.Node] = set()
+    for root in graph.graph.nodes:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in done:
+                stack.pop()
+                continue
+            needed = list(node.all_input_nodes)
+            partner = layers[node].partner if node in layers else None
+            # a partner that itself waits for a node that has begun would close a circle
+            if partner is not None and not _depends(partner, begun | {node}, done):
+                needed.append(partner)
+            begun.add(node)
+            waiting = [used for used in needed if used not in done]
+            if waiting:
+                stack.extend(reversed(waiting))
+            else:
+                done.add(stack.pop())
+                order.append(node)
+    return tuple(order)
+
+
+def _depends(node: fx.Node, targets: Collection[fx.Node], done: Collection[fx.Node]) -> bool:
+    """Whether a node that is not done needs one of the targets that is not done either."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen or current in done:
+            continue
+        if current in targets:
+            return True
+        seen.add(current)
+        stack.extend(current.all_input_nodes)
+    return False

@@ -1,0 +1,267 @@
+"""What the solver sees of a layer: rows of its inputs and what its outputs ought to be, taken in batch by batch.
+
+In: a layer, and the values of dense and pruned graph while both pass it (`lockstep`). Out: second moments of rows
+and targets in two folds of images, the rows themselves where a clamp follows, or nothing but rows where there are
+fewer of them than features. Knows neither the repair's options nor its solvers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..distributed import joined_over_ranks, sum_over_ranks
+from ..graph.lockstep import Lockstep, Values, run_node
+from ..graph.operators import arguments
+from ..graph.samples import Samples
+from ..graph.windows import Window, position_count, rows_of, targets_of
+from . import clamped, dual
+from . import least_squares as gram
+from .consumers import Layer
+
+ROW_ENTRIES = 1 << 23  # rows are unfolded so many numbers at a time: 64 MB in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A layer as the solver sees it: outputs times `scale` [groups, outputs] are what reaches the stream.
+
+    `kept` are the dense layer's outputs that stayed, in the order of the pruned one's; `start`
+    [groups, outputs, features] and `offset` [groups, outputs] its own weights and bias, times the scale, in float64.
+    """
+
+    layer: Layer
+    window: Window
+    kept: Tensor
+    scale: Tensor
+    start: Tensor
+    offset: Tensor
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether a constant can be added to the outputs: by a bias, or by the normalisation behind them."""
+        return bool(self.layer.bias) or self.layer.norm is not None
+
+
+@dataclass
+class Statistics:
+    """What a layer's rows and targets add up to, in two folds of images; the rows too where a clamp follows."""
+
+    folds: tuple[gram.Moments, gram.Moments]
+    bounds: clamped.Bounds | None = None
+    rows: clamped.Rows | None = None
+    rows_of_first: int = 0  # so many of the rows, the first ones, are the first fold's
+
+    @functools.cached_property
+    def total(self) -> gram.Moments:
+        """Both folds together."""
+        return self.folds[0] + self.folds[1]
+
+    def error(self, weights: Tensor, offset: Tensor) -> float:
+        """Mean squared error per row, summed over all outputs; without what a clamp cuts off again."""
+        if self.bounds is None or self.rows is None:
+            return gram.squared_error(self.total, weights, offset)
+        return clamped.squared_error(self.rows, self.bounds, weights, offset)
+
+
+@dataclass
+class Gathering:
+    """Sums or keeps a layer's rows and targets while both graphs pass it, in two folds of images.
+
+    `folds` [N] has each batch's. `image_count` images are seen by all ranks, of which a layer looks at `wanted_rows`
+    and keeps `held_rows` of them in front of a clamp. After `visit`, an `obstacle` that is not empty says why the
+    layer can't be refitted.
+    """
+
+    walk: Lockstep
+    fit: Fit
+    folds: Sequence[Tensor]
+    layouts: tuple[Samples, Samples]  # of the input and of the output
+    seed: int
+    image_count: int
+    wanted_rows: int
+    held_rows: int
+    bounds: clamped.Bounds | None
+    sample: list[dual.Sample] | None  # instead of sums, where rows are fewer than features
+    obstacle: str = ""
+    sums: list[gram.MomentSums] = field(default_factory=list)
+    clamped_rows: tuple[list[clamped.Rows], list[clamped.Rows]] = field(default_factory=lambda: ([], []))
+
+    def visit(self, batch: int, dense: Values, pruned: Values) -> None:
+        """Takes in one batch."""
+        fit, node, axis = self.fit, self.fit.layer.node, self.fit.layer.channel_axis
+        outputs = dense[node] = run_node(self.walk.dense, node, dense)
+        source = arguments(node)["input"]
+        if _without_channels(pruned[source], axis) != _without_channels(dense[source], axis):
+            self.obstacle = "its positions change with what was removed"
+        if self.obstacle:
+            return
+
+        n = len(self.folds[batch])
+        target = self._outputs_by_image(outputs.index_select(axis, fit.kept), n)
+        lack = self._lack_of_the_stream(dense, pruned, n)
+        clamp_input = self._clamp_input(dense, n)
+        x = self.layouts[0].images_first(pruned[source], n)
+        if fit.window.linear:
+            x = _tokens_of(x, n)
+        self._take_chunks(x, target, lack, clamp_input, self.folds[batch])
+
+    def _outputs_by_image(self, outputs: Tensor, n: int) -> Tensor:
+        """[N * entries, ...], or [N, tokens, width] of a linear layer: a value that lies as the layer's outputs do."""
+        by_image = self.layouts[1].images_first(outputs, n)
+        return _tokens_of(by_image, n) if self.fit.window.linear else by_image
+
+    def _lack_of_the_stream(self, dense: Values, pruned: Values, n: int) -> Tensor | None:
+        """What the pruned stream, which the outputs are added to, lacks; None where there is none to make up for."""
+        partner = self.fit.layer.partner
+        if partner in dense and partner in pruned:
+            lack = _difference(dense[partner], pruned[partner], self.fit.kept, self.fit.layer.channel_axis)
+            return self._outputs_by_image(lack, n)
+        return None
+
+    def _clamp_input(self, dense: Values, n: int) -> Tensor | None:
+        """What the dense network's clamp behind the layer takes; None where no clamp is looked at."""
+        if self.bounds is None:
+            return None
+        clamp_input = _input_of_the_clamp(self.walk, self.fit.layer, dense)
+        return self._outputs_by_image(clamp_input.index_select(self.fit.layer.channel_axis, self.fit.kept), n)
+
+    def _take_chunks(
+        self, x: Tensor, target: Tensor, lack: Tensor | None, clamp_input: Tensor | None, folds: Tensor
+    ) -> None:
+        """Unfolds a batch's inputs [N * entries, ...] into rows, so many at a time that they stay small."""
+        window = self.fit.window
+        groups, _, features = self.fit.start.shape
+        entries = len(x) // len(folds)  # windows or frames of one image that lie on the first axis
+        fold = folds.to(x.device).repeat_interleave(entries)  # [N * entries]
+
+        available, images = position_count(x, window), self.image_count * entries
+        positions = sampled_positions(available, self.wanted_rows, images, self.seed).to(x.device)
+        # of the same permutation, so that rows in front of a clamp are some of the rows that are summed
+        held_positions = sampled_positions(available, self.held_rows, images, self.seed).to(x.device)
+        is_held = torch.isin(positions, held_positions)
+
+        step = max(1, ROW_ENTRIES // (len(positions) * groups * features))
+        for begin in range(0, len(x), step):
+            chunk = slice(begin, begin + step)
+            rows = rows_of(x[chunk], window, positions)  # [groups, entries, positions, features]
+            targets = targets_of(target[chunk], window, positions) * self.fit.scale[:, None, None].to(target)
+            if lack is not None:
+                targets = targets + targets_of(lack[chunk], window, positions)  # it is the stream's, behind the scale
+            clamp_inputs = None
+            if clamp_input is not None:
+                clamp_inputs = targets_of(clamp_input[chunk], window, positions)
+            self._take(rows, targets, clamp_inputs, fold[chunk], is_held)
+
+    def _take(self, rows: Tensor, targets: Tensor, clamp_inputs: Tensor | None, fold: Tensor, is_held: Tensor) -> None:
+        """Rows and targets [groups, entries, positions, features or outputs]; the fold of each entry.
+
+        `is_held` [positions] says which are kept in front of a clamp.
+        """
+        if self.sample is not None:  # one group only
+            fold_of_row = fold.repeat_interleave(rows.shape[2])
+            self.sample.append(dual.Sample(rows[0].flatten(0, 1), targets[0].flatten(0, 1), fold_of_row))
+            return
+
+        if not self.sums:
+            self.sums = _empty_sums(rows.flatten(1, 2), targets.flatten(1, 2))
+        for number, sums in enumerate(self.sums):
+            chosen = fold == number
+            if bool(chosen.any()):
+                sums.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
+            if clamp_inputs is not None:
+                few = [value[:, chosen][:, :, is_held].flatten(1, 2) for value in (rows, targets, clamp_inputs)]
+                self.clamped_rows[number].append(clamped.Rows(*(value.float() for value in few)))
+
+    def whole_sample(self) -> dual.Sample:
+        """The rows of all ranks."""
+        own_rows = dual.Sample.joined(self.sample or [self._no_rows()])  # a rank may have no image
+        arrays = {name: getattr(own_rows, name).cpu().numpy() for name in ("x", "y", "fold")}
+        joined = joined_over_ranks(arrays)
+        return dual.Sample(**{name: torch.as_tensor(array).to(own_rows.x.device) for name, array in joined.items()})
+
+    def _no_rows(self) -> dual.Sample:
+        _, outputs, features = self.fit.start.shape
+        device = self.fit.start.device
+        x, y = torch.zeros(0, features, device=device), torch.zeros(0, outputs, device=device)
+        return dual.Sample(x, y, torch.zeros(0, device=device))
+
+    def statistics(self) -> Statistics:
+        """What was taken in by all ranks; of the rows in front of a clamp each rank keeps its own."""
+        groups, outputs, features = self.fit.start.shape
+        device = self.fit.start.device
+        sums = self.sums
+        if not sums:  # a rank may have no image
+            zero_row, zero_target = (torch.zeros(groups, 1, width, device=device) for width in (features, outputs))
+            sums = _empty_sums(zero_row, zero_target)
+        totals = _over_ranks(sums[0].moments()), _over_ranks(sums[1].moments())
+        if self.bounds is None:
+            return Statistics(totals)
+
+        first, second = self.clamped_rows
+        empty = clamped.Rows.empty(groups, features, outputs, device)
+        rows = clamped.Rows.joined([empty, *first, *second])
+        return Statistics(totals, self.bounds, rows, sum(chunk.x.shape[1] for chunk in first))
+
+
+def _tokens_of(value: Tensor, n: int) -> Tensor:
+    """[N, tokens, width] a linear layer's values: windows and the like are positions among others."""
+    return value.reshape(n, -1, value.shape[-1])
+
+
+def _empty_sums(rows: Tensor, targets: Tensor) -> list[gram.MomentSums]:
+    """For two folds, counted from the mean of these rows and targets [groups, n, ...]."""
+    groups, _, features = rows.shape
+    origin = rows.mean(1), targets.mean(1)
+    return [gram.MomentSums(groups, features, targets.shape[-1], rows.device, origin) for _ in range(2)]
+
+
+def _without_channels(value: Tensor, channel_axis: int) -> list[int]:
+    """The value's shape without its channels."""
+    sizes = list(value.shape)
+    del sizes[channel_axis]
+    return sizes
+
+
+def _input_of_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:
+    """What the dense network's clamp behind the layer takes: the end of the layer's chain, or its sum with the partner.
+
+    The chain is run here, as the walk stands at the layer itself.
+    """
+    values = dict(dense)
+    end: fx.Node = layer.node
+    for node in layer.chain:
+        values[node] = run_node(walk.dense, node, values)
+        end = node
+    outputs: Tensor = values[end]
+    return outputs if layer.partner is None else outputs + dense[layer.partner]
+
+
+def _difference(dense: Tensor, pruned: Tensor, kept: Tensor, axis: int) -> Tensor:
+    """What the pruned stream lacks."""
+    if dense.shape != pruned.shape:  # the stream lost the same channels as the layer's outputs
+        dense = dense.index_select(axis, kept)
+    return dense - pruned
+
+
+def sampled_positions(available: int, rows: int, images: int, seed: int) -> Tensor:
+    """The flat output positions looked at, ascending: enough of `available` for `rows` rows of all `images`.
+
+    The same in every image, so that no rank needs to know another's.
+    """
+    count = min(available, math.ceil(rows / images))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(available, generator=generator)[:count].sort().values
+
+
+def _over_ranks(moments: gram.Moments) -> gram.Moments:
+    arrays = {str(i): tensor.cpu().numpy() for i, tensor in enumerate(moments.tensors())}
+    sums = sum_over_ranks(arrays)
+    device = moments.x.device
+    return gram.Moments(*(torch.from_numpy(np.asarray(sums[name])).to(device) for name in arrays))

@@ -1,0 +1,217 @@
+"""A pruned network to disk and back: builder + plan + weights, rebuilt by replay, never a pickle.
+
+`network.json` names the builder, the input's shape, which units stay and the hash of `weights.safetensors`, which
+holds the tensors. Reading builds the dense network again, removes the same units and fills in the weights. The
+builder is code: what a folder names is run only where `trust` lets it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import FolderError, ModelError
+from ..files import file_sha256, read_signed, signed, write_bytes, write_json
+from ..graph import fetch, trace
+from ..graph.training import TrainableGraph
+from ..graph.wrappers import plain
+from ..inputs.models import load_model
+from ..inputs.trust import builder_sha256, require_trusted
+from ..placement import CPU
+from ..pruning import Structure, analyse, prune
+from ..records import IntArray, Slices
+
+NETWORK, WEIGHTS = "network.json", "weights.safetensors"
+_SCHEMA = "network/2"
+_MOST_PIXELS = 2**28  # of an image; a shape from a file asks for memory before anything else is known of it
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What rebuilds a pruned network: `shape` is an image's [C, H, W]; `tied`, `frozen` what its check found.
+
+    `builder_sha256` is of the file the builder's code lies in, `weights_sha256` of the file of tensors; empty where
+    there is none.
+    """
+
+    builder: str
+    shape: tuple[int, ...]
+    tied: tuple[str, ...]
+    frozen: tuple[str, ...]
+    kept: dict[str, IntArray]
+    builder_sha256: str = ""
+    weights_sha256: str = ""
+
+
+def example_of(shape: tuple[int, ...]) -> Tensor:
+    """Two images of noise; what a network is traced with, the same in every process."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def save(folder: Path, network: Network, graph: nn.Module) -> None:
+    """The network's tensors and, naming them, what rebuilds it."""
+    write_weights(folder / WEIGHTS, graph)
+    write_network(folder, network)
+
+
+def write_network(folder: Path, network: Network) -> None:
+    """`network.json` beside the weights, which lie there already."""
+    hashes = {
+        "builder_sha256": builder_sha256(network.builder),
+        "weights_sha256": file_sha256(folder / WEIGHTS),
+    }
+    kept = {name: units.tolist() for name, units in network.kept.items()}
+    write_json(folder / NETWORK, signed({"schema": _SCHEMA, **asdict(network), **hashes, "kept": kept}))
+
+
+def read_network(folder: Path) -> Network:
+    """Raises FolderError where there is none, or one that is not as it was written."""
+    if not (folder / NETWORK).is_file():
+        raise FolderError(f"{folder} holds no pruned network ({NETWORK} is missing); give the folder of a finished run")
+    content = read_signed(folder / NETWORK, _SCHEMA)
+    try:
+        return _network_of(content)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:80]
+        raise FolderError(f"{folder / NETWORK} describes no network ({reason}); {_AGAIN}") from error
+
+
+_AGAIN = "run the command that made this folder again, it writes the file anew"
+
+
+def _network_of(content: Mapping[str, Any]) -> Network:
+    """Raises one of many errors for anything but what `write_network` wrote."""
+    texts = [content[name] for name in ("builder", "builder_sha256", "weights_sha256")]
+    names = [*content["tied"], *content["frozen"], *content["kept"]]
+    if not all(isinstance(text, str) for text in (*texts, *names)):
+        raise TypeError("a name is no text")
+    shape = tuple(content["shape"])
+    if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) > _MOST_PIXELS:
+        raise ValueError(f"images of {list(shape)}")
+    return Network(
+        builder=texts[0],
+        shape=shape,
+        tied=tuple(content["tied"]),
+        frozen=tuple(content["frozen"]),
+        kept={name: np.array(units, dtype=np.int64) for name, units in content["kept"].items()},
+        builder_sha256=texts[1],
+        weights_sha256=texts[2],
+    )
+
+
+def write_weights(path: Path, graph: nn.Module) -> None:
+    """Every parameter and buffer under its own name; tied ones once for each name."""
+    state = {name: tensor.detach().to(CPU, copy=True).contiguous() for name, tensor in _state(graph).items()}
+    write_bytes(path, safetensors.torch.save(state))  # `save_file` reports a full disk as an error of its own
+
+
+def read_weights(path: Path, graph: nn.Module) -> None:
+    """Fills a graph of the same shapes; raises FolderError for a damaged file, ModelError where a tensor is missing
+    or has another shape."""
+    tensors = _read_tensors(path)
+    wrong = [n for n, t in _state(graph).items() if n not in tensors or tensors[n].shape != t.shape]
+    if wrong:
+        raise ModelError(
+            f"{path} does not fit the rebuilt network at {', '.join(wrong[:3])}; it was written by another version or "
+            "for another model: run `compressor compress` again"
+        )
+    with torch.no_grad():
+        for name in _state(graph):
+            fetch(graph, name).copy_(tensors[name])
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FolderError(f"{path} doesn't exist; {_AGAIN}") from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+        raise FolderError(f"{path} is not a safetensors file ({reason}); {_AGAIN}") from error
+    return tensors
+
+
+def _state(graph: nn.Module) -> dict[str, Tensor]:
+    named = [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]
+    return dict(named)
+
+
+def load_saved(folder: str | Path, module: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
+    """The pruned network of a run's folder, in evaluation mode; the same outputs as when it was written.
+
+    `module` stands for the dense network where the builder can't be called here (it was given as an object). With
+    `trust`, the builder's code is run whatever is known of it. `train()` gives batch normalisation its batch statistics
+    and dropout its chances back, `eval()` takes them away. Raises FolderError for a folder that was changed.
+    """
+    small = _replayed(Path(folder), module, trust)[1]
+    return TrainableGraph(small, small.graph)
+
+
+def load_module(folder: str | Path, module: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
+    """The same network in the model's own class, for models whose code takes its widths from its layers.
+
+    Raises ModelError for the others (attention with fixed head counts): `load_saved` serves those.
+    """
+    from ..pruning.modules import to_module  # brings torch_pruning and, with it, timm, which nothing else here needs
+
+    dense, small, slices, shape = _replayed(Path(folder), module, trust)
+    return to_module(dense, small, slices, example_of(shape))
+
+
+def load_dense(folder: Path, *, trust: bool = False) -> nn.Module:
+    """The dense network as its builder makes it, without trained weights."""
+    network = read_network(folder)
+    if not network.builder:
+        raise ModelError(f"the run in {folder} began with a model object; give that model to load it")
+    require_trusted(network.builder, network.builder_sha256, folder, trust=trust)
+    return load_model(network.builder, "none").module
+
+
+def _replayed(
+    folder: Path, module: nn.Module | None, trust: bool
+) -> tuple[nn.Module, fx.GraphModule, Slices, tuple[int, ...]]:
+    network = read_network(folder)
+    _require_weights(folder, network)
+    if module is None:
+        module = load_dense(folder, trust=trust)
+    module = plain(module).module
+    graph = trace(module, example_of(network.shape))
+    structure = analyse(graph, network.tied, network.frozen)
+    _require_units(folder, structure, network.kept)
+    small, slices = prune(graph, structure, network.kept)
+    read_weights(folder / WEIGHTS, small)
+    return module, small, slices, network.shape
+
+
+def _require_weights(folder: Path, network: Network) -> None:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FolderError(f"{path} doesn't exist; {_AGAIN}")
+    if file_sha256(path) != network.weights_sha256:
+        raise FolderError(f"{path} was changed since it was written (its hash is not the one in {NETWORK}); {_AGAIN}")
+
+
+def _require_units(folder: Path, structure: Structure, kept: Mapping[str, IntArray]) -> None:
+    """Groups of other names are `prune`'s to refuse; units that a group does not have would be passed over."""
+    sizes = {group.name: group.size for group in structure.groups.groups}
+    for name, units in kept.items():
+        size = sizes.get(name)
+        if size is None:
+            continue
+        rising = units.ndim == 1 and bool((np.diff(units) > 0).all())
+        if not rising or not len(units) or units[0] < 0 or units[-1] >= size:
+            raise FolderError(
+                f"{folder / NETWORK} keeps units of group {name!r} that it does not have (0 to {size - 1}); {_AGAIN}"
+            )
+
+
+def rebuild(graph: fx.GraphModule, structure: Structure, kept: dict[str, IntArray]) -> fx.GraphModule:
+    return prune(graph, structure, kept)[0]

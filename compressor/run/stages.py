@@ -1,0 +1,294 @@
+"""A run's folder: stages that finished are read back, the others are done and written.
+
+A stage counts as finished when its marker holds the hash of everything that went into it, and every file it wrote
+still has the hash it had then; the result is always read from disk, so that a continued run and an uninterrupted one
+see the same values.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from ..device import usage
+from ..device.usage import Usage
+from ..errors import CompressorError, FolderError
+from ..files import (
+    content_hash,
+    file_sha256,
+    read_json,
+    read_record,
+    read_signed,
+    recorded,
+    signed,
+    write_json,
+    write_record,
+)
+from .fingerprints import Known, fingerprint, source_hash
+from .locks import LOCK, locked, require_unlocked
+
+T = TypeVar("T")
+Notify = Callable[[str, float], None]
+
+SHIPPED = ("summary.json", "report.md", "report.html", "report.json", "bundle")
+_LEFTOVERS = (".part-*", ".*.onnx.*", ".*.engine.*", ".bundle.*", ".build-*")  # of writers that were killed
+_MARKER = "stage/2"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """`key` is of what went into a stage, `files` the sha256 of what it wrote, by paths in the run's folder."""
+
+    key: str
+    files: Mapping[str, str]
+    cost: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper(Generic[T]):
+    """How a stage's result lies on disk: both take the run's folder."""
+
+    write: Callable[[Path, T], None]
+    read: Callable[[Path], T]
+
+
+def kept_as_record(file: str, kind: type[T]) -> Keeper[T]:
+    """A frozen record as JSON, its arrays beside it."""
+
+    def write(folder: Path, record: T) -> None:
+        write_record(folder / file, record)
+
+    def read(folder: Path) -> T:
+        return read_record(folder / file, kind)
+
+    return Keeper(write, read)
+
+
+@dataclass
+class Stages:
+    """`costs` of each stage as measured when it was done; `reused` names those taken from disk.
+
+    `keys` says of each stage what it stands for: its inputs and the content of every file it wrote.
+    """
+
+    folder: Path
+    notify: Notify
+    identity: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, Usage] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {name: cost.seconds for name, cost in self.costs.items()}
+
+    def holds(self, name: str, inputs: Any) -> bool:
+        """Whether the stage was finished with these inputs and its files are those it wrote."""
+        try:
+            return self._finished(name, _key_of(name, inputs)) is not None
+        except (FolderError, OSError):
+            return False
+
+    def do(
+        self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T], *, spent: Usage | None = None
+    ) -> T:
+        """Writes the stage's files unless they stand for the same inputs, then reads them.
+
+        Files that are gone, changed, damaged or not understood count as not written, and are named. `spent` went into
+        the stage before it was written.
+        """
+        key = _key_of(name, inputs)
+        try:
+            marker = self._finished(name, key)
+            result = None if marker is None else read()
+        except Exception as error:  # whatever is wrong with the files, they are made anew
+            self.notify(f"{name} (again: {_reason(error)})", 0.0)
+            self._discard(name)
+        else:
+            if marker is not None:
+                self.notify(f"{name} (done before)", 1.0)
+                self.reused.append(name)
+                self._keep(name, marker)
+                return cast(T, result)
+        self.notify(name, 0.0)
+        self.retract()
+        self._path(name).unlink(missing_ok=True)
+        meter = usage.begin()
+        with recorded() as written:
+            write()
+        cost = meter.read() if spent is None else meter.read().after(spent)
+        marker = Marker(key, self._hashed(written), replace(cost, seconds=round(cost.seconds, 3)))
+        write_json(self._path(name), signed({"schema": _MARKER, **asdict(marker)}))
+        self._keep(name, marker)
+        self.notify(name, 1.0)
+        return read()
+
+    def make(self, name: str, compute: Callable[..., T], keeper: Keeper[T], **inputs: Any) -> T:
+        """What `compute` makes of the inputs, from disk where the stage was finished with the same ones.
+
+        `compute` is a plain function and gets each input by its name, and `progress`, which takes a share: it sees
+        nothing else, so that the key, made from the very same inputs, holds all that the result depends on. An input
+        that is `Known` goes in by what is known of it; its value is what `compute` gets.
+        """
+        if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
+            raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
+        values = {key: given.value if isinstance(given, Known) else given for key, given in inputs.items()}
+
+        def write() -> None:
+            keeper.write(self.folder, compute(**values, progress=lambda share: self.notify(name, share)))
+
+        prints = {key: fingerprint(given) for key, given in inputs.items()}
+        return self.do(name, [compute.__qualname__, prints], write, lambda: keeper.read(self.folder))
+
+    def _keep(self, name: str, marker: Marker) -> None:
+        self.keys[name] = content_hash(marker.key, marker.files)
+        self.costs[name] = marker.cost
+
+    def _finished(self, name: str, key: str) -> Marker | None:
+        """The marker of the stage with that key; None where it was not done, or with other inputs.
+
+        Raises FolderError naming what is not as the stage left it.
+        """
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        marker = _read_marker(path)
+        if marker.key != key:
+            return None
+        changed = changed_files(self.folder, marker.files)
+        if changed:
+            raise FolderError(", ".join(f"{file} {reason}" for file, reason in changed.items()))
+        return marker
+
+    def _discard(self, name: str) -> None:
+        """Takes away what is not as the stage left it: a builder that keeps what it finds must not keep that."""
+        with suppress(FolderError, OSError):
+            for file in changed_files(self.folder, _read_marker(self._path(name)).files):
+                (self.folder / file).unlink(missing_ok=True)
+
+    def _hashed(self, written: Iterable[Path]) -> dict[str, str]:
+        """Those in the run's folder that are still there; what a stage needed for a while is not its result."""
+        folder = Path(os.path.abspath(self.folder))
+        inside = sorted(path for path in written if path.is_relative_to(folder) and path.is_file())
+        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in inside}
+
+    def retract(self) -> None:
+        """Takes away what ships: it does not stand for the stages any more, or not yet."""
+        for name in SHIPPED:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """The folder is written inside, by this process alone; a full or read-only disk becomes a FolderError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"can't make the folder {self.folder} ({error.strerror}); give another --out") from error
+        try:
+            with locked(self.folder):
+                self._sweep()
+                write_json(self.folder / "run.json", {"schema": "run/1", **self.identity})
+                yield
+        except OSError as error:
+            if error.errno is not None and error.errno not in _FULL:  # numpy's short writes carry no number
+                raise
+            raise FolderError(
+                f"{error.filename or self.folder} can't be written ({error.strerror or error}); free space or "
+                "rights there, and run the same command again: it continues after the last finished stage"
+            ) from error
+
+    def _sweep(self) -> None:
+        """What killed writers left; nobody else writes here while the folder is locked."""
+        for left in [path for pattern in _LEFTOVERS for path in self.folder.rglob(pattern)]:
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
+
+
+def _key_of(name: str, inputs: Any) -> str:
+    """Of all that goes into a stage: its inputs, and the code as it is now."""
+    return content_hash(name, source_hash(), inputs)
+
+
+def recorded_files(folder: Path) -> dict[str, str]:
+    """The sha256 of every file that a stage of the run wrote, as its marker says; of markers that can be read."""
+    hashes: dict[str, str] = {}
+    for path in sorted((folder / "stages").glob("*.json")):
+        try:
+            hashes |= _read_marker(path).files
+        except (FolderError, OSError):
+            continue
+    return hashes
+
+
+def changed_files(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each file that is not as its hash says."""
+    reasons = {}
+    for name, sha256 in hashes.items():
+        if not (folder / name).is_file():
+            reasons[name] = "is gone"
+        elif file_sha256(folder / name) != sha256:
+            reasons[name] = "was changed since it was written"
+    return reasons
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (CompressorError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _read_marker(path: Path) -> Marker:
+    """Raises FolderError for a marker that is damaged or of an earlier version."""
+    content = read_signed(path, _MARKER)
+    try:
+        marker = Marker(content["key"], dict(content["files"]), Usage(**content["cost"]))
+        outside = [name for name in marker.files if Path(name).is_absolute() or ".." in Path(name).parts]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FolderError(f"stages/{path.name} is no stage's marker") from error
+    if outside:
+        raise FolderError(f"stages/{path.name} names files outside the run's folder")
+    return marker
+
+
+def _is_leftover(path: Path) -> bool:
+    """Of a run that was killed before it had a name."""
+    return path.name == LOCK or path.name.startswith(".part-")
+
+
+def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
+    """The stages of a run in that folder, new or continued; nothing is written before `begun`.
+
+    Raises FolderError when it holds another run (another model, weights or data) or anything else, or when another
+    process writes there now.
+    """
+    marker = folder / "run.json"
+    require_unlocked(folder)
+    if marker.is_file():
+        held = read_json(marker, "run/1")
+        different = [k for k, v in identity.items() if held.get(k) != v]
+        if different:
+            was, now = (", ".join(f"{k} {d.get(k)!r}" for k in different) for d in (held, identity))
+            raise FolderError(
+                f"{folder} holds the run of {was}, not of {now}; give another --out, or delete that folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(p) for p in folder.iterdir())):
+        raise FolderError(f"{folder} exists and is no run of this program; give another --out")
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise FolderError(f"{folder} can't be made: {place} is not a folder you may write to; give another --out")
+    return Stages(folder, notify, identity)

@@ -1,0 +1,234 @@
+"""What the stages of one run share: recipe, folder, dense network, images, and the gates passed so far.
+
+`prepare` reads and checks all of it before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from ..choices import given_preprocessing, require_known
+from ..errors import DataError, GateError, ModelError, RecipeError
+from ..export.exportable import require_exportable
+from ..graph import trace
+from ..graph.behaviour import require_function
+from ..inputs.images import Batches, Images, Preprocessing, batches, overridden, require_decodable
+from ..inputs.models import Model, load_model
+from ..inputs.sources import load_images, require_labels
+from ..inputs.splits import Splits, split, split_apart
+from ..placement import CPU, device_of, placed, resolve, to_device
+from ..recipe import Recipe
+from ..report import GateRow
+from .fingerprints import Known
+from .saved import example_of
+from .stages import Notify, Stages, open_run
+
+SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
+
+
+@dataclass
+class Work:
+    """What the stages of one run share."""
+
+    recipe: Recipe
+    stages: Stages
+    model: Model
+    splits: Splits
+    dense: fx.GraphModule
+    calibration: Batches
+    evaluation: Batches
+    preprocessing: Preprocessing
+    gates: list[GateRow] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # said first in the report, on the terminal and in the summary
+    budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
+    device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
+
+    @property
+    def example(self) -> Tensor:
+        return example_of(self.preprocessing.shape)
+
+    @property
+    def calibration_images(self) -> Known:
+        """The calibration images as a stage's input."""
+        return self._known(self.calibration, "calibration")
+
+    @property
+    def evaluation_images(self) -> Known:
+        """The evaluation images as a stage's input."""
+        return self._known(self.evaluation, "evaluation")
+
+    def _known(self, images: Batches, part: str) -> Known:
+        return Known(images, [self.splits.hashes[part], images.batch_size, asdict(self.preprocessing)])
+
+    def sample(self, count: int) -> NDArray[np.float32]:
+        """float32 [count, C, H, W], the first calibration images as the network takes them; few ones come again."""
+        found: list[NDArray[np.float32]] = []
+        for images, _ in self.calibration:
+            found.append(images.numpy())
+            if sum(len(part) for part in found) >= count:
+                break
+        return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
+
+    def warn(self, text: str) -> None:
+        """Once, however many find it."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "", doubt: str = "") -> None:
+        """Notes a gate; raises GateError when the value is above the limit.
+
+        With a `doubt`, which says why, a value within the limit shows nothing: not passed, but the run goes on.
+        """
+        held = bool(value <= limit)
+        self.gates.append(
+            GateRow(name, limit, float(value), held and not doubt, "<=", unit, remedy, doubt if held else "")
+        )
+        if doubt:
+            self.warn(doubt)
+        if not held:
+            self.stages.retract()
+            raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
+
+
+def prepare(
+    recipe: Recipe, notify: Notify, model: Model | None, images: Images | None, *, search: int = 0, spare: int = 0
+) -> Work:
+    """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
+
+    `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave.
+    """
+    require_known(recipe)
+    model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
+    splits, how = read_images(recipe, model, images, search=search, spare=spare)
+    device = resolve(recipe.device)
+    traced = trace(model.module, example_of(how.shape))
+    require_function(model.module, traced, example_of(how.shape))
+    require_exportable(traced)
+    dense = placed(traced, device)
+    classes = _classes(dense, example_of(how.shape))
+    require_own_classes(splits.calibration, classes, model)
+    for part in (splits.calibration, splits.search, splits.evaluation):
+        require_labels(part, classes)
+        require_decodable(part)
+    identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
+    return Work(
+        recipe,
+        open_run(recipe.folder, identity, notify),
+        model,
+        splits,
+        dense,
+        batches(splits.calibration, recipe.batch_size),
+        batches(splits.evaluation, recipe.batch_size),
+        how,
+        warnings=[f"the model was taken as a plain network: {note}" for note in model.notes],
+        device=device,
+    )
+
+
+@torch.no_grad()
+def _classes(graph: fx.GraphModule, example: Tensor) -> int:
+    """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
+    answer = graph(to_device(example, device_of(graph)))
+    if not isinstance(answer, Tensor) or answer.ndim != 2:
+        raise ModelError(_no_classifier(answer))
+    return int(answer.shape[1])
+
+
+def _no_classifier(answer: Any) -> str:
+    """What to say of a network that answers with anything but one [N, classes]."""
+    if not isinstance(answer, Tensor):
+        return (
+            f"the model answers with a {type(answer).__name__}, expected one tensor [N, classes]; wrap the model so "
+            "that its forward returns the logits alone"
+        )
+    if answer.ndim == 4:
+        return (
+            f"the model answers with maps {list(answer.shape)}, as for segmentation or detection; classifiers, which "
+            "answer with one tensor [N, classes], are what can be compressed. `compressor inspect` shows its units"
+        )
+    return (
+        f"the model answers with a tensor {list(answer.shape)}, expected one tensor [N, classes]; wrap the model so "
+        "that its forward returns class scores"
+    )
+
+
+def require_own_classes(images: Images, outputs: int, model: Model) -> None:
+    """Raises DataError where named classes would be taken for the first few of more outputs, whose names aren't known.
+
+    Numbers as names are the model's own class numbers where they count from 0.
+    """
+    names = images.class_names
+    known = model.class_names is not None and model.weights != "none"
+    numbered = all(name.isdigit() and int(name) == index for index, name in enumerate(names))
+    if known or numbered or len(names) >= outputs:
+        return
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    remedy = _built_for(model.builder, len(names))
+    raise DataError(
+        f"{images.source} has {len(names)} classes ({listed}), the model {outputs} outputs, and which of them are "
+        f"meant is not known; {remedy}, or give labels.csv with the model's class numbers"
+    )
+
+
+def _built_for(spec: str, classes: int) -> str:
+    """What to call for a model of so many classes, as that kind of model is spelt."""
+    name, _, arguments = spec.removesuffix(")").partition("(")
+    if spec.startswith(("torchvision:", "timm:")):
+        others = [part.strip() for part in arguments.split(",") if part.strip() and "num_classes" not in part]
+        return f"take --model '{name}({', '.join((*others, f'num_classes={classes}'))})' with weights trained for them"
+    return f"build {spec or 'the model'} for {classes} classes"
+
+
+def read_images(
+    recipe: Recipe, model: Model, images: Images | None, *, search: int = 0, spare: int = 0
+) -> tuple[Splits, Preprocessing]:
+    """Calibration, evaluation and `search` images (or at most `spare`), disjoint, prepared as the model wants them."""
+    known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
+    how = overridden(known, **given_preprocessing(recipe))
+    classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
+    if images is None:
+        if not recipe.data:
+            raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
+        images = load_images(recipe.data, classes=classes)
+    images = images.prepared(how)
+    if recipe.evaluation_data:
+        held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(how)
+        n = min(recipe.calibration, _different(images, recipe.calibration + search))
+        rest = _left_for_search(images, n, search) if search else _left(images, n, spare)
+        return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), how
+    held = round(recipe.evaluation * len(images))
+    n = min(recipe.calibration, _different(images, recipe.calibration + held + search) - held)
+    if not held or n < 1:
+        raise DataError(
+            f"{images.source} holds {len(images)} images, of which {held} are held out for evaluation; give more "
+            "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
+        )
+    rest = _left_for_search(images, held + n, search) if search else _left(images, held + n, spare)
+    return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), how
+
+
+def _left_for_search(images: Images, taken: int, search: int) -> int:
+    """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
+    left = _left(images, taken, search)
+    if left < min(search, SEARCH_LEAST):
+        raise DataError(
+            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {left} "
+            f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
+        )
+    return left
+
+
+def _left(images: Images, taken: int, wanted: int) -> int:
+    return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
+
+
+def _different(images: Images, wanted: int) -> int:
+    """How many images there are; repeated ones count once where that decides whether there are enough."""
+    return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})

@@ -1,0 +1,107 @@
+"""Weights that no trained model has are refused in one line, from a file and in a model that is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+from compressor.inputs.checkpoints import fill, state_hash
+
+
+def _net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def _changed(name: str, value: Callable[[Tensor], Any]) -> dict[str, Any]:
+    state = _net().state_dict()
+    return {**state, name: value(state[name])}
+
+
+def _inf(tensor: Tensor) -> Tensor:
+    return tensor.clone().fill_(float("inf"))
+
+
+def _qint8(tensor: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+FILES: list[tuple[str, Callable[[Tensor], Any], str]] = [
+    ("3.weight", _inf, r"holds infinity \(first in '3\.weight'\)"),
+    ("3.weight", lambda t: t * float("nan"), r"holds NaN \(first in '3\.weight'\)"),
+    ("1.running_var", lambda t: t - 2, r"holds a negative variance \(first in '1\.running_var'\)"),
+    ("3.weight", lambda t: (100 * t).to(torch.int8), "holds int8 where the model has float32"),
+    ("3.weight", lambda t: t.to_sparse(), "holds '3.weight' as sparse_coo; store it dense"),
+    ("3.weight", _qint8, "holds '3.weight' as qint8; give the float model"),
+    ("3.weight", lambda t: t.to("meta"), "has no values for '3.weight'"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch takes its quantised tensors away
+@pytest.mark.parametrize(("name", "value", "said"), FILES, ids=[said[:24] for *_, said in FILES])
+def test_a_checkpoint_with_strange_values_is_refused(
+    tmp_path: Path, name: str, value: Callable[[Tensor], Any], said: str
+) -> None:
+    torch.save(_changed(name, value), tmp_path / "x.pt")
+    module = _net()
+    before = state_hash(module)
+    with pytest.raises(ModelError, match=said):
+        fill(module, tmp_path / "x.pt")
+    assert state_hash(module) == before
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_taken(tmp_path: Path, kind: torch.dtype) -> None:
+    torch.save(
+        {name: t.to(kind) if t.is_floating_point() else t for name, t in _net().state_dict().items()}, tmp_path / "x.pt"
+    )
+    fill(_net(), tmp_path / "x.pt")
+
+
+def test_a_mask_may_be_infinite_where_the_models_own_is(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    torch.save(module.state_dict(), tmp_path / "x.pt")
+    fill(module, tmp_path / "x.pt")
+
+
+def _quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(_net(), {nn.Linear}, torch.qint8)
+
+
+def _on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return _net()
+
+
+def _lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(2))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_quantised, "quantised .* Give the float model"),
+        (_on_meta, "has no values for '0.weight'"),
+        (_lazy, "has no size yet .* run the model on one image"),
+    ],
+)
+def test_a_model_without_plain_weights_is_refused(make: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        state_hash(make())
+
+
+def test_what_a_module_keeps_beside_tensors_does_not_stop_it() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 7}
+
+        def set_extra_state(self, state: object) -> None: ...
+
+    assert state_hash(Counting(2, 2))

@@ -1,0 +1,172 @@
+"""Code that a folder names is run where it is the recorded file outside the folder, or where the user says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.__main__ import main
+from compressor.benchmarking import open_place
+from compressor.errors import CompressorError, FolderError, ModelError
+from compressor.files import read_signed, signed, write_json
+from compressor.graph import trace
+from compressor.inputs.models import load_model
+from compressor.inputs.trust import require_trusted
+from compressor.pruning import find_structure
+from compressor.pruning.check import random_units
+from compressor.run.saved import Network, example_of, load_saved, read_network, rebuild, save
+
+SHAPE = (3, 8, 8)
+FACTORY = """
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_name("ran").touch()
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run/` and, beside it, the `factory.py` its network is built by."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "factory.py").write_text(FACTORY)
+    builder = f"{folder / 'factory.py'}:build"
+    graph = trace(load_model(builder, "none").module, example_of(SHAPE))
+    structure = find_structure(graph, example_of(SHAPE))
+    kept = random_units(structure, 0)
+    network = Network(builder, SHAPE, structure.tied, structure.frozen, kept)
+    save(folder / "run", network, rebuild(graph, structure, kept))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy whose builder lies beside it; nothing of it has run yet."""
+    shutil.copytree(made, tmp_path / "x")
+    (tmp_path / "x" / "ran").unlink(missing_ok=True)
+    run = tmp_path / "x" / "run"
+    _rewrite(run, builder=f"{tmp_path / 'x' / 'factory.py'}:build")
+    return run
+
+
+def _rewrite(run: Path, **fields: Any) -> None:
+    """As somebody who can make a right digest would."""
+    content = read_signed(run / "network.json", "network/2")
+    write_json(run / "network.json", signed({**content, **fields}))
+
+
+def _ran(run: Path) -> bool:
+    return (run.parent / "ran").exists() or (run / "ran").exists()
+
+
+def test_the_recorded_file_is_run_without_a_word(folder: Path) -> None:
+    assert load_saved(folder)(example_of(SHAPE)).shape == (2, 8)
+    assert _ran(folder)
+
+
+def test_another_file_is_named_and_runs_only_with_trust(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder.parent / "factory.py").open("a") as file:
+        file.write("\n# edited\n")
+    with pytest.raises(ModelError, match=r"names code to run, '.*factory\.py', which is not the file it was made with"):
+        load_saved(folder)
+    assert main(["load", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "--trust" in said
+    assert not _ran(folder)
+    assert main(["load", str(folder), "--trust"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 0
+    assert _ran(folder)
+
+
+def test_a_file_that_came_along_is_not_trusted_for_its_hash(folder: Path) -> None:
+    shutil.copy(folder.parent / "factory.py", folder / "factory.py")
+    _rewrite(folder, builder=f"{folder / 'factory.py'}:build")
+    with pytest.raises(ModelError, match="came along inside it"):
+        load_saved(folder)
+    assert not _ran(folder)
+    assert load_saved(folder, trust=True)(example_of(SHAPE)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"builder_sha256": ""}, "whose hash it does not hold"),
+        ({"builder_sha256": "0" * 64}, "is not the file it was made with"),
+        ({"builder": "elsewhere/none.py:build"}, "there is no file of 'elsewhere/none.py'"),
+        ({"builder": "subprocess:call(args=['touch', 'ran'])"}, "names code to run"),
+        ({"builder": "nowhere.at.all:build"}, "there is no file of 'nowhere.at.all'"),
+        ({"builder": "builtins:exec"}, "there is no file of 'builtins'"),
+        ({"builder": "timm:resnet18(checkpoint_path='/tmp/evil.pth')"}, "'checkpoint_path' may name a file"),
+        ({"builder": "torchvision:resnet18(weights='a/b')"}, "'weights' may name a file"),
+    ],
+)
+def test_nothing_else_is_run(folder: Path, fields: dict[str, str], said: str) -> None:
+    _rewrite(folder, **fields)
+    with pytest.raises(ModelError, match=said):
+        load_saved(folder)
+    assert not _ran(folder)
+
+
+def test_an_installed_module_is_not_trusted_for_its_hash() -> None:
+    import subprocess
+
+    from compressor.files import file_sha256
+
+    with pytest.raises(ModelError, match="installed library's"):
+        require_trusted("subprocess:call(args=['x'])", file_sha256(str(subprocess.__file__)), Path("run"))
+
+
+@pytest.mark.parametrize("builder", ["digits-resnet", "torchvision:resnet18(num_classes=2)", "timm:resnet18"])
+def test_models_of_libraries_need_no_trust(builder: str) -> None:
+    require_trusted(builder, "", Path("run"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shape": [3, 10**6, 10**6]},
+        {"shape": [3, -8, 8]},
+        {"shape": "abc"},
+        {"kept": {"g": [10**30]}},
+        {"kept": {"g": [[1], 2]}},
+        {"kept": []},
+        {"tied": [1]},
+        {"builder": None},
+        {"weights_sha256": 5},
+    ],
+)
+def test_a_description_of_no_network_is_one_line(folder: Path, fields: dict[str, Any]) -> None:
+    _rewrite(folder, **fields)
+    with pytest.raises(FolderError, match="describes no network"):
+        load_saved(folder)
+
+
+@pytest.mark.parametrize("units", [[-1, 2], [0, 500], [2, 1], [1, 1], []])
+def test_units_that_a_group_does_not_have_are_refused(folder: Path, units: list[int]) -> None:
+    kept = {name: units.tolist() for name, units in read_network(folder).kept.items()}
+    _rewrite(folder, kept={**kept, next(iter(kept)): units})
+    with pytest.raises(FolderError, match="keeps units of group"):
+        load_saved(folder)
+
+
+def test_the_recipe_of_a_run_names_no_other_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = folder.parent / "evil.py"
+    evil.write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    (folder / "recipe.toml").write_text(f"model = {json.dumps(f'{evil}:build')}\n")
+    write_json(folder / "summary.json", {"schema": "summary/2"})
+    for builder in (read_network(folder).builder, ""):  # an empty one: a run of a model object
+        _rewrite(folder, builder=builder)
+        with pytest.raises(CompressorError):
+            open_place(folder)
+    assert main(["benchmark", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not _ran(folder)

@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import compressor
-from compressor import choices, pipeline
-from compressor import explaining as looking
+from compressor import choices, explaining, pipeline
 from compressor.accuracy import evaluate
 from compressor.budgets import Budget
 from compressor.delivery import Delivered
@@ -482,7 +481,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> None:
         with _disable_current_modes():
             return trace(*given)
 
-    for module in (work, looking):
+    for module in (work, explaining):
         monkeypatch.setattr(module, "resolve", lambda name: FAKE if name == "cuda" else resolve(name))
         monkeypatch.setattr(module, "trace", trace_plainly)
 
@@ -554,11 +553,11 @@ def test_a_picture_of_relevance_does_not_depend_on_the_device(
     pixels = np.random.default_rng(0).integers(0, 255, (3, PX, PX, 3)).astype(np.uint8)
     np.savez(path, images=pixels, labels=np.arange(3))
     model = Model(network(name), "", "given", None, None, "0" * 64)
-    monkeypatch.setattr(looking, "load_model", lambda *args, **kwargs: model)
+    monkeypatch.setattr(explaining, "load_model", lambda *args, **kwargs: model)
     options = {"data": str(path), "size": PX, "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}
-    expected = looking.explain(make_recipe({**options, "device": "cpu"}), 1)
+    expected = explaining.explain(make_recipe({**options, "device": "cpu"}), 1)
     with fake_device():
-        found = looking.explain(make_recipe({**options, "device": "cuda"}), 1)
+        found = explaining.explain(make_recipe({**options, "device": "cuda"}), 1)
     assert np.allclose(expected.heat, found.heat, rtol=SAME, atol=SAME)
     for ours, theirs in zip(expected.layers, found.layers, strict=True):
         assert np.allclose(ours.units, theirs.units, rtol=SAME, atol=SAME)

@@ -177,25 +177,26 @@ def benchmark(
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
     console.quiet = quiet
-    from .. import benchmarking as suite
-    from .. import pipeline
+    from .. import benchmarking, pipeline
 
     runtimes = [name.strip() for name in on.split(",")]
-    options = suite.Options(
+    options = benchmarking.Options(
         seconds=seconds,
         runs=least_runs,
         offline_batch=offline_batch,
         rate_hz=rate_hz,
         threads=threads,
-        cores=suite.read_cores(cores),
+        cores=benchmarking.read_cores(cores),
         on=tuple(name for name in runtimes if name),
     )
 
     with StageBars(None if places else recipe) as notify:
         folders = places or [pipeline.run(recipe, notify=notify).folder]
-        opened = [suite.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders]
-        out = report or folders[0] / suite.STEM
-        summary = suite.benchmark(opened, options=options, out=out, notify=notify, other=compare)
+        opened = [
+            benchmarking.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders
+        ]
+        out = report or folders[0] / benchmarking.STEM
+        summary = benchmarking.benchmark(opened, options=options, out=out, notify=notify, other=compare)
     tables.benchmarked(summary)
     print(json.dumps(summary))
 

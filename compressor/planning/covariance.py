@@ -18,7 +18,7 @@ from ..graph import Watcher, fetch
 from ..graph.operators import arguments
 from ..graph.windows import position_count, rows_of
 from ..placement import device_of, to_device
-from ..repair import least_squares as gram
+from ..repair import least_squares
 from ..repair.compensation import CompensationOptions, Layouts, layouts_of, rows_wanted
 from ..repair.consumers import Layer, window_of
 from ..repair.gathering import sampled_positions
@@ -54,9 +54,9 @@ def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
         factor = stable_factor(correlation)
     root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
     inverse = torch.zeros_like(root)  # R^-1 = L^-1.T L^-1
-    gram.add_lower_product(inverse, root)
+    least_squares.add_lower_product(inverse, root)
     deviation = deviation.to(inverse)
-    return gram.mirrored(inverse) / deviation.outer(deviation)
+    return least_squares.mirrored(inverse) / deviation.outer(deviation)
 
 
 def stable_factor(matrix: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def features_of(graph: fx.GraphModule, layer: Layer) -> int:
     """Entries of one row, 0 where rows of this layer are not looked at (grouped, or too wide)."""
     weight = fetch(graph, layer.weight)
     features = weight[0].numel()
-    return features if window_of(layer.node, weight).groups == 1 and features <= gram.WIDEST else 0
+    return features if window_of(layer.node, weight).groups == 1 and features <= least_squares.WIDEST else 0
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ class _Sums:
         rows = rows - self.origin.to(rows)
         self.count += len(rows)
         self.x += rows.sum(0, dtype=torch.float64)
-        gram.add_lower_product(self.xx, rows)
+        least_squares.add_lower_product(self.xx, rows)
 
     def inputs(self, device: torch.device) -> Inputs:
         """Mean and shrunk covariance of the rows that all ranks saw."""
@@ -156,7 +156,7 @@ class _Sums:
             self.xx = torch.zeros(self.features, self.features, dtype=torch.float64)
         origin, count = self.origin.to(self.x), float(self.count)
         sums = {"n": torch.tensor(count, dtype=torch.float64), "x": self.x + count * origin}
-        sums["xx"] = gram.mirrored(self.xx)  # of rows counted from the origin
+        sums["xx"] = least_squares.mirrored(self.xx)  # of rows counted from the origin
         if world() > 1:  # every rank counted from another point
             sums["xx"] = sums["xx"] + origin.outer(self.x) + self.x.outer(origin) + count * origin.outer(origin)
             totals = sum_over_ranks({name: value.cpu().numpy() for name, value in sums.items()})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import sum_over_ranks
-from . import least_squares as gram
+from . import least_squares
 
 STEPS = 10  # thirty gain nothing more
 CHUNK_ENTRIES = 1 << 22  # numbers of rows and outputs at a time
@@ -63,22 +63,22 @@ def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -
 
 
 def solve(
-    moments: gram.Moments, rows: Rows, bounds: Bounds, ridge: float, start: Tensor, *, intercept: bool
+    moments: least_squares.Moments, rows: Rows, bounds: Bounds, ridge: float, start: Tensor, *, intercept: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Weights [groups, outputs, features] and offset [groups, outputs]; None where it is numerically singular.
 
     The moments hold all rows, linearly; `rows` say by how much targets may move.
     """
-    problem = gram.problem_of(moments, intercept)
+    problem = least_squares.problem_of(moments, intercept)
     unexplained = problem.xy - problem.xx @ start.mT  # [groups, features, outputs] by `start`, before any target moves
-    factor = gram.factor_in(rows.x.dtype, problem, ridge)
+    factor = least_squares.factor_in(rows.x.dtype, problem, ridge)
     if factor is None:
         return None
 
     def refitted(moves_x: Tensor | float, moves: Tensor | float) -> tuple[Tensor, Tensor]:
         """For targets moved by so much: only the right-hand side changes, so the factor serves every step."""
         weights = start + torch.cholesky_solve((unexplained + moves_x).to(factor), factor).mT.double()
-        return weights, gram.intercept_of(replace(problem, mean_y=problem.mean_y + moves), weights)
+        return weights, least_squares.intercept_of(replace(problem, mean_y=problem.mean_y + moves), weights)
 
     weights, offset = weights_before, offset_before = refitted(0.0, 0.0)
     for step in range(STEPS):

@@ -23,8 +23,7 @@ from ..graph.operators import arguments
 from ..graph.samples import Samples, sample_layouts
 from ..placement import device_of, to_device
 from ..records import Compensation, LayerRepair, LeftAlone, Slices
-from . import clamped, dual
-from . import least_squares as gram
+from . import clamped, dual, least_squares
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
 from .gathering import Fit, Gathering, Statistics
 
@@ -51,7 +50,7 @@ class CompensationOptions:
     rows_per_feature: float = 16.0
     rows_least: int = 8192
     rows_most: int = 16384
-    widest: int = gram.WIDEST
+    widest: int = least_squares.WIDEST
     rows_of_wide: int = 4096
     limit_bytes: int = 2 << 30
     clamps: bool = True
@@ -240,7 +239,7 @@ def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOpt
     if solution is None:
         return None
     ridge, weights, offset = solution
-    variance = max(gram.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
+    variance = max(least_squares.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
     before = statistics.error(fit.start, fit.offset) / variance
     after = statistics.error(weights, offset) / variance
     return _Refit(ridge, weights, offset, before, after, int(statistics.total.count))
@@ -260,16 +259,18 @@ def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) 
 
 def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
-    ridge = gram.choose_ridge(statistics.folds, options.ridges, fit.start, fit.offset, intercept=fit.has_intercept)
+    ridge = least_squares.choose_ridge(
+        statistics.folds, options.ridges, fit.start, fit.offset, intercept=fit.has_intercept
+    )
     if ridge is None:
         return None
     bounds, rows = statistics.bounds, statistics.rows
     if bounds is not None and rows is not None and _clamped_is_better(fit, statistics, bounds, rows, ridge):
         solution = clamped.solve(statistics.total, rows, bounds, ridge, fit.start, intercept=fit.has_intercept)
         return None if solution is None else (ridge, *solution)
-    problem = gram.problem_of(statistics.total, fit.has_intercept)
-    weights = gram.solve(problem, ridge, fit.start)
-    return None if weights is None else (ridge, weights, gram.intercept_of(problem, weights))
+    problem = least_squares.problem_of(statistics.total, fit.has_intercept)
+    weights = least_squares.solve(problem, ridge, fit.start)
+    return None if weights is None else (ridge, weights, least_squares.intercept_of(problem, weights))
 
 
 def _clamped_is_better(
@@ -281,12 +282,12 @@ def _clamped_is_better(
     first = rows.part(slice(statistics.rows_of_first))
     second = rows.part(slice(statistics.rows_of_first, None))
     fitted = statistics.folds[0]
-    problem = gram.problem_of(fitted, fit.has_intercept)
-    linear = gram.solve(problem, ridge, fit.start)
+    problem = least_squares.problem_of(fitted, fit.has_intercept)
+    linear = least_squares.solve(problem, ridge, fit.start)
     solution = clamped.solve(fitted, first, bounds, ridge, fit.start, intercept=fit.has_intercept)
     if linear is None or solution is None:
         return False
-    linear_error = clamped.squared_error(second, bounds, linear, gram.intercept_of(problem, linear))
+    linear_error = clamped.squared_error(second, bounds, linear, least_squares.intercept_of(problem, linear))
     return clamped.squared_error(second, bounds, *solution) < linear_error
 
 

@@ -21,8 +21,7 @@ from ..graph.lockstep import Lockstep, Values, run_node
 from ..graph.operators import arguments
 from ..graph.samples import Samples
 from ..graph.windows import Window, position_count, rows_of, targets_of
-from . import clamped, dual
-from . import least_squares as gram
+from . import clamped, dual, least_squares
 from .consumers import Layer
 
 ROW_ENTRIES = 1 << 23  # rows are unfolded so many numbers at a time: 64 MB in float64
@@ -53,20 +52,20 @@ class Fit:
 class Statistics:
     """What a layer's rows and targets add up to, in two folds of images; the rows too where a clamp follows."""
 
-    folds: tuple[gram.Moments, gram.Moments]
+    folds: tuple[least_squares.Moments, least_squares.Moments]
     bounds: clamped.Bounds | None = None
     rows: clamped.Rows | None = None
     rows_of_first: int = 0  # so many of the rows, the first ones, are the first fold's
 
     @functools.cached_property
-    def total(self) -> gram.Moments:
+    def total(self) -> least_squares.Moments:
         """Both folds together."""
         return self.folds[0] + self.folds[1]
 
     def error(self, weights: Tensor, offset: Tensor) -> float:
         """Mean squared error per row, summed over all outputs; without what a clamp cuts off again."""
         if self.bounds is None or self.rows is None:
-            return gram.squared_error(self.total, weights, offset)
+            return least_squares.squared_error(self.total, weights, offset)
         return clamped.squared_error(self.rows, self.bounds, weights, offset)
 
 
@@ -90,7 +89,7 @@ class Gathering:
     bounds: clamped.Bounds | None
     sample: list[dual.Sample] | None  # instead of sums, where rows are fewer than features
     obstacle: str = ""
-    sums: list[gram.MomentSums] = field(default_factory=list)
+    sums: list[least_squares.MomentSums] = field(default_factory=list)
     clamped_rows: tuple[list[clamped.Rows], list[clamped.Rows]] = field(default_factory=lambda: ([], []))
 
     def visit(self, batch: int, dense: Values, pruned: Values) -> None:
@@ -215,11 +214,11 @@ def _tokens_of(value: Tensor, n: int) -> Tensor:
     return value.reshape(n, -1, value.shape[-1])
 
 
-def _empty_sums(rows: Tensor, targets: Tensor) -> list[gram.MomentSums]:
+def _empty_sums(rows: Tensor, targets: Tensor) -> list[least_squares.MomentSums]:
     """For two folds, counted from the mean of these rows and targets [groups, n, ...]."""
     groups, _, features = rows.shape
     origin = rows.mean(1), targets.mean(1)
-    return [gram.MomentSums(groups, features, targets.shape[-1], rows.device, origin) for _ in range(2)]
+    return [least_squares.MomentSums(groups, features, targets.shape[-1], rows.device, origin) for _ in range(2)]
 
 
 def _without_channels(value: Tensor, channel_axis: int) -> list[int]:
@@ -260,8 +259,8 @@ def sampled_positions(available: int, rows: int, images: int, seed: int) -> Tens
     return torch.randperm(available, generator=generator)[:count].sort().values
 
 
-def _over_ranks(moments: gram.Moments) -> gram.Moments:
+def _over_ranks(moments: least_squares.Moments) -> least_squares.Moments:
     arrays = {str(i): tensor.cpu().numpy() for i, tensor in enumerate(moments.tensors())}
     sums = sum_over_ranks(arrays)
     device = moments.x.device
-    return gram.Moments(*(torch.from_numpy(np.asarray(sums[name])).to(device) for name in arrays))
+    return least_squares.Moments(*(torch.from_numpy(np.asarray(sums[name])).to(device) for name in arrays))

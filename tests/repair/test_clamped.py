@@ -18,8 +18,7 @@ from compressor.planning import RankingOptions, make_plan
 from compressor.pruning import find_structure, prune
 from compressor.records import Slices
 from compressor.relevance import ScoreOptions, score
-from compressor.repair import clamped, compensation
-from compressor.repair import least_squares as gram
+from compressor.repair import clamped, compensation, least_squares
 from compressor.repair.clamped import Bounds, Rows
 from compressor.repair.compensation import CompensationOptions, compensate
 from compressor.repair.consumers import find_layers
@@ -30,14 +29,14 @@ INF = math.inf
 RIDGE = 1e-3
 
 
-def problem(groups: int) -> tuple[Rows, gram.Moments, Tensor]:
+def problem(groups: int) -> tuple[Rows, least_squares.Moments, Tensor]:
     """Targets that the rows can't make; the clamp is given them and a constant that the layer doesn't know of."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(groups, 400, 5, generator=generator, dtype=torch.float64)
     hidden = torch.randn(groups, 400, 3, generator=generator, dtype=torch.float64)
     both = torch.randn(groups, 8, 4, generator=generator, dtype=torch.float64)
     targets = torch.cat([x, hidden], 2) @ both
-    sums = gram.MomentSums(groups, 5, 4, x.device, (x.mean(1), targets.mean(1)))
+    sums = least_squares.MomentSums(groups, 5, 4, x.device, (x.mean(1), targets.mean(1)))
     sums.add(x, targets)
     return Rows(x, targets, targets - 0.5), sums.moments(), torch.zeros(groups, 4, 5, dtype=torch.float64)
 
@@ -63,7 +62,7 @@ def test_the_fit_is_the_optimum(bounds: Bounds, groups: int, intercept: bool, mo
     weights, offset = (t.clone().requires_grad_() for t in found)
     value = loss(rows, bounds, weights, offset)
     assert clamped.squared_error(rows, bounds, *found) == pytest.approx(float(value.detach()), rel=ORDER_TOLERANCE)
-    xx = gram.problem_of(moments, intercept).xx.diagonal(dim1=-2, dim2=-1)
+    xx = least_squares.problem_of(moments, intercept).xx.diagonal(dim1=-2, dim2=-1)
     (value + (RIDGE * xx.mean(-1).view(-1, 1, 1) * weights.square()).sum()).backward()
     assert weights.grad is not None
     assert offset.grad is not None
@@ -77,7 +76,7 @@ def test_the_fit_is_the_optimum(bounds: Bounds, groups: int, intercept: bool, mo
 def test_without_bounds_it_is_plain_least_squares() -> None:
     rows, moments, start = problem(2)
     found = clamped.solve(moments, rows, Bounds(-INF, INF), RIDGE, start, intercept=True)
-    plain = gram.solve(gram.problem_of(moments, True), RIDGE, start)
+    plain = least_squares.solve(least_squares.problem_of(moments, True), RIDGE, start)
     assert found is not None
     assert plain is not None
     assert torch.allclose(found[0], plain, rtol=0, atol=ORDER_TOLERANCE)

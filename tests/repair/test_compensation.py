@@ -24,8 +24,7 @@ from compressor.pruning.check import find_structure
 from compressor.pruning.surgery import prune
 from compressor.records import Compensation, Plan, Slices
 from compressor.repair import compensation as subject
-from compressor.repair import dual, gathering
-from compressor.repair import least_squares as gram
+from compressor.repair import dual, gathering, least_squares
 from compressor.repair.compensation import CompensationOptions, compensate
 from compressor.repair.consumers import find_layers, schedule, window_of
 
@@ -359,9 +358,9 @@ def test_a_node_is_changed_where_only_its_sizes_are() -> None:
     assert compensate(dense, pruned, slices, images.split(4)).repaired
 
 
-def moments_of(x: Tensor, y: Tensor) -> gram.Moments:
+def moments_of(x: Tensor, y: Tensor) -> least_squares.Moments:
     """Of rows [groups, n, features] and targets, counted from their own mean."""
-    sums = gram.MomentSums(*x.shape[::2], y.shape[-1], x.device, (x.mean(1), y.mean(1)))
+    sums = least_squares.MomentSums(*x.shape[::2], y.shape[-1], x.device, (x.mean(1), y.mean(1)))
     sums.add(x, y)
     return sums.moments()
 
@@ -379,7 +378,7 @@ def test_a_spread_far_below_the_mean_survives_float32() -> None:
     """Products of 1000 with 1000 leave nothing of a variance of 1e-4 in float32, counted from the mean they do."""
     generator = torch.Generator().manual_seed(0)
     x = 1000 + 1e-2 * torch.randn(1, 4000, 6, generator=generator)
-    problem = gram.problem_of(moments_of(x, x[..., :1]), intercept=True)
+    problem = least_squares.problem_of(moments_of(x, x[..., :1]), intercept=True)
     expected = torch.cov(x[0].double().T, correction=0)
     assert torch.allclose(problem.xx[0], expected, rtol=1e-3, atol=1e-3 * float(expected.diagonal().mean()))
 
@@ -388,8 +387,8 @@ def test_wide_symmetric_products_are_made_by_halves(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gram, "BLOCK", 3)
     x = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = torch.zeros(2, 8, 8, dtype=torch.float64)
-    gram.add_lower_product(total, x)
-    assert torch.allclose(gram.mirrored(total), x.mT @ x)
+    least_squares.add_lower_product(total, x)
+    assert torch.allclose(least_squares.mirrored(total), x.mT @ x)
 
 
 @pytest.mark.parametrize("errors", ["5432123", "1234567", "7654321", "i543212", "iiiiii1"])
@@ -401,7 +400,7 @@ def test_the_best_ridge_is_found_downhill(errors: str) -> None:
         asked.append(ridge)
         return values[int(ridge)]
 
-    assert gram.least_of([float(i) for i in range(7)], error_of) == (float(np.argmin(values)), 1.0)
+    assert least_squares.least_of([float(i) for i in range(7)], error_of) == (float(np.argmin(values)), 1.0)
     assert len(asked) == len(set(asked))
 
 
@@ -417,16 +416,16 @@ def test_both_forms_of_ridge_regression_agree() -> None:
         fold = (torch.arange(n) >= n // 2).long()
         folds = [moments_of(x[fold == part][None], y[fold == part][None]) for part in (0, 1)]
         none = torch.zeros(1, 4, dtype=torch.float64)
-        ridge = gram.choose_ridge(folds, strengths, start[None], none, intercept=True)
+        ridge = least_squares.choose_ridge(folds, strengths, start[None], none, intercept=True)
         found = dual.fit(dual.Sample(x, y, fold), strengths, start, none[0], intercept=True)
         assert ridge is not None
         assert found is not None
         assert found[0] == ridge
-        problem = gram.problem_of(folds[0] + folds[1], intercept=True)
-        weights = gram.solve(problem, ridge, start[None])
+        problem = least_squares.problem_of(folds[0] + folds[1], intercept=True)
+        weights = least_squares.solve(problem, ridge, start[None])
         assert weights is not None
         assert torch.allclose(found[1], weights[0], rtol=1e-6, atol=1e-8)
-        assert torch.allclose(found[2], gram.intercept_of(problem, weights)[0], rtol=1e-6, atol=1e-8)
+        assert torch.allclose(found[2], least_squares.intercept_of(problem, weights)[0], rtol=1e-6, atol=1e-8)
 
 
 def test_a_refit_that_generalises_worse_is_not_kept() -> None:
@@ -437,8 +436,8 @@ def test_a_refit_that_generalises_worse_is_not_kept() -> None:
     y = x @ start.mT + 0.1 * torch.randn(1, 400, 1, generator=generator, dtype=torch.float64)
     folds = [moments_of(x[:, part], y[:, part]) for part in (slice(8), slice(8, 16))]
     none = torch.zeros(1, 1, dtype=torch.float64)
-    assert gram.choose_ridge(folds, (1e-9, 1e-6), start, none, intercept=True) is None
-    assert gram.choose_ridge(folds, (1e-9, 1e-6), 0 * start, none, intercept=True) is not None
+    assert least_squares.choose_ridge(folds, (1e-9, 1e-6), start, none, intercept=True) is None
+    assert least_squares.choose_ridge(folds, (1e-9, 1e-6), 0 * start, none, intercept=True) is not None
 
 
 def test_the_chosen_ridge_is_the_best_on_fresh_rows() -> None:
@@ -449,7 +448,7 @@ def test_the_chosen_ridge_is_the_best_on_fresh_rows() -> None:
     folds = [moments_of(x[:, part], y[:, part]) for part in (slice(30), slice(30, 60))]
     none = torch.zeros(1, 1, dtype=torch.float64)
     start = truth + 0.1
-    ridge = gram.choose_ridge(folds, subject.RIDGES, start, none, intercept=True)
+    ridge = least_squares.choose_ridge(folds, subject.RIDGES, start, none, intercept=True)
     assert ridge is not None
     assert ridge >= 1.0
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor import benchmarking as suite
+from compressor import benchmarking
 from compressor.benchmarking import measurement, pages
 from compressor.benchmarking.comparison import compare_benchmarks, require_alike
 from compressor.benchmarking.places import Place
@@ -37,7 +37,9 @@ def small_pool() -> Any:
 def taken(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("benchmark")
     options = replace(QUICK, rate_hz=400.0, on=("onnxruntime", "onnxruntime-cuda"))
-    found = suite.benchmark([suite.open_place(run)], options=options, out=out, notify=lambda stage, share: None)
+    found = benchmarking.benchmark(
+        [benchmarking.open_place(run)], options=options, out=out, notify=lambda stage, share: None
+    )
     return found, out
 
 
@@ -113,8 +115,8 @@ def test_a_comparison_that_will_be_refused_measures_nothing(
     content["environment"]["fingerprint"] = "0"
     (tmp_path / "old.json").write_text(json.dumps(content))
     with pytest.raises(GateError, match=r"onnxruntime was 0\.1 and is"):
-        suite.benchmark(
-            [suite.open_place(run)],
+        benchmarking.benchmark(
+            [benchmarking.open_place(run)],
             options=QUICK,
             out=tmp_path / "new",
             notify=lambda stage, share: None,
@@ -125,7 +127,7 @@ def test_a_comparison_that_will_be_refused_measures_nothing(
 
 def _light(folder: Path) -> Place:
     """Dense and shipped alone: every file more is two processes more."""
-    place = suite.open_place(folder)
+    place = benchmarking.open_place(folder)
     return replace(place, files=place.files[:2])
 
 
@@ -147,20 +149,20 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
 
     monkeypatch.setattr(measurement, "time_files", killed_at_the_second)
     with pytest.raises(Killed):
-        suite.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: None)
+        benchmarking.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: None)
     said: list[str] = []
-    suite.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: said.append(stage))
+    benchmarking.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: said.append(stage))
     assert "single-stream, onnxruntime (done before)" in said
     assert calls == [1, 4, 4, 1]  # single, killed, offline, cold
 
 
 def test_a_bundle_is_measured_and_says_what_it_lacks(run: Path, folder: Path) -> None:
-    place = suite.open_place(run / "bundle")
+    place = benchmarking.open_place(run / "bundle")
     assert [f.artifact.subject for f in place.files] == SUBJECTS[1:]
     assert [f.macs > 0 for f in place.files] == [True] * 3
     assert any("no dense network" in line for line in place.lacks)
     assert any("give --evaluation-data" in line for line in place.lacks)
-    judged = suite.open_place(run / "bundle", evaluation_data=str(folder / "images.npz"))
+    judged = benchmarking.open_place(run / "bundle", evaluation_data=str(folder / "images.npz"))
     assert judged.evaluation is not None
     assert len(judged.evaluation.images) == 48
 
@@ -170,7 +172,7 @@ def test_two_places_keep_their_names_apart(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
     places = [_light(run), _light(other)]
-    found = suite.benchmark(places, options=QUICK, out=tmp_path / "out", notify=lambda stage, share: None)
+    found = benchmarking.benchmark(places, options=QUICK, out=tmp_path / "out", notify=lambda stage, share: None)
     assert set(found["accuracy"]) == {f"{label}/{name}" for label in ("run", "other") for name in SUBJECTS[:2]}
     ratios = found["speed_up"]["onnxruntime"][SINGLE]
     assert set(ratios) == {f"{label}/{name}" for label in ("run", "other") for name in SUBJECTS[1:2]}
@@ -195,15 +197,17 @@ def test_the_pool_is_larger_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_what_is_not_here_is_refused(run: Path, tmp_path: Path, options: Options, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        suite.benchmark([suite.open_place(run)], options=options, out=tmp_path / "x", notify=lambda stage, share: None)
+        benchmarking.benchmark(
+            [benchmarking.open_place(run)], options=options, out=tmp_path / "x", notify=lambda stage, share: None
+        )
     assert not (tmp_path / "x").exists()
 
 
 def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="neither the folder of a finished run nor a bundle"):
-        suite.open_place(tmp_path)
+        benchmarking.open_place(tmp_path)
     with pytest.raises(InputError, match="cores are written as '0,1'"):
-        suite.read_cores("0;1")
+        benchmarking.read_cores("0;1")
     with pytest.raises(InputError, match="no benchmark at"):
         read_measured(tmp_path / "none.json")
 
@@ -211,7 +215,9 @@ def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> None:
     options = replace(QUICK, on=("pytorch", "pytorch-compile"), runs=20)
-    found = suite.benchmark([suite.open_place(run)], options=options, out=tmp_path, notify=lambda stage, share: None)
+    found = benchmarking.benchmark(
+        [benchmarking.open_place(run)], options=options, out=tmp_path, notify=lambda stage, share: None
+    )
     measured: Measured = read_measured(tmp_path / "benchmark.json")
     assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "shipped"}
     assert set(found["speed_up"]) <= {"pytorch", "pytorch-compile"}

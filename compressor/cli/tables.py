@@ -86,7 +86,7 @@ def _predicted_cells(prediction: dict[str, Any], cost: str, unit: float) -> tupl
 
 
 def benchmarked(summary: dict[str, Any]) -> None:
-    """What `suite.benchmark` returns: speed-ups, changes against another benchmark, what was not run."""
+    """What `benchmarking.benchmark` returns: speed-ups, changes against another benchmark, what was not run."""
     busy = f"; {summary['busy']}" if summary["busy"] else ""
     table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
     for column in ("runtime", "scenario", "subject", "speed-up"):

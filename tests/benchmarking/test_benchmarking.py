@@ -25,6 +25,10 @@ QUICK = Options(seconds=0.0, runs=70, offline_batch=4, repeats=1, threads=1, on=
 SUBJECTS = ["dense", "shipped", "shipped-fp16", "shipped-int8"]
 
 
+def _silent(stage: str, share: float) -> None:
+    """Says nothing."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_pool() -> Any:
     """The pool of images is as large as the caches of a server: too much to write for every process of a test."""
@@ -37,9 +41,7 @@ def small_pool() -> Any:
 def taken(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("benchmark")
     options = replace(QUICK, rate_hz=400.0, on=("onnxruntime", "onnxruntime-cuda"))
-    found = benchmarking.benchmark(
-        [benchmarking.open_place(run)], options=options, out=out, notify=lambda stage, share: None
-    )
+    found = benchmarking.benchmark([benchmarking.open_place(run)], options=options, out=out, notify=_silent)
     return found, out
 
 
@@ -119,7 +121,7 @@ def test_a_comparison_that_will_be_refused_measures_nothing(
             [benchmarking.open_place(run)],
             options=QUICK,
             out=tmp_path / "new",
-            notify=lambda stage, share: None,
+            notify=_silent,
             other=tmp_path / "old.json",
         )
     assert not (tmp_path / "new").exists()
@@ -149,7 +151,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
 
     monkeypatch.setattr(measurement, "time_files", killed_at_the_second)
     with pytest.raises(Killed):
-        benchmarking.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: None)
+        benchmarking.benchmark([place], options=QUICK, out=tmp_path, notify=_silent)
     said: list[str] = []
     benchmarking.benchmark([place], options=QUICK, out=tmp_path, notify=lambda stage, share: said.append(stage))
     assert "single-stream, onnxruntime (done before)" in said
@@ -172,7 +174,7 @@ def test_two_places_keep_their_names_apart(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
     places = [_light(run), _light(other)]
-    found = benchmarking.benchmark(places, options=QUICK, out=tmp_path / "out", notify=lambda stage, share: None)
+    found = benchmarking.benchmark(places, options=QUICK, out=tmp_path / "out", notify=_silent)
     assert set(found["accuracy"]) == {f"{label}/{name}" for label in ("run", "other") for name in SUBJECTS[:2]}
     ratios = found["speed_up"]["onnxruntime"][SINGLE]
     assert set(ratios) == {f"{label}/{name}" for label in ("run", "other") for name in SUBJECTS[1:2]}
@@ -197,9 +199,7 @@ def test_the_pool_is_larger_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_what_is_not_here_is_refused(run: Path, tmp_path: Path, options: Options, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        benchmarking.benchmark(
-            [benchmarking.open_place(run)], options=options, out=tmp_path / "x", notify=lambda stage, share: None
-        )
+        benchmarking.benchmark([benchmarking.open_place(run)], options=options, out=tmp_path / "x", notify=_silent)
     assert not (tmp_path / "x").exists()
 
 
@@ -215,9 +215,7 @@ def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> None:
     options = replace(QUICK, on=("pytorch", "pytorch-compile"), runs=20)
-    found = benchmarking.benchmark(
-        [benchmarking.open_place(run)], options=options, out=tmp_path, notify=lambda stage, share: None
-    )
+    found = benchmarking.benchmark([benchmarking.open_place(run)], options=options, out=tmp_path, notify=_silent)
     measured: Measured = read_measured(tmp_path / "benchmark.json")
     assert {t.timing.name for t in measured.timings if t.timing.runtime == "pytorch"} == {"dense", "shipped"}
     assert set(found["speed_up"]) <= {"pytorch", "pytorch-compile"}

@@ -313,7 +313,7 @@ def test_an_error_midway_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dense, images = inverted_residual()
     pruned, slices = narrowed(dense, [0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(gram, "solve", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(least_squares, "solve", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError, match="no room"):
         compensate(dense, pruned, slices, images.split(16), options=CompensationOptions(limit_bytes=0))
     assert not list(tmp_path.glob("compressor-*"))
@@ -384,7 +384,7 @@ def test_a_spread_far_below_the_mean_survives_float32() -> None:
 
 
 def test_wide_symmetric_products_are_made_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "BLOCK", 3)
+    monkeypatch.setattr(least_squares, "BLOCK", 3)
     x = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = torch.zeros(2, 8, 8, dtype=torch.float64)
     least_squares.add_lower_product(total, x)

@@ -67,7 +67,7 @@ def ranking_of(recipe: Recipe) -> RankingOptions:
     measured = recipe.normalisation == "measured"
     return RankingOptions(
         reduction=recipe.reduction,
-        normalisation="none" if measured else recipe.normalisation,
+        normalisation="none" if recipe.normalisation == "measured" else recipe.normalisation,
         scope=recipe.scope,
         per_cost=1.0 if measured else recipe.per_cost,
         kinds=recipe.units,

@@ -103,7 +103,7 @@ def _visible(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
     """[C, H, W] as the network takes it, back to [H, W, 3] in 0-1."""
     mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
     std = np.array(preprocessing.std).reshape(-1, 1, 1)
-    shown = np.clip(pixels * std + mean, 0, 1)
+    shown: FloatArray = np.clip(pixels * std + mean, 0, 1)
     if len(shown) == 1:
         shown = np.repeat(shown, 3, axis=0)
     return shown.transpose(1, 2, 0)

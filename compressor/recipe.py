@@ -43,6 +43,7 @@ PYTORCH = ("pytorch", "pytorch-compile", "pytorch-cuda", "pytorch-cuda-compile",
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
 
+StartClass = Literal["true", "predicted"]
 Scope = Literal["global", "isomorphic", "uniform"]
 Reduction = Literal["sum", "mean", "max"]
 Normalisation = Literal["measured", "mean", "sum", "max", "l2", "none"]
@@ -77,7 +78,9 @@ class Recipe:
         "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"
     )
     start: str = _option("", "where relevance starts: one, logit, loss; else as the criterion's paper", *_STARTS)
-    start_class: str = _option("true", "class it starts at: the labelled or the predicted", "true", "predicted")
+    start_class: StartClass = _option(
+        "true", "class it starts at: the labelled or the predicted", *get_args(StartClass)
+    )
     sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", *_SIGNS)
     per: str = _option("", "values are summed up to here before their sign is taken; else the paper's", *_PERS)
     place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)

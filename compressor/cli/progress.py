@@ -99,7 +99,7 @@ def course_of(recipe: Recipe) -> Course:
 
 def _made_precisions(recipe: Recipe) -> list[str]:
     """fp16 is made where int8 is wanted, too: what is not int8 on a GPU is fp16."""
-    precisions = [name for name in ("fp16", "int8") if name in recipe.precisions]
+    precisions: list[str] = [name for name in ("fp16", "int8") if name in recipe.precisions]
     if "int8" in precisions and "fp16" not in precisions:
         precisions.insert(0, "fp16")
     return precisions

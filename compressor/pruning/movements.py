@@ -93,7 +93,8 @@ def _tie_strides(ledger: Ledger, node: fx.Node, x: Value, axis: int, step: int) 
         if facet.shape[axis] % step:
             ledger.freeze(facet, node.name, "is taken in strides that do not divide it")
             continue
-        strides = facet.unflatten(axis, (-1, step))  # [..., 6, ...] in steps of 2: [..., 3, 2, ...]
+        # [..., 6, ...] in steps of 2: [..., 3, 2, ...]
+        strides: Tensor = facet.unflatten(axis, (-1, step))  # type: ignore[no-untyped-call]
         ledger.tie(strides, strides.narrow(axis + 1, 0, 1))
 
 

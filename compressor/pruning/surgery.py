@@ -112,7 +112,7 @@ def _shared(graph: fx.GraphModule) -> fx.GraphModule:
     twin: fx.GraphModule = fx.GraphModule.__new__(fx.GraphModule)
     nn.Module.__init__(twin)
     for path, module in graph.named_modules(remove_duplicate=False):
-        owner = twin
+        owner: nn.Module = twin
         if path:
             parent, _, name = path.rpartition(".")
             owner = nn.Module()

@@ -23,8 +23,8 @@ from compressor.pruning.surgery import REWRITES
 from compressor.relevance.operations import COVERED
 
 FAMILIES = (*ALL_CONVOLUTIONS, *PRODUCTS, *NORMALISATIONS, ATTENTION, LINEAR)
-# relevance passes these by input x gradient, and the report names them
-NO_RULE_OF_RELEVANCE = {torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default}
+# relevance would pass these by input x gradient, and the report name them; there are none now
+NO_RULE_OF_RELEVANCE: frozenset[Any] = frozenset()
 NO_MACS = {*NORMALISATIONS}  # additions and multiplications by element, which no budget counts
 
 

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..graph import fetch, store
 from ..graph.lockstep import Batch, Values, changed_nodes, images_of, run_node
 from ..graph.operators import arguments
-from ..placement import device_of, to_device
+from ..placement import device_of, release, to_device
 from ..pruning.groups import Structure
 from ..pruning.surgery import prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
@@ -36,7 +36,15 @@ LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
 WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
-LIGHT = CompensationOptions(rows_per_feature=8.0, rows_least=4096, widest=2048, rows_of_wide=2048, clamps=False)
+LIGHT = CompensationOptions(
+    rows_per_feature=8.0,
+    rows_least=4096,
+    widest=2048,
+    rows_of_wide=2048,
+    limit_bytes=1 << 30,
+    clamps=False,
+    exact=False,
+)
 ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
 COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
 Progress = Callable[[float], None]
@@ -94,39 +102,57 @@ def measure_scores(
     layers, _ = find_layers(graph, set(graph.graph.nodes))
     layouts = layouts_of(graph, layers, probing[0])
     bench = _Bench(graph, structure, layers, probing)
-    counts = counts_of(scores, structure.groups.groups)
+    worth = counts_of(scores, structure.groups.groups)
     readers = consumers_of(structure, layers)
-    wanted = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
+    groups = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
+
     curves: list[_Curve] = []
     done = 0
+    for pack in _packs(bundles_of(groups, structure.coupled), readers, bench, options.limit_bytes):
 
-    def say(groups: float) -> None:
-        progress(ALONE * groups / len(wanted))
+        def say(share: float, before: int = done, size: int = len(pack)) -> None:
+            progress(ALONE * (before + size * share) / len(groups))
 
-    for pack in _packs(bundles_of(wanted, structure.coupled), readers, bench, options.limit_bytes):
-        needed = {node: layers[node] for g in pack for node in readers.get(g.name, {})}
-        share = COLLECTED * len(pack)  # of the pack's groups' time
-
-        def collected(part: float, before: int = done, share: float = share) -> None:
-            say(before + share * part)
-
-        inputs = collect(graph, needed, fitting, layouts=layouts, progress=collected)
-        orders = {}
-        for group in pack:
-            order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, counts)
-            orders[group.name] = importance(group, scores, ranking) if order is None else order
-        measured = 0
-        for chunks in _chunks_of(pack, orders, ranking, structure):
-            curves.append(_measured(bench, chunks, inputs))
-            measured += 1 + len(chunks[0].also)
-            say(done + share + (1 - COLLECTED) * measured)
+        curves += _curves_of(bench, pack, readers, fitting, layouts, scores, worth, ranking, say)
         done += len(pack)
-    found: dict[str, FloatArray] = {}
+        release()  # the pack's covariances are gone; the next ones are as large
+
+    slopes: dict[str, FloatArray] = {}
     for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options, progress), strict=True):
-        _enter(curve, factor, structure, found)
+        _enter(curve, factor, structure, slopes)
     if curves:
         progress(1.0)
-    return Scores(f"{scores.criterion}, measured", found, scores.samples, scores.unscored, scores.uncovered)
+    return Scores(f"{scores.criterion}, measured", slopes, scores.samples, scores.unscored, scores.uncovered)
+
+
+def _curves_of(
+    bench: _Bench,
+    pack: Sequence[Group],
+    readers: Mapping[str, Mapping[fx.Node, IntArray]],
+    images: Sequence[Tensor],
+    layouts: Layouts,
+    scores: Scores,
+    worth: Mapping[str, FloatArray],
+    ranking: RankingOptions,
+    progress: Progress,
+) -> list[_Curve]:
+    """The curves of groups whose readers' covariances are held at the same time, and no longer."""
+    graph, layers = bench.graph, bench.layers
+    reading = {node: layers[node] for group in pack for node in readers.get(group.name, {})}
+    inputs = collect(graph, reading, images, layouts=layouts, progress=lambda share: progress(COLLECTED * share))
+
+    orders: dict[str, FloatArray] = {}
+    for group in pack:
+        order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, worth)
+        orders[group.name] = importance(group, scores, ranking) if order is None else order
+
+    curves: list[_Curve] = []
+    measured = 0
+    for chunks in _chunks_of(pack, orders, ranking, bench.structure):
+        curves.append(_measured(bench, chunks, inputs))
+        measured += 1 + len(chunks[0].also)
+        progress(COLLECTED + (1 - COLLECTED) * measured / len(pack))
+    return curves
 
 
 def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -148,13 +174,14 @@ def _packs(
     pack: list[Group] = []
     nodes: set[fx.Node] = set()
     for bundle in bundles:
-        own = {node for group in bundle for node in readers.get(group.name, {})}
-        size = sum(16 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | own)
+        more = {node for group in bundle for node in readers.get(group.name, {})}
+        # a covariance and its inverse, 8 bytes an entry each
+        size = sum(16 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | more)
         if pack and size > limit:
             yield pack
             pack, nodes = [], set()
         pack.extend(bundle)
-        nodes |= own
+        nodes |= more
     if pack:
         yield pack
 
@@ -172,9 +199,11 @@ def _chunks_of(
 
 
 def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, Inputs]) -> _Curve:
+    """Errors with growing shares of the group's units gone, the layers that read it refitted each time."""
+
     def mend(small: fx.GraphModule, slices: Slices) -> None:
-        for node, some in inputs.items():
-            repair(bench.graph, small, bench.layers[node], slices, some)
+        for node, layer_inputs in inputs.items():
+            repair(bench.graph, small, bench.layers[node], slices, layer_inputs)
 
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
     errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
@@ -194,46 +223,56 @@ def _remaining(
     Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
     """
     factors = np.ones(len(curves))
-    few = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
-    parts = min(options.stretches, len(curves))
-    for stretch in np.array_split(np.arange(len(curves)), parts) if parts else []:
-        some = [curves[i] for i in stretch]
-        alone = sum(float(curve.errors[curve.second]) for curve in some)
+    few_images = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
+    stretch_count = min(options.stretches, len(curves))
+    if not stretch_count:
+        return factors
+
+    def mend(small: fx.GraphModule, slices: Slices) -> None:
+        compensate(bench.graph, small, slices, few_images, options=LIGHT, layouts=layouts)
+
+    for places in np.array_split(np.arange(len(curves)), stretch_count):
+        stretch = [curves[place] for place in places]
+        alone = sum(float(curve.errors[curve.second]) for curve in stretch)
         if alone <= 0:
             continue
-        chunks = [chunk for curve in some for chunk in curve.chunks[: curve.stops[curve.second]]]
-        kept = kept_after(bench.structure.groups, chunks)
-        left = bench.error(
-            kept, lambda small, slices: compensate(bench.graph, small, slices, few, options=LIGHT, layouts=layouts)
-        )
-        factors[stretch] = np.clip(left / alone, LEAST_LEFT, 1.0)
-        progress(ALONE + (1 - ALONE) * (stretch[-1] + 1) / len(curves))
+        chunks = [chunk for curve in stretch for chunk in curve.chunks[: curve.stops[curve.second]]]
+        together = bench.error(kept_after(bench.structure.groups, chunks), mend)
+        factors[places] = np.clip(together / alone, LEAST_LEFT, 1.0)
+        progress(ALONE + (1 - ALONE) * (places[-1] + 1) / len(curves))
     return factors
 
 
-def _enter(curve: _Curve, factor: float, structure: Structure, found: dict[str, FloatArray]) -> None:
+def _enter(curve: _Curve, factor: float, structure: Structure, scores: dict[str, FloatArray]) -> None:
     """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
     for chunk, slope in zip(curve.chunks, factor * slope_of_each(curve.stops, curve.errors), strict=True):
         members = ((chunk.group, chunk.units), *chunk.also)
+        unit_count = sum(len(units) for _, units in members)
         for name, units in members:
             group = structure.groups[name]
-            values = found.setdefault(name, np.full((1, group.size), np.inf))
-            values[0, units] = slope / sum(len(u) for _, u in members) / channels_per_unit(group)
-    for name in {curve.chunks[0].group, *(n for n, _ in curve.chunks[0].also)}:
-        values = found[name]
+            values = scores.setdefault(name, np.full((1, group.size), np.inf))  # [1, units]
+            values[0, units] = slope / unit_count / channels_per_unit(group)
+
+    names = {curve.chunks[0].group, *(name for name, _ in curve.chunks[0].also)}
+    for name in names:
+        values = scores[name]
         values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay
 
 
-def slope_of_each(at: IntArray, errors: FloatArray) -> FloatArray:
-    """[at[-1]] what one more unit costs, rising from unit to unit, so that units keep their order."""
-    turns = np.arange(at[-1]) + 0.5
-    slopes: FloatArray = np.interp(turns, (at[1:] + at[:-1]) / 2, rising_slopes(at, errors))
-    least = 1e-6 * max(float(slopes.max()), float(np.finfo(np.float32).tiny))
-    slopes += least * turns / at[-1]
+def slope_of_each(stops: IntArray, errors: FloatArray) -> FloatArray:
+    """[stops[-1]] what one more unit costs, rising from unit to unit, so that units keep their order.
+
+    Errors at stops 0, 2, 6 give two slopes, at their middles 1 and 4; units 0 to 5 stand at 0.5 to 5.5.
+    """
+    turns = np.arange(stops[-1]) + 0.5
+    middles = (stops[1:] + stops[:-1]) / 2
+    slopes: FloatArray = np.interp(turns, middles, rising_slopes(stops, errors))
+    least_rise = 1e-6 * max(float(slopes.max()), float(np.finfo(np.float32).tiny))
+    slopes += least_rise * turns / stops[-1]
     return slopes
 
 
-def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:
+def rising_slopes(stops: IntArray, errors: FloatArray) -> FloatArray:
     """Slopes of a convex curve through the measured one, one for each interval; none is negative.
 
     Dents are bridged by the largest convex curve below, but not from where `LOST` is reached: a stream's first tenth
@@ -242,15 +281,21 @@ def rising_slopes(at: IntArray, errors: FloatArray) -> FloatArray:
     """
     reached = np.maximum.accumulate(errors)
     blocks: list[tuple[float, float, int]] = []  # rise, width, intervals
-    for rise, width, error in zip(np.diff(reached), np.diff(at), reached[:-1], strict=True):
+    for rise, width, error in zip(np.diff(reached), np.diff(stops), reached[:-1], strict=True):
         blocks.append((float(rise), float(width), 1))
-        while error < LOST and len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+        # rises 2 over 1 unit, then 1 over 1: a dent, bridged by 3 over 2
+        while error < LOST and len(blocks) > 1 and _falls(blocks[-2], blocks[-1]):
             last = blocks.pop()
             before = blocks.pop()
             blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
-    slopes = np.concatenate([np.full(n, rise / width) for rise, width, n in blocks])
+    slopes = np.concatenate([np.full(intervals, rise / width) for rise, width, intervals in blocks])
     rising: FloatArray = np.maximum.accumulate(slopes)
     return rising
+
+
+def _falls(before: tuple[float, float, int], after: tuple[float, float, int]) -> bool:
+    """Whether the slope of the second block is no larger than that of the first, without dividing by a width."""
+    return before[0] * after[1] >= after[0] * before[1]
 
 
 class _Bench:

@@ -63,14 +63,24 @@ def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -
 
 
 def solve(
-    moments: least_squares.Moments, rows: Rows, bounds: Bounds, ridge: float, start: Tensor, *, intercept: bool
+    moments: least_squares.Moments,
+    rows: Rows,
+    bounds: Bounds,
+    ridge: float,
+    start: Tensor,
+    *,
+    intercept: bool,
+    left: least_squares.Problem | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Weights [groups, outputs, features] and offset [groups, outputs]; None where it is numerically singular.
 
-    The moments hold all rows, linearly; `rows` say by how much targets may move.
+    The moments hold all rows, linearly; `rows` say by how much targets may move. `left` is the problem of what `start`
+    leaves unexplained of them, where it is known.
     """
-    problem = least_squares.problem_of(moments, intercept)
-    unexplained = problem.xy - problem.xx @ start.mT  # [groups, features, outputs] by `start`, before any target moves
+    if left is None:
+        left = least_squares.problem_of(least_squares.unexplained_by(start, moments), intercept)
+    problem = replace(left, mean_y=moments.y / moments.count.clamp(min=1) if intercept else left.mean_y)
+    unexplained = left.xy  # [groups, features, outputs], before any target moves
     factor = least_squares.factor_in(rows.x.dtype, problem, ridge)
     if factor is None:
         return None

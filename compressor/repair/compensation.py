@@ -43,7 +43,8 @@ class CompensationOptions:
     about `rows_per_feature` rows for each entry of a row, but at least `rows_least` and at most `rows_most`. A layer
     with more features than `widest` is solved in the space of its rows, at most `rows_of_wide`. `limit_bytes` of
     live activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
-    without `clamps`: a quicker repair that takes no notice of them.
+    without `clamps`: a quicker repair that takes no notice of them. Without `exact`, layers are solved in float32 where
+    that can see the ridge, and their errors are not worked out (NaN in the record).
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -54,6 +55,7 @@ class CompensationOptions:
     rows_of_wide: int = 4096
     limit_bytes: int = 2 << 30
     clamps: bool = True
+    exact: bool = True
     seed: int = 0
 
 
@@ -239,9 +241,11 @@ def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOpt
     if solution is None:
         return None
     ridge, weights, offset = solution
-    variance = max(least_squares.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
-    before = statistics.error(fit.start, fit.offset) / variance
-    after = statistics.error(weights, offset) / variance
+    before = after = math.nan
+    if options.exact:
+        variance = max(least_squares.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
+        before = statistics.error(fit.start, fit.offset) / variance
+        after = statistics.error(weights, offset) / variance
     return _Refit(ridge, weights, offset, before, after, int(statistics.total.count))
 
 
@@ -259,35 +263,43 @@ def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) 
 
 def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
-    ridge = least_squares.choose_ridge(
-        statistics.folds, options.ridges, fit.start, fit.offset, intercept=fit.has_intercept
-    )
+    left = [least_squares.unexplained_by(fit.start, fold) for fold in statistics.folds]
+    ridge = least_squares.choose_strength(left, options.ridges, fit.offset, intercept=fit.has_intercept)
     if ridge is None:
         return None
-    bounds, rows = statistics.bounds, statistics.rows
-    if bounds is not None and rows is not None and _clamped_is_better(fit, statistics, bounds, rows, ridge):
-        solution = clamped.solve(statistics.total, rows, bounds, ridge, fit.start, intercept=fit.has_intercept)
+
+    problem = least_squares.problem_of(left[0] + left[1], fit.has_intercept)
+    if _clamped_is_better(fit, statistics, left[0], ridge):
+        assert statistics.bounds is not None
+        assert statistics.rows is not None
+        rows, bounds = statistics.rows, statistics.bounds
+        solution = clamped.solve(
+            statistics.total, rows, bounds, ridge, fit.start, intercept=fit.has_intercept, left=problem
+        )
         return None if solution is None else (ridge, *solution)
-    problem = least_squares.problem_of(statistics.total, fit.has_intercept)
-    weights = least_squares.solve(problem, ridge, fit.start)
-    return None if weights is None else (ridge, weights, least_squares.intercept_of(problem, weights))
+    change = least_squares.correction(problem, ridge, torch.float64 if options.exact else torch.float32)
+    return None if change is None else (ridge, fit.start + change, least_squares.intercept_of(problem, change))
 
 
-def _clamped_is_better(
-    fit: Fit, statistics: Statistics, bounds: clamped.Bounds, rows: clamped.Rows, ridge: float
-) -> bool:
-    """Both fitted on the first fold, judged on the second, each error as the clamp lets it through."""
-    if any(float(fold.count) == 0 for fold in statistics.folds):
+def _clamped_is_better(fit: Fit, statistics: Statistics, left: least_squares.Moments, ridge: float) -> bool:
+    """Both fitted on the first fold, judged on the second, each error as the clamp lets it through.
+
+    `left` are the first fold's moments of what the layer's own weights leave unexplained.
+    """
+    bounds, rows = statistics.bounds, statistics.rows
+    if bounds is None or rows is None or any(float(fold.count) == 0 for fold in statistics.folds):
         return False
     first = rows.part(slice(statistics.rows_of_first))
     second = rows.part(slice(statistics.rows_of_first, None))
-    fitted = statistics.folds[0]
-    problem = least_squares.problem_of(fitted, fit.has_intercept)
-    linear = least_squares.solve(problem, ridge, fit.start)
-    solution = clamped.solve(fitted, first, bounds, ridge, fit.start, intercept=fit.has_intercept)
-    if linear is None or solution is None:
+    problem = least_squares.problem_of(left, fit.has_intercept)
+    change = least_squares.correction(problem, ridge)
+    solution = clamped.solve(
+        statistics.folds[0], first, bounds, ridge, fit.start, intercept=fit.has_intercept, left=problem
+    )
+    if change is None or solution is None:
         return False
-    linear_error = clamped.squared_error(second, bounds, linear, least_squares.intercept_of(problem, linear))
+    offset = least_squares.intercept_of(problem, change)
+    linear_error = clamped.squared_error(second, bounds, fit.start + change, offset)
     return clamped.squared_error(second, bounds, *solution) < linear_error
 
 

@@ -8,7 +8,7 @@ Ridge regression in centred form, strength chosen by two-fold validation: Hoerl 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -142,6 +142,15 @@ def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
     return None if factor is None else solve_with(problem, factor, start)
 
 
+def correction(left: Problem, ridge: float, dtype: torch.dtype = torch.float64) -> Tensor | None:
+    """What a ridge adds to the own weights [groups, outputs, features], from what they leave unexplained.
+
+    Solved in that precision where it is exact enough. None where the system is numerically singular.
+    """
+    factor = factor_in(dtype, left, ridge)
+    return None if factor is None else torch.cholesky_solve(left.xy.to(factor), factor).mT.double()
+
+
 def factor_of(problem: Problem, ridge: float) -> Tensor | None:
     """The Cholesky factor of the second moments and the ridge; None where they are numerically singular."""
     diagonal = problem.xx.diagonal(dim1=-2, dim2=-1)  # [groups, features]
@@ -190,23 +199,45 @@ def variance_of(moments: Moments) -> float:
     return float((moments.yy / n - (moments.y / n).square()).sum())
 
 
-class _HeldOut:
-    """One fold fitted, the other judging: the error of any ridge, by way of what `start` leaves unexplained.
+def unexplained_by(start: Tensor, moments: Moments) -> Moments:
+    """The same sums with what `start` leaves of the targets, `e = y - start x`, in their place.
 
-    With `e = y - start x` and the correction `d` that a ridge gives, the judge's error is that of `e - d x`: all
-    terms are of the size of the improvement, so float32 is exact enough wherever the ridge itself is.
+    The one product as large as features x features x outputs that a layer's refit needs of each fold: the choice of a
+    ridge, the solution and the errors are all had from what is left.
+    """
+    left = moments.y - (start @ moments.x.unsqueeze(-1)).squeeze(-1)  # [groups, outputs]
+    x_left = moments.xy - moments.xx @ start.mT  # [groups, features, outputs]
+    # sum e^2 = sum y^2 - 2 start sum x y + start (sum x x.T) start.T, the last two in one
+    squares = moments.yy - (start.mT * (moments.xy + x_left)).sum(-2)
+    return replace(moments, y=left, xy=x_left, yy=squares)
+
+
+def own_error(left: Moments, offset: Tensor) -> float:
+    """Mean squared error per row of the weights that `left` was made with, and `offset` [groups, outputs]."""
+    total = left.yy - 2 * offset * left.y + left.count * offset.square()  # sum (e - b)^2
+    return float(total.sum() / left.count.clamp(min=1))
+
+
+class _HeldOut:
+    """One fold fitted, the other judging: the error of any ridge, of what the own weights leave unexplained.
+
+    With the correction `d` that a ridge gives, the judge's error is that of `e - d x`: all terms are of the size of
+    the improvement, so float32 is exact enough wherever the ridge itself is.
     """
 
-    def __init__(self, fitted: Moments, judge: Moments, start: Tensor, *, intercept: bool) -> None:
-        problem = problem_of(fitted, intercept)
-        judged = _centred_at(judge, problem.mean_x, problem.mean_y)
-        self.precise = _without_start(problem, start), _without_start(judged, start)
-        self.rough = self.precise[0].to(torch.float32), self.precise[1].to(torch.float32)
+    def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool) -> None:
+        self.fitted, self.judge, self.intercept = fitted, judge, intercept
+        precise = self._problems()
+        self.rough = precise[0].to(torch.float32), precise[1].to(torch.float32)
+
+    def _problems(self) -> tuple[Problem, Problem]:
+        """Both folds counted from the fitted one's means."""
+        problem = problem_of(self.fitted, self.intercept)
+        return problem, _centred_at(self.judge, problem.mean_x, problem.mean_y)
 
     def error(self, ridge: float) -> float:
         """Mean squared error of the judging rows, summed over all outputs; infinite where there is no factor."""
-        attempts = (self.rough, self.precise) if ridge >= NARROW_RIDGE else (self.precise,)
-        for fitted, judged in attempts:
+        for fitted, judged in self._attempts(ridge):
             factor = factor_of(fitted, ridge)
             if factor is not None:
                 change = torch.cholesky_solve(fitted.xy, factor)  # [groups, features, outputs]
@@ -215,14 +246,11 @@ class _HeldOut:
                 return float(judged.yy.sum(dtype=torch.float64) - gained)
         return math.inf
 
-
-def _without_start(problem: Problem, start: Tensor) -> Problem:
-    """The same of targets that lack what `start` explains of them."""
-    explained = problem.xx @ start.mT
-    unexplained = problem.xy - explained  # E x e.T with e = y - start x
-    # E e^2 = E y^2 - 2 start E x y + start E x x.T start.T, the last two in one
-    yy = problem.yy - (start.mT * (problem.xy + unexplained)).sum(-2)
-    return replace(problem, xy=unexplained, yy=yy)
+    def _attempts(self, ridge: float) -> Iterator[tuple[Problem, Problem]]:
+        """In float32 where that can see the ridge; in float64 where it can't, or finds the system singular."""
+        if ridge >= NARROW_RIDGE:
+            yield self.rough
+        yield self._problems()
 
 
 def choose_ridge(
@@ -232,13 +260,20 @@ def choose_ridge(
 
     Without images in every fold nothing can be held out, and the middle strength is the answer.
     """
-    if any(float(fold.count) == 0 for fold in folds):
+    return choose_strength([unexplained_by(start, fold) for fold in folds], ridges, offset, intercept=intercept)
+
+
+def choose_strength(
+    left: Sequence[Moments], ridges: Sequence[float], offset: Tensor, *, intercept: bool
+) -> float | None:
+    """The same of folds of which the own weights' part is taken away already, as `unexplained_by` does."""
+    if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
-    first, second = folds
-    trials = [_HeldOut(a, b, start, intercept=intercept) for a, b in ((first, second), (second, first))]
+    first, second = left
+    trials = [_HeldOut(a, b, intercept=intercept) for a, b in ((first, second), (second, first))]
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
-    start_error = sum(squared_error(fold, start, offset) for fold in folds)
-    return best if error <= start_error else None
+    own = sum(own_error(fold, offset) for fold in left)
+    return best if error <= own else None
 
 
 def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tuple[float, float]:

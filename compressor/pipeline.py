@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -32,7 +32,7 @@ from .inputs.models import Model
 from .placement import code_of, computing
 from .planning import RankingOptions, compose
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
-from .recipe import Recipe, make_recipe, read_recipe, to_toml
+from .recipe import Recipe, RecipeFields, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair.choice import Choice, Judged, choose, text_of
@@ -54,6 +54,9 @@ from .run.saved import (
 )
 from .run.stages import Keeper, Notify, kept_as_record
 from .run.work import Work, prepare
+
+if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers need here
+    from typing_extensions import Unpack
 
 IDENTITY_IMAGES = 4
 Progress = Callable[[float], None]
@@ -81,7 +84,7 @@ def compress(
     images: Any = None,
     *,
     notify: Notify | None = None,
-    **options: Any,
+    **options: Unpack[RecipeFields],
 ) -> Run:
     """Compresses a model; `options` are the recipe's fields, of which `model` and `images` are the first.
 
@@ -89,20 +92,23 @@ def compress(
     `Images`, arrays, a `Dataset` or a `DataLoader` (see `in_memory.given_images`). Raises CompressorError's subclasses
     (see compressor.errors).
     """
-    given = given_images(images)
-    if isinstance(given, str):
-        options["data"] = given
-    in_memory = given if isinstance(given, Images) else None
+    asked: dict[str, Any] = dict(options)
+    source = given_images(images)
+    if isinstance(source, str):
+        asked["data"] = source
+    in_memory = source if isinstance(source, Images) else None
+
     if isinstance(model, nn.Module):
-        options.setdefault("out", "runs/model")
-        options = {name: value for name, value in options.items() if value is not None}
+        asked.setdefault("out", "runs/model")
+        asked = {name: value for name, value in asked.items() if value is not None}
         ready = plain(model)
-        recipe = make_recipe({**options, "model": type(ready.module).__name__})
-        known = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
-        return run(recipe, notify=notify, model=known, images=in_memory)
+        recipe = make_recipe({**asked, "model": type(ready.module).__name__})
+        in_hand = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+        return run(recipe, notify=notify, model=in_hand, images=in_memory)
+
     if model is not None:
-        options["model"] = _model_name(model)
-    return run(read_recipe(None, **options), notify=notify, images=in_memory)
+        asked["model"] = _model_name(model)
+    return run(read_recipe(None, **asked), notify=notify, images=in_memory)
 
 
 def _model_name(model: Any) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from .budgets import parse_budget
 from .device.runtimes import RUNTIMES
@@ -149,6 +149,57 @@ class Recipe:
     def folder(self) -> Path:
         """Where the run is written."""
         return Path(self.out or f"runs/{self.model.split(':')[-1].split('/')[-1]}")
+
+
+class RecipeFields(TypedDict, total=False):
+    """A recipe's fields but `model`, as keyword arguments that an editor completes; one value will do for a list."""
+
+    weights: str
+    data: str
+    evaluation_data: str
+    calibration: int
+    evaluation: float
+    size: Sequence[int] | int
+    resize: Sequence[int] | int
+    interpolation: str
+    mean: Sequence[float] | float
+    std: Sequence[float] | float
+    batch_size: int
+    seed: int
+    device: str
+    criterion: str
+    composite: str
+    start: str
+    start_class: StartClass
+    sign: str
+    per: str
+    place: str
+    strict: bool
+    accept: Sequence[str] | str
+    budget: str
+    units: Sequence[str] | str
+    scope: Scope
+    reduction: Reduction
+    normalisation: Normalisation
+    per_cost: float
+    least: float
+    multiple: int
+    rounds: int
+    compensate: bool
+    reestimate: bool
+    finetune_epochs: int
+    learning_rate: float
+    distillation: float
+    targets: Sequence[str] | str
+    precisions: Sequence[str] | str
+    runtimes: Sequence[str] | str
+    latency_batches: Sequence[int] | int
+    latency_seconds: float
+    max_accuracy_loss: float
+    max_int8_loss: float
+    max_identity_error: float
+    max_parity: float
+    out: str | os.PathLike[str]
 
 
 _KNOWN: Mapping[str, tuple[str, ...]] = {

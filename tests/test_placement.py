@@ -450,7 +450,6 @@ def test_weights_go_to_disk_and_come_back_to_their_device(subject: Subject, tmp_
     assert_same_tensors(graph, far)
 
 
-# its covariances come with the rewrite of pruning/moments and pruning/sensitivity; take the mark away then
 def test_measured_scores_do_not_depend_on_the_device(subject: Subject) -> None:
     graph, structure = subject
     scores = score(graph, structure.groups, batches(), criterion="l1")

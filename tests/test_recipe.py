@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compressor.errors import InputError, RecipeError
-from compressor.recipe import Recipe, make_recipe, read_recipe, to_toml
+from compressor.recipe import Recipe, RecipeFields, make_recipe, read_recipe, to_toml
 
 
 def test_without_a_file_the_embedded_models_recipe_is_the_base_and_flags_replace_it() -> None:
@@ -80,3 +80,7 @@ def test_a_recipe_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | 
 
 def test_every_field_says_what_it_is_for() -> None:
     assert [f.name for f in fields(Recipe) if not f.metadata["help"]] == []
+
+
+def test_every_field_is_a_typed_argument_of_compress() -> None:
+    assert ["model", *RecipeFields.__annotations__] == [field.name for field in fields(Recipe)]

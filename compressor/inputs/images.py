@@ -1,6 +1,6 @@
 """Named, labelled images and a pre-processing in, float32 batches [N, C, H, W] out, decoded when asked for.
 
-`data` says where images come from, `splits` who may see which. Knows neither models nor recipes.
+`sources` says where images come from, `splits` who may see which. Knows neither models nor recipes.
 Pre-processing is the one image classifiers are trained with: resize, centre crop, scale to [0, 1], normalise.
 """
 

@@ -2,7 +2,7 @@
 
 The weights are `start + A.mT X` with one coefficient for each row and output: `(X X.mT + n ridge s) A = E`, E what
 `start` leaves of the targets, s the mean square of a feature. A matrix of n x n instead of features x features; the
-same solution as `gram`'s (Saunders, Gammerman & Vovk 1998). Knows nothing of graphs.
+same solution as `least_squares`'s (Saunders, Gammerman & Vovk 1998). Knows nothing of graphs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import pytest
 from compressor.device.usage import Usage
 from compressor.errors import FolderError
 from compressor.files import read_json, read_signed, signed, write_json, write_text
-from compressor.run.stages import SHIPPED, Stages, changed_files, open_run, recorded_files
+from compressor.run.fingerprints import Known
+from compressor.run.stages import SHIPPED, Keeper, Stages, changed_files, open_run, recorded_files
 
 IDENTITY = {"model": "m", "weights": "w", "data": "d"}
 
@@ -303,6 +304,65 @@ def test_a_full_disk_is_one_line_with_a_remedy_and_keeps_what_was_finished(folde
 def test_a_short_write_of_numpys_counts_as_a_full_disk(folder: Path) -> None:
     with pytest.raises(FolderError, match="49152 requested and 2968 written"), _open(folder).begun():
         raise OSError("49152 requested and 2968 written")
+
+
+def _doubled(number: int, images: str, progress: Callable[[float], None]) -> list[int]:
+    progress(0.5)
+    return [2 * number, len(images)]
+
+
+LISTED: Keeper[list[int]] = Keeper(
+    lambda folder, result: write_json(folder / "numbers.json", {"schema": "numbers/1", "all": result}),
+    lambda folder: list(read_json(folder / "numbers.json", "numbers/1")["all"]),
+)
+
+
+def test_a_stage_is_made_of_its_inputs_and_read_back_while_they_are_the_same(folder: Path) -> None:
+    first, second = _open(folder), _open(folder)
+
+    assert first.make("double", _doubled, LISTED, number=3, images="ab") == [6, 2]
+    assert second.make("double", _doubled, LISTED, number=3, images="ab") == [6, 2]
+    assert (first.reused, second.reused) == ([], ["double"])
+
+
+@pytest.mark.parametrize("change", [{"number": 4}, {"images": "abc"}])
+def test_every_input_is_in_a_stages_key(folder: Path, change: dict[str, object]) -> None:
+    _open(folder).make("double", _doubled, LISTED, number=3, images="ab")
+
+    again = _open(folder)
+    again.make("double", _doubled, LISTED, **{"number": 3, "images": "ab", **change})
+
+    assert again.reused == []
+
+
+def test_what_is_known_of_an_input_stands_for_it(folder: Path) -> None:
+    _open(folder).make("double", _doubled, LISTED, number=3, images=Known("ab", "hash"))
+
+    same, other = _open(folder), _open(folder)
+    same.make("double", _doubled, LISTED, number=3, images=Known("xyz", "hash"))
+    other.make("double", _doubled, LISTED, number=3, images=Known("ab", "another hash"))
+
+    assert (same.reused, other.reused) == (["double"], [])
+
+
+def test_other_sources_are_another_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _open(folder).make("double", _doubled, LISTED, number=3, images="ab")
+
+    monkeypatch.setattr("compressor.run.stages.source_hash", lambda: "of tomorrow")
+    again = _open(folder)
+    again.make("double", _doubled, LISTED, number=3, images="ab")
+
+    assert again.reused == []
+
+
+def test_a_function_that_sees_more_than_its_arguments_is_no_stage(folder: Path) -> None:
+    unseen = 2
+
+    def closure(number: int, progress: Callable[[float], None]) -> list[int]:
+        return [unseen * number]
+
+    with pytest.raises(TypeError, match="sees more than its arguments"):
+        _open(folder).make("double", closure, LISTED, number=3)
 
 
 HOLDER = """

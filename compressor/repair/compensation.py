@@ -264,7 +264,7 @@ def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) 
 def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
     left = [least_squares.unexplained_by(fit.start, fold) for fold in statistics.folds]
-    ridge = least_squares.choose_strength(left, options.ridges, fit.offset, intercept=fit.has_intercept)
+    ridge = least_squares.choose_ridge(left, options.ridges, fit.offset, intercept=fit.has_intercept)
     if ridge is None:
         return None
 

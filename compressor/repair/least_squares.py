@@ -136,12 +136,6 @@ def _centred_at(moments: Moments, at_x: Tensor, at_y: Tensor) -> Problem:
     return Problem(xx, xy, yy, at_x, at_y)
 
 
-def solve(problem: Problem, ridge: float, start: Tensor) -> Tensor | None:
-    """Ridge weights [groups, outputs, features] shrunk towards `start`; None where it is numerically singular."""
-    factor = factor_of(problem, ridge)
-    return None if factor is None else solve_with(problem, factor, start)
-
-
 def correction(left: Problem, ridge: float, dtype: torch.dtype = torch.float64) -> Tensor | None:
     """What a ridge adds to the own weights [groups, outputs, features], from what they leave unexplained.
 
@@ -171,12 +165,6 @@ def factor_in(dtype: torch.dtype, problem: Problem, ridge: float) -> Tensor | No
     if factor is None:
         factor = factor_of(problem, ridge)
     return factor
-
-
-def solve_with(problem: Problem, factor: Tensor, start: Tensor) -> Tensor:
-    """The weights [groups, outputs, features] by `factor_of` the problem: what `start` leaves is solved for."""
-    residual = problem.xy - problem.xx @ start.mT  # [groups, features, outputs]
-    return start + torch.cholesky_solve(residual, factor).mT
 
 
 def intercept_of(problem: Problem, weights: Tensor) -> Tensor:
@@ -253,20 +241,12 @@ class _HeldOut:
         yield self._problems()
 
 
-def choose_ridge(
-    folds: Sequence[Moments], ridges: Sequence[float], start: Tensor, offset: Tensor, *, intercept: bool
-) -> float | None:
-    """The strength with the least error on images it was not fitted on; None where `start` itself has less.
+def choose_ridge(left: Sequence[Moments], ridges: Sequence[float], offset: Tensor, *, intercept: bool) -> float | None:
+    """The strength with the least error on images it was not fitted on; None where the own weights have less.
 
-    Without images in every fold nothing can be held out, and the middle strength is the answer.
+    `left` are the folds' moments of what those leave, by `unexplained_by`. Without images in every fold nothing can be
+    held out, and the middle strength is the answer.
     """
-    return choose_strength([unexplained_by(start, fold) for fold in folds], ridges, offset, intercept=intercept)
-
-
-def choose_strength(
-    left: Sequence[Moments], ridges: Sequence[float], offset: Tensor, *, intercept: bool
-) -> float | None:
-    """The same of folds of which the own weights' part is taken away already, as `unexplained_by` does."""
     if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
     first, second = left

@@ -76,8 +76,11 @@ def test_the_fit_is_the_optimum(bounds: Bounds, groups: int, intercept: bool, mo
 def test_without_bounds_it_is_plain_least_squares() -> None:
     rows, moments, start = problem(2)
     found = clamped.solve(moments, rows, Bounds(-INF, INF), RIDGE, start, intercept=True)
-    plain = least_squares.solve(least_squares.problem_of(moments, True), RIDGE, start)
+    left = least_squares.problem_of(least_squares.unexplained_by(start, moments), True)
+    change = least_squares.correction(left, RIDGE)
     assert found is not None
+    assert change is not None
+    plain = start + change
     assert plain is not None
     assert torch.allclose(found[0], plain, rtol=0, atol=ORDER_TOLERANCE)
 

@@ -7,7 +7,7 @@ import functools
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -404,6 +404,13 @@ def test_the_best_ridge_is_found_downhill(errors: str) -> None:
     assert len(asked) == len(set(asked))
 
 
+def chosen(folds: list[least_squares.Moments], strengths: Sequence[float], start: Tensor) -> float | None:
+    """The strength for a layer with these weights and no bias."""
+    left = [least_squares.unexplained_by(start, fold) for fold in folds]
+    none = torch.zeros(start.shape[:2], dtype=torch.float64)
+    return least_squares.choose_ridge(left, strengths, none, intercept=True)
+
+
 def test_both_forms_of_ridge_regression_agree() -> None:
     """More rows than features and the other way round; chosen strength, weights and offset."""
     generator = torch.Generator().manual_seed(0)
@@ -416,14 +423,16 @@ def test_both_forms_of_ridge_regression_agree() -> None:
         fold = (torch.arange(n) >= n // 2).long()
         folds = [moments_of(x[fold == part][None], y[fold == part][None]) for part in (0, 1)]
         none = torch.zeros(1, 4, dtype=torch.float64)
-        ridge = least_squares.choose_ridge(folds, strengths, start[None], none, intercept=True)
+        ridge = chosen(folds, strengths, start[None])
         found = dual.fit(dual.Sample(x, y, fold), strengths, start, none[0], intercept=True)
         assert ridge is not None
         assert found is not None
         assert found[0] == ridge
-        problem = least_squares.problem_of(folds[0] + folds[1], intercept=True)
-        weights = least_squares.solve(problem, ridge, start[None])
-        assert weights is not None
+        total = folds[0] + folds[1]
+        left = least_squares.unexplained_by(start[None], total)
+        change = least_squares.correction(least_squares.problem_of(left, intercept=True), ridge)
+        assert change is not None
+        problem, weights = least_squares.problem_of(total, intercept=True), start[None] + change
         assert torch.allclose(found[1], weights[0], rtol=1e-6, atol=1e-8)
         assert torch.allclose(found[2], least_squares.intercept_of(problem, weights)[0], rtol=1e-6, atol=1e-8)
 
@@ -435,9 +444,8 @@ def test_a_refit_that_generalises_worse_is_not_kept() -> None:
     start = torch.randn(1, 1, 6, generator=generator, dtype=torch.float64)
     y = x @ start.mT + 0.1 * torch.randn(1, 400, 1, generator=generator, dtype=torch.float64)
     folds = [moments_of(x[:, part], y[:, part]) for part in (slice(8), slice(8, 16))]
-    none = torch.zeros(1, 1, dtype=torch.float64)
-    assert least_squares.choose_ridge(folds, (1e-9, 1e-6), start, none, intercept=True) is None
-    assert least_squares.choose_ridge(folds, (1e-9, 1e-6), 0 * start, none, intercept=True) is not None
+    assert chosen(folds, (1e-9, 1e-6), start) is None
+    assert chosen(folds, (1e-9, 1e-6), 0 * start) is not None
 
 
 def test_the_chosen_ridge_is_the_best_on_fresh_rows() -> None:
@@ -446,9 +454,8 @@ def test_the_chosen_ridge_is_the_best_on_fresh_rows() -> None:
     truth = torch.randn(1, 1, 12, generator=generator, dtype=torch.float64)
     y = x @ truth.mT + 3 * torch.randn(1, 40_000, 1, generator=generator, dtype=torch.float64)
     folds = [moments_of(x[:, part], y[:, part]) for part in (slice(30), slice(30, 60))]
-    none = torch.zeros(1, 1, dtype=torch.float64)
     start = truth + 0.1
-    ridge = least_squares.choose_ridge(folds, subject.RIDGES, start, none, intercept=True)
+    ridge = chosen(folds, subject.RIDGES, start)
     assert ridge is not None
     assert ridge >= 1.0
 

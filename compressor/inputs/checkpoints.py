@@ -7,6 +7,7 @@ architecture; the guesses in its messages come from names and shapes alone.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -42,7 +43,22 @@ def fill(module: nn.Module, path: str | Path) -> None:
     fitting = {name: tensor for name, tensor in state.items() if name in expected}
     for name, tensor in fitting.items():
         _require_usable(name, tensor, expected[name], f"checkpoint {str(path)!r}")
-    module.load_state_dict(fitting, strict=False)
+    try:
+        module.load_state_dict(_of_this_version(fitting, expected), strict=False)
+    except Exception as error:  # of a module's own way of loading
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"checkpoint {str(path)!r} has the model's names and shapes, but {reason}") from error
+
+
+def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the versions of the model's modules beside them, where PyTorch keeps them.
+
+    A file of tensors alone has none, and a module that changed its layout once (MNASNet) refuses what has no version.
+    Names and shapes are this version's: that was just compared.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(expected, "_metadata", {})  # type: ignore[attr-defined]
+    return versioned
 
 
 def _require_usable(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:

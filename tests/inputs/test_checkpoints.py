@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
@@ -105,3 +106,39 @@ def test_what_a_module_keeps_beside_tensors_does_not_stop_it() -> None:
         def set_extra_state(self, state: object) -> None: ...
 
     assert state_hash(Counting(2, 2))
+
+
+class Versioned(nn.Linear):
+    """As MNASNet: its layout changed once, so it loads nothing without a version."""
+
+    _version = 2
+
+    def _load_from_state_dict(
+        self, state: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "nested"])
+def test_a_module_that_asks_for_its_version_is_filled_from_tensors_alone(tmp_path: Path, form: str) -> None:
+    module, trained = nn.Sequential(Versioned(3, 2)), nn.Sequential(Versioned(3, 2))
+    path = tmp_path / ("x.safetensors" if form == "safetensors" else "x.pt")
+    if form == "safetensors":
+        save_file(trained.state_dict(), path)
+    else:
+        state = dict(trained.state_dict())
+        torch.save({"state_dict": state} if form == "nested" else state, path)
+    fill(module, path)
+    assert state_hash(module) == state_hash(trained)
+
+
+def test_a_module_that_refuses_its_own_tensors_says_why_in_one_line(tmp_path: Path) -> None:
+    class Odd(nn.Linear):
+        def _load_from_state_dict(self, *arguments: Any) -> None:
+            raise RuntimeError("not today\nnor tomorrow")
+
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=r"has the model's names and shapes, but not today$"):
+        fill(Odd(3, 2), tmp_path / "x.pt")

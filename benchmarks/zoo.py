@@ -311,10 +311,11 @@ def _job(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iter
         how = overridden(model.preprocessing or USUAL, size=options.size or None)
         if not options.size and _takes(model.module, SMALL_PX):
             how = overridden(how, size=SMALL_PX)
-        disturb(model.module, images_for(how, options.images)[:2])
+        data = _pictures(folder / "images.npz", how, options.images)
+        # statistics of the very images: random weights far from theirs multiply rounding until float32 says nothing
+        disturb(model.module, normalised(torch.from_numpy(np.load(data)["images"][:16]).permute(0, 3, 1, 2), how))
         weights = folder / "weights.safetensors"
         save_model(model.module, weights)
-        data = _pictures(folder / "images.npz", how, options.images)
     yield
     log.found["px"] = how.size[0]
     with log.stage("job"):

@@ -20,7 +20,7 @@ from ..errors import GateError, ModelError
 from ..graph import aten, fetch
 from ..graph.operators import ALL_CONVOLUTIONS, arguments
 from ..placement import CPU, placed
-from ..records import Groups, IntArray
+from ..records import IntArray
 from .groups import Structure, analyse, spared, weight_shape
 from .labels import Value, values_in
 from .operations import handler_of, pointwise
@@ -77,11 +77,6 @@ class _Double(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Tensors that the graph makes itself (zeros, a mask in float32) are converted too."""
         return _doubled(super().call_function(target, args, kwargs))
-
-
-def find_groups(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Groups:
-    """What `find_structure` finds, without the labels it came from."""
-    return find_structure(graph, example, seed).groups
 
 
 def _has_rows(structure: Structure, name: str) -> bool:

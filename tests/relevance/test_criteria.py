@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock
 from compressor import recipe
 from compressor.errors import DataError, ModelError, RecipeError
 from compressor.graph import aten, trace
-from compressor.pruning import find_groups
+from compressor.pruning import find_structure
 from compressor.records import Group, Groups, Scores, Site
 from compressor.relevance import CRITERIA, ScoreOptions, score
 from compressor.relevance.criteria import AtNodes, AtRandom
@@ -195,7 +195,7 @@ def test_every_group_gets_finite_scores_or_is_named(case: Case, criterion: str) 
 
 @criteria
 def test_every_group_that_can_be_pruned_is_scored(case: Case, criterion: str) -> None:
-    groups = find_groups(case.graph, case.images[:2])
+    groups = find_structure(case.graph, case.images[:2]).groups
     scores = Case(case.graph, groups, case.images, case.labels).scores(criterion)
     assert {g.kind for g in groups.groups} >= {"stream"}
     if criterion != "bn_scale":  # layers without a normalisation of their own are named

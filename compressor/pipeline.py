@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from .accuracy import evaluate
-from .choices import Repairing, Scoring, measuring_of, repairing_of, scoring_of, tuning_of
+from .choices import Repairing, measuring_of, repairing_of, scoring_of, tuning_of
 from .delivery import Delivered, deliver
 from .delivery.summary import stage_costs
 from .device import usage
@@ -30,14 +30,13 @@ from .inputs.images import Batches, Images
 from .inputs.in_memory import given_images
 from .inputs.models import Model
 from .placement import code_of, computing
-from .planning import RankingOptions, compose
+from .planning import compose
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
 from .recipe import Recipe, RecipeFields, make_recipe, read_recipe, to_toml
 from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
-from .relevance import score
 from .repair.choice import Choice, Judged, choose, text_of
 from .repair.finetune import FinetuneOptions, finetune
-from .rounds import Prunable, measure_units, repair_layers
+from .rounds import Prunable, measure_units, repair_layers, score_units
 from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
 from .run.plans import make_step, require_reachable, set_aim, warn_below_budget
@@ -204,41 +203,23 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> 
     scoring = scoring_of(work.recipe)
     scores = work.stages.make(
         f"scores-{r}",
-        _scored,
+        score_units,
         kept_as_record(f"scores-{r}.json", Scores),
         subject=subject,
-        images=work.calibration_images,
+        batches=work.calibration_images,
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
     )
     if not scoring.measured:
         return scores
     return work.stages.make(
         f"measured-{r}",
-        _measured,
+        measure_units,
         kept_as_record(f"measured-{r}.json", Scores),
         subject=subject,
         scores=Known(scores, work.stages.keys[f"scores-{r}"]),
-        images=work.calibration_images,
+        batches=work.calibration_images,
         ranking=measuring_of(work.recipe),
     )
-
-
-def _scored(subject: Prunable, images: Batches, scoring: Scoring, progress: Progress) -> Scores:
-    total = max(1, len(images.images))
-    return score(
-        subject.network,
-        subject.structure.groups,
-        images,
-        criterion=scoring.criterion,
-        options=scoring.options,
-        progress=lambda done: progress(done / total),
-    )
-
-
-def _measured(
-    subject: Prunable, scores: Scores, images: Batches, ranking: RankingOptions, progress: Progress
-) -> Scores:
-    return measure_units(subject, scores, list(images), ranking, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def make_prunable(model: nn.Module, images: Tensor, *, seed: int = 0) -> Prunabl
 
 def score_units(
     subject: Prunable,
-    batches: LabelledBatches,
+    batches: Batches | LabelledBatches,
     *,
     scoring: Scoring = Scoring(),
     ranking: RankingOptions = RankingOptions(),
@@ -80,9 +80,10 @@ def score_units(
 ) -> Scores:
     """What each unit is worth: by the criterion, and by the loss measured where `scoring` asks for that.
 
-    Batches are (images [N, C, H, W], labels [N]); labels may be -1 where the criterion starts at the predicted class.
+    Batches are (images [N, C, H, W], labels [N]), decoded only as they are scored; labels may be -1 where the criterion
+    starts at the predicted class.
     """
-    total = max(1, sum(len(images) for images, _ in batches))
+    total = max(1, _image_count(batches))
     scores = score(
         subject.network,
         subject.structure.groups,
@@ -94,10 +95,17 @@ def score_units(
     return measure_units(subject, scores, batches, ranking, progress=progress) if scoring.measured else scores
 
 
+def _image_count(batches: Batches | LabelledBatches) -> int:
+    """Without decoding any image that is not decoded yet."""
+    if isinstance(batches, Batches):
+        return len(batches.images)
+    return sum(len(images) for images, _ in batches)
+
+
 def measure_units(
     subject: Prunable,
     scores: Scores,
-    batches: Sequence[Batch],
+    batches: Batches | Sequence[Batch],
     ranking: RankingOptions,
     *,
     progress: Progress = _silent,
@@ -160,9 +168,7 @@ def pruning_round(
     ModelError where the check fails.
     """
     if scores is None:
-        scores = score_units(
-            subject, list(batches), scoring=choices.scoring, ranking=choices.ranking, progress=progress
-        )
+        scores = score_units(subject, batches, scoring=choices.scoring, ranking=choices.ranking, progress=progress)
     left = budget_of(dense.network, subject.network, budget)
     plan = make_plan(subject.network, subject.structure, scores, left, choices.ranking)
     after, slices = remove_units(dense, subject, plan)

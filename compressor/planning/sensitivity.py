@@ -8,7 +8,7 @@ layers further on make up for, which is the more the earlier a loss is, is measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +83,7 @@ def measure_scores(
     graph: fx.GraphModule,
     structure: Structure,
     scores: Scores,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     ranking: RankingOptions,
     *,
     options: SensitivityOptions = SensitivityOptions(),

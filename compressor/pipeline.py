@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from .accuracy import evaluate
 from .choices import Repairing, measuring_of, repairing_of, scoring_of, tuning_of
-from .delivery import Delivered, deliver
+from .delivery import Delivered, Outcome, deliver
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
@@ -37,6 +37,7 @@ from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
 from .repair.choice import Choice, Judged, choose, text_of
 from .repair.finetune import FinetuneOptions, finetune
 from .rounds import Prunable, measure_units, repair_layers, score_units
+from .run.checks import Checks
 from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
 from .run.plans import make_step, require_reachable, set_aim, warn_below_budget
@@ -144,7 +145,9 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Ima
         warn_below_budget(work, pruned)
         recovered = recover(work, structure, plan, pruned)
         accuracy = measure_accuracy(work, structure, plan, pruned, recovered)
-        delivered = deliver(work, structure, plan, recovered.shipped, accuracy, recovered.choice)
+        checks = Checks(tuple(work.gates), tuple(work.not_checked), tuple(work.warnings))
+        outcome = Outcome(structure, plan, recovered.shipped, accuracy, recovered.choice, checks)
+        delivered = deliver(work, outcome)
         return finish(work, accuracy, recovered, delivered)
 
 
@@ -432,8 +435,8 @@ def finish(work: Work, accuracy: dict[str, Accuracy], recovered: Recovered, deli
         "device": str(work.device),
         **work.budget_facts,
         **delivered.summary,
-        "gates": {gate.name: gate.state for gate in delivered.gates},
-        "warnings": list(work.warnings),
+        "gates": {gate.name: gate.state for gate in delivered.checks.gates},
+        "warnings": list(delivered.checks.warnings),
         **stage_costs(work.stages),
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/2", **summary})

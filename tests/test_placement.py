@@ -47,6 +47,7 @@ from compressor.repair import compensate
 from compressor.repair.batchnorm import reestimate
 from compressor.repair.finetune import FinetuneOptions, finetune
 from compressor.run import work
+from compressor.run.checks import Checks
 from compressor.run.saved import read_weights, write_weights
 from tests.fake_device import FAKE, MixedDevices, fake_device
 
@@ -489,7 +490,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undelivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end before files are made, which takes longer than all before and is on the CPU anyway."""
-    monkeypatch.setattr(pipeline, "deliver", lambda *args: Delivered({}, ()))
+    monkeypatch.setattr(pipeline, "deliver", lambda *args: Delivered({}, Checks()))
 
 
 QUICK: dict[str, Any] = {

@@ -1,18 +1,14 @@
-"""What delivery makes and finds: the exported files of a run, and everything measured of them so far.
+"""The exported files of a run by name: what each is for, and which a recipe asks for.
 
 Names only; who writes, checks and times the files are the modules beside this one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from ..device.parity import Parity
-from ..device.timing import Timing
-from ..export.calibration import Statistics
-from ..records import Accuracy
+from ..errors import GateError
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -52,38 +48,12 @@ INT8 = Artifact("model.int8.onnx", "shipped", "int8")
 INT8_TENSORRT = Artifact("model.int8.tensorrt.onnx", "shipped", "int8", "tensorrt")
 
 
-@dataclass
-class Findings:
-    """Filled from stage to stage; what a failed gate left undone stays empty. Keys are artifacts' names.
+class FileRefused(GateError):
+    """A file that can't be made, or not be measured at all, with the reason."""
 
-    `parity[artifact][batch size]`; `layer_ms[variant][layer]`, milliseconds at batch 1; `engines` hold one dictionary
-    for each engine asked for, with an empty `path` where none was built; `build` the recipes to build them elsewhere.
-    """
-
-    folder: Path
-    artifacts: tuple[Artifact, ...] = (DENSE, SHIPPED)
-    details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    parity: dict[str, dict[int, Parity]] = field(default_factory=dict)
-    accuracy: dict[str, Accuracy] = field(default_factory=dict)
-    engines: list[dict[str, Any]] = field(default_factory=list)
-    build: list[dict[str, Any]] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
-    layer_ms: dict[str, dict[str, float]] = field(default_factory=dict)
-    statistics: Statistics | None = None
-
-    def path(self, artifact: Artifact) -> Path:
-        """Where the file is, or will be once its stage is done."""
-        return self.folder / artifact.name
-
-    @property
-    def runnable(self) -> tuple[Artifact, ...]:
-        """Those that are themselves run and timed; a form for an engine's parser is not."""
-        return tuple(artifact for artifact in self.artifacts if not artifact.made_for)
-
-    def worst_parity(self, artifact: Artifact) -> Parity:
-        """At the batch size where the largest difference is largest. Raises KeyError before parity was measured."""
-        by_batch = self.parity[artifact.name]
-        return max(by_batch.values(), key=lambda parity: parity.max_abs)
+    def __init__(self, artifact: Artifact, reason: str) -> None:
+        super().__init__(reason)
+        self.artifact = artifact
 
 
 def wanted_precisions(asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import fx
 from ..device.bundle import Manifest, ModelFile, write_bundle
 from ..device.images import Preprocessing
 from ..device.parity import Limits, limits_around
+from ..graph.cost import measure_cost
 from ..records import Cost
 from ..run.work import Work
-from .artifacts import Findings
+from .results import Delivery, Engine
 
 GOLDEN_IMAGES = 8
 LICENCES = (
@@ -22,39 +23,37 @@ LICENCES = (
 )
 
 
-def bundle(work: Work, findings: Findings, final: fx.GraphModule, cost: Cost) -> None:
+def bundle(work: Work, network: fx.GraphModule, delivery: Delivery) -> None:
     """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs.
 
     Writes `bundle/` in the run's folder. Parity must have been measured for every shipped file.
     """
-    folder = work.stages.folder
-    shipped = [artifact for artifact in findings.artifacts if artifact.variant == "shipped"]
-    limits = {artifact.name: limits_around(findings.worst_parity(artifact)) for artifact in shipped}
+    folder, shipped = work.stages.folder, delivery.files.shipped
+    limits = {artifact.name: limits_around(delivery.parity.worst(artifact)) for artifact in shipped}
     models = [
         ModelFile(artifact.name, artifact.precision, limits=limits[artifact.name], made_for=artifact.made_for)
         for artifact in shipped
     ]
-    files = {artifact.name: findings.path(artifact) for artifact in shipped}
+    files = {artifact.name: delivery.files.paths[artifact] for artifact in shipped}
     files["plan.json"] = folder / "network.json"
 
-    for engine in findings.engines:
-        if engine["path"]:
-            # an engine has no parity of its own here: it is held to that of the file it was built from
-            models.append(_engine_file(engine, limits[engine["model"]]))
-            files[engine["path"]] = folder / engine["path"]
+    for engine in delivery.engines.built:
+        # an engine has no parity of its own here: it is held to that of the file it was built from
+        models.append(_engine_file(engine, limits[engine.model]))
+        files[engine.path] = folder / engine.path
 
-    manifest = _manifest(work, findings, models, cost)
+    manifest = _manifest(work, delivery, models, measure_cost(network))
     images = work.sample(GOLDEN_IMAGES)  # [N, C, H, W]
     with torch.inference_mode():
-        outputs = final(torch.from_numpy(images)).numpy()
+        outputs = network(torch.from_numpy(images)).numpy()
     write_bundle(folder / "bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs)
 
 
-def _engine_file(engine: Mapping[str, Any], limits: Limits) -> ModelFile:
-    return ModelFile(engine["path"], engine["precision"], engine["library"], engine["target"], limits)
+def _engine_file(engine: Engine, limits: Limits) -> ModelFile:
+    return ModelFile(engine.path, engine.precision, engine.library, engine.target, limits)
 
 
-def _manifest(work: Work, findings: Findings, models: Sequence[ModelFile], cost: Cost) -> Manifest:
+def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost: Cost) -> Manifest:
     preprocessing = work.preprocessing
     return Manifest(
         name=work.recipe.model,
@@ -68,7 +67,7 @@ def _manifest(work: Work, findings: Findings, models: Sequence[ModelFile], cost:
         ),
         labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
         licences=LICENCES,
-        build=tuple(findings.build),
+        build=delivery.engines.recipes,
         provenance=_provenance(work, cost),
     )
 

@@ -1,11 +1,13 @@
-"""A run's findings in, the report's record out: rows of plain values, nothing derived that the report can derive."""
+"""An outcome and its delivery in, the report's record out: rows of plain values.
+
+Nothing is derived that the report can derive.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import fx
@@ -16,10 +18,10 @@ from ..device.timing import Timing, summarise
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..graph.cost import macs_by_layer, measure_cost
-from ..planning import importance
+from ..planning import RankingOptions, importance
 from ..pruning import Structure
 from ..records import Accuracy, Compensation, Cost, Plan, Scores
-from ..repair.choice import Choice, text_of
+from ..repair.choice import text_of
 from ..report import (
     AccuracyRow,
     EngineRow,
@@ -35,31 +37,24 @@ from ..report import (
     facts,
 )
 from ..run.work import Work
-from .artifacts import Findings, of_subject
+from .artifacts import of_subject
 from .gates import limits_of
-from .latency import crowd_of
+from .results import Delivery, Engine, Files, Lowered, Outcome
 
 
-def report_of(
-    work: Work,
-    structure: Structure,
-    plan: Plan,
-    final: fx.GraphModule,
-    accuracy: Mapping[str, Accuracy],
-    findings: Findings,
-    choice: Choice | None = None,
-) -> ReportInput:
+def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
     """What the report says of a run, finished or stopped by a gate: what was not measured has no row.
 
-    `accuracy` is that of the networks in PyTorch, by name. Scores, repair and the rest of the stages' results are
-    read from the run's folder; raises FolderError where they are gone.
+    Scores, repair and the rest of the stages' results are read from the run's folder; raises FolderError where they
+    are gone.
     """
     recipe = work.recipe
     # the scores that decided: losses measured in the first round, or the criterion's own
     decided = "measured-1.json" if recipe.normalisation == "measured" else "scores-1.json"
     scores = read_record(work.stages.folder / decided, Scores)
-    dense_cost, cost = measure_cost(work.dense), measure_cost(final)
+    dense_cost, cost = measure_cost(work.dense), measure_cost(outcome.network)
     environment = read_environment()
+    choice, checks = outcome.choice, delivery.checks
     ships = choice.shipped if choice else "repaired"
     return ReportInput(
         model=recipe.model,
@@ -70,53 +65,54 @@ def report_of(
             **environment.state,
             "computed on": str(work.device),
         },
-        groups=tuple(_group_rows(work, structure, plan, scores)),
+        groups=tuple(_group_rows(outcome.structure, outcome.plan, scores, ranking_of(recipe))),
         cost_dense=dense_cost,
         cost_shipped=cost,
-        accuracy=tuple(_accuracy_rows(accuracy, findings)),
+        accuracy=tuple(_accuracy_rows(outcome.accuracy, delivery)),
         criterion=scores.criterion,
         samples=scores.samples,
         budget=recipe.budget,
         splits=dict(work.splits.hashes),
-        left_alone=structure.groups.left_alone,
+        left_alone=outcome.structure.groups.left_alone,
         repair=read_record(work.stages.folder / f"repair-{recipe.rounds}.json", Compensation),
         unscored=scores.unscored,
         uncovered=scores.uncovered,
-        layers=tuple(_layer_rows(work.dense, final, dense_cost, cost, findings)),
-        parity=tuple(_parity_rows(work, findings)),
-        latency=tuple(_latency_row(timing) for timing in findings.timings),
-        files=tuple(_file_rows(findings)),
-        engines=tuple(_engine_row(engine) for engine in findings.engines if engine["path"]),
-        gates=tuple(work.gates),
-        trade=tuple(_trade(accuracy, ships, cost.macs / dense_cost.macs)),
-        pareto=tuple(_pareto(findings)),
-        not_checked=tuple(work.not_checked),
+        layers=tuple(_layer_rows(work.dense, outcome.network, dense_cost, cost, delivery.layer_ms)),
+        parity=tuple(_parity_rows(delivery, recipe.max_parity)),
+        latency=tuple(_latency_row(timing) for timing in delivery.latency.timings),
+        files=tuple(_file_rows(delivery.files)),
+        engines=tuple(_engine_row(engine) for engine in delivery.engines.built),
+        gates=checks.gates,
+        trade=tuple(_trade(outcome.accuracy, ships, cost.macs / dense_cost.macs)),
+        pareto=tuple(_pareto(delivery)),
+        not_checked=checks.not_checked,
         stages=tuple(_stage_rows(work)),
-        warnings=tuple(work.warnings),
+        warnings=checks.warnings,
         shipped=ships,
         choice=text_of(choice) if choice else "",
-        busy=crowd_of(findings.timings),
+        busy=delivery.latency.busy,
     )
 
 
-def _accuracy_rows(accuracy: Mapping[str, Accuracy], findings: Findings) -> list[AccuracyRow]:
+def _accuracy_rows(accuracy: Mapping[str, Accuracy], delivery: Delivery) -> list[AccuracyRow]:
     """The networks in PyTorch, then every file as ONNX Runtime runs it."""
     rows = [AccuracyRow(name, measured) for name, measured in accuracy.items()]  # type: ignore[arg-type]
-    for artifact in findings.artifacts:
-        if artifact.name not in findings.accuracy:
+    by_file = delivery.accuracy.by_file
+    for artifact in delivery.files.artifacts:
+        if artifact.name not in by_file:
             continue
         runtime = f"onnxruntime, form for {artifact.made_for}" if artifact.made_for else "onnxruntime"
-        rows.append(AccuracyRow(artifact.variant, findings.accuracy[artifact.name], artifact.precision, runtime))
+        rows.append(AccuracyRow(artifact.variant, by_file[artifact.name], artifact.precision, runtime))
     return rows
 
 
-def _parity_rows(work: Work, findings: Findings) -> list[ParityRow]:
+def _parity_rows(delivery: Delivery, max_parity: float) -> list[ParityRow]:
     """One row for each file and batch size; limits are shares of the reference's largest output."""
     rows = []
-    for artifact in findings.artifacts:
+    for artifact in delivery.files.artifacts:
         name = f"{artifact.variant}, {artifact.made_for} form" if artifact.made_for else artifact.variant
-        limit = limits_of(work, artifact.precision).relative
-        for batch, parity in findings.parity.get(artifact.name, {}).items():
+        limit = limits_of(artifact.precision, max_parity).relative
+        for batch, parity in delivery.parity.by_file.get(artifact.name, {}).items():
             scale = max(parity.reference_max_abs, 1e-30)  # outputs that are all zero have no relative difference
             row = ParityRow(
                 reference="PyTorch",
@@ -132,55 +128,47 @@ def _parity_rows(work: Work, findings: Findings) -> list[ParityRow]:
     return rows
 
 
-def _file_rows(findings: Findings) -> list[FileRow]:
-    """The files that are there: a failed gate may have stopped the run before the others."""
+def _file_rows(files: Files) -> list[FileRow]:
+    """The files that were made: a failed gate may have stopped the run before the others."""
     rows = []
-    for artifact in findings.artifacts:
-        path = findings.path(artifact)
-        if not path.is_file():
-            continue
-        detail = findings.details.get(artifact.name, {})
+    for artifact, path in files.paths.items():
+        lowered = files.lowered.get(artifact, Lowered())
         row = FileRow(
             name=artifact.name,
             role=artifact.purpose,
             variant=artifact.variant,
             precision=artifact.precision,
             bytes=path.stat().st_size,
-            kept=tuple(detail.get("layers", ())),
-            method=str(detail.get("method", "")),
-            bits=int(detail.get("bits", 0)),
-            rest=_rest(artifact.precision, detail),
+            kept=lowered.layers,
+            method=lowered.method,
+            bits=lowered.bits,
+            rest=_rest(lowered) if artifact.precision == "int8" else "",
         )
         rows.append(row)
     return rows
 
 
-def _rest(precision: str, detail: Mapping[str, Any]) -> str:
-    """The precision of what is not int8 in an int8 file; empty for any other file."""
-    if precision != "int8":
-        return ""
-    islands = detail.get("islands")
-    if islands is None:
+def _rest(lowered: Lowered) -> str:
+    """The precision of what is not int8 in an int8 file."""
+    if lowered.islands is None:
         return "fp32"
-    return f"fp16, {len(islands)} operations in fp32" if islands else "fp16"
+    return f"fp16, {len(lowered.islands)} operations in fp32" if lowered.islands else "fp16"
 
 
-def _engine_row(engine: Mapping[str, Any]) -> EngineRow:
-    lowering = engine.get("lowering") or {}
+def _engine_row(engine: Engine) -> EngineRow:
     return EngineRow(
-        Path(engine["path"]).name,
-        engine["library"],
-        engine["target"],
-        engine["precision"],
-        engine["size_bytes"],
-        engine["status"],
-        lowering["kernels"] if lowering.get("available") else None,
-        build_s=engine["build_s"],
+        name=Path(engine.path).name,
+        runtime=engine.library,
+        target=engine.target,
+        precision=engine.precision,
+        bytes=engine.size_bytes,
+        status=engine.status,
+        kernels=engine.kernels,
+        build_s=engine.build_s,
     )
 
 
-def _group_rows(work: Work, structure: Structure, plan: Plan, scores: Scores) -> list[GroupRow]:
-    options = ranking_of(work.recipe)
+def _group_rows(structure: Structure, plan: Plan, scores: Scores, options: RankingOptions) -> list[GroupRow]:
     rows = []
     for group in structure.groups.groups:
         kept = plan.kept.get(group.name, np.arange(group.size))
@@ -198,12 +186,16 @@ def _group_rows(work: Work, structure: Structure, plan: Plan, scores: Scores) ->
 
 
 def _layer_rows(
-    dense: fx.GraphModule, shipped: fx.GraphModule, before: Cost, after: Cost, findings: Findings
+    dense: fx.GraphModule,
+    shipped: fx.GraphModule,
+    before: Cost,
+    after: Cost,
+    layer_ms: Mapping[str, Mapping[str, float]],
 ) -> list[LayerRow]:
     """Weighted layers in order, then what else took time: activations, sums, norms, layout changes."""
     macs_before, macs_after = macs_by_layer(dense, before), macs_by_layer(shipped, after)
-    ms_dense = findings.layer_ms.get("dense", {})
-    ms_shipped = findings.layer_ms.get("shipped", {})
+    ms_dense = layer_ms.get("dense", {})
+    ms_shipped = layer_ms.get("shipped", {})
     twins = {node.name: node for node in shipped.graph.nodes}
 
     rows: dict[str, LayerRow] = {}
@@ -251,21 +243,21 @@ def _latency_row(timing: Timing) -> LatencyRow:
     )
 
 
-def _pareto(findings: Findings) -> list[ParetoPoint]:
+def _pareto(delivery: Delivery) -> list[ParetoPoint]:
     """Every file that was both timed one image at a time and evaluated, on ONNX Runtime."""
     timed: dict[str, Timing] = {}
-    for timing in findings.timings:
+    for timing in delivery.latency.timings:
         if timing.runtime == "onnxruntime" and timing.schedule.batch == 1:
             timed[timing.name] = timing
 
     points = []
-    for artifact in findings.runnable:
-        if artifact.subject not in timed or artifact.name not in findings.accuracy:
+    by_file = delivery.accuracy.by_file
+    for artifact in delivery.files.runnable:
+        if artifact.subject not in timed or artifact.name not in by_file:
             continue
         label = artifact.subject.replace("-", ", ")
         p50_ms = timed[artifact.subject].p50_ms
-        accuracy = findings.accuracy[artifact.name]
-        points.append(ParetoPoint(label, p50_ms, accuracy, reference=artifact.variant == "dense"))
+        points.append(ParetoPoint(label, p50_ms, by_file[artifact.name], reference=artifact.variant == "dense"))
     return points
 
 

@@ -7,12 +7,13 @@ fp32 and accuracy, and `device.parity.LIMITS` for fp16 and int8, where accuracy 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from ..device.parity import LIMITS, Limits, Parity
@@ -20,12 +21,15 @@ from ..device.runtimes import open_model, version_of
 from ..errors import GateError
 from ..export.gate import measure_export
 from ..export.precision import weight_bits
-from ..files import file_sha256, read_json, write_json
+from ..files import read_json, write_json
 from ..inputs.images import Batches
 from ..records import Accuracy
-from ..report import GateRow
+from ..run.checks import Checks, gate, until_failed
+from ..run.fingerprints import Known
+from ..run.stages import Keeper, Progress
 from ..run.work import Work
-from .artifacts import Artifact, Findings
+from .artifacts import Artifact, FileRefused
+from .results import FileAccuracies, Files, Parities
 
 PARITY_IMAGES = 16
 CONFIDENCE = 0.95  # of which a gate's limit must be shown
@@ -37,17 +41,18 @@ _REMEDIES = {
 }
 
 
-def gate_accuracy(work: Work, accuracy: Mapping[str, Accuracy]) -> None:
-    """Points of top-1 that the shipped network lost in PyTorch; raises GateError when more than the recipe allows."""
-    limit = work.recipe.max_accuracy_loss
-    work.gate(
+def accuracy_checks(accuracy: Mapping[str, Accuracy], limit: float) -> Checks:
+    """Points of top-1 that the shipped network lost in PyTorch, of which `limit` may go."""
+    guessing = no_better_than_chance(accuracy["dense"])
+    lost = gate(
         "accuracy: top-1 lost",
         100 * (accuracy["dense"].top1 - accuracy["shipped"].top1),
-        limit,
-        "raise the budget, give more calibration images, or allow more fine-tuning",
+        limit=limit,
+        remedy="raise the budget, give more calibration images, or allow more fine-tuning",
         unit="points",
         doubt=doubt_of(accuracy["dense"], limit),
     )
+    return Checks(warnings=(guessing,) if guessing else ()) + lost
 
 
 def doubt_of(dense: Accuracy, limit: float) -> str:
@@ -90,105 +95,130 @@ def least_images(limit: float) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - limit / 100))
 
 
-def limits_of(work: Work, precision: str) -> Limits:
+def limits_of(precision: str, max_parity: float) -> Limits:
     """How far a file's outputs may lie from PyTorch's in fp32; the recipe says so of fp32 alone."""
     if precision == "fp32":
-        return Limits(relative=work.recipe.max_parity, cosine=0.9999)
+        return Limits(relative=max_parity, cosine=0.9999)
     return LIMITS[precision]
 
 
-def measure_parity(work: Work, findings: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+def kernels_here() -> list[object]:
+    """What of this machine a file's outputs depend on: ONNX Runtime's version, and the weights its kernels take."""
+    return [version_of("onnxruntime"), weight_bits()]
+
+
+def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
     """Every file on ONNX Runtime at two batch sizes against its network in PyTorch, `networks` by variant.
 
-    Raises GateError at the first file that differs too much, or can't be measured.
+    A gate for each, up to the first file that differs too much, or can't be measured.
     """
-    folder, images = work.stages.folder, work.sample(PARITY_IMAGES)
-
-    def write() -> None:
-        measured = {}
-        for artifact in findings.artifacts:
-            measured[artifact.name] = _parity_of(work, findings, artifact, networks[artifact.variant], images)
-        write_json(folder / "parity.json", {"schema": "parity/1", "onnxruntime": measured})
-
-    def read() -> dict[str, dict[int, Parity]]:
-        by_file = read_json(folder / "parity.json", "parity/1")["onnxruntime"]
-        return {name: _read_parities(by_batch) for name, by_batch in by_file.items()}
-
-    hashes = _hashes_of(findings)
-    sample = [work.splits.hashes["calibration"], asdict(work.preprocessing)]
-    inputs = [hashes, sample, version_of("onnxruntime"), weight_bits()]
-    findings.parity = work.stages.do("parity", inputs, write, read)
-    for artifact in findings.artifacts:
-        _gate_parity(work, findings, artifact)
-
-
-def _read_parities(by_batch: Mapping[str, Mapping[str, Any]]) -> dict[int, Parity]:
-    """JSON's keys are text; batch sizes are numbers."""
-    return {int(batch): Parity(**fields) for batch, fields in by_batch.items()}
-
-
-def _hashes_of(findings: Findings) -> dict[str, str]:
-    return {artifact.name: file_sha256(findings.path(artifact)) for artifact in findings.artifacts}
-
-
-def _parity_of(
-    work: Work, findings: Findings, artifact: Artifact, network: fx.GraphModule, images: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """What can't even be measured is a failed gate too, with the reason for its remedy."""
+    max_parity = work.recipe.max_parity
     try:
-        measured = measure_export(findings.path(artifact), network, images, fused=not artifact.made_for)
-    except GateError as error:
-        limit = limits_of(work, artifact.precision).relative
-        work.gates.append(GateRow(f"parity: {artifact.name}", limit, math.nan, False, "<=", "", str(error)))
-        work.stages.retract()
-        raise
-    return {str(batch): asdict(parity) for batch, parity in measured.items()}
+        by_file = work.stages.make(
+            "parity",
+            _parities,
+            Keeper(_write_parities, _read_parities),
+            place=kernels_here(),
+            files=dict(files.paths),
+            networks=networks,
+            images=work.sample(PARITY_IMAGES),
+        )
+    except FileRefused as error:
+        limit = limits_of(error.artifact.precision, max_parity).relative
+        row = gate(f"parity: {error.artifact.name}", math.nan, limit=limit, remedy=str(error))
+        return Parities(checks=row + Checks(refusal=str(error)))
+    return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity)))
 
 
-def _gate_parity(work: Work, findings: Findings, artifact: Artifact) -> None:
+def _parities(
+    files: Mapping[Artifact, Path],
+    networks: Mapping[str, fx.GraphModule],
+    images: NDArray[np.float32],
+    progress: Progress,
+) -> dict[str, dict[int, Parity]]:
+    by_file = {}
+    for artifact, path in files.items():
+        try:
+            by_file[artifact.name] = measure_export(
+                path, networks[artifact.variant], images, fused=not artifact.made_for
+            )
+        except GateError as error:
+            raise FileRefused(artifact, str(error)) from error
+    return by_file
+
+
+def _write_parities(folder: Path, by_file: Mapping[str, Mapping[int, Parity]]) -> None:
+    """JSON's keys are text."""
+    rows: dict[str, Any] = {}
+    for name, by_batch in by_file.items():
+        rows[name] = {str(batch): asdict(parity) for batch, parity in by_batch.items()}
+    write_json(folder / "parity.json", {"schema": "parity/1", "onnxruntime": rows})
+
+
+def _read_parities(folder: Path) -> dict[str, dict[int, Parity]]:
+    by_file: dict[str, dict[int, Parity]] = {}
+    for name, by_batch in read_json(folder / "parity.json", "parity/1")["onnxruntime"].items():
+        by_file[name] = {int(batch): Parity(**fields) for batch, fields in by_batch.items()}
+    return by_file
+
+
+def _parity_checks(files: Files, by_file: Mapping[str, Mapping[int, Parity]], max_parity: float) -> Iterator[Checks]:
     """The largest difference, and for lossy precisions the least cosine, at the worse of the batch sizes."""
-    limits, remedy = limits_of(work, artifact.precision), _REMEDIES[artifact.precision]
-    parities = findings.parity[artifact.name].values()
-    worst = max(parity.max_abs / max(parity.reference_max_abs, 1e-30) for parity in parities)
-    work.gate(f"parity: {artifact.name} = PyTorch fp32, largest difference", worst, limits.relative, remedy)
-    if artifact.precision != "fp32":
-        angle = 1 - min(parity.cosine for parity in parities)
-        work.gate(f"parity: {artifact.name}, 1 - least cosine", angle, 1 - limits.cosine, remedy)
+    for artifact in files.artifacts:
+        limits, remedy = limits_of(artifact.precision, max_parity), _REMEDIES[artifact.precision]
+        parities = by_file[artifact.name].values()
+        worst = max(parity.max_abs / max(parity.reference_max_abs, 1e-30) for parity in parities)
+        name = f"parity: {artifact.name} = PyTorch fp32, largest difference"
+        yield gate(name, worst, limit=limits.relative, remedy=remedy)
+        if artifact.precision != "fp32":
+            angle = 1 - min(parity.cosine for parity in parities)
+            name = f"parity: {artifact.name}, 1 - least cosine"
+            yield gate(name, angle, limit=1 - limits.cosine, remedy=remedy)
 
 
-def measure_files(work: Work, findings: Findings, dense: Accuracy) -> None:
+def measure_files(work: Work, files: Files, dense: Accuracy) -> FileAccuracies:
     """Evaluation accuracy of every file on ONNX Runtime; what fp16 and int8 lose against dense is a gate each.
 
-    Raises GateError at the first file that loses more than the recipe allows.
+    The gates end with the first file that loses more than the recipe allows.
     """
-    folder = work.stages.folder
+    by_file = work.stages.make(
+        "accuracy of the files",
+        _counted_right,
+        Keeper(_write_accuracies, _read_accuracies),
+        place=kernels_here(),
+        files=dict(files.paths),
+        images=work.evaluation_images,
+    )
+    return FileAccuracies(by_file, until_failed(_file_checks(files, by_file, dense, work.recipe.max_accuracy_loss)))
 
-    def write() -> None:
-        measured = {}
-        for index, artifact in enumerate(findings.artifacts):
-            work.stages.notify("accuracy of the files", index / len(findings.artifacts))
-            accuracy = accuracy_of(findings.path(artifact), work.evaluation, fused=not artifact.made_for)
-            measured[artifact.name] = asdict(accuracy)
-        write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", "onnxruntime": measured})
 
-    def read() -> dict[str, Accuracy]:
-        by_file = read_json(folder / "accuracy-files.json", "accuracy/1")["onnxruntime"]
-        return {artifact.name: Accuracy(**by_file[artifact.name]) for artifact in findings.artifacts}
+def _counted_right(files: Mapping[Artifact, Path], images: Batches, progress: Progress) -> dict[str, Accuracy]:
+    by_file = {}
+    for index, (artifact, path) in enumerate(files.items()):
+        progress(index / len(files))
+        by_file[artifact.name] = accuracy_of(path, images, fused=not artifact.made_for)
+    return by_file
 
-    hashes = _hashes_of(findings)
-    place = [version_of("onnxruntime"), weight_bits()]
-    inputs = [hashes, work.splits.hashes["evaluation"], asdict(work.preprocessing), *place]
-    findings.accuracy = work.stages.do("accuracy of the files", inputs, write, read)
 
-    limit = work.recipe.max_accuracy_loss
-    for artifact in findings.artifacts:
+def _write_accuracies(folder: Path, by_file: Mapping[str, Accuracy]) -> None:
+    rows = {name: asdict(accuracy) for name, accuracy in by_file.items()}
+    write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", "onnxruntime": rows})
+
+
+def _read_accuracies(folder: Path) -> dict[str, Accuracy]:
+    rows = read_json(folder / "accuracy-files.json", "accuracy/1")["onnxruntime"]
+    return {name: Accuracy(**fields) for name, fields in rows.items()}
+
+
+def _file_checks(files: Files, by_file: Mapping[str, Accuracy], dense: Accuracy, limit: float) -> Iterator[Checks]:
+    for artifact in files.artifacts:
         if artifact.precision == "fp32":  # parity holds it to the network in PyTorch, which has a gate of its own
             continue
-        work.gate(
+        yield gate(
             f"accuracy: top-1 lost by {artifact.name}",
-            100 * (dense.top1 - findings.accuracy[artifact.name].top1),
-            limit,
-            _REMEDIES[artifact.precision],
+            100 * (dense.top1 - by_file[artifact.name].top1),
+            limit=limit,
+            remedy=_REMEDIES[artifact.precision],
             unit="points",
             doubt=doubt_of(dense, limit),
         )

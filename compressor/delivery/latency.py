@@ -10,6 +10,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from ..device import cuda
@@ -20,12 +22,16 @@ from ..device.runtimes import available
 from ..device.timing import Schedule, Timing, from_json, time_interleaved, to_json
 from ..device.worker import time_files
 from ..export.kernels import layer_times_ms
-from ..files import file_sha256, read_json, write_json
+from ..files import read_json, write_json
 from ..report import facts
+from ..run.checks import Checks
+from ..run.fingerprints import Known
+from ..run.stages import Keeper, Progress
 from ..run.work import Work
-from .artifacts import DENSE, SHIPPED, Artifact, Findings
+from .artifacts import DENSE, SHIPPED, Artifact
 from .networks import WAYS, Caller, caller, unavailable
 from .precisions import layers_of
+from .results import Engines, Files, Latency
 
 POOL_IMAGES = 64  # calibration images that latency runs draw from, so that none is always in the caches
 ENOUGH_RUNS = least_samples(0.99)  # 662: the least common percentile of the report stands
@@ -33,81 +39,107 @@ ENOUGH_BATCHES = 2 * least_samples(0.9)  # 128: of a large batch, throughput and
 LIMIT_S = 60.0  # of one network: one whose batch takes a second is timed by fewer runs, which are counted
 ENGINES = ("tensorrt", "tensorrt_rtx")
 
+Networks = Mapping[str, fx.GraphModule]
+FilesBySubject = Mapping[str, Path]
 
-def measure_latency(work: Work, findings: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+
+def measure_latency(work: Work, files: Files, engines: Engines, networks: Known) -> Latency:
     """Every runtime of the recipe at every batch size; dense first, so that ratios read from it.
 
     `networks` by variant, for PyTorch's ways. Samples are milliseconds of one call.
     """
-    folder, recipe = work.stages.folder, work.recipe
+    recipe = work.recipe
     reasons = {name: unavailable(name) if name in WAYS else available()[name] for name in recipe.runtimes}
     here = [name for name, reason in reasons.items() if not reason]
+    # of engines those that this GPU can load: with a new one, timings are made again
+    loadable = {name: _loadable(engines, name, work.stages.folder) for name in here if name in ENGINES}
+    timings = work.stages.make(
+        "latency",
+        _timed,
+        Keeper(_write_timings, _read_timings),
+        place=read_environment().fingerprint,
+        files={artifact.subject: path for artifact, path in files.runnable.items()},
+        engines=loadable,
+        networks=networks,
+        runtimes=here,
+        images=work.sample(max(POOL_IMAGES, *recipe.latency_batches)),
+        schedules=[_schedule(batch, recipe.latency_seconds) for batch in recipe.latency_batches],
+    )
 
-    def write() -> None:
-        timings: list[Timing] = []
-        jobs = [(batch, runtime) for batch in recipe.latency_batches for runtime in here]
-        for index, (batch, runtime) in enumerate(jobs):
-            work.stages.notify(f"latency: {runtime}, batch {batch}", index / len(jobs))
-            enough = ENOUGH_RUNS if batch == 1 else ENOUGH_BATCHES
-            schedule = Schedule(batch=batch, seconds=recipe.latency_seconds, enough=enough, limit_s=LIMIT_S)
-            timings += _timed(work, findings, networks, runtime, schedule).values()
-        rows = [to_json(timing) for timing in timings]
-        write_json(folder / "latency.json", {"schema": "latency/2", "timings": rows})
-
-    def read() -> list[Timing]:
-        rows = read_json(folder / "latency.json", "latency/2")["timings"]
-        return [from_json(row) for row in rows]
-
-    # of engines the key holds those that this GPU can load: with a new one, timings are made again
-    hashes = {artifact.name: file_sha256(findings.path(artifact)) for artifact in findings.runnable}
-    engines = {name: _engines(findings, name) for name in here if name in ENGINES}
-    built = {name: _hashes_of(files) for name, files in engines.items()}
-    place = [here, built, read_environment().fingerprint]
-    inputs = [hashes, list(recipe.latency_batches), recipe.latency_seconds, *place]
-    findings.timings = work.stages.do("latency", inputs, write, read)
-
-    for name, files in engines.items():
-        if not files:
+    for name, engine_files in loadable.items():
+        if not engine_files:
             reasons[name] = "no engine was built for this GPU"
-    work.not_checked += [f"latency on {name}: {reason}" for name, reason in reasons.items() if reason]
+    not_checked = [f"latency on {name}: {reason}" for name, reason in reasons.items() if reason]
+    busy = crowd_of(timings)
+    warning = f"{busy} when networks were timed: times and ratios may be off; time them again"
+    return Latency(timings, busy, Checks(not_checked=tuple(not_checked), warnings=(warning,) if busy else ()))
 
 
-def _hashes_of(files: Mapping[str, Path]) -> dict[str, str]:
-    return {subject: file_sha256(path) for subject, path in files.items()}
+def _schedule(batch: int, seconds: float) -> Schedule:
+    enough = ENOUGH_RUNS if batch == 1 else ENOUGH_BATCHES
+    return Schedule(batch=batch, seconds=seconds, enough=enough, limit_s=LIMIT_S)
+
+
+def _loadable(engines: Engines, runtime: str, folder: Path) -> dict[str, Path]:
+    """The shipped network's engines that this machine's GPU can load, by subject."""
+    targets = (cuda.device()[1], "rtx", "this-gpu")
+    files: dict[str, Path] = {}
+    for engine in engines.built:
+        if engine.library == runtime and engine.target in targets:
+            subject = Artifact("", "shipped", engine.precision).subject
+            files[subject] = folder / engine.path
+    return files
 
 
 def _timed(
-    work: Work, findings: Findings, networks: Mapping[str, fx.GraphModule], runtime: str, schedule: Schedule
-) -> dict[str, Timing]:
-    """By subject; empty where the runtime has nothing to run here."""
-    images = work.sample(max(POOL_IMAGES, schedule.batch))
-    if runtime in WAYS:
-        subjects = _callers(networks, runtime)
-        return time_interleaved(subjects, images, schedule=schedule, runtimes=dict.fromkeys(subjects, runtime))
+    files: FilesBySubject,
+    engines: Mapping[str, FilesBySubject],
+    networks: Networks,
+    runtimes: Sequence[str],
+    images: NDArray[np.float32],
+    schedules: Sequence[Schedule],
+    progress: Progress,
+) -> tuple[Timing, ...]:
+    """`engines` by runtime and subject; batches are drawn from `images` [N, C, H, W]."""
+    timings: list[Timing] = []
+    jobs = [(schedule, runtime) for schedule in schedules for runtime in runtimes]
+    for index, (schedule, runtime) in enumerate(jobs):
+        progress(index / len(jobs), f"{runtime}, batch {schedule.batch}")
+        pool = images[: max(POOL_IMAGES, schedule.batch)]
+        if runtime in WAYS:
+            timings += _timed_networks(networks, runtime, pool, schedule)
+        else:
+            timings += _timed_files(engines.get(runtime, files), runtime, pool, schedule)
+    return tuple(timings)
 
-    if runtime in ENGINES:
-        files = _engines(findings, runtime)
-    else:
-        files = {artifact.subject: findings.path(artifact) for artifact in findings.runnable}
-    return time_files(files, images, schedule=schedule, runtime=runtime) if files else {}
+
+def _timed_networks(networks: Networks, way: str, images: NDArray[np.float32], schedule: Schedule) -> Sequence[Timing]:
+    subjects = _callers(networks, way)
+    runtimes = dict.fromkeys(subjects, way)
+    return [*time_interleaved(subjects, images, schedule=schedule, runtimes=runtimes).values()]
 
 
-def _callers(networks: Mapping[str, fx.GraphModule], way: str) -> dict[str, Caller]:
+def _timed_files(
+    files: FilesBySubject, runtime: str, images: NDArray[np.float32], schedule: Schedule
+) -> Sequence[Timing]:
+    """Empty where the runtime has nothing to run here."""
+    return [*time_files(files, images, schedule=schedule, runtime=runtime).values()] if files else []
+
+
+def _callers(networks: Networks, way: str) -> dict[str, Caller]:
     """A module is moved in place, and the run still needs it here: a way on the GPU gets a copy."""
     if "cuda" in way:
         networks = {name: copy.deepcopy(network) for name, network in networks.items()}
     return {name: caller(network, way) for name, network in networks.items()}
 
 
-def _engines(findings: Findings, runtime: str) -> dict[str, Path]:
-    """The shipped network's engines that this machine's GPU can load, by subject."""
-    loadable_targets = (cuda.device()[1], "rtx", "this-gpu")
-    files: dict[str, Path] = {}
-    for engine in findings.engines:
-        if engine["path"] and engine["library"] == runtime and engine["target"] in loadable_targets:
-            artifact = Artifact("", "shipped", engine["precision"])
-            files[artifact.subject] = findings.folder / engine["path"]
-    return files
+def _write_timings(folder: Path, timings: Sequence[Timing]) -> None:
+    rows = [to_json(timing) for timing in timings]
+    write_json(folder / "latency.json", {"schema": "latency/2", "timings": rows})
+
+
+def _read_timings(folder: Path) -> tuple[Timing, ...]:
+    return tuple(from_json(row) for row in read_json(folder / "latency.json", "latency/2")["timings"])
 
 
 def crowd_of(timings: Sequence[Timing]) -> str:
@@ -120,21 +152,36 @@ def crowd_of(timings: Sequence[Timing]) -> str:
     return facts.crowd(busiest.state, busiest.machine)
 
 
-def measure_layers(work: Work, findings: Findings, networks: Mapping[str, fx.GraphModule]) -> None:
+def measure_layers(work: Work, files: Files, networks: Networks) -> dict[str, dict[str, float]]:
     """Where time goes in the dense and the shipped file, layer by layer, on ONNX Runtime at batch 1; milliseconds."""
-    folder, sources = work.stages.folder, (DENSE, SHIPPED)
-    images = work.sample(POOL_IMAGES)
+    return work.stages.make(
+        "layers",
+        _profiled,
+        Keeper(_write_layers, _read_layers),
+        place=read_environment().fingerprint,
+        files={artifact.variant: files.paths[artifact] for artifact in (DENSE, SHIPPED)},
+        layers={variant: layers_of(network) for variant, network in networks.items()},
+        images=work.sample(POOL_IMAGES),
+    )
 
-    def write() -> None:
-        times = {}
-        for source in sources:
-            path, layers = findings.path(source), layers_of(networks[source.variant])
-            times[source.variant] = layer_times_ms(path, profile_kernels(path, images), layers)
-        write_json(folder / "layers.json", {"schema": "layers/2", "ms": times})
 
-    def read() -> dict[str, dict[str, float]]:
-        layer_ms: dict[str, dict[str, float]] = read_json(folder / "layers.json", "layers/2")["ms"]
-        return layer_ms
+def _profiled(
+    files: Mapping[str, Path],
+    layers: Mapping[str, Mapping[str, str]],
+    images: NDArray[np.float32],
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """All by variant; `layers` are those of the traced graph's nodes."""
+    times_ms = {}
+    for variant, path in files.items():
+        times_ms[variant] = layer_times_ms(path, profile_kernels(path, images), layers[variant])
+    return times_ms
 
-    hashes = [file_sha256(findings.path(artifact)) for artifact in sources]
-    findings.layer_ms = work.stages.do("layers", [hashes, read_environment().fingerprint], write, read)
+
+def _write_layers(folder: Path, layer_ms: Mapping[str, Mapping[str, float]]) -> None:
+    write_json(folder / "layers.json", {"schema": "layers/2", "ms": layer_ms})
+
+
+def _read_layers(folder: Path) -> dict[str, dict[str, float]]:
+    layer_ms: dict[str, dict[str, float]] = read_json(folder / "layers.json", "layers/2")["ms"]
+    return layer_ms

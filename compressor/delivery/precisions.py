@@ -7,31 +7,35 @@ was fitted on them. No evaluation image decides anything here.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
 from ..device.parity import compare
-from ..device.runtimes import open_model, version_of
+from ..device.runtimes import open_model
 from ..errors import GateError
 from ..export.calibration import Statistics, collect
 from ..export.int8 import Evidence, Quantised, quantise
 from ..export.kernels import node_layers
-from ..export.precision import Placement, to_fp16, weight_bits
+from ..export.precision import Placement, to_fp16
 from ..export.rounding import Rounding, find_rounding
-from ..files import file_sha256, read_json, write_json
-from ..inputs.images import Batches, Images, batches
-from ..report import GateRow
+from ..files import read_json, write_json
+from ..inputs.images import Batches, batches
+from ..run.checks import Checks, gate, until_failed
+from ..run.fingerprints import Known
 from ..run.judges import JUDGE_IMAGES
+from ..run.stages import Keeper, Progress
 from ..run.work import Work
-from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, Findings, wanted_precisions
-from .gates import too_few
+from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, FileRefused, wanted_precisions
+from .gates import kernels_here, too_few
+from .results import Files, Lowered
 
 RANGE_IMAGES = 64  # more than 32 changed no range by a level that mattered; each costs a pass with every activation
 LEAST_SPARE = 64  # fewer tell two methods apart worse than calibration images do
@@ -40,36 +44,77 @@ SENSITIVITY_IMAGES = 16
 LabelledImages = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
-def make_precisions(work: Work, findings: Findings) -> None:
-    """Writes the files the recipe asks for and notes what they took; raises GateError when int8 loses too much."""
-    wanted = wanted_precisions(work.recipe.precisions)
-    forms = [INT8]
-    if work.recipe.targets:
-        forms.append(INT8_TENSORRT)
+@dataclass(frozen=True, eq=False)
+class RangeImages:
+    """The first `count` images of `batches`, which an fp32 file's ranges are read from."""
 
-    artifacts: list[Artifact] = []
-    if "fp16" in wanted:
-        artifacts.append(FP16)
-    if "int8" in wanted:
-        artifacts += forms
+    file: Path
+    batches: Batches
+    count: int
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """Ranges and histograms of every activation; fp16 and int8 share them, so they are collected once."""
+        return collect(self.file, gathered(self.batches, self.count)[0])
+
+    def rounding(self) -> Rounding:
+        """What the layers read of the same images."""
+        return find_rounding(self.file, gathered(self.batches, self.count)[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JudgeImages:
+    """`count` labelled images of `batches` from `first` on, which tell what an int8 file loses."""
+
+    batches: Batches
+    first: int
+    count: int
+    source: Literal["spare", "calibration"]
+
+    def read(self) -> LabelledImages:
+        """[N, C, H, W] with their labels [N]."""
+        images, labels = gathered(self.batches, self.first + self.count)
+        return images[self.first :], labels[self.first :]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """What the making of each int8 file took, by its name, and on how many images it was judged."""
+
+    files: Mapping[str, Quantised]
+    judged_on: int
+
+
+def make_precisions(work: Work, exported: Files) -> Iterator[Files]:
+    """The files the recipe asks for, one precision after the other; int8 has a gate for each of its forms."""
+    artifacts = _asked_for(work)
 
     # what an earlier run with another recipe made must not pass for this one's
     for stale in {FP16, INT8, INT8_TENSORRT} - set(artifacts):
-        findings.path(stale).unlink(missing_ok=True)
+        (work.stages.folder / stale.name).unlink(missing_ok=True)
 
+    shipped = exported.paths[SHIPPED]
+    images = _known(work, RangeImages(shipped, work.calibration, _range_count(work)))
+    owners = node_layers(shipped, layers_of(work.dense)) if artifacts else {}
     if FP16 in artifacts:
-        _note(work, findings, FP16, _fp16(work, findings))
+        yield _make_fp16(work, shipped, images, owners)
     if INT8 in artifacts:
-        for form, detail in _int8(work, findings, forms).items():
-            _note(work, findings, form, detail)
+        yield _make_int8(work, shipped, images, owners)
 
 
-def _note(work: Work, findings: Findings, artifact: Artifact, detail: dict[str, Any]) -> None:
-    """The nodes that stay in float are named by the layers they belong to, as everything else in the report."""
-    owners = node_layers(findings.path(SHIPPED), layers_of(work.dense))
-    layers = list(dict.fromkeys(owners.get(node, node) for node in detail["kept"]))
-    findings.artifacts = (*findings.artifacts, artifact)
-    findings.details[artifact.name] = {**detail, "layers": layers}
+def _asked_for(work: Work) -> tuple[Artifact, ...]:
+    """Those beside fp32; int8 in each of the forms that somebody takes."""
+    wanted = wanted_precisions(work.recipe.precisions)
+    artifacts = [FP16] if "fp16" in wanted else []
+    if "int8" in wanted:
+        artifacts.append(INT8)
+        if work.recipe.targets:
+            artifacts.append(INT8_TENSORRT)
+    return tuple(artifacts)
+
+
+def _known(work: Work, images: RangeImages) -> Known:
+    return Known(images, [work.splits.hashes["calibration"], asdict(work.preprocessing), images.count])
 
 
 def layers_of(network: fx.GraphModule) -> dict[str, str]:
@@ -77,106 +122,160 @@ def layers_of(network: fx.GraphModule) -> dict[str, str]:
     return {node.name: node.meta["layer"] for node in network.graph.nodes if node.meta.get("layer")}
 
 
-def _fp16(work: Work, findings: Findings) -> dict[str, Any]:
-    """Writes the fp16 file; `kept` names the nodes that stay in fp32, as half floats would overflow there."""
-    folder = work.stages.folder
-
-    def write() -> None:
-        half = to_fp16(findings.path(SHIPPED), findings.path(FP16), statistics=_statistics(work, findings))
-        write_json(folder / "fp16.json", {"schema": "fp16/1", "islands": sorted(half.islands)})
-
-    def read() -> dict[str, Any]:
-        findings.path(FP16).stat()
-        return {"kept": list(read_json(folder / "fp16.json", "fp16/1")["islands"])}
-
-    images = [work.splits.hashes["calibration"], asdict(work.preprocessing), RANGE_IMAGES]
-    inputs = [file_sha256(findings.path(SHIPPED)), images, version_of("onnxruntime")]
-    return work.stages.do("fp16", inputs, write, read)
+def _layers(nodes: Sequence[str], owners: Mapping[str, str]) -> tuple[str, ...]:
+    """Nodes are named by the layers they belong to, as everything else in the report."""
+    return tuple(dict.fromkeys(owners.get(node, node) for node in nodes))
 
 
-def _int8(work: Work, findings: Findings, forms: Sequence[Artifact]) -> dict[Artifact, dict[str, Any]]:
-    """Writes the int8 file in each form, with what its making took; a gate for each form.
-
-    Raises GateError where no choice of layers in float loses as little as the recipe asks.
-    """
-    folder, recipe = work.stages.folder, work.recipe
-
-    def write() -> None:
-        evidence = _evidence(work, findings)
-        details: dict[str, Any] = {}
-        quantised: Quantised | None = None
-        for form in forms:
-            # the choices made for one form are tried first for the next
-            quantised = _quantised(work, findings, form, evidence, quantised)
-            details[form.name] = {**asdict(quantised), "path": form.name, "judged_on": _judged_on(work)}
-        write_json(folder / "int8.json", {"schema": "int8/2", "files": details})
-
-    def read() -> dict[Artifact, dict[str, Any]]:
-        by_file = read_json(folder / "int8.json", "int8/2")["files"]
-        for form in forms:
-            findings.path(form).stat()
-        return {form: by_file[form.name] for form in forms}
-
-    files = [form.name for form in forms]
-    sizes = [RANGE_IMAGES, JUDGE_IMAGES, SENSITIVITY_IMAGES]
-    hashes = [work.splits.hashes[name] for name in ("calibration", "search")]
-    images = [*hashes, asdict(work.preprocessing)]
-    place = [version_of("onnxruntime"), weight_bits()]
-    inputs = [file_sha256(findings.path(SHIPPED)), images, recipe.max_int8_loss, files, sizes, *place]
-    details = work.stages.do("int8", inputs, write, read)
-    for form, detail in details.items():
-        _gate_int8(work, form, detail)
-    return details
+def _make_fp16(work: Work, shipped: Path, images: Known, owners: Mapping[str, str]) -> Files:
+    islands = work.stages.make(
+        "fp16",
+        _halved,
+        Keeper(_write_islands, _read_islands),
+        place=kernels_here(),
+        shipped=shipped,
+        images=images,
+        folder=work.stages.output,
+    )
+    return Files({FP16: work.stages.folder / FP16.name}, {FP16: Lowered(_layers(islands, owners))})
 
 
-def _gate_int8(work: Work, form: Artifact, detail: Mapping[str, Any]) -> None:
+def _halved(shipped: Path, images: RangeImages, folder: Path, progress: Progress) -> tuple[str, ...]:
+    """Writes the fp16 file; names the nodes that stay in fp32, as half floats would overflow there."""
+    progress(0.0, "ranges of the activations")
+    half = to_fp16(shipped, folder / FP16.name, statistics=images.statistics)
+    return tuple(sorted(half.islands))
+
+
+def _write_islands(folder: Path, islands: Sequence[str]) -> None:
+    write_json(folder / "fp16.json", {"schema": "fp16/1", "islands": islands})
+
+
+def _read_islands(folder: Path) -> tuple[str, ...]:
+    return tuple(read_json(folder / "fp16.json", "fp16/1")["islands"])
+
+
+def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, str]) -> Files:
+    """The int8 file in each form, with a gate each; no file where no choice of layers in float loses little enough."""
+    limit, judges = work.recipe.max_int8_loss, judge_images_of(work)
+    forms = [artifact for artifact in _asked_for(work) if artifact.precision == "int8"]
+    hashes = [work.splits.hashes[part] for part in ("calibration", "search")]
+    try:
+        int8 = work.stages.make(
+            "int8",
+            _quantised,
+            Keeper(_write_int8, _read_int8),
+            place=kernels_here(),
+            shipped=shipped,
+            forms=forms,
+            images=images,
+            judges=Known(judges, [hashes, asdict(work.preprocessing), judges.first, judges.count]),
+            max_loss=limit / 100,
+            folder=work.stages.output,
+        )
+    except FileRefused as error:
+        return Files(checks=_refused(error, judges, limit))
+
+    lowered = {form: _lowered(int8.files[form.name], owners) for form in forms}
+    checks = until_failed(_int8_checks(form, int8.files[form.name], judges, limit) for form in forms)
+    return Files({form: work.stages.folder / form.name for form in forms}, lowered, checks)
+
+
+def _lowered(quantised: Quantised, owners: Mapping[str, str]) -> Lowered:
+    return Lowered(_layers(quantised.kept, owners), quantised.method, quantised.bits, quantised.islands)
+
+
+def _int8_checks(form: Artifact, quantised: Quantised, judges: JudgeImages, limit: float) -> Checks:
     # rounded, so that the ties' breakers (some 3e-5, see `_judge`) don't count as answers
-    reference, score = round(detail["reference"], 4), round(detail["score"], 4)
-    limit = work.recipe.max_int8_loss
-    doubt = too_few(_judged_on(work), limit)
-    work.gate(_gate_name(work, form), 100 * (reference - score), limit, _REMEDY, unit="points", doubt=doubt)
+    lost = round(quantised.reference, 4) - round(quantised.score, 4)
+    doubt = too_few(judges.count, limit)
+    return gate(_gate_name(form, judges), 100 * lost, limit=limit, remedy=_REMEDY, unit="points", doubt=doubt)
 
 
-def _gate_name(work: Work, artifact: Artifact) -> str:
+def _refused(error: FileRefused, judges: JudgeImages, limit: float) -> Checks:
+    name, reason = _gate_name(error.artifact, judges), f"{error}; or {_REMEDY}"
+    row = gate(name, math.nan, limit=limit, remedy=reason, unit="points")
+    return row + Checks(refusal=f"gate '{name}' failed: {reason}")
+
+
+def _gate_name(artifact: Artifact, judges: JudgeImages) -> str:
     form = f", form for {artifact.made_for}" if artifact.made_for else ""
-    source = "spare" if _spare(work) else "calibration"
-    return f"int8: top-1 lost on {_judged_on(work)} {source} images{form}"
+    return f"int8: top-1 lost on {judges.count} {judges.source} images{form}"
 
 
 _REMEDY = "leave int8 out (--precisions fp32,fp16), allow more with --max-int8-loss, or give more calibration images"
 
 
-def _quantised(work: Work, findings: Findings, form: Artifact, evidence: Evidence, like: Quantised | None) -> Quantised:
-    """Writes the file of that form; where it can't be, the failed gate is noted before the error goes on."""
+def _quantised(
+    shipped: Path,
+    forms: Sequence[Artifact],
+    images: RangeImages,
+    judges: JudgeImages,
+    max_loss: float,
+    folder: Path,
+    progress: Progress,
+) -> Int8:
+    """Writes the int8 file in each form. Raises FileRefused at the first that can't lose as little as `max_loss`."""
+    evidence = _evidence(shipped, images, judges, max_loss, progress)
+    files: dict[str, Quantised] = {}
+    quantised: Quantised | None = None
+    for form in forms:
+        # the choices made for one form are tried first for the next
+        quantised = _quantised_for(form, shipped, folder / form.name, evidence, quantised, progress)
+        files[form.name] = replace(quantised, path=form.name)
+    return Int8(files, judges.count)
+
+
+def _quantised_for(
+    form: Artifact, shipped: Path, out: Path, evidence: Evidence, like: Quantised | None, progress: Progress
+) -> Quantised:
     placement: Placement = "tensorrt" if form.made_for else "onnxruntime"
     try:
         return quantise(
-            findings.path(SHIPPED),
-            findings.path(form),
+            shipped,
+            out,
             evidence=evidence,
             placement=placement,
             like=like,
-            progress=lambda share: work.stages.notify(f"int8: what each layer costs ({placement})", share),
+            progress=lambda share: progress(share, f"what each layer costs ({placement})"),
         )
     except GateError as error:
-        findings.path(form).unlink(missing_ok=True)
-        limit, name = work.recipe.max_int8_loss, _gate_name(work, form)
-        work.gates.append(GateRow(name, limit, math.nan, False, "<=", "points", f"{error}; or {_REMEDY}"))
-        work.stages.retract()
-        raise GateError(f"gate '{name}' failed: {error}; or {_REMEDY}") from error
+        out.unlink(missing_ok=True)
+        raise FileRefused(form, str(error)) from error
 
 
-def _evidence(work: Work, findings: Findings) -> Evidence:
-    images, labels = _judges(work)
-    score = _judge(findings.path(SHIPPED), images, labels)
+def _evidence(
+    shipped: Path, ranging: RangeImages, judges: JudgeImages, max_loss: float, progress: Progress
+) -> Evidence:
+    images, labels = judges.read()
+    score = _judge(shipped, images, labels)
+    progress(0.0, "ranges of the activations")
+    statistics = ranging.statistics
+    progress(0.0, "what the layers read")
     return Evidence(
-        statistics=_statistics(work, findings),
-        rounding=_rounding(work, findings),
+        statistics=statistics,
+        rounding=ranging.rounding(),
         images=images[:SENSITIVITY_IMAGES],
         score=score,
-        reference=score(findings.path(SHIPPED), "onnxruntime"),
-        max_loss=work.recipe.max_int8_loss / 100,
+        reference=score(shipped, "onnxruntime"),
+        max_loss=max_loss,
     )
+
+
+def _write_int8(folder: Path, int8: Int8) -> None:
+    rows = {name: {**asdict(quantised), "judged_on": int8.judged_on} for name, quantised in int8.files.items()}
+    write_json(folder / "int8.json", {"schema": "int8/2", "files": rows})
+
+
+def _read_int8(folder: Path) -> Int8:
+    files: dict[str, Quantised] = {}
+    judged_on = 0
+    for name, row in read_json(folder / "int8.json", "int8/2")["files"].items():
+        judged_on = row.pop("judged_on")
+        islands = row["islands"]
+        lists = {"kept": tuple(row["kept"]), "islands": None if islands is None else tuple(islands)}
+        files[name] = Quantised(**{**row, **lists})
+    return Int8(files, judged_on)
 
 
 def _judge(
@@ -205,52 +304,23 @@ def _outputs(path: Path, images: NDArray[np.float32], placement: Placement) -> N
     return np.concatenate(outputs)
 
 
-def _statistics(work: Work, findings: Findings) -> Statistics:
-    """Ranges and histograms of every activation over the first calibration images; fp16 and int8 share them."""
-    if findings.statistics is None:
-        work.stages.notify("precisions: ranges of the activations", 0.0)
-        images, _ = gathered(work.calibration, _range_images(work))
-        findings.statistics = collect(findings.path(SHIPPED), images)
-    return findings.statistics
-
-
-def _rounding(work: Work, findings: Findings) -> Rounding:
-    """From the images the ranges are read from."""
-    work.stages.notify("int8: what the layers read", 0.0)
-    images, _ = gathered(work.calibration, _range_images(work))
-    return find_rounding(findings.path(SHIPPED), images)
-
-
-def _range_images(work: Work) -> int:
-    """A quarter of the images at most, so that enough are left to judge."""
+def _range_count(work: Work) -> int:
+    """A quarter of the calibration images at most, so that enough are left to judge."""
     return min(RANGE_IMAGES, max(1, len(work.splits.calibration) // 4))
 
 
-def _spare(work: Work) -> Images | None:
-    """Images that served nothing yet, where there are enough."""
-    spare = work.splits.search
-    return spare if len(spare) >= LEAST_SPARE else None
+def judge_images_of(work: Work) -> JudgeImages:
+    """Spare images, which served nothing yet, where there are enough; else calibration images.
 
-
-def _judges(work: Work) -> LabelledImages:
-    """Spare images, else the calibration images behind those the ranges come from; all, where there is only one."""
-    spare = _spare(work)
-    if spare is not None:
-        return gathered(batches(spare, work.recipe.batch_size), JUDGE_IMAGES)
-    ranged = _range_images(work)
-    images, labels = gathered(work.calibration, ranged + JUDGE_IMAGES)
-    if len(images) <= ranged:
-        return images, labels
-    return images[ranged:], labels[ranged:]
-
-
-def _judged_on(work: Work) -> int:
-    """How many images `_judges` gives, counted without reading them."""
-    spare, count = _spare(work), len(work.splits.calibration)
-    if spare is not None:
-        return min(JUDGE_IMAGES, len(spare))
-    behind = min(JUDGE_IMAGES, count - _range_images(work))
-    return behind or count
+    Those behind the images that the ranges come from; all, where there is only one.
+    """
+    spare, count = work.splits.search, len(work.splits.calibration)
+    if len(spare) >= LEAST_SPARE:
+        return JudgeImages(batches(spare, work.recipe.batch_size), 0, min(JUDGE_IMAGES, len(spare)), "spare")
+    ranged = _range_count(work)
+    if count <= ranged:
+        return JudgeImages(work.calibration, 0, count, "calibration")
+    return JudgeImages(work.calibration, ranged, min(JUDGE_IMAGES, count - ranged), "calibration")
 
 
 def gathered(source: Batches, count: int) -> LabelledImages:

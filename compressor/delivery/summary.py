@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..device.timing import summarise
 from ..records import Accuracy, Cost
 from ..run.stages import Stages
-from ..run.work import Work
-from .artifacts import DENSE, SHIPPED, Artifact, Findings
-from .latency import crowd_of
+from .artifacts import DENSE, SHIPPED, Artifact
+from .results import Delivery, Engine
 
 _ENGINE_FIELDS = ("target", "precision", "path", "library", "library_version", "size_bytes", "status")
 
 
-def summary_of(work: Work, findings: Findings, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
+def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
     """`accuracy` is the dense network's, which the precisions' losses count from.
 
     Sizes are bytes, latencies milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
     """
-    latency = _latency(findings)
-    fp32 = [artifact for artifact in findings.artifacts if artifact.precision == "fp32"]
-    shipped = [artifact for artifact in findings.artifacts if artifact.variant == "shipped"]
+    latency, files = _latency(delivery), delivery.files
+    fp32 = [artifact for artifact in files.artifacts if artifact.precision == "fp32"]
     return {
         "macs_dense": dense.macs,
         "macs_shipped": cost.macs,
@@ -31,20 +28,20 @@ def summary_of(work: Work, findings: Findings, dense: Cost, cost: Cost, accuracy
         "flops_shipped": cost.flops,
         "params_dense": dense.parameters,
         "params_shipped": cost.parameters,
-        "onnx_bytes_dense": findings.path(DENSE).stat().st_size,
-        "onnx_bytes_shipped": findings.path(SHIPPED).stat().st_size,
+        "onnx_bytes_dense": files.paths[DENSE].stat().st_size,
+        "onnx_bytes_shipped": files.paths[SHIPPED].stat().st_size,
         "latency_ms": latency,
-        "busy": crowd_of(findings.timings),
+        "busy": delivery.latency.busy,
         **_ratios(latency),
-        "parity_max_abs": max(findings.worst_parity(artifact).max_abs for artifact in fp32),
-        "precisions": {artifact.name: _precision(findings, artifact, accuracy) for artifact in shipped},
-        "engines": [_engine(engine) for engine in findings.engines if engine["path"]],
-        "not_checked": list(work.not_checked),
+        "parity_max_abs": max(delivery.parity.worst(artifact).max_abs for artifact in fp32),
+        "precisions": {artifact.name: _precision(delivery, artifact, accuracy) for artifact in files.shipped},
+        "engines": [_engine(engine) for engine in delivery.engines.built],
+        "not_checked": list(delivery.checks.not_checked),
     }
 
 
-def _engine(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in _ENGINE_FIELDS}
+def _engine(engine: Engine) -> dict[str, Any]:
+    return {name: getattr(engine, name) for name in _ENGINE_FIELDS}
 
 
 def stage_costs(stages: Stages) -> dict[str, Any]:
@@ -57,10 +54,10 @@ def stage_costs(stages: Stages) -> dict[str, Any]:
     return {"seconds": round(sum(stages.seconds.values()), 3), "stages": costs}
 
 
-def _latency(findings: Findings) -> dict[str, Any]:
+def _latency(delivery: Delivery) -> dict[str, Any]:
     """`[runtime][batch size][subject]`, milliseconds; p90 is None where the samples are too few for it to stand."""
     latency: dict[str, Any] = {}
-    for timing in findings.timings:
+    for timing in delivery.latency.timings:
         figures = summarise(timing)
         by_batch = latency.setdefault(timing.runtime, {})
         by_subject = by_batch.setdefault(str(timing.schedule.batch), {})
@@ -77,13 +74,13 @@ def _ratios(latency: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _precision(findings: Findings, artifact: Artifact, dense: Accuracy) -> dict[str, Any]:
-    measured = findings.accuracy[artifact.name]
+def _precision(delivery: Delivery, artifact: Artifact, dense: Accuracy) -> dict[str, Any]:
+    measured, lowered = delivery.accuracy.by_file[artifact.name], delivery.files.lowered.get(artifact)
     return {
         "precision": artifact.precision,
-        "bytes": findings.path(artifact).stat().st_size,
+        "bytes": delivery.files.paths[artifact].stat().st_size,
         "accuracy": round(measured.top1, 4),
         "points_lost": round(100 * (dense.top1 - measured.top1), 2),
-        "parity_max_abs": findings.worst_parity(artifact).max_abs,
-        "layers_in_float": list(findings.details.get(artifact.name, {}).get("layers", ())),
+        "parity_max_abs": delivery.parity.worst(artifact).max_abs,
+        "layers_in_float": list(lowered.layers) if lowered else [],
     }

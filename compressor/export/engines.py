@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,6 @@ def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str)
         "precision": precision,
         "profiles": {name: [list(shape) for shape in shapes] for name, shapes in profiles.items()},
     }
-
-
-def record_fields(record: EngineRecord) -> dict[str, Any]:
-    """The record as plain JSON values."""
-    return asdict(record)
 
 
 def _job(target: Target, profiles: Profiles, precision: str) -> EngineJob:

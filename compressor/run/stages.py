@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..device import usage
 from ..device.usage import Usage
@@ -40,6 +40,12 @@ SHIPPED = ("summary.json", "report.md", "report.html", "report.json", "bundle")
 _LEFTOVERS = (".part-*", ".*.onnx.*", ".*.engine.*", ".bundle.*", ".build-*")  # of writers that were killed
 _MARKER = "stage/2"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+class Progress(Protocol):
+    """What a stage's function says of how far it has come: a share of one, and what it does just now."""
+
+    def __call__(self, share: float, phase: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,11 @@ class Stages:
     keys: dict[str, str] = field(default_factory=dict)
 
     @property
+    def output(self) -> Known:
+        """The folder, as an input of a function that writes files too large to hold: where it lies changes nothing."""
+        return Known(self.folder, "the run's folder")
+
+    @property
     def seconds(self) -> dict[str, float]:
         return {name: cost.seconds for name, cost in self.costs.items()}
 
@@ -130,22 +141,28 @@ class Stages:
         self.notify(name, 1.0)
         return read()
 
-    def make(self, name: str, compute: Callable[..., T], keeper: Keeper[T], **inputs: Any) -> T:
+    def make(
+        self, name: str, compute: Callable[..., T], keeper: Keeper[T], *, place: object = None, **inputs: Any
+    ) -> T:
         """What `compute` makes of the inputs, from disk where the stage was finished with the same ones.
 
-        `compute` is a plain function and gets each input by its name, and `progress`, which takes a share: it sees
-        nothing else, so that the key, made from the very same inputs, holds all that the result depends on. An input
-        that is `Known` goes in by what is known of it; its value is what `compute` gets.
+        `compute` is a plain function and gets each input by its name, and `progress` (see `Progress`): it sees nothing
+        else, so that the key, made from the very same inputs, holds all that the result depends on. An input that is
+        `Known` goes in by what is known of it; its value is what `compute` gets. `place` is what the result depends on
+        and nobody is given: the versions of libraries, the machine, its GPU.
         """
         if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
             raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
         values = {key: given.value if isinstance(given, Known) else given for key, given in inputs.items()}
 
+        def progress(share: float, phase: str = "") -> None:
+            self.notify(f"{name}: {phase}" if phase else name, share)
+
         def write() -> None:
-            keeper.write(self.folder, compute(**values, progress=lambda share: self.notify(name, share)))
+            keeper.write(self.folder, compute(**values, progress=progress))
 
         prints = {key: fingerprint(given) for key, given in inputs.items()}
-        return self.do(name, [compute.__qualname__, prints], write, lambda: keeper.read(self.folder))
+        return self.do(name, [compute.__qualname__, place, prints], write, lambda: keeper.read(self.folder))
 
     def _keep(self, name: str, marker: Marker) -> None:
         self.keys[name] = content_hash(marker.key, marker.files)

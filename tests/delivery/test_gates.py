@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from torch import nn
 
 from compressor.accuracy import chance_of
-from compressor.delivery.gates import accuracy_of, doubt_of, gate_accuracy, least_images, too_few
+from compressor.delivery.gates import accuracy_checks, accuracy_of, doubt_of, least_images, too_few
 from compressor.device.parity import compare
 from compressor.errors import GateError
 from compressor.export.onnx import export_onnx
@@ -19,6 +20,7 @@ from compressor.inputs.images import Images
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
 from compressor.records import Accuracy
+from compressor.run.checks import Checks, gate, require_passed, until_failed
 from compressor.run.saved import example_of
 from compressor.run.work import Work, prepare
 
@@ -32,34 +34,60 @@ def work(small: nn.Module, images: Images, tmp_path: Path) -> Work:
     return prepare(recipe, lambda stage, share: None, given, images)
 
 
-def _gated(work: Work, dense: Accuracy, shipped: Accuracy) -> tuple[str, str]:
-    gate_accuracy(work, {"dense": dense, "shipped": shipped})
-    return work.gates[-1].state, " ".join(work.warnings)
+LIMIT = 3.0  # points
 
 
-def test_a_limit_that_was_kept_on_enough_images_is_passed(work: Work) -> None:
-    assert _gated(work, Accuracy(900, 1000, chance=0.1), Accuracy(890, 1000)) == ("passed", "")
+def _checked(dense: Accuracy, shipped: Accuracy) -> Checks:
+    return accuracy_checks({"dense": dense, "shipped": shipped}, LIMIT)
 
 
-def test_a_dense_network_that_guesses_shows_nothing(work: Work) -> None:
-    state, said = _gated(work, Accuracy(0, 28, chance=0.0), Accuracy(0, 28))
-    assert state == "not shown"
-    assert "right on 0 of 28 evaluation images (95 % interval 0.0 to 12.1 %)" in said
-    assert "labels, the order of the classes or the pre-processing are probably wrong" in said
-    assert not work.gates[-1].passed
+def test_a_limit_that_was_kept_on_enough_images_is_passed() -> None:
+    checks = _checked(Accuracy(900, 1000, chance=0.1), Accuracy(890, 1000))
+    assert ([row.state for row in checks.gates], checks.warnings, checks.failure) == (["passed"], (), "")
 
 
-def test_few_images_cannot_show_few_points(work: Work) -> None:
-    state, said = _gated(work, Accuracy(12, 12, chance=0.1), Accuracy(12, 12))
-    assert state == "not shown"
-    assert "12 images are too few to show a loss of at most 3 points: with none lost, 22.1 points may be" in said
-    assert "it takes 99" in said
+def test_a_dense_network_that_guesses_shows_nothing() -> None:
+    checks = _checked(Accuracy(0, 28, chance=0.0), Accuracy(0, 28))
+    (row,), (warning,) = checks.gates, checks.warnings
+    assert row.state == "not shown"
+    assert not row.passed
+    assert "right on 0 of 28 evaluation images (95 % interval 0.0 to 12.1 %)" in warning
+    assert "labels, the order of the classes or the pre-processing are probably wrong" in warning
+
+
+def test_few_images_cannot_show_few_points() -> None:
+    checks = _checked(Accuracy(12, 12, chance=0.1), Accuracy(12, 12))
+    (row,), (warning,) = checks.gates, checks.warnings
+    assert row.state == "not shown"
+    assert "12 images are too few to show a loss of at most 3 points: with none lost, 22.1 points may be" in warning
+    assert "it takes 99" in warning
+    assert checks.failure == ""
 
 
 def test_a_loss_above_the_limit_fails_on_any_images(work: Work) -> None:
-    with pytest.raises(GateError, match="top-1 lost"):
-        gate_accuracy(work, {"dense": Accuracy(12, 12, chance=0.1), "shipped": Accuracy(2, 12)})
-    assert work.gates[-1].state == "FAILED"
+    checks = _checked(Accuracy(12, 12, chance=0.1), Accuracy(2, 12))
+    assert checks.gates[-1].state == "FAILED"
+    with pytest.raises(GateError, match=r"top-1 lost' failed: 83.33 points, at most 3 allowed; raise the budget"):
+        require_passed(work.stages, checks)
+
+
+def test_checks_add_up_in_order_and_a_warning_is_said_once() -> None:
+    first = gate("first", 1.0, limit=2.0, remedy="", doubt="too few") + Checks(not_checked=("a GPU",))
+    both = first + gate("second", 2.0, limit=2.0, remedy="", doubt="too few")
+    assert [row.name for row in both.gates] == ["first", "second"]
+    assert (both.not_checked, both.warnings, both.failure) == (("a GPU",), ("too few",), "")
+
+
+def test_nothing_is_looked_at_behind_a_gate_that_failed() -> None:
+    values = iter([1.0, 3.0, math.nan])
+    checks = until_failed(gate(str(value), value, limit=2.0, remedy="look") for value in values)
+    assert [row.name for row in checks.gates] == ["1.0", "3.0"]
+    assert checks.failure == "gate '3.0' failed: 3 found, at most 2 allowed; look"
+    assert math.isnan(next(values))
+
+
+def test_what_is_no_number_keeps_to_no_limit() -> None:
+    assert gate("identity", math.nan, limit=1.0, remedy="").gates[0].failed
 
 
 @pytest.mark.parametrize(("limit", "least"), [(3, 99), (1, 299), (50, 5), (100, 1), (0, 1), (-100, 1)])

@@ -15,9 +15,8 @@ from onnx import numpy_helper
 from torch import nn
 
 import compressor
-from compressor import delivery
 from compressor.accuracy import evaluate
-from compressor.delivery import gates, precisions
+from compressor.delivery import flow, gates, precisions
 from compressor.delivery.artifacts import INT8
 from compressor.device.bundle import verify_bundle
 from compressor.device.parity import LIMITS
@@ -195,14 +194,14 @@ def test_a_broken_export_fails_its_gate_and_the_report_shows_it(
     breakage: Callable[[Path], None],
     said: str,
 ) -> None:
-    whole = delivery.export_onnx
+    whole = flow.export_onnx
 
     def broken(network: Any, example: Any, path: Path, **more: Any) -> Path:
         whole(network, example, path, **more)
         breakage(path)
         return path
 
-    monkeypatch.setattr(delivery, "export_onnx", broken)
+    monkeypatch.setattr(flow, "export_onnx", broken)
     with pytest.raises(GateError, match=said):
         compress(tmp_path / "broken")
     report = json.loads((tmp_path / "broken" / "report.json").read_text())
@@ -250,11 +249,12 @@ def test_no_image_gives_ranges_and_judges_them(small: nn.Module, images: Images,
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run"})
     given = Model(small, "", "given", None, None, state_hash(small))
     work = prepare(recipe, lambda stage, share: None, given, images)
-    ranged, _ = precisions.gathered(work.calibration, precisions._range_images(work))
-    judged, labels = precisions._judges(work)
+    ranged, _ = precisions.gathered(work.calibration, precisions._range_count(work))
+    judges = precisions.judge_images_of(work)
+    judged, labels = judges.read()
     seen = {image.tobytes() for image in ranged}
     assert len(seen) == 10
-    assert len(judged) == len(labels) == precisions._judged_on(work) == 32
+    assert len(judged) == len(labels) == judges.count == 32
     assert seen.isdisjoint(image.tobytes() for image in judged)
     assert seen.isdisjoint(image.numpy().tobytes() for batch, _ in work.evaluation for image in batch)
 
@@ -266,8 +266,9 @@ def test_images_that_served_nothing_judge_where_there_are_enough(
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run", "calibration": 16})
     given = Model(small, "", "given", None, None, state_hash(small))
     work = prepare(recipe, lambda stage, share: None, given, images, spare=12)
-    judged, labels = precisions._judges(work)
-    assert len(judged) == len(labels) == precisions._judged_on(work) == 12
+    judges = precisions.judge_images_of(work)
+    judged, labels = judges.read()
+    assert len(judged) == len(labels) == judges.count == 12
     served = {image.numpy().tobytes() for part in (work.calibration, work.evaluation) for b, _ in part for image in b}
     assert served.isdisjoint(image.tobytes() for image in judged)
-    assert "12 spare images" in precisions._gate_name(work, INT8)
+    assert "12 spare images" in precisions._gate_name(INT8, judges)

@@ -33,7 +33,7 @@ from compressor.errors import CompressorError
 from compressor.files import content_hash, read_json, write_json
 from compressor.latency.correction import Ratio, meet
 from compressor.latency.trial import export_for, time_ratio
-from compressor.pipeline import find_scores, find_units, keep_units, remove_and_repair
+from compressor.pipeline import Pruned, find_scores, find_units, keep_units, remove_and_repair
 from compressor.planning import make_plan
 from compressor.planning.budget import least_share
 from compressor.pruning import Structure, prune
@@ -70,14 +70,14 @@ def study_seed(recipe: Recipe, out: Path, multiples: Sequence[int]) -> list[Row]
     structure, spent = find_units(timed)
     with timed.stages.begun():
         keep_units(timed, structure, spent)
-        plan, network = remove_and_repair(timed, structure)
-    facts = timed.budget_facts["latency_budget"]
+        pruned = remove_and_repair(timed, structure)
+    facts = pruned.budget_facts["latency_budget"]
     ratio = (facts["measured"], *facts["interval"])
-    rows = [_once(folder / "latency.json", [*_inputs(recipe), ratio], lambda: _row(timed, 0, plan, network, ratio))]
+    rows = [_once(folder / "latency.json", [*_inputs(recipe), ratio], lambda: _row(timed, 0, pruned, ratio))]
     budget = replace(parse_budget(recipe.budget), share=facts["measured"])
     for multiple in multiples:
         counted = replace(recipe, multiple=multiple, out=str(folder / f"macs-{multiple}"))
-        row = partial(_same_latency, counted, structure, budget, network)
+        row = partial(_same_latency, counted, structure, budget, pruned.network)
         rows.append(_once(folder / f"macs-{multiple}.json", [*_inputs(counted), ratio], row))
     return rows
 
@@ -110,9 +110,9 @@ def _same_latency(recipe: Recipe, structure: Structure, budget: Budget, rival: f
     work = _prepared(replace(recipe, budget=f"macs {share * (1 + 1e-6):.6f}"))
     with work.stages.begun():
         keep_units(work, structure, 0.0)
-        plan, network = remove_and_repair(work, structure)
-    row = _row(work, recipe.multiple, plan, network, (found.value, found.low, found.high))
-    return replace(row, kind="macs", against=_beside(work, network, rival, budget))
+        pruned = remove_and_repair(work, structure)
+    row = _row(work, recipe.multiple, pruned, (found.value, found.low, found.high))
+    return replace(row, kind="macs", against=_beside(work, pruned.network, rival, budget))
 
 
 def _met_by_macs(work: Work, structure: Structure, scores: Scores, budget: Budget) -> tuple[float, Ratio]:
@@ -148,10 +148,10 @@ def _beside(work: Work, network: fx.GraphModule, rival: fx.GraphModule, budget: 
     return found.value, found.low, found.high
 
 
-def _row(work: Work, multiple: int, plan: Plan, network: fx.GraphModule, ratio: tuple[float, float, float]) -> Row:
-    accuracy = evaluate(network, work.evaluation)
-    before, after = (sum(p.numel() for p in net.parameters()) for net in (work.dense, network))
-    kept = plan.macs_kept / plan.macs_dense
+def _row(work: Work, multiple: int, pruned: Pruned, ratio: tuple[float, float, float]) -> Row:
+    accuracy = evaluate(pruned.network, work.evaluation)
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (work.dense, pruned.network))
+    kept = pruned.plan.macs_kept / pruned.plan.macs_dense
     return Row(work.recipe.seed, "latency", multiple, accuracy.top1, accuracy.n, kept, after / before, ratio)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,10 @@ from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
 from .repair.choice import Choice, Judged, choose, text_of
 from .repair.finetune import FinetuneOptions, finetune
 from .rounds import Prunable, measure_units, repair_layers, score_units
-from .run.checks import Checks
+from .run.checks import Checks, gate, require_passed
 from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
-from .run.plans import make_step, require_reachable, set_aim, warn_below_budget
+from .run.plans import below_budget_checks, make_step, require_reachable, set_aim
 from .run.saved import (
     Network,
     example_of,
@@ -141,14 +141,13 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Ima
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
-        plan, pruned = remove_and_repair(work, structure)
-        warn_below_budget(work, pruned)
-        recovered = recover(work, structure, plan, pruned)
-        accuracy = measure_accuracy(work, structure, plan, pruned, recovered)
-        checks = Checks(tuple(work.gates), tuple(work.not_checked), tuple(work.warnings))
-        outcome = Outcome(structure, plan, recovered.shipped, accuracy, recovered.choice, checks)
+        pruned = remove_and_repair(work, structure)
+        recovered = recover(work, structure, pruned)
+        accuracy = measure_accuracy(work, structure, pruned, recovered)
+        checks = Checks(warnings=work.warnings) + pruned.checks + recovered.checks
+        outcome = Outcome(structure, pruned.plan, recovered.shipped, accuracy, recovered.choice, checks)
         delivered = deliver(work, outcome)
-        return finish(work, accuracy, recovered, delivered)
+        return finish(work, pruned, accuracy, recovered, delivered)
 
 
 def find_units(work: Work) -> tuple[Structure, Usage]:
@@ -179,24 +178,47 @@ def keep_units(work: Work, structure: Structure, spent: Usage) -> None:
     work.stages.do("groups", _group_inputs(work), write, lambda: None, spent=spent)
 
 
-def remove_and_repair(work: Work, structure: Structure) -> tuple[Plan, fx.GraphModule]:
-    """Rounds of score, plan, removal and repair; the last one's plan is in units of the dense network."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """What the rounds came to: the plan in units of the dense network, and the network without them, repaired.
+
+    `budget_facts` say how a measured budget was met, for the summary.
+    """
+
+    plan: Plan
+    network: fx.GraphModule
+    checks: Checks
+    budget_facts: Mapping[str, Any]
+
+
+def remove_and_repair(work: Work, structure: Structure) -> Pruned:
+    """Rounds of score, plan, removal and repair. Raises GateError where a network is not the masked original."""
     recipe, folder = work.recipe, work.stages.folder
     aim = set_aim(work, structure)
     current, units = work.dense, structure
     kept: dict[str, IntArray] = {}
+    checks = Checks()
+    budget_facts: dict[str, Any] = {}
     for r in range(1, recipe.rounds + 1):
         scores = find_scores(work, r, current, units)
         step = make_step(work, r, current, units, scores, aim)
-        kept = compose(kept, step.kept)
-        current = _stage_repair(work, r, structure, kept, current, units, step)
+        kept = compose(kept, step.plan.kept)
+
+        removed, _ = prune(current, units, step.plan)
+        identity = _identity_gate(work, current, removed, units, step.plan)
+        require_passed(work.stages, identity)
+        current = _stage_repair(work, r, structure, kept, removed)
         units = analyse(current, structure.tied, structure.frozen)
+
+        checks += step.checks + identity
+        budget_facts |= step.facts
+
     write_text(folder / "recipe.toml", to_toml(recipe))
     splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
     write_json(folder / "splits.json", {"schema": "splits/1", **splits})
     plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
-    return plan, current
+    return Pruned(plan, current, checks + below_budget_checks(work, current), budget_facts)
 
 
 def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
@@ -234,16 +256,9 @@ class Repaired:
 
 
 def _stage_repair(
-    work: Work,
-    r: int,
-    structure: Structure,
-    kept: dict[str, Any],
-    current: fx.GraphModule,
-    units: Structure,
-    step: Plan,
+    work: Work, r: int, structure: Structure, kept: dict[str, IntArray], removed: fx.GraphModule
 ) -> fx.GraphModule:
-    removed, _ = prune(current, units, step)
-    _check_identity(work, current, removed, units, step)
+    """The network that round r left, repaired; `kept` are the dense network's units that it still has."""
     record, weights = f"repair-{r}.json", f"stages/repaired-{r}.safetensors"
 
     def write(folder: Path, result: Repaired) -> None:
@@ -282,15 +297,15 @@ def _repaired(
     return Repaired(network, repair_layers(dense, network, slices, images, repairing=repairing, progress=progress))
 
 
-def _check_identity(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> None:
+def _identity_gate(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> Checks:
     """The first thing believed of a pruned network: it is the original without the removed units."""
     images = torch.from_numpy(work.sample(IDENTITY_IMAGES))
-    error = identity_error(graph, raw, units, step.kept, images)
-    work.gate(
+    return gate(
         "identity: removed = masked original",
-        error,
-        work.recipe.max_identity_error,
-        "this is a defect of the pruner: please report the model; `--units` can leave the failing kind of unit out",
+        identity_error(graph, raw, units, step.kept, images),
+        limit=work.recipe.max_identity_error,
+        remedy="this is a defect of the pruner: please report the model; `--units` can leave the failing kind of unit "
+        "out",
     )
 
 
@@ -301,31 +316,33 @@ class Recovered:
     shipped: fx.GraphModule
     tuned: fx.GraphModule | None = None
     choice: Choice | None = None
+    checks: Checks = field(default_factory=Checks)
 
 
-def recover(work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule) -> Recovered:
+def recover(work: Work, structure: Structure, pruned: Pruned) -> Recovered:
     """The repaired network, or what short fine-tuning makes of it, whichever is better on images apart.
 
     The dense network teaches. Without epochs, or images to tell the two apart, the repaired one ships.
     """
     recipe, folder = work.recipe, work.stages.folder
     judges = judges_of(work) if recipe.finetune_epochs else None
+    not_checked: tuple[str, ...] = ()
     if recipe.finetune_epochs and judges is None:
-        work.not_checked.append("fine-tuning: one calibration image can't both train and judge, so nothing was tuned")
+        not_checked = ("fine-tuning: one calibration image can't both train and judge, so nothing was tuned",)
     recovered = work.stages.make(
         "finetune",
         _recovered,
-        _keeper_of_recovered(work.dense, structure, plan),
+        _keeper_of_recovered(work.dense, structure, pruned.plan),
         dense=Known(work.dense, work.stages.keys["groups"]),
-        repaired=Known(repaired, work.stages.keys[f"repair-{recipe.rounds}"]),
+        repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
         lessons=judges and judges.lessons,
         judging=judges and judges.images,
         source=judges.source if judges else "",
         options=tuning_of(recipe),
     )
     shape = tuple(work.example.shape[1:])
-    write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(plan.kept)))
-    return recovered
+    write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(pruned.plan.kept)))
+    return replace(recovered, checks=Checks(not_checked=not_checked))
 
 
 def _recovered(
@@ -378,12 +395,10 @@ def _choice_of(saved: dict[str, Any] | None) -> Choice | None:
     return Choice(saved["shipped"], saved["source"], **judged)
 
 
-def measure_accuracy(
-    work: Work, structure: Structure, plan: Plan, repaired: fx.GraphModule, recovered: Recovered
-) -> dict[str, Accuracy]:
+def measure_accuracy(work: Work, structure: Structure, pruned: Pruned, recovered: Recovered) -> dict[str, Accuracy]:
     """Held-out accuracy of every network, dense to shipped; the shipped one's loss is a gate."""
-    removed = rebuild(work.dense, structure, dict(plan.kept))
-    networks = {"dense": work.dense, "removed": removed, "repaired": repaired}
+    removed = rebuild(work.dense, structure, dict(pruned.plan.kept))
+    networks = {"dense": work.dense, "removed": removed, "repaired": pruned.network}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned
 
@@ -422,7 +437,9 @@ def name_of_shipped(recovered: Recovered) -> str:
     return recovered.choice.shipped if recovered.choice is not None else "repaired"
 
 
-def finish(work: Work, accuracy: dict[str, Accuracy], recovered: Recovered, delivered: Delivered) -> Run:
+def finish(
+    work: Work, pruned: Pruned, accuracy: dict[str, Accuracy], recovered: Recovered, delivered: Delivered
+) -> Run:
     """The run's summary, written and returned."""
     top1 = {name: round(a.top1, 4) for name, a in accuracy.items()}
     summary = {
@@ -433,7 +450,7 @@ def finish(work: Work, accuracy: dict[str, Accuracy], recovered: Recovered, deli
         "choice": recovered.choice and text_of(recovered.choice),
         "evaluation_images": accuracy["dense"].n,
         "device": str(work.device),
-        **work.budget_facts,
+        **pruned.budget_facts,
         **delivered.summary,
         "gates": {gate.name: gate.state for gate in delivered.checks.gates},
         "warnings": list(delivered.checks.warnings),

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import compressor
 from compressor import inspecting, pipeline
@@ -28,7 +28,6 @@ from compressor.inputs.images import Images
 from compressor.inputs.models import Model
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
-from compressor.records import Plan
 from compressor.repair.choice import Choice, Judged
 from compressor.run import stages
 from compressor.run.judges import judges_of, spare_of
@@ -98,7 +97,7 @@ def run(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> compres
     return compress(tmp_path_factory.mktemp("runs") / "whole")
 
 
-Planned = tuple[Work, Plan, fx.GraphModule]
+Planned = tuple[Work, pipeline.Pruned]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -117,8 +116,7 @@ def _planned(recipe: Recipe, *, model: nn.Module | None = None, images: Images |
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)
-        plan, small = pipeline.remove_and_repair(work, structure)
-    return work, plan, small
+        return work, pipeline.remove_and_repair(work, structure)
 
 
 # what a run gives
@@ -301,16 +299,17 @@ def test_either_way_of_ranking_leads_to_a_plan_that_meets_the_budget(
 ) -> None:
     given = {"criterion": criterion, "normalisation": normalisation, "budget": "macs 0.6", "calibration": 8}
     recipe = _embedded(tmp_path / "run", model, **given)
-    work, _, small = _planned(recipe)
-    assert 0.6 * (1 - SLACK) <= measure_cost(small).macs / measure_cost(work.dense).macs <= 0.6
-    assert [gate.passed for gate in work.gates] == [True]
+    work, pruned = _planned(recipe)
+    assert 0.6 * (1 - SLACK) <= measure_cost(pruned.network).macs / measure_cost(work.dense).macs <= 0.6
+    assert [gate.passed for gate in pruned.checks.gates] == [True]
 
 
 def test_two_rounds_meet_the_budget_and_their_plan_is_in_units_of_the_dense_network(
     tiny: nn.Module, images: Images, tmp_path: Path
 ) -> None:
     recipe = make_recipe({**QUICK, "model": "Tiny", "rounds": 2, "out": tmp_path / "run"})
-    work, plan, small = _planned(recipe, model=tiny, images=images)
+    work, pruned = _planned(recipe, model=tiny, images=images)
+    plan, small = pruned.plan, pruned.network
     assert set(work.stages.keys) == {
         "groups",
         *(f"{stage}-{r}" for stage in ("scores", "measured", "repair") for r in (1, 2)),
@@ -336,7 +335,7 @@ def test_other_rounds_in_the_same_folder_give_what_they_give_in_a_new_one(
                 "out": tmp_path / folder,
             }
         )
-        plan = _planned(recipe, model=tiny, images=images)[1]
+        plan = _planned(recipe, model=tiny, images=images)[1].plan
         return {name: units.tolist() for name, units in plan.kept.items()}
 
     once, twice = kept("a", 1), kept("a", 2)
@@ -346,7 +345,8 @@ def test_other_rounds_in_the_same_folder_give_what_they_give_in_a_new_one(
 
 def test_only_the_allowed_kinds_of_units_go(tmp_path: Path) -> None:
     recipe = _embedded(tmp_path / "run", "digits-vit", units="head_dim,neuron", budget="macs 0.7")
-    work, plan, small = _planned(recipe)
+    work, pruned = _planned(recipe)
+    plan, small = pruned.plan, pruned.network
     structure, _ = pipeline.find_units(work)
     gone = {structure.groups[name].kind for name, kept in plan.kept.items() if len(kept) < structure.groups[name].size}
     assert gone == {"head_dim", "neuron"}
@@ -402,9 +402,10 @@ def test_what_ships_are_the_weights_of_the_better_one(
     seen: list[bytes] = []
     monkeypatch.setattr(pipeline, "choose", chosen)
     recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
-    work, plan, small = _planned(recipe, model=tiny, images=images)
+    work, pruned = _planned(recipe, model=tiny, images=images)
+    small = pruned.network
     structure, _ = pipeline.find_units(work)
-    recovered = pipeline.recover(work, structure, plan, small)
+    recovered = pipeline.recover(work, structure, pruned)
     assert recovered.tuned is not None
     expected = small if better == "repaired" else recovered.tuned
     other = recovered.tuned if better == "repaired" else small

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from ..recipe import Recipe
 from ..records import Plan, Scores
 from ..relevance import ScoreOptions, score
 from ..rounds import budget_of
+from .checks import Checks, gate, require_passed
 from .stages import Notify
 from .work import Work
 
@@ -59,6 +60,18 @@ class Aim:
     budget: Budget
     options: RankingOptions
     model: LatencyModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A round's plan, in units of the network as it is before that round.
+
+    Where a measured budget was met, `facts` say how, for the summary, and `checks` hold its gate.
+    """
+
+    plan: Plan
+    checks: Checks = field(default_factory=Checks)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> None:
@@ -90,11 +103,11 @@ def below_budget(recipe: Recipe, share: float) -> str:
     )
 
 
-def warn_below_budget(work: Work, small: fx.GraphModule) -> None:
+def below_budget_checks(work: Work, small: fx.GraphModule) -> Checks:
+    """A warning where a counted budget was beaten by far."""
     budget = parse_budget(work.recipe.budget)
-    said = "" if budget.kind == "latency" else below_budget(work.recipe, share_kept(work.dense, small, budget))
-    if said:
-        work.warn(said)
+    warning = "" if budget.kind == "latency" else below_budget(work.recipe, share_kept(work.dense, small, budget))
+    return Checks(warnings=(warning,) if warning else ())
 
 
 def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:
@@ -245,17 +258,20 @@ def measure_ratio(work: Work, budget: Budget, small: fx.GraphModule) -> Ratio:
         return time_ratio((_dense_file(work), path), images, budget)
 
 
-def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Plan:
-    """Round r's plan, in units of the network as it is before that round; the last one meets the budget."""
+def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:
+    """Round r's plan; the last one meets the budget. Raises GateError where a measured one could not be met."""
     if aim.model is None:
         on_the_way = replace(aim.budget, share=aim.budget.share ** (r / work.recipe.rounds))
-        return make_plan(graph, units, scores, budget_of(work.dense, graph, on_the_way), aim.options)
+        return Step(make_plan(graph, units, scores, budget_of(work.dense, graph, on_the_way), aim.options))
     timed = Timed(work, graph, units, scores, aim)
     if r < work.recipe.rounds:
-        return timed.plan_at(aim.budget.share ** (r / work.recipe.rounds))[0]
+        return Step(timed.plan_at(aim.budget.share ** (r / work.recipe.rounds))[0])
     met = _stage_met(timed, r)
-    _say_met(work, aim.budget, met)
-    return met.plan
+    facts = _facts_of(aim.budget, met)
+    write_json(work.stages.folder / "latency-budget.json", {"schema": MET, **facts, **met_to_json(met)})
+    checks = _budget_gate(aim.budget, met)
+    require_passed(work.stages, checks)
+    return Step(met.plan, checks, {"latency_budget": facts})
 
 
 class Timed:
@@ -304,25 +320,26 @@ def _stage_met(timed: Timed, r: int) -> Met:
     return work.stages.do("budget", [scores, keys["latency-model"], str(budget)], write, read)
 
 
-def _say_met(work: Work, budget: Budget, met: Met) -> None:
-    """A measured budget's figures: for the summary, for a reader of the folder, and as a gate of the report."""
-    found = met.trial.measured
-    facts = {
+def _facts_of(budget: Budget, met: Met) -> dict[str, Any]:
+    """A measured budget's figures, for the summary and for a reader of the folder."""
+    measured = met.trial.measured
+    return {
         "asked": budget.share,
         "runtime": budget.runtime,
         "batch": budget.batch,
         "threads": budget.threads,
         "predicted": round(met.trial.predicted, 4),
-        "measured": round(found.value, 4),
-        "interval": [round(found.low, 4), round(found.high, 4)],
-        "clock": found.clock,
-        "networks_timed": len({t.measured for t in met.trials}),
+        "measured": round(measured.value, 4),
+        "interval": [round(measured.low, 4), round(measured.high, 4)],
+        "clock": measured.clock,
+        "networks_timed": len({trial.measured for trial in met.trials}),
     }
-    work.budget_facts["latency_budget"] = facts
-    write_json(work.stages.folder / "latency-budget.json", {"schema": MET, **facts, **met_to_json(met)})
-    work.gate(
+
+
+def _budget_gate(budget: Budget, met: Met) -> Checks:
+    return gate(
         f"latency: share of the dense network's on {str(budget).partition(' on ')[2]}",
-        found.value,
-        round((1 + budget.slack) * budget.share, 6),
-        "run again when the machine is quieter",
+        met.trial.measured.value,
+        limit=round((1 + budget.slack) * budget.share, 6),
+        remedy="run again when the machine is quieter",
     )

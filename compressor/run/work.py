@@ -1,11 +1,11 @@
-"""What the stages of one run share: recipe, folder, dense network, images, and the gates passed so far.
+"""What the stages of one run share: recipe, folder, dense network, images. It stays as it was read.
 
 `prepare` reads and checks all of it before anything is written.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..choices import given_preprocessing, require_known
-from ..errors import DataError, GateError, ModelError, RecipeError
+from ..errors import DataError, ModelError, RecipeError
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
@@ -24,7 +24,6 @@ from ..inputs.sources import load_images, require_labels
 from ..inputs.splits import Splits, split, split_apart
 from ..placement import CPU, device_of, placed, resolve, to_device
 from ..recipe import Recipe
-from ..report import GateRow
 from .fingerprints import Known
 from .saved import example_of
 from .stages import Notify, Stages, open_run
@@ -32,9 +31,9 @@ from .stages import Notify, Stages, open_run
 SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What the stages of one run share."""
+    """What the stages of one run share. `warnings` are what reading the model gave to be warned of."""
 
     recipe: Recipe
     stages: Stages
@@ -44,10 +43,7 @@ class Work:
     calibration: Batches
     evaluation: Batches
     preprocessing: Preprocessing
-    gates: list[GateRow] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # said first in the report, on the terminal and in the summary
-    budget_facts: dict[str, Any] = field(default_factory=dict)  # of a measured budget, for the summary
+    warnings: tuple[str, ...] = ()
     device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
 
     @property
@@ -75,26 +71,6 @@ class Work:
             if sum(len(part) for part in found) >= count:
                 break
         return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
-
-    def warn(self, text: str) -> None:
-        """Once, however many find it."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-
-    def gate(self, name: str, value: float, limit: float, remedy: str, unit: str = "", doubt: str = "") -> None:
-        """Notes a gate; raises GateError when the value is above the limit.
-
-        With a `doubt`, which says why, a value within the limit shows nothing: not passed, but the run goes on.
-        """
-        held = bool(value <= limit)
-        self.gates.append(
-            GateRow(name, limit, float(value), held and not doubt, "<=", unit, remedy, doubt if held else "")
-        )
-        if doubt:
-            self.warn(doubt)
-        if not held:
-            self.stages.retract()
-            raise GateError(f"gate '{name}' failed: {value:.4g} {unit or 'found'}, at most {limit:g} allowed; {remedy}")
 
 
 def prepare(
@@ -127,7 +103,7 @@ def prepare(
         batches(splits.calibration, recipe.batch_size),
         batches(splits.evaluation, recipe.batch_size),
         how,
-        warnings=[f"the model was taken as a plain network: {note}" for note in model.notes],
+        warnings=tuple(f"the model was taken as a plain network: {note}" for note in model.notes),
         device=device,
     )
 

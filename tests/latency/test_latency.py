@@ -48,7 +48,7 @@ from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores
 from compressor.run import plans
-from compressor.run.work import Work, prepare
+from compressor.run.work import prepare
 
 EXACT = 1e-9  # float64 sums in another order
 INTERPOLATED = 0.03  # between lattice points of a law with a square in it
@@ -486,7 +486,7 @@ def test_a_run_meets_its_latency_and_says_so(images: Images, tmp_path: Path, rul
     assert len(ruled) == done, "nothing is timed twice"
 
 
-def _planned(images: Images, out: Path, **options: Any) -> tuple[Work, Plan]:
+def _planned(images: Images, out: Path, **options: Any) -> pipeline.Pruned:
     """A run as far as its plan."""
     module = _model()
     given = Model(module, "", "given", None, None, state_hash(module))
@@ -494,13 +494,12 @@ def _planned(images: Images, out: Path, **options: Any) -> tuple[Work, Plan]:
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)
-        plan, _ = pipeline.remove_and_repair(work, structure)
-    return work, plan
+        return pipeline.remove_and_repair(work, structure)
 
 
 def test_rounds_end_at_the_same_budget(images: Images, tmp_path: Path, ruled: list[str]) -> None:
-    work, _ = _planned(images, tmp_path / "run", budget="latency 0.5 on onnxruntime", rounds=2, compensate=False)
-    assert abs(work.budget_facts["latency_budget"]["measured"] / 0.5 - 1) <= LATENCY_SLACK
+    pruned = _planned(images, tmp_path / "run", budget="latency 0.5 on onnxruntime", rounds=2, compensate=False)
+    assert abs(pruned.budget_facts["latency_budget"]["measured"] / 0.5 - 1) <= LATENCY_SLACK
 
 
 def test_a_latency_out_of_reach_is_refused_before_anything_is_scored(
@@ -513,7 +512,7 @@ def test_a_latency_out_of_reach_is_refused_before_anything_is_scored(
 
 
 def test_a_mac_budget_keeps_to_measured_widths(images: Images, tmp_path: Path, ruled: list[str]) -> None:
-    _, plan = _planned(images, tmp_path / "run", budget="macs 0.585", multiple=0, compensate=False)
+    plan = _planned(images, tmp_path / "run", budget="macs 0.585", multiple=0, compensate=False).plan
     assert plan.kept
     assert all(len(units) % BLOCK == 0 for units in plan.kept.values())
     assert "network" not in ruled

@@ -39,7 +39,8 @@ from compressor.planning.budget import least_share
 from compressor.pruning import Structure, prune
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan, Scores
-from compressor.run.plans import measure_ratio, set_aim
+from compressor.run.baseline import baseline_of, measure_ratio
+from compressor.run.plans import set_aim
 from compressor.run.work import Work, prepare
 
 NETWORKS = Path(__file__).with_name("networks.toml")
@@ -117,13 +118,14 @@ def _same_latency(recipe: Recipe, structure: Structure, budget: Budget, rival: f
 
 def _met_by_macs(work: Work, structure: Structure, scores: Scores, budget: Budget) -> tuple[float, Ratio]:
     options = set_aim(work, structure).options
+    baseline = baseline_of(work, structure, budget)
 
     def plan_at(share: float) -> tuple[Plan, float]:
         plan = make_plan(work.dense, structure, scores, Budget("macs", share, 1.0), options)
         return plan, plan.macs_kept / plan.macs_dense
 
     def measure(plan: Plan) -> Ratio:
-        found = measure_ratio(work, budget, prune(work.dense, structure, plan)[0])
+        found = measure_ratio(baseline, budget, prune(work.dense, structure, plan)[0])
         console.print(f"  seed {work.recipe.seed}: {plan.macs_kept / plan.macs_dense:.3f} of the MACs take {found}")
         return found
 

@@ -20,8 +20,9 @@ from .planning import make_plan
 from .pruning import Structure, find_structure, prune
 from .recipe import Recipe
 from .records import Groups
+from .run.baseline import any_scores
 from .run.judges import spare_of
-from .run.plans import any_scores, below_budget, ranking_here, require_reachable, share_kept
+from .run.plans import below_budget, ranking_here, require_reachable, share_kept
 from .run.saved import example_of
 from .run.work import Work, prepare
 

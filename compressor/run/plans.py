@@ -1,15 +1,13 @@
 """From scores to the plan that meets the recipe's budget: counted, or measured on the runtime it names.
 
-A measured budget costs time once: steps and tables of the layers, then real networks timed until the budget
-holds. All of it is kept in the run's folder. Without one, only `multiple = 0` measures anything.
+A measured budget costs time once (`baseline`): tables of the layers, then real networks until the budget holds. Without
+one, only `multiple = 0` measures anything.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +15,24 @@ from torch import fx
 
 from ..budgets import Budget, parse_budget
 from ..choices import ranking_of
-from ..device.environment import read_environment
-from ..device.probes import ON_THE_PROCESSOR
-from ..device.runtimes import version_of
-from ..files import content_hash, file_sha256, read_json, read_record, recorded, write_json, write_record, write_text
+from ..files import read_json, read_record, write_json, write_record
 from ..graph.cost import measure_cost
-from ..latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
-from ..latency.correction import Met, Ratio, meet, met_from_json, met_to_json, unreachable
-from ..latency.model import (
-    LatencyModel,
-    Measuring,
-    group_steps,
-    make_latency_meter,
-    measure_model,
-    measure_steps,
-    model_to_json,
-)
-from ..latency.tables import Kept, shared_place
-from ..latency.trial import export_for, time_ratio, time_ratio_eager
-from ..latency.uses import uses_of
-from ..placement import code_of, release
+from ..latency.correction import Met, Ratio, meet, met_from_json, met_to_json
+from ..latency.model import make_latency_meter
 from ..planning import RankingOptions, make_plan
-from ..planning.budget import everything_gone, least_share
+from ..planning.budget import least_share
 from ..pruning import Structure, prune
 from ..pruning.surgery import removed_classes
 from ..recipe import Recipe
 from ..records import Plan, Scores
-from ..relevance import ScoreOptions, score
 from ..rounds import budget_of
+from .baseline import Tables, any_scores, drop_dense_file, find_steps, find_tables, measure_ratio, steps_here
 from .checks import Checks, gate, require_passed
-from .stages import Notify
+from .fingerprints import Known
+from .stages import Keeper, Progress
 from .work import Work
 
-MET, STEPS = "met/1", "steps/1"
-ANY_RUNTIME = "onnxruntime"  # whose widths a counted budget keeps to when they are to be measured
+MET = "met/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +41,7 @@ class Aim:
 
     budget: Budget
     options: RankingOptions
-    model: LatencyModel | None = None
+    tables: Tables | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,163 +92,33 @@ def below_budget_checks(work: Work, small: fx.GraphModule) -> Checks:
     return Checks(warnings=(warning,) if warning else ())
 
 
-def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:
-    return score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
-
-
 def ranking_here(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> RankingOptions:
     """The recipe's ranking; with `multiple = 0`, each group's widths keep to the steps measured now."""
     options = ranking_of(recipe)
-    return options if recipe.multiple else replace(options, steps=_steps(graph, structure))
+    return options if recipe.multiple else replace(options, steps=steps_here(graph, structure))
 
 
 def set_aim(work: Work, structure: Structure) -> Aim:
     """What the plan is made with; a measured budget's tables are timed here, once. Raises BudgetError early."""
     budget = parse_budget(work.recipe.budget)
     if budget.kind == "latency":
-        return _timed_aim(work, structure, budget)
+        tables = find_tables(work, structure, budget)
+        return Aim(budget, tables.ranking, tables)
     options = ranking_of(work.recipe)
     if work.recipe.multiple:
         return Aim(budget, options)
-    path = work.stages.folder / "steps.json"
-    steps = work.stages.do(
-        "steps",
-        [work.stages.keys["groups"], _place(_probing())],
-        lambda: write_json(path, {"schema": STEPS, "steps": _steps(work.dense, structure)}),
-        lambda: dict(read_json(path, STEPS)["steps"]),
-    )
-    return Aim(budget, replace(options, steps=steps))
-
-
-def _timed_aim(work: Work, structure: Structure, budget: Budget) -> Aim:
-    folder, options = work.stages.folder, ranking_of(work.recipe)
-    kept = Kept(folder / "latency-model.json", shared_place())
-    timed = folder / "stages" / "latency-model" / "timed.json"
-
-    def aim_on(tabled: Budget, notify: Notify = lambda stage, share: None) -> Aim:
-        """Times what is not kept yet, so nothing the second time."""
-        model = _measure_model(work, structure, tabled, kept, notify)
-        return Aim(budget, replace(options, steps=group_steps(work.dense, structure, model.steps)), model)
-
-    def measure() -> None:
-        crowded = budget.runtime in ON_THE_PROCESSOR and budget.threads != 1 and is_busy()
-        tabled = replace(budget, threads=1) if crowded else budget
-        aim = aim_on(tabled, work.stages.notify)
-        assert aim.model is not None
-        kept.write(budget=str(budget), tables_on=str(tabled), model=model_to_json(aim.model))
-        _refuse_early(work, structure, aim)
-        write_json(timed, {"schema": "timed/1", "threads": tabled.threads})
-
-    def read() -> Aim:
-        return aim_on(replace(budget, threads=read_json(timed, "timed/1")["threads"]))
-
-    inputs = [work.stages.keys["groups"], str(budget), _place(budget), asdict(options)]
-    return work.stages.do("latency-model", inputs, measure, read)
-
-
-def _probing() -> Budget:
-    return Budget("latency", 0.5, runtime=ANY_RUNTIME, threads=1)
-
-
-def _place(budget: Budget) -> tuple[Any, ...]:
-    """What a time stands for."""
-    fingerprint = read_environment().fingerprint
-    return fingerprint, budget.runtime, version_of(_package(budget)), budget.batch, budget.threads
-
-
-def _package(budget: Budget) -> str:
-    return "torch" if budget.runtime == "pytorch" else budget.runtime
-
-
-def _steps(graph: fx.GraphModule, structure: Structure) -> dict[str, int]:
-    with _measuring(_probing(), Kept(None, shared_place())) as measuring:
-        return group_steps(graph, structure, measure_steps(uses_of(graph), measuring))
-
-
-@contextlib.contextmanager
-def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share: None) -> Iterator[Measuring]:
-    if budget.runtime == "pytorch":
-        yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
-        return
-    how: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
-    with file_clock(budget.runtime, batch=budget.batch, **how) as clock:
-        yield Measuring(clock, kept, _place(budget), notify)
-
-
-def _remember(budget: Budget, kept: Kept) -> Remember:
-    measuring = Measuring(lambda points: [], kept, _place(budget))
-    return lambda name, measure: float(measuring.entry(content_hash(name, measuring.place), measure))
-
-
-def _measure_model(work: Work, structure: Structure, budget: Budget, kept: Kept, notify: Notify) -> LatencyModel:
-    release()
-    with _measuring(budget, kept, notify) as measuring:
-        steps = measure_steps(uses_of(work.dense), measuring)
-        options = replace(ranking_of(work.recipe), steps=group_steps(work.dense, structure, steps))
-        scores = any_scores(work.dense, structure, work.recipe)
-        least = removed_classes(structure, everything_gone(structure, scores, options))
-        key = content_hash("dense", measuring.place, work.model.sha256, code_of(work.dense), list(work.example.shape))
-        dense_us = measuring.entry(key, lambda: _time_dense(work, budget, kept))
-        return measure_model(work.dense, structure, least=least, dense_us=dense_us, measuring=measuring)
-
-
-def _time_dense(work: Work, budget: Budget, kept: Kept) -> float:
-    shape = (budget.batch, *work.preprocessing.shape)
-    if budget.runtime == "pytorch":
-        return time_network(work.dense, shape, threads=budget.threads)
-    how: dict[str, Any] = {"runtime": budget.runtime, "threads": budget.threads, "remember": _remember(budget, kept)}
-    return time_file(_dense_file(work), shape, **how)
-
-
-def _dense_file(work: Work) -> Path:
-    """The dense network as it is timed; there while plans are tried."""
-    path = _dense_path(work)
-    mark = path.with_suffix(".sha256")
-    if path.is_file() and mark.is_file() and mark.read_text(errors="replace") == file_sha256(path):
-        return path
-    with recorded():  # scratch: no stage's result
-        export_for(work.dense, work.example, path)
-        write_text(mark, file_sha256(path))
-    return path
-
-
-def _dense_path(work: Work) -> Path:
-    return work.stages.folder / "stages" / "latency-model" / "dense.onnx"
-
-
-def _refuse_early(work: Work, structure: Structure, aim: Aim) -> None:
-    """Before anything is scored: the smallest network there is, timed, where the tables say that it is too slow."""
-    assert aim.model is not None
-    scores = any_scores(work.dense, structure, work.recipe)
-    cost = make_latency_meter(work.dense, structure, aim.model)
-    least = least_share(work.dense, structure, scores, "latency", aim.options, cost=cost)
-    if least <= aim.budget.share:
-        return
-    kept = everything_gone(structure, scores, aim.options)
-    found = measure_ratio(work, aim.budget, prune(work.dense, structure, kept)[0])
-    if found.low > (1 + aim.budget.slack) * aim.budget.share:
-        raise unreachable(aim.budget, found)
-
-
-def measure_ratio(work: Work, budget: Budget, small: fx.GraphModule) -> Ratio:
-    release()
-    images = work.sample(max(16, budget.batch))
-    if budget.runtime == "pytorch":
-        return time_ratio_eager((work.dense, small), images, budget)
-    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        path = export_for(small, work.example, Path(folder) / "pruned.onnx")
-        return time_ratio((_dense_file(work), path), images, budget)
+    return Aim(budget, replace(options, steps=find_steps(work, structure)))
 
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:
     """Round r's plan; the last one meets the budget. Raises GateError where a measured one could not be met."""
-    if aim.model is None:
+    if aim.tables is None:
         on_the_way = replace(aim.budget, share=aim.budget.share ** (r / work.recipe.rounds))
         return Step(make_plan(graph, units, scores, budget_of(work.dense, graph, on_the_way), aim.options))
-    timed = Timed(work, graph, units, scores, aim)
+    timed = Timed(graph, units, scores, aim, aim.tables)
     if r < work.recipe.rounds:
         return Step(timed.plan_at(aim.budget.share ** (r / work.recipe.rounds))[0])
-    met = _stage_met(timed, r)
+    met = _stage_met(work, r, timed)
     facts = _facts_of(aim.budget, met)
     write_json(work.stages.folder / "latency-budget.json", {"schema": MET, **facts, **met_to_json(met)})
     checks = _budget_gate(aim.budget, met)
@@ -277,11 +129,10 @@ def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, score
 class Timed:
     """A network that loses units until its real latency is right: planned on tables, tried on the runtime."""
 
-    def __init__(self, work: Work, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> None:
-        assert aim.model is not None
-        self.work, self.graph, self.units, self.scores, self.aim = work, graph, units, scores, aim
-        self.dense_us = aim.model.dense_us
-        self.cost = make_latency_meter(graph, units, aim.model)
+    def __init__(self, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim, tables: Tables) -> None:
+        self.graph, self.units, self.scores, self.aim, self.baseline = graph, units, scores, aim, tables.baseline
+        self.dense_us = tables.model.dense_us
+        self.cost = make_latency_meter(graph, units, tables.model)
         self.now = self.cost(removed_classes(units, {})) / self.dense_us
 
     def plan_at(self, share: float) -> tuple[Plan, float]:
@@ -296,28 +147,40 @@ class Timed:
         return share * self.now * (1 + 1e-9)
 
     def measure(self, plan: Plan) -> Ratio:
-        return measure_ratio(self.work, self.aim.budget, prune(self.graph, self.units, plan)[0])
+        return measure_ratio(self.baseline, self.aim.budget, prune(self.graph, self.units, plan)[0])
 
 
-def _stage_met(timed: Timed, r: int) -> Met:
-    work, budget = timed.work, timed.aim.budget
-    folder = work.stages.folder / "stages" / "budget"
-
-    def write() -> None:
-        met = meet(
-            budget, plan_at=timed.plan_at, measure=timed.measure, least=timed.least(), progress=work.stages.notify
-        )
-        for scratch in (_dense_path(work), _dense_path(work).with_suffix(".sha256")):
-            scratch.unlink(missing_ok=True)
-        write_record(folder / "plan.json", met.plan)
-        write_json(folder / "met.json", {"schema": MET, **met_to_json(met)})
-
-    def read() -> Met:
-        return met_from_json(read_json(folder / "met.json", MET), read_record(folder / "plan.json", Plan))
-
+def _stage_met(work: Work, r: int, timed: Timed) -> Met:
     keys = work.stages.keys
     scores = keys.get(f"measured-{r}", keys[f"scores-{r}"])
-    return work.stages.do("budget", [scores, keys["latency-model"], str(budget)], write, read)
+    return work.stages.make(
+        "budget",
+        _met,
+        Keeper(_write_met, _read_met),
+        timed=Known(timed, [scores, keys["latency-model"]]),
+        budget=timed.aim.budget,
+    )
+
+
+def _met(timed: Timed, budget: Budget, progress: Progress) -> Met:
+    """Plans are tried on the runtime until one takes the share that is asked for."""
+
+    def say(trial: str, share: float) -> None:
+        progress(share, trial.partition(": ")[2])
+
+    met = meet(budget, plan_at=timed.plan_at, measure=timed.measure, least=timed.least(), progress=say)
+    drop_dense_file(timed.baseline.folder)
+    return met
+
+
+def _write_met(folder: Path, met: Met) -> None:
+    write_record(folder / "stages" / "budget" / "plan.json", met.plan)
+    write_json(folder / "stages" / "budget" / "met.json", {"schema": MET, **met_to_json(met)})
+
+
+def _read_met(folder: Path) -> Met:
+    plan = read_record(folder / "stages" / "budget" / "plan.json", Plan)
+    return met_from_json(read_json(folder / "stages" / "budget" / "met.json", MET), plan)
 
 
 def _facts_of(budget: Budget, met: Met) -> dict[str, Any]:

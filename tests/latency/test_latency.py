@@ -47,6 +47,7 @@ from compressor.pruning import Structure, find_structure, prune
 from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores
+from compressor.run import baseline as run_baseline
 from compressor.run import plans
 from compressor.run.work import prepare
 
@@ -450,14 +451,15 @@ def ruled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         yield noted
 
-    def measure_ratio(work: Any, budget: Budget, small: fx.GraphModule) -> Ratio:
+    def measure_ratio(baseline: Any, budget: Budget, small: fx.GraphModule) -> Ratio:
         timed.append("network")
-        value = 0.1 + 0.9 * _true_us(small) / _true_us(work.dense)
+        value = 0.1 + 0.9 * _true_us(small) / _true_us(baseline.dense)
         return Ratio(value, value - 0.004, value + 0.004, 8)
 
-    monkeypatch.setattr(plans, "file_clock", file_clock)
-    monkeypatch.setattr(plans, "measure_ratio", measure_ratio)
-    monkeypatch.setattr(plans, "_time_dense", lambda work, budget, kept: _true_us(work.dense))
+    monkeypatch.setattr(run_baseline, "file_clock", file_clock)
+    for module in (plans, run_baseline):
+        monkeypatch.setattr(module, "measure_ratio", measure_ratio)
+    monkeypatch.setattr(run_baseline, "_time_dense", lambda baseline, budget, kept: _true_us(baseline.dense))
     monkeypatch.delenv("COMPRESSOR_CACHE", raising=False)
     return timed
 

@@ -1,0 +1,290 @@
+"""The dense network in, what predicts a network's time on this machine out: steps and tables of its layers, timed once.
+
+All of it is kept in the run's folder, entry by entry. Real networks are timed here too, against the dense one. Knows
+no plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from ..budgets import Budget
+from ..choices import ranking_of
+from ..device.environment import read_environment
+from ..device.probes import ON_THE_PROCESSOR
+from ..device.runtimes import version_of
+from ..files import content_hash, file_sha256, read_json, recorded, write_json, write_text
+from ..latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
+from ..latency.correction import Ratio, unreachable
+from ..latency.model import (
+    LatencyModel,
+    Measuring,
+    group_steps,
+    make_latency_meter,
+    measure_model,
+    measure_steps,
+    model_to_json,
+)
+from ..latency.tables import Kept, shared_place
+from ..latency.trial import export_for, time_ratio, time_ratio_eager
+from ..latency.uses import uses_of
+from ..placement import code_of, release
+from ..planning import RankingOptions
+from ..planning.budget import everything_gone, least_share
+from ..pruning import Structure, prune
+from ..pruning.surgery import removed_classes
+from ..recipe import Recipe
+from ..records import Scores
+from ..relevance import ScoreOptions, score
+from .fingerprints import Known
+from .saved import example_of
+from .stages import Keeper, Notify, Progress
+from .work import Work
+
+STEPS = "steps/1"
+ANY_RUNTIME = "onnxruntime"  # whose widths a counted budget keeps to when they are to be measured
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Baseline:
+    """The dense network whose time others are a share of, and what times are taken with.
+
+    `weights` is the hash of what it was read from, `images` [N, C, H, W] are drawn from; `folder` is the run's.
+    """
+
+    dense: fx.GraphModule
+    structure: Structure
+    weights: str
+    images: NDArray[np.float32]
+    ranking: RankingOptions
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, H, W] of an image."""
+        return tuple(self.images.shape[1:])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """What predicts a network's time, and what is timed where it must be known."""
+
+    baseline: Baseline
+    model: LatencyModel
+
+    @property
+    def ranking(self) -> RankingOptions:
+        """The recipe's, with each group's widths on the steps that were measured."""
+        return _ranking_on(self.baseline, self.model)
+
+
+def baseline_of(work: Work, structure: Structure, budget: Budget) -> Baseline:
+    """What a run times its networks against."""
+    return Baseline(
+        dense=work.dense,
+        structure=structure,
+        weights=work.model.sha256,
+        images=work.sample(max(16, budget.batch)),
+        ranking=ranking_of(work.recipe),
+        recipe=work.recipe,
+        folder=work.stages.folder,
+    )
+
+
+def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:
+    return score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
+
+
+def find_steps(work: Work, structure: Structure) -> dict[str, int]:
+    """Of each group, the widths that pay on this machine; measured once."""
+    groups = work.stages.keys["groups"]
+    return work.stages.make(
+        "steps",
+        _measured_steps,
+        Keeper(_write_steps, _read_steps),
+        place=_place(_probing()),
+        graph=Known(work.dense, groups),
+        structure=Known(structure, groups),
+    )
+
+
+def _measured_steps(graph: fx.GraphModule, structure: Structure, progress: Progress) -> dict[str, int]:
+    return steps_here(graph, structure)
+
+
+def steps_here(graph: fx.GraphModule, structure: Structure) -> dict[str, int]:
+    """The same, measured now."""
+    with _measuring(_probing(), Kept(None, shared_place())) as measuring:
+        return group_steps(graph, structure, measure_steps(uses_of(graph), measuring))
+
+
+def _write_steps(folder: Path, steps: Mapping[str, int]) -> None:
+    write_json(folder / "steps.json", {"schema": STEPS, "steps": steps})
+
+
+def _read_steps(folder: Path) -> dict[str, int]:
+    return dict(read_json(folder / "steps.json", STEPS)["steps"])
+
+
+def find_tables(work: Work, structure: Structure, budget: Budget) -> Tables:
+    """The layers' times on the budget's runtime, measured once. Raises BudgetError where no network is fast enough."""
+    baseline = baseline_of(work, structure, budget)
+    threads = work.stages.make(
+        "latency-model",
+        _tabled_threads,
+        Keeper(_write_threads, _read_threads),
+        place=_place(budget),
+        # no time depends on what is in the images
+        baseline=Known(baseline, [work.stages.keys["groups"], asdict(baseline.ranking)]),
+        budget=budget,
+    )
+    model = _measure_model(baseline, replace(budget, threads=threads), _kept_of(baseline))  # all of it is kept by now
+    return Tables(baseline, model)
+
+
+def _tabled_threads(baseline: Baseline, budget: Budget, progress: Progress) -> int:
+    """How many threads the layers' tables were timed with; they lie in the run's folder, entry by entry.
+
+    Raises BudgetError where no network is fast enough.
+    """
+
+    def say(phase: str, share: float) -> None:
+        progress(share, phase)
+
+    crowded = budget.runtime in ON_THE_PROCESSOR and budget.threads != 1 and is_busy()
+    tabled, kept = replace(budget, threads=1) if crowded else budget, _kept_of(baseline)
+    model = _measure_model(baseline, tabled, kept, say)
+    kept.write(budget=str(budget), tables_on=str(tabled), model=model_to_json(model))
+    _refuse_early(baseline, budget, model)
+    return tabled.threads
+
+
+def _kept_of(baseline: Baseline) -> Kept:
+    return Kept(baseline.folder / "latency-model.json", shared_place())
+
+
+def _ranking_on(baseline: Baseline, model: LatencyModel) -> RankingOptions:
+    """The recipe's, with each group's widths on the steps that were measured."""
+    return replace(baseline.ranking, steps=group_steps(baseline.dense, baseline.structure, model.steps))
+
+
+def _write_threads(folder: Path, threads: int) -> None:
+    write_json(_scratch(folder) / "timed.json", {"schema": "timed/1", "threads": threads})
+
+
+def _read_threads(folder: Path) -> int:
+    return int(read_json(_scratch(folder) / "timed.json", "timed/1")["threads"])
+
+
+def _scratch(folder: Path) -> Path:
+    return folder / "stages" / "latency-model"
+
+
+def _probing() -> Budget:
+    return Budget("latency", 0.5, runtime=ANY_RUNTIME, threads=1)
+
+
+def _place(budget: Budget) -> tuple[Any, ...]:
+    """What a time stands for."""
+    fingerprint = read_environment().fingerprint
+    return fingerprint, budget.runtime, version_of(_package(budget)), budget.batch, budget.threads
+
+
+def _package(budget: Budget) -> str:
+    return "torch" if budget.runtime == "pytorch" else budget.runtime
+
+
+@contextlib.contextmanager
+def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share: None) -> Iterator[Measuring]:
+    if budget.runtime == "pytorch":
+        yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
+        return
+    how: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
+    with file_clock(budget.runtime, batch=budget.batch, **how) as clock:
+        yield Measuring(clock, kept, _place(budget), notify)
+
+
+def _remember(budget: Budget, kept: Kept) -> Remember:
+    measuring = Measuring(lambda points: [], kept, _place(budget))
+    return lambda name, measure: float(measuring.entry(content_hash(name, measuring.place), measure))
+
+
+def _measure_model(
+    baseline: Baseline, budget: Budget, kept: Kept, notify: Notify = lambda stage, share: None
+) -> LatencyModel:
+    """Times what is not kept yet, so nothing the second time."""
+    release()
+    dense, structure = baseline.dense, baseline.structure
+    with _measuring(budget, kept, notify) as measuring:
+        steps = measure_steps(uses_of(dense), measuring)
+        options = replace(baseline.ranking, steps=group_steps(dense, structure, steps))
+        scores = any_scores(dense, structure, baseline.recipe)
+        least = removed_classes(structure, everything_gone(structure, scores, options))
+        example = example_of(baseline.shape)
+        key = content_hash("dense", measuring.place, baseline.weights, code_of(dense), list(example.shape))
+        dense_us = measuring.entry(key, lambda: _time_dense(baseline, budget, kept))
+        return measure_model(dense, structure, least=least, dense_us=dense_us, measuring=measuring)
+
+
+def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
+    shape = (budget.batch, *baseline.shape)
+    if budget.runtime == "pytorch":
+        return time_network(baseline.dense, shape, threads=budget.threads)
+    how: dict[str, Any] = {"runtime": budget.runtime, "threads": budget.threads, "remember": _remember(budget, kept)}
+    return time_file(_dense_file(baseline), shape, **how)
+
+
+def _dense_file(baseline: Baseline) -> Path:
+    """The dense network as it is timed; there while plans are tried."""
+    path = _dense_path(baseline.folder)
+    mark = path.with_suffix(".sha256")
+    if path.is_file() and mark.is_file() and mark.read_text(errors="replace") == file_sha256(path):
+        return path
+    with recorded():  # scratch: no stage's result
+        export_for(baseline.dense, example_of(baseline.shape), path)
+        write_text(mark, file_sha256(path))
+    return path
+
+
+def _dense_path(folder: Path) -> Path:
+    return _scratch(folder) / "dense.onnx"
+
+
+def drop_dense_file(folder: Path) -> None:
+    """Once no more networks are timed against it."""
+    for scratch in (_dense_path(folder), _dense_path(folder).with_suffix(".sha256")):
+        scratch.unlink(missing_ok=True)
+
+
+def _refuse_early(baseline: Baseline, budget: Budget, model: LatencyModel) -> None:
+    """Before anything is scored: the smallest network there is, timed, where the tables say that it is too slow."""
+    dense, structure, options = baseline.dense, baseline.structure, _ranking_on(baseline, model)
+    scores = any_scores(dense, structure, baseline.recipe)
+    cost = make_latency_meter(dense, structure, model)
+    least = least_share(dense, structure, scores, "latency", options, cost=cost)
+    if least <= budget.share:
+        return
+    kept = everything_gone(structure, scores, options)
+    ratio = measure_ratio(baseline, budget, prune(dense, structure, kept)[0])
+    if ratio.low > (1 + budget.slack) * budget.share:
+        raise unreachable(budget, ratio)
+
+
+def measure_ratio(baseline: Baseline, budget: Budget, small: fx.GraphModule) -> Ratio:
+    """Of the dense network's time, both timed now."""
+    release()
+    if budget.runtime == "pytorch":
+        return time_ratio_eager((baseline.dense, small), baseline.images, budget)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        path = export_for(small, example_of(baseline.shape), Path(folder) / "pruned.onnx")
+        return time_ratio((_dense_file(baseline), path), baseline.images, budget)

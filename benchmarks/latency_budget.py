@@ -106,11 +106,11 @@ def _same_latency(recipe: Recipe, structure: Structure, budget: Budget, rival: f
     """The largest MAC budget whose network takes what the latency budget's does, found by timing."""
     work = _prepared(replace(recipe, budget="macs 0.5"))
     with work.stages.begun():
-        keep_units(work, structure, 0.0)
+        keep_units(work, structure)
         share, found = _met_by_macs(work, structure, find_scores(work, 1, work.dense, structure), budget)
     work = _prepared(replace(recipe, budget=f"macs {share * (1 + 1e-6):.6f}"))
     with work.stages.begun():
-        keep_units(work, structure, 0.0)
+        keep_units(work, structure)
         pruned = remove_and_repair(work, structure)
     row = _row(work, recipe.multiple, pruned, (found.value, found.low, found.high))
     return replace(row, kind="macs", against=_beside(work, pruned.network, rival, budget))

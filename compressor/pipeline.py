@@ -166,8 +166,8 @@ def _group_inputs(work: Work) -> list[Any]:
     return [work.model.sha256, code_of(work.dense), list(work.example.shape), work.recipe.seed]
 
 
-def keep_units(work: Work, structure: Structure, spent: Usage) -> None:
-    """The groups to disk; of the check its findings, not the labels."""
+def keep_units(work: Work, structure: Structure, spent: Usage | None = None) -> None:
+    """The groups to disk; of the check its findings, not the labels. `spent` is what finding them took."""
     folder = work.stages.folder
 
     def write() -> None:

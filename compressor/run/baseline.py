@@ -209,8 +209,8 @@ def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share:
     if budget.runtime == "pytorch":
         yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
         return
-    how: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
-    with file_clock(budget.runtime, batch=budget.batch, **how) as clock:
+    options: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
+    with file_clock(budget.runtime, batch=budget.batch, **options) as clock:
         yield Measuring(clock, kept, _place(budget), notify)
 
 
@@ -240,8 +240,12 @@ def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
     shape = (budget.batch, *baseline.shape)
     if budget.runtime == "pytorch":
         return time_network(baseline.dense, shape, threads=budget.threads)
-    how: dict[str, Any] = {"runtime": budget.runtime, "threads": budget.threads, "remember": _remember(budget, kept)}
-    return time_file(_dense_file(baseline), shape, **how)
+    options: dict[str, Any] = {
+        "runtime": budget.runtime,
+        "threads": budget.threads,
+        "remember": _remember(budget, kept),
+    }
+    return time_file(_dense_file(baseline), shape, **options)
 
 
 def _dense_file(baseline: Baseline) -> Path:

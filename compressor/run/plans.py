@@ -78,9 +78,9 @@ def below_budget(recipe: Recipe, share: float) -> str:
     if budget.kind == "latency" or share >= (1 - budget.slack) * budget.share:
         return ""
     steps = f"--multiple 1 (now {recipe.multiple}) may come nearer" if recipe.multiple != 1 else "no plan comes nearer"
-    what = "MACs" if budget.kind == "macs" else budget.kind
+    quantity = "MACs" if budget.kind == "macs" else budget.kind
     return (
-        f"the plan keeps {share:.3f} of the {what} where {budget.share:g} may stay: units go in steps too large to "
+        f"the plan keeps {share:.3f} of the {quantity} where {budget.share:g} may stay: units go in steps too large to "
         f"come nearer; {steps}"
     )
 

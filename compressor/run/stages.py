@@ -153,7 +153,7 @@ class Stages:
         """
         if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
             raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
-        values = {key: given.value if isinstance(given, Known) else given for key, given in inputs.items()}
+        values = {key: argument.value if isinstance(argument, Known) else argument for key, argument in inputs.items()}
 
         def progress(share: float, phase: str = "") -> None:
             self.notify(f"{name}: {phase}" if phase else name, share)
@@ -161,7 +161,7 @@ class Stages:
         def write() -> None:
             keeper.write(self.folder, compute(**values, progress=progress))
 
-        prints = {key: fingerprint(given) for key, given in inputs.items()}
+        prints = {key: fingerprint(argument) for key, argument in inputs.items()}
         return self.do(name, [compute.__qualname__, place, prints], write, lambda: keeper.read(self.folder))
 
     def _keep(self, name: str, marker: Marker) -> None:
@@ -296,10 +296,10 @@ def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     marker = folder / "run.json"
     require_unlocked(folder)
     if marker.is_file():
-        held = read_json(marker, "run/1")
-        different = [k for k, v in identity.items() if held.get(k) != v]
+        earlier = read_json(marker, "run/1")
+        different = [k for k, v in identity.items() if earlier.get(k) != v]
         if different:
-            was, now = (", ".join(f"{k} {d.get(k)!r}" for k in different) for d in (held, identity))
+            was, now = (", ".join(f"{k} {d.get(k)!r}" for k in different) for d in (earlier, identity))
             raise FolderError(
                 f"{folder} holds the run of {was}, not of {now}; give another --out, or delete that folder"
             )

@@ -65,12 +65,12 @@ class Work:
 
     def sample(self, count: int) -> NDArray[np.float32]:
         """float32 [count, C, H, W], the first calibration images as the network takes them; few ones come again."""
-        found: list[NDArray[np.float32]] = []
+        gathered: list[NDArray[np.float32]] = []
         for images, _ in self.calibration:
-            found.append(images.numpy())
-            if sum(len(part) for part in found) >= count:
+            gathered.append(images.numpy())
+            if sum(len(part) for part in gathered) >= count:
                 break
-        return np.resize(np.concatenate(found), (count, *self.preprocessing.shape))
+        return np.resize(np.concatenate(gathered), (count, *self.preprocessing.shape))
 
 
 def prepare(
@@ -82,13 +82,13 @@ def prepare(
     """
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, how = read_images(recipe, model, images, search=search, spare=spare)
+    splits, preprocessing = read_images(recipe, model, images, search=search, spare=spare)
     device = resolve(recipe.device)
-    traced = trace(model.module, example_of(how.shape))
-    require_function(model.module, traced, example_of(how.shape))
+    traced = trace(model.module, example_of(preprocessing.shape))
+    require_function(model.module, traced, example_of(preprocessing.shape))
     require_exportable(traced)
     dense = placed(traced, device)
-    classes = _classes(dense, example_of(how.shape))
+    classes = _classes(dense, example_of(preprocessing.shape))
     require_own_classes(splits.calibration, classes, model)
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_labels(part, classes)
@@ -102,7 +102,7 @@ def prepare(
         dense,
         batches(splits.calibration, recipe.batch_size),
         batches(splits.evaluation, recipe.batch_size),
-        how,
+        preprocessing,
         warnings=tuple(f"the model was taken as a plain network: {note}" for note in model.notes),
         device=device,
     )
@@ -141,9 +141,9 @@ def require_own_classes(images: Images, outputs: int, model: Model) -> None:
     Numbers as names are the model's own class numbers where they count from 0.
     """
     names = images.class_names
-    known = model.class_names is not None and model.weights != "none"
+    are_named = model.class_names is not None and model.weights != "none"
     numbered = all(name.isdigit() and int(name) == index for index, name in enumerate(names))
-    if known or numbered or len(names) >= outputs:
+    if are_named or numbered or len(names) >= outputs:
         return
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     remedy = _built_for(model.builder, len(names))
@@ -166,28 +166,28 @@ def read_images(
     recipe: Recipe, model: Model, images: Images | None, *, search: int = 0, spare: int = 0
 ) -> tuple[Splits, Preprocessing]:
     """Calibration, evaluation and `search` images (or at most `spare`), disjoint, prepared as the model wants them."""
-    known = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
-    how = overridden(known, **given_preprocessing(recipe))
+    preset = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
+    preprocessing = overridden(preset, **given_preprocessing(recipe))
     classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
     if images is None:
         if not recipe.data:
             raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
         images = load_images(recipe.data, classes=classes)
-    images = images.prepared(how)
+    images = images.prepared(preprocessing)
     if recipe.evaluation_data:
-        held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(how)
+        held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(preprocessing)
         n = min(recipe.calibration, _different(images, recipe.calibration + search))
         rest = _left_for_search(images, n, search) if search else _left(images, n, spare)
-        return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), how
-    held = round(recipe.evaluation * len(images))
-    n = min(recipe.calibration, _different(images, recipe.calibration + held + search) - held)
-    if not held or n < 1:
+        return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), preprocessing
+    evaluated = round(recipe.evaluation * len(images))
+    n = min(recipe.calibration, _different(images, recipe.calibration + evaluated + search) - evaluated)
+    if not evaluated or n < 1:
         raise DataError(
-            f"{images.source} holds {len(images)} images, of which {held} are held out for evaluation; give more "
+            f"{images.source} holds {len(images)} images, of which {evaluated} are held out for evaluation; give more "
             "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
         )
-    rest = _left_for_search(images, held + n, search) if search else _left(images, held + n, spare)
-    return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), how
+    rest = _left_for_search(images, evaluated + n, search) if search else _left(images, evaluated + n, spare)
+    return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), preprocessing
 
 
 def _left_for_search(images: Images, taken: int, search: int) -> int:

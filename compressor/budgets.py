@@ -9,15 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .device.runtimes import RUNTIMES
+from .device.runtimes import canonical_name, layer_timers, row_of, runtime_names
 from .errors import RecipeError, did_you_mean
 
 SLACK = 0.02
 LATENCY_SLACK = 0.03
-TARGETS = (*(name for name in RUNTIMES if name not in ("tensorrt", "tensorrt_rtx")), "pytorch")
-"""Runtimes a latency can be measured on; an engine library would have to build an engine for every layer."""
-
-_SYNONYMS = {"onnxruntime-cpu": "onnxruntime", "openvino-cpu": "openvino", "pytorch-cpu": "pytorch"}
 _FORMS = "'macs S', 'parameters S' or 'latency S on RUNTIME'"
 
 Kind = Literal["macs", "parameters", "latency"]
@@ -83,13 +79,15 @@ def _share(words: Sequence[str]) -> float:
 def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
     """`words` is what follows the share: `on onnxruntime batch 8 threads 1`, in any order."""
     pairs = dict(zip(words[::2], words[1::2], strict=False))
-    runtime = _SYNONYMS.get(pairs.get("on", ""), pairs.get("on", ""))
-    form = "write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of "
+    runtime, timers = canonical_name(pairs.get("on", "")), layer_timers()
+    form = (
+        f"write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of {', '.join(timers)}"
+    )
     if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
-        raise RecipeError(f"budget '{text}' is not understood; {form}{', '.join(TARGETS)}")
-    if runtime not in TARGETS:
-        reason = "its engines are built one by one" if runtime in RUNTIMES else "no runtime of that name"
-        raise RecipeError(f"budget '{text}': {reason}; {form}{', '.join(TARGETS)}.{did_you_mean(runtime, [*TARGETS])}")
+        raise RecipeError(f"budget '{text}' is not understood; {form}")
+    if runtime not in timers:
+        reason = row_of(runtime).untimed_layers if runtime in runtime_names() else "no runtime of that name"
+        raise RecipeError(f"budget '{text}': {reason}; {form}.{did_you_mean(runtime, [*timers])}")
 
     numbers = {"batch": pairs.get("batch", "1"), "threads": pairs.get("threads", "0")}
     for name, number in numbers.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from .budgets import parse_budget
-from .device.runtimes import RUNTIMES
+from .device.runtimes import REFERENCE, runtime_names
 from .errors import RecipeError, did_you_mean
 from .export.targets import resolve_target
 from .records import UnitKind
@@ -36,9 +36,6 @@ _STARTS = ("", "one", "logit", "loss")
 _SIGNS = ("", "absolute", "signed", "squared")
 _PERS = ("", "all", "sample", "position", "element")
 _PLACES = ("", "site", "settled")
-
-PYTORCH = ("pytorch", "pytorch-compile", "pytorch-cuda", "pytorch-cuda-compile", "pytorch-cuda-graph")
-"""Ways to run a network in PyTorch itself, beside the runtimes that take a file."""
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
@@ -111,7 +108,7 @@ class Recipe:
     targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
     precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8 (brings fp16 along)")
     runtimes: tuple[str, ...] = _option(
-        ("onnxruntime", "pytorch"), "what latency is measured on; the report says of those not here why"
+        (REFERENCE, "pytorch"), "what latency is measured on; the report says of those not here why"
     )
     latency_batches: tuple[int, ...] = _option((1, 32), "batch sizes that are timed")
     latency_seconds: float = _option(
@@ -130,7 +127,7 @@ class Recipe:
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(choices)}.{did_you_mean(str(value), list(choices))}"
                 )
-        for name, known in _KNOWN.items():
+        for name, known in _choices_of_lists().items():
             for value in getattr(self, name):
                 if value not in known:
                     raise RecipeError(
@@ -202,11 +199,15 @@ class RecipeFields(TypedDict, total=False):
     out: str | os.PathLike[str]
 
 
-_KNOWN: Mapping[str, tuple[str, ...]] = {
-    "units": ("channel", "neuron", "stream", "head", "head_dim", "conv_group"),
-    "precisions": ("fp32", "fp16", "int8"),
-    "runtimes": (*RUNTIMES, *PYTORCH),
-}
+def _choices_of_lists() -> Mapping[str, tuple[str, ...]]:
+    """What each value of a field that is a list may be."""
+    return {
+        "units": ("channel", "neuron", "stream", "head", "head_dim", "conv_group"),
+        "precisions": ("fp32", "fp16", "int8"),
+        "runtimes": runtime_names(),
+    }
+
+
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("calibration", 1, 10**9),
     ("evaluation", 0, 0.95),

@@ -15,7 +15,8 @@ import pytest
 
 import compressor
 from compressor.cli import app
-from compressor.recipe import CRITERIA, PYTORCH, Recipe
+from compressor.device.runtimes import REFERENCE, runtime_names
+from compressor.recipe import CRITERIA, Recipe
 from compressor.searching.options import SearchOptions
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +90,8 @@ def test_every_criterion_and_runtime_is_documented() -> None:
     criteria, latency = ((ROOT / "docs" / name).read_text() for name in ("criteria.md", "latency.md"))
 
     assert [name for name in CRITERIA if f"`{name}`" not in criteria] == []
-    assert "`onnxruntime`" in latency
-    assert PYTORCH[0] in latency
+    assert f"`{REFERENCE}`" in latency
+    assert f"`{runtime_names('network')[0]}`" in latency
 
 
 def test_every_public_name_is_on_the_page_of_the_python_api() -> None:

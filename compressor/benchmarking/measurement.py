@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..delivery.gates import accuracy_of
 from ..delivery.networks import WAYS, unavailable
 from ..device.environment import affinity, cache_bytes, read_environment
-from ..device.runtimes import RUNTIMES, available
+from ..device.runtimes import available, runtime_names
 from ..device.timing import Schedule, Timing, from_json, to_json
 from ..device.worker import time_files
 from ..errors import InputError, did_you_mean
@@ -33,7 +33,6 @@ _WARM_UP_LIMIT_S = 2.0  # a machine that never settles must not cost minutes; th
 _POOL_LIMIT_BYTES = 2**28
 _CACHE_GUESS_BYTES = 2**25  # where the system does not say how large its caches are
 _OFFLINE_RUNS = 24  # throughput is a mean; a percentile of it is not asked for
-_PORTABLE = tuple(name for name in RUNTIMES if not name.startswith("tensorrt"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class _Bench:
 def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
     """Measures everything that can be here; the rest is in `not_run` with its reason. `out` holds the parts."""
     bench = _Bench(tuple(places), options, Stages(out / "parts", notify), pool_of(places[0].images))
-    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or (*_PORTABLE, *WAYS)}
+    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or _measurable()}
     not_run = [f"{runtime}: {reason}" for runtime, reason in reasons.items() if reason]
     subjects: list[SubjectRow] = []
     for place in places:
@@ -105,13 +104,19 @@ def resolved(options: Options) -> Options:
     return replace(options, cores=cores, threads=options.threads or len(cores))
 
 
+def _measurable() -> tuple[str, ...]:
+    """What takes a place's files or networks as they are; engines are built for one GPU each and are in no place."""
+    return runtime_names("onnx", "network")
+
+
 def _why_unavailable(runtime: str) -> str:
     """Why the runtime can't be measured here; empty when it can. Raises InputError for an unknown one."""
     if runtime in WAYS:
         return unavailable(runtime)
     if runtime not in available():
-        runtimes = [*_PORTABLE, *WAYS]
-        raise InputError(f"no runtime {runtime!r}; there are {', '.join(runtimes)}.{did_you_mean(runtime, runtimes)}")
+        runtimes = _measurable()
+        hint = did_you_mean(runtime, [*runtimes])
+        raise InputError(f"no runtime {runtime!r}; there are {', '.join(runtimes)}.{hint}")
     return available()[runtime]
 
 

@@ -18,7 +18,7 @@ from ..device import cuda
 from ..device.environment import read_environment
 from ..device.percentiles import least_samples
 from ..device.profiling import profile_kernels
-from ..device.runtimes import available
+from ..device.runtimes import available, row_of
 from ..device.timing import Schedule, Timing, from_json, time_interleaved, to_json
 from ..device.worker import time_files
 from ..export.kernels import layer_times_ms
@@ -37,7 +37,6 @@ POOL_IMAGES = 64  # calibration images that latency runs draw from, so that none
 ENOUGH_RUNS = least_samples(0.99)  # 662: the least common percentile of the report stands
 ENOUGH_BATCHES = 2 * least_samples(0.9)  # 128: of a large batch, throughput and a p90 are asked for
 LIMIT_S = 60.0  # of one network: one whose batch takes a second is timed by fewer runs, which are counted
-ENGINES = ("tensorrt", "tensorrt_rtx")
 
 Networks = Mapping[str, fx.GraphModule]
 FilesBySubject = Mapping[str, Path]
@@ -52,7 +51,7 @@ def measure_latency(work: Work, files: Files, engines: Engines, networks: Known)
     reasons = {name: unavailable(name) if name in WAYS else available()[name] for name in recipe.runtimes}
     here = [name for name, reason in reasons.items() if not reason]
     # of engines those that this GPU can load: with a new one, timings are made again
-    loadable = {name: _loadable(engines, name, work.stages.folder) for name in here if name in ENGINES}
+    loadable = {name: _loadable(engines, name, work.stages.folder) for name in here if row_of(name).takes == "engine"}
     timings = work.stages.make(
         "latency",
         _timed,

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..device.runtimes import runtime_names
 from ..errors import EngineError, InputError, did_you_mean
 from ..placement import placed, resolve
-from ..recipe import PYTORCH
 
 Images = NDArray[np.float32]
 Caller = Callable[[Images], NDArray[Any]]
-WAYS = PYTORCH
+WAYS = runtime_names("network")
 _WARM_UP = 3  # runs on a side stream before a capture, as CUDA graphs ask for
 
 

@@ -26,7 +26,7 @@ from .golden import Golden, distance, read_golden
 from .images import checked_outputs, load_inputs
 from .manifest import BUILT, GOLDEN, MANIFEST, SCHEMA, Manifest, ModelFile, inside, manifest_text, read_bundle
 from .parity import Parity, failures
-from .runtimes import Session, available, kind_of, open_model, require_runtime
+from .runtimes import Session, available, kind_of, open_model, require_runtime, takers
 
 __all__ = [
     "BUILT",
@@ -47,12 +47,6 @@ __all__ = [
     "verify_files",
     "write_bundle",
 ]
-
-# Which runtimes take which file, in the order tried when none is named.
-_RUNTIMES = {
-    "engine": ("tensorrt", "tensorrt_rtx"),
-    "onnx": ("onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,12 +263,12 @@ def answers(session: Session, manifest: Manifest, path: Path) -> NDArray[Any]:
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     """The runtime for a model and an empty string, or an empty name and the reason why none is there."""
-    takers = (model.library,) if model.library else _RUNTIMES[kind_of(model.path)]  # an engine runs in its own only
-    if runtime and runtime not in takers:
-        return "", f"{runtime} does not take it ({' or '.join(takers)} does)"
+    accepting = (model.library,) if model.library else takers(kind_of(model.path))  # an engine runs in its own only
+    if runtime and runtime not in accepting:
+        return "", f"{runtime} does not take it ({' or '.join(accepting)} does)"
 
     reasons = available()
-    candidates = [runtime] if runtime else list(takers)
+    candidates = (runtime,) if runtime else accepting
     for name in candidates:
         if not reasons[name]:
             return name, ""

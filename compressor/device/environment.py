@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import cuda
-from .runtimes import available, version_of
+from .runtimes import FILES, row_of, runtime_names, version_of
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -47,12 +47,10 @@ def read_environment() -> Environment:
         "gpu": "" if cuda.unavailable() else " ".join(cuda.device()),
     }
     libraries = {"python": platform.python_version(), "numpy": np.__version__}
-    for name in available():
-        if "-" in name:
-            continue  # onnxruntime-cuda is another way into the same library
+    for name in runtime_names(*FILES):
         version = version_of(name)
         if version:
-            libraries[name] = version
+            libraries[row_of(name).library] = version
     state = {
         "governor": _read(_GOVERNOR),
         "load_average": _load_average(),

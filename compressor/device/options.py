@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError
-from .runtimes import RUNTIMES
+from .runtimes import FILES, runtime_names
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -42,8 +42,9 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     run = verb("run", "run the bundle's model on images, .npy or .npz files")
     verb("build", "build the bundle's TensorRT engines for this device")
     benchmark = verb("benchmark", "time the bundle's models on this device")
+    listed = ", ".join(runtime_names(*FILES))
     for subparser in (verify, run, benchmark):
-        subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {', '.join(RUNTIMES)}")
+        subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {listed}")
 
     run.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file, or a folder of files")
     run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image")

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import child
-from .runtimes import open_model
+from .runtimes import open_model, row_of
 
-ON_THE_PROCESSOR = ("onnxruntime", "openvino", "pytorch")
 ROUNDS = 12  # a busy machine is quiet in some of them
 TURN_S = 0.002
 _MOST_RUNS = 20
@@ -49,7 +48,7 @@ def _answer(request: Mapping[str, object], report: child.Report) -> child.Event:
     inputs: list[NDArray[np.float32]] = [generator.random(tuple(shape), dtype=np.float32) for shape in shapes]
     calls = [partial(session.run, images) for session, images in zip(sessions, inputs, strict=True)]
 
-    by_processor = threads == 1 and runtime in ON_THE_PROCESSOR
+    by_processor = threads == 1 and row_of(runtime).on_processor
     return {"turns_us": take_rounds(calls, by_processor=by_processor)}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from .onnxruntime import CPU, session_options
 from .timing import Images, make_batches
 
 RUNS = 30
@@ -54,14 +55,11 @@ def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads
 def _session(path: Path, prefix: Path, threads: int) -> Any:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # a failure reaches us as an exception; its log line would be a second copy
+    options = session_options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[CPU])
     except Exception as error:
         raise ModelError(f"onnxruntime can't load {path}: {str(error).splitlines()[0][:300]}") from error
 

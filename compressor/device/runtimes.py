@@ -1,7 +1,7 @@
-"""A model file in, a session that runs it out: one contract for every runtime, numpy in and out.
+"""The table of runtimes; and a model file in, a session that runs it out: one contract for all, numpy in and out.
 
-Says for each runtime why it is not available here; never falls back to another one in silence.
-Knows nothing of timing, bundles or how the file came about.
+Whatever anybody asks about a runtime is in its row, which says in words why it is not available here. Never falls back
+to another one in silence. Knows nothing of timing, bundles or how the file came about.
 """
 
 from __future__ import annotations
@@ -10,24 +10,90 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import CompressorError, EngineError, InputError, MissingPackageError, ModelError, did_you_mean
-from . import cuda, tensorrt
+from . import cuda, onnxruntime, openvino, tensorrt
+from .openers import Images, LoadedModel, Opener, OpenOptions, Output
 
-Images = NDArray[np.float32]
-Output = NDArray[Any]
+ModelKind = Literal["onnx", "engine", "network"]
+REFERENCE = "onnxruntime"
+"""The runtime whose answers stand for a file's: others are compared with it, and it is taken where none is named."""
+FILES: tuple[ModelKind, ...] = ("onnx", "engine")
+"""What a bundle can hold and `open_model` opens; a network is in memory."""
 
-_PROVIDERS = {
-    "onnxruntime": "CPUExecutionProvider",
-    "onnxruntime-cuda": "CUDAExecutionProvider",
-    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
-}
+
+def _nothing() -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One row. `library` is the module it is imported as, `package` what pip installs where that is called otherwise.
+
+    `lacks()` says in words what else this machine lacks for it, `untimed_layers` why single layers can't be timed on
+    it, as a latency budget does; both are empty where there is nothing to say. `on_processor`: it computes on the
+    processor alone, so a thread's processor time is its time. `synonyms` are other words for it in a budget.
+    """
+
+    name: str
+    open: Opener
+    library: str
+    package: str = ""
+    takes: ModelKind = "onnx"
+    lacks: Callable[[], str] = _nothing
+    untimed_layers: str = ""
+    on_processor: bool = False
+    synonyms: tuple[str, ...] = ()
+
+
+def _provider(name: str, provider: str) -> Runtime:
+    """ONNX Runtime on a GPU."""
+    opener = partial(onnxruntime.open_file, provider=provider)
+    return Runtime(name, opener, "onnxruntime", lacks=partial(onnxruntime.lacks, provider))
+
+
+def _engines_of(library: str) -> Runtime:
+    return Runtime(
+        library,
+        partial(tensorrt.open_engine, library=library),
+        library,
+        tensorrt.PACKAGES[library],
+        takes="engine",
+        lacks=cuda.unavailable,
+        untimed_layers="its engines are built one by one",
+    )
+
+
+def _way_of_pytorch(name: str) -> Runtime:
+    """Opened by `delivery.networks`, which has torch; what this room may know of it are its facts."""
+    untimed_layers = "in PyTorch, layers are timed on the processor and not compiled"
+    return Runtime(name, _refuse_file, "torch", takes="network", untimed_layers=untimed_layers)
+
+
+def _refuse_file(path: Path, options: OpenOptions) -> LoadedModel:
+    raise InputError(f"{path} is a file, PyTorch runs a network: rebuild it from the run's folder")
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime(REFERENCE, onnxruntime.open_file, "onnxruntime", on_processor=True, synonyms=("onnxruntime-cpu",)),
+    _provider("onnxruntime-cuda", onnxruntime.CUDA),
+    _provider("onnxruntime-tensorrt", onnxruntime.TENSORRT),
+    Runtime("openvino", openvino.open_file, "openvino", on_processor=True, synonyms=("openvino-cpu",)),
+    _engines_of("tensorrt"),
+    _engines_of("tensorrt_rtx"),
+    Runtime("pytorch", _refuse_file, "torch", takes="network", on_processor=True, synonyms=("pytorch-cpu",)),
+    _way_of_pytorch("pytorch-compile"),
+    _way_of_pytorch("pytorch-cuda"),
+    _way_of_pytorch("pytorch-cuda-compile"),
+    _way_of_pytorch("pytorch-cuda-graph"),
+)
+"""Every runtime there is. One that takes ONNX files is a row here and the module that opens them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +123,46 @@ class Session:
     __call__ = run
 
 
-def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int = 0, fused: bool = True) -> Session:
+def runtime_names(*kinds: ModelKind) -> tuple[str, ...]:
+    """The runtimes that take models of these kinds, in the table's order; every one without a kind."""
+    return tuple(row.name for row in RUNTIMES if not kinds or row.takes in kinds)
+
+
+def row_of(name: str) -> Runtime:
+    """A runtime's row; raises InputError for a name that is none's."""
+    for row in RUNTIMES:
+        if row.name == name:
+            return row
+    raise _unknown(name, runtime_names())
+
+
+def require_runtime(name: str) -> None:
+    """Raises InputError for a name that is no runtime's that takes files, with those that are near it."""
+    if name not in runtime_names(*FILES):
+        raise _unknown(name, runtime_names(*FILES))
+
+
+def takers(kind: ModelKind) -> tuple[str, ...]:
+    """The runtimes that take a kind of model, in the order tried when none is named.
+
+    Those on the processor come first: nothing but their library need be there.
+    """
+    rows = [row for row in RUNTIMES if row.takes == kind]
+    rows.sort(key=lambda row: not row.on_processor)  # keeps the table's order otherwise
+    return tuple(row.name for row in rows)
+
+
+def layer_timers() -> tuple[str, ...]:
+    """The runtimes that single layers can be timed on, and so a latency budget be met."""
+    return tuple(row.name for row in RUNTIMES if not row.untimed_layers)
+
+
+def canonical_name(word: str) -> str:
+    """The name of the runtime whose synonym a word is; any other word as it is."""
+    return next((row.name for row in RUNTIMES if word in row.synonyms), word)
+
+
+def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, fused: bool = True) -> Session:
     """Loads `path` in `runtime`; 0 threads leaves the number to the runtime.
 
     `fused=False` keeps ONNX Runtime from turning Q/DQ pairs into integer kernels: a file made for another library
@@ -69,147 +174,52 @@ def open_model(path: Path | str, *, runtime: str = "onnxruntime", threads: int =
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no model file at {path}")
-    reason = available()[runtime]
+    row = row_of(runtime)
+    reason = _unavailable(row)
     if reason:
         error_type = MissingPackageError if reason.startswith("not installed") else EngineError
         raise error_type(f"can't run {path.name} in {runtime}: {reason}")
 
     try:
-        if runtime in _PROVIDERS:
-            return _open_onnxruntime(path, runtime, threads, fused=fused)
-        return _OPENERS[runtime](path, runtime, threads)
+        model = row.open(path, OpenOptions(threads, fused))
     except CompressorError:
         raise
     except Exception as error:
         raise ModelError(f"{runtime} can't load {path}: {_reason(error)}; the file is damaged or not for it") from error
-
-
-def require_runtime(name: str) -> None:
-    """Raises InputError for a name that is no runtime's, with those that are near it."""
-    if name not in _OPENERS:
-        raise InputError(f"no runtime {name!r}; there are {', '.join(_OPENERS)}.{did_you_mean(name, [*_OPENERS])}")
+    return Session(runtime, version_of(runtime), str(path), model.shape, threads, model.call, model.details)
 
 
 def available() -> dict[str, str]:
-    """Every runtime by name; an empty string where it can run here, else the reason in words."""
-    return {name: _unavailable(name) for name in _OPENERS}
+    """Every runtime that takes files by name; an empty string where it can run here, else the reason in words."""
+    return {name: _unavailable(row_of(name)) for name in runtime_names(*FILES)}
 
 
 def version_of(runtime: str) -> str:
     """The runtime's library version, or an empty string where it is not installed."""
-    package = runtime.split("-")[0]  # onnxruntime-cuda is onnxruntime's
-    if importlib.util.find_spec(package) is None:
+    library = row_of(runtime).library
+    if importlib.util.find_spec(library) is None:
         return ""
     try:
-        module: ModuleType = importlib.import_module(package)
+        module: ModuleType = importlib.import_module(library)
     except ImportError:
         return ""
     return str(getattr(module, "__version__", ""))
 
 
-def kind_of(path: Path | str) -> str:
+def kind_of(path: Path | str) -> ModelKind:
     """`engine` for a TensorRT plan, `onnx` for the rest, by the name's ending."""
     return "engine" if Path(path).suffix in (".plan", ".engine", ".trt") else "onnx"
 
 
-def _unavailable(runtime: str) -> str:
-    """Why it can't run here; empty where it can. ONNX Runtime's packages differ in the providers they bring."""
-    if runtime.startswith("tensorrt"):
-        return tensorrt.unavailable(runtime)
-    package = runtime.split("-")[0]
-    if importlib.util.find_spec(package) is None:
-        return f"not installed: pip install {package}"
-    if runtime in ("onnxruntime", "openvino"):
-        return ""
-
-    import onnxruntime
-
-    if _PROVIDERS[runtime] not in onnxruntime.get_available_providers():
-        return f"this onnxruntime has no {_PROVIDERS[runtime]}: pip install onnxruntime-gpu"
-    return cuda.unavailable()
+def _unavailable(row: Runtime) -> str:
+    """Why it can't run here; empty where it can."""
+    if importlib.util.find_spec(row.library) is None:
+        return f"not installed: pip install {row.package or row.library}"
+    return row.lacks()
 
 
-def _open_onnxruntime(path: Path, runtime: str, threads: int, *, fused: bool = True) -> Session:
-    import onnxruntime
-
-    provider = _PROVIDERS[runtime]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # a failure reaches us as an exception; its log line would be a second copy
-    if not fused:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    if provider not in session.get_providers():
-        raise EngineError(
-            f"onnxruntime could not start {provider} for {path}; its CUDA or TensorRT libraries are missing"
-        )
-    inputs, output = session.get_inputs(), session.get_outputs()[0].name
-    if len(inputs) != 1:
-        raise ModelError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
-    name, takes_half = inputs[0].name, inputs[0].type == "tensor(float16)"
-
-    def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if takes_half else images
-        return np.asarray(session.run([output], {name: feed})[0])
-
-    return Session(
-        runtime=runtime,
-        version=onnxruntime.__version__,
-        path=str(path),
-        shape=tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape),  # a free axis has a name
-        threads=threads,
-        call=call,
-        details={"providers": ", ".join(session.get_providers())},
-    )
-
-
-def _open_openvino(path: Path, runtime: str, threads: int) -> Session:
-    import openvino
-
-    # f32: of itself it computes fp32 files in bfloat16 on processors that have it.
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    model = openvino.Core().read_model(str(path))
-    if len(model.inputs) != 1:
-        raise ModelError(f"{path} takes {len(model.inputs)} inputs, expected one batch of images")
-
-    compiled = openvino.compile_model(model, "CPU", options)
-    request, output = compiled.create_infer_request(), compiled.output(0)
-    takes_half = model.input(0).element_type == openvino.Type.f16
-
-    def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if takes_half else images
-        return np.array(request.infer([feed], share_inputs=True)[output])
-
-    return Session(
-        runtime=runtime,
-        version=openvino.__version__,
-        path=str(path),
-        shape=tuple(axis.get_length() if axis.is_static else -1 for axis in model.input(0).partial_shape),
-        threads=threads,
-        call=call,
-        details={"device": "CPU", "precision": "f32"},
-    )
-
-
-def _open_engine(path: Path, runtime: str, threads: int) -> Session:
-    engine = tensorrt.load_engine(path, runtime)
-    return Session(runtime, engine.version, str(path), engine.shape, threads, engine.run, engine.details)
-
-
-_OPENERS: dict[str, Callable[[Path, str, int], Session]] = {
-    "onnxruntime": _open_onnxruntime,
-    "onnxruntime-cuda": _open_onnxruntime,
-    "onnxruntime-tensorrt": _open_onnxruntime,
-    "openvino": _open_openvino,
-    "tensorrt": _open_engine,
-    "tensorrt_rtx": _open_engine,
-}
-
-RUNTIMES = tuple(_OPENERS)
+def _unknown(name: str, runtimes: tuple[str, ...]) -> InputError:
+    return InputError(f"no runtime {name!r}; there are {', '.join(runtimes)}.{did_you_mean(name, [*runtimes])}")
 
 
 def _checked(images: Images, shape: tuple[int, ...], path: str) -> Images:

@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import EngineError, MissingPackageError
 from . import child, cuda
+from .openers import Images, LoadedModel, OpenOptions, Output
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
-_PIP = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # what pip installs, by library
+LIBRARIES = tuple(PACKAGES)
 # Strong typing is complete from TensorRT 10.12 (Jetson's JetPack 6 has 10.3); before it, builder flags choose.
 _STRONG_FROM = (10, 12)
 
 Buffers = dict[str, tuple[int, int]]  # by a tensor's name: address on the GPU, bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A loaded engine; `shape` has -1 for the free axes, `run` maps [N, C, H, W] to output 0."""
-
-    version: str
-    shape: tuple[int, ...]
-    run: Callable[[NDArray[np.float32]], NDArray[Any]]
-    details: Mapping[str, str]
 
 
 def unavailable(library: str) -> str:
@@ -42,7 +31,7 @@ def unavailable(library: str) -> str:
     if library not in LIBRARIES:
         return f"no library for engines; there are {', '.join(LIBRARIES)}"
     if importlib.util.find_spec(library) is None:
-        return f"not installed: pip install {_PIP[library]}"
+        return f"not installed: pip install {PACKAGES[library]}"
     return cuda.unavailable()
 
 
@@ -60,7 +49,7 @@ def import_library(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        raise MissingPackageError(f"{library} is not installed: pip install {_PIP[library]}") from error
+        raise MissingPackageError(f"{library} is not installed: pip install {PACKAGES[library]}") from error
 
 
 def version(library: str) -> str:
@@ -188,8 +177,11 @@ def _monitor(trt: Any, report: child.Report) -> Any:
     return Monitor()
 
 
-def load_engine(path: Path, library: str) -> Engine:
-    """Deserialises a plan on GPU 0; buffers are allocated per shape and kept. Raises EngineError with the reason."""
+def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedModel:
+    """Deserialises a plan on GPU 0; buffers are allocated per shape and kept. Raises EngineError with the reason.
+
+    Of the options an engine takes none: its threads are the GPU's, and what is fused was decided when it was built.
+    """
     trt = import_library(library)
     reason = cuda.unavailable()
     if reason:
@@ -212,7 +204,7 @@ def load_engine(path: Path, library: str) -> Engine:
     types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
     buffers: Buffers = {}
 
-    def run(images: NDArray[np.float32]) -> NDArray[Any]:
+    def run(images: Images) -> Output:
         feed = np.ascontiguousarray(images, dtype=types[inputs[0]])
         if not context.set_input_shape(inputs[0], feed.shape):
             raise EngineError(f"{path.name} was not built for the shape {list(feed.shape)}; see its profile")
@@ -230,7 +222,7 @@ def load_engine(path: Path, library: str) -> Engine:
 
     gpu, capability = cuda.device()
     details = {"gpu": gpu, "compute_capability": capability}
-    return Engine(str(trt.__version__), tuple(engine.get_tensor_shape(inputs[0])), run, details)
+    return LoadedModel(tuple(engine.get_tensor_shape(inputs[0])), run, details)
 
 
 def _buffer(buffers: Buffers, name: str, size_bytes: int) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import child
 from .environment import Environment, affinity, pin, read_environment, resident_bytes
-from .runtimes import Session, open_model
+from .runtimes import REFERENCE, Session, open_model
 from .timing import Images, Schedule, Timing, make_batches, take_turn, warm_up
 
 
@@ -27,7 +27,7 @@ def time_files(
     images: Images,
     *,
     schedule: Schedule,
-    runtime: str = "onnxruntime",
+    runtime: str = REFERENCE,
     module: str = "compressor.device.worker",
 ) -> dict[str, Timing]:
     """Times model files by name on one runtime; adds load time, first run and peak memory to the samples.

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from ..budgets import Budget
 from ..device import child
-from ..device.probes import ON_THE_PROCESSOR, time_probes
+from ..device.probes import time_probes
+from ..device.runtimes import row_of
 from ..device.timing import Schedule, Timing, time_interleaved
 from ..device.worker import time_files
 from ..export.onnx import export_onnx
@@ -42,7 +43,7 @@ def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Rati
 
     `images` [N, C, H, W], of which each turn takes the budget's batch.
     """
-    if budget.threads == 1 and budget.runtime in ON_THE_PROCESSOR and is_busy():
+    if budget.threads == 1 and row_of(budget.runtime).on_processor and is_busy():
         return replace(_until_narrow(lambda: _processor_pairs(files, images, budget)), clock="processor")
 
     subjects = {"dense": files[0], "pruned": files[1]}

@@ -20,8 +20,7 @@ from torch import fx
 from ..budgets import Budget
 from ..choices import ranking_of
 from ..device.environment import read_environment
-from ..device.probes import ON_THE_PROCESSOR
-from ..device.runtimes import version_of
+from ..device.runtimes import REFERENCE, row_of, version_of
 from ..files import content_hash, file_sha256, read_json, recorded, write_json, write_text
 from ..latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
 from ..latency.correction import Ratio, unreachable
@@ -51,7 +50,6 @@ from .stages import Keeper, Notify, Progress
 from .work import Work
 
 STEPS = "steps/1"
-ANY_RUNTIME = "onnxruntime"  # whose widths a counted budget keeps to when they are to be measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +159,7 @@ def _tabled_threads(baseline: Baseline, budget: Budget, progress: Progress) -> i
     def say(phase: str, share: float) -> None:
         progress(share, phase)
 
-    crowded = budget.runtime in ON_THE_PROCESSOR and budget.threads != 1 and is_busy()
+    crowded = row_of(budget.runtime).on_processor and budget.threads != 1 and is_busy()
     tabled, kept = replace(budget, threads=1) if crowded else budget, _kept_of(baseline)
     model = _measure_model(baseline, tabled, kept, say)
     kept.write(budget=str(budget), tables_on=str(tabled), model=model_to_json(model))
@@ -191,22 +189,24 @@ def _scratch(folder: Path) -> Path:
 
 
 def _probing() -> Budget:
-    return Budget("latency", 0.5, runtime=ANY_RUNTIME, threads=1)
+    """What a counted budget's widths are measured by where they keep to a runtime's steps."""
+    return Budget("latency", 0.5, runtime=REFERENCE, threads=1)
 
 
 def _place(budget: Budget) -> tuple[Any, ...]:
     """What a time stands for."""
     fingerprint = read_environment().fingerprint
-    return fingerprint, budget.runtime, version_of(_package(budget)), budget.batch, budget.threads
+    return fingerprint, budget.runtime, version_of(budget.runtime), budget.batch, budget.threads
 
 
-def _package(budget: Budget) -> str:
-    return "torch" if budget.runtime == "pytorch" else budget.runtime
+def _takes_networks(budget: Budget) -> bool:
+    """Whether what is timed is the network itself, in this process, and no file of it."""
+    return row_of(budget.runtime).takes == "network"
 
 
 @contextlib.contextmanager
 def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share: None) -> Iterator[Measuring]:
-    if budget.runtime == "pytorch":
+    if _takes_networks(budget):
         yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
         return
     options: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
@@ -238,7 +238,7 @@ def _measure_model(
 
 def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
     shape = (budget.batch, *baseline.shape)
-    if budget.runtime == "pytorch":
+    if _takes_networks(budget):
         return time_network(baseline.dense, shape, threads=budget.threads)
     options: dict[str, Any] = {
         "runtime": budget.runtime,
@@ -287,7 +287,7 @@ def _refuse_early(baseline: Baseline, budget: Budget, model: LatencyModel) -> No
 def measure_ratio(baseline: Baseline, budget: Budget, small: fx.GraphModule) -> Ratio:
     """Of the dense network's time, both timed now."""
     release()
-    if budget.runtime == "pytorch":
+    if _takes_networks(budget):
         return time_ratio_eager((baseline.dense, small), baseline.images, budget)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         path = export_for(small, example_of(baseline.shape), Path(folder) / "pruned.onnx")

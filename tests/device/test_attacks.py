@@ -330,11 +330,10 @@ def plant(bundle: Path, name: str = "x", *, library: str = "tensorrt", seed: int
 @pytest.fixture
 def engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT as if it were here: an engine is an ONNX file, run by ONNX Runtime."""
-    as_onnx = runtimes._OPENERS["onnxruntime"]
+    as_onnx = replace(runtimes.row_of(runtimes.REFERENCE), name="tensorrt", takes="engine")
+    rows = tuple(as_onnx if row.name == "tensorrt" else row for row in runtimes.RUNTIMES)
+    monkeypatch.setattr(runtimes, "RUNTIMES", rows)
     monkeypatch.setattr(tensorrt, "unavailable", lambda library: "")
-    monkeypatch.setitem(
-        runtimes._OPENERS, "tensorrt", lambda path, name, threads: as_onnx(path, "onnxruntime", threads)
-    )
 
 
 PLANTED: dict[str, dict[str, Any]] = {

@@ -8,17 +8,32 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compressor.device.runtimes import RUNTIMES, available, kind_of, open_model, version_of
+from compressor.device import runtimes, tensorrt
+from compressor.device.openers import LoadedModel, OpenOptions
+from compressor.device.runtimes import (
+    FILES,
+    REFERENCE,
+    RUNTIMES,
+    Runtime,
+    available,
+    canonical_name,
+    kind_of,
+    layer_timers,
+    open_model,
+    row_of,
+    runtime_names,
+    takers,
+    version_of,
+)
 from compressor.errors import EngineError, InputError, MissingPackageError, ModelError
 
 from .conftest import SIZE, small_model, small_outputs
 
 # fp32 sums of 27 to 256 terms in another order than the float64 oracle's.
 FP32_ABS = 1e-5
-ONNX_RUNTIMES = [name for name in RUNTIMES if not name.startswith("tensorrt")]
 
 
-@pytest.fixture(params=ONNX_RUNTIMES)
+@pytest.fixture(params=runtime_names("onnx"))
 def runtime(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if available()[name]:
@@ -94,3 +109,68 @@ def test_a_runtime_that_is_not_here_says_why(name: str, model_file: Path) -> Non
 
 def test_engines_are_told_by_their_ending() -> None:
     assert [kind_of(f"model.{e}") for e in ("plan", "engine", "onnx")] == ["engine", "engine", "onnx"]
+
+
+def test_a_word_means_one_runtime() -> None:
+    words = [word for row in RUNTIMES for word in (row.name, *row.synonyms)]
+    assert len(words) == len(set(words))
+    assert [canonical_name(word) for row in RUNTIMES for word in row.synonyms] == [
+        row.name for row in RUNTIMES for _ in row.synonyms
+    ]
+    assert canonical_name("tpu") == "tpu"
+
+
+def test_the_reference_is_there_wherever_its_library_is() -> None:
+    row = row_of(REFERENCE)
+    assert (row.takes, row.on_processor, row.lacks()) == ("onnx", True, "")
+    assert takers("onnx")[0] == REFERENCE in layer_timers()
+
+
+def test_the_processors_runtimes_are_tried_before_those_of_a_gpu() -> None:
+    assert takers("onnx") == ("onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt")
+    assert takers("engine") == tensorrt.LIBRARIES
+
+
+def test_a_network_is_no_file() -> None:
+    assert set(available()) == set(runtime_names(*FILES))
+    for name in runtime_names("network"):
+        with pytest.raises(InputError, match=rf"no runtime '{name}'; there are onnxruntime, .*tensorrt_rtx\."):
+            open_model("model.onnx", runtime=name)
+
+
+def test_a_library_that_is_missing_is_named_as_pip_calls_it(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opener = row_of(REFERENCE).open
+    rows = (Runtime("plain", opener, "no_such_library"), Runtime("other", opener, "no_such_library", "its-package"))
+    monkeypatch.setattr(runtimes, "RUNTIMES", rows)
+    assert available() == {
+        "plain": "not installed: pip install no_such_library",
+        "other": "not installed: pip install its-package",
+    }
+    assert version_of("plain") == ""
+    with pytest.raises(MissingPackageError, match=r"can't run small\.onnx in other: not installed: pip install its-"):
+        open_model(model_file, runtime="other")
+
+
+def test_what_an_opener_raises_is_one_line_of_ours(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, options: OpenOptions) -> LoadedModel:
+        raise RuntimeError("Exception from somewhere.cpp:7\nthe file is upside down\nand more")
+
+    monkeypatch.setattr(runtimes, "RUNTIMES", (Runtime("mirror", fails, "numpy"),))
+    with pytest.raises(
+        ModelError, match=r"^mirror can't load .*small\.onnx: the file is upside down; the file is damaged"
+    ):
+        open_model(model_file, runtime="mirror")
+
+
+def test_an_opener_is_given_what_was_asked_for(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[OpenOptions] = []
+
+    def opens(path: Path, options: OpenOptions) -> LoadedModel:
+        asked.append(options)
+        return LoadedModel((-1, 3, SIZE, SIZE), lambda images: images, {"said": "so"})
+
+    monkeypatch.setattr(runtimes, "RUNTIMES", (Runtime("mirror", opens, "numpy"),))
+    session = open_model(model_file, runtime="mirror", threads=2, fused=False)
+    assert asked == [OpenOptions(threads=2, fused=False)]
+    assert (session.runtime, session.version, session.path) == ("mirror", np.__version__, str(model_file))
+    assert (session.threads, session.details) == (2, {"said": "so"})

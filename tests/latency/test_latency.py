@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 import compressor
 from compressor import pipeline
-from compressor.budgets import LATENCY_SLACK, TARGETS, Budget, parse_budget
+from compressor.budgets import LATENCY_SLACK, Budget, parse_budget
 from compressor.device.probes import steadied
+from compressor.device.runtimes import available, layer_timers
 from compressor.errors import BudgetError, EngineError, MissingPackageError, RecipeError
 from compressor.export.layers import Layer, input_shape, layer_model
 from compressor.graph import trace
@@ -149,6 +150,7 @@ def test_a_latency_budget_is_read_and_written() -> None:
         ("latency 0.5 on onnxruntime batch", "write 'latency S on RUNTIME'"),
         ("latency 0.5 on onnxruntime bach 2", "write 'latency S on RUNTIME'"),
         ("latency 0.5 on tensorrt", "engines are built one by one"),
+        ("latency 0.5 on pytorch-compile", "layers are timed on the processor and not compiled"),
         ("macs 0.5 on onnxruntime", "goes on after its share"),
         ("", "such as 'macs 0.5'"),
     ],
@@ -159,9 +161,7 @@ def test_what_is_not_understood_is_said(text: str, says: str) -> None:
 
 
 def test_a_runtime_that_is_not_here_is_refused_before_anything_is_done(tmp_path: Path) -> None:
-    from compressor.device.runtimes import available
-
-    missing = [name for name, reason in available().items() if reason and name in TARGETS]
+    missing = [name for name, reason in available().items() if reason and name in layer_timers()]
     if not missing:
         pytest.skip("every runtime a latency can be measured on is installed here")
     recipe = make_recipe({"budget": f"latency 0.5 on {missing[0]}", "out": str(tmp_path / "run")})

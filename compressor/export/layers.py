@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from .onnx import BATCH, FORMATS, INPUT, OUTPUT
+from .onnx import BATCH, DIALECT, INPUT, OUTPUT
 
 LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "attention", "product"]
 
@@ -88,9 +88,8 @@ def layer_model(layer: Layer, inputs: int, outputs: int, copies: int) -> onnx.Mo
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, *_output_shape(layer, inputs, outputs)])],
         weights,
     )
-    dialect = FORMATS["onnxruntime"]
     return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", dialect.opset)], ir_version=dialect.ir_version
+        graph, opset_imports=[helper.make_opsetid("", DIALECT.opset)], ir_version=DIALECT.ir_version
     )
 
 

@@ -37,21 +37,16 @@ _CHATTER = ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "torch.export")
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """The ONNX dialect a target's parser reads."""
+class Dialect:
+    """The versions of ONNX that a file is written in."""
 
     opset: int
     ir_version: int
 
 
-# Opset 20 is the highest Jetson's TensorRT 10.3 parser reads and the first with Gelu as one node;
-# IR 10 came with it, so every runtime that reads the one reads the other.
-FORMATS: Mapping[str, Format] = {
-    "onnxruntime": Format(20, 10),
-    "openvino": Format(20, 10),
-    "tensorrt": Format(20, 10),
-    "tensorrt_rtx": Format(20, 10),
-}
+# One for all, since one file serves every runtime. Opset 20 is the highest Jetson's TensorRT 10.3 parser reads and the
+# first with Gelu as one node; IR 10 came with it, so every runtime that reads the one reads the other.
+DIALECT = Dialect(opset=20, ir_version=10)
 
 
 def export_onnx(
@@ -60,8 +55,6 @@ def export_onnx(
     path: Path | str,
     *,
     metadata: Mapping[str, str] | None = None,
-    target: str = "onnxruntime",
-    opset: int | None = None,
 ) -> Path:
     """Writes `model` for inputs like `example` [N, C, H, W]; the batch axis is free, output 0 is `output`.
 
@@ -70,15 +63,14 @@ def export_onnx(
     The file appears whole or not at all. Raises ModelError when the exporter or the checker refuses the
     model, GateError when weights were lost or added on the way, FolderError when the file can't be written.
     """
-    dialect = FORMATS[target]
     model, example = placed(model, CPU), example.to(CPU)
     with _silence(), torch.no_grad():
-        raw = _torch_export(model, example, opset or dialect.opset)
+        raw = _torch_export(model, example)
         most = weight_elements(raw)
         least = weight_elements(raw, equal_once=True)
         slim, optimiser = _optimise(raw)
 
-    _finish(slim, dialect, {**(metadata or {}), "compressor.optimiser": optimiser})
+    _finish(slim, {**(metadata or {}), "compressor.optimiser": optimiser})
     after = weight_elements(slim)
     if not least <= after <= most:
         raise GateError(
@@ -88,7 +80,7 @@ def export_onnx(
     return write_model(slim, Path(path))
 
 
-def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+def _torch_export(model: nn.Module, example: Tensor) -> onnx.ModelProto:
     if example.shape[0] < 2:  # a batch of one would be taken for a constant
         example = example.repeat(2, *[1] * (example.ndim - 1))  # [2, C, H, W]
     try:
@@ -96,7 +88,7 @@ def _torch_export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelPr
             spelled_out(model) if isinstance(model, fx.GraphModule) else model,
             (example,),
             dynamo=True,
-            opset_version=opset,
+            opset_version=DIALECT.opset,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -144,9 +136,9 @@ def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         return folded, f"onnxscript (onnxslim: {_reason(error)})"
 
 
-def _finish(model: onnx.ModelProto, dialect: Format, metadata: Mapping[str, str]) -> None:
+def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Names the batch axis, respells equations, puts our metadata in place of the exporter's notes."""
-    model.ir_version = dialect.ir_version
+    model.ir_version = DIALECT.ir_version
     model.producer_name, model.producer_version = "compressor", ""
     _drop_notes(model)
     for key in sorted(metadata):

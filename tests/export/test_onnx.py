@@ -20,7 +20,7 @@ from compressor.errors import FolderError, GateError, ModelError
 from compressor.export.attention import ATTENTION, spelled_out
 from compressor.export.engines import build_engine, image_profile
 from compressor.export.gate import check_export
-from compressor.export.onnx import FORMATS, export_onnx, weight_elements, write_model
+from compressor.export.onnx import DIALECT, export_onnx, weight_elements, write_model
 from compressor.graph import trace
 
 # fp32 in another order; both networks' logits are around 1.
@@ -47,8 +47,8 @@ def test_norms_are_folded_and_constants_gone(residual_file: Path) -> None:
 
 def test_the_dialect_is_pinned_and_the_file_says_what_it_is(residual_file: Path) -> None:
     content = loaded(residual_file)
-    assert content.ir_version == FORMATS["tensorrt"].ir_version
-    assert [o.version for o in content.opset_import if o.domain == ""] == [FORMATS["tensorrt"].opset]
+    assert content.ir_version == DIALECT.ir_version
+    assert [o.version for o in content.opset_import if o.domain == ""] == [DIALECT.opset]
     assert {p.key: p.value for p in content.metadata_props}["labels"] == "a,b"
     assert [v.name for v in (*content.graph.input, *content.graph.output)] == ["input", "output"]
     assert [v.type.tensor_type.shape.dim[0].dim_param for v in content.graph.input] == ["batch"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..device.percentiles import CONFIDENCE, estimate, least_samples
+from ..device.runtimes import REFERENCE
 from ..device.timing import Speedup, Timing, compare, summarise
 from ..records import Accuracy
 from ..report import LatencyRow, ParetoPoint, facts
@@ -94,17 +95,17 @@ def _verdict(measured: Measured) -> tuple[str, ...]:
     return tuple(lines) or ("Nothing could be timed here.",)
 
 
-def _single_in_onnxruntime(measured: Measured) -> list[Timing]:
-    """What headlines and the plot of accuracy over latency show: accuracy is counted by ONNX Runtime too."""
+def _single_on_reference(measured: Measured) -> list[Timing]:
+    """What headlines and the plot of accuracy over latency show: accuracy is counted by that runtime too."""
     return [
-        timed.timing for timed in measured.timings if timed.scenario == SINGLE and timed.timing.runtime == "onnxruntime"
+        timed.timing for timed in measured.timings if timed.scenario == SINGLE and timed.timing.runtime == REFERENCE
     ]
 
 
 def _key_figures(measured: Measured) -> tuple[KeyFigure, ...]:
     accuracies = {row.name: row.accuracy for row in measured.subjects}
     figures = []
-    for timing in _single_in_onnxruntime(measured)[:_MOST_FIGURES]:
+    for timing in _single_on_reference(measured)[:_MOST_FIGURES]:
         accuracy = accuracies.get(timing.name)
         detail = "accuracy not measured" if accuracy is None else f"{facts.percent(accuracy.top1)} top-1"
         figures.append(KeyFigure(f"{timing.name}, p50", f"{facts.milliseconds(timing.p50_ms)} ms", detail))
@@ -148,7 +149,7 @@ def _points(measured: Measured) -> list[ParetoPoint]:
     """Files with an accuracy, where ONNX Runtime took them one image at a time; equal dense networks once."""
     rows = {row.name: row for row in measured.subjects if row.accuracy is not None}
     points: dict[str, ParetoPoint] = {}
-    for timing in _single_in_onnxruntime(measured):
+    for timing in _single_on_reference(measured):
         row = rows.get(timing.name)
         if row is not None and row.accuracy is not None:
             label = _point_label(row)

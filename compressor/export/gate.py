@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..device.parity import LIMITS, Limits, Parity, compare, failures
-from ..device.runtimes import open_model
+from ..device.runtimes import REFERENCE, open_model
 from ..errors import GateError, ModelError
 from ..placement import CPU, placed
 from .onnx import check_structure
@@ -31,7 +31,7 @@ def check_export(
     *,
     batches: Sequence[int] = (1, 3),
     limits: Limits = LIMITS["fp32"],
-    runtime: str = "onnxruntime",
+    runtime: str = REFERENCE,
 ) -> dict[int, Parity]:
     """Parity with `reference` by batch size, on the first images [N, C, H, W] that fill each batch.
 
@@ -55,7 +55,7 @@ def measure_export(
     images: NDArray[np.float32],
     *,
     batches: Sequence[int] = (1, 3),
-    runtime: str = "onnxruntime",
+    runtime: str = REFERENCE,
     fused: bool = True,
 ) -> dict[int, Parity]:
     """The same without limits: raises GateError only for what can't be measured, structure and batch.

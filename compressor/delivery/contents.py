@@ -14,6 +14,7 @@ from torch import fx
 
 from ..choices import ranking_of
 from ..device.environment import read_environment
+from ..device.runtimes import REFERENCE
 from ..device.timing import Timing, summarise
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
@@ -101,7 +102,7 @@ def _accuracy_rows(accuracy: Mapping[str, Accuracy], delivery: Delivery) -> list
     for artifact in delivery.files.artifacts:
         if artifact.name not in by_file:
             continue
-        runtime = f"onnxruntime, form for {artifact.made_for}" if artifact.made_for else "onnxruntime"
+        runtime = f"{REFERENCE}, form for {artifact.made_for}" if artifact.made_for else REFERENCE
         rows.append(AccuracyRow(artifact.variant, by_file[artifact.name], artifact.precision, runtime))
     return rows
 
@@ -116,7 +117,7 @@ def _parity_rows(delivery: Delivery, max_parity: float) -> list[ParityRow]:
             scale = max(parity.reference_max_abs, 1e-30)  # outputs that are all zero have no relative difference
             row = ParityRow(
                 reference="PyTorch",
-                runtime="onnxruntime",
+                runtime=REFERENCE,
                 precision=artifact.precision,
                 batch=batch,
                 max_abs=parity.max_abs,
@@ -247,7 +248,7 @@ def _pareto(delivery: Delivery) -> list[ParetoPoint]:
     """Every file that was both timed one image at a time and evaluated, on ONNX Runtime."""
     timed: dict[str, Timing] = {}
     for timing in delivery.latency.timings:
-        if timing.runtime == "onnxruntime" and timing.schedule.batch == 1:
+        if timing.runtime == REFERENCE and timing.schedule.batch == 1:
             timed[timing.name] = timing
 
     points = []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ..device.parity import LIMITS, Limits, Parity
-from ..device.runtimes import open_model, version_of
+from ..device.runtimes import REFERENCE, open_model, version_of
 from ..errors import GateError
 from ..export.gate import measure_export
 from ..export.precision import weight_bits
@@ -104,7 +104,7 @@ def limits_of(precision: str, max_parity: float) -> Limits:
 
 def kernels_here() -> list[object]:
     """What of this machine a file's outputs depend on: ONNX Runtime's version, and the weights its kernels take."""
-    return [version_of("onnxruntime"), weight_bits()]
+    return [version_of(REFERENCE), weight_bits()]
 
 
 def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
@@ -152,12 +152,12 @@ def _write_parities(folder: Path, by_file: Mapping[str, Mapping[int, Parity]]) -
     rows: dict[str, Any] = {}
     for name, by_batch in by_file.items():
         rows[name] = {str(batch): asdict(parity) for batch, parity in by_batch.items()}
-    write_json(folder / "parity.json", {"schema": "parity/1", "onnxruntime": rows})
+    write_json(folder / "parity.json", {"schema": "parity/1", REFERENCE: rows})
 
 
 def _read_parities(folder: Path) -> dict[str, dict[int, Parity]]:
     by_file: dict[str, dict[int, Parity]] = {}
-    for name, by_batch in read_json(folder / "parity.json", "parity/1")["onnxruntime"].items():
+    for name, by_batch in read_json(folder / "parity.json", "parity/1")[REFERENCE].items():
         by_file[name] = {int(batch): Parity(**fields) for batch, fields in by_batch.items()}
     return by_file
 
@@ -202,11 +202,11 @@ def _counted_right(files: Mapping[Artifact, Path], images: Batches, progress: Pr
 
 def _write_accuracies(folder: Path, by_file: Mapping[str, Accuracy]) -> None:
     rows = {name: asdict(accuracy) for name, accuracy in by_file.items()}
-    write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", "onnxruntime": rows})
+    write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", REFERENCE: rows})
 
 
 def _read_accuracies(folder: Path) -> dict[str, Accuracy]:
-    rows = read_json(folder / "accuracy-files.json", "accuracy/1")["onnxruntime"]
+    rows = read_json(folder / "accuracy-files.json", "accuracy/1")[REFERENCE]
     return {name: Accuracy(**fields) for name, fields in rows.items()}
 
 
@@ -224,7 +224,7 @@ def _file_checks(files: Files, by_file: Mapping[str, Accuracy], dense: Accuracy,
         )
 
 
-def accuracy_of(path: Path, images: Batches, *, runtime: str = "onnxruntime", fused: bool = True) -> Accuracy:
+def accuracy_of(path: Path, images: Batches, *, runtime: str = REFERENCE, fused: bool = True) -> Accuracy:
     """Top-1 and, from six classes on, top-5 of a model file over all labelled images.
 
     Raises GateError where there is no image. `fused` as in `open_model`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..device.runtimes import REFERENCE
 from ..device.timing import summarise
 from ..records import Accuracy, Cost
 from ..run.stages import Stages
@@ -70,7 +71,7 @@ def _ratios(latency: dict[str, Any]) -> dict[str, float]:
     """Shipped over dense by median latency on ONNX Runtime, both in fp32."""
     return {
         f"latency_ratio_b{batch}": round(by_subject["shipped"]["p50"] / by_subject["dense"]["p50"], 4)
-        for batch, by_subject in latency.get("onnxruntime", {}).items()
+        for batch, by_subject in latency.get(REFERENCE, {}).items()
     }
 
 

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from compressor.export.onnx import export_onnx
 from compressor.files import read_record
 from compressor.graph import fetch, trace
 from compressor.inputs.images import Preprocessing, normalised, overridden
-from compressor.inputs.models import load_model
+from compressor.inputs.models import Model, load_model
 from compressor.inputs.sources import load_images
 from compressor.pipeline import Run, compress
 from compressor.planning import RankingOptions, make_plan
@@ -307,10 +307,7 @@ def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> It
 def _job(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iterator[None]:
     """The default command on few images, what repair gained, and the bundle's own check in a fresh process."""
     with log.stage("build"):
-        model = load_model(name, "none")
-        how = overridden(model.preprocessing or USUAL, size=options.size or None)
-        if not options.size and _takes(model.module, SMALL_PX):
-            how = overridden(how, size=SMALL_PX)
+        name, model, how = _small(name, options.size)
         data = _pictures(folder / "images.npz", how, options.images)
         # statistics of the very images: random weights far from theirs multiply rounding until float32 says nothing
         disturb(model.module, normalised(torch.from_numpy(np.load(data)["images"][:16]).permute(0, 3, 1, 2), how))
@@ -331,6 +328,24 @@ def _job(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iter
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         _require(done.returncode == 0, f"verify ended with {done.returncode}: {done.stderr.strip()[-200:]}")
     yield
+
+
+def _small(name: str, pixels: int) -> tuple[str, Model, Preprocessing]:
+    """The network on the smallest images it takes, and its name as one would type it: some are built for a size."""
+    model = load_model(name, "none")
+    how = overridden(model.preprocessing or USUAL, size=pixels or None)
+    if pixels:
+        return name, model, how
+    small = overridden(how, size=SMALL_PX)
+    if _takes(model.module, SMALL_PX):
+        return name, model, small
+    for argument in ("img_size", "image_size"):
+        spelled = f"{name}({argument}={SMALL_PX})"
+        with suppress(CompressorError, RuntimeError, AssertionError):
+            built = load_model(spelled, "none")
+            if _takes(built.module, SMALL_PX):
+                return spelled, built, small
+    return name, model, how
 
 
 @torch.no_grad()

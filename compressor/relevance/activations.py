@@ -6,7 +6,6 @@ Molchanov et al., ICLR 2017, section 2.2 (mean activation). Knows no units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,14 +20,15 @@ def activation(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOption
 
     What is handed on is the activation with its sign; the criterion's row says where the absolute value is taken.
     """
-    wanted = frozenset(nodes)
+    names = frozenset(nodes)
 
     @torch.no_grad()
     def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        def watch(node: fx.Node, value: Any) -> Any:
-            if node.name in wanted:
+        def watch(node: fx.Node, value: object) -> object:
+            if node.name in names:
+                assert isinstance(value, Tensor), f"{node.name} returns no single tensor: it is no site"
                 take(node.name, value)
-            return value
+            return value  # in the graph it stays as it is
 
         Watcher(graph, watch).run(images)
 

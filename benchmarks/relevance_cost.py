@@ -66,7 +66,7 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
     graph = trace(model, images[:2])
     prepared = lrp.prepare(graph)
-    nodes = [n.name for n in prepared.known.weighted] + [n.name for n in graph.graph.nodes if n.op == "placeholder"]
+    nodes = [n.name for n in prepared.canon.weighted] + [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     plain = lrp.prepare(graph, lrp.LrpOptions(fast=False))
     passes: dict[str, Callable[[], Any]] = {
         "gradient": lambda: _gradient(model, images),
@@ -206,7 +206,7 @@ def _status_bytes(field: str) -> int:
 def _own_bytes(prepared: lrp.Prepared, graph: fx.GraphModule) -> int:
     """Weights that preparing made besides the graph's: the merged ones."""
     shared = {t.data_ptr() for t in graph.state_dict().values()}
-    made = [w.layer.weight for w in prepared.known.weighted.values()]
+    made = [w.layer.weight for w in prepared.canon.weighted.values()]
     return sum(t.numel() * t.element_size() for t in made if t.data_ptr() not in shared)
 
 

@@ -7,7 +7,7 @@ split in half (3.3). CP-LRP (Ali et al. 2022): the attention matrix is a constan
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,16 @@ from torch import Tensor
 
 from .composite import SoftmaxRule
 from .rules import stabilised_
+
+
+class AttentionOptions(TypedDict, total=False):
+    """The keywords of scaled_dot_product_attention; one that is not there has torch's default."""
+
+    attn_mask: Tensor
+    is_causal: bool
+    scale: float
+    enable_gqa: bool
+
 
 # The softmax rule makes a score's relevance proportional to the score, so its division only has to survive 0 / 0.
 SCORE_EPSILON = 1e-15
@@ -73,11 +83,10 @@ def matrix_product(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float, out:
     return torch.matmul(share, b.mT).mul_(a), torch.matmul(a.mT, share).mul_(b)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Attention written out: scores (scaled, masked), probabilities, output.
 
-    q [..., heads, n, d], k and v [..., heads, m, d]; scores and probabilities are [..., heads, n, m]. `options` are
-    the keywords of scaled_dot_product_attention.
+    q [..., heads, n, d], k and v [..., heads, m, d]; scores and probabilities are [..., heads, n, m].
     """
     if options.get("enable_gqa"):
         heads = q.shape[-3]
@@ -97,14 +106,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Te
     return scores, probabilities, torch.matmul(probabilities, v)
 
 
-def _scale(q: Tensor, options: dict[str, Any]) -> float:
+def _scale(q: Tensor, options: AttentionOptions) -> float:
     """What the scores are multiplied by: 1 / sqrt(d) where nothing else is asked for."""
-    scale: float = options.get("scale") or q.shape[-1] ** -0.5
-    return scale
+    return options.get("scale") or float(q.shape[-1] ** -0.5)
 
 
 def attention_fused(
-    signals: tuple[Tensor, Tensor, Tensor], relevance: Tensor, out: Tensor, options: dict[str, Any], epsilon: float
+    signals: tuple[Tensor, Tensor, Tensor], relevance: Tensor, out: Tensor, options: AttentionOptions, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """AttnLRP through scaled_dot_product_attention by its own gradient kernel; signals are query, key, value.
 
@@ -122,7 +130,7 @@ def attention_fused(
 def attention_written_out(
     signals: tuple[Tensor, Tensor, Tensor],
     relevance: Tensor,
-    options: dict[str, Any],
+    options: AttentionOptions,
     rule: SoftmaxRule,
     epsilon: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
@@ -131,11 +139,13 @@ def attention_written_out(
     An additive mask takes part as a bias of the scores.
     """
     q, k, v = signals
-    shared_by = q.shape[-3] // k.shape[-3] if options.get("enable_gqa") else 1  # query heads that read one key head
+    shared_by = 1  # query heads that read one key head
+    if options.get("enable_gqa"):
+        shared_by = q.shape[-3] // k.shape[-3]
     if shared_by > 1:
         k = k.repeat_interleave(shared_by, -3)
         v = v.repeat_interleave(shared_by, -3)
-    ungrouped = {name: option for name, option in options.items() if name != "enable_gqa"}
+    ungrouped: AttentionOptions = {**options, "enable_gqa": False}  # keys and values were repeated above
     scores, p, out = attend(q, k, v, ungrouped)
 
     if rule == "cp":
@@ -143,7 +153,7 @@ def attention_written_out(
         return None, None, _add_shared(torch.matmul(p.mT, share).mul_(v), shared_by)
 
     # second product, softmax, then the first product
-    to_p, to_v = matrix_product(p, v, relevance, epsilon, out)
+    to_p, to_v = matrix_product(p, v, relevance, epsilon, out)  # [..., heads, n, m], [..., heads, m, d]
     to_scores = softmax(scores, p, to_p, -1, rule)
     assert to_scores is not None
     scale = _scale(q, ungrouped)
@@ -158,5 +168,6 @@ def _add_shared(relevance: Tensor, shared_by: int) -> Tensor:
     """[..., heads, tokens, d] -> [..., heads / shared_by, tokens, d]: copies of one key or value head add up."""
     if shared_by == 1:
         return relevance
+    # 4 query heads on 2 key heads: copies 0 and 1 are of key head 0
     by_head = relevance.reshape(*relevance.shape[:-3], -1, shared_by, *relevance.shape[-2:])
     return by_head.sum(-3)

@@ -7,20 +7,25 @@ the composite's rule for their depth. Nothing is listed by name and the graph is
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..graph.operators import CONVOLUTIONS, Convolution
+from ..graph.operators import CONVOLUTIONS, LINEAR, Convolution, arguments
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
 
+# a value that parameters alone decide
+Constant: TypeAlias = "Tensor | int | float | Sequence[Constant]"
+
+# never below zero, whatever they read
 _NONNEGATIVE = ("relu", "sigmoid", "hardsigmoid", "softmax", "_softmax", "relu6", "abs", "softplus", "exp")
 _CLAMPS = ("hardtanh", "clamp", "clamp_min")
+_PADDINGS = ("pad", "constant_pad_nd")
 # not below zero where all that they read is not: sums and products are among them, differences are not
 _KEEPS_SIGN = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -35,7 +40,10 @@ _SHAPE_ONLY = ("sym_size", "new_zeros", "new_ones", "new_full", "zeros_like", "o
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """One convolution or linear layer: where it reads, what it computes once merged, and its rule."""
+    """One convolution or linear layer: where it reads, what it computes once merged, and its rule.
+
+    `nonnegative` promises that nothing it reads is below zero, so that rules need only half the convolutions.
+    """
 
     source: fx.Node
     layer: Layer
@@ -50,7 +58,7 @@ class Canonical:
     `constants`: values that parameters alone decide."""
 
     data: dict[fx.Node, None]
-    constants: Mapping[fx.Node, Any]
+    constants: Mapping[fx.Node, Constant]
     weighted: Mapping[fx.Node, Weighted]
     merged: frozenset[fx.Node]
     output: fx.Node
@@ -64,9 +72,20 @@ def operation(node: fx.Node) -> str:
     return str(packet).split(".")[-1]
 
 
-def constant_of(argument: object, constants: Mapping[fx.Node, Any]) -> Any:
-    """The value of an operation's argument that parameters alone decide; None for an argument that is no node."""
-    return constants[argument] if isinstance(argument, fx.Node) else None
+def constant_of(argument: object, constants: Mapping[fx.Node, Constant]) -> Tensor | None:
+    """The tensor of an operation's argument that parameters alone decide; None for an argument that is no node."""
+    if not isinstance(argument, fx.Node):
+        return None
+    value = constants[argument]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _weight_of(argument: object, constants: Mapping[fx.Node, Constant]) -> Tensor:
+    """As `constant_of`, of an argument that has to be there."""
+    weight = constant_of(argument, constants)
+    assert weight is not None
+    return weight
 
 
 def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
@@ -81,16 +100,22 @@ def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
 
 def _output(graph: fx.GraphModule) -> fx.Node:
     """The node whose value holds the class scores: the first the model returns, before probabilities are made of it."""
-    value: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    while isinstance(value, (tuple, list)):
-        value = value[0]
-    if isinstance(value, dict):
-        value = next(iter(value.values()))
-    assert isinstance(value, fx.Node)
-    while operation(value) in _PROBABILITIES:
-        value = value.args[0]
-        assert isinstance(value, fx.Node)
-    return value
+    returned = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    while isinstance(returned, (tuple, list)):
+        returned = returned[0]
+    if isinstance(returned, dict):
+        returned = next(iter(returned.values()))
+
+    scores = _node(returned)
+    while operation(scores) in _PROBABILITIES:
+        scores = _node(scores.args[0])
+    return scores
+
+
+def _node(argument: object) -> fx.Node:
+    """An operation's argument that can be nothing but another node's value."""
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _from_image(graph: fx.GraphModule) -> dict[fx.Node, None]:
@@ -106,29 +131,35 @@ def _carries_on(node: fx.Node, data: Mapping[fx.Node, None]) -> bool:
     """True where a node computes tensors of the image's values, not of their shapes alone."""
     if node.op != "call_function" or operation(node) in _SHAPE_ONLY:
         return False
-    if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
-        return False
-    return any(source in data for source in node.all_input_nodes)
+    return _returns_tensors(node) and any(source in data for source in node.all_input_nodes)
+
+
+def _returns_tensors(node: fx.Node) -> bool:
+    """True for one tensor or several, not for a size."""
+    return isinstance(node.meta.get("val"), (Tensor, tuple, list))
 
 
 @torch.no_grad()
-def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.Node, Any]:
+def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.Node, Constant]:
     """Values of what depends neither on the image nor on the batch size."""
-    values: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, Constant] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             values[node] = _detached(operator.attrgetter(node.target)(graph))
-        elif node.op == "call_function" and node not in data and all(n in values for n in node.all_input_nodes):
+            continue
+        # what reads the batch size reads a node that has no value here
+        computable = all(source in values for source in node.all_input_nodes)
+        if node.op == "call_function" and node not in data and computable:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     return values
 
 
-def _detached(value: Any) -> Any:
+def _detached(value: Constant) -> Constant:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]) -> dict[fx.Node, Layer]:
+def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]) -> dict[fx.Node, Layer]:
     layers: dict[fx.Node, Layer] = {}
     for node in data:
         layer = _layer(node, data, constants)
@@ -137,25 +168,23 @@ def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]) -> d
     return layers
 
 
-def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]) -> Layer | None:
+def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]) -> Layer | None:
     """The layer a node computes, or None where it is none or its weights come from the image."""
-    if node.op != "call_function":
+    if node.target is not LINEAR and node.target not in CONVOLUTIONS:
         return None
-    if any(source not in constants for source in node.all_input_nodes if source is not node.args[0]):
+    source = _node(node.args[0])
+    parameters = [operand for operand in node.all_input_nodes if operand is not source]
+    if source not in data or any(parameter not in constants for parameter in parameters):
         return None
-    if node.args[0] not in data:
-        return None
-    if node.target is aten.linear.default:
-        bias = constant_of(node.args[2], constants) if len(node.args) > 2 else None
-        return Layer(constant_of(node.args[1], constants), bias)
-    if node.target in CONVOLUTIONS:
-        return _convolution(node, constants)
-    return None
+    if node.target is LINEAR:
+        settings = arguments(node)
+        return Layer(_weight_of(settings["weight"], constants), constant_of(settings["bias"], constants))
+    return _convolution(node, constants)
 
 
-def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
+def _convolution(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Layer:
     convolution = Convolution.of(node)
-    weight, bias = constants[convolution.weight], constant_of(convolution.bias, constants)
+    weight, bias = _weight_of(convolution.weight, constants), constant_of(convolution.bias, constants)
     assert isinstance(convolution.groups, int)
     # "same" stays a word: how much it is depends on kernel and dilation
     geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
@@ -163,21 +192,19 @@ def _convolution(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Layer:
 
 
 def _merge(
-    layers: dict[fx.Node, Layer], data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Any]
+    layers: dict[fx.Node, Layer], data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]
 ) -> dict[fx.Node, None]:
     """Folds each BatchNorm into the layer before it, else into the one after it; returns those folded."""
     merged: dict[fx.Node, None] = {}
     for norm in data:
-        if norm.target is not aten.batch_norm.default or norm.args[5]:  # argument 5: in training, by the batch
+        if norm.target is not aten.batch_norm.default or arguments(norm)["training"]:
             continue
+        before, after = _before(norm, merged), _only_user(norm)
         scale, shift = affine(norm, constants)
-        before = _before(norm, merged)
         if before in layers and _alone(before, norm) and _channels_agree(layers[before], norm):
             layers[before] = _scaled_output(layers[before], scale, shift)
             merged[norm] = None
-            continue
-        after = next(iter(norm.users)) if len(norm.users) == 1 else None
-        if after in layers and after.args[0] is norm and _can_absorb(layers[after], norm):
+        elif after in layers and after.args[0] is norm and _can_absorb(layers[after], norm):
             layers[after] = _scaled_input(layers[after], scale, shift)
             merged[norm] = None
     return merged
@@ -185,21 +212,30 @@ def _merge(
 
 def _before(norm: fx.Node, merged: Mapping[fx.Node, None]) -> fx.Node:
     """What a BatchNorm reads, seen through those that are folded into it already."""
-    before = norm.args[0]
+    before = _node(norm.args[0])
     while before in merged:
-        before = before.args[0]  # type: ignore[union-attr]
-    assert isinstance(before, fx.Node)
+        before = _node(before.args[0])
     return before
 
 
-def affine(node: fx.Node, constants: Mapping[fx.Node, Any]) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in evaluation mode as scale and shift per channel, both [C]."""
-    weight, bias, mean, var = (constant_of(argument, constants) for argument in node.args[1:5])
-    epsilon: Any = node.args[7]
-    scale: Tensor = torch.rsqrt(var + epsilon)
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def affine(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in evaluation mode as scale and shift per channel, both [C].
+
+    scale = weight / sqrt(var + eps), shift = bias - mean * scale (Ioffe and Szegedy 2015, algorithm 2).
+    """
+    settings = arguments(node)
+    mean = _weight_of(settings["running_mean"], constants)
+    var = _weight_of(settings["running_var"], constants)
+    weight = constant_of(settings["weight"], constants)
+    bias = constant_of(settings["bias"], constants)
+    scale = torch.rsqrt(var + settings["eps"])
     if weight is not None:
         scale = scale * weight
-    shift: Tensor = -mean * scale
+    shift = -mean * scale
     if bias is not None:
         shift = shift + bias
     return scale, shift
@@ -207,14 +243,10 @@ def affine(node: fx.Node, constants: Mapping[fx.Node, Any]) -> tuple[Tensor, Ten
 
 def _alone(before: fx.Node, norm: fx.Node) -> bool:
     """True where every way from `before` leads through `norm`."""
-    node = norm.args[0]
-    while True:
-        assert isinstance(node, fx.Node)
-        if len(node.users) != 1:
-            return False
-        if node is before:
-            return True
-        node = node.args[0]
+    node = _node(norm.args[0])
+    while node is not before and len(node.users) == 1:
+        node = _node(node.args[0])
+    return node is before and len(node.users) == 1
 
 
 def _channels_agree(layer: Layer, norm: fx.Node) -> bool:
@@ -257,15 +289,17 @@ def _with_rules(
 ) -> dict[fx.Node, Weighted]:
     depths = _depths(layers, data)
     head = _head(layers, data)
-    deepest = max((depth for node, depth in depths.items() if node in layers and node not in head), default=1)
+    inner_depths = [depths[node] for node in layers if node not in head]
+    deepest = max(inner_depths, default=1)
     nonnegative = _nonnegative(data)
     weighted = {}
     for node, layer in layers.items():
-        share = (depths[node] - 1) / deepest  # 0 where a layer reads the image
-        group: DepthGroup = "fc" if node in head else _depth_group(share, composite)
+        group: DepthGroup = "fc"
+        if node not in head:
+            share = (depths[node] - 1) / deepest  # 0 where a layer reads the image
+            group = _depth_group(share, composite)
         rule = _rule(composite, group, layer, first=depths[node] == 1)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+        source = _node(node.args[0])
         weighted[node] = Weighted(source, layer, rule, group, source in nonnegative)
     return weighted
 
@@ -291,8 +325,8 @@ def _depths(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> di
     """How many layers lie on the longest way from the image up to and with each node."""
     depths: dict[fx.Node, int] = {}
     for node in data:
-        before = max((depths[source] for source in node.all_input_nodes if source in data), default=0)
-        depths[node] = before + (node in layers)
+        before = [depths[source] for source in node.all_input_nodes if source in data]
+        depths[node] = max(before, default=0) + int(node in layers)
     return depths
 
 
@@ -300,15 +334,16 @@ def _head(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> set[
     """The linear layers on [N, F] behind which no other kind of layer comes; the last alone in a plain MLP."""
     reaches_inner: dict[fx.Node, bool] = {}  # whether the node, or one behind it, is a layer of another kind
     for node in reversed(list(data)):
-        inner = node in layers and not _flat_linear(node, layers[node])
-        reaches_inner[node] = inner or any(reaches_inner[user] for user in node.users if user in reaches_inner)
+        inner = node in layers and not _is_flat_linear(node, layers[node])
+        behind = [reaches_inner[user] for user in node.users if user in reaches_inner]
+        reaches_inner[node] = inner or any(behind)
     head = [node for node in layers if not reaches_inner[node]]
     if len(head) == len(layers):
         head = head[-1:]
     return set(head)
 
 
-def _flat_linear(node: fx.Node, layer: Layer) -> bool:
+def _is_flat_linear(node: fx.Node, layer: Layer) -> bool:
     return layer.dims == 0 and len(node.meta["val"].shape) == 2
 
 
@@ -332,12 +367,11 @@ def _stays_nonnegative(node: fx.Node, nonnegative: set[fx.Node]) -> bool:
     name = operation(node)
     if name not in _KEEPS_SIGN and node.target is not operator.getitem:
         return False
-    if name in ("pad", "constant_pad_nd") and _fill(node) < 0:
+    if name in _PADDINGS and _fill(node) < 0:
         return False
-    if name in ("add", "mul") and not _scalars_nonnegative(node):
+    if name in ("add", "mul") and not all(number >= 0 for number in _scalars(node)):
         return False
-    tensors = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), (Tensor, tuple, list))]
-    return all(source in nonnegative for source in tensors)
+    return all(source in nonnegative for source in node.all_input_nodes if _returns_tensors(source))
 
 
 def _floor(node: fx.Node) -> float:
@@ -349,9 +383,11 @@ def _floor(node: fx.Node) -> float:
 
 def _fill(node: fx.Node) -> float:
     """The number a padding writes: the last one among its arguments, 0 where there is none."""
-    numbers = [a for a in (*node.args[2:], *node.kwargs.values()) if isinstance(a, (int, float))]
-    return float(numbers[-1]) if numbers else 0.0
+    numbers = _scalars(node, start=2)  # 0 is what is padded, 1 by how much
+    return numbers[-1] if numbers else 0.0
 
 
-def _scalars_nonnegative(node: fx.Node) -> bool:
-    return all(a >= 0 for a in (*node.args, *node.kwargs.values()) if isinstance(a, (int, float)))
+def _scalars(node: fx.Node, start: int = 0) -> list[float]:
+    """The numbers among an operation's arguments from that position on, those by name at the end."""
+    settings = (*node.args[start:], *node.kwargs.values())
+    return [float(setting) for setting in settings if isinstance(setting, (int, float))]

@@ -8,23 +8,25 @@ merged output.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import InputError, ModelError
-from .canonical import Canonical, Weighted, canonical, operation
+from .canonical import Canonical, canonical, operation
 from .composite import PRESETS, Composite
 from .operations import by_taylor, rule_of
 from .products import receivers
 from .rules import fast, forward, plain
-from .spreading import Call, OperationRule, Spec, signals
+from .spreading import Call, Contribution, OperationRule, Relevance, Spec, Value, called_with, signals
 
 # a node, its relevance and what it hands to each of its inputs
-Observe = Callable[[fx.Node, Any, Mapping[fx.Node, Any]], None]
+Observe = Callable[[fx.Node, Relevance, Mapping[fx.Node, Relevance | None]], None]
+# a watched node's name and relevance in, what is to be returned in its place out
+TakeNode = Callable[[str, Tensor], Tensor]
 
 
 class UncoveredError(InputError):
@@ -63,11 +65,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A graph made ready for LRP once; call it per batch."""
+    """A graph made ready for LRP once; call it per batch.
+
+    `routes` holds the way back for every set of nodes that was asked for, since batches ask for the same ones.
+    """
 
     graph: fx.GraphModule
     options: LrpOptions
-    known: Canonical
+    canon: Canonical
     rules: Mapping[fx.Node, OperationRule]
     routes: dict[frozenset[str], Route] = field(default_factory=dict)
 
@@ -77,15 +82,19 @@ class Prepared:
         targets: Tensor,
         nodes: Iterable[str],
         *,
-        take: Callable[[str, Tensor], Tensor] | None = None,
+        take: TakeNode | None = None,
         observe: Observe | None = None,
     ) -> dict[str, Tensor]:
-        """Relevance at each named node, shaped as its output; `take` may reduce it as soon as it is there,
-        which keeps memory small. A node that no relevance reaches has zeros."""
+        """Relevance at each named node, shaped as its output; zeros at a node that none reaches.
+
+        `images` are [N, C, H, W], `targets` class indices [N]. `take` may reduce a node's relevance as soon as it is
+        there, which keeps memory small. Raises ModelError for a name that is not the graph's, and for a network that
+        returns no [N, classes].
+        """
         route = self._route(frozenset(nodes))
         with torch.no_grad():
             values, saved = _forward(self, route, images)
-            start = _start(values[self.known.output], targets, self.options)
+            start = _start(values[self.canon.output], targets, self.options)
             return _back(self, route, values, saved, start, take=take or _unreduced, observe=observe)
 
     def _route(self, watched: frozenset[str]) -> Route:
@@ -102,18 +111,29 @@ def prepare(graph: fx.GraphModule, options: LrpOptions | None = None) -> Prepare
     """Merges layers and finds every operation's rule. Raises UncoveredError where one has none, if `strict`."""
     options = options or LrpOptions()
     canon = canonical(graph, options.composite)
+    if options.strict:
+        _require_covered(canon, options)
+    taylor = OperationRule("inputs", by_taylor)
+    rules = {node: rule_of(node, canon) or taylor for node in _operations(canon, canon.data)}
+    return Prepared(graph, options, canon, rules)
+
+
+def _operations(canon: Canonical, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """Those of the nodes that are neither the images nor a weighted layer."""
+    for node in nodes:
+        if node.op == "call_function" and node not in canon.weighted:
+            yield node
+
+
+def _require_covered(canon: Canonical, options: LrpOptions) -> None:
+    """Raises UncoveredError naming the operations that have no rule and are not accepted."""
     missing = [name for name in _uncovered(canon, options.composite) if not _accepted(name, options)]
-    if missing and options.strict:
+    if missing:
+        operations = sorted({name.split(" ")[0] for name in missing})
         raise UncoveredError(
             f"no LRP rule covers {', '.join(missing)}; leave --strict out or accept them by name to pass them by input "
-            f"x gradient (accept = {sorted({name.split(' ')[0] for name in missing})}), or choose another criterion"
+            f"x gradient (accept = {operations}), or choose another criterion"
         )
-    taylor = OperationRule("inputs", by_taylor)
-    rules = {}
-    for node in canon.data:
-        if node.op == "call_function" and node not in canon.weighted:
-            rules[node] = rule_of(node, canon) or taylor
-    return Prepared(graph, options, canon, rules)
 
 
 def node_relevance(
@@ -131,8 +151,8 @@ def uncovered(graph: fx.GraphModule, options: LrpOptions | None = None) -> tuple
 
 def _uncovered(canon: Canonical, composite: Composite) -> tuple[str, ...]:
     names: dict[str, None] = {}  # each once, in order
-    for node in _reached(canon, composite):
-        if node.op == "call_function" and node not in canon.weighted and rule_of(node, canon) is None:
+    for node in _operations(canon, _reached(canon, composite)):
+        if rule_of(node, canon) is None:
             names[f"{_name(node)} at layer {node.meta.get('layer', '')!r}"] = None
     return tuple(names)
 
@@ -156,32 +176,34 @@ def _reached(canon: Canonical, composite: Composite) -> dict[fx.Node, None]:
 
 
 def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
-    canon = prepared.known
+    canon = prepared.canon
     names = {node.name for node in prepared.graph.graph.nodes}
     for name in watched:
         if name not in names:
             raise ModelError(f"the graph has no node {name!r}; name nodes of the graph that is scored")
 
-    # watched nodes, and all those behind them, through which relevance has to come
-    on_the_way: set[fx.Node] = set()
-    through: set[fx.Node] = set()
-    for node in canon.data:
-        behind_watched = any(source in on_the_way for source in signals(node, canon))
-        if behind_watched:
-            through.add(node)
-        if behind_watched or node.name in watched:
-            on_the_way.add(node)
-    through &= set(_reached(canon, prepared.options.composite))
-
+    through = _behind(watched, canon) & set(_reached(canon, prepared.options.composite))
     kept = {canon.output}
     for node in through:
         kept.update(_kept_for(prepared, node))
     return Route(watched, frozenset(through), frozenset(kept), _drops(prepared, kept))
 
 
+def _behind(watched: frozenset[str], canon: Canonical) -> set[fx.Node]:
+    """The nodes that read a watched one, at once or through others: relevance comes to it through these."""
+    on_the_way: set[fx.Node] = set()  # the same and the watched ones themselves
+    behind: set[fx.Node] = set()
+    for node in canon.data:
+        if any(source in on_the_way for source in signals(node, canon)):
+            behind.add(node)
+        if node in behind or node.name in watched:
+            on_the_way.add(node)
+    return behind
+
+
 def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
     """The nodes whose values the node's rule reads on the way back."""
-    canon = prepared.known
+    canon = prepared.canon
     if node in canon.weighted:
         return _kept_for_layer(prepared, node)
     need = prepared.rules[node].need if node in prepared.rules else "shapes"
@@ -194,7 +216,7 @@ def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
 
 
 def _kept_for_layer(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
-    weighted = prepared.known.weighted[node]
+    weighted = prepared.canon.weighted[node]
     reads_output = prepared.options.fast and weighted.rule.name in ("epsilon", "norm", "gamma")
     # a wide output (an MLP's, a joint q, k, v) takes more memory than computing it again takes time
     narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
@@ -210,56 +232,59 @@ def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Nod
 
     drops: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for source, reader in last_reader.items():
-        if source in prepared.known.data and source not in kept:
+        if source in prepared.canon.data and source not in kept:
             drops[reader] = (*drops.get(reader, ()), source)
     return drops
 
 
-def _forward(prepared: Prepared, route: Route, images: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+def _forward(prepared: Prepared, route: Route, images: Tensor) -> tuple[dict[fx.Node, Value], dict[fx.Node, Tensor]]:
     """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
-    saved: dict[fx.Node, Any] = {}
-    values: dict[fx.Node, Any] = dict(prepared.known.constants)
+    saved: dict[fx.Node, Tensor] = {}
+    values: dict[fx.Node, Value] = dict(prepared.canon.constants)
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = images
         elif node.op == "call_function" and node not in values:
-            run_of_rule = prepared.rules[node].run if node in route.through and node in prepared.rules else None
-            if run_of_rule is None:
-                values[node] = _run(prepared.known, node, values)
+            rule = prepared.rules.get(node)
+            if rule is not None and rule.run is not None and node in route.through:
+                args, kwargs = called_with(node, values.__getitem__)
+                values[node], saved[node] = rule.run(*args, **kwargs)
             else:
-                args, kwargs = _arguments(node, values)
-                values[node], saved[node] = run_of_rule(*args, **kwargs)
+                values[node] = _run(prepared.canon, node, values)
         for source in route.dropped.get(node, ()):
             values[source] = _spec(values[source])
     return values, saved
 
 
-def _run(canon: Canonical, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _run(canon: Canonical, node: fx.Node, values: Mapping[fx.Node, Value]) -> Value:
     if node in canon.weighted:
         weighted = canon.weighted[node]
         layer = weighted.layer
-        return forward(layer, values[weighted.source], layer.weight, layer.bias)
+        return forward(layer, _tensor(values[weighted.source]), layer.weight, layer.bias)
+    args, kwargs = called_with(node, values.__getitem__)
     if node in canon.merged:  # the layer next to it has computed the norm too
-        return values[node.args[0]]  # type: ignore[index]
-    args, kwargs = _arguments(node, values)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _tensor(args[0])
+    output: Value = node.target(*args, **kwargs)  # type: ignore[operator]
+    return output
 
 
-def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    return fx.map_arg((node.args, node.kwargs), values.__getitem__)
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
 
 
-def _spec(value: Any) -> Any:
+def _spec(value: Value) -> Value:
     """The value without its numbers: tensors become a `Spec`, several tensors as many, sizes stay."""
     if isinstance(value, Tensor):
         return Spec(value.shape, value.dtype, value.device)
     if isinstance(value, (tuple, list)):
-        return type(value)(_spec(element) for element in value)
+        return [_spec(element) for element in value]
     return value
 
 
-def _start(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
+def _start(output: Value, targets: Tensor, options: LrpOptions) -> Tensor:
     """Relevance of the class scores, [N, classes]: zero but at each image's class."""
+    logits = _tensor(output)
     if logits.dim() != 2:
         raise ModelError(
             f"relevance starts at class scores [N, classes], the model returns {list(logits.shape)}; "
@@ -267,7 +292,9 @@ def _start(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
         )
     predicted = logits.argmax(1)
     targets = targets.to(logits.device)
-    classes = predicted if options.target == "predicted" else torch.where(targets < 0, predicted, targets)
+    classes = predicted
+    if options.target == "true":  # where there is a label
+        classes = torch.where(targets < 0, predicted, targets)
     start = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
     return start * logits if options.start == "logit" else start
 
@@ -275,69 +302,75 @@ def _start(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
 def _back(
     prepared: Prepared,
     route: Route,
-    values: dict[fx.Node, Any],
-    saved: dict[fx.Node, Any],
+    values: dict[fx.Node, Value],
+    saved: dict[fx.Node, Tensor],
     start: Tensor,
     *,
-    take: Callable[[str, Tensor], Tensor],
+    take: TakeNode,
     observe: Observe | None,
 ) -> dict[str, Tensor]:
     """From the output to the image: each node on the route, once all that read it have handed theirs over."""
-    canon = prepared.known
-    pending: dict[fx.Node, Any] = {canon.output: start}  # what each node was handed so far
+    canon = prepared.canon
+    pending: dict[fx.Node, Relevance] = {canon.output: start}  # what each node was handed so far
     taken: dict[str, Tensor] = {}
     for node in reversed(canon.data):
         relevance = pending.pop(node, None)
         if node.name in route.watched:
-            taken[node.name] = take(node.name, _zeros(values[node]) if relevance is None else relevance)
+            # not bound to a name: what `take` lets go of must be free before the next node
+            taken[node.name] = take(node.name, _zeros(values[node]) if relevance is None else _tensor(relevance))
         if relevance is not None and node in route.through:
-            contributions = _spread(prepared, node, relevance, values, saved.pop(node, None))
+            composite = prepared.options.composite
+            contributions = _spread(prepared, Call(node, relevance, values, canon, composite, saved.pop(node, None)))
             for source, contribution in contributions:
                 _hand_over(pending, source, contribution)
             if observe is not None:
                 observe(node, relevance, dict(contributions))
-        values[node] = None  # frees its memory: whoever reads a value lies behind it and is done
+        del values[node]  # frees its memory: whoever reads a value lies behind it and is done
     return taken
 
 
-def _spread(
-    prepared: Prepared, node: fx.Node, relevance: Any, values: Mapping[fx.Node, Any], saved: Any
-) -> Sequence[tuple[fx.Node, Any]]:
+def _spread(prepared: Prepared, call: Call) -> Sequence[Contribution]:
     """What the node hands to its inputs, as (input, relevance) by its rule."""
-    canon = prepared.known
-    if node in canon.weighted:
-        weighted = canon.weighted[node]
-        source = weighted.source
-        return [(source, _through_layer(prepared, weighted, relevance, values[source], values[node]))]
-    if node.target is operator.getitem:
-        with_several: Any = node.args[0]
-        index: Any = node.args[1]
-        of_each_output: list[Any] = [None] * len(values[with_several])
-        of_each_output[index] = relevance
-        return [(with_several, of_each_output)]
-    return prepared.rules[node].spread(Call(node, relevance, values, canon, prepared.options.composite, saved))
+    if call.node in prepared.canon.weighted:
+        return [_through_layer(prepared, call)]
+    if call.node.target is operator.getitem:
+        return [_from_item(call)]
+    return prepared.rules[call.node].spread(call)
 
 
-def _through_layer(
-    prepared: Prepared, weighted: Weighted, relevance: Tensor, x: Tensor, output: Tensor | Spec
-) -> Tensor:
+def _from_item(call: Call) -> Contribution:
+    """What one of several outputs was handed, as that of the node with all of them; the other outputs get None."""
+    source, index = call.node.args
+    assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
+    outputs = call.values[source]
+    assert isinstance(outputs, Sequence)
+    of_each_output: list[Tensor | None] = [None] * len(outputs)
+    of_each_output[index] = call.relevance
+    return source, of_each_output
+
+
+def _through_layer(prepared: Prepared, call: Call) -> Contribution:
+    weighted = prepared.canon.weighted[call.node]
+    layer, rule, source = weighted.layer, weighted.rule, weighted.source
+    x, output = call.tensor(source), call.spec(call.node)
     if not prepared.options.fast:
-        return plain(weighted.layer, weighted.rule, x, relevance)
-    kept_output = output if isinstance(output, Tensor) else None  # a Spec where it was not kept
-    return fast(weighted.layer, weighted.rule, x, relevance, output=kept_output, nonnegative=weighted.nonnegative)
+        return source, plain(layer, rule, x, call.relevance)
+    kept_output = output if isinstance(output, Tensor) else None
+    return source, fast(layer, rule, x, call.relevance, output=kept_output, nonnegative=weighted.nonnegative)
 
 
-def _hand_over(pending: dict[fx.Node, Any], source: fx.Node, contribution: Tensor | list[Tensor | None] | None) -> None:
-    """Adds what a node hands to its input; of an input with several outputs it is a list, None for those unread."""
-    if contribution is None:
-        return
-    before = pending.get(source)
-    if not isinstance(contribution, list):
-        pending[source] = _sum(before, contribution)
-    elif before is None:
-        pending[source] = contribution
-    else:
-        pending[source] = [_sum(a, b) for a, b in zip(before, contribution, strict=True)]
+def _hand_over(pending: dict[fx.Node, Relevance], source: fx.Node, contribution: Relevance | None) -> None:
+    """Adds what a node hands to its input."""
+    if contribution is not None:
+        pending[source] = _added(pending[source], contribution) if source in pending else contribution
+
+
+def _added(before: Relevance, contribution: Relevance) -> Relevance:
+    """The sum; of an input with several outputs output by output."""
+    if isinstance(before, Tensor):
+        return before + _tensor(contribution)
+    return [_sum(a, b) for a, b in zip(before, contribution, strict=True)]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -346,5 +379,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else a + b
 
 
-def _zeros(value: Tensor | Spec) -> Tensor:
+def _zeros(value: Value) -> Tensor:
+    """Relevance of a node that none reached."""
+    assert isinstance(value, (Tensor, Spec))
     return torch.zeros(value.shape, dtype=value.dtype, device=value.device)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .canonical import constant_of, operation
+from ..graph.operators import arguments
+from .canonical import Constant, constant_of, operation
 from .rules import stabilised_
 
 
@@ -29,30 +29,29 @@ class Norm:
     centred: bool
 
 
-def norm_of(node: fx.Node, x: Tensor, constants: Mapping[fx.Node, Any]) -> Norm:
+def norm_of(node: fx.Node, x: Tensor, constants: Mapping[fx.Node, Constant]) -> Norm:
     """The normalisation a node computes of x."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight = constant_of(arguments.get("weight"), constants)
-    bias = constant_of(arguments.get("bias"), constants)
-    epsilon = arguments.get("eps", 1e-5)
+    settings = arguments(node)
+    weight = constant_of(settings["weight"], constants)
+    bias = constant_of(settings["bias"], constants)
+    epsilon = settings["eps"]
     if epsilon is None:  # rms_norm's default
         epsilon = torch.finfo(x.dtype).eps
 
     name = operation(node)
     if name in ("layer_norm", "rms_norm"):
-        axes = tuple(range(-len(arguments["normalized_shape"]), 0))  # the last ones: (-1,) for tokens [N, T, C]
-        return Norm(tuple(x.shape), axes, weight, bias, epsilon, name == "layer_norm")
+        axes = tuple(range(-len(settings["normalized_shape"]), 0))  # the last ones: (-1,) for tokens [N, T, C]
+        return Norm(tuple(x.shape), axes, weight, bias, float(epsilon), name == "layer_norm")
 
     # instance_norm names no groups: every channel is one
-    groups = arguments.get("num_groups", x.shape[1])
+    groups = int(settings.get("num_groups", x.shape[1]))
     shape = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])  # [N, groups, channels of a group, H, W]
     affine_shape = (1, groups, -1, *[1] * (x.dim() - 2))  # [C] -> [1, groups, channels of a group, 1, 1]
     if weight is not None:
         weight = weight.reshape(affine_shape)
     if bias is not None:
         bias = bias.reshape(affine_shape)
-    return Norm(shape, tuple(range(2, len(shape))), weight, bias, epsilon, True)
+    return Norm(shape, tuple(range(2, len(shape))), weight, bias, float(epsilon), True)
 
 
 def through_norm(norm: Norm, x: Tensor, relevance: Tensor, epsilon: float) -> Tensor:

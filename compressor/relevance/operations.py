@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..graph.operators import arguments
 from . import attention
 from .canonical import Canonical, affine, operation
 from .normalisation import norm_of, through_norm
@@ -24,10 +24,13 @@ from .spreading import (
     Call,
     Contribution,
     OperationRule,
+    Output,
+    Relevance,
     back,
     evaluate,
     is_complex,
     leaf_of,
+    number_named,
     numbers,
     ratio,
     signals,
@@ -46,13 +49,14 @@ def rule_of(node: fx.Node, canon: Canonical) -> OperationRule | None:
         return _RULES[name]
 
     # these are linear in one signal, and products of two where both factors come from the image
-    if name in _MATRIX_PRODUCTS:
-        return OperationRule("both", matrix_product) if len(inputs) > 1 else OperationRule("inputs", _linear)
-    if name in _BILINEAR:
-        return OperationRule("inputs", product if len(inputs) > 1 else _linear)
-    if len(inputs) == 1 and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return _ACTIVATION
-    return None
+    if name in _MATRIX_PRODUCTS and len(inputs) > 1:
+        return OperationRule("both", matrix_product)
+    if name in _BILINEAR and len(inputs) > 1:
+        return OperationRule("inputs", product)
+    if name in (*_MATRIX_PRODUCTS, *_BILINEAR):
+        return OperationRule("inputs", _linear)
+    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return _ACTIVATION if is_pointwise and len(inputs) == 1 else None
 
 
 def by_taylor(call: Call) -> Sequence[Contribution]:
@@ -67,63 +71,67 @@ def _nothing(call: Call) -> Sequence[Contribution]:
 
 def _same_way_back(call: Call) -> Sequence[Contribution]:
     """Values change place, or some of them win (maximum, selection by a mask): relevance goes where they came from."""
-    leaves = {source: leaf_of(call.values[source]) for source in numbers(call)}
-    return back(call, leaves, evaluate(call, leaves), call.relevance)
+    leaves = _leaves_of(call)
+    return back(call, leaves, evaluate(call, leaves), call.arriving)
+
+
+def _leaves_of(call: Call) -> dict[fx.Node, Tensor]:
+    """The signals that hold numbers, ready to be differentiated by."""
+    return {source: leaf_of(call.spec(source)) for source in numbers(call)}
 
 
 def _reshape(call: Call) -> Sequence[Contribution]:
     (source,) = signals(call.node, call.canon)
-    return [(source, call.relevance.reshape(call.values[source].shape))]
+    return [(source, call.relevance.reshape(call.shape(source)))]
 
 
 def _cat(call: Call) -> Sequence[Contribution]:
-    sources: Any = call.node.args[0]
-    dim: Any = call.node.args[1] if len(call.node.args) > 1 else call.node.kwargs.get("dim", 0)
-    widths = [call.values[source].shape[int(dim)] for source in sources]
-    pieces = torch.split(call.relevance, widths, int(dim))
+    dim = number_named(call.node, "dim")
+    sources: Sequence[fx.Node] = arguments(call.node)["tensors"]
+    widths = [call.shape(source)[dim] for source in sources]
+    pieces = torch.split(call.relevance, widths, dim)
     # a constant piece (a class token) keeps its relevance
     return [(source, piece) for source, piece in zip(sources, pieces, strict=True) if source in call.canon.data]
 
 
-def _pool_with_places(x: Tensor, kernel: Any, stride: Any = (), *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+_POOL_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+def _pool_with_places(x: Tensor, *settings: object, **by_name: object) -> tuple[Tensor, Tensor]:
     """Max pooling once: on the way back the places of the maxima are enough."""
-    out, places = torch.ops.aten.max_pool2d_with_indices.default(x, kernel, stride, *rest, **named)
+    out, places = torch.ops.aten.max_pool2d_with_indices.default(x, *settings, **by_name)
     return out, places
 
 
-# max_pool2d's arguments behind the kernel, in its order, with their defaults
-_POOL_DEFAULTS: Mapping[str, Any] = {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}
-
-
 def _max_pool(call: Call) -> Sequence[Contribution]:
-    source, kernel, *positional = call.node.args
-    assert isinstance(source, fx.Node)
-    geometry = dict(zip(_POOL_DEFAULTS, positional, strict=False))
-    settings: dict[str, Any] = {**_POOL_DEFAULTS, **geometry, **call.node.kwargs}
-
-    spec = call.values[source]
+    (source,) = signals(call.node, call.canon)
+    spec = call.spec(source)
     like = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)  # read for its shape only
+    settings = arguments(call.node)
+    geometry = [settings[name] for name in _POOL_SETTINGS]
     pool_back = torch.ops.aten.max_pool2d_with_indices_backward.default
-    ordered = [settings[name] for name in _POOL_DEFAULTS]
-    return [(source, pool_back(call.relevance, like, kernel, *ordered, call.saved))]
+    return [(source, pool_back(call.relevance, like, *geometry, call.saved))]
 
 
 def _linear(call: Call) -> Sequence[Contribution]:
     """An affine function: in proportion to the products, the constant part absorbs (epsilon rule)."""
-    leaves = {source: leaf_of(call.values[source]) for source in numbers(call)}
-    out = evaluate(call, leaves)
-    if isinstance(out, (tuple, list)):
-        share: Any = []
-        for output, output_relevance in zip(out, call.relevance, strict=True):
-            share.append(None if output_relevance is None else ratio(output_relevance, output.detach(), call))
-    else:
-        share = ratio(call.relevance, out.detach(), call)
-
+    leaves = _leaves_of(call)
+    output = evaluate(call, leaves)
     contributions: list[Contribution] = []
-    for source, gradient in back(call, leaves, out, share):
-        relevance = None if gradient is None else _input_times(call.values[source], gradient)
+    for source, gradient in back(call, leaves, output, _share(call, output)):
+        relevance = _input_times(call.tensor(source), gradient) if isinstance(gradient, Tensor) else None
         contributions.append((source, relevance))
     return contributions
+
+
+def _share(call: Call, output: Output) -> Relevance:
+    """Relevance over output; of each output, None where nobody read it."""
+    if isinstance(output, Tensor):
+        return ratio(call.relevance, output.detach(), call)
+    shares: list[Tensor | None] = []
+    for tensor, arriving in zip(output, call.arriving, strict=True):
+        shares.append(None if arriving is None else ratio(arriving, tensor.detach(), call))
+    return shares
 
 
 def _input_times(value: Tensor, gradient: Tensor) -> Tensor:
@@ -136,7 +144,7 @@ def _input_times(value: Tensor, gradient: Tensor) -> Tensor:
 def _activation(call: Call) -> Sequence[Contribution]:
     """Passed on unchanged (the identity rule); summed where the input was broadcast."""
     (source,) = signals(call.node, call.canon)
-    return [(source, call.relevance.sum_to_size(call.values[source].shape))]
+    return [(source, call.relevance.sum_to_size(call.shape(source)))]
 
 
 def _activation_by_choice(call: Call) -> Sequence[Contribution]:
@@ -146,21 +154,30 @@ def _activation_by_choice(call: Call) -> Sequence[Contribution]:
 def _sum(call: Call) -> Sequence[Contribution]:
     """Each summand in proportion to its part (epsilon rule); a constant summand absorbs like a bias."""
     summands = call.node.args[:2]
-    alpha: Any = call.node.kwargs.get("alpha", 1)
-    factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[operation(call.node)]
-    values: list[Any] = [call.values[n] if isinstance(n, fx.Node) else n for n in summands]
-    total = torch.as_tensor(values[0] * factors[0] + values[1] * factors[1])
+    a, b = (call.values[summand] if isinstance(summand, fx.Node) else summand for summand in summands)
+    factors = _factors(call.node)
+    total = torch.as_tensor(a * factors[0] + b * factors[1])  # type: ignore[operator]  # one is a tensor
     share = torch.div(call.relevance, stabilised_(total, call.composite.epsilon), out=total)
 
     contributions: list[Contribution] = []
-    for source, value, factor in zip(summands, values, factors, strict=True):
-        if not isinstance(source, fx.Node) or source not in call.canon.data:
-            continue
-        relevance = attention.scaled(value, share) if _may_be_infinite(call) else value * share
-        if factor != 1:
-            relevance = relevance * factor
-        contributions.append((source, relevance.sum_to_size(value.shape)))
+    for summand, factor in zip(summands, factors, strict=True):
+        if isinstance(summand, fx.Node) and summand in call.canon.data:
+            contributions.append((summand, _summand_relevance(call, call.tensor(summand), share, factor)))
     return contributions
+
+
+def _factors(node: fx.Node) -> tuple[float, float]:
+    """What a sum multiplies its two operands by: a + alpha b, a - alpha b, b - alpha a."""
+    alpha = node.kwargs.get("alpha", 1)
+    assert isinstance(alpha, (int, float))
+    return {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[operation(node)]
+
+
+def _summand_relevance(call: Call, value: Tensor, share: Tensor, factor: float) -> Tensor:
+    relevance = attention.scaled(value, share) if _may_be_infinite(call) else value * share
+    if factor != 1:
+        relevance = relevance * factor
+    return relevance.sum_to_size(value.shape)  # [1, C, 1, 1] takes the sum over all places it was broadcast to
 
 
 def _may_be_infinite(call: Call) -> bool:
@@ -173,7 +190,7 @@ def _batch_norm(call: Call) -> Sequence[Contribution]:
     (source,) = signals(call.node, call.canon)
     if call.node in call.canon.merged or call.composite.normalisation == "pass":
         return [(source, call.relevance)]
-    x = call.values[source]
+    x = call.tensor(source)
     shape = (1, -1) + (1,) * (x.dim() - 2)  # [C] -> [1, C, 1, 1]
     scale, shift = (per_channel.reshape(shape) for per_channel in affine(call.node, call.canon.constants))
     scaled_x = x * scale
@@ -185,7 +202,7 @@ def _normalise(call: Call) -> Sequence[Contribution]:
     source = signals(call.node, call.canon)[0]
     if call.composite.normalisation == "pass":
         return [(source, call.relevance)]
-    x = call.values[source]
+    x = call.tensor(source)
     norm = norm_of(call.node, x, call.canon.constants)
     return [(source, through_norm(norm, x, call.relevance, call.composite.epsilon))]
 

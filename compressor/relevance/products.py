@@ -7,53 +7,73 @@ Source: Achtibat et al. 2024 (uniform rule for products, attention), Ali et al. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..graph.operators import arguments
 from . import attention
+from .attention import AttentionOptions
 from .canonical import Canonical, operation
 from .composite import Composite
-from .spreading import MOVES, Call, Contribution, back, carries_numbers, evaluate, leaf_of, ratio, signals
+from .spreading import (
+    MOVES,
+    Call,
+    Contribution,
+    back,
+    carries_numbers,
+    evaluate_one,
+    leaf_of,
+    number_named,
+    ratio,
+    signals,
+)
+
+# of these operations one operand alone takes relevance: a quotient's numerator, what a copy writes
+_ONE_RECEIVER = {"div": 0, "copy": 1}
+_SOFTMAX = ("softmax", "_softmax")
+# what may stand between a product and its softmax: scale, mask and bias, reshapes
+_TOWARDS_SOFTMAX = (*MOVES, "mul", "div", "add", "reshape")
 
 
 def receivers(node: fx.Node, canon: Canonical, composite: Composite) -> list[fx.Node]:
     """The signals a node may hand relevance to: not a denominator, a normaliser, a detached gate or a choice."""
     inputs = [source for source in signals(node, canon) if carries_numbers(source)]
     name = operation(node)
-    if name == "mul" and len(inputs) > 1:
-        # two normalisers, or two gates, share like any two signals: somebody has to take the relevance
-        inputs = [source for source in inputs if not is_normaliser(source, canon)] or inputs
-        if composite.gate == "signal" and len(inputs) > 1:
-            inputs = [source for source in inputs if not is_gate(source, canon)] or inputs
-    if name == "div":
-        inputs = [source for source in inputs if source is node.args[0]]
-    if name == "copy":
-        inputs = [source for source in inputs if source is node.args[1]]
-    return inputs
+    if name in _ONE_RECEIVER:
+        receiver = node.args[_ONE_RECEIVER[name]]
+        return [source for source in inputs if source is receiver]
+    if name != "mul" or len(inputs) < 2:
+        return inputs
+
+    # two normalisers, or two gates, share like any two signals: somebody has to take the relevance
+    receiving = [source for source in inputs if not is_normaliser(source, canon)] or inputs
+    if composite.gate == "half" or len(receiving) < 2:
+        return receiving
+    return [source for source in receiving if not is_gate(source, canon)] or receiving
 
 
 def multiply(call: Call) -> Sequence[Contribution]:
     """Half to each of two signals; all to the one where the other is a constant, a normaliser or a detached gate."""
     receiving = receivers(call.node, call.canon, call.composite)
     share = call.relevance if len(receiving) == 1 else call.relevance / len(receiving)
-    return [(source, share.sum_to_size(call.values[source].shape)) for source in receiving]
+    return [(source, share.sum_to_size(call.shape(source))) for source in receiving]
 
 
 def copy(call: Call) -> Sequence[Contribution]:
     """The second tensor in the shape and place of the first, whose values are lost."""
-    source = call.node.args[1]
-    assert isinstance(source, fx.Node)
-    if source not in call.canon.data:
-        return []
-    return [(source, call.relevance.sum_to_size(call.values[source].shape))]
+    return _to_the_receiver(call)
 
 
 def divide(call: Call) -> Sequence[Contribution]:
     """The denominator only scales: it takes no relevance."""
+    return _to_the_receiver(call)
+
+
+def _to_the_receiver(call: Call) -> Sequence[Contribution]:
+    """All of it to the one operand, which may have been broadcast; nothing where that is a constant."""
     receiving = receivers(call.node, call.canon, call.composite)
-    return [(source, call.relevance.sum_to_size(call.values[source].shape)) for source in receiving]
+    return [(source, call.relevance.sum_to_size(call.shape(source))) for source in receiving]
 
 
 _NORMALISERS = ("rsqrt", "reciprocal", "linalg_vector_norm", "norm", "std", "var", "frobenius_norm")
@@ -77,9 +97,8 @@ def _comes_from(node: fx.Node, canon: Canonical, names: Sequence[str]) -> bool:
         if name in names:
             return True
         inputs = signals(node, canon)
-        if not inputs or not _passes_one_signal(node):
-            return False
-        if len(inputs) > 1 and name != "div":
+        has_one_signal = len(inputs) == 1 or (len(inputs) == 2 and name == "div")
+        if not has_one_signal or not _passes_one_signal(node):
             return False
         node = inputs[0]
     return False
@@ -93,8 +112,8 @@ def _passes_one_signal(node: fx.Node) -> bool:
 def softmax(call: Call) -> Sequence[Contribution]:
     """By the composite's softmax rule; None to the scores where it sends none."""
     (source,) = signals(call.node, call.canon)
-    dim: Any = call.node.args[1]
-    x, probabilities = call.values[source], call.values[call.node]
+    dim = number_named(call.node, "dim")
+    x, probabilities = call.tensor(source), call.tensor(call.node)
     return [(source, attention.softmax(x, probabilities, call.relevance, dim, call.composite.softmax))]
 
 
@@ -103,23 +122,26 @@ def product(call: Call) -> Sequence[Contribution]:
     a, b = signals(call.node, call.canon)[:2]
 
     def function(value_a: Tensor, value_b: Tensor) -> Tensor:
-        out: Tensor = evaluate(call, {a: value_a, b: value_b})
-        return out
+        return evaluate_one(call, {a: value_a, b: value_b})
 
-    shares = attention.product(function, call.values[a], call.values[b], call.relevance, call.composite.epsilon)
+    shares = attention.product(function, call.tensor(a), call.tensor(b), call.relevance, call.composite.epsilon)
     return list(zip((a, b), shares, strict=True))
 
 
 def matrix_product(call: Call) -> Sequence[Contribution]:
     """As `product`; under CP-LRP all to the factor that is no softmax, where the other is one."""
     a, b = signals(call.node, call.canon)
-    value_a, value_b = call.values[a], call.values[b]
-    if call.composite.softmax == "cp" and (comes_from_softmax(a, call.canon) or comes_from_softmax(b, call.canon)):
-        return _constant_attention(call, a, b)
+    if call.composite.softmax == "cp":
+        if comes_from_softmax(a, call.canon):
+            return _constant_attention(call, b)
+        if comes_from_softmax(b, call.canon):
+            return _constant_attention(call, a)
+
+    value_a, value_b = call.tensor(a), call.tensor(b)
     if value_a.shape[:-2] != value_b.shape[:-2]:  # one of them is broadcast: autograd sums what belongs together
         return product(call)
     epsilon = attention.SCORE_EPSILON if _feeds_softmax(call.node) else call.composite.epsilon
-    shares = attention.matrix_product(value_a, value_b, call.relevance, epsilon, call.values[call.node])
+    shares = attention.matrix_product(value_a, value_b, call.relevance, epsilon, call.tensor(call.node))
     return list(zip((a, b), shares, strict=True))
 
 
@@ -127,57 +149,63 @@ def _feeds_softmax(node: fx.Node) -> bool:
     """True where a product becomes attention scores, with or without scale, mask and bias on the way."""
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if operation(node) in ("softmax", "_softmax"):
+        if operation(node) in _SOFTMAX:
             return True
-        if operation(node) not in (*MOVES, "mul", "div", "add", "reshape"):
+        if operation(node) not in _TOWARDS_SOFTMAX:
             return False
     return False
 
 
-def _constant_attention(call: Call, a: fx.Node, b: fx.Node) -> Sequence[Contribution]:
-    """CP-LRP: the factor that is a softmax takes no relevance, the other all."""
-    signal = b if comes_from_softmax(a, call.canon) else a
-    leaf = leaf_of(call.values[signal])
-    out = evaluate(call, {signal: leaf})
+def _constant_attention(call: Call, signal: fx.Node) -> Sequence[Contribution]:
+    """CP-LRP: the factor that is a softmax takes no relevance, `signal`, the other one, all."""
+    leaf = leaf_of(call.tensor(signal))
+    out = evaluate_one(call, {signal: leaf})
     _, gradient = back(call, {signal: leaf}, out, ratio(call.relevance, out.detach(), call))[0]
-    return [(signal, None if gradient is None else gradient * call.values[signal])]
+    relevance = gradient * call.tensor(signal) if isinstance(gradient, Tensor) else None
+    return [(signal, relevance)]
 
 
 def comes_from_softmax(node: fx.Node, canon: Canonical) -> bool:
     """True where a factor is an attention matrix, however it was moved or scaled since."""
-    return _comes_from(node, canon, ("softmax", "_softmax"))
+    return _comes_from(node, canon, _SOFTMAX)
 
 
 def attend(call: Call) -> Sequence[Contribution]:
     """Fused attention: AttnLRP by its gradient kernel, any other softmax rule written out."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    arguments = {**dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
-    nodes: list[Any] = [arguments.pop(name) for name in ("query", "key", "value")]
-    arguments.pop("dropout_p", None)  # none in evaluation
+    settings = arguments(call.node)
+    nodes: list[fx.Node] = [settings[name] for name in ("query", "key", "value")]
+    query, key, value = (call.tensor(source) for source in nodes)
+    options, epsilon, rule = _attention_options(call), call.composite.epsilon, call.composite.softmax
 
-    options: dict[str, Any] = {}
-    for name, argument in arguments.items():
-        if argument is not None:
-            options[name] = call.values[argument] if isinstance(argument, fx.Node) else argument
-
-    query_key_value = tuple(call.values[source] for source in nodes)
-    epsilon = call.composite.epsilon
     shares: tuple[Tensor | None, ...]
-    if call.composite.softmax == "attnlrp":
-        shares = attention.attention_fused(query_key_value, call.relevance, call.values[call.node], options, epsilon)
+    if rule == "attnlrp":
+        output = call.tensor(call.node)
+        shares = attention.attention_fused((query, key, value), call.relevance, output, options, epsilon)
     else:
-        rule = call.composite.softmax
-        shares = attention.attention_written_out(query_key_value, call.relevance, options, rule, epsilon)
+        shares = attention.attention_written_out((query, key, value), call.relevance, options, rule, epsilon)
     return [(source, share) for source, share in zip(nodes, shares, strict=True) if source in call.canon.data]
+
+
+def _attention_options(call: Call) -> AttentionOptions:
+    """What the call says beside query, key and value; dropout is none in evaluation."""
+    settings = arguments(call.node)
+    options: AttentionOptions = {
+        "is_causal": bool(settings["is_causal"]),
+        "enable_gqa": bool(settings.get("enable_gqa")),  # older releases of torch don't have it
+    }
+    if settings["attn_mask"] is not None:
+        options["attn_mask"] = call.tensor(settings["attn_mask"])
+    if settings["scale"] is not None:
+        options["scale"] = float(settings["scale"])
+    return options
 
 
 def gated(call: Call) -> Sequence[Contribution]:
     """GLU: half to the signal, half to the gate; all to the signal where the composite detaches gates."""
     (source,) = signals(call.node, call.canon)
-    dim: Any = call.node.args[1] if len(call.node.args) > 1 else -1
     half = call.relevance * 0.5
+    to_signal, to_gate = half, half
     if call.composite.gate == "signal":
         to_signal, to_gate = call.relevance, torch.zeros_like(half)
-    else:
-        to_signal, to_gate = half, half
-    return [(source, torch.cat([to_signal, to_gate], dim))]  # the input is [signal, gate] along dim
+    # the input is [signal, gate] along dim
+    return [(source, torch.cat([to_signal, to_gate], number_named(call.node, "dim")))]

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
+from ..graph.operators import arguments
 from .canonical import Canonical
 from .composite import Composite
 from .rules import stabilised_
 
-Contribution = tuple[fx.Node, Tensor | None]
+# what an operation returned, run once more: one tensor or several
+Output = Tensor | Sequence[Tensor]
+# a node's relevance; of one with several outputs a list, None for those that nobody read
+Relevance = Tensor | list[Tensor | None]
+# what a node hands to one of its inputs; None where nothing goes there
+Contribution = tuple[fx.Node, Relevance | None]
 # which values a rule reads on the way back: none, its inputs', its output's too; the last: its inputs' where the
 # composite doesn't pass activations
 Need = Literal["shapes", "inputs", "both", "unless passed"]
@@ -40,20 +46,46 @@ class Spec:
     device: torch.device
 
 
+# a node's value on the way back: a tensor or, where it was not kept, its `Spec`; several; a size or another number
+Value: TypeAlias = "Tensor | Spec | int | float | Sequence[Value]"
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One operation on the way back.
 
-    `values` holds tensors, or a `Spec` where the rule needs the shape only. `relevance` is the node's, a list with
-    None for unread parts where the node returns several tensors, `saved` what the rule's own `run` kept.
+    `values` holds tensors, or a `Spec` where the rule needs the shape only. `arriving` is what reached the node,
+    `saved` what the rule's own `run` kept.
     """
 
     node: fx.Node
-    relevance: Any
-    values: Mapping[fx.Node, Any]
+    arriving: Relevance
+    values: Mapping[fx.Node, Value]
     canon: Canonical
     composite: Composite
-    saved: Any = None
+    saved: Tensor | None = None
+
+    @property
+    def relevance(self) -> Tensor:
+        """Of an operation with one output, shaped as that."""
+        assert isinstance(self.arriving, Tensor)
+        return self.arriving
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The value that was kept for the rule: of an input, or of the operation itself."""
+        value = self.values[node]
+        assert isinstance(value, Tensor), f"the value of {node.name} was not kept: the rule's `need` leaves it out"
+        return value
+
+    def spec(self, node: fx.Node) -> Tensor | Spec:
+        """Shape, kind and device of a value, kept or not."""
+        value = self.values[node]
+        assert isinstance(value, (Tensor, Spec))
+        return value
+
+    def shape(self, node: fx.Node) -> torch.Size:
+        """Of a value, kept or not."""
+        return self.spec(node).shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +94,7 @@ class OperationRule:
 
     need: Need
     spread: Callable[[Call], Sequence[Contribution]]
-    run: Callable[..., tuple[Tensor, Any]] | None = None
+    run: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 def signals(node: fx.Node, canon: Canonical) -> list[fx.Node]:
@@ -70,13 +102,37 @@ def signals(node: fx.Node, canon: Canonical) -> list[fx.Node]:
     return [source for source in node.all_input_nodes if source in canon.data]
 
 
-def evaluate(call: Call, replaced: Mapping[fx.Node, Tensor]) -> Any:
+def number_named(node: fx.Node, name: str) -> int:
+    """An operation's argument that is a whole number (`dim`), by its name in the schema, the default filled in."""
+    number = arguments(node)[name]
+    assert isinstance(number, int)
+    return number
+
+
+def called_with(
+    node: fx.Node, value_of: Callable[[fx.Node], Value | None]
+) -> tuple[tuple[fx.node.Argument, ...], dict[str, fx.node.Argument]]:
+    """The arguments of a node's operation, by position and by name, with values in place of the nodes among them."""
+    return fx.map_arg((node.args, node.kwargs), value_of)  # type: ignore[arg-type]  # torch doesn't know `Spec`
+
+
+def evaluate(call: Call, replaced: Mapping[fx.Node, Tensor]) -> Output:
     """The call's operation once more, with a tape, on its kept values or on what takes their place."""
-    args, kwargs = fx.map_arg(
-        (call.node.args, call.node.kwargs), lambda source: replaced.get(source, call.values.get(source))
-    )
+
+    def value_of(source: fx.Node) -> Value | None:
+        return replaced.get(source, call.values.get(source))
+
+    args, kwargs = called_with(call.node, value_of)
     with torch.enable_grad():
-        return call.node.target(*args, **kwargs)  # type: ignore[operator]
+        output: Output = call.node.target(*args, **kwargs)  # type: ignore[operator]
+    return output
+
+
+def evaluate_one(call: Call, replaced: Mapping[fx.Node, Tensor]) -> Tensor:
+    """As `evaluate`, of an operation with one output."""
+    output = evaluate(call, replaced)
+    assert isinstance(output, Tensor)
+    return output
 
 
 def leaf_of(value: Tensor | Spec) -> Tensor:
@@ -84,19 +140,21 @@ def leaf_of(value: Tensor | Spec) -> Tensor:
     if isinstance(value, Spec):
         return torch.empty(value.shape, dtype=value.dtype, device=value.device, requires_grad=True)
     leaf = value.detach()
-    return leaf.requires_grad_() if leaf.is_floating_point() or leaf.is_complex() else leaf
+    if leaf.is_floating_point() or leaf.is_complex():
+        leaf.requires_grad_()
+    return leaf
 
 
-def back(call: Call, leaves: Mapping[fx.Node, Tensor], out: Any, relevance: Any) -> list[Contribution]:
+def back(call: Call, leaves: Mapping[fx.Node, Tensor], output: Output, relevance: Relevance) -> list[Contribution]:
     """Gradients of the outputs to the leaves, weighted by relevance; None where nothing leads to a leaf."""
-    outputs = list(out) if isinstance(out, (tuple, list)) else [out]
+    outputs = [output] if isinstance(output, Tensor) else output
     relevances = relevance if isinstance(relevance, list) else [relevance]
     roots: list[Tensor] = []
     weights: list[Tensor] = []
-    for output, output_relevance in zip(outputs, relevances, strict=False):
-        if output_relevance is not None and output.requires_grad:
-            roots.append(output)
-            weights.append(output_relevance)
+    for root, weight in zip(outputs, relevances, strict=False):
+        if weight is not None and root.requires_grad:
+            roots.append(root)
+            weights.append(weight)
     if not roots:
         return [(source, None) for source in leaves]
     gradients = torch.autograd.grad(roots, list(leaves.values()), weights, allow_unused=True)
@@ -104,11 +162,11 @@ def back(call: Call, leaves: Mapping[fx.Node, Tensor], out: Any, relevance: Any)
 
 
 def numbers(call: Call) -> list[fx.Node]:
-    """The call's signals that hold numbers, not masks or indices."""
-    with_numbers = []
+    """The call's signals that hold numbers, not masks or indices; one of several tensors is none."""
+    with_numbers: list[fx.Node] = []
     for source in signals(call.node, call.canon):
-        dtype = getattr(call.values[source], "dtype", torch.bool)  # several tensors at once have none
-        if dtype.is_floating_point or dtype.is_complex:
+        value = call.values[source]
+        if isinstance(value, (Tensor, Spec)) and (value.dtype.is_floating_point or value.dtype.is_complex):
             with_numbers.append(source)
     return with_numbers
 

@@ -40,7 +40,7 @@ def test_timm_family_scores_and_names_what_is_uncovered(family: str) -> None:
         with pytest.raises(lrp.UncoveredError, match=re.escape(missing[0])):
             lrp.prepare(graph, lrp.LrpOptions(strict=True))
     prepared = lrp.prepare(graph)
-    nodes = [n.name for n in prepared.known.weighted]
+    nodes = [n.name for n in prepared.canon.weighted]
     totals = prepared(torch.randn(2, *size), torch.tensor([0, 1]), nodes, take=lambda _, r: r.abs().sum())
     assert set(totals) == set(nodes)
     assert all(bool(total.isfinite()) for total in totals.values())
@@ -57,7 +57,7 @@ def test_torchvision_classifier_scores(name: str) -> None:
     graph = trace(model, torch.randn(2, 3, size, size))
     assert lrp.uncovered(graph) == ()
     prepared = lrp.prepare(graph)
-    nodes = [n.name for n in prepared.known.weighted]
+    nodes = [n.name for n in prepared.canon.weighted]
     totals = prepared(torch.randn(2, 3, size, size), torch.tensor([0, 1]), nodes, take=lambda _, r: r.abs().sum())
     assert set(totals) == set(nodes)
     assert all(bool(total.isfinite()) for total in totals.values())

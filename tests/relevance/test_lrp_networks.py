@@ -93,7 +93,7 @@ def _values(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
 
 def _absorbed(prepared: lrp.Prepared, node: fx.Node, relevance: Tensor, values: Mapping[fx.Node, Any]) -> float:
     """What biases, shifts, constants and the softmax's expansion keep for themselves, from their formulas."""
-    known = prepared.known
+    known = prepared.canon
     if node in known.weighted:
         weighted = known.weighted[node]
         layer, x = weighted.layer, values[weighted.source]
@@ -479,7 +479,7 @@ def test_norms_are_merged_before_and_behind_a_layer() -> None:
     ]
     model = nn.Sequential(*layers, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 5), nn.BatchNorm1d(5))
     graph = _graph(_randomised(model, 4, biases=True), 8)
-    known = lrp.prepare(graph).known
+    known = lrp.prepare(graph).canon
     norms = [n for n in graph.graph.nodes if n.target is aten.batch_norm.default]
     assert set(norms) == set(known.merged)
     values = _values(graph, _images(2, 8))
@@ -494,7 +494,7 @@ def test_norms_are_merged_before_and_behind_a_layer() -> None:
 
 def test_depth_groups_follow_the_networks_own_depth() -> None:
     graph = _graph(torchvision.models.resnet18(weights=None, num_classes=5).eval(), 64)
-    groups = {n.meta["layer"]: w.group for n, w in lrp.prepare(graph).known.weighted.items()}
+    groups = {n.meta["layer"]: w.group for n, w in lrp.prepare(graph).canon.weighted.items()}
     assert {groups[name] for name in groups if name.startswith(("conv1", "layer1"))} == {"low"}
     assert {groups[name] for name in groups if name.startswith(("layer2", "layer3"))} == {"mid"}
     assert {groups[name] for name in groups if name.startswith("layer4.")} == {"high"}
@@ -508,9 +508,9 @@ def test_a_point_of_the_space_is_a_composite() -> None:
     assert composite.softmax == "cp"
     assert composite.fc.epsilon == 1e-3
     graph = _transformer_graph("fused")
-    rules = {w.group: w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
+    rules = {w.group: w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).canon.weighted.values()}
     assert rules["mid"] == "epsilon"
-    assert "gamma" in {w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).known.weighted.values()}
+    assert "gamma" in {w.rule.name for w in lrp.prepare(graph, lrp.LrpOptions(composite)).canon.weighted.values()}
     for bad in ({"depth": 1.0}, {"low.rule": "epsilonn"}, {"softmax": "half"}, {"low.gamma": 1e9}):
         with pytest.raises(InputError):
             at(bad)

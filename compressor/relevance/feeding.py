@@ -7,15 +7,14 @@ scales or mixes elements of one unit, to the convolutions and linear layers behi
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..graph.operators import ALL_CONVOLUTIONS, LINEAR, TRANSPOSED_CONVOLUTIONS
+from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, TRANSPOSED_CONVOLUTIONS, arguments
 from ..records import IntArray, Site
 from .units import is_elementwise, named, shape
 
@@ -60,12 +59,16 @@ def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
             producers[node] = labels[node]
             continue
         for source, source_labels in _back(node, labels[node]):
-            if not bool((source_labels >= 0).any()):
-                continue
-            if source in labels:  # read twice: a label that one way knows wins over the other's -1
-                source_labels = torch.maximum(labels[source], source_labels)
-            labels[source] = source_labels
+            _lay(labels, source, source_labels)
     return tuple(_feed(node, node_labels) for node, node_labels in reversed(producers.items()))
+
+
+def _lay(labels: dict[fx.Node, Tensor], source: fx.Node, source_labels: Tensor) -> None:
+    """Notes the labels of a node that something labelled reads; nothing where they name no unit."""
+    if source in labels:  # read twice: a label that one way knows wins over the other's -1
+        labels[source] = torch.maximum(labels[source], source_labels)
+    elif bool((source_labels >= 0).any()):
+        labels[source] = source_labels
 
 
 def _label_elements(site: Site, full: tuple[int, ...]) -> Tensor:
@@ -83,55 +86,60 @@ def _is_producer(node: fx.Node) -> bool:
 
 
 def _feed(node: fx.Node, labels: Tensor) -> Feed:
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    channel_axis = labels.ndim - 1 if node.target is aten.linear.default else 1
+    weight: fx.Node = arguments(node)["weight"]
+    channel_axis = labels.ndim - 1 if node.target is LINEAR else 1
     by_row = labels.movedim(channel_axis, 0).flatten(1)  # [rows of the weight, elements that the row computes]
     return Feed(weight.name, _common_label(by_row, 1).squeeze(1).numpy(), _blocks(node))
 
 
 def _blocks(node: fx.Node) -> int:
     """The groups of a transposed convolution, whose weight has its outputs on axis 1; 0 for any other layer."""
-    if node.target is aten.convolution.default:  # argument 6: transposed, 8: groups
-        return int(str(node.args[8])) if node.args[6] else 0
-    if node.target in TRANSPOSED_CONVOLUTIONS:
-        return int(str(node.args[6])) if len(node.args) > 6 else 1
-    return 0
+    return int(arguments(node)["groups"]) if node.target in TRANSPOSED_CONVOLUTIONS else 0
 
 
 def _common_label(labels: Tensor, *axes: int) -> Tensor:
-    """The label that all elements along the axes share, else -1; the axes stay, of length 1."""
+    """The label that all elements along the axes share, else -1; the axes stay, of length 1.
+
+    Along axis 1 [[4, 4], [4, 5]] is [[4], [-1]].
+    """
     largest, smallest = labels.amax(axes, keepdim=True), labels.amin(axes, keepdim=True)
     return torch.where(largest == smallest, largest, -1)
 
 
-def _back(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+# a node and the labels of its elements
+_Labelled = tuple[fx.Node, Tensor]
+
+
+def _back(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """The inputs whose elements a node passes on, each with the labels of its own elements."""
-    target = node.target
-    if target is operator.getitem:
-        yield from _through_item(node, labels)
-    elif target in _MOVES:
-        yield from _through_move(node, labels)
-    elif target is aten.scaled_dot_product_attention.default:
-        yield from _through_attention(node, labels)
-    elif target is aten.matmul.default:
-        yield from _through_product(node, labels)
-    elif is_elementwise(node):
-        for source in node.all_input_nodes:
-            if len(shape(source)) <= labels.ndim and shape(source):
-                yield source, _fitted(labels, shape(source))
-    elif node.all_input_nodes:
-        source = node.all_input_nodes[0]
-        if shape(source)[:2] == shape(node)[:2]:
-            yield source, _spread(labels, shape(source))
+    if node.target in _THROUGH:
+        return _THROUGH[node.target](node, labels)
+    return _through_elementwise(node, labels) if is_elementwise(node) else _through_in_place(node, labels)
+
+
+def _through_elementwise(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
+    for source in node.all_input_nodes:
+        source_shape = shape(source)
+        if source_shape and len(source_shape) <= labels.ndim:
+            yield source, _fitted(labels, source_shape)
+
+
+def _through_in_place(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
+    """Normalisation, softmax, pooling: whatever leaves batch and channels of its first input where they are."""
+    source = next(iter(node.all_input_nodes), None)
+    if source is not None and shape(source)[:2] == shape(node)[:2]:
+        yield source, _spread(labels, shape(source))
 
 
 def _spread(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Back through what keeps units in place: normalisation and softmax elementwise, pooling by channel."""
     if tuple(labels.shape) == source_shape:
         return labels
-    by_channel = _common_label(labels, *range(2, labels.ndim)) if labels.ndim > 2 else labels  # [N, C, 1, ...]
-    return by_channel.reshape(*source_shape[:2], *[1] * (len(source_shape) - 2)).expand(source_shape)
+    by_channel = labels
+    if labels.ndim > 2:
+        by_channel = _common_label(labels, *range(2, labels.ndim))  # [N, C, 1, ...]
+    positions = [1] * (len(source_shape) - 2)
+    return by_channel.reshape(*source_shape[:2], *positions).expand(source_shape)
 
 
 def _fitted(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
@@ -143,12 +151,15 @@ def _fitted(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
 
 def _broadcast_axes(ndim: int, source_shape: tuple[int, ...]) -> list[int]:
     """Axes of a result along which an operand repeats: 0, 2 and 3 of [N, C, H, W] for one of shape [C, 1, 1]."""
-    missing = ndim - len(source_shape)
-    return [axis for axis in range(ndim) if axis < missing or source_shape[axis - missing] == 1]
+    aligned = [1] * (ndim - len(source_shape)) + list(source_shape)  # [C, 1, 1] -> [1, C, 1, 1]
+    return [axis for axis, length in enumerate(aligned) if length == 1]
 
 
-def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Iterator[tuple[fx.Node, Tensor]]:
-    """Runs the operation on positions instead of values: what it fetched from where."""
+def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Iterator[_Labelled]:
+    """Runs the operation on positions instead of values: what it fetched from where.
+
+    `labels` are of its output or, of several, of the one numbered `item`.
+    """
     sources = [source for source in node.all_input_nodes if shape(source)]
     # all sources in a row, each element numbered: sources of 6 and 4 elements hold 0 to 5 and 6 to 9
     offsets = torch.tensor([0, *(_numel(source) for source in sources)]).cumsum(0).tolist()  # [0, 6, 10]
@@ -156,9 +167,12 @@ def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Ite
     for source, offset in zip(sources, offsets, strict=False):
         positions[source] = torch.arange(offset, offset + _numel(source)).reshape(shape(source))
 
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: positions[n] if n in positions else n.meta["val"])
-    target: Any = node.target
-    moved = target(*args, **kwargs)
+    def position_of(source: fx.Node) -> fx.node.Argument:
+        size: fx.node.Argument = source.meta["val"]  # of a node that holds no tensor
+        return positions.get(source, size)
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), position_of)
+    moved = node.target(*args, **kwargs)  # type: ignore[operator]
     fetched = (moved if item is None else moved[item]).reshape(-1)
 
     source_labels = torch.full((offsets[-1],), -1, dtype=torch.int64)
@@ -171,13 +185,13 @@ def _numel(node: fx.Node) -> int:
     return int(torch.Size(shape(node)).numel())
 
 
-def _through_item(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+def _through_item(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     source, item = node.args
     if isinstance(source, fx.Node) and isinstance(item, int) and source.target in _MOVES:
         yield from _through_move(source, labels, item)
 
 
-def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """Values by head and dimension; queries and keys by head, where a whole head is one unit."""
     query, key, value = (argument for argument in node.args[:3] if isinstance(argument, fx.Node))
     by_dimension = _common_label(labels, -2)  # [N, heads, 1, d]
@@ -188,7 +202,7 @@ def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node,
             yield source, source_labels.expand(shape(source))
 
 
-def _through_product(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+def _through_product(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """A row of the product belongs to a row of the left factor, a column to a column of the right one."""
     left, right = (argument for argument in node.args[:2] if isinstance(argument, fx.Node))
     by_row = _common_label(labels, -1)  # [..., n, 1]
@@ -199,5 +213,13 @@ def _through_product(node: fx.Node, labels: Tensor) -> Iterator[tuple[fx.Node, T
             continue
         # batch axes that the factor was broadcast over have length 1 in it, so labels are reduced along them
         lengths = zip(source_shape, source_labels.shape, strict=True)
-        fitted_shape = tuple(1 if source_length == 1 else length for source_length, length in lengths)
+        fitted_shape = tuple(min(source_length, length) for source_length, length in lengths)
         yield source, _fitted(source_labels, fitted_shape).expand(source_shape)
+
+
+_THROUGH: Mapping[object, Callable[[fx.Node, Tensor], Iterator[_Labelled]]] = {
+    **dict.fromkeys(_MOVES, _through_move),
+    operator.getitem: _through_item,
+    ATTENTION: _through_attention,
+    aten.matmul.default: _through_product,
+}

@@ -39,12 +39,13 @@ def score(
     options: ScoreOptions | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Scores:
-    """Relevance of every unit at every site; higher is kept longer.
+    """Relevance of every unit at every site, `values[group]` [sites, units] in float64; higher is kept longer.
 
     Batches are (images [N, C, H, W], labels [N], -1 unknown). A site the criterion cannot read (no weights
     of its own) repeats the mean of the group's others; a group with no readable site is in `unscored`.
     Every rank of a distributed run passes its own share of the images and gets the same scores. Batches go to
-    where the graph lies; `progress` gets how many images are done.
+    where the graph lies; `progress` gets how many images are done. Raises RecipeError for an unknown criterion,
+    DataError where there are no images, ModelError where a score is no finite number.
     """
     row = criterion_named(criterion)
     batches = _Counted(batches, progress)
@@ -56,14 +57,19 @@ def score(
     else:
         site_scores, samples = _on_weights(graph, groups, batches, row, options)
 
-    values = {}
+    values: dict[str, FloatArray] = {}
+    unscored: list[str] = []
     for group in groups.groups:
-        if site_scores[group.name]:
-            values[group.name] = _at_every_site(group, site_scores[group.name])
+        by_site = site_scores[group.name]
+        if by_site:
+            values[group.name] = _at_every_site(group, by_site)
+        else:
+            unscored.append(group.name)
     _require_finite(values, criterion)
-    unscored = tuple(group.name for group in groups.groups if group.name not in values)
-    uncovered = row.uncovered(graph, options) if isinstance(row, AtNodes) and row.uncovered else ()
-    return Scores(criterion, values, samples, unscored, uncovered)
+    uncovered: tuple[str, ...] = ()
+    if isinstance(row, AtNodes) and row.uncovered is not None:
+        uncovered = row.uncovered(graph, options)
+    return Scores(criterion, values, samples, tuple(unscored), uncovered)
 
 
 def _require_finite(values: Mapping[str, FloatArray], criterion: str) -> None:
@@ -101,12 +107,13 @@ _SIGNED: Mapping[Sign, Callable[[FloatArray], FloatArray]] = {
 
 def _at_every_site(group: Group, by_site: Mapping[int, FloatArray]) -> FloatArray:
     """[sites, units]; a site that could not be read repeats the mean of those that could."""
-    mean = np.mean(list(by_site.values()), axis=0)
+    mean = np.mean(list(by_site.values()), axis=0)  # [readable sites, units] -> [units]
     return np.stack([by_site.get(i, mean) for i in range(len(group.sites))])
 
 
 def _draw(group: Group, seed: int) -> FloatArray:
     """[sites, units], the same at every site; does not depend on which other groups there are."""
+    # crc32, for Python's own hash of a text is another in every process
     draw = np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.size)
     return np.tile(draw, (len(group.sites), 1))
 
@@ -126,8 +133,8 @@ def _at_nodes(
 
         def take(node: str, tensor: Tensor, n: int = len(images)) -> None:
             for key, reading in readings_at[node]:
-                units = read_units(tensor, reading, n, sign=sign, per=per).sum(0)  # [N, units] -> [units]
-                sums[key] = sums[key] + units if key in sums else units
+                units = read_units(tensor, reading, n, sign=sign, per=per)  # [N, units]
+                weights.add_into(sums, key, units.sum(0))
 
         measure(images, targets_of(graph, images, labels, predicted=options.target == "predicted"), take)
         samples += len(images)
@@ -143,7 +150,9 @@ def _plan_readings(
     graph: fx.GraphModule, groups: Groups, batches: Batches, place: Place
 ) -> tuple[dict[str, list[tuple[str, Reading]]], dict[str, tuple[str, int]]]:
     """By node what is read there, as (key of its sum, reading); and by key the group and the site's place in it."""
-    nodes = {place_of(graph, site, place).name for group in groups.groups for site in group.sites}
+    nodes: set[str] = set()
+    for group in groups.groups:
+        nodes.update(place_of(graph, site, place).name for site in group.sites)
     layouts = sample_layouts(graph, nodes, to_device(_first_images(batches), device_of(graph)))
     readings_at: dict[str, list[tuple[str, Reading]]] = {}
     site_of: dict[str, tuple[str, int]] = {}
@@ -193,7 +202,7 @@ def _collect(
     for images, labels in within_memory(batches, graph):
         targets = targets_of(graph, images, labels, predicted=options.target == "predicted")
         for name, of_batch in row.collect(graph, images, targets, names).items():
-            collected[name] = collected[name].add_(of_batch) if name in collected else of_batch
+            weights.add_into(collected, name, of_batch)
         samples += len(images)
     sums, samples = _over_ranks(collected, samples)
     scale = 1 if options.over == "sum" else samples

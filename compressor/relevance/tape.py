@@ -6,8 +6,7 @@ gradient unless asked for. Knows neither units nor criteria.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -25,21 +24,25 @@ class _Tape(fx.Interpreter):
         self.names = names
         self.values: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        if n.op == "get_attr" and isinstance(out, Tensor):
-            out = out.detach()
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if n.op == "get_attr" and isinstance(value, Tensor):
+            value = value.detach()
         if n.name in self.names:
-            if not out.requires_grad:  # no image leads here (a weight): made a leaf, it has a gradient too
-                out = out.detach().requires_grad_()
-            self.values[n.name] = out
-        return out
+            if not value.requires_grad:  # no image leads here (a weight): made a leaf, it has a gradient too
+                value = value.detach().requires_grad_()
+            self.values[n.name] = value
+        return value
 
 
 def record(
     graph: fx.GraphModule, images: Tensor, targets: Tensor, names: Collection[str], *, start: Start
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values and gradients at the nodes `names`; a node the output does not depend on has gradient zero."""
+    """Values and gradients at the nodes `names`, both shaped as the node's output; a gradient is summed over the batch.
+
+    `images` are [N, C, H, W], `targets` class indices [N]. A node the output does not depend on has gradient zero.
+    Raises ModelError for a network that returns no [N, classes].
+    """
     tape = _Tape(graph, names)
     with torch.enable_grad():
         logits = logits_of(tape.run(images.detach().requires_grad_()))
@@ -55,19 +58,26 @@ def record(
     return values, gradients
 
 
-def logits_of(output: Any) -> Tensor:
-    """[N, classes]; of a network with several outputs the first of that form."""
-    outputs: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
-    if isinstance(output, Mapping):
-        outputs = list(output.values())
-    for tensor in outputs:
-        if isinstance(tensor, Tensor) and tensor.ndim == 2:
+def logits_of(output: object) -> Tensor:
+    """[N, classes]; of a network with several outputs the first of that form. Raises ModelError where none has it."""
+    tensors = _tensors_in(output)
+    for tensor in tensors:
+        if tensor.ndim == 2:
             return tensor
-    shapes = [list(tensor.shape) for tensor in outputs if isinstance(tensor, Tensor)]
+    shapes = [list(tensor.shape) for tensor in tensors]
     raise ModelError(
         f"the network's outputs have shapes {shapes}, relevance starts at [N, classes]; wrap the model so that "
         "its forward returns class scores"
     )
+
+
+def _tensors_in(output: object) -> list[Tensor]:
+    """A network's outputs in their order, whatever holds them."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if not isinstance(output, (tuple, list)):
+        output = [output]
+    return [entry for entry in output if isinstance(entry, Tensor)]
 
 
 def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
@@ -75,7 +85,8 @@ def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
     logits = logits.detach()
     one_hot = functional.one_hot(targets, logits.shape[1]).to(logits)
     if start == "loss":
-        return logits.softmax(1) - one_hot  # gradient of the cross-entropy, summed over samples
+        # gradient of the cross-entropy summed over samples: a mean's would be N times smaller in a batch of N
+        return logits.softmax(1) - one_hot
     return one_hot * logits if start == "logit" else one_hot
 
 

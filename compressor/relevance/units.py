@@ -35,7 +35,11 @@ class Reading:
 
 
 def read_units(value: Tensor, reading: Reading, n: int, *, sign: Sign, per: Per | None) -> Tensor:
-    """[N, units] in float64; with `per` "all" the caller takes the sign once everything is summed."""
+    """[N, units] in float64; with `per` "all" the caller takes the sign once everything is summed.
+
+    `value` is the tensor at `reading.node` for a batch of `n` images. Its axes fall into four kinds: the one that
+    holds the images, those of the units, positions summed with their sign and positions that count one by one.
+    """
     # the axis that holds the images becomes three, [outer, N, inner]: 2 images of 8 windows each, inner = 8,
     # turn [16, 49, 96] into [1, 2, 8, 49, 96]
     axis, inner = reading.samples.axis, reading.samples.inner
@@ -122,25 +126,31 @@ def place_of(graph: fx.GraphModule, site: Site, place: Place) -> fx.Node:
 
 def named(graph: fx.GraphModule, name: str) -> fx.Node:
     """The graph's node of that name. Raises ModelError where it has none."""
-    for node in graph.graph.nodes:
-        if node.name == name:
-            assert isinstance(node, fx.Node)
-            return node
-    raise ModelError(f"the groups name node {name!r}, the graph has none; find the groups of this graph again")
+    nodes: list[fx.Node] = [node for node in graph.graph.nodes if node.name == name]
+    if not nodes:
+        raise ModelError(f"the groups name node {name!r}, the graph has none; find the groups of this graph again")
+    return nodes[0]
 
 
 def settled(node: fx.Node) -> fx.Node:
     """The last node of the chain of element-wise operations that only this one feeds."""
-    while len(node.users) == 1:
-        user = next(iter(node.users))
-        if user.op != "call_function" or not is_elementwise(user) or shape(user) != shape(node):
-            break
-        # another signal (a sum's, a gate's) ends the chain, parameters don't
-        operands = [source for source in user.all_input_nodes if source is not node]
-        if any(operand.op != "get_attr" for operand in operands) or user.args[0] is not node:
-            break
-        node = user
+    reader = _only_reader(node)
+    while reader is not None and _keeps_units(reader, node):
+        node, reader = reader, _only_reader(reader)
     return node
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
+    """True where an operation changes each element by itself; parameters may take part, another signal may not."""
+    if reader.op != "call_function" or not is_elementwise(reader) or shape(reader) != shape(node):
+        return False
+    # another signal (a sum's, a gate's) would put its own relevance into the units
+    operands = [source for source in reader.all_input_nodes if source is not node]
+    return reader.args[0] is node and all(operand.op == "get_attr" for operand in operands)
 
 
 def is_elementwise(node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
+from ..graph.operators import arguments
 from ..records import Group, Site
 from .feeding import Feed, feeds
 from .options import ScoreOptions
@@ -37,7 +38,10 @@ def l2(rows: Rows, _: Rows) -> Tensor:
 
 
 def geometric_median(rows: Rows, _: Rows) -> Tensor:
-    """Sum of distances to the layer's other units; the unit nearest to all others is the most replaceable."""
+    """Sum of distances to the layer's other units; the unit nearest to all others is the most replaceable.
+
+    He et al. 2019, equation 4, over the group's units.
+    """
     width = max(unit.numel() for unit in rows)  # shorter rows (of several layers) end in zeros
     matrix = torch.stack([torch.nn.functional.pad(unit, (0, width - unit.numel())) for unit in rows])
     return torch.cdist(matrix, matrix).fill_diagonal_(0).sum(1)  # by products, which leave 1e-8 on the diagonal
@@ -45,14 +49,14 @@ def geometric_median(rows: Rows, _: Rows) -> Tensor:
 
 def taylor_of_weights(rows: Rows, gradients: Rows) -> Tensor:
     """|sum of weight x gradient|: first-order change of the whole loss when the unit's weights go."""
-    return torch.stack([(unit * gradient).sum().abs() for unit, gradient in zip(rows, gradients, strict=True)])
+    products = [unit * gradient for unit, gradient in zip(rows, gradients, strict=True)]
+    return torch.stack([product.sum().abs() for product in products])
 
 
 def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
     """Half the sum of weight^2 x the empirical Fisher's diagonal, OBD's saliency."""
-    return torch.stack(
-        [(unit.square() * curvature).sum() / 2 for unit, curvature in zip(rows, curvatures, strict=True)]
-    )
+    products = [unit.square() * curvature for unit, curvature in zip(rows, curvatures, strict=True)]
+    return torch.stack([product.sum() / 2 for product in products])
 
 
 def sum_gradients(
@@ -68,12 +72,19 @@ def sum_squared_gradients(
 ) -> Mapping[str, Tensor]:
     """Sample by sample: the square of a sum over samples is not the sum of their squares."""
     total: dict[str, Tensor] = {}
-    for i in range(len(images)):
+    for i in range(len(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
         _, gradients = record(graph, images[i : i + 1], targets[i : i + 1], weights, start="loss")
         for name, gradient in gradients.items():
-            square = gradient.double().square()
-            total[name] = total[name].add_(square) if name in total else square
+            add_into(total, name, gradient.double().square())
     return total
+
+
+def add_into(sums: dict[str, Tensor], name: str, addend: Tensor) -> None:
+    """Adds to the sum of that name, in place; the first addend becomes the sum and must be nobody else's."""
+    if name in sums:
+        sums[name].add_(addend)
+    else:
+        sums[name] = addend
 
 
 def weight_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
@@ -96,8 +107,8 @@ def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> d
     return by_site
 
 
-# which argument of the operation is its scale
-_NORMALISATIONS = {aten.batch_norm.default: 1, aten.layer_norm.default: 2, aten.group_norm.default: 2}
+# those whose scale has one number for each channel
+_NORMALISATIONS = (aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default)
 
 
 def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
@@ -105,13 +116,13 @@ def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
     if len(site.axes) != 1:
         return None
     norm = _norm_behind(named(graph, site.node))
-    if norm is None:
+    scale = None if norm is None else arguments(norm)["weight"]
+    if norm is None or not isinstance(scale, fx.Node):
         return None
-    scale = norm.args[_NORMALISATIONS[norm.target]]  # type: ignore[index]
-    if not isinstance(scale, fx.Node) or len(shape(scale)) != 1:
-        return None
-    channel_axis = len(shape(norm)) - 1 if norm.target is aten.layer_norm.default else 1
-    fits = site.axes == (channel_axis,) and shape(scale)[0] == site.units.size
+    channel_axis = 1
+    if norm.target is aten.layer_norm.default:  # [N, tokens, C]
+        channel_axis = len(shape(norm)) - 1
+    fits = site.axes == (channel_axis,) and shape(scale) == (site.units.size,)
     return Feed(scale.name, site.units.reshape(-1)) if fits else None
 
 
@@ -129,11 +140,12 @@ def unit_rows(tensors: Mapping[str, Tensor], site_feeds: Sequence[Feed], size: i
     """Per unit everything that computes it, flat, in float64; one zero for a unit that nothing computes."""
     pieces: list[list[Tensor]] = [[] for _ in range(size)]
     for feed in site_feeds:
-        for row, unit in zip(feed.rows(tensors[feed.weight]), feed.units.tolist(), strict=True):
+        rows = feed.rows(tensors[feed.weight])  # [rows, what each is made of]
+        for row, unit in zip(rows, feed.units.tolist(), strict=True):
             if unit >= 0:
                 pieces[unit].append(row)
     nothing = torch.zeros(1, dtype=torch.float64)
-    return [torch.cat(of_unit) if of_unit else nothing for of_unit in pieces]
+    return [torch.cat(of_unit or [nothing]) for of_unit in pieces]
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ _MENDABLE = {
 _SHOWN = 80  # characters of a foreign value in a message
 _BLOCK_BYTES = 1 << 20
 Record = TypeVar("Record")
+# what JSON can hold, as it is read
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Arrays = dict[str, NDArray[Any]]
 Place = str | os.PathLike[str]
 _WRITTEN: ContextVar[set[Path] | None] = ContextVar("written", default=None)

@@ -192,7 +192,7 @@ def at(point: Point, base: Composite = PRESETS["epsilon-plus-flat"]) -> Composit
     return replace(base, **changed)
 
 
-def require_inside(axis: Axis, value: str | float) -> None:
+def require_inside(axis: Axis, value: object) -> None:
     """Raises RecipeError for a value that the axis does not have."""
     if isinstance(axis, Choice):
         if value not in axis.values:

@@ -6,10 +6,12 @@ Everything that can be wrong in such a text is a RecipeError naming the field. K
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from ..errors import RecipeError, did_you_mean
+from ..files import Json
 from .composite import BY_DEPTH, LAYERS, OWNERS, PRESETS, RULES, SPACE, Composite, Rule, preset, require_inside
 
 _LARGEST = 1e30  # float32, in which rules compute, ends at 3e38; NaN is in no range
@@ -27,15 +29,20 @@ def composite_of(text: str) -> Composite:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"the LRP composite {text[:200]!r} is not valid JSON: {error}") from error
-    names = [field.name for field in fields(Composite)]
-    for name in table:
-        if name not in names:
-            raise RecipeError(f"an LRP composite has no field {name!r}.{did_you_mean(name, names)}")
+    _require_names(table, Composite, "an LRP composite has no field")
     choices: dict[str, Any] = {name: _entry(name, value) for name, value in table.items()}
     return replace(Composite(), **choices)
 
 
-def _entry(name: str, value: Any) -> Any:
+def _require_names(table: Mapping[str, Json], record: type[Composite | Rule], complaint: str) -> None:
+    """Raises RecipeError for a key that is no field of the record."""
+    names = [field.name for field in fields(record)]
+    for name in table:
+        if name not in names:
+            raise RecipeError(f"{complaint} {name!r}.{did_you_mean(name, names)}")
+
+
+def _entry(name: str, value: Json) -> object:
     """One field of a composite from what JSON says of it."""
     if name in LAYERS:
         return _rule_of(name, value)
@@ -48,7 +55,7 @@ def _entry(name: str, value: Any) -> Any:
     return value
 
 
-def _rule_of(layer: str, value: object) -> Rule | None:
+def _rule_of(layer: str, value: Json) -> Rule | None:
     """`"zplus"`, `{"name": "gamma", "gamma": 0.3}` or, for inner linear layers, `"depth"`."""
     if value == BY_DEPTH and layer == "linear":
         return None
@@ -57,42 +64,45 @@ def _rule_of(layer: str, value: object) -> Rule | None:
         return RULES[value] if value in RULES else Rule(value)  # type: ignore[arg-type]
     if not isinstance(value, dict) or "name" not in value:
         raise RecipeError(f'{layer} = {value!r} is no LRP rule; write a name or a table as {{"name": "gamma", ...}}')
-    names = [field.name for field in fields(Rule)]
-    for name in value:
-        if name not in names:
-            raise RecipeError(f"the rule of {layer!r} has no parameter {name!r}.{did_you_mean(name, names)}")
+    _require_names(value, Rule, f"the rule of {layer!r} has no parameter")
 
     numbers = {name: _number(f"{layer}.{name}", value[name]) for name in OWNERS if name in value}
     bias = value.get("bias", True)
     if not isinstance(bias, bool):
         raise RecipeError(f"{layer}.bias = {bias!r} is neither true nor false")
-    box = None if value.get("box") is None else _box(layer, value["box"])
+    box = _box(layer, value.get("box"))
+    # Rule itself refuses unknown names
     return Rule(value["name"], bias=bias, box=box, **numbers)
 
 
-def _box(layer: str, value: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if not _is_pair_of_lists(value):
+def _box(layer: str, value: Json) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The lowest and the highest pixel values, one for each channel."""
+    if value is None:
+        return None
+    bounds = _list(value)
+    if len(bounds) != 2 or not all(isinstance(bound, list) for bound in bounds):
         raise RecipeError(f"{layer}.box = {value!r} is not the lowest and the highest values, [[...], [...]]")
-    low = tuple(_number(f"{layer}.box", pixel) for pixel in value[0])
-    high = tuple(_number(f"{layer}.box", pixel) for pixel in value[1])
+    low, high = (tuple(_numbers(f"{layer}.box", bound)) for bound in bounds)
     return low, high
 
 
-def _is_pair_of_lists(value: object) -> bool:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return False
-    return all(isinstance(bound, (list, tuple)) for bound in value)
-
-
-def _boundaries(value: object) -> tuple[float, float]:
-    shares = value if isinstance(value, (list, tuple)) else ()
-    pair = tuple(_number("boundaries", share) for share in shares)
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= 1:
+def _boundaries(value: Json) -> tuple[float, float]:
+    shares = _numbers("boundaries", value)
+    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
         raise RecipeError(f"boundaries = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
-    return pair
+    return shares[0], shares[1]
 
 
-def _number(name: str, value: object) -> float:
+def _list(value: Json) -> list[Json]:
+    """What JSON holds as a list, else nothing."""
+    return value if isinstance(value, list) else []
+
+
+def _numbers(name: str, value: Json) -> list[float]:
+    return [_number(name, number) for number in _list(value)]
+
+
+def _number(name: str, value: Json) -> float:
     # JSON's true would pass as the number 1
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
         raise RecipeError(f"{name} = {repr(value)[:80]} is not a number, or none of a size that counts")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
 
     zero = None if rule.bias else ["bias"]  # the parameters that zennit sets to zero
     eps = rule.epsilon
-    makers: dict[str, Callable[[], Any]] = {
+    makers: dict[str, Callable[[], zennit.core.Hook]] = {
         "epsilon": lambda: zennit.rules.Epsilon(eps, zero_params=zero),
         "zplus": lambda: zennit.rules.ZPlus(eps, zero_params=zero),
         "alphabeta": lambda: zennit.rules.AlphaBeta(rule.alpha, rule.alpha - 1.0, eps, zero_params=zero),
@@ -95,8 +95,7 @@ def zennit_rule(rule: Rule, x: Tensor) -> zennit.core.Hook:
         "pass": zennit.rules.Pass,
         "norm": lambda: zennit.rules.Norm(eps),
     }
-    hook: zennit.core.Hook = makers[rule.name]()
-    return hook
+    return makers[rule.name]()
 
 
 def _box(rule: Rule, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +109,10 @@ def _box(rule: Rule, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance at the layer's input [as x] by zennit's own rule, hooked for this call only."""
+    """Relevance at the layer's input, shaped as x, by zennit's own rule, hooked for this call only.
+
+    `relevance` is shaped as the layer's output. Raises RecipeError where rule `pass` meets a layer that changes shape.
+    """
     if rule.name == "pass" and x.shape != relevance.shape:
         raise RecipeError(
             f"rule 'pass' needs a layer with equal input and output shapes, found {list(x.shape)} and "
@@ -134,7 +136,7 @@ def stabilised_(z: Tensor, epsilon: float, sign: int = 0) -> Tensor:
 
 
 def fast(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, *, output: Tensor | None, nonnegative: bool) -> Tensor:
-    """As `plain`. `output` is the layer's output where known; `nonnegative` promises x >= 0."""
+    """As `plain`. `output` is the layer's output where it was kept; `nonnegative` promises x >= 0."""
     if rule.name in ("epsilon", "norm"):
         return _epsilon(layer, rule, x, relevance, output)
     if rule.name == "zplus":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
 
 from ..errors import RecipeError
 
 
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+def parse_call(text: str) -> tuple[str, dict[str, object]]:
     """`resnet18(num_classes=2)` to ("resnet18", {"num_classes": 2}); a bare name has no arguments.
 
     Raises RecipeError for arguments without names, and for values that are no literals.
@@ -19,10 +18,15 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
         assert isinstance(call, ast.Call)  # `a(1)+(2)` is read as `f(1)+(2)`, which is none
-        if call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("every argument needs its name")
-        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return name, _keywords(call)
     except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
         raise RecipeError(
             f"{text!r} can't be read ({error}); write name(key=value, ...) with plain numbers, strings or lists"
         ) from error
+
+
+def _keywords(call: ast.Call) -> dict[str, object]:
+    """A call's arguments by name. Raises ValueError for one without a name, and for a value that is no literal."""
+    if call.args or any(keyword.arg is None for keyword in call.keywords):  # a `**mapping` has none
+        raise ValueError("every argument needs its name")
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

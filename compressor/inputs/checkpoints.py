@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -26,18 +27,28 @@ _EXTRA_STATE = "_extra_state"  # of modules that keep something beside tensors; 
 _NAMED = 3  # so many names of each kind in a message
 
 
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """Names of tensors that a module expects and a file lacks, that it does not expect, that have another shape."""
+
+    missing: list[str]
+    unexpected: list[str]
+    unequal: list[str]
+
+    @property
+    def is_none(self) -> bool:
+        return not (self.missing or self.unexpected or self.unequal)
+
+
 def fill(module: nn.Module, path: str | Path) -> None:
     """Puts a checkpoint's tensors into the module, all of them or, with a ModelError, none."""
     state = _without_prefix(read_state(path), module)
     expected = module.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith(_UNNEEDED)]
-    unexpected = [name for name in state if name not in expected and not name.endswith(_UNNEEDED)]
-    unequal = [name for name in expected if name in state and expected[name].shape != state[name].shape]
-    if missing or unexpected or unequal:
-        differences = _differences(expected, state, missing=missing, unexpected=unexpected, unequal=unequal)
+    misfit = _misfit(expected, state)
+    if not misfit.is_none:
         raise ModelError(
-            f"checkpoint {str(path)!r} doesn't fit the model: {differences}. "
-            f"{_guess(expected, state, missing=missing, unequal=unequal)}"
+            f"checkpoint {str(path)!r} doesn't fit the model: {_differences(expected, state, misfit)}. "
+            f"{_guess(expected, state, misfit)}"
         )
 
     fitting = {name: tensor for name, tensor in state.items() if name in expected}
@@ -59,6 +70,19 @@ def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     versioned = OrderedDict(state)
     versioned._metadata = getattr(expected, "_metadata", {})  # type: ignore[attr-defined]
     return versioned
+
+
+def _misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> _Misfit:
+    """Each kind in the order of the model or the file; what evaluation never reads may be there or not."""
+    return _Misfit(
+        missing=_needed(name for name in expected if name not in state),
+        unexpected=_needed(name for name in state if name not in expected),
+        unequal=[name for name in expected if name in state and expected[name].shape != state[name].shape],
+    )
+
+
+def _needed(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.endswith(_UNNEEDED)]
 
 
 def _require_usable(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
@@ -109,7 +133,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = "neither tensors alone nor complete"
         if not isinstance(error, UnpicklingError):  # whose text advises to load the file unsafely
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            text = str(error).strip() or type(error).__name__
+            reason = text.splitlines()[0][:200]
         raise ModelError(
             f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
             "save it with safetensors, or torch.save(model.state_dict(), ...)"
@@ -139,7 +164,7 @@ def _nested(value: object) -> dict[str, Tensor] | None:
     if tensors and len(tensors) == len(value):
         return tensors
     for nest in _NESTS:
-        inner = _nested(value[nest]) if nest in value else None
+        inner = _nested(value.get(nest))
         if inner is not None:
             return inner
     return tensors or None
@@ -155,15 +180,15 @@ def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Te
     return state
 
 
-def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], **names: list[str]) -> str:
-    """`1 missing ('fc.bias'), 1 of other shape (...)`; `names` are of tensors missing, unexpected and unequal."""
+def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: _Misfit) -> str:
+    """`1 missing ('fc.bias'), 1 of other shape (...)`."""
     differences = []
-    for kind in ("missing", "unexpected"):
-        if names[kind]:
-            differences.append(f"{len(names[kind])} {kind} ({_first(names[kind])})")
+    for kind, names in (("missing", misfit.missing), ("unexpected", misfit.unexpected)):
+        if names:
+            differences.append(f"{len(names)} {kind} ({_first(names)})")
 
     shapes = []
-    for name in names["unequal"]:
+    for name in misfit.unequal:
         theirs, ours = list(state[name].shape), list(expected[name].shape)
         shapes.append(f"{name!r} {theirs} in the file, {ours} in the model")
     if shapes:
@@ -179,10 +204,9 @@ def _dots(names: list[str]) -> str:
     return ", ..." if len(names) > _NAMED else ""
 
 
-def _guess(
-    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, missing: list[str], unequal: list[str]
-) -> str:
+def _guess(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: _Misfit) -> str:
     """What the user probably did; a single layer that differs in its outputs alone is the classifier."""
+    missing, unequal = misfit.missing, misfit.unequal
     layers = {name.rpartition(".")[0] for name in unequal}
     if not missing and len(layers) == 1:
         theirs, ours = state[unequal[0]].shape, expected[unequal[0]].shape

@@ -10,19 +10,30 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, did_you_mean
 from ..records import IntArray
 from .calls import parse_call
-from .images import Images
+from .images import Images, numbered
 
 # that many are named by their numbers; a label beyond is refused once the model's classes are known
 _MOST_CLASSES = 1_000_000
+# where data sets keep their labels, in torchvision and elsewhere
+_LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
+
+
+class Dataset(Protocol):
+    """Pairs (image, label) by index, or images alone."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
 
 
 def library_images(source: str, root: str) -> Images:
@@ -41,10 +52,10 @@ def library_images(source: str, root: str) -> Images:
     return dataset_images(source, _built(build, arguments, source))
 
 
-def _built(build: Callable[..., Any], arguments: Mapping[str, Any], source: str) -> Any:
+def _built(build: Callable[..., Dataset], arguments: Mapping[str, object], source: str) -> Dataset:
     """The data set as it lies on disk, else downloaded where the library can."""
     can_download = "download" in inspect.signature(build).parameters
-    root = Path(arguments.get("root", "."))
+    root = Path(str(arguments.get("root", ".")))
     new_root = not root.exists()
     try:
         try:
@@ -62,7 +73,7 @@ def _built(build: Callable[..., Any], arguments: Mapping[str, Any], source: str)
         raise DataError(f"{source!r} can't be read{where} ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def dataset_images(source: str, dataset: Any) -> Images:
+def dataset_images(source: str, dataset: Dataset) -> Images:
     """Images of a data set of (image, label) pairs; an image is PIL's, or pixels as `as_picture` reads them.
 
     Raises DataError where there are none.
@@ -79,15 +90,13 @@ def dataset_images(source: str, dataset: Any) -> Images:
         image = read(name)
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
-    width = len(str(len(labels) - 1))  # all names equally long, so that they sort as they count
-    names = tuple(f"{i:0{width}d}" for i in range(len(labels)))
     counted = min(int(labels.max()) + 1, _MOST_CLASSES)
-    classes = getattr(dataset, "classes", None) or [str(i) for i in range(counted)]
+    classes = getattr(dataset, "classes", None) or range(counted)
     class_names = tuple(_class_name(name) for name in classes)
-    return Images(source, names, labels, class_names, None, read, digest)
+    return Images(source, numbered(len(labels)), labels, class_names, None, read, digest)
 
 
-def as_picture(pixels: Any) -> Image.Image:
+def as_picture(pixels: object) -> Image.Image:
     """PIL's image of one: itself, uint8 [H, W, C] or [C, H, W], or floats in [0, 1] [C, H, W], grey ones without C.
 
     Raises TypeError for anything else; normalised floats are among it, whose pixels are not known any more.
@@ -103,33 +112,40 @@ def as_picture(pixels: Any) -> Image.Image:
         )
     if array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)  # [C, H, W] to [H, W, C]
-    if array.dtype.kind == "f":
-        if array.size and not (array.min() >= 0 and array.max() <= 1):
-            raise TypeError(
-                f"floats from {array.min():.3g} to {array.max():.3g} are no pixels in [0, 1]; give images as they are "
-                "before normalisation, which is done here"
-            )
-        array = np.round(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise TypeError(f"pixels are {array.dtype}, expected uint8 or floats in [0, 1]")
+    array = _eight_bit(array)
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def _class_name(name: Any) -> str:
+def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels as they are stored: 0.5 of floats is 128. Raises TypeError for what is neither."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise TypeError(f"pixels are {array.dtype}, expected uint8 or floats in [0, 1]")
+    if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN is in no range
+        raise TypeError(
+            f"floats from {array.min():.3g} to {array.max():.3g} are no pixels in [0, 1]; give images as they are "
+            "before normalisation, which is done here"
+        )
+    return np.round(array * 255).astype(np.uint8)
+
+
+def _class_name(name: object) -> str:
     """ImageNet's classes are tuples of synonyms."""
     return ", ".join(name) if isinstance(name, (tuple, list)) else str(name)
 
 
-def _dataset_labels(dataset: Any) -> IntArray:
+def _dataset_labels(dataset: Dataset) -> IntArray:
     """Labels without decoding where the data set keeps them; some only tell with the image."""
-    for attribute in ("targets", "labels", "_labels", "y"):
+    for attribute in _LABEL_ATTRIBUTES:
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):
             return np.asarray(values).astype(np.int64).reshape(-1)
     return np.array([_label_of(dataset[i]) for i in range(len(dataset))], dtype=np.int64)
 
 
-def _label_of(entry: Any) -> int:
+def _label_of(entry: object) -> int:
     """-1 where an entry is the image alone."""
-    has_label = isinstance(entry, (tuple, list)) and len(entry) > 1
-    return int(entry[1]) if has_label else -1
+    if isinstance(entry, (tuple, list)) and len(entry) > 1:
+        return int(entry[1])
+    return -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -72,47 +72,71 @@ class Preprocessing:
         return (len(self.mean), *self.size)
 
 
-_FIELDS = ("size", "resize", "interpolation", "mean", "std")
+def _sides(value: int | Sequence[int]) -> tuple[int, ...]:
+    """224 is (224, 224)."""
+    return (value, value) if isinstance(value, int) else _whole_numbers(value)
 
 
-def overridden(preset: Preprocessing | None, **overrides: Any) -> Preprocessing:
+def _lengths(value: int | Sequence[int]) -> tuple[int, ...]:
+    """256 is (256,), the length of the shorter side alone."""
+    return (value,) if isinstance(value, int) else _whole_numbers(value)
+
+
+def _whole_numbers(numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(number) for number in numbers)
+
+
+def _channel_values(value: float | Sequence[float]) -> tuple[float, ...]:
+    """0.5 is (0.5,), of grey images."""
+    return tuple(float(number) for number in value) if isinstance(value, Sequence) else (float(value),)
+
+
+# how each field of a pre-processing is read
+_READERS: Mapping[str, Callable[[Any], object]] = {
+    "size": _sides,
+    "resize": _lengths,
+    "interpolation": str,
+    "mean": _channel_values,
+    "std": _channel_values,
+}
+
+
+def overridden(preset: Preprocessing | None, **overrides: object) -> Preprocessing:
     """`preset` with the fields that are given (not None) put in their place.
 
     Numbers stand for `(n, n)` in `size`, `(n,)` elsewhere. A new `size` without a `resize` keeps their ratio.
     Without a preset, size, mean and std must be given; resize is then the size, bilinear. Raises RecipeError for a
     field that there is not, or one that is missing.
     """
-    unknown = sorted(set(overrides) - set(_FIELDS))
+    unknown = sorted(set(overrides) - set(_READERS))
     if unknown:
-        raise RecipeError(f"pre-processing has no field {unknown[0]!r}; it has {', '.join(_FIELDS)}")
-    fields = {name: _as_tuple(name, value) for name, value in overrides.items() if value is not None}
+        raise RecipeError(f"pre-processing has no field {unknown[0]!r}; it has {', '.join(_READERS)}")
+    fields: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if value is not None:
+            fields[name] = _READERS[name](value)
 
     if preset is None:
-        missing = [f"--{name}" for name in ("size", "mean", "std") if name not in fields]
-        if missing:
-            raise RecipeError(
-                f"the model says nothing about its pre-processing; give {', '.join(missing)} "
-                "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
-            )
+        _require_fields(fields)
         return Preprocessing(**{"resize": fields["size"], "interpolation": "bilinear", **fields})
     if "size" in fields and "resize" not in fields:
         fields["resize"] = _scaled(preset, fields["size"])
     return replace(preset, **fields)
 
 
-def _as_tuple(name: str, value: Any) -> Any:
-    if name == "interpolation":
-        return str(value)
-    if name in ("mean", "std"):
-        return tuple(float(number) for number in value) if isinstance(value, Sequence) else (float(value),)
-    if isinstance(value, int):
-        return (value, value) if name == "size" else (value,)
-    return tuple(int(number) for number in value)
+def _require_fields(fields: Mapping[str, object]) -> None:
+    """Raises RecipeError unless the fields are enough without a preset."""
+    missing = [f"--{name}" for name in ("size", "mean", "std") if name not in fields]
+    if missing:
+        raise RecipeError(
+            f"the model says nothing about its pre-processing; give {', '.join(missing)} "
+            "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+        )
 
 
 def _scaled(preset: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
     """224 of 256 asked for at 112 is 112 of 128."""
-    if len(preset.resize) == 2:
+    if len(preset.resize) == 2:  # height and width, each by its own ratio
         sides = zip(preset.resize, size, preset.size, strict=True)
         return tuple(round(resized * new / old) for resized, new, old in sides)
     return (round(preset.resize[0] * min(size) / min(preset.size)),)
@@ -172,6 +196,12 @@ class Images:
         return content_hash(*(self.digest(name) for name in self.names), self.labels)
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of images that have none, all equally long, so that they sort as they count: 00 to 10 of eleven."""
+    digits = len(str(count - 1))
+    return tuple(f"{i:0{digits}d}" for i in range(count))
+
+
 def _preprocessing_of(images: Images) -> Preprocessing:
     if images.preprocessing is None:
         raise DataError(f"images of {images.source} have no pre-processing yet; call images.prepared(...) first")
@@ -205,7 +235,7 @@ def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     image = image.convert("L" if channels == 1 else "RGB")
     height, width = resize if len(resize) == 2 else _shorter_side(image, resize[0])
     if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), _FILTERS[preprocessing.interpolation])
+        image = image.resize((width, height), _FILTERS[preprocessing.interpolation])  # PIL says width first
 
     top, left = _margin(height, size[0]), _margin(width, size[1])
     if (height, width) != size:

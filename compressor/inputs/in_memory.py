@@ -7,15 +7,19 @@ Takes names and paths, `Images`, a pair of arrays (images, labels), a torch `Dat
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import DataError
-from .datasets import dataset_images
+from .datasets import Dataset, dataset_images
 from .images import Images
+
+Array = Tensor | NDArray[np.generic]
 
 _KINDS = (
     "a folder, an .npz or another source's name (text or Path), Images, a pair of arrays (images, labels), a Dataset "
@@ -23,7 +27,7 @@ _KINDS = (
 )
 
 
-def given_images(images: Any) -> str | Images | None:
+def given_images(images: object) -> str | Images | None:
     """The name of a source, or the images themselves; None stays None. Raises DataError for anything else."""
     if images is None or isinstance(images, (str, Images)):
         return images
@@ -31,33 +35,41 @@ def given_images(images: Any) -> str | Images | None:
         return str(os.fspath(images))
 
     name = type(images).__name__
-    dataset: Any = images.dataset if isinstance(images, DataLoader) else images
+    dataset: object = images.dataset if isinstance(images, DataLoader) else images
     if isinstance(dataset, IterableDataset):
         raise DataError(
             f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or a folder"
         )
     if _is_pair_of_arrays(dataset):
-        return dataset_images(f"{name} of arrays", _LabelledArrays(*dataset))
-    by_index = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    if by_index and not isinstance(dataset, (tuple, list, dict)):
-        return dataset_images(name, _with_labels(dataset))
+        pixels, labels = dataset
+        return dataset_images(f"{name} of arrays", _LabelledArrays(pixels, labels))
+    if _is_array(dataset):  # of images alone, which have no labels
+        return dataset_images(name, _LabelledArrays(dataset, np.full(len(dataset), -1)))
+    if _is_dataset(dataset):
+        return dataset_images(name, dataset)
     raise DataError(f"images are given as a {name}, expected {_KINDS}")
 
 
-def _is_pair_of_arrays(value: object) -> bool:
+def _is_pair_of_arrays(value: object) -> TypeGuard[Sequence[Array]]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
     return all(_is_array(entry) for entry in value)
 
 
-def _is_array(value: object) -> bool:
+def _is_array(value: object) -> TypeGuard[Array]:
     return isinstance(value, (Tensor, np.ndarray))
+
+
+def _is_dataset(value: object) -> TypeGuard[Dataset]:
+    """What has a length and an index, but for Python's own collections: those would be a mistake."""
+    by_index = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    return by_index and not isinstance(value, (tuple, list, dict))
 
 
 class _LabelledArrays:
     """Arrays [N, H, W, C] or [N, C, H, W] and labels [N] as a data set."""
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: Array, labels: Array) -> None:
         if len(images) != len(labels):
             raise DataError(f"there are {len(images)} images and {len(labels)} labels; give as many of each")
         self.images, self.targets = images, np.asarray(labels).reshape(-1)
@@ -67,10 +79,5 @@ class _LabelledArrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Array, int]:
         return self.images[index], int(self.targets[index])
-
-
-def _with_labels(dataset: Any) -> Any:
-    """The data set itself; an array of images alone has no labels."""
-    return _LabelledArrays(dataset, np.full(len(dataset), -1)) if _is_array(dataset) else dataset

@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Protocol, TypedDict, cast
 
 import torch
 from torch import nn
@@ -52,6 +53,36 @@ class _Built:
     module: nn.Module
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...] | None = None
+
+
+class _Embedded(TypedDict):
+    """A row of models/index.json; `builder` and `file` are paths from the project's root and from models/."""
+
+    builder: str
+    file: str
+    sha256: str
+    preprocessing: dict[str, object]
+
+
+class _Preset(Protocol):
+    """What is read of torchvision's `ImageClassification`."""
+
+    crop_size: Sequence[int]
+    resize_size: Sequence[int]
+    interpolation: Enum
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class _DataConfig(TypedDict):
+    """What is read of timm's data configuration."""
+
+    input_size: tuple[int, int, int]
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model:
@@ -104,14 +135,14 @@ def _embedded(spec: str, weights: str) -> _Built:
     return _Built(built.module, overridden(None, **entry["preprocessing"]))
 
 
-def _index() -> dict[str, Any]:
+def _index() -> dict[str, _Embedded]:
     path = EMBEDDED / "index.json"
     if not path.is_file():
         raise ModelError(
             f"the embedded models are not here: {str(path)!r} is missing; they come with a checkout of the project "
             "(install it in place: pip install -e .), or name a model as torchvision:NAME, timm:NAME or file.py:factory"
         )
-    return cast(dict[str, Any], read_json(path, "models/1")["models"])
+    return cast(dict[str, _Embedded], read_json(path, "models/1")["models"])
 
 
 def _unknown(name: str, embedded: list[str]) -> str:
@@ -139,19 +170,20 @@ def _torchvision(spec: str, weights: str) -> _Built:
     if name not in names:
         raise ModelError(f"torchvision has no classifier {name!r}.{did_you_mean(name, names)}")
     trained = library.get_model_weights(name).DEFAULT
-    loaded = trained if weights == "default" else None
-    module = _called(
-        lambda: library.get_model(name, weights=loaded, **arguments),
-        f"torchvision:{spec}",
-        downloads=weights == "default",
-    )
-    same_classes = arguments.get("num_classes", 1000) == 1000
-    categories = tuple(trained.meta["categories"]) if same_classes else None
+    default = weights == "default"
+
+    def build() -> object:
+        return library.get_model(name, weights=trained if default else None, **arguments)
+
+    module = _called(build, f"torchvision:{spec}", downloads=default)
+    categories: tuple[str, ...] | None = None
+    if arguments.get("num_classes", 1000) == 1000:
+        categories = tuple(trained.meta["categories"])
     size = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
     return _Built(module, overridden(_of_transforms(trained.transforms()), size=size), categories)
 
 
-def _of_transforms(preset: Any) -> Preprocessing:
+def _of_transforms(preset: _Preset) -> Preprocessing:
     """What torchvision's `ImageClassification` preset says."""
     return Preprocessing(
         (preset.crop_size[0], preset.crop_size[-1]),
@@ -173,9 +205,13 @@ def _timm(spec: str, weights: str) -> _Built:
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
     default = weights == "default"
-    module = _called(
-        lambda: timm.create_model(name, pretrained=default, **arguments), f"timm:{spec}", downloads=default
-    )
+
+    create: Callable[..., object] = timm.create_model  # which of its arguments there are, the name's text says
+
+    def build() -> object:
+        return create(name, pretrained=default, **arguments)
+
+    module = _called(build, f"timm:{spec}", downloads=default)
     return _Built(module, _of_config(module))
 
 
@@ -185,7 +221,7 @@ def _of_config(module: nn.Module) -> Preprocessing | None:
         return None
     from timm.data.config import resolve_model_data_config
 
-    config: dict[str, Any] = cast(Any, resolve_model_data_config)(module)
+    config = cast(Callable[[nn.Module], _DataConfig], resolve_model_data_config)(module)
     _, height, width = config["input_size"]
     scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))  # 224 at 0.875 is cut from 256
     if config["crop_mode"] == "center" and height == width:
@@ -258,15 +294,17 @@ def _file_module(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, name: str, place: str) -> Any:
-    factory = getattr(module, name, None)
+def _attribute(module: ModuleType, name: str, place: str) -> Callable[..., object]:
+    """What the module holds under that name: a function, a class or a model. Raises ModelError where it has none."""
+    factory: object = getattr(module, name, None)
     if factory is None or not callable(factory):
         choices = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{place!r} has no factory {name!r}.{did_you_mean(name, choices)}")
     return factory
 
 
-def _called(build: Callable[[], Any], spec: str, *, downloads: bool) -> nn.Module:
+def _called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Module:
+    """The model that `build` makes. Raises ModelError for whatever it raises, and for what is no module."""
     try:
         module = build()
     except Exception as error:

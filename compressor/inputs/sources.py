@@ -23,7 +23,7 @@ from ..errors import DataError, MissingPackageError, did_you_mean
 from ..files import file_sha256
 from ..records import IntArray
 from .datasets import library_images
-from .images import Images
+from .images import Images, numbered
 from .splits import stratified_order
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
@@ -63,30 +63,30 @@ def load_images(source: str, *, classes: Sequence[str] | None = None, root: str 
 
 def require_labels(images: Images, outputs: int) -> None:
     """Raises DataError unless every image has a label that a model of that many outputs can give."""
-    unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
-    if unknown:
+    unknown = np.flatnonzero(images.labels < 0)
+    if unknown.size:
         raise DataError(
-            f"{len(unknown)} of {len(images)} images of {images.source} have no label (first: {unknown[0]!r}); "
-            "sort them into one folder per class or add labels.csv"
+            f"{unknown.size} of {len(images)} images of {images.source} have no label "
+            f"(first: {images.names[unknown[0]]!r}); sort them into one folder per class or add labels.csv"
         )
-    for name, label in zip(images.names, images.labels, strict=True):
-        if label >= outputs:
-            raise DataError(
-                f"image {name!r} of {images.source} has label {label}, but the model tells {outputs} classes apart "
-                f"(0 to {outputs - 1}); check the labels or the model's number of classes"
-            )
+    beyond = np.flatnonzero(images.labels >= outputs)
+    if beyond.size:
+        first = beyond[0]
+        raise DataError(
+            f"image {images.names[first]!r} of {images.source} has label {images.labels[first]}, but the model tells "
+            f"{outputs} classes apart (0 to {outputs - 1}); check the labels or the model's number of classes"
+        )
 
 
 def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     files_of = {path.name: _image_files(path) for path in inner}
     _require_images(folder, files_of)
-    files_of = {name: files for name, files in files_of.items() if files}
-    _require_classes(folder, files_of)
-    if not files_of:
+    if not any(files_of.values()):
         return _unlabelled_folder(folder)
+    _require_classes(folder, files_of)
 
-    class_names = tuple(classes) if classes else tuple(files_of)
+    class_names = tuple(classes or files_of)
     names: list[str] = []
     labels: list[int] = []
     for class_name, files in files_of.items():
@@ -110,7 +110,8 @@ def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> Non
     empty = [name for name, files in files_of.items() if not files]
     if empty and len(empty) < len(files_of):
         named = ", ".join(repr(name) for name in empty[:3])
-        named += ", ..." if len(empty) > 3 else ""
+        if len(empty) > 3:
+            named += ", ..."
         raise DataError(
             f"{len(empty)} of {len(files_of)} class folders of {str(folder)!r} hold no images ({named}); put images of "
             f"the kinds {', '.join(sorted(_SUFFIXES))} there, or remove those folders"
@@ -119,13 +120,13 @@ def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> Non
 
 def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
     """Folders that are no classes, and images that would be passed over, are refused."""
-    if files_of and _PARTS.issuperset(name.lower() for name in files_of):
+    if _PARTS.issuperset(name.lower() for name in files_of):
         raise DataError(
             f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
             "images and another as the evaluation images"
         )
     loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES]
-    if files_of and loose:
+    if loose:
         raise DataError(
             f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
             "move them into a class or elsewhere"
@@ -237,15 +238,15 @@ def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) ->
     for text in texts:
         _require_label(text, table)
     if all(_WHOLE.fullmatch(text) or not text for text in texts):
-        indices = [int(text) if text else -1 for text in texts]
+        indices = [int(text or "-1") for text in texts]
         return indices, _names_of_indices(indices, classes, table)
-    names = tuple(classes or sorted({text for text in texts if text}))
+    names = tuple(classes or sorted(set(texts) - {""}))
     return [_index(text, names, table) if text else -1 for text in texts], names
 
 
 def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, table: Path) -> tuple[str, ...]:
     """The model's classes, else the numbers themselves as names; every index must have one."""
-    names = tuple(classes or (str(i) for i in range(max(indices) + 1)))
+    names = tuple(classes or map(str, range(max(indices) + 1)))
     wrong = [i for i in indices if i < -1 or i >= len(names)]
     if wrong:
         raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
@@ -345,10 +346,8 @@ def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes:
         image = np.ascontiguousarray(images[int(name)])
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
-    width = len(str(len(images) - 1))  # all names equally long, so that they sort as they count
-    names = tuple(f"{i:0{width}d}" for i in range(len(images)))
-    class_names = tuple(classes) or tuple(str(i) for i in range(max(int(labels.max()), -1) + 1))
-    return Images(source, names, labels, class_names, None, read, digest)
+    class_names = tuple(classes or map(str, range(int(labels.max()) + 1)))
+    return Images(source, numbered(len(images)), labels, class_names, None, read, digest)
 
 
 def _digits(source: str) -> Images:
@@ -367,4 +366,5 @@ def _digits(source: str) -> Images:
         return images
     order = stratified_order(images.names, images.labels, DIGITS_SEED)
     held_out = round(DIGITS_HELD_OUT * len(images))
-    return images.subset(np.sort(order[:held_out] if part == "evaluation" else order[held_out:]))
+    chosen = order[:held_out] if part == "evaluation" else order[held_out:]
+    return images.subset(np.sort(chosen))

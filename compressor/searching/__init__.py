@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import MissingPackageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from ..inputs.images import Images
     from .outcome import SearchResult
 
 
-def search(model: Any = None, images: Any = None, **options: Any) -> SearchResult:
+def search(model: str | nn.Module | None = None, images: str | Images | None = None, **options: object) -> SearchResult:
     """Searches a recipe for a model; see `compressor.searching.flow.search`.
 
     Raises MissingPackageError where what it needs is not installed.

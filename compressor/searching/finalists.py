@@ -44,6 +44,7 @@ class Finalist:
 def finalists_of(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     """The best complete trials and every preset, best first, earlier ones before equals."""
     complete = [row for row in rows if row.state == "complete" and row.value is not None]
+    # `or` is for the type alone: complete ones have a value
     ordered = sorted(complete, key=lambda row: (-(row.value or 0.0), row.number))
     presets_behind = [row for row in ordered[count:] if row.preset]
     return ordered[:count] + presets_behind
@@ -76,14 +77,22 @@ def _checked(
     path = _file_of(bench, recipe, budgets, images_by_split)
     with suppress(FolderError):  # gone or damaged: judged again
         saved_points = read_signed(path, "finalist/2")["points"]
-        return {split: tuple(Kept(**fields) for fields in points) for split, points in saved_points.items()}
+        return {split: _points_of(rows) for split, rows in saved_points.items()}
 
     steps = list(bench.check(recipe, budgets, images_by_split))
-    points = {split: tuple(step[split] for step in steps) for split in images_by_split}
-    plain_points = {split: [asdict(point) for point in points[split]] for split in points}
+    points: dict[str, tuple[Kept, ...]] = {}
+    plain_points: dict[str, list[dict[str, float]]] = {}
+    for split in images_by_split:
+        points[split] = tuple(step[split] for step in steps)
+        plain_points[split] = [asdict(point) for point in points[split]]
     path.parent.mkdir(exist_ok=True)
     write_json(path, signed({"schema": "finalist/2", "points": plain_points}))
     return points
+
+
+def _points_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Kept, ...]:
+    """The inverse of `asdict`, as a finalist's file holds it."""
+    return tuple(Kept(**fields) for fields in rows)
 
 
 def _file_of(bench: Bench, recipe: Recipe, budgets: Sequence[float], splits: Iterable[str]) -> Path:
@@ -109,21 +118,21 @@ def best_preset(finalists: Sequence[Finalist]) -> Finalist | None:
     return winner_of(presets) if presets else None
 
 
-def plain_row(row: TrialRow) -> dict[str, Any]:
+def plain_row(row: TrialRow) -> dict[str, object]:
     """A trial as JSON."""
     accuracies = {f"{point.budget:g}": round(point.accuracy, 4) for point in row.points}
     return {**asdict(row), "accuracy": accuracies}
 
 
-def plain_finalist(finalist: Finalist) -> dict[str, Any]:
+def plain_finalist(finalist: Finalist) -> dict[str, object]:
     """A finalist as JSON; areas and points by split."""
     return {
         "name": finalist.name,
         "trial": finalist.row.number,
         "area": {split: round(finalist.area(split), 5) for split in finalist.points},
-        "points": {split: [_plain_point(point) for point in points] for split, points in finalist.points.items()},
+        "points": {split: _plain_points(points) for split, points in finalist.points.items()},
     }
 
 
-def _plain_point(point: Kept) -> dict[str, Any]:
-    return {**asdict(point), "accuracy": round(point.accuracy, 4)}
+def _plain_points(points: Sequence[Kept]) -> list[dict[str, object]]:
+    return [{**asdict(point), "accuracy": round(point.accuracy, 4)} for point in points]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -48,7 +47,7 @@ def search(
     *,
     notify: Notify | None = None,
     on_trial: Callable[[Progress], None] | None = None,
-    **options: Any,
+    **options: object,
 ) -> SearchResult:
     """Searches a recipe for a model; `options` are SearchOptions' fields and the recipe's.
 

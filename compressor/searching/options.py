@@ -46,7 +46,7 @@ class SearchOptions:
             raise RecipeError(f"minutes = {self.minutes:g} must be 0 or more")
 
 
-def make_options(values: Mapping[str, Any]) -> SearchOptions:
+def make_options(values: Mapping[str, object]) -> SearchOptions:
     """From values or from text as it stands on the command line; None leaves the default.
 
     Raises RecipeError for what can't be read or lies outside its bounds.
@@ -58,15 +58,18 @@ def make_options(values: Mapping[str, Any]) -> SearchOptions:
     return SearchOptions(**typed)
 
 
-def _read(option: Field[Any], value: Any) -> Any:
+def _read(option: Field[Any], value: Any) -> object:
     """In the type of the option's default; of a list, text is split at commas: `0.5,0.8` gives (0.5, 0.8)."""
     default: Any = option.default
     try:
         if not isinstance(default, tuple):
             return type(default)(value)
-        items = value
-        if isinstance(value, str):
-            items = [word.strip() for word in value.split(",") if word.strip()]
-        return tuple(option.metadata["of"](item) for item in items)
+        entries = _words(value) if isinstance(value, str) else value
+        return tuple(option.metadata["of"](entry) for entry in entries)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{option.name} = {value!r} is not understood; an example: {default!r}") from error
+
+
+def _words(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    return [word for word in words if word]

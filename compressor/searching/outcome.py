@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from ..files import write_text
+from ..files import Json, write_text
 from ..recipe import Recipe, to_toml
 from ..relevance.composite import Axis
 from ..report.searched import Curve, SearchReport, Tried, write_search_report
@@ -35,13 +35,36 @@ _SHOWN = (
 )
 
 
+class SearchSummary(TypedDict):
+    """What the command prints last, and the head of `search.json`.
+
+    `run_dir` and `recipe` are paths. `composite` is a preset's name or the table that a recipe spells as JSON. Areas
+    are mean accuracies over the budgets, shares of one, by the split of the images.
+    """
+
+    model: str
+    run_dir: str
+    recipe: str
+    best: str
+    criterion: str
+    composite: Json
+    area: dict[str, float]
+    best_preset: str | None
+    area_presets: dict[str, dict[str, float]]
+    budgets: list[float]
+    trials: int
+    trials_stopped: int
+    trial_seconds: float
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """A finished search. `recipe` is the best one, also in `best.toml`; `summary` the command's last line."""
 
     folder: Path
     recipe: Recipe
-    summary: dict[str, Any]
+    summary: SearchSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +104,19 @@ def write_outcome(outcome: Outcome) -> SearchResult:
     return SearchResult(folder, recipe, summary)
 
 
-def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> dict[str, Any]:
+def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
     folder, preset = outcome.work.stages.folder, best_preset(outcome.finalists)
     presets = [finalist for finalist in outcome.finalists if finalist.row.preset]
-    is_preset_name = not recipe.composite.startswith("{")  # else the composite itself, as JSON
+    composite: Json = recipe.composite
+    if recipe.composite.startswith("{"):  # no preset's name, but the composite itself
+        composite = json.loads(recipe.composite)
     return {
         "model": recipe.model,
         "run_dir": str(folder),
         "recipe": str(folder / "best.toml"),
         "best": best.name,
         "criterion": recipe.criterion,
-        "composite": recipe.composite if is_preset_name else json.loads(recipe.composite),
+        "composite": composite,
         "area": _areas(best),
         "best_preset": preset.name if preset else None,
         "area_presets": {finalist.name: _areas(finalist) for finalist in presets},
@@ -162,7 +187,7 @@ def _composite_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield name, str(value)
 
 
-def _rule_text(rule: Mapping[str, Any]) -> str:
+def _rule_text(rule: Mapping[str, Json]) -> str:
     """`gamma (gamma 0.1, epsilon 1e-06)`; a rule without a number to it is one that leaves the bias out."""
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in rule.items() if isinstance(value, float))
     return f"{rule['name']} ({numbers or 'no bias'})"

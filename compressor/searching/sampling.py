@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
@@ -51,12 +50,12 @@ class Seeded(BaseSampler):
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    ) -> object:
         """A drawn value, or, while the estimator knows too little, the best trial's in every other trial.
 
         The draw comes first in any case: later draws of the trial must not depend on which values were taken over.
@@ -70,7 +69,8 @@ class Seeded(BaseSampler):
         best = max(complete, key=lambda earlier: earlier.value or 0.0, default=None)
         if best is None or best.distributions.get(param_name) != param_distribution:
             return drawn
-        stays = random.Random(content_hash(self._seed, trial.number, param_name)).random() < STAYS
+        chance = random.Random(content_hash(self._seed, trial.number, param_name))
+        stays = chance.random() < STAYS
         return best.params[param_name] if stays else drawn
 
 

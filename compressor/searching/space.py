@@ -40,6 +40,10 @@ _RANKING: tuple[Axis, ...] = (
 _HOLDABLE = [axis.field for axis in (*_READING, *_RANKING)]
 
 Probe = Callable[[Recipe], Scores]
+# a recipe's fields by name, each in its own type
+RecipeFields = Mapping[str, Any]
+# by axis and value, the earlier value it can't be told from
+Aliases = dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def find_space(
     """
     several = len(families) > 1
     axes: list[Axis] = [Choice("criterion", tuple(families))] if several else []
-    aliases: dict[tuple[str, str], str] = {}
+    aliases: Aliases = {}
     by_depth = False
     for family in families:
         probed = _Probed(replace(base, **_unread(base, held), criterion=family, composite=""), probe)
@@ -132,7 +136,7 @@ class _Probed:
     probe: Probe
     by_recipe: dict[Recipe, Scores | None] = field(default_factory=dict)
 
-    def scores(self, **changed: Any) -> Scores | None:
+    def scores(self, changed: RecipeFields) -> Scores | None:
         recipe = replace(self.base, **changed)
         if recipe not in self.by_recipe:
             try:
@@ -141,9 +145,9 @@ class _Probed:
                 self.by_recipe[recipe] = None  # a value this criterion refuses
         return self.by_recipe[recipe]
 
-    def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    def differ(self, first: RecipeFields, second: RecipeFields) -> bool:
         """Whether two changes of the recipe give other scores; a refused one differs from nothing."""
-        first_scores, second_scores = self.scores(**first), self.scores(**second)
+        first_scores, second_scores = self.scores(first), self.scores(second)
         if first_scores is None or second_scores is None:
             return False
         return not _same(first_scores, second_scores)
@@ -161,7 +165,7 @@ def _relative(difference: FloatArray, scores: FloatArray) -> float:
     return float(np.abs(difference).max() / max(float(np.abs(scores).mean()), np.finfo(float).tiny))
 
 
-def _composite_axes(probed: _Probed, aliases: dict[tuple[str, str], str]) -> tuple[bool, list[Axis]]:
+def _composite_axes(probed: _Probed, aliases: Aliases) -> tuple[bool, list[Axis]]:
     """Whether the network's inner layers are all linear, and the axes of the composite that change its scores."""
     base = Composite()
     counts = {layer: _rule_counts(probed, base, layer) for layer in (*_DEPTHS, "fc", "linear", "first")}
@@ -190,7 +194,7 @@ def _rule_counts(probed: _Probed, base: Composite, layer: str) -> bool:
     return probed.composites_differ(base, at({f"{layer}.rule": _OTHER_RULE}, base))
 
 
-def _plain_axis(probed: _Probed, axis: Axis, aliases: dict[tuple[str, str], str]) -> list[Axis]:
+def _plain_axis(probed: _Probed, axis: Axis, aliases: Aliases) -> list[Axis]:
     """An axis of no layer (`softmax`, `epsilon`), where it counts; of a range, its ends are tried."""
     if isinstance(axis, Range):
         lowest, highest = at({axis.field: axis.lowest}), at({axis.field: axis.highest})
@@ -202,12 +206,12 @@ def _plain_axis(probed: _Probed, axis: Axis, aliases: dict[tuple[str, str], str]
     return _thinned(axis, axis.values, differ, "lrp", aliases)
 
 
-def _distinct(probed: _Probed, aliases: dict[tuple[str, str], str], family: str) -> list[Axis]:
+def _distinct(probed: _Probed, aliases: Aliases, family: str) -> list[Axis]:
     """The ways of reading scores off the network that differ here; of equal ones the first stands for all."""
     axes: list[Axis] = []
     for axis in _READING:
         changes = {value: {axis.field: _recipe_value(value)} for value in axis.values}
-        accepted = tuple(value for value in axis.values if probed.scores(**changes[value]) is not None)
+        accepted = tuple(value for value in axis.values if probed.scores(changes[value]) is not None)
 
         # bound now: the loop's next turn has other changes
         def differ(first: str, second: str, changes: Mapping[str, Point] = changes) -> bool:
@@ -227,7 +231,7 @@ def _thinned(
     values: Sequence[str],
     differ: Callable[[str, str], bool],
     family: str,
-    aliases: dict[tuple[str, str], str],
+    aliases: Aliases,
 ) -> list[Axis]:
     """The axis with one value for all that can't be told apart; none where that leaves no choice."""
     kept: list[str] = []
@@ -258,17 +262,18 @@ def recipe_at(space: Space, point: Point) -> Recipe:
     reading = {name: _recipe_value(value) for name, value in family_point.items() if name in reading_names}
     rules = {name: value for name, value in family_point.items() if name not in reading_names}
 
-    changed: dict[str, Any] = {"composite": "", **_unread(space.base, space.held), **reading, "criterion": criterion}
+    composite = ""
     if criterion == "lrp":
         base = at({"linear.rule": BY_DEPTH}) if space.by_depth else Composite()
-        changed["composite"] = to_text(at(rules, base))
-    changed |= {name: value for name, value in point.items() if name in _ranked()}
-    return replace(space.base, **changed)
+        composite = to_text(at(rules, base))
+    ranking = {name: value for name, value in point.items() if name in _ranked()}
+    changed: RecipeFields = {**_unread(space.base, space.held), **reading, **ranking}
+    return replace(space.base, **changed, criterion=criterion, composite=composite)
 
 
-def _unread(base: Recipe, held: Sequence[str]) -> dict[str, Any]:
+def _unread(base: Recipe, held: Sequence[str]) -> RecipeFields:
     """The criterion as its paper reads it, but for what is held."""
-    fields: dict[str, Any] = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
+    fields = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
     for name in fields:
         if name in held:
             fields[name] = getattr(base, name)
@@ -315,11 +320,14 @@ def _is_inside(axis: Axis, value: str | float) -> bool:
     return axis.lowest <= float(value) <= axis.highest
 
 
+# a criterion that is not read at nodes has no such row: the record's defaults stand for it
+_NOT_AT_NODES = AtNodes(lambda *_: lambda *_: None)
+
+
 def _reading_of(recipe: Recipe) -> dict[str, str]:
     """How scores are read off the network: as the recipe says, else as the criterion's row does."""
     row = criterion_named(recipe.criterion)
-    # a criterion that is not read at nodes has no such row: the record's defaults stand for it
-    usual = row if isinstance(row, AtNodes) else AtNodes(lambda *_: lambda *_: None)
+    usual = row if isinstance(row, AtNodes) else _NOT_AT_NODES
     return {
         "start": recipe.start or usual.start or "one",
         "start_class": recipe.start_class,

@@ -163,11 +163,11 @@ def _require_new(trial: Trial, total: int) -> None:
     raise RepeatedError
 
 
-def _began_before(other: FrozenTrial, trial: Trial) -> bool:
+def _began_before(rival: FrozenTrial, trial: Trial) -> bool:
     """Of two that run the lower number goes on; what is finished came before in any case."""
-    if other.number == trial.number:
+    if rival.number == trial.number:
         return False
-    return other.state in FINISHED or (other.state == TrialState.RUNNING and other.number < trial.number)
+    return rival.state in FINISHED or (rival.state == TrialState.RUNNING and rival.number < trial.number)
 
 
 def _take_back(study: Study, worker: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..device.environment import read_environment
 from ..device.timing import Speedup
@@ -19,7 +18,7 @@ from .comparison import Change, compare_benchmarks, require_alike
 from .measurement import measure, resolved
 from .pages import crowd_of, page_of, speedups
 from .places import Place, open_place
-from .records import SINGLE, Measured, Options, SubjectRow, read_measured, write_measured
+from .records import SINGLE, Measured, Options, SubjectRow, Summary, read_measured, write_measured
 
 STEM = "benchmark"
 
@@ -33,7 +32,7 @@ def benchmark(
     out: Path,
     notify: Notify,
     other: Path | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Measures the places and writes `out`/benchmark.{json,md,html}; returns the headline figures.
 
     `other` is a benchmark.json to compare with. Raises GateError before measuring when its machine or libraries are
@@ -70,7 +69,7 @@ def read_cores(text: str) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
-def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> dict[str, Any]:
+def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> Summary:
     """One JSON object: medians, ratios to dense with their intervals, accuracy, and where the page is."""
     return {
         "benchmark": str(out / f"{STEM}.json"),
@@ -79,7 +78,7 @@ def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> dict
         "accuracy": {row.name: _top1(row) for row in measured.subjects},
         "p50_ms": _medians_ms(measured),
         "speed_up": _ratios(measured),
-        "changes": [[change.subject, change.runtime, change.scenario, *_rounded(change.speedup)] for change in changes],
+        "changes": [(change.subject, change.runtime, change.scenario, *_rounded(change.speedup)) for change in changes],
         "busy": crowd_of(measured),
         "not_run": list(measured.not_run),
     }
@@ -98,9 +97,9 @@ def _medians_ms(measured: Measured) -> dict[str, float]:
     return medians_ms
 
 
-def _ratios(measured: Measured) -> dict[str, dict[str, dict[str, list[float]]]]:
+def _ratios(measured: Measured) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
     """Ratio to dense with its interval, by runtime, scenario and subject."""
-    ratios: dict[str, dict[str, dict[str, list[float]]]] = {}
+    ratios: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}
     for timed, speedup in speedups(measured):
         by_scenario = ratios.setdefault(timed.timing.runtime, {})
         by_subject = by_scenario.setdefault(timed.scenario, {})
@@ -108,5 +107,5 @@ def _ratios(measured: Measured) -> dict[str, dict[str, dict[str, list[float]]]]:
     return ratios
 
 
-def _rounded(speedup: Speedup) -> list[float]:
-    return [round(number, 4) for number in (speedup.ratio, speedup.low, speedup.high)]
+def _rounded(speedup: Speedup) -> tuple[float, float, float]:
+    return round(speedup.ratio, 4), round(speedup.low, 4), round(speedup.high, 4)

@@ -6,7 +6,7 @@ measured before an interruption is kept under `parts/` and taken from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,18 @@ from ..records import Accuracy
 from ..run.stages import Notify, Stages
 from .network_worker import MODULE, VARIANTS
 from .places import Place
-from .records import CAMERA, OFFLINE, SINGLE, ColdStart, Measured, Options, ScenarioTiming, SubjectRow, cold_start
+from .records import (
+    CAMERA,
+    OFFLINE,
+    SINGLE,
+    ColdStart,
+    Content,
+    Measured,
+    Options,
+    ScenarioTiming,
+    SubjectRow,
+    cold_start,
+)
 
 ROUNDS = 10
 _WARM_UP_LIMIT_S = 2.0  # a machine that never settles must not cost minutes; that it did not is said
@@ -48,7 +59,8 @@ class _Bench:
 def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
     """Measures everything that can be here; the rest is in `not_run` with its reason. `out` holds the parts."""
     bench = _Bench(tuple(places), options, Stages(out / "parts", notify), pool_of(places[0].images))
-    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or _measurable()}
+    runtimes = options.on or _measurable()
+    reasons = {runtime: _why_unavailable(runtime) for runtime in runtimes}
     not_run = [f"{runtime}: {reason}" for runtime, reason in reasons.items() if reason]
     subjects: list[SubjectRow] = []
     for place in places:
@@ -57,8 +69,8 @@ def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify
 
     cold: list[ColdStart] = []
     timings: list[ScenarioTiming] = []
-    for runtime in [runtime for runtime, reason in reasons.items() if not reason]:
-        files = _files(bench, runtime)
+    for runtime, reason in reasons.items():
+        files = {} if reason else _files(bench, runtime)
         if files:
             taken = list(_scenarios(bench, runtime, files))
             timings += taken
@@ -85,7 +97,7 @@ def pool_of(images: NDArray[np.float32]) -> NDArray[np.float32]:
     In: `images` [N, C, H, W]. Out: [M, C, H, W], copies of them, M at least N.
     """
     wanted_bytes = min(_POOL_LIMIT_BYTES, 2 * (cache_bytes() or _CACHE_GUESS_BYTES))
-    count = max(len(images), -(-wanted_bytes // images[0].nbytes))
+    count = max(len(images), -(-wanted_bytes // images[0].nbytes))  # rounded up: part of an image is one more
     order = np.random.default_rng(0).integers(len(images), size=count)
     pool: NDArray[np.float32] = images[order]
     return pool
@@ -169,7 +181,7 @@ def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Accuracy | 
     if images is None:
         return None
 
-    def take() -> dict[str, Any]:
+    def take() -> dict[str, object]:
         return asdict(accuracy_of(path, images))
 
     key = [file_sha256(path), place.evaluation_hash]
@@ -188,10 +200,10 @@ def _cold(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> list[ColdSt
         rounds=1, seconds=0, runs=1, warmup_s=0, warmup_limit_s=0, threads=options.threads, cores=options.cores
     )
 
-    def take() -> list[dict[str, Any]]:
+    def take() -> list[dict[str, object]]:
         one_image = bench.pool[:1]
         starts = [time_files(files, one_image, schedule=schedule, runtime=runtime) for _ in range(options.repeats)]
-        return [asdict(_cold_start([timings[name] for timings in starts])) for name in files]
+        return [asdict(_cold_start(timings)) for timings in _by_subject(files, starts)]
 
     key = [_identities(files), asdict(schedule), options.repeats]
     rows = _taken_once(bench, f"cold start, {runtime}", key, take)
@@ -212,7 +224,7 @@ def _cold_start(timings: Sequence[Timing]) -> ColdStart:
 def _scenarios(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> Iterator[ScenarioTiming]:
     for scenario, schedule in _schedules(bench.options).items():
 
-        def take(schedule: Schedule = schedule) -> list[dict[str, Any]]:  # bound now: the loop goes on
+        def take(schedule: Schedule = schedule) -> list[dict[str, object]]:  # bound now: the loop goes on
             return [to_json(timing) for timing in _timings(bench, runtime, files, schedule)]
 
         key = [_identities(files), asdict(schedule), bench.options.repeats]
@@ -245,7 +257,14 @@ def _timings(bench: _Bench, runtime: str, files: Mapping[str, Path], schedule: S
     by_process = [
         time_files(files, bench.pool, schedule=shorter, runtime=runtime, module=module) for _ in range(repeats)
     ]
-    return [replace(_joined([timings[name] for timings in by_process]), schedule=schedule) for name in files]
+    joined = [_joined(timings) for timings in _by_subject(files, by_process)]
+    return [replace(timing, schedule=schedule) for timing in joined]
+
+
+def _by_subject(names: Iterable[str], by_process: Sequence[Mapping[str, Timing]]) -> Iterator[list[Timing]]:
+    """For each subject its timing in every process."""
+    for name in names:
+        yield [timings[name] for timings in by_process]
 
 
 def _joined(timings: Sequence[Timing]) -> Timing:
@@ -266,7 +285,11 @@ def _joined(timings: Sequence[Timing]) -> Timing:
 
 def _identities(files: Mapping[str, Path]) -> dict[str, str]:
     """Hashes of files; a network is no file of its own, so its path stands for it."""
-    return {name: file_sha256(path) if path.is_file() else str(path) for name, path in files.items()}
+    identities = {name: str(path) for name, path in files.items()}
+    for name, path in files.items():
+        if path.is_file():
+            identities[name] = file_sha256(path)
+    return identities
 
 
 def _taken_once(bench: _Bench, name: str, key: object, take: Callable[[], object]) -> Any:
@@ -276,7 +299,7 @@ def _taken_once(bench: _Bench, name: str, key: object, take: Callable[[], object
     def write() -> None:
         write_json(path, {"schema": "part/1", "value": take()})
 
-    def read() -> dict[str, Any]:
+    def read() -> Content:
         return read_json(path, "part/1")
 
     inputs = [key, read_environment().fingerprint]

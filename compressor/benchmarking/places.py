@@ -5,10 +5,9 @@ A place says for each thing it lacks why; nothing is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from ..recipe import Recipe, read_recipe
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
 from ..run.work import read_images
+from .records import Content
 
 BATCH = 32
 POOL_IMAGES = 512
@@ -137,7 +137,7 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
 
 
-def _costs_of(summary: Mapping[str, Any], variant: str) -> tuple[int, int]:
+def _costs_of(summary: Content, variant: str) -> tuple[int, int]:
     """MACs and parameters for one image."""
     return int(summary[f"macs_{variant}"]), int(summary[f"params_{variant}"])
 
@@ -168,12 +168,9 @@ def _golden(bundle: Path) -> NDArray[np.float32]:
 def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     manifest = read_bundle(folder)
     verify_files(folder, manifest)
-    provenance: Mapping[str, Any] = manifest.provenance
-    files = tuple(
-        _bundle_file(folder, model, provenance)
-        for model in manifest.models
-        if not model.made_for and kind_of(model.path) == "onnx"
-    )
+    # an engine runs on the GPU that it was built for; what every machine can open is compared
+    portable = [model for model in manifest.models if not model.made_for and kind_of(model.path) == "onnx"]
+    files = tuple(_bundle_file(folder, model, manifest.provenance) for model in portable)
 
     lacks = [f"{label}: a bundle holds no dense network, so nothing is compared with it"]
     evaluation: Batches | None = None
@@ -185,7 +182,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     return Place(
         label=label,
         folder=folder,
-        budget=str(provenance.get("budget", "")),
+        budget=str(manifest.provenance.get("budget", "")),
         files=files,
         images=_golden(folder) if evaluation is None else _gathered(evaluation),
         evaluation=evaluation,
@@ -194,7 +191,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
     )
 
 
-def _bundle_file(folder: Path, model: ModelFile, provenance: Mapping[str, Any]) -> File:
+def _bundle_file(folder: Path, model: ModelFile, provenance: Content) -> File:
     return File(
         artifact=Artifact(model.path, "shipped", model.precision),
         path=folder / model.path,

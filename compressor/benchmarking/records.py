@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..device.environment import Environment
 from ..device.timing import Timing, from_json, to_json
@@ -15,6 +15,11 @@ from ..records import Accuracy
 
 SCHEMA = "benchmark/2"
 SINGLE, OFFLINE, CAMERA = "single-stream", "offline", "camera"
+Content = Mapping[str, Any]
+"""A JSON object as it was read: what is wrong in it raises one of many errors where it becomes a record."""
+
+# a subject, a runtime, a scenario, and how much faster it is than before: ratio, lower and upper end of its interval
+ChangeRow = tuple[str, str, str, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,24 @@ class Measured:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+class Summary(TypedDict):
+    """What the command prints last. `benchmark` and `page` are paths, accuracies shares of one.
+
+    `p50_ms` is of single images, by `subject on runtime`. `speed_up` is the ratio to dense with the ends of its
+    interval, by runtime, scenario and subject.
+    """
+
+    benchmark: str
+    page: str
+    fingerprint: str
+    accuracy: dict[str, float | None]
+    p50_ms: dict[str, float]
+    speed_up: dict[str, dict[str, dict[str, tuple[float, float, float]]]]
+    changes: list[ChangeRow]
+    busy: str
+    not_run: list[str]
+
+
 def write_measured(measured: Measured, path: Path) -> None:
     """The record as JSON, raw samples and all. Raises GateError for a number that JSON doesn't know."""
     timings = [{"scenario": timed.scenario, **to_json(timed.timing)} for timed in measured.timings]
@@ -115,17 +138,16 @@ def read_measured(path: Path) -> Measured:
         ) from error
 
 
-def _measured_of(content: Mapping[str, Any]) -> Measured:
+def _measured_of(content: Content) -> Measured:
     """Raises one of many errors for anything but what `write_measured` wrote."""
-    options: dict[str, Any] = {**content["options"]}
-    for name in ("cores", "on"):
-        options[name] = tuple(options[name])  # a list in JSON
-    subjects = tuple(_subject(row) for row in content["subjects"])
+    options = content["options"]
+    # lists in JSON
+    sequences = {name: tuple(options[name]) for name in ("cores", "on")}
     return Measured(
         title=content["title"],
         environment=Environment(**content["environment"]),
-        options=Options(**options),
-        subjects=subjects,
+        options=Options(**{**options, **sequences}),
+        subjects=tuple(_subject(row) for row in content["subjects"]),
         timings=tuple(_timing(timed) for timed in content["timings"]),
         cold=tuple(cold_start(row) for row in content["cold"]),
         not_run=tuple(content["not_run"]),
@@ -135,17 +157,17 @@ def _measured_of(content: Mapping[str, Any]) -> Measured:
     )
 
 
-def _subject(content: Mapping[str, Any]) -> SubjectRow:
+def _subject(content: Content) -> SubjectRow:
     accuracy = Accuracy(**content["accuracy"]) if content["accuracy"] else None
     return SubjectRow(**{**content, "accuracy": accuracy})
 
 
-def cold_start(content: Mapping[str, Any]) -> ColdStart:
+def cold_start(content: Content) -> ColdStart:
     """The inverse of `asdict`, from JSON's lists. Raises KeyError or TypeError for anything else."""
     numbers = {name: tuple(content[name]) for name in ("load_ms", "first_run_ms", "peak_bytes")}
     return ColdStart(content["name"], content["runtime"], **numbers)
 
 
-def _timing(content: Mapping[str, Any]) -> ScenarioTiming:
+def _timing(content: Content) -> ScenarioTiming:
     timing = {name: value for name, value in content.items() if name != "scenario"}
     return ScenarioTiming(content["scenario"], from_json(timing))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -24,14 +24,15 @@ from . import tables
 from .flags import with_recipe, with_search
 from .screen import StageBars, announce, console, search_bars
 
-_WrongUsage: Any = typer.BadParameter.__base__  # click's UsageError, which typer brings along under changing names
+# click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
+_WrongUsage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 _INTERRUPTED = 130
 
 
 class OneLine(TyperGroup):
     """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> NoReturn:
         # not standalone: typer would print its own boxes and end the process
         options["standalone_mode"] = False
         try:
@@ -134,12 +135,13 @@ def _draw(recipe: Recipe, image: int, path: Path) -> None:
     print(json.dumps({"picture": str(path), "layers": len(explanation.layers), "heads": heads}))
 
 
-def _brief(group: Group) -> dict[str, Any]:
+def _brief(group: Group) -> dict[str, object]:
+    layers = dict.fromkeys(site.layer for site in group.sites)  # each once, in order
     return {
         "name": group.name,
         "kind": group.kind,
         "units": group.size,
-        "layers": list(dict.fromkeys(site.layer for site in group.sites)),
+        "layers": list(layers),
         "inexact": list(group.inexact),
     }
 
@@ -192,9 +194,8 @@ def benchmark(
 
     with StageBars(None if places else recipe) as notify:
         folders = places or [pipeline.run(recipe, notify=notify).folder]
-        opened = [
-            benchmarking.open_place(folder, evaluation_data=recipe.evaluation_data, trust=trust) for folder in folders
-        ]
+        data = recipe.evaluation_data
+        opened = [benchmarking.open_place(folder, evaluation_data=data, trust=trust) for folder in folders]
         out = report or folders[0] / benchmarking.STEM
         summary = benchmarking.benchmark(opened, options=options, out=out, notify=notify, other=compare)
     tables.benchmarked(summary)
@@ -239,7 +240,7 @@ def list_names(
         raise InputError(f"there is no list of {what!r}; there are {', '.join(LISTS)}.{did_you_mean(what, [*LISTS])}")
     from . import listing
 
-    rows = getattr(listing, what)()
+    rows: listing.Rows = getattr(listing, what)()
     if as_json:
         print(json.dumps(dict(rows)))
         return

@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.markup import escape
@@ -17,6 +16,10 @@ from typer.core import TyperOption
 
 from ..recipe import Recipe, read_recipe
 from ..searching.options import SearchOptions, make_options
+
+Record = Recipe | SearchOptions
+# the command's arguments, from which the reader takes what is its own, and the record's fields in; the record out
+ReadRecord = Callable[[dict[str, object], Mapping[str, object]], Record]
 
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
@@ -79,9 +82,11 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         default=typer.Option(None, "--recipe", help=help_text, metavar="FILE"),
     )
 
-    def read(arguments: dict[str, Any], values: Mapping[str, Any]) -> Recipe:
+    def read(arguments: dict[str, object], values: Mapping[str, object]) -> Recipe:
         del arguments["help_all"]  # it has ended the command where it was asked for
-        return read_recipe(arguments.pop("recipe_file"), **values)
+        path = arguments.pop("recipe_file")
+        assert path is None or isinstance(path, Path)
+        return read_recipe(path, **values)
 
     return _with_record(command, "recipe", Recipe, read, more=(file, _HELP_ALL))
 
@@ -89,7 +94,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 def with_search(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command one flag for each of the search's own options."""
 
-    def read(arguments: dict[str, Any], values: Mapping[str, Any]) -> SearchOptions:
+    def read(arguments: dict[str, object], values: Mapping[str, object]) -> SearchOptions:
         return make_options(values)
 
     return _with_record(command, "options", SearchOptions, read, panel="Search")
@@ -98,16 +103,13 @@ def with_search(command: Callable[..., None]) -> Callable[..., None]:
 def _with_record(
     command: Callable[..., None],
     argument: str,
-    record: type[Any],
-    read: Callable[[dict[str, Any], Mapping[str, Any]], Any],
+    record: type[Record],
+    read: ReadRecord,
     *,
     more: Sequence[inspect.Parameter] = (),
     panel: str = "",
 ) -> Callable[..., None]:
-    """The command with flags for a record's fields in place of `argument`.
-
-    `read` makes the record of the fields' values, and takes out of the command's other arguments what is its own.
-    """
+    """The command with flags for a record's fields in place of `argument`; `read` makes the record of their values."""
     parameters = inspect.signature(command, eval_str=True).parameters
     kept = [
         parameter.replace(kind=KEYWORD_ONLY)  # in a signature nothing by position follows these flags
@@ -116,7 +118,7 @@ def _with_record(
     ]
     flags = [_parameter(field, panel or panel_of(field.name)) for field in fields(record)]
 
-    def wrapped(**arguments: Any) -> None:
+    def wrapped(**arguments: object) -> None:
         values = {field.name: arguments.pop(field.name) for field in fields(record)}
         command(**{argument: read(arguments, values)}, **arguments)
 
@@ -126,18 +128,19 @@ def _with_record(
     return wrapped
 
 
-def _parameter(field: Field[Any], panel: str) -> inspect.Parameter:
+def _parameter(field: Field[object], panel: str) -> inspect.Parameter:
     # text, which the record reads itself: its messages are the same for flags and files
     annotation = bool | None if field.type == "bool" else str | None
     return inspect.Parameter(field.name, KEYWORD_ONLY, annotation=annotation, default=_option(field, panel))
 
 
-def _option(field: Field[Any], panel: str) -> Any:
-    name = "--" + field.name.replace("_", "-")
-    declaration = f"{name}/--no-{name[2:]}" if field.type == "bool" else name
+def _option(field: Field[object], panel: str) -> object:
+    """What typer makes a flag of: its name, help and default."""
+    word = field.name.replace("_", "-")
+    declaration = f"--{word}/--no-{word}" if field.type == "bool" else f"--{word}"
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown_default = escape(f" [{default}]") if default != "" else ""
-    return typer.Option(
+    option: object = typer.Option(
         None,  # not the default: only what was given goes over the recipe's file
         declaration,
         help=field.metadata["help"] + shown_default,
@@ -146,6 +149,7 @@ def _option(field: Field[Any], panel: str) -> Any:
         metavar=_metavar(str(field.type)),
         hidden=field.name not in USUAL,
     )
+    return option
 
 
 def _metavar(kind: str) -> str:

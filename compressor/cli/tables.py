@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..recipe import Recipe
-from ..records import Groups
+from ..records import Group, Groups
 from .screen import console, percent, say_lines, warn
 
-if TYPE_CHECKING:
-    from ..pipeline import Run  # brings torch
+if TYPE_CHECKING:  # these bring torch
+    from ..benchmarking.records import Summary as BenchmarkSummary
+    from ..pipeline import Run
+    from ..searching.outcome import SearchSummary
 
+# what `compress` and its prediction print as JSON; `delivery.summary` and `inspecting` say what is in it
+Summary = Mapping[str, Any]
 SHOWN_LAYERS = 3  # of a group; the others are counted
 
 
@@ -29,10 +34,7 @@ def units(recipe: Recipe, groups: Groups) -> None:
     for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
         table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
     for group in groups.groups:
-        layers = list(dict.fromkeys(site.layer for site in group.sites))
-        others = f" and {len(layers) - SHOWN_LAYERS} more" if len(layers) > SHOWN_LAYERS else ""
-        producers = ", ".join(layers[:SHOWN_LAYERS]) + others
-        table.add_row(group.name, group.kind, str(group.size), producers, ", ".join(group.inexact[:2]))
+        table.add_row(group.name, group.kind, str(group.size), _producers(group), ", ".join(group.inexact[:2]))
     left_alone = Table(title=f"{counted(len(groups.left_alone), 'layer')} left alone")
     for column in ("layer", "operation", "why"):
         left_alone.add_column(column, overflow="fold")
@@ -41,6 +43,14 @@ def units(recipe: Recipe, groups: Groups) -> None:
     out = Console()
     out.print(table)
     out.print(left_alone)
+
+
+def _producers(group: Group) -> str:
+    """`conv1, conv2, conv3 and 4 more`."""
+    layers = list(dict.fromkeys(site.layer for site in group.sites))
+    first = ", ".join(layers[:SHOWN_LAYERS])
+    more = len(layers) - SHOWN_LAYERS
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def names(title: str, rows: list[tuple[str, str]]) -> None:
@@ -53,7 +63,7 @@ def names(title: str, rows: list[tuple[str, str]]) -> None:
     Console().print(table)
 
 
-def predicted(prediction: dict[str, Any], recipe: Recipe) -> None:
+def predicted(prediction: Summary, recipe: Recipe) -> None:
     """What `pipeline.predict` says: costs as a table, then what it would work with, and its warnings."""
     size = " x ".join(map(str, prediction["size"]))
     table = Table(title=f"{prediction['model']} at {size}, predicted")
@@ -68,16 +78,12 @@ def predicted(prediction: dict[str, Any], recipe: Recipe) -> None:
         images = ", ".join(f"{count} {name}" for name, count in prediction["images"].items() if count)
     groups = counted(prediction["groups"], "group")
     left_alone = counted(len(prediction["left_alone"]), "layer")
-    say_lines(
-        [
-            f"{groups} of units, {left_alone} left alone; images: {images}; budget: {recipe.budget}; "
-            f"folder: {recipe.folder}"
-        ]
-    )
+    asked = f"images: {images}; budget: {recipe.budget}; folder: {recipe.folder}"
+    say_lines([f"{groups} of units, {left_alone} left alone; {asked}"])
     warn(prediction["warnings"])
 
 
-def _predicted_cells(prediction: dict[str, Any], cost: str, unit: float) -> tuple[str, str, str]:
+def _predicted_cells(prediction: Summary, cost: str, unit: float) -> tuple[str, str, str]:
     """Dense, shipped and share kept of `macs` or `params`; `unit` is 1e6 for millions."""
     dense, shipped = prediction[f"{cost}_dense"], prediction.get(f"{cost}_predicted")
     if shipped is None:  # a latency budget leaves both open until layers are timed
@@ -85,7 +91,7 @@ def _predicted_cells(prediction: dict[str, Any], cost: str, unit: float) -> tupl
     return f"{dense / unit:,.2f}", f"{shipped / unit:,.2f}", f"{shipped / dense:.1%}"
 
 
-def benchmarked(summary: dict[str, Any]) -> None:
+def benchmarked(summary: BenchmarkSummary) -> None:
     """What `benchmarking.benchmark` returns: speed-ups, changes against another benchmark, what was not run."""
     busy = f"; {summary['busy']}" if summary["busy"] else ""
     table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
@@ -112,7 +118,7 @@ def compressed(run: Run) -> None:
     summary = run.summary
     table = Table(title=f"{summary['model']}: {summary['macs_kept']:.1%} of the MACs kept")
     for column in ("", "dense", "shipped"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left")
     _add_accuracies(table, summary)
     table.add_row("MMACs", f"{summary['macs_dense'] / 1e6:.2f}", f"{summary['macs_shipped'] / 1e6:.2f}")
     table.add_row("parameters", f"{summary['params_dense']:,}", f"{summary['params_shipped']:,}")
@@ -129,7 +135,7 @@ def compressed(run: Run) -> None:
     _closing_lines(summary)
 
 
-def _add_accuracies(table: Table, summary: dict[str, Any]) -> None:
+def _add_accuracies(table: Table, summary: Summary) -> None:
     """The shipped network's, and below it those of the networks on the way there."""
     shipped = f"{summary['accuracy_shipped']:.2%} ({summary['shipped']})"
     table.add_row(f"top-1, {summary['evaluation_images']:,} held out", f"{summary['accuracy_dense']:.2%}", shipped)
@@ -139,17 +145,17 @@ def _add_accuracies(table: Table, summary: dict[str, Any]) -> None:
             table.add_row(f"  {name}", "", f"{accuracy:.2%}")
 
 
-def _latency_cells(statistics: dict[str, dict[str, float]]) -> tuple[str, str]:
+def _latency_cells(statistics: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
     """p50 of the dense file, and of the shipped ones: `0.412, fp16 0.409, int8 0.201`; by subject as measured."""
-    dense = f"{statistics['dense']['p50']:.3f}" if "dense" in statistics else ""
-    shipped = [f"{statistics['shipped']['p50']:.3f}"] if "shipped" in statistics else []
-    for subject, percentiles in statistics.items():
+    medians = {subject: f"{percentiles['p50']:.3f}" for subject, percentiles in statistics.items()}
+    shipped = [medians["shipped"]] if "shipped" in medians else []
+    for subject, median in medians.items():
         if "-" in subject:
-            shipped.append(f"{subject.removeprefix('shipped-')} {percentiles['p50']:.3f}")
-    return dense, ", ".join(shipped)
+            shipped.append(f"{subject.removeprefix('shipped-')} {median}")
+    return medians.get("dense", ""), ", ".join(shipped)
 
 
-def _closing_lines(summary: dict[str, Any]) -> None:
+def _closing_lines(summary: Summary) -> None:
     """Below the table: why this network ships, gates, what was not done, what is where, and what comes next."""
     if summary["choice"]:
         say_lines([summary["choice"]])
@@ -160,7 +166,7 @@ def _closing_lines(summary: dict[str, Any]) -> None:
     say_lines([f"report: {folder / 'report.html'}", f"next: compressor verify {folder / 'bundle'}"])
 
 
-def _gates_line(states: dict[str, str]) -> str:
+def _gates_line(states: Mapping[str, str]) -> str:
     """States by gate; none has failed, since the run would have ended with an error."""
     gates = counted(len(states), "gate")
     doubtful = [name for name, state in states.items() if state != "passed"]
@@ -169,17 +175,17 @@ def _gates_line(states: dict[str, str]) -> str:
     return f"{len(states) - len(doubtful)} of {gates} passed; not shown: {'; '.join(doubtful)}"
 
 
-def searched(summary: dict[str, Any]) -> None:
+def searched(summary: SearchSummary) -> None:
     """A finished search's summary: areas of the chosen recipe and of the presets, on each part of the images."""
     table = Table(title=f"{Path(summary['model']).name}: {summary['trials']} trials, best {summary['best']}")
     image_parts = list(summary["area"])
     table.add_column("area under accuracy over MACs kept")
     for image_part in image_parts:
         table.add_column(f"{image_part} images", justify="right")
-    if summary["best"] not in summary["area_presets"]:
-        areas = summary["area"]
-        table.add_row(f"{summary['best']} (chosen)", *(percent(areas[image_part]) for image_part in image_parts))
-    for name, areas in summary["area_presets"].items():
+    areas_by_name = dict(summary["area_presets"])
+    if summary["best"] not in areas_by_name:
+        areas_by_name = {summary["best"]: summary["area"], **areas_by_name}
+    for name, areas in areas_by_name.items():
         chosen = " (chosen)" if name == summary["best"] else ""
         table.add_row(name + chosen, *(percent(areas[image_part]) for image_part in image_parts))
     console.print(table)

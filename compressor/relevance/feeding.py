@@ -48,7 +48,10 @@ class Feed:
 
 
 def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
-    """In the order of the graph; empty when nothing with weights computes the site's units."""
+    """The weights whose rows compute the site's units, in the order of the graph; empty where there are none.
+
+    Raises ModelError for a site whose node the graph does not have.
+    """
     start = named(graph, site.node)
     labels = {start: _label_elements(site, shape(start))}
     producers: dict[fx.Node, Tensor] = {}
@@ -73,11 +76,14 @@ def _lay(labels: dict[fx.Node, Tensor], source: fx.Node, source_labels: Tensor) 
 
 def _label_elements(site: Site, full: tuple[int, ...]) -> Tensor:
     """The unit of every element of a tensor with the shape `full`; -1 where it belongs to none."""
-    units = torch.as_tensor(site.units).reshape(tuple(full[axis] for axis in site.axes))
+    sizes = [full[axis] for axis in site.axes]
+    units = torch.as_tensor(site.units).reshape(sizes)
     # a site may name its axes in any order: (3, 1) of [N, heads, tokens, d] holds units as [d, heads]
     ascending = sorted(range(len(site.axes)), key=lambda i: site.axes[i])
     units = units.permute(ascending)  # [heads, d]
-    broadcastable = [length if axis in site.axes else 1 for axis, length in enumerate(full)]
+    broadcastable = [1] * len(full)
+    for axis in site.axes:
+        broadcastable[axis] = full[axis]
     return units.reshape(broadcastable).expand(full)  # [1, heads, 1, d] -> [N, heads, tokens, d]
 
 

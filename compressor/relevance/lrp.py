@@ -21,7 +21,7 @@ from .composite import PRESETS, Composite
 from .operations import by_taylor, rule_of
 from .products import receivers
 from .rules import fast, forward, plain
-from .spreading import Call, Contribution, OperationRule, Relevance, Spec, Value, called_with, signals
+from .spreading import Call, Contribution, Need, OperationRule, Relevance, Spec, Value, called_with, signals
 
 # a node, its relevance and what it hands to each of its inputs
 Observe = Callable[[fx.Node, Relevance, Mapping[fx.Node, Relevance | None]], None]
@@ -206,13 +206,17 @@ def _kept_for(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
     canon = prepared.canon
     if node in canon.weighted:
         return _kept_for_layer(prepared, node)
-    need = prepared.rules[node].need if node in prepared.rules else "shapes"
-    if need == "shapes" or node in canon.merged:
-        return []
-    if need == "unless passed" and prepared.options.composite.activation == "pass":
+    if node in canon.merged or node not in prepared.rules:
         return []
     inputs = signals(node, canon)
-    return [*inputs, node] if need == "both" else inputs
+    is_passed = prepared.options.composite.activation == "pass"
+    kept_by_need: dict[Need, list[fx.Node]] = {
+        "shapes": [],
+        "inputs": inputs,
+        "both": [*inputs, node],
+        "unless passed": [] if is_passed else inputs,
+    }
+    return kept_by_need[prepared.rules[node].need]
 
 
 def _kept_for_layer(prepared: Prepared, node: fx.Node) -> list[fx.Node]:

@@ -26,6 +26,7 @@ from .spreading import (
     OperationRule,
     Output,
     Relevance,
+    Value,
     back,
     evaluate,
     is_complex,
@@ -154,7 +155,7 @@ def _activation_by_choice(call: Call) -> Sequence[Contribution]:
 def _sum(call: Call) -> Sequence[Contribution]:
     """Each summand in proportion to its part (epsilon rule); a constant summand absorbs like a bias."""
     summands = call.node.args[:2]
-    a, b = (call.values[summand] if isinstance(summand, fx.Node) else summand for summand in summands)
+    a, b = (_operand(call, summand) for summand in summands)
     factors = _factors(call.node)
     total = torch.as_tensor(a * factors[0] + b * factors[1])  # type: ignore[operator]  # one is a tensor
     share = torch.div(call.relevance, stabilised_(total, call.composite.epsilon), out=total)
@@ -164,6 +165,11 @@ def _sum(call: Call) -> Sequence[Contribution]:
         if isinstance(summand, fx.Node) and summand in call.canon.data:
             contributions.append((summand, _summand_relevance(call, call.tensor(summand), share, factor)))
     return contributions
+
+
+def _operand(call: Call, summand: fx.node.Argument) -> fx.node.Argument | Value:
+    """What a sum adds: a node's value, or a number that the graph holds."""
+    return call.values[summand] if isinstance(summand, fx.Node) else summand
 
 
 def _factors(node: fx.Node) -> tuple[float, float]:

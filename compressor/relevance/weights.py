@@ -89,41 +89,42 @@ def add_into(sums: dict[str, Tensor], name: str, addend: Tensor) -> None:
 
 def weight_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
     """Per site (by its place in the group) the rows that compute its units; sites without any are left out."""
-    by_site: dict[int, tuple[Feed, ...]] = {}
-    for i, site in enumerate(group.sites):
+
+    def of_site(site: Site) -> tuple[Feed, ...]:
         site_feeds = feeds(graph, site)
-        if any((feed.units >= 0).any() for feed in site_feeds):
-            by_site[i] = site_feeds
-    return by_site
+        computes_a_unit = any((feed.units >= 0).any() for feed in site_feeds)
+        return site_feeds if computes_a_unit else ()
+
+    return _by_site(group, of_site)
 
 
 def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
     """The same of the affine normalisation at the site or right behind it."""
-    by_site: dict[int, tuple[Feed, ...]] = {}
-    for i, site in enumerate(group.sites):
-        feed = _scale_feed(graph, site)
-        if feed is not None:
-            by_site[i] = (feed,)
-    return by_site
+    return _by_site(group, lambda site: _scale_feeds(graph, site))
+
+
+def _by_site(group: Group, feeds_of: Callable[[Site], tuple[Feed, ...]]) -> dict[int, tuple[Feed, ...]]:
+    feeds_by_site = {i: feeds_of(site) for i, site in enumerate(group.sites)}
+    return {i: site_feeds for i, site_feeds in feeds_by_site.items() if site_feeds}
 
 
 # those whose scale has one number for each channel
 _NORMALISATIONS = (aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default)
 
 
-def _scale_feed(graph: fx.GraphModule, site: Site) -> Feed | None:
-    """Only where the site's one axis is the one the scale is laid along."""
-    if len(site.axes) != 1:
-        return None
+def _scale_feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
+    """One, where the site's one axis is the one the scale is laid along, else none."""
     norm = _norm_behind(named(graph, site.node))
-    scale = None if norm is None else arguments(norm)["weight"]
-    if norm is None or not isinstance(scale, fx.Node):
-        return None
+    if norm is None:
+        return ()
+    scale = arguments(norm)["weight"]
+    if not isinstance(scale, fx.Node):  # a normalisation may have none
+        return ()
     channel_axis = 1
     if norm.target is aten.layer_norm.default:  # [N, tokens, C]
         channel_axis = len(shape(norm)) - 1
     fits = site.axes == (channel_axis,) and shape(scale) == (site.units.size,)
-    return Feed(scale.name, site.units.reshape(-1)) if fits else None
+    return (Feed(scale.name, site.units.reshape(-1)),) if fits else ()
 
 
 def _norm_behind(node: fx.Node) -> fx.Node | None:

@@ -179,16 +179,20 @@ def at(point: Point, base: Composite = PRESETS["epsilon-plus-flat"]) -> Composit
     What is not named stays as in `base`. Raises RecipeError for a field or a value the space does not have.
     """
     axes = {axis.field: axis for axis in SPACE}
+    changed: dict[str, Any] = {}
+    settings_by_layer: dict[str, dict[str, str | float]] = {}
     for field, value in point.items():
         if field not in axes:
             raise RecipeError(f"the LRP space has no field {field!r}.{did_you_mean(field, list(axes))}")
         require_inside(axes[field], value)
-    changed: dict[str, Any] = {name: value for name, value in point.items() if "." not in name}
-    for layer in LAYERS:
-        prefix = f"{layer}."
-        settings = {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
-        if settings:
-            changed[layer] = _rule_at(settings, getattr(base, layer))
+        layer, _, parameter = field.partition(".")  # `low.gamma`, but `softmax` is of no layer
+        if parameter:
+            settings_by_layer.setdefault(layer, {})[parameter] = value
+        else:
+            changed[field] = value
+
+    for layer, settings in settings_by_layer.items():
+        changed[layer] = _rule_at(settings, getattr(base, layer))
     return replace(base, **changed)
 
 

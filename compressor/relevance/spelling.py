@@ -6,7 +6,7 @@ Everything that can be wrong in such a text is a RecipeError naming the field. K
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -44,12 +44,8 @@ def _require_names(table: Mapping[str, Json], record: type[Composite | Rule], co
 
 def _entry(name: str, value: Json) -> object:
     """One field of a composite from what JSON says of it."""
-    if name in LAYERS:
-        return _rule_of(name, value)
-    if name == "boundaries":
-        return _boundaries(value)
-    if name == "epsilon":
-        return _number(name, value)
+    if name in _READERS:
+        return _READERS[name](name, value)
     axis = next(axis for axis in SPACE if axis.field == name)
     require_inside(axis, value)
     return value
@@ -86,10 +82,10 @@ def _box(layer: str, value: Json) -> tuple[tuple[float, ...], tuple[float, ...]]
     return low, high
 
 
-def _boundaries(value: Json) -> tuple[float, float]:
-    shares = _numbers("boundaries", value)
+def _boundaries(name: str, value: Json) -> tuple[float, float]:
+    shares = _numbers(name, value)
     if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
-        raise RecipeError(f"boundaries = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
+        raise RecipeError(f"{name} = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
     return shares[0], shares[1]
 
 
@@ -109,6 +105,14 @@ def _number(name: str, value: Json) -> float:
     return float(value)
 
 
+# how each field is read that is no choice of the space
+_READERS: Mapping[str, Callable[[str, Json], object]] = {
+    **dict.fromkeys(LAYERS, _rule_of),
+    "boundaries": _boundaries,
+    "epsilon": _number,
+}
+
+
 def to_text(composite: Composite) -> str:
     """The composite as `composite_of` reads it: a preset's name where it is one, else JSON of all its fields."""
     for name, preset_composite in PRESETS.items():
@@ -122,20 +126,20 @@ def to_text(composite: Composite) -> str:
 
 
 def _spelled(value: object) -> object:
-    """A composite's field as JSON holds it; a rule as its name alone where the rest is as always."""
-    if isinstance(value, tuple):
-        return list(value)
-    if not isinstance(value, Rule):
-        return value
+    """A composite's field as JSON holds it."""
+    if isinstance(value, Rule):
+        return _spelled_rule(value)
+    return list(value) if isinstance(value, tuple) else value
 
-    parameters: dict[str, object] = {}
-    for name, rules_with_it in OWNERS.items():
-        if value.name in rules_with_it:
-            parameters[name] = getattr(value, name)
-    if value.epsilon != Rule(value.name).epsilon:
-        parameters["epsilon"] = value.epsilon
-    if not value.bias:
+
+def _spelled_rule(rule: Rule) -> object:
+    """Its name alone where the rest is as always, else a table."""
+    names = [name for name, rules_with_it in OWNERS.items() if rule.name in rules_with_it]
+    parameters: dict[str, object] = {name: getattr(rule, name) for name in names}
+    if rule.epsilon != Rule(rule.name).epsilon:
+        parameters["epsilon"] = rule.epsilon
+    if not rule.bias:
         parameters["bias"] = False
-    if value.box is not None:
-        parameters["box"] = [list(bound) for bound in value.box]
-    return {"name": value.name, **parameters} if parameters else value.name
+    if rule.box is not None:
+        parameters["box"] = [list(bound) for bound in rule.box]
+    return {"name": rule.name, **parameters} if parameters else rule.name

@@ -36,7 +36,11 @@ def scaled(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor, probabilities: Tensor, relevance: Tensor, dim: int, rule: SoftmaxRule) -> Tensor | None:
-    """Relevance of the scores; None where the rule sends none."""
+    """Relevance of the scores x, shaped as they are; None where the rule sends none.
+
+    `probabilities` are softmax(x) along `dim`, `relevance` is theirs. AttnLRP: x_i (R_i - p_i sum_j R_j)
+    (Achtibat et al. 2024, proposition 3.1).
+    """
     if rule == "cp":
         return None
     if rule == "attnlrp":
@@ -65,7 +69,10 @@ def _softmax_zplus(x: Tensor, p: Tensor, relevance: Tensor, dim: int, *, biased:
 def product(
     function: Callable[..., Tensor], a: Tensor, b: Tensor, relevance: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """A bilinear function of two signals: half of the relevance to each, in proportion to the products."""
+    """A bilinear function of two signals: half of the relevance to each, in proportion to the products.
+
+    Returned are the relevances of a and b, shaped as they are (Achtibat et al. 2024, proposition 3.3).
+    """
     with torch.enable_grad():
         leaf_a, leaf_b = a.detach().requires_grad_(), b.detach().requires_grad_()
         out = function(leaf_a, leaf_b)

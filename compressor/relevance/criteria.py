@@ -60,7 +60,11 @@ Criterion = AtNodes | OnWeights | AtRandom
 
 
 def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
-    """Layer-wise relevance propagation by the composite of `options.lrp`."""
+    """Layer-wise relevance propagation by the composite of `options.lrp`.
+
+    Raises RecipeError where relevance is to start at the loss, UncoveredError where `strict` meets an operation
+    without a rule.
+    """
     propagate = prepare(graph, _lrp_options(options))
 
     def measure(images: Tensor, targets: Tensor, take: Take) -> None:

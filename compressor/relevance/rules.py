@@ -42,7 +42,10 @@ class Layer:
 
 
 def forward(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer's output for x, with other weights and another bias of the same shapes where a rule wants them."""
+    """The layer's output for x, with other weights and another bias of the same shapes where a rule wants them.
+
+    x is [N, in, *space] for a convolution, [..., in] for a linear layer; the output has `out` in the place of `in`.
+    """
     if layer.dims == 0:
         return F.linear(x, weight, bias)
     convolve = _CONVOLUTIONS[layer.dims][0]
@@ -50,7 +53,7 @@ def forward(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 def transposed(layer: Layer, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """The input gradient of the layer with that weight; `x` gives the shape only."""
+    """The layer's input gradient with that weight, shaped as x, of `grad` at its output; x gives the shape only."""
     if layer.dims == 0:
         return torch.matmul(grad, weight)
     if isinstance(layer.padding, str):  # the gradient kernel takes numbers only, and "same" may pad unevenly

@@ -270,8 +270,9 @@ def _require_label(text: str, table: Path) -> None:
 
 def _is_number(text: str) -> bool:
     """`1.0`, `--1`, `1e9`, `²`: digits and what stands around them in numbers, and nothing else."""
-    has_digit = any(character.isdigit() for character in text)
-    return has_digit and all(character.isdigit() or character in "+-.,eE" for character in text)
+    characters = set(text)
+    digits = {character for character in characters if character.isdigit()}
+    return bool(digits) and characters - digits <= set("+-.,eE")
 
 
 def _too_large(label: str, where: str) -> str:
@@ -317,7 +318,7 @@ def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
             images = arrays["images"]
             stored_labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
             labels = np.asarray(stored_labels).reshape(-1)
-            names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
+            names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else ()
     except DataError:
         raise
     except ValueError as error:

@@ -53,17 +53,13 @@ def library_images(source: str, root: str) -> Images:
 
 
 def _built(build: Callable[..., Dataset], arguments: Mapping[str, object], source: str) -> Dataset:
-    """The data set as it lies on disk, else downloaded where the library can."""
+    """The data set as it lies on disk, else downloaded. Raises DataError where the library can do neither."""
     can_download = "download" in inspect.signature(build).parameters
+    may_download = can_download and arguments.get("download") is not False
     root = Path(str(arguments.get("root", ".")))
     new_root = not root.exists()
     try:
-        try:
-            return build(**arguments)
-        except (RuntimeError, FileNotFoundError):
-            if not can_download or arguments.get("download") is False:
-                raise
-            return build(**{**arguments, "download": True})
+        return _on_disk_or_downloaded(build, arguments) if may_download else build(**arguments)
     except Exception as error:
         if new_root:
             with suppress(OSError):  # the library makes the folder before it finds that it can't fill it
@@ -71,6 +67,13 @@ def _built(build: Callable[..., Dataset], arguments: Mapping[str, object], sourc
         where = f" under {str(root)!r}" if "root" in arguments else ""
         remedy = "check the network, or put the files there" if can_download else "put the files there"
         raise DataError(f"{source!r} can't be read{where} ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def _on_disk_or_downloaded(build: Callable[..., Dataset], arguments: Mapping[str, object]) -> Dataset:
+    try:
+        return build(**arguments)
+    except (RuntimeError, FileNotFoundError):  # what libraries raise where the files are not there
+        return build(**{**arguments, "download": True})
 
 
 def dataset_images(source: str, dataset: Dataset) -> Images:

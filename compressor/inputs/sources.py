@@ -309,16 +309,11 @@ def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None
 
 
 def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
+    """Images, labels and names of classes. Raises DataError for what is no archive of these."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{str(path)!r} is not an .npz file; give one, or the folder that holds the images")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "images" not in arrays:
-                raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
-            images = arrays["images"]
-            stored_labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
-            labels = np.asarray(stored_labels).reshape(-1)
-            names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else ()
+        images, labels, names = _stored_arrays(path)
     except DataError:
         raise
     except ValueError as error:
@@ -336,6 +331,17 @@ def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
     if labels.size and labels.max() > np.iinfo(np.int64).max:  # would turn negative
         raise DataError(_too_large(str(labels.max()), str(path)))
     return images, labels.astype(np.int64), names
+
+
+def _stored_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[str, ...]]:
+    """Images, labels (-1 where there are none) and names of classes, as the archive holds them."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if "images" not in arrays:
+            raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
+        images = arrays["images"]
+        labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
+        names = arrays.get("class_names", ())
+        return images, np.asarray(labels).reshape(-1), tuple(map(str, names))
 
 
 def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes: Sequence[str]) -> Images:

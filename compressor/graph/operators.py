@@ -18,7 +18,7 @@ LINEAR = aten.linear.default
 ATTENTION = aten.scaled_dot_product_attention.default
 
 # each with its number of spatial axes
-CONVOLUTIONS: Mapping[Any, int] = {
+CONVOLUTIONS: Mapping[object, int] = {
     aten.conv1d.default: 1,
     aten.conv2d.default: 2,
     aten.conv3d.default: 3,
@@ -26,17 +26,17 @@ CONVOLUTIONS: Mapping[Any, int] = {
     aten.conv2d.padding: 2,
     aten.conv3d.padding: 3,
 }
-TRANSPOSED_CONVOLUTIONS: Mapping[Any, int] = {
+TRANSPOSED_CONVOLUTIONS: Mapping[object, int] = {
     aten.conv_transpose1d.default: 1,
     aten.conv_transpose2d.input: 2,
     aten.conv_transpose3d.input: 3,
 }
-ALL_CONVOLUTIONS: tuple[Any, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
-PRODUCTS: tuple[Any, ...] = (
+ALL_CONVOLUTIONS: tuple[object, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+PRODUCTS: tuple[object, ...] = (
     *(aten.matmul.default, aten.mm.default, aten.bmm.default),
     *(aten.addmm.default, aten.baddbmm.default, aten.einsum.default),
 )
-NORMALISATIONS: tuple[Any, ...] = (
+NORMALISATIONS: tuple[object, ...] = (
     *(aten.batch_norm.default, aten.instance_norm.default, aten.group_norm.default),
     *(aten.layer_norm.default, aten.rms_norm.default),
 )
@@ -44,9 +44,14 @@ NORMALISATIONS: tuple[Any, ...] = (
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """A node's arguments by the names of its operator's schema, defaults filled in."""
-    parameters = node.target._schema.arguments  # type: ignore[union-attr]
+    return by_name(node.target, node.args, node.kwargs)
+
+
+def by_name(operator: object, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Any]:
+    """What an operator is called with, by the names of its schema, defaults filled in."""
+    parameters = operator._schema.arguments  # type: ignore[attr-defined]
     names = [parameter.name for parameter in parameters]
-    passed = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    passed = dict(zip(names, args, strict=False)) | dict(kwargs)
 
     values: dict[str, Any] = {}
     for parameter in parameters:
@@ -74,18 +79,39 @@ class Convolution:
     def of(cls, node: fx.Node) -> Convolution:
         """Of a node whose target is in ALL_CONVOLUTIONS."""
         transposed = node.target in TRANSPOSED_CONVOLUTIONS
-        dims = (TRANSPOSED_CONVOLUTIONS if transposed else CONVOLUTIONS)[node.target]
-        given = arguments(node)
-        padding = 0 if given["padding"] == "valid" else given["padding"]
+        family = TRANSPOSED_CONVOLUTIONS if transposed else CONVOLUTIONS
+        dims = family[node.target]
+        settings = arguments(node)
         return cls(
-            given["weight"],
-            given["bias"],
-            per_axis(given["stride"], dims),
-            padding if isinstance(padding, str) else per_axis(padding, dims),
-            per_axis(given["dilation"], dims),
-            given["groups"],
+            settings["weight"],
+            settings["bias"],
+            per_axis(settings["stride"], dims),
+            _padding(settings["padding"], dims),
+            per_axis(settings["dilation"], dims),
+            settings["groups"],
             transposed,
         )
+
+
+def _padding(padding: int | Sequence[int] | str, dims: int) -> tuple[int, ...] | str:
+    if not isinstance(padding, str):
+        return per_axis(padding, dims)
+    # how many "same" is depends on the kernel
+    return (0,) * dims if padding == "valid" else padding
+
+
+def channel_axis(node: fx.Node) -> int | None:
+    """The output-channel axis of a convolution or linear node, None for any other."""
+    if node.target is LINEAR:
+        return int(node.meta["val"].ndim) - 1  # [..., out]
+    return 1 if node.target in ALL_CONVOLUTIONS else None  # [N, out, ...]
+
+
+def weight_shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a layer's weight: [out, in], [out, in / groups, ...] or, transposed, [in, out / groups, ...]."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return tuple(weight.meta["val"].shape)
 
 
 def per_axis(setting: int | Sequence[int], dims: int) -> tuple[int, ...]:

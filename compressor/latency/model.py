@@ -15,9 +15,10 @@ from torch import fx
 
 from ..export.layers import Layer
 from ..files import content_hash
-from ..pruning.groups import Structure
+from ..pruning import Structure
 from ..pruning.labels import Value
-from ..pruning.surgery import Keep, compact_shape, removed_classes
+from ..pruning.structure import Keep
+from ..pruning.surgery import compact_shape, removed_classes
 from .clocks import Clock, Point
 from .staircase import measure_step, probe_widths
 from .tables import Kept, Table, levels, smoothed

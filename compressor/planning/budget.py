@@ -18,9 +18,10 @@ from torch import fx
 from ..budgets import Budget, Kind
 from ..errors import BudgetError
 from ..graph.cost import FORMULAS, measure_cost
-from ..pruning.groups import Structure
+from ..pruning import Structure
 from ..pruning.labels import Value
-from ..pruning.surgery import Keep, compact_shape, removed_classes
+from ..pruning.structure import Keep
+from ..pruning.surgery import compact_shape, removed_classes
 from ..records import Group, Groups, IntArray, LeftAlone, Plan, Scores
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
 
@@ -33,7 +34,7 @@ def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     dense = measure_cost(graph)
     counted = [node for node in graph.graph.nodes if node.name in dense.by_node]
     parameters = _parameter_nodes(graph)
-    sizes = [int(np.prod(structure.values[node.name].shape)) for node in parameters]
+    sizes = [int(np.prod(structure.shape(node))) for node in parameters]
     unread = dense.parameters - sum(sizes)  # those no node reads stay whatever goes
 
     macs_of_nodes = [_macs_of(structure, node, dense.by_node[node.name]) for node in counted]
@@ -113,7 +114,7 @@ def _schema(node: fx.Node) -> str:
 
 
 def _sizes(structure: Structure, node: fx.Node, gone: Keep) -> tuple[int, ...]:
-    return compact_shape(structure.values[node.name].shape, structure.lying(node), gone)
+    return compact_shape(structure.shape(node), structure.lying(node), gone)
 
 
 def _shrunk(structure: Structure, node: fx.Node, gone: Keep) -> object:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..pruning.groups import spared
+from ..pruning.coupling import spared
 from ..records import FloatArray, Group, IntArray, Scores, UnitKind
 
 Reduction = Literal["sum", "mean", "max"]

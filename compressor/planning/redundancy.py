@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from ..graph import fetch
 from ..graph.operators import arguments
-from ..pruning.groups import Structure
+from ..pruning import Structure
 from ..records import FloatArray, Group, IntArray, Scores
 from ..repair.consumers import Layer
 from .covariance import Inputs

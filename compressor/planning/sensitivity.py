@@ -22,8 +22,7 @@ from ..graph import fetch, store
 from ..graph.lockstep import Batch, Values, changed_nodes, images_of, run_node
 from ..graph.operators import arguments
 from ..placement import device_of, release, to_device
-from ..pruning.groups import Structure
-from ..pruning.surgery import prune
+from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
 from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of
 from ..repair.consumers import Layer, find_layers

@@ -18,13 +18,15 @@ from torch import Tensor, fx
 
 from ..errors import GateError, ModelError
 from ..graph import aten, fetch
-from ..graph.operators import ALL_CONVOLUTIONS, arguments
+from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
 from ..placement import CPU, placed
 from ..records import IntArray
-from .groups import Structure, analyse, spared, weight_shape
+from .coupling import spared
+from .groups import analyse
 from .labels import Value, values_in
 from .operations import handler_of, pointwise
-from .surgery import Keep, RaggedError, compact, compact_shape, remove, removed_classes
+from .structure import Keep, Structure
+from .surgery import RaggedError, compact, compact_shape, remove, removed_classes
 
 # float64 rounding over sums of up to ~1e6 terms; a wrong index shows as O(1)
 TOLERANCE = 1e-8
@@ -271,7 +273,7 @@ def _excerpt(node: fx.Node, structure: Structure, gone: Keep) -> dict[int, int]:
     ends = [node, *node.all_input_nodes]
     labelled = [end for end in ends if isinstance(structure.values.get(end.name), Value)]
     for end in labelled if _is_pointwise(node) else labelled[:2]:
-        rank = len(structure.values[end.name].shape)
+        rank = len(structure.shape(end))
         for over, classes in structure.lying(end):
             if gone[classes].any():
                 for axis in over:

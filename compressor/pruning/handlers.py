@@ -1,23 +1,93 @@
-"""A table of what operations do to labels, and what happens to labels that reach one that is in none.
+"""A table of what operations do to labels, the call a handler is given, and what becomes of labels no handler takes.
 
-A handler gets a node's arguments with a `Value` in place of every tensor, writes what it ties to the ledger, and
-returns a `Value` for the node's result, or a tuple of them. Knows no single operation.
+A handler reads a node's `Call`, writes what it ties to the ledger, and returns what is known of the node's result.
+Knows no single operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from .labels import Ledger, Value
+from ..graph.operators import by_name
+from .labels import Ledger, Result, Value
 from .relations import freeze_all
 
-# what a node was called with, in the order of the operator's ATen schema; a Value stands for a tensor
-Args = list[Any]
-Kwargs = dict[str, Any]
-Handler = Callable[[Ledger, fx.Node, Args, Kwargs], Any]
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One node's operation with a `Value` in place of every tensor, and a number in place of every size.
+
+    Arguments are read by place (`operand`) where operators of a family name them differently, else by the names of
+    the operator's ATen schema, with its defaults.
+    """
+
+    node: fx.Node
+    args: Sequence[object]
+    kwargs: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The node's, by which reports name it."""
+        return self.node.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the node's result, of the first where it has several, at the batch size of the trace."""
+        return self.shapes[0]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all results that are tensors."""
+        meta = self.node.meta["val"]
+        results = [meta] if isinstance(meta, Tensor) else meta
+        return [tuple(result.shape) for result in results]
+
+    @property
+    def input(self) -> Value:
+        """The first operand."""
+        return self.operand(0)
+
+    def operand(self, position: int) -> Value:
+        """The tensor at that place."""
+        operand = self.args[position]
+        assert isinstance(operand, Value)
+        return operand
+
+    def argument(self, name: str) -> object:
+        """What was passed under that name of the schema, or its default; None where it has none."""
+        return by_name(self.node.target, self.args, self.kwargs).get(name)
+
+    def tensor(self, name: str) -> Value | None:
+        """The tensor passed under that name; None where there is none."""
+        tensor = self.argument(name)
+        return tensor if isinstance(tensor, Value) else None
+
+    def tensors(self, *names: str) -> list[Value]:
+        """Those of the named arguments that are tensors, in order."""
+        passed = [self.tensor(name) for name in names]
+        return [tensor for tensor in passed if tensor is not None]
+
+    def integer(self, name: str) -> int:
+        """The whole number passed under that name."""
+        number = self.argument(name)
+        assert isinstance(number, int)
+        return number
+
+    def integers(self, name: str) -> list[int]:
+        """The whole numbers passed under that name."""
+        numbers = self.argument(name)
+        assert isinstance(numbers, (list, tuple))
+        return list(numbers)
+
+    def returning(self, results: Sequence[Result]) -> Result:
+        """The results as the node gives them: one by itself, several as a tuple."""
+        return results[0] if isinstance(self.node.meta["val"], Tensor) else tuple(results)
+
+
+Handler = Callable[[Ledger, Call], Result]
 
 
 class Table(dict[object, Handler]):
@@ -33,26 +103,17 @@ class Table(dict[object, Handler]):
         return enter
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's result, at the batch size the graph was traced with."""
-    return tuple(node.meta["val"].shape)
-
-
-def argument_at(args: Sequence[Any], position: int, default: Any = None) -> Any:
-    """The argument there, or the default: what an operator's schema lets out is often not written."""
-    return args[position] if len(args) > position else default
-
-
-def unknown(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def unknown(ledger: Ledger, call: Call) -> Result:
     """The handler of what has none: all labels that reach it freeze, the result has none."""
-    freeze_all(ledger, node.name, [*args, *kwargs.values()], f"reaches {node.target}, which has no pruning rule")
-    return blank(node.meta["val"])
+    reason = f"reaches {call.node.target}, which has no pruning rule"
+    freeze_all(ledger, call.name, [*call.args, *call.kwargs.values()], reason)
+    return blank(call.node.meta["val"])
 
 
-def blank(meta: object) -> Any:
-    """Values without labels in the shape of a node's result."""
+def blank(meta: object) -> Result:
+    """Values without labels in the shape of a node's result; a number is itself."""
     if isinstance(meta, Tensor):
         return Value(tuple(meta.shape))
     if isinstance(meta, (tuple, list)):
         return tuple(blank(piece) for piece in meta)
-    return meta
+    return meta if isinstance(meta, (bool, int, float)) else None

@@ -34,6 +34,10 @@ class Value:
     content: Tensor | None = None
 
 
+Result = Value | bool | int | float | None | tuple["Result", ...]
+"""What is known of a node's result: a tensor's `Value`, a number (the size of an axis), or several results."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Row r of `children` [R, K] goes as a whole exactly when `parents[r]` does; rows that stay keep equal counts.

@@ -1,21 +1,24 @@
 """Operations that move values: run on the labels themselves, or joined, padded and overwritten label by label.
 
-One handler for each family of ATen operations, in `TABLE`. Knows no arithmetic: that is in `arithmetic.py`.
+One handler for each family of ATen operations, in `TABLE`. Knows no arithmetic: see `contractions.py`.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..graph import aten
-from .handlers import Args, Kwargs, Table, argument_at, shape_of, unknown
-from .labels import Ledger, Value, along, axes, compress, first_along, reduce_to
-from .relations import Operand, freeze_all, merge
+from ..graph.operators import arguments
+from .handlers import Call, Table, unknown
+from .labels import Ledger, Result, Value, along, axes, compress, first_along, reduce_to, values_in
+from .relations import Operand, channels_only, freeze_all, merge
+
+Move = Callable[..., "Tensor | Sequence[Tensor]"]  # an operation on labels: one result, or the pieces of a split
 
 # in place of a tensor among the arguments whose content is not known: an index that depends on the image
 _UNKNOWN = object()
@@ -56,49 +59,31 @@ TABLE = Table()
     aten.tril.default,
     aten.triu.default,
 )
-def movement(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def movement(ledger: Ledger, call: Call) -> Result:
     """Elements go to new places and labels with them: the operation is run on every facet, and on known content."""
-    x = args[0]
-    settings = [_content(argument) for argument in args[1:]]
+    x = call.input
+    settings = [_content(argument) for argument in call.args[1:]]
     if _has_unknown(settings):
-        return unknown(ledger, node, args, kwargs)
-    move: Callable[..., Any] = node.target  # type: ignore[assignment]
-    moved = [move(facet, *settings, **kwargs) for facet in x.facets]
-    content = None if x.content is None else move(x.content, *settings, **kwargs)
+        return unknown(ledger, call)
 
-    meta = node.meta["val"]
-    if isinstance(meta, Tensor):
-        return Value(tuple(meta.shape), _lasting(ledger, node, moved), content)
-    pieces = []
-    for i, piece in enumerate(meta):  # of a split, each entry of `moved` is one facet's pieces
-        facets = _lasting(ledger, node, [facet_pieces[i] for facet_pieces in moved])
-        pieces.append(Value(tuple(piece.shape), facets, None if content is None else content[i]))
-    return tuple(pieces)
+    facet_pieces = [_moved(facet, call, settings) for facet in x.facets]
+    content_pieces = None if x.content is None else _moved(x.content, call, settings)
+    results = []
+    for i, shape in enumerate(call.shapes):  # of a split, piece i of every facet
+        facets = _lasting(ledger, call.name, [pieces[i] for pieces in facet_pieces])
+        content = None if content_pieces is None else content_pieces[i]
+        results.append(Value(shape, facets, content))
+    return call.returning(results)
 
 
-@TABLE.handles(aten.slice.Tensor)
-def cut(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    """Every second coordinate stays every second one only when neighbours go together."""
-    x, step = args[0], argument_at(args, 4, 1)
-    axis = argument_at(args, 1, 0) % len(x.shape)
-    if step > 1:
-        _tie_strides(ledger, node, x, axis, step)
-    return movement(ledger, node, args, kwargs)
+def _moved(labels: Tensor, call: Call, settings: Sequence[object]) -> Sequence[Tensor]:
+    """What the operation makes of them: one tensor, or the pieces of a split."""
+    move = cast(Move, call.node.target)
+    moved = move(labels, *settings, **call.kwargs)
+    return [moved] if isinstance(moved, Tensor) else moved
 
 
-def _tie_strides(ledger: Ledger, node: fx.Node, x: Value, axis: int, step: int) -> None:
-    for facet in x.facets:
-        if axis not in axes(facet):
-            continue
-        if facet.shape[axis] % step:
-            ledger.freeze(facet, node.name, "is taken in strides that do not divide it")
-            continue
-        # [..., 6, ...] in steps of 2: [..., 3, 2, ...]
-        strides: Tensor = facet.unflatten(axis, (-1, step))  # type: ignore[no-untyped-call]
-        ledger.tie(strides, strides.narrow(axis + 1, 0, 1))
-
-
-def _content(argument: Any) -> Any:
+def _content(argument: object) -> object:
     """The argument with tensors in place of Values, `_UNKNOWN` where none is known."""
     if isinstance(argument, Value):
         return _UNKNOWN if argument.content is None else argument.content
@@ -108,71 +93,107 @@ def _content(argument: Any) -> Any:
 
 
 def _has_unknown(contents: Sequence[object]) -> bool:
-    return any(entry is _UNKNOWN or (isinstance(entry, list) and _has_unknown(entry)) for entry in contents)
+    for entry in contents:
+        if entry is _UNKNOWN:
+            return True
+        if isinstance(entry, list) and _has_unknown(entry):
+            return True
+    return False
 
 
-def _lasting(ledger: Ledger, node: fx.Node, facets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _lasting(ledger: Ledger, node: str, facets: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Facets that still vary; one that shrank to a single label would empty the tensor with it."""
-    compressed = [compress(facet) for facet in facets]
-    for facet in compressed:
-        if not axes(facet) and facet.numel() and bool(facet.reshape(-1)[0] != 0):
-            ledger.freeze(facet, node.name, "is taken out alone")
-    return tuple(facet for facet in compressed if axes(facet))
+    lasting = []
+    for facet in facets:
+        compressed = compress(facet)
+        if axes(compressed):
+            lasting.append(compressed)
+        elif compressed.numel() and bool(compressed.reshape(-1)[0] != 0):
+            ledger.freeze(compressed, node, "is taken out alone")
+    return tuple(lasting)
+
+
+@TABLE.handles(aten.slice.Tensor)
+def cut(ledger: Ledger, call: Call) -> Result:
+    """Every second coordinate stays every second one only when neighbours go together."""
+    step = call.integer("step")
+    if step > 1:
+        _tie_strides(ledger, call, step)
+    return movement(ledger, call)
+
+
+def _tie_strides(ledger: Ledger, call: Call, step: int) -> None:
+    axis = call.integer("dim") % len(call.input.shape)
+    for facet in call.input.facets:
+        if axis not in axes(facet):
+            continue
+        if facet.shape[axis] % step:
+            ledger.freeze(facet, call.name, "is taken in strides that do not divide it")
+            continue
+        # [..., 6, ...] in steps of 2: [..., 3, 2, ...]
+        strides: Tensor = facet.unflatten(axis, (-1, step))  # type: ignore[no-untyped-call]
+        ledger.tie(strides, strides.narrow(axis + 1, 0, 1))
 
 
 @TABLE.handles(aten.cat.default)
-def concatenate(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def concatenate(ledger: Ledger, call: Call) -> Value:
     """Labels along the joined axis lie one behind another, those across it meet as in a sum."""
-    shape = shape_of(node)
-    axis = argument_at(args, 1, kwargs.get("dim", 0)) % len(shape)
-    pieces = [piece for piece in args[0] if 0 not in piece.shape]
+    shape = call.shape
+    axis = call.integer("dim") % len(shape)
+    pieces = [piece for piece in values_in(call.args[0]) if 0 not in piece.shape]
+    merged = merge(ledger, [_across(piece, axis, shape) for piece in pieces], shape, call.name)
 
-    operands: list[Operand] = []
-    for piece in pieces:
-        across = [first_along(facet, [axis]).expand(*shape) for facet in piece.facets if axis not in axes(facet)]
-        sizes = [1 if i == axis else n for i, n in enumerate(piece.shape)]
-        operands.append((across, sizes))
-    merged = merge(ledger, operands, shape, node.name)
+    labels = [_labels_along(ledger, piece, axis, call.name) for piece in pieces]
+    joined = compress(torch.cat(labels, axis))  # 3 and 5 channels: 8, the first piece's labels in front
+    facets = (*merged.facets, joined) if axes(joined) else merged.facets
+    return Value(shape, facets)
 
-    labels = []
-    for piece in pieces:
-        joined_axis = [facet for facet in piece.facets if axis in axes(facet)]
-        for extra in joined_axis[1:]:
-            ledger.freeze(extra, node.name, "is joined in two ways at once")
-        unlabelled = torch.zeros((), dtype=torch.int64).expand(piece.shape)  # 0: what never goes
-        labels.append(joined_axis[0] if joined_axis else unlabelled)
-    joined = compress(torch.cat(labels, axis))
-    return Value(shape, (*merged, joined) if axes(joined) else merged)
+
+def _across(piece: Value, axis: int, shape: Sequence[int]) -> Operand:
+    """A piece's labels on other axes than the joined one, in the shape of the whole."""
+    facets = [first_along(facet, [axis]).expand(*shape) for facet in piece.facets if axis not in axes(facet)]
+    sizes = list(piece.shape)
+    sizes[axis] = 1  # along the joined axis the pieces do not meet
+    return Operand(facets, sizes)
+
+
+def _labels_along(ledger: Ledger, piece: Value, axis: int, node: str) -> Tensor:
+    """The piece's one facet on the joined axis, 0 (what never goes) where it has none; further ones freeze."""
+    facets = [facet for facet in piece.facets if axis in axes(facet)]
+    for extra in facets[1:]:
+        ledger.freeze(extra, node, "is joined in two ways at once")
+    return facets[0] if facets else torch.zeros((), dtype=torch.int64).expand(piece.shape)
 
 
 @TABLE.handles(aten.stack.default)
-def stack(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def stack(ledger: Ledger, call: Call) -> Value:
     """The new axis has no labels; those of the stacked tensors meet as in a sum."""
-    shape = shape_of(node)
-    axis = argument_at(args, 1, kwargs.get("dim", 0)) % len(shape)
-    operands: list[Operand] = []
-    for piece in args[0]:
+    shape = call.shape
+    axis = call.integer("dim") % len(shape)
+    operands = []
+    for piece in values_in(call.args[0]):
+        facets = [facet.unsqueeze(axis).expand(*shape) for facet in piece.facets]
         sizes = [*piece.shape[:axis], 1, *piece.shape[axis:]]  # [N, C] on a new axis 1: [N, 1, C]
-        operands.append(([facet.unsqueeze(axis).expand(*shape) for facet in piece.facets], sizes))
-    return Value(shape, merge(ledger, operands, shape, node.name))
+        operands.append(Operand(facets, sizes))
+    return merge(ledger, operands, shape, call.name)
 
 
 @TABLE.handles(aten.slice_scatter.default)
-def slice_scatter(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def slice_scatter(ledger: Ledger, call: Call) -> Value:
     """A tensor with part of an axis written over. What lies on the same axes in both goes on; the rest freezes."""
-    x, patch = args[0], args[1]
-    settings = list(args[2:])  # axis, start, end, step
-    axis = (settings[0] if settings else 0) % len(x.shape)
+    x, patch = call.input, call.operand(1)
+    settings = call.args[2:]  # axis, start, end, step
+    axis = call.integer("dim") % len(x.shape)
     pairs = [(old, new) for old in x.facets for new in patch.facets if axes(old) == axes(new)]
     paired = {id(facet) for pair in pairs for facet in pair}
-    freeze_all(ledger, node.name, _without(x, paired), "is partly overwritten")
-    freeze_all(ledger, node.name, _without(patch, paired), "overwrites a part")
+    freeze_all(ledger, call.name, _without(x, paired), "is partly overwritten")
+    freeze_all(ledger, call.name, _without(patch, paired), "overwrites a part")
 
     facets = []
     for old, new in pairs:
         if axis in axes(old):
-            facets.append(aten.slice_scatter.default(old.contiguous(), new.contiguous(), *settings, **kwargs))
-        else:
+            facets.append(aten.slice_scatter.default(old.contiguous(), new.contiguous(), *settings, **call.kwargs))
+        else:  # [N, C] labels of a map that is overwritten along H: the same channels before and after
             ledger.tie(first_along(old, [axis]), first_along(new, [axis]))
             facets.append(old)
     compressed = [compress(facet) for facet in facets]
@@ -185,20 +206,18 @@ def _without(value: Value, paired: Collection[int]) -> Value:
 
 
 @TABLE.handles(aten.pad.default, aten.constant_pad_nd.default)
-def pad(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def pad(ledger: Ledger, call: Call) -> Value:
     """Padded coordinates of a labelled axis are units of their own: zeros that nobody produced."""
-    x, amounts = args[0], list(args[1])
-    shape = shape_of(node)
-    # before and after of the last axis, then of the one before it: (1, 1, 2, 0) pads W by 1, 1 and H by 2, 0
-    before = {len(shape) - 1 - i: amounts[2 * i] for i in range(len(amounts) // 2)}
-    padded = [len(shape) - 1 - i for i in range(len(amounts) // 2) if amounts[2 * i] or amounts[2 * i + 1]]
-    constant = node.target is aten.constant_pad_nd.default or argument_at(args, 2, "constant") == "constant"
+    x, shape = call.input, call.shape
+    before = _padding_before(call.integers("pad"), len(shape))
+    constant = call.node.target is aten.constant_pad_nd.default or call.argument("mode") == "constant"
 
     facets = []
     for facet in x.facets:
         over = axes(facet)
-        if not set(over) & set(padded):
-            facets.append(first_along(facet, set(range(facet.ndim)) - set(over)).expand(*shape))
+        if before.keys().isdisjoint(over):
+            elsewhere = set(range(facet.ndim)) - set(over)
+            facets.append(first_along(facet, elsewhere).expand(*shape))
         elif len(over) == 1 and constant:
             axis = over[0]
             labels = ledger.fresh(shape[axis])
@@ -206,38 +225,109 @@ def pad(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
             labels[before[axis] : before[axis] + x.shape[axis]] = reduce_to(facet, over)
             facets.append(along(labels, axis, shape))
         else:
-            ledger.freeze(facet, node.name, "is padded together with another axis")
+            ledger.freeze(facet, call.name, "is padded together with another axis")
     return Value(shape, tuple(facets))
 
 
+def _padding_before(amounts: Sequence[int], rank: int) -> dict[int, int]:
+    """How many coordinates come in front, of each axis that is padded at all.
+
+    Amounts are before and after of the last axis, then of the one before it: (1, 1, 2, 0) pads W by 1, 1 and H by 2, 0.
+    """
+    before: dict[int, int] = {}
+    for i in range(len(amounts) // 2):
+        if amounts[2 * i] or amounts[2 * i + 1]:
+            before[rank - 1 - i] = amounts[2 * i]
+    return before
+
+
 @TABLE.handles(aten.glu.default)
-def gated_linear_unit(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def gated_linear_unit(ledger: Ledger, call: Call) -> Value:
     """One half times the sigmoid of the other: both halves' labels meet."""
-    x = args[0]
-    axis = argument_at(args, 1, -1) % len(x.shape)
-    shape = shape_of(node)
-    passed = [compress(facet.chunk(2, axis)[0]) for facet in x.facets]
-    gates = [compress(facet.chunk(2, axis)[1]) for facet in x.facets]
-    return Value(shape, merge(ledger, [(passed, shape), (gates, shape)], shape, node.name))
+    axis = call.integer("dim") % len(call.input.shape)
+    passed, gates = [], []
+    for facet in call.input.facets:
+        first, second = facet.chunk(2, axis)
+        passed.append(compress(first))
+        gates.append(compress(second))
+    operands = [Operand(passed, call.shape), Operand(gates, call.shape)]
+    return merge(ledger, operands, call.shape, call.name)
+
+
+@TABLE.handles(aten.im2col.default)
+def patches(ledger: Ledger, call: Call) -> Value:
+    """[N, C, H, W] to [N, C * kernel, positions]: a channel's entries lie one behind another."""
+    x = channels_only(ledger, call.input, call.name)  # [N, C]
+    shape = call.shape
+    kernel_size = shape[1] // x.shape[1]
+    facets = []
+    for facet in x.facets:
+        entries = facet.repeat_interleave(kernel_size, 1)  # 2 channels under 2 x 2 kernels: 0 0 0 0 1 1 1 1
+        facets.append(compress(entries[..., None].expand(*shape)))
+    return Value(shape, tuple(facets))
+
+
+@TABLE.handles(aten.col2im.default)
+def folded_patches(ledger: Ledger, call: Call) -> Value:
+    """[N, C * kernel, positions] to [N, C, H, W]: the entries of one channel go together."""
+    x, shape = call.input, call.shape
+    kernel_size = x.shape[1] // shape[1]
+    facets = []
+    for facet in x.facets:
+        if axes(facet) != (1,):
+            ledger.freeze(facet, call.name, "is folded together with its positions")
+            continue
+        entries = reduce_to(facet, (1,)).reshape(-1, kernel_size)  # [C, kernel]
+        ledger.tie(entries, entries[:, :1])
+        facets.append(along(entries[:, 0], 1, shape))
+    return Value(shape, tuple(facets))
 
 
 @TABLE.handles(aten.embedding.default)
-def embedding(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def embedding(ledger: Ledger, call: Call) -> Value:
     """Columns of the table [rows, d] become the last axis; its rows are chosen by number and never go."""
-    table, shape = args[0], shape_of(node)
+    table, shape = call.input, call.shape
     columns = [facet for facet in table.facets if axes(facet) == (1,)]
     facets = tuple(along(reduce_to(facet, (1,)), len(shape) - 1, shape) for facet in columns)
-    freeze_all(ledger, node.name, _without(table, {id(facet) for facet in columns}), "is a table's row")
+    freeze_all(ledger, call.name, _without(table, {id(facet) for facet in columns}), "is a table's row")
     return Value(shape, facets)
 
 
+@TABLE.handles(
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+)
+def filled(ledger: Ledger, call: Call) -> Value:
+    """A tensor of one number may lose any coordinate of an axis whose length is written there; of others none."""
+    facets = []
+    for axis, length in enumerate(arguments(call.node)["size"]):  # as written: a size of the batch is a node
+        if isinstance(length, int) and length > 1:
+            facets.append(along(ledger.fresh(length), axis, call.shape))
+    return Value(call.shape, tuple(facets))
+
+
+@TABLE.handles(
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.dropout.default,
+)
+def passing(ledger: Ledger, call: Call) -> Value:
+    """As long as what it is made after, whatever that loses; dropout in evaluation is the tensor itself."""
+    return Value(call.input.shape, call.input.facets)
+
+
 @TABLE.handles(operator.getitem)
-def item(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def item(ledger: Ledger, call: Call) -> Result:
     """One of several results."""
-    return args[0][args[1]]
-
-
-@TABLE.handles(aten.dropout.default)
-def passing(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
-    """In evaluation the tensor itself."""
-    return Value(args[0].shape, args[0].facets)
+    results, index = call.args
+    assert isinstance(results, tuple)
+    assert isinstance(index, int)
+    return cast(Result, results[index])

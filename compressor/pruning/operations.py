@@ -11,12 +11,12 @@ import torch
 from torch import fx
 
 from ..graph import aten
-from . import arithmetic, movements
-from .handlers import Args, Handler, Kwargs, shape_of, unknown
+from . import contractions, movements, reductions
+from .handlers import Call, Handler, unknown
 from .labels import Ledger, Value
 from .relations import broadcast, merge
 
-TABLE: dict[object, Handler] = {**arithmetic.TABLE, **movements.TABLE}
+TABLE: dict[object, Handler] = {**contractions.TABLE, **reductions.TABLE, **movements.TABLE}
 
 # element by element, but not tagged so by torch
 UNTAGGED = (
@@ -42,11 +42,11 @@ UNTAGGED = (
 )
 
 
-def pointwise(ledger: Ledger, node: fx.Node, args: Args, kwargs: Kwargs) -> Value:
+def pointwise(ledger: Ledger, call: Call) -> Value:
     """Element by element, operands broadcast: labels that meet at one element are one."""
-    shape = shape_of(node)
-    operands = [broadcast(value, shape) for value in [*args, *kwargs.values()] if isinstance(value, Value)]
-    return Value(shape, merge(ledger, operands, shape, node.name))
+    passed = [*call.args, *call.kwargs.values()]
+    operands = [broadcast(value, call.shape) for value in passed if isinstance(value, Value)]
+    return merge(ledger, operands, call.shape, call.name)
 
 
 def handler_of(node: fx.Node) -> Handler:

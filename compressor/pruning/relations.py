@@ -1,53 +1,68 @@
 """How the labels of operands relate: merged where they meet, tied where they are summed, frozen where neither is sound.
 
 Facets of operands go in, facets of the result come out; what was tied, related and frozen is in the ledger.
-Knows no operation: those are in `arithmetic.py` and `movements.py`.
+Knows no operation: those are in `contractions.py`, `reductions.py` and `movements.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .labels import Ledger, Value, along, axes, values_in
+from .labels import Ledger, Value, along, axes, compress, reduce_to, values_in
 
-# facets in the result's shape, and the operand's own size on each axis: 1 where it is broadcast
-Operand = tuple[Sequence[Tensor], Sequence[int]]
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One tensor of several that meet: its facets in the result's shape, its own size on each axis, 1 where broadcast.
+
+    A bias [C] added to [N, C, H, W] has facets of that shape and sizes (1, C, 1, 1).
+    """
+
+    facets: Sequence[Tensor]
+    sizes: Sequence[int]
+
+
 Numbered = tuple[int, Tensor]  # the operand's number and one of its facets
 
 
-def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> tuple[Tensor, ...]:
-    """Facets of an element-wise result; each operand is (facets in the result's shape, own sizes there).
+def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> Value:
+    """The result, of that shape, of an element-wise operation on the operands.
 
     [N, C, H, W] with labels on C times a gate [N, C, 1, 1] with labels on C: those are tied, one facet remains.
     """
     merged: list[Numbered] = []
     seen: set[int] = set()
-    for number, (facets, _) in enumerate(operands):
-        for facet in facets:
+    for number, operand in enumerate(operands):
+        for facet in operand.facets:
             if id(facet) in seen:  # rows that speak for both operands
                 continue
             seen.add(id(facet))
-            free = _unless_fixed(ledger, number, facet, operands, node)
+            free = _unless_fixed(ledger, (number, facet), operands, node)
             if free is not None and axes(free):
                 merged = _joined(ledger, merged, (number, free), operands, node)
-    return tuple(facet for _, facet in merged)
+    return Value(tuple(shape), tuple(facet for _, facet in merged))
 
 
 def _joined(
     ledger: Ledger, merged: list[Numbered], newcomer: Numbered, operands: Sequence[Operand], node: str
 ) -> list[Numbered]:
-    """The facets merged so far and a new one, without those that another operand's facet speaks for."""
+    """The facets merged so far and a new one, without those that another operand's facet speaks for.
+
+    [N, heads, tokens, d] with labels on (heads, d), then a gate with labels on heads: the first speaks for the gate,
+    whose heads have become its rows, so one facet remains.
+    """
     number, facet = newcomer
-    sizes = operands[number][1]
+    sizes = operands[number].sizes
     remaining = merged
     spoken_for = False
     for entry in merged:
         met_number, met_facet = entry
         if met_number == number:
             continue
-        speaker = _relate(ledger, facet, met_facet, sizes, operands[met_number][1], node)
+        speaker = _relate(ledger, facet, met_facet, sizes, operands[met_number].sizes, node)
         if speaker is met_facet:
             spoken_for = True
         if speaker is facet:
@@ -55,16 +70,22 @@ def _joined(
     return remaining if spoken_for else [*remaining, newcomer]
 
 
-def _unless_fixed(ledger: Ledger, number: int, facet: Tensor, operands: Sequence[Operand], node: str) -> Tensor | None:
+def _unless_fixed(ledger: Ledger, numbered: Numbered, operands: Sequence[Operand], node: str) -> Tensor | None:
     """Pins a facet where another operand has unlabelled extent along its axes."""
+    number, facet = numbered
     over = set(axes(facet))
-    for met_number, (met_facets, met_sizes) in enumerate(operands):
-        if met_number == number or any(over & set(axes(met)) for met in met_facets):
+    for met_number, met in enumerate(operands):
+        if met_number == number or _lies_on(met, over):
             continue
-        fixed = [axis for axis in over if met_sizes[axis] > 1]
+        fixed = [axis for axis in over if met.sizes[axis] > 1]
         if fixed:
             return ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
     return facet
+
+
+def _lies_on(operand: Operand, over: Collection[int]) -> bool:
+    """Whether a facet of the operand depends on any of those axes."""
+    return any(not set(axes(facet)).isdisjoint(over) for facet in operand.facets)
 
 
 def _relate(
@@ -72,8 +93,7 @@ def _relate(
 ) -> Tensor | None:
     """Ties two operands' facets where they overlap; the one that says everything is returned, None for both."""
     axes_a, axes_b = set(axes(a)), set(axes(b))
-    shared = axes_a & axes_b
-    if not shared:
+    if axes_a.isdisjoint(axes_b):
         return None
     if axes_a == axes_b:
         ledger.tie(a, b)
@@ -83,9 +103,10 @@ def _relate(
         return None
 
     small, big, small_sizes = (a, b, sizes_a) if axes_a < axes_b else (b, a, sizes_b)
-    inner = set(axes(big)) - set(axes(small))
+    inner = axes_a ^ axes_b
+    stretched = all(small_sizes[axis] == 1 for axis in inner)
     # [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it
-    if min(inner) > max(axes(small)) and all(small_sizes[axis] == 1 for axis in inner):
+    if min(inner) > max(axes(small)) and stretched:
         ledger.relate(small, big, node)
     else:
         ledger.tie(small, big)
@@ -94,9 +115,9 @@ def _relate(
 
 def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
     """Facets that share some axes and have others of their own: both lie in new rows over what they share."""
-    shared = set(axes(a)) & set(axes(b))
-    apart = set(axes(a)) ^ set(axes(b))
-    if max(shared) < min(apart):  # rows come first: [heads, n, 1] and [heads, 1, d]
+    axes_a, axes_b = set(axes(a)), set(axes(b))
+    shared = axes_a & axes_b
+    if max(shared) < min(axes_a ^ axes_b):  # rows come first: [heads, n, 1] and [heads, 1, d]
         row_labels = _fresh_rows(ledger, a, shared)
         ledger.relate(row_labels, a, node)
         ledger.relate(row_labels, b, node)
@@ -112,9 +133,9 @@ def _fresh_rows(ledger: Ledger, facet: Tensor, row_axes: Collection[int]) -> Ten
 
 
 def broadcast(value: Value, shape: Sequence[int]) -> Operand:
-    """Facets expanded to `shape` (axes aligned from the right) and the value's own size on each axis."""
-    sizes = (1,) * (len(shape) - len(value.shape)) + tuple(value.shape)
-    return [facet.expand(*shape) for facet in value.facets], sizes
+    """The value in a result of that shape, axes aligned from the right."""
+    leading = (1,) * (len(shape) - len(value.shape))
+    return Operand([facet.expand(*shape) for facet in value.facets], leading + value.shape)
 
 
 def aligned(value: Value, axis: int, shape: Sequence[int]) -> Operand:
@@ -122,11 +143,15 @@ def aligned(value: Value, axis: int, shape: Sequence[int]) -> Operand:
     sizes = [1] * len(shape)
     sizes[axis] = shape[axis]
     facets = [along(facet, axis, shape) for facet in value.facets if axes(facet)]
-    return facets, sizes
+    return Operand(facets, sizes)
 
 
 def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Value:
-    """`letters` as in einsum, `bi,oi->bo`: ties both sides of the summed letters, keeps the rest."""
+    """`letters` as in einsum, `bi,oi->bo`: ties both sides of the summed letters, keeps the rest.
+
+    A linear layer on x [b, i] with weight [o, i]: the space is `boi`, x has the shape [b, 1, i] in it and the weight
+    [1, o, i]. Their labels along i become one, what is left of the weight are its labels along o: [b, o].
+    """
     inputs, letters_out = letters.split("->")
     letters_a, letters_b = inputs.split(",")
     # every letter once, the result's first: an axis each of a common space, `boi` for `bi,oi->bo`
@@ -144,14 +169,14 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     kept_b, rows_b = parents(ledger, facets_b, summed, [] if rows_a else shared, node)
     facets_a, facets_b = [*kept_a, *rows_a, *rows_b], [*kept_b, *rows_a, *rows_b]
 
-    shape = sizes[: len(letters_out)]
+    rank = len(letters_out)  # the result's axes are the first of the space
     # rows are in both lists: reduced to one tensor, by which `merge` knows them again
-    reduced = {id(facet): reduce_summed(facet, len(shape)) for facet in [*facets_a, *facets_b]}
-    operands: list[Operand] = []
-    for facets, its_letters in ((facets_a, letters_a), (facets_b, letters_b)):
-        its_sizes = [n if letter in its_letters else 1 for letter, n in zip(letters_out, shape, strict=True)]
-        operands.append(([reduced[id(facet)] for facet in facets], its_sizes))
-    return Value(tuple(shape), merge(ledger, operands, shape, node))
+    reduced = {id(facet): reduce_summed(facet, rank) for facet in [*facets_a, *facets_b]}
+    operands = []
+    for facets, own_letters in ((facets_a, letters_a), (facets_b, letters_b)):
+        own_sizes = [sizes[axis] if letter in own_letters else 1 for axis, letter in enumerate(letters_out)]
+        operands.append(Operand([reduced[id(facet)] for facet in facets], own_sizes))
+    return merge(ledger, operands, sizes[:rank], node)
 
 
 def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
@@ -165,12 +190,13 @@ def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
 
 def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[Tensor]:
     """The value's facets in the common space: `oi` in `boi` gets an axis b, along which nothing changes."""
+    order = [letters.index(letter) for letter in space if letter in letters]
+    missing = [axis for axis, letter in enumerate(space) if letter not in letters]
     lifted = []
     for facet in value.facets:
-        facet = facet.permute([letters.index(letter) for letter in space if letter in letters])
-        for axis, letter in enumerate(space):
-            if letter not in letters:
-                facet = facet.unsqueeze(axis)
+        facet = facet.permute(order)  # the letters in the space's order
+        for axis in missing:
+            facet = facet.unsqueeze(axis)
         lifted.append(facet.expand(*sizes))
     return lifted
 
@@ -188,14 +214,17 @@ def _tie_summed(ledger: Ledger, facets_a: list[Tensor], facets_b: list[Tensor], 
 
 
 def parents(
-    ledger: Ledger, facets: list[Tensor], summed: Sequence[int], shared: Sequence[int], node: str
+    ledger: Ledger, facets: Sequence[Tensor], summed: Sequence[int], shared: Sequence[int], node: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The facets on no summed axis, and rows in place of those that also depend on a shared axis (heads)."""
+    """The facets on no summed axis, and rows in place of those that also depend on a shared axis (heads).
+
+    q k^T of [heads, n, d] sums over d: labels on (heads, d) are gone from [heads, n, m], one row for each head stays.
+    """
     kept: list[Tensor] = []
     rows: list[Tensor] = []
     for facet in facets:
         over = axes(facet)
-        if not set(over) & set(summed):
+        if set(over).isdisjoint(summed):
             kept.append(facet)
             continue
         row_axes = [axis for axis in over if axis in shared]
@@ -208,7 +237,41 @@ def parents(
 
 def reduce_summed(facet: Tensor, rank: int) -> Tensor:
     """The facet's first `rank` axes, at 0 of those after them: of [b, o, i] in a space `boi`, [b, o]."""
-    return facet[tuple(slice(None) if axis < rank else 0 for axis in range(facet.ndim))]
+    return reduce_to(facet, range(rank))
+
+
+def pin_along(ledger: Ledger, x: Value, over: Sequence[int], node: str, reason: str) -> Value:
+    """The value with nothing to lose along `over`: facets there are pinned, rows across it remain."""
+    facets = []
+    for facet in x.facets:
+        free: Tensor | None = facet
+        if not set(axes(facet)).isdisjoint(over):
+            free = ledger.pin(facet, over, node, reason)
+        if free is not None:
+            facets.append(free)
+    return Value(x.shape, tuple(facets))
+
+
+def channels_only(ledger: Ledger, x: Value, node: str) -> Value:
+    """[N, C] labels of [N, C, ...]; labels that change over space are tied across it."""
+    facets = []
+    for facet in x.facets:
+        first = reduce_to(facet, (0, 1))  # [N, C], at the first place
+        over = set(axes(facet))
+        if over and min(over) > 1:
+            ledger.freeze(facet, node, "is read along its channels by a convolution")
+            continue
+        if over - {0, 1}:
+            everywhere = spread_over_space(first, facet.shape)
+            ledger.tie(facet, everywhere)
+        facets.append(first.expand(*x.shape[:2]))
+    return Value(x.shape[:2], tuple(compress(facet) for facet in facets if axes(facet)))
+
+
+def spread_over_space(channels: Tensor, shape: Sequence[int]) -> Tensor:
+    """[N, C] labels as [N, C, ...] of that shape, the same at every place."""
+    places = [1] * (len(shape) - 2)
+    return channels.reshape(*channels.shape, *places).expand(*shape)
 
 
 def freeze_all(ledger: Ledger, node: str, tree: object, reason: str) -> None:

@@ -15,17 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import aten, fetch, store
 from ..graph.operators import ALL_CONVOLUTIONS
 from ..records import IntArray, Plan, Slices
-from .groups import Lying, Structure
 from .labels import Value
-
-Keep = NDArray[np.bool_]
+from .structure import Keep, Lying, Structure
 
 
 class RaggedError(Exception):
@@ -271,7 +268,7 @@ def _arguments(node: fx.Node) -> list[Any]:
 
 
 def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None = None) -> tuple[int, ...]:
-    value = structure.values[node.name]
+    value: Any = structure.values[node.name]
     if part is None:
         return compact_shape(value.shape, structure.lying(node), gone)
     return compact_shape(value[part].shape, _lying_of(value[part], structure), gone)
@@ -279,7 +276,7 @@ def _out_shape(node: fx.Node, structure: Structure, gone: Keep, part: int | None
 
 def _resize(position: int) -> Any:
     def rule(node: fx.Node, structure: Structure, gone: Keep) -> None:
-        before, after = structure.values[node.name].shape, _out_shape(node, structure, gone)
+        before, after = structure.shape(node), _out_shape(node, structure, gone)
         sizes = list(_arguments(node)[position])
         offset = len(before) - len(sizes)
         for i, size in enumerate(sizes):
@@ -294,7 +291,7 @@ def _resize(position: int) -> Any:
 
 def _unflatten(node: fx.Node, structure: Structure, gone: Keep) -> None:
     source, axis, parts = _arguments(node)
-    axis %= len(structure.values[source.name].shape)
+    axis %= len(structure.shape(source))
     after = _out_shape(node, structure, gone)
     sizes = [s if s == -1 else after[axis + i] for i, s in enumerate(parts)]
     node.update_arg(2, sizes)
@@ -302,8 +299,7 @@ def _unflatten(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 def _kept_before(source: fx.Node, axis: int, position: int, structure: Structure, gone: Keep) -> int:
     """How many coordinates of `axis` before `position` remain."""
-    value = structure.values[source.name]
-    shape = list(value.shape)
+    shape = list(structure.shape(source))
     axis %= len(shape)
     lying = []
     for over, classes in structure.lying(source):
@@ -317,7 +313,7 @@ def _kept_before(source: fx.Node, axis: int, position: int, structure: Structure
 
 
 def _thinned(source: fx.Node, axis: int, structure: Structure, gone: Keep) -> bool:
-    axis %= len(structure.values[source.name].shape)
+    axis %= len(structure.shape(source))
     return any(axis in over and gone[classes].any() for over, classes in structure.lying(source))
 
 
@@ -333,7 +329,7 @@ def _bounds(first: int) -> Any:
         axis, start, end, step = given + defaults[len(given) :]
         if not _thinned(source, axis, structure, gone):
             return
-        size = structure.values[source.name].shape[axis]
+        size = structure.shape(source)[axis]
         if not all(isinstance(b, int) for b in (start or 0, size if end is None else end)):
             return
         start, end, _ = slice(start, end).indices(size)
@@ -348,7 +344,7 @@ def _bounds(first: int) -> Any:
 def _select(node: fx.Node, structure: Structure, gone: Keep) -> None:
     source, axis, position = _arguments(node)
     if isinstance(position, int) and _thinned(source, axis, structure, gone):
-        size = structure.values[source.name].shape[axis]
+        size = structure.shape(source)[axis]
         node.update_arg(2, _kept_before(source, axis, position % size, structure, gone))
 
 
@@ -357,7 +353,7 @@ def _split(node: fx.Node, structure: Structure, gone: Keep) -> None:
     axis: Any = rest[0] if rest else node.kwargs.get("dim", 0)
     if not _thinned(source, axis, structure, gone):
         return
-    parts = structure.values[node.name]
+    parts: Any = structure.values[node.name]
     sizes = [_out_shape(node, structure, gone, i)[axis] for i in range(len(parts))]
     node.target = aten.split_with_sizes.default
     node.args, node.kwargs = (source, sizes, axis), {}
@@ -381,7 +377,7 @@ def _groups(node: fx.Node, structure: Structure, gone: Keep) -> None:
 
 def _pad(node: fx.Node, structure: Structure, gone: Keep) -> None:
     source, amounts = _arguments(node)[0], list(_arguments(node)[1])
-    before, after = structure.values[source.name].shape, structure.values[node.name].shape
+    before, after = structure.shape(source), structure.shape(node)
     for i in range(len(amounts) // 2):
         axis = len(after) - 1 - i
         if not _thinned(node, axis, structure, gone):
@@ -396,7 +392,7 @@ def _attention_scale(node: fx.Node, structure: Structure, gone: Keep) -> None:
     """Thinner heads keep the scale they were trained with; what loses nothing stays as it is written."""
     query = _arguments(node)[0]
     if node.kwargs.get("scale") is None and _thinned(query, -1, structure, gone):
-        width = structure.values[query.name].shape[-1]
+        width = structure.shape(query)[-1]
         node.kwargs = {**node.kwargs, "scale": 1.0 / math.sqrt(width)}
 
 

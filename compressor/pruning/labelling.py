@@ -1,0 +1,126 @@
+"""A traced graph in, the labels of every node's result out: one walk over the operation table, parameters first.
+
+New labels begin on every axis of every parameter; the operations hand them on. Knows no groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from ..graph import aten, fetch
+from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
+from .handlers import Call, unknown
+from .labels import Ledger, Result, Value, along, axes, first_along, values_in
+from .operations import handler_of
+from .relations import freeze_all, spread_over_space
+
+
+def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str]) -> tuple[Ledger, dict[str, Result]]:
+    """What the walk tied, and what is known of every node's result, by the node's name.
+
+    At nodes named in `tied` rows are tied to columns, at `frozen` nothing may go.
+    """
+    ledger = Ledger()
+    results: dict[str, Result] = {}
+    parameters: dict[int, Value] = {}
+    grouped = set(_grouped_weights(graph))
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            results[node.name] = Value(tuple(node.meta["val"].shape))
+        elif node.op == "output":
+            freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
+        elif node.op == "get_attr":
+            tensor = fetch(graph, str(node.target))
+            value = _parameter(ledger, tensor, node.target in grouped, parameters)
+            results[node.name] = value
+            if node.name in frozen:
+                freeze_all(ledger, node.name, value, "can't lose single units of a row")
+            elif node.name in tied:
+                _tie_rows(ledger, value)
+        else:
+            call = _call_of(node, results)
+            if node.name in frozen:
+                operands = [*call.args, *call.kwargs.values()]
+                freeze_all(ledger, node.name, operands, f"failed the check at {node.target}")
+            results[node.name] = _result(ledger, call)
+            if node.name in tied:
+                _tie_rows(ledger, results[node.name])
+    return ledger, results
+
+
+def _call_of(node: fx.Node, results: Mapping[str, Result]) -> Call:
+    def known(source: fx.Node) -> Any:  # no fx argument, which is all that fx's own types foresee
+        return results[source.name]
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known)
+    return Call(node, args, kwargs)
+
+
+def _result(ledger: Ledger, call: Call) -> Result:
+    """What is known of the node's result, from what is known of its arguments."""
+    node = call.node
+    if node.target is aten.sym_size.int:
+        return call.input.shape[call.integer("dim")]
+    meta = node.meta.get("val")
+    if isinstance(meta, (Tensor, tuple, list)):
+        return handler_of(node)(ledger, call)
+    if list(values_in([*call.args, *call.kwargs.values()])):  # a number that is read out of a tensor
+        return unknown(ledger, call)
+    size: Result = node.target(*call.args, **call.kwargs)  # type: ignore[operator]  # arithmetic on sizes
+    return size
+
+
+def _tie_rows(ledger: Ledger, tree: object) -> None:
+    """Of [heads, d] labels, every head's become those of the first: a dimension goes from all heads at once."""
+    for value in values_in(tree):
+        for facet in value.facets:
+            over = axes(facet)
+            if len(over) > 1:
+                ledger.tie(facet, first_along(facet, over[:-1]).expand(facet.shape))
+
+
+def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
+    """Parameters that become the kernel of a grouped, not depthwise, convolution."""
+    for node in graph.graph.nodes:
+        if node.target not in ALL_CONVOLUTIONS or not _is_grouped(node):
+            continue
+        for source in parameters_behind(node):
+            if source.meta["val"].ndim >= 3:  # a kernel, not a vector it is scaled with
+                yield str(source.target)
+
+
+def _is_grouped(convolution: fx.Node) -> bool:
+    """Whether a convolution parts its channels, into groups of more than one."""
+    groups = arguments(convolution)["groups"]
+    return isinstance(groups, int) and groups > 1 and weight_shape(convolution)[1] > 1
+
+
+def parameters_behind(layer: fx.Node) -> Iterator[fx.Node]:
+    """Parameters that a layer's weight is computed from; mostly it is one itself."""
+    front = [layer.args[1]]
+    while front:
+        source = front.pop()
+        if isinstance(source, fx.Node):
+            if source.op == "get_attr":
+                yield source
+            front += source.all_input_nodes
+
+
+def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, parameters: dict[int, Value]) -> Value:
+    """New labels on every axis of a parameter; `parameters` holds those met before, by `id`, and this one then."""
+    if id(tensor) in parameters:  # tied parameters have the same labels
+        return parameters[id(tensor)]
+    shape = tuple(tensor.shape)
+    if not tensor.is_floating_point():
+        return Value(shape, (), tensor)
+
+    facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
+    if grouped and shape[1] > 1:  # the input channels of each group are its own
+        joint = spread_over_space(ledger.fresh(*shape[:2]), shape)  # a label for each entry of [out, in / groups]
+        facets = [facet for facet in facets if axes(facet) != (1,)]
+        facets.append(joint)
+    parameters[id(tensor)] = Value(shape, tuple(facets))
+    return parameters[id(tensor)]

@@ -17,9 +17,10 @@ from torch import fx
 from ..graph import aten
 from ..graph.operators import ALL_CONVOLUTIONS, channel_axis, weight_shape
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
+from .classes import Classes, resolve
 from .coupling import coupled_groups, spans_of
 from .labelling import label, parameters_behind
-from .labels import Classes, Result, Value, axes, distinct, reduce_to, resolve
+from .labels import Result, Value, axes, distinct, reduce_to
 from .structure import Structure
 
 ATTENTIONS = (

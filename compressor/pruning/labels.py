@@ -2,24 +2,18 @@
 
 A facet is an int64 tensor of the labelled tensor's shape, expanded (stride 0) along the axes it does not
 depend on; an element goes when any of its facets' labels goes. Label 0 never goes. Ties are collected as
-pairs and resolved once, by connected components. Knows no operation: how they use labels is in `relations.py`.
+pairs and resolved once (`classes.py`). Knows no operation: how they use labels is in `relations.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-
-from ..records import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class Ledger:
 
     def fresh(self, *shape: int) -> Tensor:
         """Labels that no tensor carries yet, int64, ascending in row-major order."""
-        n = int(np.prod(shape))
+        n = math.prod(shape)
         labels = torch.arange(self.count, self.count + n).reshape(shape)
         self.count += n
         return labels
@@ -80,7 +74,7 @@ class Ledger:
 
         # a pair as one number, of which `unique` is quick: among 10 labels, (3, 7) is 37
         codes = torch.unique(labels_a * self.count + labels_b)
-        self.pairs.append(torch.stack([codes // self.count, codes % self.count]))
+        self.pairs.append(torch.stack([codes // self.count, codes % self.count]))  # [2, P]
 
     def freeze(self, facet: Tensor, node: str, reason: str) -> None:
         """None of the facet's labels may go; `node` and `reason` are what a report says of them."""
@@ -90,14 +84,14 @@ class Ledger:
 
     def pin(self, facet: Tensor, over: Iterable[int], node: str, reason: str) -> Tensor | None:
         """Nothing may go along `over`: single units freeze; rows across it stay removable, and are returned."""
-        pinned = set(over)
-        row_axes = [axis for axis in axes(facet) if axis not in pinned]
+        row_axes = set(axes(facet)).difference(over)
         if not row_axes:
             self.freeze(facet, node, reason)
             return None
 
         # [heads, d] pinned along d: each head's labels become the one of its first dimension
-        row = first_along(facet, set(range(facet.ndim)) - set(row_axes)).expand(facet.shape)
+        across = set(range(facet.ndim)) - row_axes
+        row = first_along(facet, across).expand(facet.shape)
         self.tie(facet, row)
         self.frozen.append((distinct(facet), node, reason))
         return row
@@ -114,18 +108,21 @@ class Ledger:
         row_axes = axes(parents)
         inner_axes = [axis for axis in axes(children) if axis not in row_axes]
         order = [*row_axes, *inner_axes]
-        place = {axis: position for position, axis in enumerate(sorted(order))}  # where `reduce_to` leaves an axis
-        rows_first = [place[axis] for axis in order]
+        # of axes 3 (rows) and 1, `reduce_to` leaves 1 at place 0 and 3 at place 1: rows first is (1, 0)
+        places = {axis: place for place, axis in enumerate(sorted(order))}
+        rows_first = [places[axis] for axis in order]
 
-        n_rows = int(np.prod([children.shape[axis] for axis in row_axes]))
-        parents = reduce_to(parents.expand(children.shape), order).permute(rows_first).reshape(n_rows, -1)  # [R, K]
+        n_rows = math.prod(children.shape[axis] for axis in row_axes)
+        parents = reduce_to(parents.expand(children.shape), order)
+        parents = parents.permute(rows_first).reshape(n_rows, -1)  # [R, K]
         children = reduce_to(children, order).permute(rows_first).reshape(n_rows, -1)  # [R, K]
         self.rows.append(Rows(parents[:, 0].clone(), children.clone(), node))
 
 
 def axes(facet: Tensor) -> tuple[int, ...]:
     """The axes a facet's labels depend on."""
-    return tuple(i for i in range(facet.ndim) if facet.stride(i) != 0 and facet.shape[i] > 1)
+    # what is stretched over an axis has stride 0 there: [N, C] labels of C alone have strides (0, 1)
+    return tuple(axis for axis in range(facet.ndim) if facet.stride(axis) != 0 and facet.shape[axis] > 1)
 
 
 def distinct(facet: Tensor) -> Tensor:
@@ -138,7 +135,8 @@ def compress(facet: Tensor) -> Tensor:
     """The same facet with stride 0 along every axis its labels do not change on."""
     for axis in axes(facet):
         first = facet.narrow(axis, 0, 1).expand(facet.shape)
-        if torch.equal(reduce_to(facet, axes(facet)), reduce_to(first, axes(facet))):
+        over = axes(facet)  # along all others both repeat themselves, which need not be compared
+        if torch.equal(reduce_to(facet, over), reduce_to(first, over)):
             facet = first
     return facet
 
@@ -146,13 +144,15 @@ def compress(facet: Tensor) -> Tensor:
 def reduce_to(facet: Tensor, keep: Iterable[int]) -> Tensor:
     """The facet indexed at 0 on every axis not in `keep`; those axes are gone, the others keep their order."""
     wanted = set(keep)
-    return facet[tuple(slice(None) if axis in wanted else 0 for axis in range(facet.ndim))]
+    index = [slice(None) if axis in wanted else 0 for axis in range(facet.ndim)]
+    return facet[tuple(index)]
 
 
 def first_along(facet: Tensor, over: Iterable[int]) -> Tensor:
     """The facet's first entry along the axes `over`, which stay with size 1."""
     narrowed = set(over)
-    return facet[tuple(slice(0, 1) if axis in narrowed else slice(None) for axis in range(facet.ndim))]
+    index = [slice(0, 1) if axis in narrowed else slice(None) for axis in range(facet.ndim)]
+    return facet[tuple(index)]
 
 
 def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
@@ -171,217 +171,11 @@ def values_in(tree: object) -> Iterator[Value]:
             yield from values_in(branch)
 
 
-@dataclass(frozen=True, slots=True)
-class Classes:
-    """The resolved ledger: `of[label]` is its class, counted from 0; class 0 never goes.
-
-    `parent[class]` is the class of the row it lies in, -1 for none; rows of one relation keep equal counts,
-    and `relations[class]` names the relations a child takes part in, `row[class]` its row there.
-    `reasons[label]` is (node, reason) of a label that may not go, `inexact[class]` the nodes marked so.
-    """
-
-    of: IntArray
-    parent: IntArray
-    row: IntArray
-    relations: dict[int, tuple[int, ...]]
-    reasons: dict[int, tuple[str, str]]
-    inexact: dict[int, tuple[str, ...]]
-
-    def __call__(self, facet: Tensor) -> tuple[tuple[int, ...], IntArray]:
-        """The axes a facet lies on and the class of every coordinate there."""
-        over = axes(facet)
-        return over, self.of[reduce_to(facet, over).numpy()]
-
-
-def resolve(ledger: Ledger) -> Classes:
-    """Ties to classes, rows to parents; contradictions between rows end in class 0 or in columns."""
-    edges = np.concatenate([np.zeros((2, 0), dtype=np.int64), *(pairs.numpy() for pairs in ledger.pairs)], axis=1)
-    rows = list(ledger.rows)
-    # a tie that rows imply may make other rows' members one, so until nothing is new
-    while True:
-        class_of = _components(edges, ledger.count)
-        implied, rows = _row_ties(class_of, rows)
-        if not implied.shape[1]:
-            break
-        edges = np.concatenate([edges, implied], axis=1)
-
-    class_of = _counted(class_of)
-    parent = np.full(int(class_of.max()) + 1, -1, dtype=np.int64)
-    row = np.zeros(len(parent), dtype=np.int64)
-    relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
-    for number, relation in enumerate(rows):
-        children = class_of[relation.children.numpy()]  # [R, K]
-        parent[children] = class_of[relation.parents.numpy()][:, None]
-        row[children] = np.arange(len(children))[:, None]
-        for child in np.unique(children).tolist():
-            relations[child] += (number,)
-
-    for cells in _cells(class_of, rows):
-        blocks = _blocks(cells)
-        row[list(blocks)] = list(blocks.values())
-    parent[0] = -1
-    return Classes(class_of, parent, row, dict(relations), _reasons(ledger, edges), _inexact(ledger, class_of))
-
-
-def _components(edges: IntArray, count: int) -> IntArray:
-    """[labels] the smallest label each is tied to, over [2, E] ties."""
-    graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0], edges[1])), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    # the smallest label names its class, so that 0 stays 0
-    smallest = np.full(component.max() + 1, count, dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(count))
-    class_of: IntArray = smallest[component]
-    return class_of
-
-
-def _counted(class_of: IntArray) -> IntArray:
-    """Classes named by their smallest labels, numbered in that order: [0, 1, 1, 3, 1] becomes [0, 1, 1, 2, 1]."""
-    names_a_class = np.zeros(len(class_of), dtype=np.int64)
-    names_a_class[class_of] = 1
-    counted: IntArray = (np.cumsum(names_a_class) - 1)[class_of]
-    return counted
-
-
-def _row_ties(class_of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
-    """Further ties that rows imply, [2, T], and the rows that remain rows."""
-    ties: list[tuple[int, int]] = []
-    remaining: list[Rows] = []
-    row_of_member: dict[int, int] = {}
-    crossing = _crossing(_places(class_of, rows))
-
-    for number, relation in enumerate(rows):
-        parents = class_of[relation.parents.numpy()]  # [R]
-        children = class_of[relation.children.numpy()]  # [R, K]
-        none_may_go = [(parent, 0) for parent in parents.tolist() if parent != 0]
-
-        if (children == children[:, :1]).all():  # rows of one class: the unit is the row
-            pairs = zip(parents.tolist(), children[:, 0].tolist(), strict=True)
-            ties += [(parent, child) for parent, child in pairs if parent != child]
-            continue
-        if _shared_between_rows(children):  # columns run through all rows: no row can go alone
-            ties += none_may_go
-            continue
-
-        remaining.append(relation)
-        if number in crossing:  # its rows overlap others in part: none of them can go alone
-            ties += none_may_go
-            continue
-        if (parents == 0).any():  # the rows of a relation may all go, or none
-            ties += none_may_go
-        ties += _member_ties(parents, children, row_of_member)
-
-    return np.array(ties, dtype=np.int64).reshape(-1, 2).T, remaining
-
-
-def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int, int]) -> list[tuple[int, int]]:
-    """A row with a member that may not go stays; a member of two rows makes them one.
-
-    `row_of_member` holds the row each class was first seen in, over all relations, and is added to.
-    """
-    ties: list[tuple[int, int]] = []
-    for parent, row in zip(parents.tolist(), children, strict=True):
-        for member in np.unique(row).tolist():
-            if member == 0:
-                if parent != 0:
-                    ties.append((parent, 0))
-                continue
-            first_parent = row_of_member.setdefault(member, parent)
-            if first_parent != parent:
-                ties.append((first_parent, parent))
-    return ties
-
-
-def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
-    """Relations that part the same units in two ways of which neither refines the other (4 rows of 24, 6 of 16)."""
-    cells_of: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-    for row_in in places.values():
-        for (i, row_in_i), (j, row_in_j) in itertools.combinations(row_in.items(), 2):
-            cells_of[i, j].add((row_in_i, row_in_j))
-
-    crossing: set[int] = set()
-    for pair, cells in cells_of.items():
-        if _cross(cells):
-            crossing.update(pair)
-    return crossing
-
-
-def _places(class_of: IntArray, rows: Sequence[Rows]) -> dict[int, dict[int, int]]:
-    """For each class the relations it takes part in and its row there."""
-    places: dict[int, dict[int, int]] = defaultdict(dict)
-    for number, relation in enumerate(rows):
-        for row, children in enumerate(class_of[relation.children.numpy()]):
-            for child in np.unique(children[children != 0]).tolist():
-                places[child][number] = row
-    return places
-
-
-def _cross(cells: Collection[tuple[int, int]]) -> bool:
-    """Whether, of two ways to part units, neither refines the other; a cell is a row of each that share units.
-
-    Rows of 24 and of 16 among 48 units share cells (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
-    """
-    rows_left, rows_right = {left for left, _ in cells}, {right for _, right in cells}
-    return len(cells) > max(len(rows_left), len(rows_right))
-
-
-def _cells(class_of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
-    """For each set of crossing relations that share units: the row of every unit in each of them."""
-    places = _places(class_of, rows)
-    crossing = _crossing(places)
-    cells_of: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
-    for unit, row_in in places.items():
-        relations = tuple(number for number in row_in if number in crossing)
-        if relations:
-            cells_of[relations][unit] = tuple(row_in[number] for number in relations)
-    yield from cells_of.values()
-
-
-def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
-    """Classes and the rows each lies in; blocks out that all of those rows are made of, where rows cross.
-
-    Rows of 24 and of 16 cut 48 units into cells of 16, 8, 8 and 16. Blocks of 8 that each lose equally many leave
-    equally many in every row.
-    """
-    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit in sorted(cells):
-        members[cells[unit]].append(unit)
-    size = math.gcd(*(len(units) for units in members.values()))
-
-    blocks: dict[int, int] = {}
-    first = 0  # the number of this cell's first block
-    for units in members.values():
-        blocks |= {unit: first + place // size for place, unit in enumerate(units)}
-        first += len(units) // size
-    return blocks
-
-
-def _shared_between_rows(children: IntArray) -> bool:
-    """Whether some class but 0 lies in more than one row of [R, K]."""
-    per_row = [np.unique(row[row != 0]) for row in children]
-    if not per_row:
-        return False
-    listed = np.concatenate(per_row)
-    return len(np.unique(listed)) < len(listed)
-
-
-def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
-    """For each label frozen by what it is tied to: the node and reason found first among those ties."""
-    # without ties to 0, which would join everything frozen whatever the reason
-    island_of = _components(edges[:, (edges != 0).all(axis=0)], ledger.count)
-    reason_of: dict[int, tuple[str, str]] = {}
-    for labels, node, reason in ledger.frozen:
-        for island in np.unique(island_of[labels.numpy()]).tolist():
-            reason_of.setdefault(island, (node, reason))
-
-    frozen = np.flatnonzero(np.isin(island_of, list(reason_of)))
-    return {label: reason_of[island] for label, island in zip(frozen.tolist(), island_of[frozen].tolist(), strict=True)}
-
-
-def _inexact(ledger: Ledger, class_of: IntArray) -> dict[int, tuple[str, ...]]:
-    """For each class the nodes whose results its labels were marked for, each once, in graph order."""
-    nodes_of: dict[int, list[str]] = defaultdict(list)
-    for labels, node in ledger.inexact:
-        for member in np.unique(class_of[labels.numpy()]).tolist():
-            if node not in nodes_of[member]:
-                nodes_of[member].append(node)
-    return {member: tuple(nodes) for member, nodes in nodes_of.items()}
+def map_labelled(function: Callable[[Tensor, Value], Tensor], result: object, labels: Result) -> object:
+    """A node's result, or each of several, with what the function makes of every tensor and its labels in its place."""
+    if isinstance(result, Tensor) and isinstance(labels, Value):
+        return function(result, labels)
+    if isinstance(result, (tuple, list)) and isinstance(labels, tuple):
+        pairs = zip(result, labels, strict=True)
+        return type(result)([map_labelled(function, piece, piece_labels) for piece, piece_labels in pairs])
+    return result

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ..records import Groups, IntArray
-from .labels import Classes, Result, Value, values_in
+from .classes import Classes
+from .labels import Result, Value, values_in
 
 Lying = tuple[tuple[int, ...], IntArray]  # axes of a tensor, and the class of every coordinate on them
 Keep = NDArray[np.bool_]
@@ -38,7 +39,8 @@ class Structure:
     tied: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     coupled: tuple[frozenset[str], ...] = ()
-    _lying: dict[str, list[Lying]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # by the `id` of a value, which is kept with its places, so that no other one gets its id
+    _lying: dict[int, tuple[Value, list[Lying]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def members(self) -> dict[str, IntArray]:
@@ -56,15 +58,15 @@ class Structure:
         return self.value(node).shape
 
     def lying(self, node: fx.Node) -> list[Lying]:
-        """For each facet of the node's result: its axes and the class of every coordinate on them."""
-        if node.name not in self._lying:
-            value = self.values[node.name]
-            self._lying[node.name] = self.lying_of(value) if isinstance(value, Value) else []
-        return self._lying[node.name]
+        """What lies on the node's result, as `lying_of` says it; nothing on a number or on several results."""
+        value = self.values[node.name]
+        return self.lying_of(value) if isinstance(value, Value) else []
 
     def lying_of(self, value: Value) -> list[Lying]:
-        """The same of one tensor, also of one among several results."""
-        return [self.classes(facet) for facet in value.facets]
+        """For each facet of one tensor of the graph: its axes and the class of every coordinate on them."""
+        if id(value) not in self._lying:
+            self._lying[id(value)] = value, [self.classes(facet) for facet in value.facets]
+        return self._lying[id(value)][1]
 
     @functools.cached_property
     def _places(self) -> tuple[tuple[str, ...], IntArray, IntArray]:

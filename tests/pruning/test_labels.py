@@ -11,7 +11,8 @@ from torchvision.models.resnet import BasicBlock
 
 from compressor.graph import trace
 from compressor.pruning import analyse
-from compressor.pruning.labels import Ledger, along, axes, compress, resolve
+from compressor.pruning.classes import resolve
+from compressor.pruning.labels import Ledger, along, axes, compress
 
 
 def test_ties_are_transitive_and_zero_absorbs() -> None:

@@ -16,9 +16,10 @@ from torch import fx
 from ..export.layers import Layer
 from ..files import content_hash
 from ..pruning import Structure
+from ..pruning.compaction import compact_shape
 from ..pruning.labels import Value
 from ..pruning.structure import Keep
-from ..pruning.surgery import compact_shape, removed_classes
+from ..pruning.surgery import removed_classes
 from .clocks import Clock, Point
 from .staircase import measure_step, probe_widths
 from .tables import Kept, Table, levels, smoothed

@@ -19,9 +19,10 @@ from ..budgets import Budget, Kind
 from ..errors import BudgetError
 from ..graph.cost import FORMULAS, measure_cost
 from ..pruning import Structure
+from ..pruning.compaction import compact_shape
 from ..pruning.labels import Value
 from ..pruning.structure import Keep
-from ..pruning.surgery import compact_shape, removed_classes
+from ..pruning.surgery import removed_classes
 from ..records import Group, Groups, IntArray, LeftAlone, Plan, Scores
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
 

@@ -19,7 +19,7 @@ from compressor.graph.operators import (
     per_axis,
 )
 from compressor.pruning.operations import TABLE
-from compressor.pruning.surgery import REWRITES
+from compressor.pruning.rewrites import REWRITES
 from compressor.relevance.operations import COVERED
 
 FAMILIES = (*ALL_CONVOLUTIONS, *PRODUCTS, *NORMALISATIONS, ATTENTION, LINEAR)

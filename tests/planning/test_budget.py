@@ -18,8 +18,9 @@ from compressor.graph.cost import measure_cost
 from compressor.planning import RankingOptions, make_plan
 from compressor.planning.budget import compose, least_share
 from compressor.pruning import Structure, find_structure, prune
+from compressor.pruning.compaction import compact_shape
 from compressor.pruning.structure import Keep
-from compressor.pruning.surgery import compact_shape, removed_classes
+from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.records import Scores
 from compressor.run.plans import below_budget

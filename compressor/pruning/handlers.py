@@ -42,7 +42,7 @@ class Call:
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of all results that are tensors."""
         meta = self.node.meta["val"]
-        results = [meta] if isinstance(meta, Tensor) else meta
+        results = [meta] if isinstance(meta, Tensor) else meta  # several where an operation gives values and places
         return [tuple(result.shape) for result in results]
 
     @property

@@ -74,7 +74,7 @@ def prelu(ledger: Ledger, call: Call) -> Value:
 def layer_norm(ledger: Ledger, call: Call) -> Value:
     """Over the last axes, of which units may go: what remains has other statistics, so it is not exact."""
     x = call.input
-    first = len(x.shape) - len(call.integers("normalized_shape"))
+    first = len(x.shape) - len(call.integers("normalized_shape"))  # of [N, tokens, C] over (C,), axis 2
     for facet in x.facets:
         if any(axis >= first for axis in axes(facet)):
             ledger.mark_inexact(facet, call.name)
@@ -91,7 +91,7 @@ def group_norm(ledger: Ledger, call: Call) -> Value:
         if axes(facet) != (1,) or groups == c:
             continue
         ledger.mark_inexact(facet, call.name)
-        if groups > 1:
+        if groups > 1:  # 12 channels in 3 groups are 3 rows of 4
             channels = reduce_to(facet, (1,)).reshape(groups, c // groups)
             group_labels = ledger.fresh(groups, 1).expand(channels.shape)
             ledger.relate(group_labels, channels, call.name)
@@ -125,6 +125,7 @@ def counted_reduction(ledger: Ledger, call: Call) -> Value:
 def _reduce(ledger: Ledger, call: Call) -> Value:
     """The input without the axes that are summed up, or with size 1 there."""
     x, over = call.input, _axes_of(call)
+    # labels on (heads, d), summed over d, leave a row for each head
     remaining = [axis for axis in range(len(x.shape)) if axis not in over]
     kept, rows = parents(ledger, x.facets, over, remaining, call.name)
     return Value(call.shape, _drop([*kept, *rows], over, call.shape))
@@ -164,6 +165,7 @@ def extremum(ledger: Ledger, call: Call) -> Result:
     """One value of several, which the others decide; with it, its place among them."""
     over = _axes_of(call)
     x = pin_along(ledger, call.input, over, call.name, f"is reduced by {_operation(call)}")
+    # whichever entry it is, all results are shaped alike
     out = Value(call.shape, _drop(x.facets, over, call.shape))
     return call.returning([out] * len(call.shapes))
 

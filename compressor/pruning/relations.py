@@ -6,6 +6,7 @@ Knows no operation: those are in `contractions.py`, `reductions.py` and `movemen
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -34,16 +35,21 @@ def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], nod
     [N, C, H, W] with labels on C times a gate [N, C, 1, 1] with labels on C: those are tied, one facet remains.
     """
     merged: list[Numbered] = []
-    seen: set[int] = set()
+    for numbered in _each_once(operands):
+        number, _ = numbered
+        free = _unless_fixed(ledger, numbered, operands, node)
+        if free is not None and axes(free):
+            merged = _joined(ledger, merged, (number, free), operands, node)
+    return Value(tuple(shape), tuple(facet for _, facet in merged))
+
+
+def _each_once(operands: Sequence[Operand]) -> list[Numbered]:
+    """All facets with their operands' numbers; rows that speak for two operands stand with the first."""
+    numbered: dict[int, Numbered] = {}
     for number, operand in enumerate(operands):
         for facet in operand.facets:
-            if id(facet) in seen:  # rows that speak for both operands
-                continue
-            seen.add(id(facet))
-            free = _unless_fixed(ledger, (number, facet), operands, node)
-            if free is not None and axes(free):
-                merged = _joined(ledger, merged, (number, free), operands, node)
-    return Value(tuple(shape), tuple(facet for _, facet in merged))
+            numbered.setdefault(id(facet), (number, facet))
+    return list(numbered.values())
 
 
 def _joined(
@@ -103,10 +109,11 @@ def _relate(
         return None
 
     small, big, small_sizes = (a, b, sizes_a) if axes_a < axes_b else (b, a, sizes_b)
-    inner = axes_a ^ axes_b
+    inner = axes_a ^ axes_b  # axes of the big one alone
+    rows_first = min(inner) > max(axes(small))
     stretched = all(small_sizes[axis] == 1 for axis in inner)
     # [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it
-    if min(inner) > max(axes(small)) and stretched:
+    if rows_first and stretched:
         ledger.relate(small, big, node)
     else:
         ledger.tie(small, big)
@@ -156,9 +163,10 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     letters_a, letters_b = inputs.split(",")
     # every letter once, the result's first: an axis each of a common space, `boi` for `bi,oi->bo`
     space = "".join(dict.fromkeys(letters_out + letters_a + letters_b))
-    summed = [axis for axis, letter in enumerate(space) if letter not in letters_out]
-    everywhere = set(letters_a) & set(letters_b) & set(letters_out)
-    shared = [axis for axis, letter in enumerate(space) if letter in everywhere]  # heads, convolution groups
+    rank = len(letters_out)
+    summed = range(rank, len(space))
+    everywhere = set(letters_a) & set(letters_b)
+    shared = [axis for axis, letter in enumerate(letters_out) if letter in everywhere]  # heads, convolution groups
     sizes = _sizes(space, (letters_a, a.shape), (letters_b, b.shape))
 
     facets_a, facets_b = _lift(a, letters_a, space, sizes), _lift(b, letters_b, space, sizes)
@@ -169,14 +177,18 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     kept_b, rows_b = parents(ledger, facets_b, summed, [] if rows_a else shared, node)
     facets_a, facets_b = [*kept_a, *rows_a, *rows_b], [*kept_b, *rows_a, *rows_b]
 
-    rank = len(letters_out)  # the result's axes are the first of the space
     # rows are in both lists: reduced to one tensor, by which `merge` knows them again
     reduced = {id(facet): reduce_summed(facet, rank) for facet in [*facets_a, *facets_b]}
-    operands = []
-    for facets, own_letters in ((facets_a, letters_a), (facets_b, letters_b)):
-        own_sizes = [sizes[axis] if letter in own_letters else 1 for axis, letter in enumerate(letters_out)]
-        operands.append(Operand([reduced[id(facet)] for facet in facets], own_sizes))
+    operands = [
+        Operand([reduced[id(facet)] for facet in facets_a], _own_sizes(letters_out, letters_a, sizes)),
+        Operand([reduced[id(facet)] for facet in facets_b], _own_sizes(letters_out, letters_b, sizes)),
+    ]
     return merge(ledger, operands, sizes[:rank], node)
+
+
+def _own_sizes(letters_out: str, letters: str, sizes: Sequence[int]) -> list[int]:
+    """An operand's sizes on the result's axes, 1 where it lacks the letter: `bi` of `bo` is (b, 1)."""
+    return [size if letter in letters else 1 for letter, size in zip(letters_out, sizes, strict=False)]
 
 
 def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
@@ -204,10 +216,9 @@ def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[
 def _tie_summed(ledger: Ledger, facets_a: list[Tensor], facets_b: list[Tensor], axis: int, node: str) -> None:
     left = [facet for facet in facets_a if axis in axes(facet)]
     right = [facet for facet in facets_b if axis in axes(facet)]
+    for facet_a, facet_b in itertools.product(left, right):
+        ledger.tie(facet_a, facet_b)
     if left and right:
-        for facet_a in left:
-            for facet_b in right:
-                ledger.tie(facet_a, facet_b)
         return
     for facet in left or right:
         ledger.pin(facet, [axis], node, "is summed against a tensor of fixed size")

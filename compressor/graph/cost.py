@@ -82,7 +82,7 @@ def _name(node: fx.Node) -> str:
     return str(schema.name) if schema is not None else ""
 
 
-def _shape(node: Any) -> Shape:
+def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         return tuple(value.shape)
@@ -97,7 +97,8 @@ def _may_multiply(node: fx.Node) -> bool:
     if node.op in ("placeholder", "get_attr", "output") or node.target is operator.getitem:
         return False
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    if pointwise or getattr(node.target, "is_view", False) or _name(node) in ZERO_MACS:
+    view = bool(getattr(node.target, "is_view", False))
+    if pointwise or view or _name(node) in ZERO_MACS:
         return False
     results = _tensors(node.meta.get("val"))
     return any(tensor.is_floating_point() or tensor.is_complex() for tensor in results)
@@ -153,7 +154,11 @@ def _bilinear(node: fx.Node) -> int:
 
 
 def _einsum(node: fx.Node) -> int:
-    """Operands are contracted two at a time from the left, as torch does it without opt_einsum's path."""
+    """Operands are contracted two at a time from the left, as torch does it without opt_einsum's path.
+
+    `bi,io,b->bo` with 2 x 3, 3 x 4: the first product keeps b and o and sums over i, 2 * 3 * 4 MACs; the second one,
+    `bo,b->bo`, sums over nothing and counts as zero.
+    """
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str)
     assert isinstance(operands, (list, tuple))
@@ -183,10 +188,9 @@ def parse_einsum(equation: str, shapes: Sequence[Shape]) -> tuple[list[str], str
 
     # how many axes each term has beside its letters, which is what its `...` stands for
     spans = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)]
-    widest = max((span for term, span in zip(terms, spans, strict=True) if "..." in term), default=0)
-    dots = "".join(chr(ord("0") + i) for i in range(widest))
+    dots = "".join(map(chr, range(ord("0"), ord("0") + max(spans))))
     # shorter ones are aligned at the right, as in broadcasting: of "012" two axes are "12"
-    terms = [term.replace("...", dots[widest - span :]) for term, span in zip(terms, spans, strict=True)]
+    terms = [term.replace("...", dots[len(dots) - span :]) for term, span in zip(terms, spans, strict=True)]
 
     if not arrow:  # then the output is what occurs once, in alphabetical order
         letters = "".join(terms)

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from ..placement import device_of, to_device
 from .tracing import fetch
 
-Values = dict[fx.Node, Any]
+Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
 Batch = Tensor | Sequence[Tensor]
 
 _LEAST_FILE_BYTES = 4096  # what is smaller than a page stays in memory whatever the limit is
@@ -37,20 +37,16 @@ def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]
         return attribute(graph, source) if source.op == "get_attr" else values[source]
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
-    target: Any = node.target
     if node.op == "call_function":
-        return target(*args, **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return graph.get_submodule(target)(*args, **kwargs)
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return graph.get_submodule(str(node.target))(*args, **kwargs)
 
 
-def attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """What a get_attr node names, as it is now."""
-    value: Any = graph
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return value
+def attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The parameter or buffer that a get_attr node names, as it is now."""
+    return fetch(graph, str(node.target))
 
 
 def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]:
@@ -59,26 +55,28 @@ def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]
     changed: set[fx.Node] = set()
     for node in dense.graph.nodes:
         if node.op == "get_attr":
-            name = str(node.target)
-            differs = fetch(dense, name).shape != fetch(pruned, name).shape
+            differs = attribute(dense, node).shape != attribute(pruned, node).shape
         else:
             twin = twins[node.name]
-            differs = not (_same(node.args, twin.args) and _same(node.kwargs, twin.kwargs))
-        if differs or any(source in changed for source in node.all_input_nodes):
+            differs = not _same((node.args, node.kwargs), (twin.args, twin.kwargs))
+        if differs or not changed.isdisjoint(node.all_input_nodes):
             changed.add(node)
     return changed
 
 
-def _same(ours: Any, theirs: Any) -> bool:
+def _same(ours: object, theirs: object) -> bool:
     """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
     if isinstance(ours, fx.Node):
         return isinstance(theirs, fx.Node) and ours.name == theirs.name
     if isinstance(ours, (tuple, list)):
-        alike = isinstance(theirs, (tuple, list)) and len(ours) == len(theirs)
-        return alike and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
+        if not isinstance(theirs, (tuple, list)) or len(ours) != len(theirs):
+            return False
+        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
     if isinstance(ours, Mapping):
-        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
-    both_nan = ours != ours and theirs != theirs
+        if not isinstance(theirs, Mapping) or ours.keys() != theirs.keys():
+            return False
+        return all(_same(ours[key], theirs[key]) for key in ours)
+    both_nan = ours != ours and theirs != theirs  # the same number, which Python takes for another
     return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
 
 
@@ -183,22 +181,22 @@ class Lockstep:
             return
         if node not in dense:
             dense[node] = run_node(self.dense, node, dense)
-        if node in self.changed:
-            twin = self.twins[node]
-            sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
-            inputs = {self.twins[source]: pruned[source] for source in sources}
-            pruned[node] = run_node(self.pruned, twin, inputs)
-        else:
-            pruned[node] = dense[node]
+        pruned[node] = self._run_twin(node, pruned) if node in self.changed else dense[node]
 
         for used in (*node.all_input_nodes, *self.extra_uses.get(node, ()), node):
             if self._last_use.get(used, -1) <= index:
                 dense.pop(used, None)
                 pruned.pop(used, None)
 
+    def _run_twin(self, node: fx.Node, pruned: Values) -> object:
+        """The value of the pruned graph's node of that name; `pruned` is keyed by dense nodes, its inputs are not."""
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        inputs = {self.twins[source]: pruned[source] for source in sources}
+        return run_node(self.pruned, self.twins[node], inputs)
+
     def _put_aside(self, dense: Values, pruned: Values) -> None:
         """Keeps a batch's live values for the next stop, those that both graphs share once."""
-        stored: dict[int, Any] = {}
+        stored: dict[int, object] = {}
         sides: tuple[Values, Values] = ({}, {})
         for side, values in zip(sides, (dense, pruned), strict=True):
             for node, value in values.items():
@@ -207,7 +205,7 @@ class Lockstep:
                 side[node] = stored[id(value)]
         self._waiting.append(sides)
 
-    def _stored(self, value: Any) -> Any:
+    def _stored(self, value: object) -> object:
         """The value itself while there is room, else its file; views are copied so that they keep no base alive."""
         if not isinstance(value, Tensor):
             return value

@@ -14,6 +14,8 @@ from torch import fx
 
 aten = torch.ops.aten
 
+Arguments = dict[str, Any]  # nodes, numbers and lists of them, by the names of an operator's schema
+
 LINEAR = aten.linear.default
 ATTENTION = aten.scaled_dot_product_attention.default
 
@@ -42,22 +44,22 @@ NORMALISATIONS: tuple[object, ...] = (
 )
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
+def arguments(node: fx.Node) -> Arguments:
     """A node's arguments by the names of its operator's schema, defaults filled in."""
     return by_name(node.target, node.args, node.kwargs)
 
 
-def by_name(operator: object, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Any]:
+def by_name(operator: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
     """What an operator is called with, by the names of its schema, defaults filled in."""
     parameters = operator._schema.arguments  # type: ignore[attr-defined]
     names = [parameter.name for parameter in parameters]
     passed = dict(zip(names, args, strict=False)) | dict(kwargs)
 
-    values: dict[str, Any] = {}
+    named: Arguments = {}
     for parameter in parameters:
         default = parameter.default_value if parameter.has_default_value() else None
-        values[parameter.name] = passed.get(parameter.name, default)
-    return values
+        named[parameter.name] = passed.get(parameter.name, default)
+    return named
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ beside them on the first. This is measured on a few images, never assumed. Knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -52,31 +51,34 @@ def sample_layouts(
 
     Raises ModelError for a node whose samples can't be told apart; None too where not `strict`.
     """
-    traced_nodes = {node.name: node for node in graph.graph.nodes}
-    traced_n = next(node for node in graph.graph.nodes if node.op == "placeholder").meta["val"].shape[0]
+    traced_shapes = {node.name: _shape(node) for node in graph.graph.nodes}
+    traced_n = next(traced_shapes[node.name][0] for node in graph.graph.nodes if node.op == "placeholder")
     n = next(count for count in _PROBE_SAMPLES if count != traced_n)
     batch = _probes(images, n + 1)  # the last one is exchanged for the first further on
 
     wanted = set(nodes)
-    values: dict[str, Tensor] = {}
-    _run(graph, batch[:n], wanted, values)
-    axes = {name: _growing_axis(values[name], _shape(traced_nodes[name]), n, traced_n) for name in wanted}
+    values = _run(graph, batch[:n], wanted)
+    axes: dict[str, int] = {}
+    for name in wanted:
+        axis = _growing_axis(values[name].shape, traced_shapes[name], n, traced_n)
+        if axis is not None:
+            axes[name] = axis
 
-    changed: dict[str, Tensor] = {}
-    folded = {name for name, axis in axes.items() if axis is not None and values[name].shape[axis] != n}
-    if folded:
-        _run(graph, torch.cat([batch[n:], batch[1:n]]), folded, changed)
+    folded = {name for name, axis in axes.items() if values[name].shape[axis] != n}
+    exchanged = torch.cat([batch[n:], batch[1:n]])
+    changed = _run(graph, exchanged, folded) if folded else {}
 
-    layouts: dict[str, Samples | None] = {}
+    layouts: dict[str, Samples | None] = dict.fromkeys(wanted)
     for name, axis in axes.items():
-        inner = None if axis is None else _inner(axis, n, values[name], changed.get(name))
-        if strict and axis is not None and inner is None:
+        inner = _inner(axis, n, values[name], changed[name]) if name in folded else 1
+        if inner is not None:
+            layouts[name] = Samples(axis, inner)
+        elif strict:
             raise ModelError(
                 f"the samples of a batch can't be told apart at node {name!r} (shape {list(values[name].shape)} for "
                 f"{n} samples): one sample's value depends on another's; score samples one by one or leave its group "
                 "out"
             )
-        layouts[name] = None if axis is None or inner is None else Samples(axis, inner)
     return layouts
 
 
@@ -87,13 +89,17 @@ def _probes(images: Tensor, count: int) -> Tensor:
     return images[:1] + noise * images[:1].std().clamp_min(1e-3)
 
 
-def _run(graph: fx.GraphModule, batch: Tensor, wanted: set[str], into: dict[str, Tensor]) -> None:
-    def watch(node: fx.Node, value: Any) -> Any:
+def _run(graph: fx.GraphModule, batch: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+    """The tensors at the wanted nodes."""
+    tensors: dict[str, Tensor] = {}
+
+    def watch(node: fx.Node, value: object) -> object:
         if node.name in wanted and isinstance(value, Tensor):
-            into[node.name] = value
+            tensors[node.name] = value
         return value
 
     Watcher(graph, watch).run(batch)
+    return tensors
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -101,28 +107,30 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def _growing_axis(value: Tensor, traced_shape: tuple[int, ...], n: int, traced_n: int) -> int | None:
+def _growing_axis(shape: Sequence[int], traced_shape: Sequence[int], n: int, traced_n: int) -> int | None:
     """The axis whose length follows the number of samples: 8 traced with 2 and 12 with 3 are 4 a sample."""
-    for axis, (length, traced_length) in enumerate(zip(value.shape, traced_shape, strict=True)):
+    for axis, (length, traced_length) in enumerate(zip(shape, traced_shape, strict=True)):
         if length != traced_length and length * traced_n == traced_length * n:
             return axis
     return None
 
 
-def _inner(axis: int, n: int, before: Tensor, after: Tensor | None) -> int | None:
+def _inner(axis: int, n: int, before: Tensor, after: Tensor) -> int | None:
     """How many neighbouring coordinates of the axis one sample takes before the next one's begin.
 
     `before` and `after` differ in sample 0 alone. Of 12 coordinates and 3 samples, where 0, 1, 6 and 7 changed,
     every other stretch of 2 is a later sample's: (c // 2) % 3 is 0 for those four only.
     """
-    if after is None:  # not folded
-        return 1
     length = before.shape[axis]
     other_axes = [other for other in range(before.ndim) if other != axis]
-    moved = (before != after).amax(other_axes) if other_axes else before != after  # [length]
+    moved = before != after
+    if other_axes:
+        moved = moved.amax(other_axes)  # [length]
     coordinates = torch.arange(length, device=moved.device)
 
     per_sample = length // n
-    strides = [stride for stride in range(1, per_sample + 1) if per_sample % stride == 0]
-    fitting = [stride for stride in strides if not bool(moved[(coordinates // stride) % n != 0].any())]
-    return max(fitting) if fitting else None
+    for stride in range(per_sample, 0, -1):  # the widest stretch that fits
+        of_later_samples = (coordinates // stride) % n != 0
+        if per_sample % stride == 0 and not bool(moved[of_later_samples].any()):
+            return stride
+    return None

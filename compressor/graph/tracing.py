@@ -70,12 +70,12 @@ def _keep_constants(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.op != "get_attr" or node.target in registered:
             continue
-        value = _attribute(graph, node.target)
+        value = operator.attrgetter(node.target)(graph)
         if not isinstance(value, Tensor):
             continue
 
         path, _, last = str(node.target).rpartition(".")
-        owner = _attribute(graph, path) if path else graph
+        owner = graph.get_submodule(path)
         delattr(owner, last)  # a name that is taken can't be registered
         owner.register_buffer(last, value)
         registered.add(node.target)
@@ -104,9 +104,9 @@ def _name_layers(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
         paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
-        layer = _plain_path(paths[-1]) if paths else ""
+        innermost = paths[-1] if paths else ""
         place = place_in(node.meta.get("stack_trace") or "")
-        node.meta = {"layer": layer, "place": place}
+        node.meta = {"layer": _plain_path(innermost), "place": place}
 
 
 def _plain_path(path: str) -> str:
@@ -174,21 +174,24 @@ def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
         norm = graph.graph.call_function(aten.batch_norm.default, args, name="batch_norm")
     norm.meta = dict(node.meta)
 
-    for user in list(node.users):  # entry 0 is the result; what is returned of the batch's statistics nobody reads
+    # entry 0 is the result; what is returned of the batch's statistics nobody reads
+    for user in list(node.users):
         if user.target is operator.getitem and user.args[1] == 0:
             user.replace_all_uses_with(norm)
         graph.graph.erase_node(user)
     graph.graph.erase_node(node)
 
 
-class _ShapeRecorder(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        n.meta["val"] = _without_storage(value)
+@torch.no_grad()
+def _record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+    def record(node: fx.Node, value: object) -> object:
+        node.meta["val"] = _without_storage(value)
         return value
 
+    Watcher(graph, record).run(example)
 
-def _without_storage(value: Any) -> Any:
+
+def _without_storage(value: object) -> object:
     """The value with its tensors on the meta device, which keeps shapes and types alone."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device="meta")
@@ -198,15 +201,10 @@ def _without_storage(value: Any) -> Any:
 
 
 @torch.no_grad()
-def _record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
-    _ShapeRecorder(graph).run(example)
-
-
-@torch.no_grad()
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
     buffers = {name for name, _ in graph.named_buffers()}
-    constants: dict[fx.Node, Any] = {}
+    constants: dict[fx.Node, object] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr" and node.target in buffers:
             constants[node] = fetch(graph, node.target)
@@ -221,15 +219,15 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _computed(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Any:
-    def value_of(source: fx.Node) -> Any:
+def _computed(node: fx.Node, constants: Mapping[fx.Node, object]) -> object:
+    def value_of(source: fx.Node) -> Any:  # any constant, where fx's own types foresee its arguments alone
         if source in constants:
             return constants[source]
         return torch.empty(0, dtype=source.meta["val"].dtype)  # read for its type alone
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
-    target: Any = node.target
-    return target(*args, **kwargs)
+    value: object = node.target(*args, **kwargs)  # type: ignore[operator]
+    return value
 
 
 def _value_inputs(node: fx.Node) -> Sequence[fx.Node]:
@@ -261,36 +259,29 @@ def place_of(node: fx.Node) -> str:
 
 def fetch(graph: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of that qualified name."""
-    value = _attribute(graph, name)
+    value = operator.attrgetter(name)(graph)
     assert isinstance(value, Tensor)
-    return value
-
-
-def _attribute(graph: nn.Module, name: str) -> Any:
-    value: Any = graph
-    for attribute in name.split("."):
-        value = getattr(value, attribute)
     return value
 
 
 def store(graph: nn.Module, name: str, value: Tensor) -> None:
     """Puts a tensor in a parameter's or buffer's place, keeping which of the two it is."""
-    *path, last = name.split(".")
-    owner = graph
-    for attribute in path:
-        owner = getattr(owner, attribute)
-    if last in owner._parameters:
-        owner._parameters[last] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-    else:
+    path, _, last = name.rpartition(".")
+    owner = graph.get_submodule(path)
+    if last not in owner._parameters:
         owner._buffers[last] = value
+    elif isinstance(value, nn.Parameter):
+        owner._parameters[last] = value
+    else:
+        owner._parameters[last] = nn.Parameter(value)
 
 
 class Watcher(fx.Interpreter):
     """Runs the graph and hands every node's value to `watch(node, value)`, whose result takes its place."""
 
-    def __init__(self, graph: fx.GraphModule, watch: Callable[[fx.Node, Any], Any]) -> None:
+    def __init__(self, graph: fx.GraphModule, watch: Callable[[fx.Node, Any], object]) -> None:
         super().__init__(graph)
         self.watch = watch
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         return self.watch(n, super().run_node(n))

@@ -23,7 +23,7 @@ from .compaction import RaggedError, compact, compact_shape
 from .coupling import spared
 from .excerpts import excerpt, excerpted_operands, narrowed
 from .groups import analyse
-from .labels import Result, Value, axes, map_labelled, values_in
+from .labels import Result, Value, axes, facets_in, map_labelled, values_in
 from .masking import doubled, inexact_nodes, is_weight, mask, tensors_in
 from .structure import Keep, Structure
 from .surgery import remove, removed_classes
@@ -61,8 +61,7 @@ def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Str
 
 def _has_rows(structure: Structure, name: str) -> bool:
     """Whether labels of the node's result lie on several axes at once, as those of head dimensions do."""
-    facets = [facet for value in values_in(structure.values[name]) for facet in value.facets]
-    return any(len(axes(facet)) > 1 for facet in facets)
+    return any(len(axes(facet)) > 1 for facet in facets_in(structure.values[name]))
 
 
 def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[str, IntArray]:

@@ -244,16 +244,16 @@ def _left_alone(
     for node, labels in produced.items():
         if (classes.of[labels] != 0).any():
             continue
-        candidates = labels.tolist()
-        if not labels.any():  # they stopped before this layer's result
-            candidates += _labels_of_weight(node, structure)
-        reasons = [classes.reasons[label] for label in candidates if label in classes.reasons]
+        stopped = [*labels.tolist(), *_labels_before(node, labels, structure)]
+        reasons = [classes.reasons[number] for number in stopped if number in classes.reasons]
         obstacle, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
         yield LeftAlone(node.meta["layer"], operations.get(obstacle, obstacle), reason)
 
 
-def _labels_of_weight(node: fx.Node, structure: Structure) -> Iterator[int]:
-    """Labels of the parameters a weight is computed from: where they stopped says why the layer has none."""
+def _labels_before(node: fx.Node, labels: IntArray, structure: Structure) -> Iterator[int]:
+    """Of a layer whose channels have no labels, those of the parameters behind its weight, which stopped on the way."""
+    if labels.any():
+        return
     for source in parameters_behind(node):
         for facet in structure.value(source).facets:
             yield from distinct(facet).tolist()

@@ -46,6 +46,11 @@ class Call:
         return [tuple(result.shape) for result in results]
 
     @property
+    def passed(self) -> list[object]:
+        """All arguments, by place and by name."""
+        return [*self.args, *self.kwargs.values()]
+
+    @property
     def input(self) -> Value:
         """The first operand."""
         return self.operand(0)
@@ -106,7 +111,7 @@ class Table(dict[object, Handler]):
 def unknown(ledger: Ledger, call: Call) -> Result:
     """The handler of what has none: all labels that reach it freeze, the result has none."""
     reason = f"reaches {call.node.target}, which has no pruning rule"
-    freeze_all(ledger, call.name, [*call.args, *call.kwargs.values()], reason)
+    freeze_all(ledger, call.name, call.passed, reason)
     return blank(call.node.meta["val"])
 
 

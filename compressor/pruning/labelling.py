@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ..graph import aten, fetch
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
 from .handlers import Call, unknown
-from .labels import Ledger, Result, Value, along, axes, first_along, values_in
+from .labels import Ledger, Result, Value, along, axes, facets_in, first_along, values_in
 from .operations import handler_of
 from .relations import freeze_all, spread_over_space
 
@@ -34,17 +34,15 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
             freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
         elif node.op == "get_attr":
             tensor = fetch(graph, str(node.target))
-            value = _parameter(ledger, tensor, node.target in grouped, parameters)
-            results[node.name] = value
+            results[node.name] = _parameter(ledger, tensor, node.target in grouped, parameters)
             if node.name in frozen:
-                freeze_all(ledger, node.name, value, "can't lose single units of a row")
+                freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
             elif node.name in tied:
-                _tie_rows(ledger, value)
+                _tie_rows(ledger, results[node.name])
         else:
             call = _call_of(node, results)
             if node.name in frozen:
-                operands = [*call.args, *call.kwargs.values()]
-                freeze_all(ledger, node.name, operands, f"failed the check at {node.target}")
+                freeze_all(ledger, node.name, call.passed, f"failed the check at {node.target}")
             results[node.name] = _result(ledger, call)
             if node.name in tied:
                 _tie_rows(ledger, results[node.name])
@@ -67,7 +65,7 @@ def _result(ledger: Ledger, call: Call) -> Result:
     meta = node.meta.get("val")
     if isinstance(meta, (Tensor, tuple, list)):
         return handler_of(node)(ledger, call)
-    if list(values_in([*call.args, *call.kwargs.values()])):  # a number that is read out of a tensor
+    if list(values_in(call.passed)):  # a number that is read out of a tensor
         return unknown(ledger, call)
     size: Result = node.target(*call.args, **call.kwargs)  # type: ignore[operator]  # arithmetic on sizes
     return size
@@ -75,11 +73,11 @@ def _result(ledger: Ledger, call: Call) -> Result:
 
 def _tie_rows(ledger: Ledger, tree: object) -> None:
     """Of [heads, d] labels, every head's become those of the first: a dimension goes from all heads at once."""
-    for value in values_in(tree):
-        for facet in value.facets:
-            over = axes(facet)
-            if len(over) > 1:
-                ledger.tie(facet, first_along(facet, over[:-1]).expand(facet.shape))
+    for facet in facets_in(tree):
+        over = axes(facet)
+        if len(over) > 1:
+            first_head = first_along(facet, over[:-1])
+            ledger.tie(facet, first_head.expand(facet.shape))
 
 
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:

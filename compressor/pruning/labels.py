@@ -171,6 +171,12 @@ def values_in(tree: object) -> Iterator[Value]:
             yield from values_in(branch)
 
 
+def facets_in(tree: object) -> Iterator[Tensor]:
+    """The facets of the Values in nested lists and tuples, in order."""
+    for value in values_in(tree):
+        yield from value.facets
+
+
 def map_labelled(function: Callable[[Tensor, Value], Tensor], result: object, labels: Result) -> object:
     """A node's result, or each of several, with what the function makes of every tensor and its labels in its place."""
     if isinstance(result, Tensor) and isinstance(labels, Value):

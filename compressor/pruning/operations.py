@@ -44,8 +44,7 @@ UNTAGGED = (
 
 def pointwise(ledger: Ledger, call: Call) -> Value:
     """Element by element, operands broadcast: labels that meet at one element are one."""
-    passed = [*call.args, *call.kwargs.values()]
-    operands = [broadcast(value, call.shape) for value in passed if isinstance(value, Value)]
+    operands = [broadcast(value, call.shape) for value in call.passed if isinstance(value, Value)]
     return merge(ledger, operands, call.shape, call.name)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .labels import Ledger, Value, along, axes, compress, reduce_to, values_in
+from .labels import Ledger, Value, along, axes, compress, facets_in, reduce_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +287,5 @@ def spread_over_space(channels: Tensor, shape: Sequence[int]) -> Tensor:
 
 def freeze_all(ledger: Ledger, node: str, tree: object, reason: str) -> None:
     """Freezes every label of the Values in nested lists and tuples."""
-    for value in values_in(tree):
-        for facet in value.facets:
-            ledger.freeze(facet, node, reason)
+    for facet in facets_in(tree):
+        ledger.freeze(facet, node, reason)

@@ -209,7 +209,8 @@ def _without(value: Value, paired: Collection[int]) -> Value:
 def pad(ledger: Ledger, call: Call) -> Value:
     """Padded coordinates of a labelled axis are units of their own: zeros that nobody produced."""
     x, shape = call.input, call.shape
-    before = _padding_before(call.integers("pad"), len(shape))
+    amounts = call.integers("pad")
+    before, cuts = _padding_before(amounts, len(shape)), min(amounts) < 0
     constant = call.node.target is aten.constant_pad_nd.default or call.argument("mode") == "constant"
 
     facets = []
@@ -218,14 +219,15 @@ def pad(ledger: Ledger, call: Call) -> Value:
         if before.keys().isdisjoint(over):
             elsewhere = set(range(facet.ndim)) - set(over)
             facets.append(first_along(facet, elsewhere).expand(*shape))
-        elif len(over) == 1 and constant:
+        elif len(over) == 1 and constant and not cuts:
             axis = over[0]
             labels = ledger.fresh(shape[axis])
             # 3 channels padded by 1 and 2: new a b c d e f, of which b c d become those of the tensor
             labels[before[axis] : before[axis] + x.shape[axis]] = reduce_to(facet, over)
             facets.append(along(labels, axis, shape))
         else:
-            ledger.freeze(facet, call.name, "is padded together with another axis")
+            reason = "is cut by a negative padding" if cuts else "is padded together with another axis"
+            ledger.freeze(facet, call.name, reason)
     return Value(shape, tuple(facets))
 
 

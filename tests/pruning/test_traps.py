@@ -142,6 +142,8 @@ TRAPS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "flip": (lambda: Between(lambda x: x.flip(1)), "pruned"),
     "roll": (lambda: Between(lambda x: x.roll(5, 1)), "alone"),
     "pad of channels": (lambda: Between(lambda x: functional.pad(x, (0, 0, 0, 0, 2, 3))), "pruned"),
+    "channels cut by padding": (lambda: Between(lambda x: functional.pad(x, (0, 0, 0, 0, -2, 1))), "alone"),
+    "an image cut by padding": (lambda: Between(lambda x: functional.pad(x, (-1, 0))), "pruned"),
     "channels-last flatten": (lambda: ToLinear(lambda x: x.permute(0, 2, 3, 1).flatten(1)), "pruned"),
     "channels-first flatten": (lambda: ToLinear(lambda x: x.flatten(1)), "pruned"),
     "chunk, swap, cat": (lambda: Between(swapped), "pruned"),

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from ..errors import ModelError
 from ..graph import fetch
+from ..graph.double import doubled
 from ..placement import CPU, placed
 from ..records import Group, IntArray
 from .compaction import RaggedError, compact, compact_shape
@@ -24,7 +25,7 @@ from .coupling import spared
 from .excerpts import excerpt, excerpted_operands, narrowed
 from .groups import analyse
 from .labels import Result, Value, axes, facets_in, map_labelled, values_in
-from .masking import doubled, inexact_nodes, is_weight, mask, tensors_in
+from .masking import inexact_nodes, is_weight, mask, tensors_in
 from .structure import Keep, Structure
 from .surgery import remove, removed_classes
 

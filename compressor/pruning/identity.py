@@ -5,19 +5,18 @@ A graph, its pruned graph and images in, the largest difference of their outputs
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import Argument, Target
 
 from ..errors import GateError
+from ..graph.double import Double, parameters_late
 from ..placement import CPU, placed
 from ..records import IntArray
 from .compaction import compact
-from .masking import doubled, inexact_nodes, is_weight, mask, scatter, tensors_in
+from .masking import inexact_nodes, is_weight, mask, scatter, tensors_in
 from .structure import Keep, Structure
 from .surgery import removed_classes
 
@@ -33,8 +32,8 @@ def identity_error(
     Raises GateError where there are fewer images than the graph was traced with: nothing would be compared.
     """
     dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), images.to(CPU)
-    masked = _MaskedRun(_parameters_late(dense), pruned, structure, removed_classes(structure, kept))
-    exact = _Double(_parameters_late(pruned))
+    masked = _MaskedRun(parameters_late(dense), pruned, structure, removed_classes(structure, kept))
+    exact = Double(parameters_late(pruned))
     placeholder = next(node for node in dense.graph.nodes if node.op == "placeholder")
     traced = placeholder.meta["val"].shape[0]
     if len(images) < traced:
@@ -50,29 +49,7 @@ def identity_error(
     return worst
 
 
-def _parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same parameters, each read just before its first use, so that `_Double` holds few of them at a time."""
-    late = copy.deepcopy(graph.graph)
-    place = {node: index for index, node in enumerate(late.nodes)}
-    read = [node for node in late.nodes if node.op == "get_attr" and node.users]
-    for parameter in read:
-        first_user = min(parameter.users, key=place.__getitem__)
-        first_user.prepend(parameter)
-    return fx.GraphModule(graph, late)
-
-
-class _Double(fx.Interpreter):
-    """Runs a graph in float64; a parameter is converted when it is read and freed after its last use."""
-
-    def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        return doubled(super().get_attr(target, args, kwargs))
-
-    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        """Tensors that the graph makes itself (zeros, a mask in float32) are converted too."""
-        return doubled(super().call_function(target, args, kwargs))
-
-
-class _MaskedRun(_Double):
+class _MaskedRun(Double):
     """The original on masked values; where that can't be exact, the pruned operation on the compacted ones."""
 
     def __init__(self, graph: fx.GraphModule, pruned: fx.GraphModule, structure: Structure, gone: Keep) -> None:

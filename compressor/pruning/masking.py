@@ -83,17 +83,6 @@ def _multiplies(layer: fx.Node, weight: fx.Node) -> bool:
     return layer.args[1] is weight and layer.args[0] is not weight
 
 
-def doubled(value: object) -> object:
-    """Floating-point tensors in float64, complex ones in complex128, all else as it is."""
-    if isinstance(value, (tuple, list)):
-        return type(value)([doubled(piece) for piece in value])
-    if not isinstance(value, Tensor):
-        return value
-    if value.is_complex():
-        return value.to(torch.complex128)
-    return value.double() if value.is_floating_point() else value
-
-
 def tensors_in(result: object) -> list[Tensor]:
     """The tensors among a node's results."""
     results: Sequence[object] = result if isinstance(result, (tuple, list)) else (result,)

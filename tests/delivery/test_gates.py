@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from compressor.accuracy import chance_of
-from compressor.delivery.gates import accuracy_checks, accuracy_of, doubt_of, least_images, too_few
+from compressor.delivery.artifacts import DENSE
+from compressor.delivery.gates import _with_rounding, accuracy_checks, accuracy_of, doubt_of, least_images, too_few
+from compressor.delivery.results import Files
 from compressor.device.parity import compare
 from compressor.errors import GateError
 from compressor.export.onnx import export_onnx
@@ -121,3 +124,28 @@ def test_no_image_is_no_accuracy_and_no_output_no_parity(work: Work, tmp_path: P
         compare(np.zeros((0, 4)), np.zeros((0, 4)))
     with pytest.raises(GateError, match="nothing was compared"):
         compare(np.zeros((4, 0)), np.zeros((4, 0)))
+
+
+class Cancelling(nn.Module):
+    """Float32 loses what float64 keeps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x + 2.0**21) - 2.0**21).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "difference", "said"),
+    [
+        (Cancelling(), 0.05, "this network multiplies rounding, so that no file can be shown to be right"),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0.05, "its export differs"),
+    ],
+)
+def test_a_network_that_multiplies_rounding_is_not_blamed_on_its_export(
+    network: nn.Module, difference: float, said: str
+) -> None:
+    images = np.random.default_rng(0).random((4, 3, 1, 1), np.float32)
+    checks = gate(f"parity: {DENSE.name} = x", difference, limit=1e-3, remedy="report the model; its export differs")
+    graph = trace(network.eval(), torch.from_numpy(images))
+    explained = _with_rounding(checks, Files({DENSE: Path("dense.onnx")}), {"dense": graph}, images)
+    assert said in explained.failure
+    assert explained.gates[0].value == difference

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,34 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores, each with t
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start
     torch.set_num_threads(1)
 
+from compressor.device.runtimes import open_model
+from compressor.device.timing import Schedule, Timing, time_interleaved
 from compressor.inputs.images import Images, Preprocessing
 from compressor.inputs.sources import load_images
+
+Shortened = Callable[[pytest.MonkeyPatch], None]
+
+LONGEST = (
+    "test_pipeline.py",
+    "test_precisions.py",
+    "test_cli.py",
+    "test_search.py",
+    "test_damage.py",
+    "test_placement.py",
+    "test_latency.py",
+    "test_benchmarking.py",
+)
+"""Files with whole runs in them, which are begun first: a worker that began one last would end alone with it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to workers in the order below, not by how many tests they have."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))  # stable: the others stay as they are
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +64,41 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     pixels = generator.integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
     np.savez(path, images=pixels.astype(np.uint8), labels=labels)
     return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
+
+
+def _timed_here(
+    files: Mapping[str, Path], images: np.ndarray, *, schedule: Schedule, runtime: str
+) -> dict[str, Timing]:
+    """As `worker.time_files`, without a process for every file."""
+    sessions = {name: open_model(path, runtime=runtime, threads=1) for name, path in files.items()}
+    subjects = {name: session.run for name, session in sessions.items()}
+    return time_interleaved(subjects, images, schedule=schedule, runtimes=dict.fromkeys(files, runtime))
+
+
+@pytest.fixture(scope="session")
+def shorten() -> Shortened:
+    """Takes out of a run what costs seconds and what tests of its flow don't look at: plots, warm-ups, workers.
+
+    Plots are held by tests/report, workers by tests/device and by the runs that tests/test_cli starts.
+    """
+
+    def patched(patch: pytest.MonkeyPatch) -> None:
+        from compressor.delivery import latency
+        from compressor.report import plots
+
+        patch.setattr(plots, "draw_plots", lambda run: {})
+        patch.setattr(latency, "Schedule", partial(Schedule, warmup_s=0.0, warmup_limit_s=0.0))
+        patch.setattr(latency, "time_files", _timed_here)
+
+    return patched
+
+
+@pytest.fixture(scope="module")
+def short_runs(shorten: Shortened) -> Iterator[None]:
+    """Every run of the module's tests in its short form."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,7 @@ pair, branching, failing = lambda: Tuple(2), lambda: Branching(2), lambda: Faili
 """
 RGB = "--size 16 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"
 QUICK = "--criterion l1 --finetune-epochs 0 --latency-seconds 0 --latency-batches 1 --targets= --multiple 2"
-QUICK += " --max-accuracy-loss 100"
+QUICK += " --max-accuracy-loss 100 --runtimes onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,7 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_is(command: Command
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_a_failed_gate_has_its_own_exit_code_and_leaves_its_report(
     command: Command, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -358,6 +359,7 @@ def test_a_failed_gate_has_its_own_exit_code_and_leaves_its_report(
     assert not (tmp_path / "run" / "bundle").exists()
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_a_target_that_cannot_be_built_here_is_said_and_does_not_stop_the_run(
     command: Command, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import compressor
 from compressor.cli import app
@@ -132,12 +134,16 @@ def test_a_module_and_arrays_in_memory_are_an_example(tmp_path: Path) -> None:
     assert "Linear" in _example("your_own_module", tmp_path / "run")
 
 
-def test_a_module_pruned_in_memory_is_an_example() -> None:
-    assert "of the MACs stay" in _example("prune_in_memory")
-
-
-def test_the_units_of_an_embedded_model_are_an_example() -> None:
-    assert "head" in _example("what_can_go")
+@pytest.mark.parametrize(("name", "words"), [("prune_in_memory", "of the MACs stay"), ("what_can_go", "head")])
+def test_what_needs_no_folder_is_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    """In this process: a fresh one imports torch for seconds, and the examples above have one each."""
+    path = ROOT / "examples" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with torch.random.fork_rng():
+        runpy.run_path(str(path), run_name="__main__")
+    assert words in capsys.readouterr().out
 
 
 def _example(name: str, *arguments: Path) -> str:

@@ -56,6 +56,9 @@ QUICK: dict[str, Any] = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("short_runs")
+
+
 class Tiny(nn.Module):
     """Two branches side by side, a residual sum, a gate and a lone scale: nothing a library's model has."""
 
@@ -88,7 +91,7 @@ Compress = Callable[..., compressor.Run]
 
 
 @pytest.fixture(scope="module")
-def compress(tiny: nn.Module, images: Images) -> Compress:
+def compress(tiny: nn.Module, images: Images, short_runs: None) -> Compress:
     return lambda out, **more: compressor.compress(tiny, images, out=out, **{**QUICK, **more})
 
 
@@ -332,6 +335,7 @@ def test_other_rounds_in_the_same_folder_give_what_they_give_in_a_new_one(
                 "rounds": rounds,
                 "budget": "macs 0.49",
                 "criterion": "random",
+                "calibration": 16,
                 "out": tmp_path / folder,
             }
         )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.inputs.images import Images
-from compressor.report import plots
 
 QUICK: dict[str, Any] = {
     "criterion": "l1",
@@ -53,6 +52,7 @@ def small() -> nn.Module:
         return Small().eval()
 
 
+Shorten = Callable[[pytest.MonkeyPatch], None]
 Compress = Callable[..., compressor.Run]
 
 
@@ -62,9 +62,11 @@ def compress(small: nn.Module, images: Images) -> Compress:
 
 
 @pytest.fixture
-def without_plots(run: compressor.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the shared run draws its plots: they take seconds."""
-    monkeypatch.setattr(plots, "draw_plots", lambda found: {})
+def short_run(
+    run: compressor.Run, shorten: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of the test in their short form; the shared one draws, and times in processes of their own."""
+    shorten(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,17 @@ import torch
 from torch import nn
 
 from compressor.accuracy import chance_of
+from compressor.delivery import gates
 from compressor.delivery.artifacts import DENSE
-from compressor.delivery.gates import _with_rounding, accuracy_checks, accuracy_of, doubt_of, least_images, too_few
+from compressor.delivery.gates import (
+    _with_rounding,
+    accuracy_checks,
+    accuracy_of,
+    doubt_of,
+    least_images,
+    no_better_than_chance,
+    too_few,
+)
 from compressor.delivery.results import Files
 from compressor.device.parity import compare
 from compressor.errors import GateError
@@ -149,3 +159,62 @@ def test_a_network_that_multiplies_rounding_is_not_blamed_on_its_export(
     explained = _with_rounding(checks, Files({DENSE: Path("dense.onnx")}), {"dense": graph}, images)
     assert said in explained.failure
     assert explained.gates[0].value == difference
+
+
+class Answering:
+    """In a session's place: for every image the classes in the order that its first pixel names."""
+
+    def __init__(self, orders: list[list[int]]) -> None:
+        self.orders = orders
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        orders = [self.orders[int(image[0, 0, 0])] for image in images]
+        return np.array([[-order.index(c) for c in range(len(order))] for order in orders], dtype=np.float32)
+
+
+def _answered(monkeypatch: pytest.MonkeyPatch, orders: list[list[int]], labels: list[int], size: int) -> Accuracy:
+    """The accuracy of a file that answers so, of batches of `size` images."""
+    monkeypatch.setattr(gates, "open_model", lambda path, **options: Answering(orders))
+    pixels = torch.arange(len(orders)).reshape(-1, 1, 1, 1)
+    pairs = zip(pixels.split(size), torch.tensor(labels).split(size), strict=True)
+    return accuracy_of(Path("model.onnx"), list(pairs))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_answers_are_counted_over_uneven_batches(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    orders = [[3, 1, 0, 2, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]]
+    accuracy = _answered(monkeypatch, orders, [3, 0, 4], size)
+    assert (accuracy.correct, accuracy.correct_top5, accuracy.n) == (1, 2, 3)  # of the second the label comes sixth
+
+
+def test_of_five_classes_no_top5_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = _answered(monkeypatch, [[1, 0, 2, 3, 4]], [0], 1)
+    assert (accuracy.correct, accuracy.correct_top5) == (0, -1)
+
+
+def test_of_equal_answers_the_first_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "open_model", lambda path, **options: SimpleNamespace(run=lambda x: np.zeros((2, 6))))
+    batch = (torch.zeros(2, 1, 1, 1), torch.tensor([0, 5]))
+    accuracy = accuracy_of(Path("model.onnx"), [batch])  # type: ignore[arg-type]
+    assert (accuracy.correct, accuracy.correct_top5) == (1, 1)
+
+
+@pytest.mark.parametrize("images", [1, 5, 12, 50, 98])
+def test_what_few_images_may_hide_is_what_would_stay_unseen_once_in_twenty(images: int) -> None:
+    words = too_few(images, 3.0)
+    possible = float(words.split("with none lost, ")[1].split(" ")[0]) / 100
+    assert (1 - possible) ** images == pytest.approx(0.05, abs=0.006)
+    assert words.endswith("it takes 99")
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 3.0, 10.0, 50.0])
+def test_the_least_images_rule_the_limit_out_and_one_fewer_does_not(limit: float) -> None:
+    least = least_images(limit)
+    assert (1 - limit / 100) ** least <= 0.05 < (1 - limit / 100) ** (least - 1)
+
+
+def test_guessing_comes_before_too_few_images() -> None:
+    guessing = Accuracy(1, 10, chance=0.1)
+    assert "where chance would be right on 10.0 %" in doubt_of(guessing, 3.0)
+    assert "too few" in doubt_of(Accuracy(10, 10, chance=0.1), 3.0)
+    assert no_better_than_chance(Accuracy(10, 10)) == ""  # chance was not counted

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from torch import nn
 
@@ -18,20 +19,22 @@ import compressor
 from compressor.accuracy import evaluate
 from compressor.delivery import flow, gates, precisions
 from compressor.delivery.artifacts import INT8
-from compressor.device.bundle import verify_bundle
+from compressor.device.bundle import read_bundle, verify_bundle
+from compressor.device.golden import read_golden
 from compressor.device.parity import LIMITS
 from compressor.errors import GateError, RecipeError
-from compressor.files import read_json
+from compressor.files import read_json, read_record
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images, batches
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
+from compressor.records import Plan
 from compressor.run.work import prepare
 
-from .conftest import QUICK
+from .conftest import QUICK, Small
 
 Compress = Callable[..., compressor.Run]
-pytestmark = pytest.mark.usefixtures("run", "without_plots")
+pytestmark = pytest.mark.usefixtures("run", "short_run")
 SHIPPED = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.tensorrt.onnx")
 
 
@@ -272,3 +275,79 @@ def test_images_that_served_nothing_judge_where_there_are_enough(
     served = {image.numpy().tobytes() for part in (work.calibration, work.evaluation) for b, _ in part for image in b}
     assert served.isdisjoint(image.tobytes() for image in judged)
     assert "12 spare images" in precisions._gate_name(INT8, judges)
+
+
+# what the last line, the bundle and the report say of one run is what its files hold
+
+
+def test_the_last_line_is_of_the_files_and_networks_that_are_there(run: compressor.Run) -> None:
+    summary = run.summary
+    for variant, name in (("dense", "dense.onnx"), ("shipped", "model.onnx")):
+        assert summary[f"onnx_bytes_{variant}"] == (run.folder / name).stat().st_size
+        assert summary[f"flops_{variant}"] == 2 * summary[f"macs_{variant}"]
+    assert summary["macs_kept"] == round(summary["macs_shipped"] / summary["macs_dense"], 4)
+    assert summary["params_shipped"] == sum(p.numel() for p in run.network(Small()).parameters())
+    for about in summary["precisions"].values():
+        lost = 100 * (summary["accuracy_dense"] - about["accuracy"])
+        assert about["points_lost"] == pytest.approx(lost, abs=0.02)  # both are rounded
+    at_one = summary["latency_ms"]["onnxruntime"]["1"]
+    assert summary["latency_ratio_b1"] == pytest.approx(at_one["shipped"]["p50"] / at_one["dense"]["p50"], abs=1e-4)
+    assert set(at_one) == {"dense", "shipped", "shipped-fp16", "shipped-int8"}
+
+
+def test_the_distance_in_the_last_line_is_the_worst_batch_sizes(run: compressor.Run) -> None:
+    measured = read_json(run.folder / "parity.json", "parity/1")["onnxruntime"]
+    worst = {name: max(parity["max_abs"] for parity in by_batch.values()) for name, by_batch in measured.items()}
+    assert all(len(by_batch) == 2 for by_batch in measured.values())
+    assert run.summary["parity_max_abs"] == max(worst["dense.onnx"], worst["model.onnx"])
+    assert {name: about["parity_max_abs"] for name, about in run.summary["precisions"].items()} == {
+        name: worst[name] for name in SHIPPED
+    }
+
+
+def test_the_bundle_says_what_it_was_made_from(run: compressor.Run) -> None:
+    manifest = read_bundle(run.folder / "bundle")
+    assert [model.path for model in manifest.models if not model.library] == list(SHIPPED)
+    assert [model.made_for for model in manifest.models[:4]] == ["", "", "", "tensorrt"]
+    assert manifest.provenance["macs"] == run.summary["macs_shipped"]
+    assert manifest.provenance["parameters"] == run.summary["params_shipped"]
+    assert manifest.provenance["budget"] == "macs 0.6"
+    assert manifest.preprocessing.size == (12, 12)
+    assert (run.folder / "bundle" / "plan.json").read_bytes() == (run.folder / "network.json").read_bytes()
+    assert any("patents" in line for line in manifest.licences)
+
+
+def test_the_golden_outputs_are_the_shipped_networks_and_limits_leave_room(run: compressor.Run) -> None:
+    manifest = read_bundle(run.folder / "bundle")
+    golden = read_golden(run.folder / "bundle", manifest)
+    with torch.no_grad():
+        expected = run.network(Small())(torch.from_numpy(golden.inputs)).numpy()
+    assert len(golden.inputs) == 8
+    np.testing.assert_allclose(golden.outputs, expected, atol=1e-5 * np.abs(expected).max())
+    measured = read_json(run.folder / "parity.json", "parity/1")["onnxruntime"]
+    for model in manifest.models[:4]:
+        found = max(parity["max_abs"] / parity["reference_max_abs"] for parity in measured[model.path].values())
+        assert found <= model.limits.relative
+
+
+def test_the_reports_rows_are_those_of_the_runs_files(run: compressor.Run) -> None:
+    report = json.loads((run.folder / "report.json").read_text())
+    timed = read_json(run.folder / "latency.json", "latency/2")["timings"]
+    assert [row["samples_ms"] for row in report["latency"]] == [row["samples_ms"] for row in timed]
+    plan = read_record(run.folder / "plan.json", Plan)
+    kept = {group["name"]: group["kept"] for group in report["groups"]}
+    assert plan.kept
+    assert all(kept[name] == units.tolist() for name, units in plan.kept.items())
+    for side in ("dense", "shipped"):
+        assert sum(row[f"macs_{side}"] for row in report["layers"]) == report[f"cost_{side}"]["macs"]
+        assert report[f"cost_{side}"]["macs"] == run.summary[f"macs_{side}"]
+    widths = {
+        row["layer"]: (row["width_dense"], row["width_shipped"]) for row in report["layers"] if row["width_dense"]
+    }
+    modules = dict(Small().named_modules())
+    assert all(modules[layer].weight.shape[0] == dense for layer, (dense, _) in widths.items())
+    assert all(shipped <= dense for dense, shipped in widths.values())
+    assert [file["name"] for file in report["files"]] == ["dense.onnx", *SHIPPED]
+    assert {stage["name"] for stage in report["stages"]} >= {"groups", "onnx", "fp16", "int8", "parity", "latency"}
+    assert [point["label"] for point in report["trade"]] == ["dense", "removed", "repaired"]
+    assert [point["chosen"] for point in report["trade"]] == [False, False, True]

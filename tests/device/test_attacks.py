@@ -67,7 +67,7 @@ def image(tmp_path: Path, images: NDArray[np.float32]) -> Path:
     return tmp_path / "image.npy"
 
 
-def require_refusal(answer: Answer, words: str = "") -> None:
+def assert_refused(answer: Answer, words: str = "") -> None:
     assert answer.code in (1, 2, 4, 5), answer
     assert answer.err.startswith("error: "), answer.err
     assert answer.err.count("\n") == 1, answer.err
@@ -99,7 +99,7 @@ RAW = {
 def test_a_manifest_of_any_bytes_is_one_line(bundle: Path, image: Path, command: Command, name: str) -> None:
     (bundle / "manifest.json").write_bytes(RAW[name])
     for words in (("verify", bundle), ("run", bundle, image), ("build", bundle), ("benchmark", bundle)):
-        require_refusal(command(*words), "manifest.json")
+        assert_refused(command(*words), "manifest.json")
 
 
 @pytest.mark.parametrize("name", ["name", "files"])
@@ -107,13 +107,13 @@ def test_a_name_that_stands_twice_is_refused_under_the_right_digest(bundle: Path
     path = bundle / "manifest.json"
     content = json.loads(path.read_text())
     path.write_text(path.read_text().replace("{", f'{{"{name}": {json.dumps(content[name])},', 1))
-    require_refusal(command("verify", bundle), "twice")
+    assert_refused(command("verify", bundle), "twice")
 
 
 def test_a_linked_manifest_is_refused(bundle: Path, tmp_path: Path, command: Command) -> None:
     (bundle / "manifest.json").rename(tmp_path / "elsewhere.json")
     (bundle / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
-    require_refusal(command("verify", bundle), "link")
+    assert_refused(command("verify", bundle), "link")
 
 
 # --- manifests signed again --------------------------------------------------------------------------------------
@@ -161,8 +161,8 @@ def test_every_field_is_held_to_its_kind_and_size(
     bundle: Path, image: Path, command: Command, where: str, value: Any
 ) -> None:
     put(bundle, where, value)
-    require_refusal(command("verify", bundle), "manifest")
-    require_refusal(command("run", bundle, image), "manifest")
+    assert_refused(command("verify", bundle), "manifest")
+    assert_refused(command("run", bundle, image), "manifest")
 
 
 def test_a_label_that_would_steer_the_terminal_is_shown_not_obeyed(bundle: Path, image: Path, command: Command) -> None:
@@ -213,8 +213,8 @@ GOLDEN: dict[str, bytes] = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_golden_file_of_any_content_is_one_line(bundle: Path, command: Command, name: str) -> None:
     replace_file(bundle, "golden.npz", GOLDEN[name])
-    require_refusal(command("verify", bundle), "golden.npz")
-    require_refusal(command("benchmark", bundle), "golden.npz")
+    assert_refused(command("verify", bundle), "golden.npz")
+    assert_refused(command("benchmark", bundle), "golden.npz")
 
 
 def test_a_golden_file_that_unpacks_to_zeros_without_end_takes_no_memory(bundle: Path, command: Command) -> None:
@@ -224,7 +224,7 @@ def test_a_golden_file_that_unpacks_to_zeros_without_end_takes_no_memory(bundle:
     assert len(data) < size // 100
     replace_file(bundle, "golden.npz", data)
     tracemalloc.start()
-    require_refusal(command("verify", bundle), "declares")
+    assert_refused(command("verify", bundle), "declares")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 << 20
@@ -234,7 +234,7 @@ def test_a_truncated_golden_file_with_the_right_hash_is_one_line(bundle: Path, c
     whole = (bundle / "golden.npz").read_bytes()
     for length in range(0, len(whole), len(whole) // 12):
         replace_file(bundle, "golden.npz", whole[:length])
-        require_refusal(command("verify", bundle), "golden.npz")
+        assert_refused(command("verify", bundle), "golden.npz")
 
 
 # --- models ------------------------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def test_a_truncated_golden_file_with_the_right_hash_is_one_line(bundle: Path, c
 @pytest.mark.parametrize("kind", ["scalar", "classes", "nan"])
 def test_answers_that_are_none_are_an_error(bundle: Path, image: Path, command: Command, kind: str) -> None:
     replace_file(bundle, MODEL, odd_model(kind))
-    require_refusal(command("verify", bundle))
-    require_refusal(command("run", bundle, image), "answers")
+    assert_refused(command("verify", bundle))
+    assert_refused(command("run", bundle, image), "answers")
     assert command("run", bundle, image, "--json").out == ""
     reported = command("verify", bundle, "--json").out
     assert json.loads(reported, parse_constant=_no_constant)["passed"] is False
@@ -290,7 +290,7 @@ def test_a_file_that_is_not_in_the_manifest_stops_every_verb(
 ) -> None:
     EXTRAS[name](with_recipe(bundle))
     for words in (("verify", bundle), ("run", bundle, image), ("build", bundle), ("benchmark", bundle, *QUICK)):
-        require_refusal(command(*words), "in the")
+        assert_refused(command(*words), "in the")
 
 
 def test_what_a_build_leaves_is_no_reason_to_stop(bundle: Path, image: Path, command: Command) -> None:
@@ -354,14 +354,14 @@ PLANTED: dict[str, dict[str, Any]] = {
 def test_a_planted_engine_is_refused_and_never_run(bundle: Path, image: Path, command: Command, name: str) -> None:
     plant(bundle, seed=1, **PLANTED[name])
     for words in (("verify", bundle), ("run", bundle, image), ("benchmark", bundle, *QUICK)):
-        require_refusal(command(*words), "x.plan")
+        assert_refused(command(*words), "x.plan")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "[" * 100_000, '{"schema": "compressor.engine/1"}', "\x00\xff"])
 def test_a_sidecar_of_any_content_is_one_line(bundle: Path, image: Path, command: Command, text: str) -> None:
     builder.sidecar_of(plant(bundle)).write_text(text)
-    require_refusal(command("verify", bundle), "x.plan")
-    require_refusal(command("run", bundle, image), "x.plan")
+    assert_refused(command("verify", bundle), "x.plan")
+    assert_refused(command("run", bundle, image), "x.plan")
 
 
 @pytest.mark.usefixtures("engines_run")
@@ -397,8 +397,8 @@ def test_an_engine_with_a_forged_check_does_not_answer(
     bundle: Path, image: Path, images: NDArray[np.float32], command: Command
 ) -> None:
     write_check(plant(bundle, seed=1), compare(images[:, :, 0, 0], images[:, :, 0, 0]))
-    require_refusal(command("run", bundle, image), "differs from the golden outputs")
-    require_refusal(command("verify", bundle), "x.plan")
+    assert_refused(command("run", bundle, image), "differs from the golden outputs")
+    assert_refused(command("verify", bundle), "x.plan")
 
 
 @pytest.mark.usefixtures("engines_run")
@@ -413,7 +413,7 @@ def test_a_build_checks_what_it_built(
     monkeypatch.setattr(engines, "build_engine", build)
     answer = command("build", with_recipe(bundle))
     if seed:
-        require_refusal(answer, "it was removed")
+        assert_refused(answer, "it was removed")
         assert list((bundle / "built").iterdir()) == []
     else:
         assert answer.code == 0
@@ -427,7 +427,7 @@ def test_a_recipe_imports_nothing_but_libraries_for_engines(
     monkeypatch.syspath_prepend(str(tmp_path))
     asked: list[str] = []
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name, *more: asked.append(name))
-    require_refusal(command("build", with_recipe(bundle, ("payload", "os.path", "a\x1b[2J"))), "no library for engines")
+    assert_refused(command("build", with_recipe(bundle, ("payload", "os.path", "a\x1b[2J"))), "no library for engines")
     assert asked == []
     assert "payload" not in sys.modules
     for name in ("payload", "json"):
@@ -438,13 +438,13 @@ def test_a_recipe_imports_nothing_but_libraries_for_engines(
 @pytest.mark.parametrize("profiles", [5, {"input": 5}, {"input": [[1], [2]]}, {"input": [[2], [1], [0]]}])
 def test_a_recipe_of_no_shapes_is_one_line(bundle: Path, command: Command, profiles: Any) -> None:
     put(with_recipe(bundle), "build|0|profiles", profiles)
-    require_refusal(command("build", bundle), "manifest.json is damaged")
+    assert_refused(command("build", bundle), "manifest.json is damaged")
 
 
 @pytest.mark.usefixtures("engines_run")
 def test_a_recipe_without_shapes_is_one_line(bundle: Path, command: Command) -> None:
     put(with_recipe(bundle), "build|0|profiles", {})
-    require_refusal(command("build", bundle), "says nothing of the input's shapes")
+    assert_refused(command("build", bundle), "says nothing of the input's shapes")
 
 
 # --- code beside a bundle ----------------------------------------------------------------------------------------
@@ -542,13 +542,13 @@ INPUTS: dict[str, bytes] = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_an_input_of_any_bytes_is_one_line(bundle: Path, tmp_path: Path, command: Command, name: str) -> None:
     (tmp_path / name).write_bytes(INPUTS[name])
-    require_refusal(command("run", bundle, tmp_path / name), name)
+    assert_refused(command("run", bundle, tmp_path / name), name)
 
 
 def test_a_strip_that_would_grow_without_end_is_refused(bundle: Path, tmp_path: Path, command: Command) -> None:
     put(bundle, "preprocessing|resize", [256])
     Image.new("RGB", (1, 3000)).save(tmp_path / "strip.png")
-    require_refusal(command("run", bundle, tmp_path / "strip.png"), "256 x 768000")
+    assert_refused(command("run", bundle, tmp_path / "strip.png"), "256 x 768000")
 
 
 PICTURES: dict[str, Image.Image] = {
@@ -584,7 +584,7 @@ def test_host_and_device_decode_alike(tmp_path: Path, name: str) -> None:
 def test_a_folder_of_inputs_is_taken(bundle: Path, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    require_refusal(command("run", bundle, folder), "holds no image")
+    assert_refused(command("run", bundle, folder), "holds no image")
     for name in ("b.png", "a.JPG", "notes.txt"):
         Image.new("RGB", (30, 20)).save(folder / name, "PNG")
     answer = command("run", bundle, folder)
@@ -619,13 +619,13 @@ def test_a_flag_of_a_wrong_value_is_one_line(
     verb, name, value = flags
     inputs = (image,) if verb == "run" else ()
     before = sorted(tmp_path.iterdir())
-    require_refusal(command(verb, bundle, *inputs, f"{name}={value.format(folder=tmp_path)}"))
+    assert_refused(command(verb, bundle, *inputs, f"{name}={value.format(folder=tmp_path)}"))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_runtime_that_is_near_another_is_suggested(bundle: Path, image: Path, command: Command) -> None:
     for words in (("verify", bundle), ("run", bundle, image), ("benchmark", bundle)):
-        require_refusal(command(*words, "--runtime", "openvinno"), "Did you mean 'openvino'")
+        assert_refused(command(*words, "--runtime", "openvinno"), "Did you mean 'openvino'")
 
 
 def test_outputs_never_lie_beside_the_folder_that_was_named(
@@ -633,7 +633,7 @@ def test_outputs_never_lie_beside_the_folder_that_was_named(
 ) -> None:
     folder = tmp_path / "answers"
     folder.mkdir()
-    require_refusal(command("run", bundle, image, "--out", folder), "is a folder")
+    assert_refused(command("run", bundle, image, "--out", folder), "is a folder")
     assert not (tmp_path / "answers.npz").exists()
     assert command("run", bundle, image, "--out", folder / "a.npz").code == 0
     with np.load(folder / "a.npz") as outputs:
@@ -643,7 +643,7 @@ def test_outputs_never_lie_beside_the_folder_that_was_named(
 
 def test_a_runs_folder_is_told_where_its_bundle_is(bundle: Path, tmp_path: Path, command: Command) -> None:
     bundle.rename(tmp_path / "bundle")
-    require_refusal(command("verify", tmp_path), f"one folder down: {tmp_path / 'bundle'}")
+    assert_refused(command("verify", tmp_path), f"one folder down: {tmp_path / 'bundle'}")
 
 
 # --- a bundle that is replaced while it is read -------------------------------------------------------------------
@@ -661,13 +661,16 @@ def test_a_bundle_that_is_replaced_meanwhile_is_one_line(
 
     writer = threading.Thread(target=replacing)
     writer.start()
+    reports = []
     try:
         for _ in range(60):
             with suppress(CompressorError):  # any other error is the test's failure
-                verify_bundle(bundle)
+                reports.append(verify_bundle(bundle))
     finally:
         ended.set()
         writer.join()
+    assert verify_bundle(bundle).passed
+    assert all(report.checks for report in reports)
 
 
 @pytest.mark.parametrize("place", ["sha256_of", "_files_below", "read_golden"])
@@ -678,7 +681,7 @@ def test_a_file_that_is_gone_when_it_is_read_is_one_line(
         raise FileNotFoundError(2, "No such file or directory", str(bundle / MODEL))
 
     monkeypatch.setattr(f"compressor.device.bundle.{place}", gone)
-    require_refusal(command("verify", bundle), "changed while it was read")
+    assert_refused(command("verify", bundle), "changed while it was read")
 
 
 def test_a_bundle_that_could_not_be_read_again_is_not_written(

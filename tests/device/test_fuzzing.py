@@ -86,7 +86,7 @@ def exchanged(content: Any, draw: random.Random) -> Any:
     return content
 
 
-def require_held(change: Callable[[random.Random], None], read: Read, mutations: int = MUTATIONS) -> None:
+def assert_held(change: Callable[[random.Random], None], read: Read, mutations: int = MUTATIONS) -> None:
     """Reads after every change; any error but the tree's is the test's failure."""
     start, peak_before = time.monotonic(), resident_bytes()
     tracemalloc.start()
@@ -111,7 +111,7 @@ def require_held(change: Callable[[random.Random], None], read: Read, mutations:
 def test_manifests_of_damaged_bytes(bundle: Path) -> None:
     path = bundle / "manifest.json"
     whole = path.read_bytes()
-    require_held(lambda draw: _write(path, mutated(whole, draw)), lambda: verify_bundle(bundle))
+    assert_held(lambda draw: _write(path, mutated(whole, draw)), lambda: verify_bundle(bundle))
 
 
 def test_manifests_of_exchanged_values_signed_again(bundle: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_manifests_of_exchanged_values_signed_again(bundle: Path, tmp_path: Path
     def change(draw: random.Random) -> None:
         path.write_text(signed(exchanged({k: v for k, v in whole.items() if k not in ("schema", "digest")}, draw)))
 
-    require_held(change, read, 4 * MUTATIONS)
+    assert_held(change, read, 4 * MUTATIONS)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -144,7 +144,7 @@ def test_golden_files_of_damaged_bytes_signed_again(
     def change(draw: random.Random) -> None:
         replace_file(bundle, "golden.npz", _cut_late(whole, draw))
 
-    require_held(change, lambda: read_golden(bundle, read_bundle(bundle)))
+    assert_held(change, lambda: read_golden(bundle, read_bundle(bundle)))
 
 
 def _cut_late(whole: bytes, draw: random.Random) -> bytes:
@@ -157,7 +157,7 @@ def _cut_late(whole: bytes, draw: random.Random) -> bytes:
 def test_sidecars_of_damaged_bytes(bundle: Path) -> None:
     engine = plant(bundle)
     whole = sidecar_of(engine).read_bytes()
-    require_held(lambda draw: _write(sidecar_of(engine), mutated(whole, draw)), lambda: read_sidecar(engine))
+    assert_held(lambda draw: _write(sidecar_of(engine), mutated(whole, draw)), lambda: read_sidecar(engine))
 
 
 def test_sidecars_of_exchanged_values(bundle: Path) -> None:
@@ -167,7 +167,7 @@ def test_sidecars_of_exchanged_values(bundle: Path) -> None:
     def change(draw: random.Random) -> None:
         sidecar_of(engine).write_text(json.dumps(exchanged(whole, draw)))
 
-    require_held(change, lambda: built_engines(bundle, read_bundle(bundle)), 2 * MUTATIONS)
+    assert_held(change, lambda: built_engines(bundle, read_bundle(bundle)), 2 * MUTATIONS)
 
 
 def _array_files(images: NDArray[np.float32]) -> dict[str, bytes]:
@@ -189,7 +189,7 @@ def test_arrays_of_damaged_bytes(tmp_path: Path, images: NDArray[np.float32], na
     def change(draw: random.Random) -> None:
         path.write_bytes(_cut_late(whole, draw))
 
-    require_held(change, lambda: load_inputs(path, PREPROCESSING))
+    assert_held(change, lambda: load_inputs(path, PREPROCESSING))
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.bmp", "x.webp", "x.tif", "x.ppm"])
@@ -198,7 +198,7 @@ def test_images_of_damaged_bytes(tmp_path: Path, name: str) -> None:
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()
-    require_held(lambda draw: _write(path, mutated(whole, draw)), lambda: load_inputs(path, PREPROCESSING))
+    assert_held(lambda draw: _write(path, mutated(whole, draw)), lambda: load_inputs(path, PREPROCESSING))
 
 
 def test_a_length_that_a_picture_only_declares_is_not_allocated(tmp_path: Path) -> None:

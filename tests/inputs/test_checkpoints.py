@@ -58,17 +58,22 @@ def test_a_checkpoint_with_strange_values_is_refused(
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_are_taken(tmp_path: Path, kind: torch.dtype) -> None:
-    torch.save(
-        {name: t.to(kind) if t.is_floating_point() else t for name, t in _net().state_dict().items()}, tmp_path / "x.pt"
-    )
-    fill(_net(), tmp_path / "x.pt")
+    saved = {name: t.to(kind) if t.is_floating_point() else t for name, t in _net().state_dict().items()}
+    torch.save(saved, tmp_path / "x.pt")
+    module = _net()
+    fill(module, tmp_path / "x.pt")
+    state = module.state_dict()
+    assert all(torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in saved.items())
+    assert all(state[name].dtype == tensor.dtype for name, tensor in _net().state_dict().items())
 
 
 def test_a_mask_may_be_infinite_where_the_models_own_is(tmp_path: Path) -> None:
     module = nn.Linear(2, 2)
     module.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
-    torch.save(module.state_dict(), tmp_path / "x.pt")
+    torch.save({**module.state_dict(), "bias": torch.tensor([7.0, 8.0])}, tmp_path / "x.pt")
     fill(module, tmp_path / "x.pt")
+    assert module.bias.tolist() == [7.0, 8.0]
+    assert module.mask.tolist() == [0.0, float("-inf")]
 
 
 def _quantised() -> nn.Module:

@@ -26,9 +26,8 @@ from compressor.errors import BudgetError, EngineError, MissingPackageError, Rec
 from compressor.export.layers import Layer, input_shape, layer_model
 from compressor.graph import trace
 from compressor.inputs.checkpoints import state_hash
-from compressor.inputs.images import Images, Preprocessing
+from compressor.inputs.images import Images
 from compressor.inputs.models import Model
-from compressor.inputs.sources import load_images
 from compressor.latency.clocks import Point, torch_clock
 from compressor.latency.correction import NETWORKS, Met, Ratio, meet, ratio_of
 from compressor.latency.model import (
@@ -415,15 +414,6 @@ def test_the_ratio_has_the_interval_of_its_turns() -> None:
 # the whole flow
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    path = tmp_path_factory.mktemp("images") / "images.npz"
-    labels = np.arange(60) % 4
-    pixels = np.random.default_rng(0).integers(0, 60, (60, 12, 12, 3)) + 60 * labels[:, None, None, None]
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return load_images(str(path)).prepared(Preprocessing((12, 12), (12,), "bilinear", (0.5,) * 3, (0.5,) * 3))
-
-
 QUICK: dict[str, Any] = {
     "criterion": "l1",
     "targets": "",
@@ -438,7 +428,7 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture
-def ruled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ruled(short_runs: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The law in the runtime's place; what was timed is noted. The real network is slower than its tables say."""
     timed: list[str] = []
     clock = FakeClock()

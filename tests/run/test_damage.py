@@ -20,7 +20,6 @@ from compressor.benchmarking import open_place
 from compressor.device.bundle import verify_bundle
 from compressor.errors import FolderError
 from compressor.inputs.images import Images
-from compressor.report import plots
 from compressor.run import saved
 
 QUICK: dict[str, Any] = {
@@ -53,19 +52,11 @@ class Small(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def compress(images: Images) -> Callable[..., compressor.Run]:
+def compress(images: Images, short_runs: None) -> Callable[..., compressor.Run]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Small().eval()
     return lambda out, **more: compressor.compress(model, images, out=str(out), **{**QUICK, **more})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_plots() -> Any:
-    """They take seconds, and nothing here looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw_plots", lambda found: {})
-        yield
 
 
 @pytest.fixture(scope="module")

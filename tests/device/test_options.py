@@ -1,0 +1,71 @@
+"""The device's command line: every flag as the type it has, every wrong one as one line of ours."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from compressor.device.options import make_parser
+from compressor.errors import InputError
+
+VERBS = {name: lambda arguments, name=name: len(name) for name in ("verify", "run", "build", "benchmark")}
+
+
+def parsed(line: str) -> Namespace:
+    return make_parser(VERBS).parse_args(line.split())
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_each_verb_leads_to_its_own_function(name: str) -> None:
+    inputs = " a.png" if name == "run" else ""
+    arguments = parsed(f"{name} a.bundle{inputs}")
+    assert arguments.verb(arguments) == len(name)
+    assert (arguments.bundle, arguments.json, arguments.runtime) == (Path("a.bundle"), False, "")
+
+
+def test_flags_become_numbers_paths_and_cores() -> None:
+    line = (
+        "benchmark b --batch 8 --seconds 0.5 --runs 3 --rounds 2 --threads 4 --cores 0,3 --rate-hz 30 --samples s.json"
+    )
+    arguments = parsed(line)
+    assert (arguments.batch, arguments.runs, arguments.rounds, arguments.threads) == (8, 3, 2, 4)
+    assert (arguments.seconds, arguments.rate_hz, arguments.cores) == (0.5, 30.0, (0, 3))
+    assert arguments.samples == Path("s.json")
+
+
+def test_a_benchmark_says_enough_runs_for_a_p99_unless_told_otherwise() -> None:
+    arguments = parsed("benchmark b")
+    assert (arguments.batch, arguments.runs, arguments.threads, arguments.rate_hz) == (1, 662, 0, 0.0)
+
+
+def test_a_run_takes_several_inputs() -> None:
+    arguments = parsed("run b one.png two.npy --top 3 --runtime onnxruntime --json")
+    assert arguments.inputs == [Path("one.png"), Path("two.npy")]
+    assert (arguments.top, arguments.runtime, arguments.json) == (3, "onnxruntime", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run b a.png --top 0", "'0' is no whole number from 1 to 1048576"),
+        ("run b a.png --top 1.5", "'1.5' is no whole number from 1"),
+        ("run b a.png --threads -1", "'-1' is no whole number from 0"),
+        ("benchmark b --batch 1048577", "'1048577' is no whole number"),
+        ("benchmark b --seconds nan", "'nan' is no number from 0 to 86400"),
+        ("benchmark b --seconds -0.1", "'-0.1' is no number from 0"),
+        ("benchmark b --seconds 86401", "'86401' is no number"),
+        ("benchmark b --rate-hz fast", "'fast' is no number from 0 to 1e"),
+        ("benchmark b --cores 0,,1", "'0,,1' is no list of cores"),
+        ("benchmark b --cores 1-3", "'1-3' is no list of cores"),
+        ("benchmark b --cores ²", "'²' is no list of cores"),
+        ("benchmark b --cores 123456", "'123456' is no list of cores"),
+        ("run b", "the following arguments are required: INPUT; see compressor run --help"),
+        ("build b --runtime onnxruntime", "unrecognized arguments: --runtime"),
+        ("", "the following arguments are required: VERB"),
+    ],
+)
+def test_a_wrong_line_is_an_input_error_and_ends_no_process(line: str, words: str) -> None:
+    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+        parsed(line)

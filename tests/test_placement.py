@@ -516,7 +516,11 @@ def lines(notified: list[str], said: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "normalisation"),
-    [("attention", "mean"), ("convolutions", "mean"), ("convolutions", "measured")],
+    [
+        ("attention", "mean"),
+        pytest.param("convolutions", "mean", marks=pytest.mark.slow),  # of the next, less
+        ("convolutions", "measured"),
+    ],
 )
 def test_the_whole_job_makes_the_same_plan_and_goes_on_on_another_device(
     name: str, normalisation: str, images: Images, tmp_path: Path, on_fake: None, undelivered: None

@@ -9,6 +9,8 @@ import pytest
 
 import compressor
 
+from ..conftest import Shortened
+
 MODEL = """
 import torch
 from torch import nn
@@ -33,7 +35,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(folder: Path) -> Path:
+def run(folder: Path, shorten: Shortened) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        _compress(folder)
+    return folder / "run"
+
+
+def _compress(folder: Path) -> None:
     compressor.compress(
         f"{folder / 'model.py'}:build",
         str(folder / "images.npz"),
@@ -54,4 +63,3 @@ def run(folder: Path) -> Path:
         finetune_epochs=0,
         normalisation="mean",
     )
-    return folder / "run"

@@ -110,7 +110,11 @@ class Table(dict[object, Handler]):
 
 def unknown(ledger: Ledger, call: Call) -> Result:
     """The handler of what has none: all labels that reach it freeze, the result has none."""
-    reason = f"reaches {call.node.target}, which has no pruning rule"
+    return left_alone(ledger, call, f"reaches {call.node.target}, which has no pruning rule")
+
+
+def left_alone(ledger: Ledger, call: Call, reason: str) -> Result:
+    """All labels that reach the call freeze, and its result has none."""
     freeze_all(ledger, call.name, call.passed, reason)
     return blank(call.node.meta["val"])
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ..graph import aten, fetch
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
-from .handlers import Call, unknown
+from .handlers import Call, left_alone, unknown
 from .labels import Ledger, Result, Value, along, axes, facets_in, first_along, values_in
 from .operations import handler_of
 from .relations import freeze_all, spread_over_space
@@ -64,11 +64,23 @@ def _result(ledger: Ledger, call: Call) -> Result:
         return call.input.shape[call.integer("dim")]
     meta = node.meta.get("val")
     if isinstance(meta, (Tensor, tuple, list)):
-        return handler_of(node)(ledger, call)
+        return _handled(ledger, call)
     if list(values_in(call.passed)):  # a number that is read out of a tensor
         return unknown(ledger, call)
     size: Result = node.target(*call.args, **call.kwargs)  # type: ignore[operator]  # arithmetic on sizes
     return size
+
+
+def _handled(ledger: Ledger, call: Call) -> Result:
+    """What the operation's handler says; a form that it does not foresee is left alone, as if it had none.
+
+    What it tied before it failed makes units coarser, never wrong.
+    """
+    try:
+        return handler_of(call.node)(ledger, call)
+    except Exception as error:
+        reason = f"reaches {call.node.target} in a form that its pruning rule does not take ({type(error).__name__})"
+        return left_alone(ledger, call, reason)
 
 
 def _tie_rows(ledger: Ledger, tree: object) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from compressor.graph import trace
-from compressor.pruning import find_structure, prune
+from compressor.graph import aten, trace
+from compressor.pruning import find_structure, operations, prune
 from compressor.pruning.check import random_units
 from compressor.records import Plan
 
@@ -240,3 +240,18 @@ def _zero(layer: nn.Module, gone: np.ndarray) -> None:
         layer.weight[gone] = 0
     if isinstance(getattr(layer, "bias", None), Tensor):
         layer.bias[gone] = 0
+
+
+def test_a_form_that_a_rule_does_not_take_is_left_alone_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that fails is like none: the network's other units still go."""
+
+    def failing(ledger: object, call: object) -> object:
+        raise RuntimeError("the expanded size of the tensor must match")
+
+    monkeypatch.setitem(operations.TABLE, aten.roll.default, failing)
+    model = Between(lambda x: x.roll(1, 1), first=nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 1)))
+    example = images((3, 4, 4))
+    structure = find_structure(trace(model.double(), example), example)
+    (alone,) = [row for row in structure.groups.left_alone if row.layer == "a.2"]
+    assert alone.reason == "reaches aten.roll.default in a form that its pruning rule does not take (RuntimeError)"
+    assert [site.layer for group in structure.groups.groups for site in group.sites] == ["a.0"]

@@ -96,6 +96,10 @@ def remove(
         except RaggedError as error:
             error.node = node.name
             raise
+        except Exception as error:  # a form that the rewrite does not take: the check finds it at this node
+            unforeseen = RaggedError(f"its sizes can't be rewritten ({type(error).__name__}: {error})")
+            unforeseen.node = node.name
+            raise unforeseen from error
     if not share:
         small.recompile()
     return small, Slices(parameters.kept)

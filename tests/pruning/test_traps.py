@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from compressor.graph import aten, trace
-from compressor.pruning import find_structure, operations, prune
+from compressor.pruning import find_structure, operations, prune, rewrites
 from compressor.pruning.check import random_units
 from compressor.records import Plan
 
@@ -254,4 +254,19 @@ def test_a_form_that_a_rule_does_not_take_is_left_alone_and_named(monkeypatch: p
     structure = find_structure(trace(model.double(), example), example)
     (alone,) = [row for row in structure.groups.left_alone if row.layer == "a.2"]
     assert alone.reason == "reaches aten.roll.default in a form that its pruning rule does not take (RuntimeError)"
+    assert [site.layer for group in structure.groups.groups for site in group.sites] == ["a.0"]
+
+
+def test_sizes_that_a_rewrite_does_not_take_are_left_alone_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check finds that nothing can be taken away there, before anything is."""
+
+    def failing(node: object, remaining: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setitem(rewrites.REWRITES, aten.slice.Tensor, failing)
+    model = Between(lambda x: x[:, 2:], first=nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 1)))
+    example = images((3, 4, 4))
+    structure = find_structure(trace(model.double(), example), example)
+    (alone,) = [row for row in structure.groups.left_alone if row.layer == "a.2"]
+    assert alone.reason == "failed the check at aten.slice.Tensor"
     assert [site.layer for group in structure.groups.groups for site in group.sites] == ["a.0"]

@@ -155,8 +155,8 @@ def find_units(work: Work) -> tuple[Structure, Usage]:
     path = work.stages.folder / "check.json"
     meter = usage.begin()
     if work.stages.holds("groups", _group_inputs(work)) and path.is_file():
-        found = read_json(path, "check/1")
-        return analyse(work.dense, tuple(found["tied"]), tuple(found["frozen"])), meter.read()
+        findings = read_json(path, "check/1")
+        return analyse(work.dense, tuple(findings["tied"]), tuple(findings["frozen"])), meter.read()
     work.stages.notify("groups", 0.0)
     structure = find_structure(work.dense, work.example, work.recipe.seed)
     return structure, meter.read()

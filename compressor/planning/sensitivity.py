@@ -322,8 +322,8 @@ class _Bench:
             off += float((_centred(self.walk.finish(small, values)) - expected).square().sum())
             whole += float(expected.square().sum())
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
-        found = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
-        return min(found, WORST) if np.isfinite(found) else WORST
+        relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
+        return min(relative, WORST) if np.isfinite(relative) else WORST
 
 
 def _centred(outputs: Any) -> Tensor:

@@ -72,6 +72,7 @@ class Run:
     summary: dict[str, Any]
 
     def network(self, model: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
+        """The network that ships, rebuilt from the folder; `model` where the run began with an object (see `load`)."""
         return load_saved(self.folder, model, trust=trust)
 
     def module(self, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:

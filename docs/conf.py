@@ -16,3 +16,4 @@ suppress_warnings = ["myst.xref_missing"]
 
 html_theme = "furo"
 html_title = "compressor"
+html_show_copyright = False

@@ -96,6 +96,12 @@ def test_every_criterion_and_runtime_is_documented() -> None:
     assert f"`{runtime_names('network')[0]}`" in latency
 
 
+def test_no_page_is_overwritten_by_one_that_sphinx_makes() -> None:
+    """Its search page took the place of `search.md`, without a warning."""
+    made = {"search", "genindex", "py-modindex"}
+    assert made.isdisjoint(page.stem for page in (ROOT / "docs").glob("*.md"))
+
+
 def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
 

@@ -14,14 +14,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 from ..errors import CompressorError, EngineError
 from . import isolation
 
-Event = dict[str, Any]
+Request = TypeVar("Request")
+Event = dict[str, Any]  # a line of JSON, which whoever asked knows how to read
 Report = Callable[[Event], None]
-Ask = Callable[..., Event]  # ask(request, on_progress=None)
+
+
+class Ask(Protocol):
+    """Sends a request and returns the child's answer to it."""
+
+    def __call__(self, request: Mapping[str, object], on_progress: Report | None = None) -> Event: ...
 
 
 @contextlib.contextmanager
@@ -46,7 +52,7 @@ def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]
         def death() -> EngineError:
             return _death(process, noise, name, timer, timeout_s)
 
-        def ask(request: Mapping[str, Any], on_progress: Report | None = None) -> Event:
+        def ask(request: Mapping[str, object], on_progress: Report | None = None) -> Event:
             return _converse(process, request, on_progress, death)
 
         try:
@@ -58,7 +64,7 @@ def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]
             _end(process)
 
 
-def serve(answer: Callable[[Event, Report], Event]) -> None:
+def serve(answer: Callable[[Request, Report], Event]) -> None:
     """The child's side: answers each request until stdin ends; errors of our tree travel as answers.
 
     `answer(request, report)` returns what the parent's `ask` does; `report(event)` calls the parent's `on_progress`.
@@ -79,7 +85,7 @@ def serve(answer: Callable[[Event, Report], Event]) -> None:
 
 def _converse(
     process: subprocess.Popen[str],
-    request: Mapping[str, Any],
+    request: Mapping[str, object],
     on_progress: Report | None,
     death: Callable[[], EngineError],
 ) -> Event:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any
+from collections.abc import Callable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
@@ -65,13 +66,13 @@ def free(pointer: int) -> None:
     _call(_driver().cuMemFree_v2, ctypes.c_uint64(pointer))
 
 
-def to_device(pointer: int, array: NDArray[Any], stream: int) -> None:
+def to_device(pointer: int, array: NDArray[np.generic], stream: int) -> None:
     """Queues the copy of a contiguous array; the array must live until `wait`."""
     target, source = ctypes.c_uint64(pointer), ctypes.c_void_p(array.ctypes.data)
     _call(_driver().cuMemcpyHtoDAsync_v2, target, source, ctypes.c_size_t(array.nbytes), _handle(stream))
 
 
-def to_host(array: NDArray[Any], pointer: int, stream: int) -> None:
+def to_host(array: NDArray[np.generic], pointer: int, stream: int) -> None:
     """Queues the copy into a contiguous array, which holds it after `wait`."""
     target, source = ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(pointer)
     _call(_driver().cuMemcpyDtoHAsync_v2, target, source, ctypes.c_size_t(array.nbytes), _handle(stream))
@@ -94,7 +95,7 @@ def _driver() -> ctypes.CDLL:
     return ctypes.CDLL(_LIBRARY)
 
 
-def _call(function: Any, *arguments: Any) -> None:
+def _call(function: Callable[..., int], *arguments: object) -> None:
     status = function(*arguments)
     if status:
         raise EngineError(f"{function.__name__} failed with CUDA error {status}")

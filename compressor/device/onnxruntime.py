@@ -6,13 +6,16 @@ Its packages differ in the providers they bring. Knows no table of runtimes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import EngineError, ModelError
 from . import cuda
 from .openers import Images, LoadedModel, OpenOptions, Output
+
+if TYPE_CHECKING:
+    from onnxruntime import SessionOptions
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
@@ -26,7 +29,7 @@ def lacks(provider: str) -> str:
     return cuda.unavailable()
 
 
-def session_options(threads: int) -> Any:
+def session_options(threads: int) -> SessionOptions:
     """Options as every session here has them; 0 threads leaves the number to the library."""
     import onnxruntime
 

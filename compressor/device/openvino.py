@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,11 @@ def open_file(path: Path, options: OpenOptions) -> LoadedModel:
     import openvino
 
     # f32: of itself it computes fp32 files in bfloat16 on processors that have it.
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+    settings: dict[str, str | int] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
+    }
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     model = openvino.Core().read_model(str(path))

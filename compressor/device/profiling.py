@@ -11,13 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from ..errors import ModelError
 from .onnxruntime import CPU, session_options
 from .timing import Images, make_batches
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 RUNS = 30
 _WARM_UP = 5
@@ -37,6 +40,15 @@ class KernelTime:
         return float(np.median(self.us))
 
 
+class TraceEvent(TypedDict, total=False):
+    """What is read of an event of the profiler's trace; `cat` says of what, `dur` is in microseconds."""
+
+    cat: str
+    name: str
+    dur: float
+    args: dict[str, str]
+
+
 def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads: int = 0) -> list[KernelTime]:
     """Every kernel of `path` on ONNX Runtime's CPU provider, over `RUNS` runs after a warm-up, in their order.
 
@@ -52,7 +64,7 @@ def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads
     return _kernels(events)
 
 
-def _session(path: Path, prefix: Path, threads: int) -> Any:
+def _session(path: Path, prefix: Path, threads: int) -> InferenceSession:
     import onnxruntime
 
     options = session_options(threads)
@@ -64,7 +76,7 @@ def _session(path: Path, prefix: Path, threads: int) -> Any:
         raise ModelError(f"onnxruntime can't load {path}: {str(error).splitlines()[0][:300]}") from error
 
 
-def _kernels(events: Sequence[dict[str, Any]]) -> list[KernelTime]:
+def _kernels(events: Sequence[TraceEvent]) -> list[KernelTime]:
     """The profiler's trace: one event `<kernel>_kernel_time` with a duration per kernel and run."""
     ending = "_kernel_time"
     times_us: dict[tuple[str, str], list[float]] = {}

@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 
@@ -18,12 +19,34 @@ from ..errors import EngineError, MissingPackageError
 from . import child, cuda
 from .openers import Images, LoadedModel, OpenOptions, Output
 
+if TYPE_CHECKING:  # TensorRT-RTX calls them the same
+    from tensorrt import IBuilderConfig, ICudaEngine, IExecutionContext, ILogger, ParserError, Runtime
+
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # what pip installs, by library
 LIBRARIES = tuple(PACKAGES)
 # Strong typing is complete from TensorRT 10.12 (Jetson's JetPack 6 has 10.3); before it, builder flags choose.
 _STRONG_FROM = (10, 12)
 
 Buffers = dict[str, tuple[int, int]]  # by a tensor's name: address on the GPU, bytes
+
+
+class BuildJob(TypedDict):
+    """A `builder.EngineJob` as JSON, and the files; `profiles[input]` = [min, optimal, max]."""
+
+    library: str
+    onnx: str
+    out: str
+    profiles: Mapping[str, Sequence[Sequence[int]]]
+    compute_capabilities: Sequence[str]
+    precision: str
+    workspace_bytes: int
+
+
+class Log(Protocol):
+    """What a logger has kept."""
+
+    problems: list[str]
+    lowering: list[str]
 
 
 def unavailable(library: str) -> str:
@@ -42,7 +65,7 @@ def buildable(library: str) -> str:
     return unavailable(library)
 
 
-def import_library(library: str) -> Any:
+def import_library(library: str) -> ModuleType:
     """The library's module; a name from a recipe or a sidecar imports nothing else."""
     if library not in LIBRARIES:
         raise EngineError(f"{library!r} is no library for engines; there are {', '.join(LIBRARIES)}")
@@ -66,10 +89,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(".") if number.isdigit())
 
 
-def build(job: Mapping[str, Any], report: child.Report) -> child.Event:
+def build(job: BuildJob, report: child.Report) -> child.Event:
     """Writes job's engine file; returns its log. Raises EngineError with the parser's or the builder's reasons.
 
-    job: library, onnx, out, profiles {input: [min, optimal, max]}, compute_capabilities, precision, workspace_bytes.
     Every TensorRT object lives in this one scope: a parser that outlives its network crashes the process.
     """
     trt = import_library(job["library"])
@@ -107,7 +129,7 @@ def _joined(reasons: Sequence[str]) -> str:
     return "; ".join(" ".join(reason.split())[:400] for reason in reasons[:3])
 
 
-def _network_flags(trt: Any, library: str) -> int:
+def _network_flags(trt: ModuleType, library: str) -> int:
     """Strong typing is asked for in TensorRT 10 alone: later ones and RTX know nothing else."""
     flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
     if library == "tensorrt_rtx" or _numbers(trt.__version__)[0] != 10 or flags is None:
@@ -117,8 +139,8 @@ def _network_flags(trt: Any, library: str) -> int:
     return 1 << int(flags.STRONGLY_TYPED)
 
 
-def _set_flags(trt: Any, config: Any, job: Mapping[str, Any]) -> None:
-    capabilities = list(job.get("compute_capabilities") or ())
+def _set_flags(trt: ModuleType, config: IBuilderConfig, job: BuildJob) -> None:
+    capabilities = job["compute_capabilities"]
     if capabilities:  # none: the engine is for the GPU that the builder sees
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):
@@ -128,16 +150,16 @@ def _set_flags(trt: Any, config: Any, job: Mapping[str, Any]) -> None:
         for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(job["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, flag))
 
-    if job.get("workspace_bytes"):
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job["workspace_bytes"]))
+    if job["workspace_bytes"]:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace_bytes"])
 
 
-def _parser_reason(error: Any) -> str:
+def _parser_reason(error: ParserError) -> str:
     return f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
 
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+def _logger(trt: ModuleType) -> Log:
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         """Keeps the problems and the lowered layer list; the builder tells its reasons nowhere else."""
 
         def __init__(self) -> None:
@@ -145,7 +167,7 @@ def _logger(trt: Any) -> Any:
             self.problems: list[str] = []
             self.lowering: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: ILogger.Severity, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self.problems.append(message.strip())
             if message.startswith(("Layers:", "Total Activation Memory", "Total Weights Memory")):
@@ -154,8 +176,8 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, report: child.Report) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+def _monitor(trt: ModuleType, report: child.Report) -> object:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """Reports the steps of the outermost phase only: inner phases come and go in no fixed number."""
 
         def __init__(self) -> None:
@@ -235,7 +257,7 @@ def _buffer(buffers: Buffers, name: str, size_bytes: int) -> int:
     return buffers[name][0]
 
 
-def _context(trt: Any, engine: Any) -> Any:
+def _context(trt: ModuleType, engine: ICudaEngine) -> IExecutionContext:
     """RTX compiles kernels for a shape lazily in the background, which would blur every timing: ask for it at once."""
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         return engine.create_execution_context()
@@ -244,7 +266,7 @@ def _context(trt: Any, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
-def _why_not(trt: Any, runtime: Any, plan: bytes, logger: Any) -> str:
+def _why_not(trt: ModuleType, runtime: Runtime, plan: bytes, logger: Log) -> str:
     reasons = list(logger.problems[-2:])
     if hasattr(runtime, "get_engine_validity"):  # of TensorRT-RTX
         _, diagnostics = runtime.get_engine_validity(plan)

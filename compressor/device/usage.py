@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from .environment import resident_bytes
 
@@ -73,7 +73,7 @@ def _gpu_peak() -> int | None:
     return None if torch is None else int(torch.cuda.max_memory_allocated())
 
 
-def _torch_on_gpu() -> Any:
+def _torch_on_gpu() -> ModuleType | None:
     """torch where somebody imported it and uses a GPU through it; this room does without."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_initialized() else None

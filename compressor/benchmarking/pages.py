@@ -141,7 +141,7 @@ def _latency_row(timing: Timing) -> LatencyRow:
         batch=timing.schedule.batch,
         variant=f"{place}/{variant}" if place else variant,
         samples_ms=np.array(timing.samples_ms),
-        percentiles={name: statistics[f"{name}_ms"] for name in ("p50", "p90", "p99")},
+        percentiles={"p50": statistics["p50_ms"], "p90": statistics["p90_ms"], "p99": statistics["p99_ms"]},
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import CompressorError
 
-Array = NDArray[Any]
+Array = NDArray[Any]  # numbers of a type that only its reader knows
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
@@ -98,7 +98,7 @@ def _is_length(length: object) -> bool:
     return type(length) is int and length >= 0  # a bool is an int too, and no length
 
 
-def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Shape, whether the first axis runs fastest, and type, from the open file's start."""
     start = data.read(len(_MAGIC) + 2)
     version = tuple(start[len(_MAGIC) :])

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,19 @@ from .builder import sha256_of
 from .built import BuiltEngine, built_engines, check_built, engine_files, is_builders_file, read_built
 from .golden import Golden, distance, read_golden
 from .images import checked_outputs, load_inputs
-from .manifest import BUILT, GOLDEN, MANIFEST, SCHEMA, Manifest, ModelFile, inside, manifest_text, read_bundle
+from .manifest import (
+    BUILT,
+    GOLDEN,
+    MANIFEST,
+    SCHEMA,
+    FileListing,
+    Manifest,
+    ModelFile,
+    inside,
+    manifest_text,
+    read_bundle,
+)
+from .openers import Output
 from .parity import Parity, failures
 from .runtimes import Session, available, kind_of, open_model, require_runtime, takers
 
@@ -79,7 +90,7 @@ def write_bundle(
     *,
     manifest: Manifest,
     golden_inputs: NDArray[np.float32],
-    golden_outputs: NDArray[np.floating[Any]],
+    golden_outputs: NDArray[np.floating],
 ) -> Path:
     """Copies `files` (path inside the bundle -> source) and writes golden file and manifest.
 
@@ -120,8 +131,7 @@ def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _listing(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+def _listing(path: Path) -> FileListing:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
@@ -244,9 +254,7 @@ def unchecked_engines(folder: Path, manifest: Manifest) -> dict[str, str]:
     return {engine.model.path: engine.unchecked for engine in engines if engine.unchecked}
 
 
-def run_bundle(
-    folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0
-) -> list[NDArray[Any]]:
+def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0) -> list[Output]:
     """The model's output [N, classes] for each input file: .npy, .npz, or an image where Pillow is installed.
 
     Raises what `open_bundle` raises, DataError for an input that can't be read, GateError for answers that are none.
@@ -255,7 +263,7 @@ def run_bundle(
     return [answers(session, manifest, Path(path)) for path in inputs]
 
 
-def answers(session: Session, manifest: Manifest, path: Path) -> NDArray[Any]:
+def answers(session: Session, manifest: Manifest, path: Path) -> Output:
     """[N, classes] for the images of one file; raises GateError when the model answers with anything else."""
     images = load_inputs(path, manifest.preprocessing)
     return checked_outputs(session.run(images), images, str(path))
@@ -275,7 +283,7 @@ def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     return "", reasons[candidates[0]]
 
 
-def _check_file(folder: Path, name: str, listing: Mapping[str, Any]) -> Check:
+def _check_file(folder: Path, name: str, listing: FileListing) -> Check:
     path = folder / inside(name)
     if path.is_symlink() or not path.is_file():
         return Check(name, "failed", "is missing")

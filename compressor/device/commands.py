@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import CompressorError, FolderError, GateError, InputError
 from .builder import EngineRecord
@@ -36,7 +35,8 @@ from .engines import build_bundle
 from .environment import affinity
 from .fields import printable
 from .golden import read_golden
-from .images import MOST_BYTES, input_files, top_classes
+from .images import MOST_BYTES, TopClass, input_files, top_classes
+from .openers import Output
 from .options import Verb, make_parser
 from .runtimes import require_runtime
 from .timing import Schedule, Timing, summarise, to_json
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_results(results: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> None:
+def _print_results(results: Mapping[str, Sequence[Sequence[TopClass]]]) -> None:
     """One line per image; in a file of several, images are named by their index."""
     for name, images in results.items():
         for index, top in enumerate(images):
@@ -138,7 +138,7 @@ def _require_file(path: Path) -> None:
         raise FolderError(f"--out {path}: there is no folder {path.parent}")
 
 
-def _write_outputs(path: Path, outputs: Sequence[NDArray[Any]]) -> None:
+def _write_outputs(path: Path, outputs: Sequence[Output]) -> None:
     """One array per input, in order; named by position, since two inputs may share a name."""
     arrays: dict[str, Any] = {f"output_{i}": output for i, output in enumerate(outputs)}
     target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
@@ -228,20 +228,21 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
 
 
 def _print_timings(timings: Sequence[Timing], not_run: Mapping[str, str], *, as_json: bool) -> None:
-    rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
     if as_json:
+        rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
         _print_json({"timings": rows, "not_run": not_run})
         return
-    for row in rows:
-        print(printable(_timing_line(row)))
+    for timing in timings:
+        print(printable(_timing_line(timing)))
     for name, reason in not_run.items():
         print(printable(f"{name}: not run, {reason}"))
 
 
-def _timing_line(row: dict[str, Any]) -> str:
+def _timing_line(timing: Timing) -> str:
+    figures = summarise(timing)
     return (
-        f"{row['model']} on {row['runtime']}: p50 {row['p50_ms']:.3f} ms, p90 {row['p90']}, p99 {row['p99']}, "
-        f"{row['images_per_s']:.1f} images/s, n {row['n']}"
+        f"{timing.name} on {timing.runtime}: p50 {figures['p50_ms']:.3f} ms, p90 {figures['p90']}, "
+        f"p99 {figures['p99']}, {figures['images_per_s']:.1f} images/s, n {figures['n']}"
     )
 
 

@@ -6,10 +6,9 @@ What Jetson and other TensorRT devices do with a bundle; the engine stays beside
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import EngineError, GateError, InputError
 from . import fields, tensorrt
@@ -37,18 +36,19 @@ def build_bundle(folder: Path | str, *, progress: Progress | None = None) -> tup
     return tuple(_build_one(folder, manifest, recipe, progress) for recipe in manifest.build)
 
 
-def _build_one(folder: Path, manifest: Manifest, recipe: Mapping[str, Any], progress: Progress | None) -> EngineRecord:
-    library = _library(recipe)
-    profiles = read_profiles(recipe["profiles"])
+def _build_one(folder: Path, manifest: Manifest, recipe: fields.Object, progress: Progress | None) -> EngineRecord:
+    target, precision, path = (fields.text(recipe, key) for key in ("target", "precision", "model"))
+    library = _library(target, fields.texts(recipe, "libraries"))
+    profiles = read_profiles(fields.inner(recipe, "profiles"))
     if not profiles:
-        raise GateError(f"the build recipe for {recipe['target']} says nothing of the input's shapes")
-    model = next((model for model in manifest.models if model.path == recipe["model"]), None)
+        raise GateError(f"the build recipe for {target} says nothing of the input's shapes")
+    model = next((model for model in manifest.models if model.path == path), None)
     if model is None:
-        raise GateError(f"the build recipe names {recipe['model']!r}, which is no model of the bundle")
+        raise GateError(f"the build recipe names {path!r}, which is no model of the bundle")
 
     # The recipe is from elsewhere: what it calls its target becomes the name of a file here.
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", f"{recipe['target']}-{recipe['precision']}"[:_MOST_STEM])
-    job = EngineJob(library=library, profiles=profiles, precision=str(recipe["precision"]))
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", f"{target}-{precision}"[:_MOST_STEM])
+    job = EngineJob(library=library, profiles=profiles, precision=precision)
     record = build_engine(folder / model.path, folder / BUILT / f"{stem}.plan", job=job, progress=progress)
     return _checked(record, folder, manifest)
 
@@ -73,15 +73,16 @@ def _checked(record: EngineRecord, folder: Path, manifest: Manifest) -> EngineRe
     return checked_record
 
 
-def _library(recipe: Mapping[str, Any]) -> str:
+def _library(target: str, libraries: Sequence[str]) -> str:
     """The first of the recipe's libraries that can build here; of names that are none's nothing is looked up."""
     reasons: dict[str, str] = {}
-    for name in recipe["libraries"]:
+    for name in libraries:
         reason = tensorrt.unavailable(name) if name in tensorrt.LIBRARIES else "no library for engines"
         if not reason:
-            return str(name)
-        reasons[fields.printable(str(name)[:60])] = reason
+            return name
+        reasons[fields.printable(name[:60])] = reason
 
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    target = fields.printable(recipe["target"])
-    raise EngineError(f"no library can build an engine for {target} here: {listed or 'the recipe names none'}")
+    raise EngineError(
+        f"no library can build an engine for {fields.printable(target)} here: {listed or 'the recipe names none'}"
+    )

@@ -9,9 +9,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-Object = Mapping[str, Any]  # as JSON has it: what a field holds is not known before it was looked at
+Object = Mapping[str, object]  # as JSON has it: what a field holds is not known before it was looked at
 
 MOST_TEXT = 10_000  # characters of a text that is only ever printed
 MOST_ENTRIES = 10_000
@@ -19,7 +18,7 @@ _SHOWN = 60
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
+def read_object(path: Path, most_bytes: int) -> dict[str, object]:
     """The object in a JSON file of at most that size, each name once; raises OSError where there is no file.
 
     Links are refused: they may lead out of the bundle.
@@ -37,8 +36,8 @@ def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
     return content
 
 
-def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
+def _each_once(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    content: dict[str, object] = {}
     for name, value in pairs:
         if name in content:
             raise ValueError(f"it holds {shown(name)} twice")
@@ -121,7 +120,7 @@ def sha256(content: Object, key: str) -> str:
     return value
 
 
-def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRIES) -> list[Any]:
+def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRIES) -> list[object]:
     """The field's list, of that many entries of any kind."""
     value = field(content, key)
     if not isinstance(value, list) or not least <= len(value) <= most:
@@ -129,12 +128,12 @@ def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRI
     return value
 
 
-def inner(content: Object, key: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+def inner(content: Object, key: str, *, most: int = MOST_ENTRIES) -> dict[str, object]:
     """The field's object, of at most that many fields."""
     return as_object(field(content, key), shown(key), most=most)
 
 
-def as_object(value: object, subject: str, *, most: int = MOST_ENTRIES) -> dict[str, Any]:
+def as_object(value: object, subject: str, *, most: int = MOST_ENTRIES) -> dict[str, object]:
     """The value, if it is an object of at most that many fields."""
     if not isinstance(value, dict) or len(value) > most:
         raise ValueError(f"{subject} is {shown(value)}, expected an object of at most {most} fields")

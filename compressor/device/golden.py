@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ class Golden:
     """`inputs` float32 [N, C, H, W] as the model takes them, `outputs` [N, ...] of the fp32 reference."""
 
     inputs: NDArray[np.float32]
-    outputs: NDArray[np.floating[Any]]
+    outputs: NDArray[np.floating]
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:

@@ -12,14 +12,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, GateError, MissingPackageError
 from . import fields
-from .arrays import read_npy, read_npz, short_reason
+from .arrays import Array, read_npy, read_npz, short_reason
+from .openers import Output
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Images = NDArray[np.float32]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -48,6 +52,14 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class TopClass(TypedDict):
+    """A class as a network answers it, for JSON; `share` is its softmax."""
+
+    index: int
+    label: str
+    share: float
 
 
 def checked_preprocessing(
@@ -108,7 +120,7 @@ def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
     return normalised(pixels[None], preprocessing, str(path))
 
 
-def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) -> Images:
+def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images:
     """float32 [N, C, H, W] from uint8 pixels [N, H, W, C] of the model's size, or from itself.
 
     `where` names the array in errors. Raises DataError for any other array, one without images or of NaN.
@@ -137,7 +149,7 @@ def normalised(array: NDArray[Any], preprocessing: Preprocessing, where: str) ->
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))  # [N, C, H, W]
 
 
-def checked_outputs(outputs: NDArray[Any], images: Images, where: str) -> NDArray[Any]:
+def checked_outputs(outputs: Output, images: Images, where: str) -> Output:
     """The model's answers [N, classes] for `images`; GateError when they are none."""
     if outputs.dtype.kind not in "fiu" or outputs.ndim < 2 or len(outputs) != len(images) or outputs.size == 0:
         raise GateError(
@@ -152,20 +164,20 @@ def checked_outputs(outputs: NDArray[Any], images: Images, where: str) -> NDArra
     return outputs
 
 
-def top_classes(logits: NDArray[Any], labels: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
-    """The `count` largest of one row of logits, largest first: `index`, `label` and softmax as `share` of each."""
+def top_classes(logits: Output, labels: Sequence[str], count: int = 5) -> list[TopClass]:
+    """The `count` largest of one row of logits, largest first."""
     values = logits.astype(np.float64).ravel()
     shares = np.exp(values - values.max())  # less the largest: exp of large logits would overflow
     shares /= shares.sum()
 
-    entries: list[dict[str, Any]] = []
+    entries: list[TopClass] = []
     for index in np.argsort(-values, kind="stable")[:count]:
         label = labels[index] if index < len(labels) else str(index)
         entries.append({"index": int(index), "label": label, "share": float(shares[index])})
     return entries
 
 
-def _load_array(path: Path) -> NDArray[Any]:
+def _load_array(path: Path) -> Array:
     def choose(names: Sequence[str]) -> Sequence[str]:
         if "images" in names:
             return ["images"]
@@ -213,7 +225,7 @@ def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)  # grey, [H, W], gets its channel
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> PIL.Image.Image:
     """Pillow's image, decoded as far as the host's; its decoders fail in many ways on damaged files."""
     from PIL import Image, UnidentifiedImageError
 
@@ -250,7 +262,7 @@ def _scaled_size(size: tuple[int, int], resize: tuple[int, ...]) -> tuple[int, i
     return resize[0], int(resize[0] * height / width)
 
 
-def _crop(image: Any, height: int, width: int) -> Any:
+def _crop(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
     """The centre; a crop larger than the image gets a black rim."""
     left, top = _crop_start(image.width, width), _crop_start(image.height, height)
     return image.crop((left, top, left + width, top + height))

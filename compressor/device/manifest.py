@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypedDict
 
 from ..errors import GateError, InputError
 from . import fields, tensorrt
@@ -49,18 +49,25 @@ class ModelFile:
     made_for: str = ""
 
 
+class FileListing(TypedDict):
+    """What a manifest says of a file."""
+
+    sha256: str
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle says of itself. `files[path]` = {sha256, bytes}; `build` are the recipes of engines to be built."""
+    """What a bundle says of itself, its `files` by path; `build` are the recipes of engines to be built."""
 
     name: str
     models: tuple[ModelFile, ...]
     preprocessing: Preprocessing
     labels: tuple[str, ...] = ()
     licences: tuple[str, ...] = ()
-    build: tuple[Mapping[str, Any], ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    build: tuple[fields.Object, ...] = ()
+    provenance: fields.Object = field(default_factory=dict)
+    files: Mapping[str, FileListing] = field(default_factory=dict)
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -89,7 +96,7 @@ def _nearby(folder: Path) -> str:
     return f"; the bundle is one folder down: {below}" if (below / MANIFEST).is_file() else ""
 
 
-def manifest_text(manifest: Manifest, files: Mapping[str, Mapping[str, Any]]) -> str:
+def manifest_text(manifest: Manifest, files: Mapping[str, FileListing]) -> str:
     """The manifest as it is stored, with `files` in place of its own; raises InputError for one no reader accepts."""
     try:
         # There and back, so that the digest is of what a reader will see: lists where there are tuples.
@@ -109,7 +116,7 @@ def inside(name: str) -> PurePosixPath:
     return path
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _digest(content: fields.Object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -129,8 +136,8 @@ def _manifest_of(content: fields.Object) -> Manifest:
     )
 
 
-def _files(content: fields.Object) -> dict[str, dict[str, Any]]:
-    files = {}
+def _files(content: fields.Object) -> dict[str, FileListing]:
+    files: dict[str, FileListing] = {}
     for name, entry in fields.inner(content, "files").items():
         listing = fields.as_object(entry, fields.shown(name))
         files[_path(name)] = {"sha256": fields.sha256(listing, "sha256"), "bytes": fields.whole(listing, "bytes")}
@@ -150,7 +157,7 @@ def _path(name: str) -> str:
     return name
 
 
-def _model(entry: object, files: Mapping[str, Any]) -> ModelFile:
+def _model(entry: object, files: Collection[str]) -> ModelFile:
     stated = fields.as_object(entry, "a model")
     fields.only(stated, _MODEL_FIELDS, "a model")
     content = {"library": "", "target": "", "made_for": "", **stated}  # older bundles say nothing of some
@@ -192,7 +199,7 @@ def _recipe(entry: object) -> fields.Object:
     return content
 
 
-def _provenance(content: fields.Object) -> dict[str, Any]:
+def _provenance(content: fields.Object) -> fields.Object:
     """Free, but for the two costs that others count with."""
     provenance = fields.inner(content, "provenance")
     for key in {"macs", "parameters"} & provenance.keys():

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
-Output = NDArray[Any]
+Output = NDArray[np.number]  # of the type the network has, which may be float16 or whole numbers
 
 
 @dataclass(frozen=True, slots=True)

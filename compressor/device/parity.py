@@ -54,7 +54,7 @@ LIMITS = {
 }
 
 
-def compare(reference: NDArray[np.floating], output: NDArray[np.floating]) -> Parity:
+def compare(reference: NDArray[np.number], output: NDArray[np.number]) -> Parity:
     """Distance of `output` from `reference`, both [N, ...]; raises GateError when shapes differ or are empty."""
     if reference.shape != output.shape:
         raise GateError(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from .percentiles import describe, estimate
 
 SCHEMA = "compressor.timing/1"
 Images = NDArray[np.float32]
-Subject = Callable[[Images], Any]
+Subject = Callable[[Images], object]
 
 _STABLE = 0.03  # two successive windows' medians within 3 %: the spread a quiet machine shows anyway
 _WINDOW = 5
@@ -89,6 +89,26 @@ class Speedup:
     ratio: float
     low: float
     high: float
+
+
+class Statistics(TypedDict):
+    """What a report says of a timing; a percentile without standing is the sentence that says so, and None in ms."""
+
+    n: int
+    min_ms: float
+    mean_ms: float
+    p50_ms: float
+    p90: str
+    p99: str
+    p90_ms: float | None
+    p99_ms: float | None
+    max_ms: float
+    coefficient_of_variation: float
+    images_per_s: float
+    load_ms: float
+    first_run_ms: float
+    peak_bytes: int
+    stable: bool
 
 
 def time_interleaved(
@@ -203,8 +223,8 @@ def _sleep_until(moment: float) -> None:
         time.sleep(left_s)
 
 
-def summarise(timing: Timing) -> dict[str, Any]:
-    """Statistics for a report; a percentile without standing is the sentence that says so, and None in ms."""
+def summarise(timing: Timing) -> Statistics:
+    """The statistics of a timing's samples."""
     samples = np.asarray(timing.samples_ms)
     spread = float(samples.std() / samples.mean())
     return {
@@ -259,7 +279,7 @@ def _redrawn_medians(timing: Timing, draws: int, generator: np.random.Generator)
     return np.array(medians)
 
 
-def to_json(timing: Timing) -> dict[str, Any]:
+def to_json(timing: Timing) -> dict[str, object]:
     """The record as plain JSON values, its schema first; tuples stay tuples until they are written."""
     return {"schema": SCHEMA, **asdict(timing)}
 
@@ -269,8 +289,13 @@ def from_json(content: Mapping[str, Any]) -> Timing:
     if content.get("schema") != SCHEMA:
         raise InputError(f"timing has schema {content.get('schema')!r}, expected {SCHEMA!r}")
     fields = {key: value for key, value in content.items() if key != "schema"}
-    schedule = dict(fields.pop("schedule"))
-    schedule["cores"] = tuple(schedule["cores"])  # JSON knows lists only, and a schedule is compared with others
-    tuples: dict[str, Any] = {key: tuple(fields.pop(key)) for key in ("samples_ms", "turns", "affinity")}
-    environment = Environment(**fields.pop("environment"))
-    return Timing(**fields, **tuples, schedule=Schedule(**schedule), environment=environment)
+    for key in ("samples_ms", "turns", "affinity"):
+        fields[key] = tuple(fields[key])
+    fields["schedule"] = schedule_from_json(fields["schedule"])
+    fields["environment"] = Environment(**fields["environment"])
+    return Timing(**fields)
+
+
+def schedule_from_json(content: Mapping[str, Any]) -> Schedule:
+    """The inverse of `asdict`; JSON knows lists only, and a schedule is compared with others."""
+    return Schedule(**{**content, "cores": tuple(content["cores"])})

@@ -12,14 +12,30 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from . import child
 from .environment import Environment, affinity, pin, read_environment, resident_bytes
 from .runtimes import REFERENCE, Session, open_model
-from .timing import Images, Schedule, Timing, make_batches, take_turn, warm_up
+from .timing import Images, Schedule, Timing, make_batches, schedule_from_json, take_turn, warm_up
+
+
+class OpenRequest(TypedDict):
+    """Load the model at `path` and run it once, on images of the .npy file `pool`; `schedule` as JSON has it."""
+
+    do: Literal["open"]
+    path: str
+    pool: str
+    schedule: dict[str, Any]
+    runtime: str
+
+
+class NextRequest(TypedDict):
+    """What else is asked of a child that has opened its model."""
+
+    do: Literal["warm", "turn", "close"]
 
 
 def time_files(
@@ -79,7 +95,7 @@ def _take_turns(workers: Mapping[str, child.Ask], rounds: int) -> tuple[dict[str
     return samples_ms, turns
 
 
-def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> dict[str, Any]:
+def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> OpenRequest:
     return {
         "do": "open",
         "path": str(Path(path).resolve()),
@@ -106,7 +122,7 @@ class Worker:
     def __init__(self, opener: Opener = _open_file) -> None:
         self.opener = opener
 
-    def answer(self, request: Mapping[str, Any], report: child.Report) -> child.Event:
+    def answer(self, request: OpenRequest | NextRequest, report: child.Report) -> child.Event:
         """What `do` asks for: `open`, `warm`, `turn` or, to end with, the peak memory."""
         if request["do"] == "open":
             return self.open(request)
@@ -117,10 +133,9 @@ class Worker:
             return {"samples_ms": take_turn(self.session.run, self.batches, self.schedule)}
         return {"peak_bytes": resident_bytes()}
 
-    def open(self, request: Mapping[str, Any]) -> child.Event:
+    def open(self, request: OpenRequest) -> child.Event:
         """Loads the model and runs it once, cold; returns both times and what was measured where."""
-        schedule = dict(request["schedule"])
-        self.schedule = Schedule(**{**schedule, "cores": tuple(schedule["cores"])})
+        self.schedule = schedule_from_json(request["schedule"])
         pin(self.schedule.cores)  # before the runtime starts its threads, which inherit it
         self.batches = make_batches(np.load(request["pool"], allow_pickle=False), self.schedule.batch)
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,7 +36,7 @@ _BLOCK_BYTES = 1 << 20
 Record = TypeVar("Record")
 # what JSON can hold, as it is read
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]  # by name, of types that only their reader knows
 Place = str | os.PathLike[str]
 _WRITTEN: ContextVar[set[Path] | None] = ContextVar("written", default=None)
 
@@ -115,7 +116,7 @@ def write_text(path: Place, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Place, value: Mapping[str, Any]) -> None:
+def write_json(path: Place, value: Mapping[str, object]) -> None:
     """`value` needs a `schema` field; numbers that JSON doesn't know (NaN, infinity) are a GateError."""
     if "schema" not in value:
         raise ValueError(f"what goes to {str(path)!r} has no 'schema' field")
@@ -144,7 +145,7 @@ def _not_finite(value: object, place: str) -> Iterator[str]:
         yield f"{value} at {place.lstrip('/')!r}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -170,7 +171,7 @@ def read_json(path: Place, schema: str) -> dict[str, Any]:
     return value
 
 
-def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+def signed(value: Mapping[str, object]) -> dict[str, object]:
     """JSON with a hash of its own content in it, for what is read back and believed."""
     return {**value, "digest": content_hash(value)}
 
@@ -188,7 +189,9 @@ def read_signed(path: Place, schema: str) -> dict[str, Any]:
     return value
 
 
-def write_arrays(path: Place, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+def write_arrays(
+    path: Place, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Arrays to a safetensors file, in row-major order whatever order they have in memory."""
     save = _safetensors().save
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -207,7 +210,7 @@ def read_arrays(path: Place) -> Arrays:
     return loaded
 
 
-def _safetensors() -> Any:
+def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:
@@ -226,15 +229,17 @@ def write_record(path: Place, record: object) -> None:
     arrays: Arrays = {}
     value = _unfolded(record, "", arrays)
     target = Path(path)
-    body: dict[str, Any] = {"schema": _schema(type(record)), "value": value}
+    body = {"schema": _schema(type(record)), "value": value}
+    beside = ""
     if arrays:
-        body["sha256"] = _arrays_sha256(arrays)
-        body["arrays"] = f"{target.stem}-{body['sha256'][:12]}.safetensors"
-        write_arrays(target.with_name(body["arrays"]), arrays)
+        sha256 = _arrays_sha256(arrays)
+        beside = f"{target.stem}-{sha256[:12]}.safetensors"
+        body |= {"sha256": sha256, "arrays": beside}
+        write_arrays(target.with_name(beside), arrays)
     write_json(target, body)
 
     for stale in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
-        if stale.name != body.get("arrays"):
+        if stale.name != beside:
             stale.unlink(missing_ok=True)
 
 
@@ -255,7 +260,7 @@ def read_record(path: Place, kind: type[Record]) -> Record:
     return record
 
 
-def _record_of(path: Place, body: Mapping[str, Any]) -> Any:
+def _record_of(path: Place, body: Mapping[str, Any]) -> object:
     arrays: Arrays = {}
     if "arrays" in body:
         arrays = read_arrays(Path(path).with_name(body["arrays"]))
@@ -264,7 +269,7 @@ def _record_of(path: Place, body: Mapping[str, Any]) -> Any:
     return _folded(body["value"], arrays)
 
 
-def _arrays_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
+def _arrays_sha256(arrays: Arrays) -> str:
     """Over names and contents, in alphabetical order."""
     contents: list[object] = []
     for name in sorted(arrays):
@@ -272,11 +277,11 @@ def _arrays_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
     return content_hash(*contents)
 
 
-def _schema(kind: type[Any]) -> str:
+def _schema(kind: type[object]) -> str:
     return f"{kind.__name__.lower()}/1"
 
 
-def _unfolded(value: Any, place: str, arrays: Arrays) -> Any:
+def _unfolded(value: object, place: str, arrays: Arrays) -> object:
     """JSON for a record; arrays are put aside in `arrays` under the place they were found at, `/sites/0/units`."""
     if isinstance(value, np.ndarray):
         arrays[place] = value
@@ -292,7 +297,7 @@ def _unfolded(value: Any, place: str, arrays: Arrays) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _folded(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+def _folded(value: Any, arrays: Arrays) -> Any:
     """What `_unfolded` took apart; sequences come back as tuples, which is what records hold."""
     if isinstance(value, list):
         return tuple(_folded(entry, arrays) for entry in value)

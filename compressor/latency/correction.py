@@ -185,7 +185,7 @@ def unreachable(budget: Budget, least: Ratio) -> BudgetError:
     )
 
 
-def met_to_json(met: Met) -> dict[str, Any]:
+def met_to_json(met: Met) -> dict[str, object]:
     """All but the plan, which has a file of its own."""
     return {"chosen": met.trials.index(met.trial), "trials": [asdict(trial) for trial in met.trials]}
 

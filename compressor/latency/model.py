@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from torch import fx
 
 from ..export.layers import Layer
-from ..files import content_hash
+from ..files import Json, content_hash
 from ..pruning import Structure
 from ..pruning.compaction import compact_shape
 from ..pruning.labels import Value
@@ -28,6 +28,7 @@ from .uses import Shapes, Use, Widths, dense_shapes, macs_of, moved_bytes, uses_
 Progress = Callable[[str, float], None]
 Steps = Mapping[str, tuple[int, int]]
 Meter = Callable[[Keep], float]
+Entry = TypeVar("Entry", bound=Json)
 MODEL = "layers/1"  # changes when what an entry means does
 
 
@@ -37,12 +38,12 @@ class Measuring:
 
     clock: Clock
     kept: Kept
-    place: tuple[Any, ...]
+    place: tuple[object, ...]
     progress: Progress = lambda what, share: None
 
-    def entry(self, key: str, measure: Callable[[], Any]) -> Any:
+    def entry(self, key: str, measure: Callable[[], Entry]) -> Entry:
         """What was measured under that key before, else what `measure` gives now, kept for the next time."""
-        entry = self.kept.get(key)
+        entry: Entry | None = self.kept.get(key)
         if entry is None:
             entry = measure()
             self.kept.put(key, entry)
@@ -232,7 +233,7 @@ def _halved(gone: Keep) -> Keep:
     return halved
 
 
-def model_to_json(model: LatencyModel) -> dict[str, Any]:
+def model_to_json(model: LatencyModel) -> dict[str, object]:
     """For people: tables by node, and what the dense network's time is made of."""
     body = asdict(model)
     return {**body, "steps": {family: list(step) for family, step in model.steps.items()}}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FolderError
-from ..files import read_signed, signed, write_json
+from ..files import Json, read_signed, signed, write_json
 from ..records import FloatArray
 
 SCHEMA = "latency-model/1"
@@ -81,23 +81,23 @@ class Kept:
 
     def __init__(self, path: Path | None, shared: Path | None = None) -> None:
         self.path, self.shared = path, shared
-        self.entries: dict[str, Any] = {}
+        self.entries: dict[str, Json] = {}
         self.measured = 0
         for file in (shared, path):  # the run's own last: they stand where both have an entry
             if file is not None:
                 self.entries |= _entries(file)
 
     def get(self, key: str) -> Any:
-        """The entry, or None: no entry is None."""
+        """The entry, as whoever put it there knows it, or None: no entry is None."""
         return self.entries.get(key)
 
-    def put(self, key: str, value: Any) -> None:
+    def put(self, key: str, value: Json) -> None:
         """Keeps an entry, in memory and on disk."""
         self.entries[key] = value
         self.measured += 1
         self.write()
 
-    def write(self, **facts: Any) -> None:
+    def write(self, **facts: object) -> None:
         """Both files; `facts` are what a person reads in the run's own."""
         if self.path is not None:
             write_json(self.path, signed({"schema": SCHEMA, **facts, "entries": self.entries}))
@@ -111,10 +111,10 @@ def shared_place() -> Path | None:
     return Path(folder) / "latency-model.json" if folder else None
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def _entries(path: Path) -> dict[str, Json]:
     """A file that is gone or damaged holds nothing: what it held is measured again."""
     try:
-        entries: dict[str, Any] = read_signed(path, SCHEMA)["entries"] if path.is_file() else {}
+        entries: dict[str, Json] = read_signed(path, SCHEMA)["entries"] if path.is_file() else {}
     except (FolderError, KeyError):
         return {}
     return entries

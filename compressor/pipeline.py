@@ -82,7 +82,7 @@ class Run:
 
 def compress(
     model: str | nn.Module | None = None,
-    images: Any = None,
+    images: object = None,
     *,
     notify: Notify | None = None,
     **options: Unpack[RecipeFields],
@@ -112,7 +112,7 @@ def compress(
     return run(read_recipe(None, **asked), notify=notify, images=in_memory)
 
 
-def _model_name(model: Any) -> str:
+def _model_name(model: object) -> str:
     """Raises ModelError for what is neither a module nor a name; nothing is taken in its place."""
     if isinstance(model, str):
         return model
@@ -163,7 +163,7 @@ def find_units(work: Work) -> tuple[Structure, Usage]:
     return structure, meter.read()
 
 
-def _group_inputs(work: Work) -> list[Any]:
+def _group_inputs(work: Work) -> list[object]:
     return [work.model.sha256, code_of(work.dense), list(work.example.shape), work.recipe.seed]
 
 
@@ -189,7 +189,7 @@ class Pruned:
     plan: Plan
     network: fx.GraphModule
     checks: Checks
-    budget_facts: Mapping[str, Any]
+    budget_facts: Mapping[str, object]
 
 
 def remove_and_repair(work: Work, structure: Structure) -> Pruned:
@@ -199,7 +199,7 @@ def remove_and_repair(work: Work, structure: Structure) -> Pruned:
     current, units = work.dense, structure
     kept: dict[str, IntArray] = {}
     checks = Checks()
-    budget_facts: dict[str, Any] = {}
+    budget_facts: dict[str, object] = {}
     for r in range(1, recipe.rounds + 1):
         scores = find_scores(work, r, current, units)
         step = make_step(work, r, current, units, scores, aim)

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +192,7 @@ def _probing() -> Budget:
     return Budget("latency", 0.5, runtime=REFERENCE, threads=1)
 
 
-def _place(budget: Budget) -> tuple[Any, ...]:
+def _place(budget: Budget) -> tuple[object, ...]:
     """What a time stands for."""
     fingerprint = read_environment().fingerprint
     return fingerprint, budget.runtime, version_of(budget.runtime), budget.batch, budget.threads
@@ -209,8 +208,8 @@ def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share:
     if _takes_networks(budget):
         yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
         return
-    options: dict[str, Any] = {"threads": budget.threads, "remember": _remember(budget, kept)}
-    with file_clock(budget.runtime, batch=budget.batch, **options) as clock:
+    remember = _remember(budget, kept)
+    with file_clock(budget.runtime, batch=budget.batch, threads=budget.threads, remember=remember) as clock:
         yield Measuring(clock, kept, _place(budget), notify)
 
 
@@ -240,12 +239,8 @@ def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
     shape = (budget.batch, *baseline.shape)
     if _takes_networks(budget):
         return time_network(baseline.dense, shape, threads=budget.threads)
-    options: dict[str, Any] = {
-        "runtime": budget.runtime,
-        "threads": budget.threads,
-        "remember": _remember(budget, kept),
-    }
-    return time_file(_dense_file(baseline), shape, **options)
+    path, remember = _dense_file(baseline), _remember(budget, kept)
+    return time_file(path, shape, runtime=budget.runtime, threads=budget.threads, remember=remember)
 
 
 def _dense_file(baseline: Baseline) -> Path:

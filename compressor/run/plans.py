@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -53,7 +52,7 @@ class Step:
 
     plan: Plan
     checks: Checks = field(default_factory=Checks)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> None:
@@ -183,7 +182,7 @@ def _read_met(folder: Path) -> Met:
     return met_from_json(read_json(folder / "stages" / "budget" / "met.json", MET), plan)
 
 
-def _facts_of(budget: Budget, met: Met) -> dict[str, Any]:
+def _facts_of(budget: Budget, met: Met) -> dict[str, object]:
     """A measured budget's figures, for the summary and for a reader of the folder."""
     measured = met.trial.measured
     return {

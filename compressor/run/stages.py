@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from ..device import usage
 from ..device.usage import Usage
@@ -100,7 +100,7 @@ class Stages:
     def seconds(self) -> dict[str, float]:
         return {name: cost.seconds for name, cost in self.costs.items()}
 
-    def holds(self, name: str, inputs: Any) -> bool:
+    def holds(self, name: str, inputs: object) -> bool:
         """Whether the stage was finished with these inputs and its files are those it wrote."""
         try:
             return self._finished(name, _key_of(name, inputs)) is not None
@@ -108,7 +108,7 @@ class Stages:
             return False
 
     def do(
-        self, name: str, inputs: Any, write: Callable[[], None], read: Callable[[], T], *, spent: Usage | None = None
+        self, name: str, inputs: object, write: Callable[[], None], read: Callable[[], T], *, spent: Usage | None = None
     ) -> T:
         """Writes the stage's files unless they stand for the same inputs, then reads them.
 
@@ -142,7 +142,7 @@ class Stages:
         return read()
 
     def make(
-        self, name: str, compute: Callable[..., T], keeper: Keeper[T], *, place: object = None, **inputs: Any
+        self, name: str, compute: Callable[..., T], keeper: Keeper[T], *, place: object = None, **inputs: object
     ) -> T:
         """What `compute` makes of the inputs, from disk where the stage was finished with the same ones.
 
@@ -236,7 +236,7 @@ class Stages:
         return self.folder / "stages" / f"{name}.json"
 
 
-def _key_of(name: str, inputs: Any) -> str:
+def _key_of(name: str, inputs: object) -> str:
     """Of all that goes into a stage: its inputs, and the code as it is now."""
     return content_hash(name, source_hash(), inputs)
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +116,7 @@ def _classes(graph: fx.GraphModule, example: Tensor) -> int:
     return int(answer.shape[1])
 
 
-def _no_classifier(answer: Any) -> str:
+def _no_classifier(answer: object) -> str:
     """What to say of a network that answers with anything but one [N, classes]."""
     if not isinstance(answer, Tensor):
         return (

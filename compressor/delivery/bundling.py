@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -72,7 +71,7 @@ def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost:
     )
 
 
-def _provenance(work: Work, cost: Cost) -> dict[str, Any]:
+def _provenance(work: Work, cost: Cost) -> dict[str, object]:
     return {
         "model": work.recipe.model,
         "weights_sha256": work.model.sha256,

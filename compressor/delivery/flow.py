@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -37,7 +36,7 @@ from .summary import summary_of
 class Delivered:
     """What was delivered. `summary` is this part of the run's last line, `checks` are those of the whole run."""
 
-    summary: dict[str, Any]
+    summary: Mapping[str, object]
     checks: Checks
 
 

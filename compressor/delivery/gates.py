@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +154,7 @@ def _parities(
 
 def _write_parities(folder: Path, by_file: Mapping[str, Mapping[int, Parity]]) -> None:
     """JSON's keys are text."""
-    rows: dict[str, Any] = {}
+    rows: dict[str, dict[str, object]] = {}
     for name, by_batch in by_file.items():
         rows[name] = {str(batch): asdict(parity) for batch, parity in by_batch.items()}
     write_json(folder / "parity.json", {"schema": "parity/1", REFERENCE: rows})

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..device.openers import Images, Output
 from ..device.runtimes import runtime_names
 from ..errors import EngineError, InputError, did_you_mean
 from ..placement import placed, resolve
 
-Images = NDArray[np.float32]
-Caller = Callable[[Images], NDArray[Any]]
+Caller = Callable[[Images], Output]
 WAYS = runtime_names("network")
 _WARM_UP = 3  # runs on a side stream before a capture, as CUDA graphs ask for
 
@@ -49,9 +46,9 @@ def caller(network: nn.Module, way: str) -> Caller:
         return _graphed(network)
     forward: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if "compile" in way else network
 
-    def call(images: Images) -> NDArray[Any]:
+    def call(images: Images) -> Output:
         with torch.inference_mode():
-            outputs: NDArray[Any] = forward(torch.from_numpy(images).to(device)).cpu().numpy()
+            outputs: Output = forward(torch.from_numpy(images).to(device)).cpu().numpy()
         return outputs
 
     return call
@@ -61,13 +58,13 @@ def _graphed(network: nn.Module) -> Caller:
     """One captured graph for each shape, replayed on fixed buffers."""
     captures: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
-    def call(images: Images) -> NDArray[Any]:
+    def call(images: Images) -> Output:
         if images.shape not in captures:
             captures[images.shape] = captured(network, torch.from_numpy(images).cuda())
         graph, source, result = captures[images.shape]
         source.copy_(torch.from_numpy(images))
         graph.replay()
-        outputs: NDArray[Any] = result.cpu().numpy()
+        outputs: Output = result.cpu().numpy()
         return outputs
 
     return call

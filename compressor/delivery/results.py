@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -126,7 +125,7 @@ class Engines:
     """One for each file and target that was asked for, and the recipes to build them elsewhere."""
 
     asked: tuple[Engine, ...] = ()
-    recipes: tuple[Mapping[str, Any], ...] = ()
+    recipes: tuple[Mapping[str, object], ...] = ()
     checks: Checks = field(default_factory=Checks)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from ..device.runtimes import REFERENCE
 from ..device.timing import summarise
@@ -14,7 +14,17 @@ from .results import Delivery, Engine
 _ENGINE_FIELDS = ("target", "precision", "path", "library", "library_version", "size_bytes", "status")
 
 
-def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, Any]:
+class Percentiles(TypedDict):
+    """Milliseconds; p90 is None where the samples are too few for it to stand."""
+
+    p50: float
+    p90: float | None
+
+
+Latencies = dict[str, dict[str, dict[str, Percentiles]]]  # [runtime][batch size][subject]
+
+
+def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, object]:
     """`accuracy` is the dense network's, which the precisions' losses count from.
 
     Sizes are bytes, latencies milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
@@ -41,13 +51,13 @@ def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Accuracy) 
     }
 
 
-def _engine(engine: Engine) -> dict[str, Any]:
+def _engine(engine: Engine) -> dict[str, object]:
     return {name: getattr(engine, name) for name in _ENGINE_FIELDS}
 
 
-def stage_costs(stages: Stages) -> dict[str, Any]:
+def stage_costs(stages: Stages) -> dict[str, object]:
     """What every stage took when it was done, here or in an earlier process, and their seconds together."""
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[str, dict[str, object]] = {}
     for name, cost in stages.costs.items():
         costs[name] = {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes, "reused": name in stages.reused}
         if cost.gpu_peak_bytes is not None:
@@ -55,9 +65,8 @@ def stage_costs(stages: Stages) -> dict[str, Any]:
     return {"seconds": round(sum(stages.seconds.values()), 3), "stages": costs}
 
 
-def _latency(delivery: Delivery) -> dict[str, Any]:
-    """`[runtime][batch size][subject]`, milliseconds; p90 is None where the samples are too few for it to stand."""
-    latency: dict[str, Any] = {}
+def _latency(delivery: Delivery) -> Latencies:
+    latency: Latencies = {}
     for timing in delivery.latency.timings:
         figures = summarise(timing)
         by_batch = latency.setdefault(timing.runtime, {})
@@ -67,7 +76,7 @@ def _latency(delivery: Delivery) -> dict[str, Any]:
     return latency
 
 
-def _ratios(latency: dict[str, Any]) -> dict[str, float]:
+def _ratios(latency: Latencies) -> dict[str, float]:
     """Shipped over dense by median latency on ONNX Runtime, both in fp32."""
     return {
         f"latency_ratio_b{batch}": round(by_subject["shipped"]["p50"] / by_subject["dense"]["p50"], 4)
@@ -75,7 +84,7 @@ def _ratios(latency: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _precision(delivery: Delivery, artifact: Artifact, dense: Accuracy) -> dict[str, Any]:
+def _precision(delivery: Delivery, artifact: Artifact, dense: Accuracy) -> dict[str, object]:
     measured, lowered = delivery.accuracy.by_file[artifact.name], delivery.files.lowered.get(artifact)
     return {
         "precision": artifact.precision,

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -81,7 +80,7 @@ def image_profile(
     return {name: (low, usual, high)}
 
 
-def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str) -> dict[str, Any]:
+def build_recipe(target: str, *, model: str, profiles: Profiles, precision: str) -> dict[str, object]:
     """What a bundle carries so that `compressor build` makes the engine on the device itself; plain JSON values.
 
     `model` is the ONNX file's path in the bundle. Raises InputError for an unknown target.

@@ -5,7 +5,7 @@ and a time limit for the whole default job (relevance, measured loss, repair, ac
 an engine, the bundle) on few small images, and a fresh one in which the bundle verifies. With `--parts` it is pruned
 by random scores, stage by stage: one process prunes and checks, a fresh one rebuilds from the saved plan, exports and
 runs. What they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as the last
-line, one JSON object; DIR/zoo.jsonl holds what is done, so a run continues.
+line, one JSON object; DIR/points.jsonl holds what is done, so a run continues.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main() -> None:
     for name in names:
         if name not in done or (options.again and not done[name]["passed"]):
             done[name] = _measure(name, options)
-            with (options.out / "zoo.jsonl").open("a") as file:
+            with (options.out / "points.jsonl").open("a") as file:
                 file.write(json.dumps(done[name]) + "\n")
         print(_line(done[name]), flush=True)
     rows = [done[name] for name in names]
@@ -166,7 +166,7 @@ def names_of(text: str) -> list[str]:
 
 
 def _done(out: Path) -> dict[str, dict[str, Any]]:
-    path = out / "zoo.jsonl"
+    path = out / "points.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return {row["model"]: row for row in rows}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import random
 import time
 import tracemalloc
@@ -32,7 +33,7 @@ from .conftest import PREPROCESSING, SIZE
 from .tampering import archive, replace_file, signed
 from .test_attacks import plant
 
-MUTATIONS = 60
+MUTATIONS = int(os.environ.get("COMPRESSOR_FUZZ", "60"))  # of each reader
 MOST_SECONDS = 20.0  # of one reader's mutations on a busy machine; a hang is minutes
 MOST_BYTES = 200 << 20  # of Python's and numpy's; the largest of these files unpacks to 1 MB
 MOST_GROWTH_BYTES = 1 << 30  # of the process; a picture of the most pixels that Pillow opens takes 540 MB

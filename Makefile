@@ -2,7 +2,7 @@
 # make benchmark  measure dense against pruned     make test    the quick tests (test-slow: the others)
 # make docs       the documentation as pages        make pins    pin all packages anew
 #
-# MODEL=digits-vit picks the other embedded model, ARGS="--budget 'macs 0.4'" adds flags, VENV=path moves the environment.
+# MODEL=digits-vit picks the other embedded model, ARGS="--budget 'macs 0.6'" adds flags, VENV=path moves the environment.
 
 VENV ?= .venv
 MODEL ?= digits-resnet

@@ -65,19 +65,23 @@ READING = ("criterion", "composite", "start", "start_class", "sign", "per", "pla
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run. `summary` is the command's last line; `network()` rebuilds the network that ships."""
+    """A finished run. `summary` is the command's last line; `network()` rebuilds the network that ships.
+
+    `dense` is the module that `compress` was given, where it was given one: the folder alone can't rebuild that.
+    """
 
     folder: Path
     recipe: Recipe
     summary: dict[str, Any]
+    dense: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def network(self, model: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
-        """The network that ships, rebuilt from the folder; `model` where the run began with an object (see `load`)."""
-        return load_saved(self.folder, model, trust=trust)
+        """The network that ships, rebuilt from the folder; `model` in place of `dense` (see `load`)."""
+        return load_saved(self.folder, self.dense if model is None else model, trust=trust)
 
     def module(self, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
         """The same in the model's own class, where its code can follow (ModelError where not)."""
-        return load_module(self.folder, model, trust=trust)
+        return load_module(self.folder, self.dense if model is None else model, trust=trust)
 
 
 def compress(
@@ -105,7 +109,7 @@ def compress(
         ready = plain(model)
         recipe = make_recipe({**asked, "model": type(ready.module).__name__})
         in_hand = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
-        return run(recipe, notify=notify, model=in_hand, images=in_memory)
+        return replace(run(recipe, notify=notify, model=in_hand, images=in_memory), dense=ready.module)
 
     if model is not None:
         asked["model"] = _model_name(model)

@@ -64,7 +64,7 @@ class StageBars:
         self.course = course_of(self.recipe) if self.recipe is not None else Course()
         self.live = sys.stderr.isatty() and not console.quiet
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))
         self.bar = Progress(*columns, *times, console=console, disable=not self.live)
         self.bar.start()
         self.tasks: dict[str, TaskID] = {}

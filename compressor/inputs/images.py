@@ -130,7 +130,8 @@ def _require_fields(fields: Mapping[str, object]) -> None:
     if missing:
         raise RecipeError(
             f"the model says nothing about its pre-processing; give {', '.join(missing)} "
-            "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+            "(for example --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225; in Python size=224, mean=..., "
+            "std=...)"
         )
 
 

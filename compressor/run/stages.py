@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..device import usage
 from ..device.usage import Usage
@@ -287,23 +287,40 @@ def _is_leftover(path: Path) -> bool:
     return path.name == LOCK or path.name.startswith(".part-")
 
 
+def _is_foreign(folder: Path) -> bool:
+    """Whether what is there was not left by a run."""
+    return not folder.is_dir() or any(not _is_leftover(path) for path in folder.iterdir())
+
+
+def _identity_in(folder: Path) -> dict[str, Any] | None:
+    """Whose run the folder says that it holds; None where it does not say, or not in words that can be read."""
+    marker = folder / "run.json"
+    if not marker.is_file():
+        return None
+    try:
+        return read_json(marker, "run/1")
+    except FolderError:
+        if recorded_files(folder):
+            return None
+        raise
+
+
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     """The stages of a run in that folder, new or continued; nothing is written before `begun`.
 
     Raises FolderError when it holds another run (another model, weights or data) or anything else, or when another
-    process writes there now.
+    process writes there now. Where its name is gone or damaged, its stages say what they stand for.
     """
-    marker = folder / "run.json"
     require_unlocked(folder)
-    if marker.is_file():
-        earlier = read_json(marker, "run/1")
+    earlier = _identity_in(folder)
+    if earlier is not None:
         different = [k for k, v in identity.items() if earlier.get(k) != v]
         if different:
             was, now = (", ".join(f"{k} {d.get(k)!r}" for k in different) for d in (earlier, identity))
             raise FolderError(
                 f"{folder} holds the run of {was}, not of {now}; give another --out, or delete that folder"
             )
-    elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(p) for p in folder.iterdir())):
+    elif folder.exists() and not recorded_files(folder) and _is_foreign(folder):
         raise FolderError(f"{folder} exists and is no run of this program; give another --out")
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):

@@ -173,3 +173,11 @@ def test_a_run_of_a_model_object_is_measured_without_it(run: Path) -> None:
     assert [f.artifact.name for f in place.files] == ["dense.onnx", "model.onnx"]
     assert place.networks is None
     assert place.images.dtype == np.float32
+
+
+def test_a_finished_run_remembers_the_module_it_was_given(compress: Callable[..., compressor.Run], copy: Path) -> None:
+    again = compress(copy)
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(again.network()(x), again.module()(x))
+    assert "dense=" not in repr(again)  # a network's many lines

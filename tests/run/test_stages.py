@@ -412,3 +412,19 @@ def test_a_lock_file_of_a_process_that_is_gone_stops_nobody(tmp_path: Path) -> N
 def test_an_error_of_another_kind_keeps_its_own_name(folder: Path) -> None:
     with pytest.raises(ConnectionResetError), _open(folder).begun():
         raise ConnectionResetError(errno.ECONNRESET, "peer")
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), Path.unlink], ids=["damaged", "gone"])
+def test_a_folder_whose_name_was_lost_goes_on(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """Its stages say what they stand for: those of the same inputs are taken, and the name is written again."""
+
+    def stage() -> list[str]:
+        stages = open_run(tmp_path / "run", {"model": "m"}, lambda name, share: None)
+        with stages.begun():
+            stages.do("scores", [1], lambda: write_text(tmp_path / "run" / "scores", "x"), lambda: None)
+        return stages.reused
+
+    assert stage() == []
+    damage(tmp_path / "run" / "run.json")
+    assert stage() == ["scores"]
+    assert read_json(tmp_path / "run" / "run.json", "run/1")["model"] == "m"

@@ -39,6 +39,7 @@ def require_function(model: nn.Module, graph: fx.GraphModule, example: Tensor) -
     images = torch.cat([example.to(CPU), torch.randn(_IMAGES - 2, *example.shape[1:], generator=generator)])
     with evaluating(model):
         together = _require_same_twice(model, images)
+        _require_numbers(graph, images, together)
         _require_alone(model, graph, images, together)
         _require_traced(model, graph, images, together)
         _require_traced(model, graph, images[:2], _answers(model, images[:2]))
@@ -61,6 +62,33 @@ def _require_same_twice(model: nn.Module, images: Tensor) -> list[Tensor]:
         "the model is random in evaluation: two passes over the same images differ; look for random numbers of Python, "
         "NumPy or torch in forward, or for state kept outside its buffers, and use them in training only"
     )
+
+
+def _require_numbers(graph: fx.GraphModule, images: Tensor, answers: Sequence[Tensor]) -> None:
+    """Some number in the answer: a mask's infinity beside others is one, NaN alone is the end of every stage."""
+    floating = [answer for answer in answers if answer.is_floating_point() and answer.numel()]
+    if not floating or any(bool(answer.isfinite().any()) for answer in floating):
+        return
+    trial = _FirstNaN(graph)
+    trial.run(images.clone())
+    where = f", first from {trial.first.target} at {place_of(trial.first)}" if trial.first is not None else ""
+    raise ModelError(
+        f"the model answers with NaN or infinity alone{where}; look at its weights there, and at what is divided by, "
+        "or taken the root or logarithm of"
+    )
+
+
+class _FirstNaN(fx.Interpreter):
+    """Runs a graph; `first` is the first operation in whose result there is NaN, None without one."""
+
+    first: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> object:
+        result: object = super().run_node(n)
+        is_new = self.first is None and n.op == "call_function" and isinstance(result, Tensor)
+        if is_new and bool(torch.isnan(result).any()):  # type: ignore[arg-type]
+            self.first = n
+        return result
 
 
 def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor, together: Sequence[Tensor]) -> None:

@@ -151,3 +151,25 @@ def test_a_model_of_two_inputs_is_refused_by_their_names() -> None:
 
     with pytest.raises(ModelError, match=r"needs 2 inputs \(a, b\)"):
         trace(Two(), torch.randn(2, 3, PX, PX))
+
+
+class RootOfLess(Base):
+    def between(self, y: Tensor) -> Tensor:
+        return (y - 1e6).sqrt()
+
+
+class OneOfMany(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        answers = super().forward(x)
+        return answers.masked_fill(torch.arange(5) == 2, -torch.inf)
+
+
+def test_a_model_that_answers_no_number_is_refused_where_it_begins() -> None:
+    example = torch.randn(2, 3, PX, PX)
+    model = RootOfLess().eval()
+    with pytest.raises(
+        ModelError, match=r"NaN or infinity alone, first from aten\.sqrt\.default at test_behaviour\.py:\d+"
+    ):
+        require_function(model, trace(model, example), example)
+    masked = OneOfMany().eval()
+    require_function(masked, trace(masked, example), example)

@@ -288,12 +288,13 @@ def _spec(value: Value) -> Value:
 
 def _start(output: Value, targets: Tensor, options: LrpOptions) -> Tensor:
     """Relevance of the class scores, [N, classes]: zero but at each image's class."""
-    logits = _tensor(output)
-    if logits.dim() != 2:
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        answer = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ModelError(
-            f"relevance starts at class scores [N, classes], the model returns {list(logits.shape)}; "
+            f"relevance starts at class scores [N, classes], the model returns {answer}; "
             "give a classifier or wrap the model so that it returns its scores"
         )
+    logits = output
     predicted = logits.argmax(1)
     targets = targets.to(logits.device)
     classes = predicted

@@ -7,8 +7,8 @@ fp32 and accuracy, and `device.parity.LIMITS` for fp16 and int8, where accuracy 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +129,11 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
         limit = limits_of(error.artifact.precision, max_parity).relative
         row = gate(f"parity: {error.artifact.name}", math.nan, limit=limit, remedy=str(error))
         return Parities(checks=row + Checks(refusal=str(error)))
-    checks = until_failed(_parity_checks(files, by_file, max_parity))
-    if checks.failure:
-        checks = _with_rounding(checks, files, networks.value, work.sample(PARITY_IMAGES))
-    return Parities(by_file, checks)
+
+    def rounding_of(artifact: Artifact) -> float:
+        return rounding_error(networks.value[artifact.variant], torch.from_numpy(work.sample(PARITY_IMAGES)))
+
+    return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity, rounding_of)))
 
 
 def _parities(
@@ -167,12 +168,22 @@ def _read_parities(folder: Path) -> dict[str, dict[int, Parity]]:
     return by_file
 
 
-def _parity_checks(files: Files, by_file: Mapping[str, Mapping[int, Parity]], max_parity: float) -> Iterator[Checks]:
-    """The largest difference, and for lossy precisions the least cosine, at the worse of the batch sizes."""
+def _parity_checks(
+    files: Files,
+    by_file: Mapping[str, Mapping[int, Parity]],
+    max_parity: float,
+    rounding_of: Callable[[Artifact], float],
+) -> Iterator[Checks]:
+    """The largest difference, and for lossy precisions the least cosine, at the worse of the batch sizes.
+
+    `rounding_of` is asked how far PyTorch's own float32 is from float64 only of an fp32 file that differs too much.
+    """
     for artifact in files.artifacts:
         limits, remedy = limits_of(artifact.precision, max_parity), _REMEDIES[artifact.precision]
         parities = by_file[artifact.name].values()
         worst = max(parity.max_abs / max(parity.reference_max_abs, 1e-30) for parity in parities)
+        if artifact.precision == "fp32" and worst > limits.relative:
+            remedy = _remedy_of_export(worst, rounding_of(artifact))
         name = f"parity: {artifact.name} = PyTorch fp32, largest difference"
         yield gate(name, worst, limit=limits.relative, remedy=remedy)
         if artifact.precision != "fp32":
@@ -181,23 +192,15 @@ def _parity_checks(files: Files, by_file: Mapping[str, Mapping[int, Parity]], ma
             yield gate(name, angle, limit=1 - limits.cosine, remedy=remedy)
 
 
-def _with_rounding(
-    checks: Checks, files: Files, networks: Mapping[str, fx.GraphModule], images: NDArray[np.float32]
-) -> Checks:
-    """The same, but a network that multiplies rounding is named where that alone explains the failed gate."""
-    *passed, failed = checks.gates
-    artifact = next(artifact for artifact in files.artifacts if failed.name.startswith(f"parity: {artifact.name}"))
-    if artifact.precision != "fp32":
-        return checks
-    rounding = rounding_error(networks[artifact.variant], torch.from_numpy(images))
-    if failed.value > ROUNDINGS * rounding:
-        return checks
-    remedy = (
+def _remedy_of_export(difference: float, rounding: float) -> str:
+    """Of an fp32 file that differs too much: its export is to blame unless PyTorch's own rounding explains it."""
+    if difference > ROUNDINGS * rounding:
+        return _REMEDIES["fp32"]
+    return (
         f"PyTorch's own answers in float32 are {rounding:.2g} off those in float64: this network multiplies rounding, "
         "so that no file can be shown to be right. Check its weights, its batch norms' statistics and the "
         "pre-processing (--mean, --std, --size)"
     )
-    return replace(checks, gates=(*passed, replace(failed, remedy=remedy)))
 
 
 def measure_files(work: Work, files: Files, dense: Accuracy) -> FileAccuracies:

@@ -5,6 +5,7 @@ Knows torchvision's conventions (root, download, targets, classes), no single da
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ def dataset_images(source: str, dataset: Dataset) -> Images:
         entry = dataset[int(name)]
         return as_picture(entry[0] if isinstance(entry, (tuple, list)) else entry)
 
+    @functools.cache  # every stage asks what its images are, and an answer decodes one
     def digest(name: str) -> str:
         image = read(name)
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
@@ -78,6 +79,8 @@ def _handled(ledger: Ledger, call: Call) -> Result:
     """
     try:
         return handler_of(call.node)(ledger, call)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = f"reaches {call.node.target} in a form that its pruning rule does not take ({type(error).__name__})"
         return left_alone(ledger, call, reason)

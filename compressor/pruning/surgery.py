@@ -96,6 +96,8 @@ def remove(
         except RaggedError as error:
             error.node = node.name
             raise
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # a form that the rewrite does not take: the check finds it at this node
             unforeseen = RaggedError(f"its sizes can't be rewritten ({type(error).__name__}: {error})")
             unforeseen.node = node.name

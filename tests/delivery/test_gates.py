@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from compressor.accuracy import chance_of
 from compressor.delivery import gates
 from compressor.delivery.artifacts import DENSE
 from compressor.delivery.gates import (
-    _with_rounding,
+    _parity_checks,
     accuracy_checks,
     accuracy_of,
     doubt_of,
@@ -24,10 +25,11 @@ from compressor.delivery.gates import (
     too_few,
 )
 from compressor.delivery.results import Files
-from compressor.device.parity import compare
+from compressor.device.parity import Parity, compare
 from compressor.errors import GateError
 from compressor.export.onnx import export_onnx
 from compressor.graph import trace
+from compressor.graph.double import rounding_error
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
@@ -48,6 +50,7 @@ def work(small: nn.Module, images: Images, tmp_path: Path) -> Work:
 
 
 LIMIT = 3.0  # points
+SAME = Parity(n=4, max_abs=0.0, mean_abs=0.0, cosine=1.0, sqnr_db=200.0, top1_agreement=1.0, reference_max_abs=1.0)
 
 
 def _checked(dense: Accuracy, shipped: Accuracy) -> Checks:
@@ -153,12 +156,20 @@ class Cancelling(nn.Module):
 def test_a_network_that_multiplies_rounding_is_not_blamed_on_its_export(
     network: nn.Module, difference: float, said: str
 ) -> None:
-    images = np.random.default_rng(0).random((4, 3, 1, 1), np.float32)
-    checks = gate(f"parity: {DENSE.name} = x", difference, limit=1e-3, remedy="report the model; its export differs")
-    graph = trace(network.eval(), torch.from_numpy(images))
-    explained = _with_rounding(checks, Files({DENSE: Path("dense.onnx")}), {"dense": graph}, images)
-    assert said in explained.failure
-    assert explained.gates[0].value == difference
+    images = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    graph = trace(network.eval(), images)
+    files, by_file = Files({DENSE: Path("dense.onnx")}), {DENSE.name: {1: replace(SAME, max_abs=difference)}}
+    checks = until_failed(_parity_checks(files, by_file, 1e-3, lambda artifact: rounding_error(graph, images)))
+    assert said in checks.failure
+    assert checks.gates[0].value == difference
+
+
+def test_rounding_is_not_asked_of_a_file_that_agrees() -> None:
+    def never(artifact: object) -> float:
+        raise AssertionError("a whole pass in float64 for nothing")
+
+    checks = list(_parity_checks(Files({DENSE: Path("dense.onnx")}), {DENSE.name: {1: SAME}}, 1e-3, never))
+    assert [check.failure for check in checks] == [""]
 
 
 class Answering:

@@ -1,0 +1,62 @@
+"""A traced graph's two ends: which nodes take its inputs, which hold its answer, and what both are called.
+
+A traced graph is flat: `graph(*inputs)` takes tensors in the order of `input_names` and gives one tensor, or a tuple of
+them in the order of `output_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from ..tensors import OUTPUT, Inputs, as_tuple
+
+_NAMES = "names"  # of an output node's metadata
+
+
+def input_nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """The placeholders, in the order of the inputs."""
+    return [node for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def input_names(graph: fx.GraphModule) -> tuple[str, ...]:
+    """What the inputs are called: `input` where there is one."""
+    return tuple(str(node.meta.get("name", node.name)) for node in input_nodes(graph))
+
+
+def traced_count(graph: fx.GraphModule) -> int:
+    """How many samples the graph was traced with, which the shapes in its metadata are of."""
+    return int(input_nodes(graph)[0].meta["val"].shape[0])
+
+
+def output_node(graph: fx.GraphModule) -> fx.Node:
+    """The node that returns."""
+    return next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+
+
+def output_nodes(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values are the answer, in its order; one may stand twice."""
+    returned = output_node(graph).args[0]
+    leaves: Sequence[object] = returned if isinstance(returned, (tuple, list)) else (returned,)
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+
+
+def output_names(graph: fx.GraphModule) -> tuple[str, ...]:
+    """What the answer's tensors are called: `output` where there is one alone."""
+    leaves = output_nodes(graph)
+    names: tuple[str, ...] = output_node(graph).meta.get(_NAMES, ())
+    if len(names) == len(leaves):
+        return names
+    return (OUTPUT,) if len(leaves) == 1 else tuple(f"{OUTPUT}.{index}" for index in range(len(leaves)))
+
+
+def name_outputs(graph: fx.GraphModule, names: Sequence[str]) -> None:
+    """Notes the names, one for each of `output_nodes`."""
+    output_node(graph).meta[_NAMES] = tuple(names)
+
+
+def answers(graph: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors that the graph answers with, in the order of `output_names`."""
+    answer: Tensor | tuple[Tensor, ...] = graph(*as_tuple(inputs))
+    return as_tuple(tuple(answer) if isinstance(answer, list) else answer)

@@ -1,0 +1,90 @@
+"""What a network is given and what it answers: one tensor or several, each with the samples of a batch on its first axis.
+
+Whatever takes images takes several inputs too by going through these functions; a tensor alone stays one. Knows no
+network and no device but the one it is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Outputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+
+INPUT, OUTPUT = "input", "output"  # what the only one is called
+
+
+def as_tuple(tensors: Inputs) -> tuple[Tensor, ...]:
+    """The tensors one by one, in their order."""
+    return (tensors,) if isinstance(tensors, Tensor) else tensors
+
+
+def mapped(function: Callable[[Tensor], Tensor], tensors: Inputs) -> Inputs:
+    """The function's result for each."""
+    return function(tensors) if isinstance(tensors, Tensor) else tuple(function(tensor) for tensor in tensors)
+
+
+def count(tensors: Inputs) -> int:
+    """How many samples there are."""
+    return len(as_tuple(tensors)[0])
+
+
+def cut(tensors: Inputs, start: int, stop: int) -> Inputs:
+    """The samples from `start` to before `stop`."""
+    return mapped(lambda tensor: tensor[start:stop], tensors)
+
+
+def parted(tensors: Inputs, size: int) -> list[Inputs]:
+    """At most `size` samples at a time: 5 in threes are 3 and 2."""
+    return [cut(tensors, start, start + size) for start in range(0, count(tensors), size)]
+
+
+def joined(batches: Sequence[Inputs]) -> Inputs:
+    """The samples of all batches, one behind the other. Raises ValueError without any batch."""
+    if not batches:
+        raise ValueError("there is no batch to join")
+    columns = zip(*(as_tuple(batch) for batch in batches), strict=True)  # [batches, inputs] to [inputs, batches]
+    together = tuple(torch.cat(column) for column in columns)
+    return together[0] if isinstance(batches[0], Tensor) else together
+
+
+def moved(tensors: Inputs, device: torch.device) -> Inputs:
+    """The tensors on that device."""
+    return mapped(lambda tensor: tensor.to(device), tensors)
+
+
+def named_leaves(answer: object) -> dict[str, Tensor]:
+    """The tensors of a network's answer by name, in their order, whatever holds them; what is no tensor has none.
+
+    One alone is `output`. Entries of a mapping, a dataclass or a named tuple have their key's name, those of a list or
+    a tuple their number: `{"out": x, "boxes": [y, z]}` is out, boxes.0, boxes.1, and `(x, y)` output.0, output.1.
+    """
+    leaves = dict(_leaves(answer, ""))
+    return {OUTPUT: leaf for leaf in leaves.values()} if list(leaves) == [""] else leaves
+
+
+def _leaves(answer: object, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(answer, Tensor):
+        yield path, answer
+        return
+    for key, entry in _entries(answer):
+        below = f"{path}.{key}" if path else str(key)
+        yield from _leaves(entry, f"{OUTPUT}.{key}" if not path and isinstance(key, int) else below)
+
+
+def _entries(answer: object) -> Iterator[tuple[object, object]]:
+    """What a container holds, by key; nothing of anything else."""
+    if isinstance(answer, Mapping):
+        yield from answer.items()
+    elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        for field in dataclasses.fields(answer):
+            yield field.name, getattr(answer, field.name)
+    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        yield from zip(answer._fields, answer, strict=True)
+    elif isinstance(answer, (tuple, list)):
+        yield from enumerate(answer)

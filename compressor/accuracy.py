@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,16 @@ from .distributed import sum_over_ranks
 from .errors import DataError
 from .graph import aten
 from .graph.training import set_training
-from .placement import device_of, to_device
+from .placement import device_of, inputs_to
 from .records import Accuracy, IntArray
+from .tensors import Inputs, as_tuple
 
-LabelledBatches = Iterable[tuple[Tensor, Tensor]]
+LabelledBatches = Iterable[tuple[Inputs, Any]]  # with class indices [N], or another task's targets
 
 
-def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+def logits_of(network: nn.Module, images: Inputs) -> Tensor:
     """[N, classes]; a network that answers with a sequence or a mapping answers with its first entry."""
-    answer = network(images)
+    answer = network(*as_tuple(images))
     while isinstance(answer, (tuple, list, dict)):
         answer = next(iter(answer.values())) if isinstance(answer, dict) else answer[0]
     assert isinstance(answer, Tensor)
@@ -77,7 +79,7 @@ def evaluate(
     device = device_of(network)
     with evaluating(network):
         for images, labels in batches:
-            logits = logits_of(network, to_device(images, device)).float().cpu()  # [N, classes]
+            logits = logits_of(network, inputs_to(images, device)).float().cpu()  # [N, classes]
             truth = labels.cpu().long()
             classes = logits.shape[1]
             ranked = logits.topk(min(5, classes), dim=1).indices

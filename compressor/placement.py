@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from .errors import CompressorError, RecipeError
+from .tensors import Inputs, count, cut, mapped
 
 CPU = torch.device("cpu")
 NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -104,10 +105,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def inputs_to(inputs: Inputs, device: torch.device) -> Inputs:
+    """`to_device` of each."""
+    return mapped(lambda tensor: to_device(tensor, device), inputs)
+
+
 def within_memory(
-    batches: Iterable[tuple[Tensor, Tensor]], graph: fx.GraphModule, limit_bytes: int = 3 << 30
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same (images, labels) on the graph's device, a batch in even parts where all its values pass `limit_bytes`.
+    batches: Iterable[tuple[Inputs, Any]], graph: fx.GraphModule, limit_bytes: int = 3 << 30
+) -> Iterator[tuple[Inputs, Any]]:
+    """The same (inputs, targets) on the graph's device, a batch in even parts where all its values pass `limit_bytes`.
 
     What a pass back through the network keeps is less than everything the forward pass computes, which is what counts
     here: 161 MB an image for Swin-T at 224 px, so that 32 images come as two times 16.
@@ -115,18 +121,20 @@ def within_memory(
     device = device_of(graph)
     most = max(1, limit_bytes // max(1, value_bytes(graph)))
     for images, labels in batches:
-        count = math.ceil(len(images) / most)
-        size = math.ceil(len(images) / count)  # 33 images of at most 16 are three times 11
-        pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
-        for some_images, their_labels in pairs:
-            yield to_device(some_images, device), to_device(their_labels, device)
+        parts = math.ceil(count(images) / most)
+        size = math.ceil(count(images) / parts)  # 33 images of at most 16 are three times 11
+        for start in range(0, count(images), size):
+            some_images, their_labels = cut(images, start, start + size), labels[start : start + size]
+            if isinstance(their_labels, Tensor):
+                their_labels = to_device(their_labels, device)
+            yield inputs_to(some_images, device), their_labels
 
 
 def value_bytes(graph: fx.GraphModule) -> int:
     """Bytes of everything the traced graph computes for one image, views not counted."""
     computed = [node for node in graph.graph.nodes if node.op == "call_function" and not _is_view(node)]
     placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    traced_images = placeholder.meta["val"].shape[0]
+    traced_images = placeholder.meta["val"].shape[0]  # every input holds as many
     return sum(_bytes(node.meta.get("val")) for node in computed) // max(1, int(traced_images))
 
 

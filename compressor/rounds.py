@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .budgets import Budget
 from .choices import Choices, Repairing, Scoring
@@ -26,9 +26,11 @@ from .records import Compensation, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
+from .tasks import Targets, Task
+from .tensors import Inputs, count
 
 IDENTITY = 1e-9  # pruned against masked original, float64, relative: rounding through a few hundred layers
-LabelledBatches = Sequence[tuple[Tensor, Tensor]]
+LabelledBatches = Sequence[tuple[Inputs, Targets]]
 Progress = Callable[[float], None]
 
 
@@ -59,14 +61,15 @@ class Round:
     identity_error: float
 
 
-def make_prunable(model: nn.Module, images: Tensor, *, seed: int = 0) -> Prunable:
+def make_prunable(model: nn.Module, images: Inputs, *, keywords: Sequence[str] = (), seed: int = 0) -> Prunable:
     """A module, ready to lose units: traced, and every group of units checked in float64.
 
-    `images` [N, C, H, W], N >= 2, as the model takes them. The model is left as it is. Raises ModelError where its
+    `images` [N, ...], N >= 2, as the model takes them: a tensor, or a tuple of several, by position or, where
+    `keywords` name them, by name. The model is left as it is. Raises ModelError where its
     forward can't be traced, is random, or depends on more than one image at a time.
     """
-    graph = trace(model, images)
-    require_function(model, graph, images)
+    graph = trace(model, images, keywords)
+    require_function(model, graph, images, keywords)
     return Prunable(graph, find_structure(graph, images, seed))
 
 
@@ -76,12 +79,13 @@ def score_units(
     *,
     scoring: Scoring = Scoring(),
     ranking: RankingOptions = RankingOptions(),
+    task: Task | None = None,
     progress: Progress = _silent,
 ) -> Scores:
     """What each unit is worth: by the criterion, and by the loss measured where `scoring` asks for that.
 
-    Batches are (images [N, C, H, W], labels [N]), decoded only as they are scored; labels may be -1 where the criterion
-    starts at the predicted class.
+    Batches are (inputs [N, ...], targets), decoded only as they are scored. Targets are class labels [N] (-1: the
+    predicted class is taken), or what `task` takes.
     """
     total = max(1, _image_count(batches))
     scores = score(
@@ -90,16 +94,19 @@ def score_units(
         batches,
         criterion=scoring.criterion,
         options=scoring.options,
+        task=task,
         progress=lambda images: progress(images / total),
     )
-    return measure_units(subject, scores, batches, ranking, progress=progress) if scoring.measured else scores
+    if not scoring.measured:
+        return scores
+    return measure_units(subject, scores, batches, ranking, task=task, progress=progress)
 
 
 def _image_count(batches: Batches | LabelledBatches) -> int:
     """Without decoding any image that is not decoded yet."""
     if isinstance(batches, Batches):
         return len(batches.images)
-    return sum(len(images) for images, _ in batches)
+    return sum(count(images) for images, _ in batches)
 
 
 def measure_units(
@@ -108,13 +115,14 @@ def measure_units(
     batches: Batches | Sequence[Batch],
     ranking: RankingOptions,
     *,
+    task: Task | None = None,
     progress: Progress = _silent,
 ) -> Scores:
     """The scores made comparable: what the outputs lose when each group gives up units and its readers are repaired."""
     if not scores.values:
         return scores
     release()
-    return measure_scores(subject.network, subject.structure, scores, batches, ranking, progress=progress)
+    return measure_scores(subject.network, subject.structure, scores, batches, ranking, task=task, progress=progress)
 
 
 def remove_units(dense: Prunable, subject: Prunable, plan: Plan) -> tuple[Prunable, Slices]:
@@ -139,7 +147,7 @@ def repair_layers(
 ) -> Compensation:
     """Refits the layers that lost inputs, then takes batch normalisation's statistics anew, where asked for; in place.
 
-    Batches are [N, C, H, W] images, or (images, labels), and decoded only if asked for. Raises DataError without any.
+    Batches are inputs [N, ...], or (inputs, targets), and decoded only if asked for. Raises DataError without any.
     """
     release()
     refitted = Compensation()
@@ -156,19 +164,22 @@ def pruning_round(
     budget: Budget,
     batches: Batches | LabelledBatches,
     *,
-    images: Tensor,
+    images: Inputs,
     choices: Choices = Choices(),
     scores: Scores | None = None,
+    task: Task | None = None,
     progress: Progress = _silent,
 ) -> Round:
     """Score, plan, remove and repair once.
 
-    `budget` is of the dense network; `images` [N, C, H, W] check that what remains equals the masked original, in
-    float64. `scores` are taken where they are known already. Raises BudgetError where no plan meets the budget,
-    ModelError where the check fails.
+    `budget` is of the dense network, `task` what its answer means where it is no classifier; `images` [N, ...] check
+    that what remains equals the masked original, in float64. `scores` are taken where they are known already. Raises
+    BudgetError where no plan meets the budget, ModelError where the check fails.
     """
     if scores is None:
-        scores = score_units(subject, batches, scoring=choices.scoring, ranking=choices.ranking, progress=progress)
+        scores = score_units(
+            subject, batches, scoring=choices.scoring, ranking=choices.ranking, task=task, progress=progress
+        )
     left = budget_of(dense.network, subject.network, budget)
     plan = make_plan(subject.network, subject.structure, scores, left, choices.ranking)
     after, slices = remove_units(dense, subject, plan)

@@ -1,4 +1,4 @@
-"""What a network is given and what it answers: one tensor or several, each with the samples of a batch on its first axis.
+"""What a network is given and what it answers: one tensor or several, each with a batch's samples on its first axis.
 
 Whatever takes images takes several inputs too by going through these functions; a tensor alone stays one. Knows no
 network and no device but the one it is told.
@@ -65,7 +65,7 @@ def named_leaves(answer: object) -> dict[str, Tensor]:
     a tuple their number: `{"out": x, "boxes": [y, z]}` is out, boxes.0, boxes.1, and `(x, y)` output.0, output.1.
     """
     leaves = dict(_leaves(answer, ""))
-    return {OUTPUT: leaf for leaf in leaves.values()} if list(leaves) == [""] else leaves
+    return {OUTPUT: leaves[""]} if list(leaves) == [""] else leaves
 
 
 def _leaves(answer: object, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -15,9 +15,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..device import feeds
+from ..device.feeds import Arrays
 from ..errors import InputError
 
-Images = NDArray[np.float32]
+Images = Arrays
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 
@@ -35,24 +37,24 @@ class Statistics:
 
 
 def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
-    """Runs the file on every image [N, C, H, W] and counts all its float activations; InputError without images."""
-    if len(images) == 0:
+    """Runs the file on every image [N, ...] and counts all its float activations; InputError without images."""
+    if feeds.count(images) == 0:
         raise InputError("calibration needs images, none were given")
-    session, names = exposed(onnx.load(path))
-    batches = [images[i : i + batch] for i in range(0, len(images), batch)]
+    file = exposed(onnx.load(path))
+    names, batches = file.names, feeds.parted(images, batch)
 
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
-    for name, value in values_of(session, names, batches):
+    for name, value in values_of(file, batches):
         low[name] = min(low[name], float(value.min()))
         high[name] = max(high[name], float(value.max()))
 
     histograms = {name: np.zeros(_BINS, np.int64) for name in names}
-    for name, value in values_of(session, names, batches):
+    for name, value in values_of(file, batches):
         if high[name] > low[name]:  # a constant has no bins
             histograms[name] += np.histogram(value, bins=_BINS, range=(low[name], high[name]))[0]
 
     extremes = {name: (low[name], high[name]) for name in names}
-    return Statistics(extremes, histograms, len(images))
+    return Statistics(extremes, histograms, feeds.count(images))
 
 
 def ranges(
@@ -77,11 +79,26 @@ def ranges(
     return covered
 
 
-def exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
-    """A session that returns every float activation, and their names, the input's first.
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A session that returns every float activation: `outputs` by name, of what the `inputs` are fed with.
 
-    The model's own outputs are replaced, in place.
+    `float_inputs` are those that have ranges themselves.
     """
+
+    session: Any
+    inputs: tuple[str, ...]
+    float_inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that has a range, inputs first."""
+        return (*self.float_inputs, *self.outputs)
+
+
+def exposed(model: onnx.ModelProto) -> Exposed:
+    """The model, made to return every float activation; its own outputs are replaced, in place."""
     import onnxruntime
 
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -98,16 +115,18 @@ def exposed(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     # Unfused, so that every tensor the quantiser sees exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, [session.get_inputs()[0].name, *outputs]
+    inputs = tuple(tensor.name for tensor in session.get_inputs())
+    float_inputs = tuple(tensor.name for tensor in session.get_inputs() if tensor.type == "tensor(float)")
+    return Exposed(session, inputs, float_inputs, tuple(outputs))
 
 
-def values_of(
-    session: Any, names: Sequence[str], batches: Sequence[Images]
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every tensor of `exposed`'s session by name, batch after batch; the input first."""
+def values_of(file: Exposed, batches: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every float tensor of the file by name, batch after batch; inputs first."""
     for images in batches:
-        yield names[0], images
-        yield from zip(names[1:], session.run(names[1:], {names[0]: images}), strict=True)
+        feed = dict(zip(file.inputs, feeds.as_tuple(images), strict=True))
+        for name in file.float_inputs:
+            yield name, feed[name]
+        yield from zip(file.outputs, file.session.run(list(file.outputs), feed), strict=True)
 
 
 def _percentiles(histogram: NDArray[np.int64], extremes: tuple[float, float], percentile: float) -> tuple[float, float]:

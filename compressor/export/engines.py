@@ -75,7 +75,7 @@ def _with_even_tokens(source: Path, folder: Path) -> Path:
 def image_profile(
     shape: Sequence[int], *, batches: tuple[int, int, int] = (1, 1, 32), name: str = "input"
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """The profile for images of `shape` [C, H, W] at (least, usual, most) images at once."""
+    """The profile of an input whose samples have that shape, [C, H, W] of images, at (least, usual, most) at once."""
     low, usual, high = ((batch, *shape) for batch in batches)
     return {name: (low, usual, high)}
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, fx, nn
 
+from ..device import feeds
+from ..device.feeds import Array, Arrays
 from ..device.parity import LIMITS, Limits, Parity, compare, failures
 from ..device.runtimes import REFERENCE, open_model
 from ..errors import GateError, ModelError
+from ..graph.interface import answers
 from ..placement import CPU, placed
+from ..tensors import named_leaves
 from .onnx import check_structure
 
 _REFERENCE_BATCH = 8
@@ -27,13 +29,13 @@ _REFERENCE_BATCH = 8
 def check_export(
     path: Path | str,
     reference: nn.Module,
-    images: NDArray[np.float32],
+    images: Arrays,
     *,
     batches: Sequence[int] = (1, 3),
     limits: Limits = LIMITS["fp32"],
     runtime: str = REFERENCE,
 ) -> dict[int, Parity]:
-    """Parity with `reference` by batch size, on the first images [N, C, H, W] that fill each batch.
+    """Parity with `reference` by batch size, on the first images [N, ...] of every input that fill each batch.
 
     Every image is seen at every batch size, so a file that mixes up the batch can't pass. Raises GateError for
     training-mode operations, a fixed batch, NaN weights, other shapes or outputs outside `limits`.
@@ -52,7 +54,7 @@ def check_export(
 def measure_export(
     path: Path | str,
     reference: nn.Module,
-    images: NDArray[np.float32],
+    images: Arrays,
     *,
     batches: Sequence[int] = (1, 3),
     runtime: str = REFERENCE,
@@ -68,17 +70,18 @@ def measure_export(
     session = open_model(path, runtime=runtime, fused=fused)
 
     parities = {}
+    total = feeds.count(images)
     for batch in batches:
-        usable = images[: max(len(images) // batch, 1) * batch]  # 7 images in threes: the first 6
-        if len(usable) < batch:
-            raise GateError(f"parity at batch {batch} needs as many images, {len(images)} were given")
+        usable = feeds.cut(images, 0, max(total // batch, 1) * batch)  # 7 images in threes: the first 6
+        if total < batch:
+            raise GateError(f"parity at batch {batch} needs as many images, {total} were given")
         try:
-            outputs = [session.run(usable[i : i + batch]) for i in range(0, len(usable), batch)]
+            outputs = [session.run(part) for part in feeds.parted(usable, batch)]
         except ModelError as error:
             raise GateError(
                 f"{path} does not run at batch {batch}: {error}; export it with a free batch axis"
             ) from error
-        parities[batch] = compare(expected[: len(usable)], np.concatenate(outputs))
+        parities[batch] = compare(feeds.cut(expected, 0, feeds.count(usable)), feeds.joined(outputs))
     return parities
 
 
@@ -90,7 +93,7 @@ def _load_structure(path: Path) -> onnx.ModelProto:
 
 
 @torch.no_grad()
-def _reference_outputs(reference: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _reference_outputs(reference: nn.Module, images: Arrays) -> Arrays:
     """In evaluation mode, on the CPU; a traced graph has none to switch and is in it already."""
     reference = placed(reference, CPU)
     modes = {module: module.training for module in reference.modules()}
@@ -98,17 +101,27 @@ def _reference_outputs(reference: nn.Module, images: NDArray[np.float32]) -> NDA
     try:
         for module in modes:
             module.training = False  # not by eval(), which exported graphs refuse
-        for i in range(0, len(images), _REFERENCE_BATCH):
-            batch = torch.from_numpy(images[i : i + _REFERENCE_BATCH])
-            outputs.append(_first_output(reference(batch)))
+        for part in feeds.parted(images, _REFERENCE_BATCH):
+            inputs = tuple(torch.from_numpy(array) for array in feeds.as_tuple(part))
+            leaves = answers(reference, inputs) if isinstance(reference, fx.GraphModule) else _leaves(reference, inputs)
+            outputs.append(_arrays(leaves))
     finally:
         for module, training in modes.items():
             module.training = training
-    return np.concatenate(outputs)
+    return feeds.joined(outputs)
 
 
-def _first_output(output: object) -> NDArray[np.float32]:
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    assert isinstance(output, torch.Tensor)
-    return output.float().numpy()
+def _leaves(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(named_leaves(module(*inputs)).values())
+
+
+def _arrays(leaves: Sequence[Tensor]) -> Arrays:
+    """One array alone, or a tuple of several; whole numbers and booleans stay what they are."""
+    arrays = tuple(_array(leaf) for leaf in leaves)
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _array(leaf: Tensor) -> Array:
+    leaf = leaf.float() if leaf.is_floating_point() else leaf
+    array: Array = leaf.numpy()
+    return array

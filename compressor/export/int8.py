@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from ..device.feeds import Arrays
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
 from .onnx import write_model
@@ -27,12 +26,12 @@ from .rounding import Rounding
 class Evidence:
     """`score(file, placement)` is the judge, `reference` what it says of the fp32 file, `max_loss` in its units.
 
-    `images` [N, C, H, W] order the layers by what int8 costs them; `statistics` and `rounding` are of others.
+    `images` [N, ...] order the layers by what int8 costs them; `statistics` and `rounding` are of others.
     """
 
     statistics: Statistics
     rounding: Rounding
-    images: NDArray[np.float32]
+    images: Arrays
     score: Callable[[Path, Placement], float]
     reference: float
     max_loss: float

@@ -16,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from .onnx import BATCH, DIALECT, INPUT, OUTPUT
+from ..tensors import INPUT, OUTPUT
+from .onnx import BATCH, DIALECT
 
 LayerKind = Literal["conv", "depthwise", "grouped", "transposed", "linear", "attention", "product"]
 

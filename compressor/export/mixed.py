@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from ..device.feeds import Arrays
 from ..device.parity import Parity, compare
 from ..device.runtimes import open_model
 from ..errors import GateError
@@ -63,7 +62,7 @@ def best_method(
 
 def sensitivity(
     path: Path | str,
-    images: NDArray[np.float32],
+    images: Arrays,
     *,
     ranges: Ranges,
     placement: Placement = "tensorrt",

@@ -22,14 +22,16 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import FolderError, GateError, ModelError
 from ..files import note, write_bytes
+from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed
+from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
 from .attention import spelled_out
 
-INPUT, OUTPUT, BATCH = "input", "output", "batch"
+BATCH = "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SIZE_KEEPING = ("Transpose", "Reshape", "Identity", "Cast", "CastLike", "Squeeze", "Unsqueeze")
@@ -51,19 +53,20 @@ DIALECT = Dialect(opset=20, ir_version=10)
 
 def export_onnx(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     path: Path | str,
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `model` for inputs like `example` [N, C, H, W]; the batch axis is free, output 0 is `output`.
+    """Writes `model` for inputs like `example` [N, ...]; the batch axis is free.
 
-    A model on a GPU is exported from a copy on the CPU.
+    A traced graph's inputs and outputs have its names for them (`graph.interface`), any other module's one input and
+    one output are `input` and `output`. A model on a GPU is exported from a copy on the CPU.
 
     The file appears whole or not at all. Raises ModelError when the exporter or the checker refuses the
     model, GateError when weights were lost or added on the way, FolderError when the file can't be written.
     """
-    model, example = placed(model, CPU), example.to(CPU)
+    model, example = placed(model, CPU), moved(example, CPU)
     with _silence(), torch.no_grad():
         raw = _torch_export(model, example)
         most = weight_elements(raw)
@@ -80,18 +83,23 @@ def export_onnx(
     return write_model(slim, Path(path))
 
 
-def _torch_export(model: nn.Module, example: Tensor) -> onnx.ModelProto:
-    if example.shape[0] < 2:  # a batch of one would be taken for a constant
-        example = example.repeat(2, *[1] * (example.ndim - 1))  # [2, C, H, W]
+def _torch_export(model: nn.Module, example: Inputs) -> onnx.ModelProto:
+    if count(example) < 2:  # a batch of one would be taken for a constant
+        example = joined([example, example])  # [2, ...]
+    tensors = as_tuple(example)
+    inputs, outputs = [INPUT], [OUTPUT]
+    if isinstance(model, fx.GraphModule):
+        inputs, outputs = list(input_names(model)), list(output_names(model))
+        model = spelled_out(model)
     try:
         program = torch.onnx.export(
-            spelled_out(model) if isinstance(model, fx.GraphModule) else model,
-            (example,),
+            model,
+            tensors,
             dynamo=True,
             opset_version=DIALECT.opset,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors),
+            input_names=inputs,
+            output_names=outputs,
             optimize=False,
             verbose=False,
         )

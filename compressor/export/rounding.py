@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
+from ..device import feeds
 from ..graph.windows import Window, position_count, rows_of
 from .calibration import Images, exposed, values_of
 
@@ -114,17 +115,17 @@ class Rounding:
 
 
 def find_rounding(path: Path | str, images: Images) -> Rounding:
-    """Runs the file on [N, C, H, W] images, one at a time. Layers that share weights or a bias are left out."""
+    """Runs the file on images [N, ...], one at a time. Layers that share weights or a bias are left out."""
     model = onnx.load(path)
     layers = _layers_of(model)
     readers: dict[str, list[_Layer]] = {}  # by the tensor they read
     for layer in layers.values():
         readers.setdefault(layer.node.input[0], []).append(layer)
 
-    session, names = exposed(model)
-    rows_per_image = math.ceil(ROWS / len(images))
-    for index in range(len(images)):
-        for name, value in values_of(session, names, [images[index : index + 1]]):
+    file = exposed(model)
+    rows_per_image = math.ceil(ROWS / feeds.count(images))
+    for image in feeds.parted(images, 1):
+        for name, value in values_of(file, [image]):
             for layer in readers.get(name, ()):
                 layer.see(torch.from_numpy(value), rows_per_image)
     return Rounding({name: layer for name, layer in layers.items() if layer.count})

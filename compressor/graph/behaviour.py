@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from ..placement import CPU, placed
+from ..tensors import Inputs, Outputs, as_tuple, count, cut, mapped, moved, named_leaves
+from .interface import answers, output_names
 from .operators import arguments
-from .program import evaluating, first_line
+from .program import call, evaluating, first_line
 from .tracing import aten, place_of
 from .wrappers import plain
 
@@ -25,30 +26,48 @@ AGREEMENT = 1e-3
 """Of the largest output: float32 sums in another order differ by less, another answer by more."""
 _NUDGE = 1e-6  # a network that answers this relative change by more than AGREEMENT is allowed ten times as much
 
+Network = Callable[[Inputs], Outputs]
 _IMAGES = 3  # with the two images a network is traced with, a second batch size
 
 
 @torch.no_grad()
-def require_function(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:
+def require_function(model: nn.Module, graph: fx.GraphModule, example: Inputs, keywords: Sequence[str] = ()) -> None:
     """Raises ModelError, with place and remedy, unless each image's answer depends on that image alone.
 
-    `example` is [2, C, H, W] as the graph was traced with, `graph` lies anywhere. The model is left as it was.
+    `example` is [2, ...], of every input, as the graph was traced with, and so are `keywords`; `graph` lies anywhere.
+    The model is left as it was.
     """
-    model, graph = plain(model, convert=False).module, placed(graph, CPU)
+    module, graph = plain(model, convert=False).module, placed(graph, CPU)
+    names = output_names(graph)
+
+    def answer(inputs: Inputs) -> Outputs:
+        leaves = named_leaves(call(module, inputs, keywords))
+        return tuple(leaves[name] for name in names if name in leaves)
+
+    def traced(inputs: Inputs) -> Outputs:
+        return answers(graph, inputs)
+
     generator = torch.Generator().manual_seed(1)
-    images = torch.cat([example.to(CPU), torch.randn(_IMAGES - 2, *example.shape[1:], generator=generator)])
-    with evaluating(model):
-        together = _require_same_twice(model, images)
+    images = mapped(lambda tensor: _one_more(tensor, generator), moved(cut(example, 0, 2), CPU))
+    with evaluating(module):
+        together = _require_same_twice(module, answer, images)
         _require_numbers(graph, images, together)
-        _require_alone(model, graph, images, together)
-        _require_traced(model, graph, images, together)
-        _require_traced(model, graph, images[:2], _answers(model, images[:2]))
+        _require_alone(answer, graph, images, together)
+        _require_traced(answer, traced, images, together)
+        _require_traced(answer, traced, cut(images, 0, 2), _answers(answer, cut(images, 0, 2)))
 
 
-def _require_same_twice(model: nn.Module, images: Tensor) -> list[Tensor]:
+def _one_more(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """[2, ...] to [3, ...]: noise, or of what is no float the first sample again, for any number may be no index."""
+    if not tensor.is_floating_point():
+        return torch.cat([tensor, tensor[:1]])
+    return torch.cat([tensor, torch.randn(_IMAGES - 2, *tensor.shape[1:], generator=generator).to(tensor)])
+
+
+def _require_same_twice(model: nn.Module, network: Network, images: Inputs) -> list[Tensor]:
     """The answer; the second pass finds what the first left: other random numbers, counters and running means."""
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    first, second = _answers(model, images), _answers(model, images)
+    first, second = _answers(network, images), _answers(network, images)
     if _difference(first, second) <= AGREEMENT:
         return second
     written = [name for name, tensor in model.named_buffers() if not torch.equal(tensor, before[name])]
@@ -64,13 +83,13 @@ def _require_same_twice(model: nn.Module, images: Tensor) -> list[Tensor]:
     )
 
 
-def _require_numbers(graph: fx.GraphModule, images: Tensor, answers: Sequence[Tensor]) -> None:
+def _require_numbers(graph: fx.GraphModule, images: Inputs, answers: Sequence[Tensor]) -> None:
     """Some number in the answer: a mask's infinity beside others is one, NaN alone is the end of every stage."""
     floating = [answer for answer in answers if answer.is_floating_point() and answer.numel()]
     if not floating or any(bool(answer.isfinite().any()) for answer in floating):
         return
     trial = _FirstNaN(graph)
-    trial.run(images.clone())
+    trial.run(*as_tuple(mapped(Tensor.clone, images)))
     where = f", first from {trial.first.target} at {place_of(trial.first)}" if trial.first is not None else ""
     raise ModelError(
         f"the model answers with NaN or infinity alone{where}; look at its weights there, and at what is divided by, "
@@ -91,9 +110,9 @@ class _FirstNaN(fx.Interpreter):
         return result
 
 
-def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor, together: Sequence[Tensor]) -> None:
+def _require_alone(network: Network, graph: fx.GraphModule, images: Inputs, together: Sequence[Tensor]) -> None:
     try:
-        alone = _answers(model, images[:1])
+        alone = _answers(network, cut(images, 0, 1))
     except Exception as error:
         raise ModelError(
             f"the model fails on one image alone ({first_line(error)}), which is what a device gives it; "
@@ -101,7 +120,7 @@ def _require_alone(model: nn.Module, graph: fx.GraphModule, images: Tensor, toge
         ) from error
     first_of_many = [answer[:1] for answer in together if answer.ndim]  # a number alone belongs to no image
     difference = _difference(first_of_many, [answer for answer in alone if answer.ndim])
-    if difference > _allowed(model, images, difference):
+    if difference > _allowed(network, images, difference):
         raise ModelError(
             "the model's answer to an image depends on the other images of its batch: statistics of the batch; "
             f"{_batch_remedy(graph)}"
@@ -121,39 +140,37 @@ def _takes_statistics(node: fx.Node) -> bool:
     return node.target is aten.batch_norm.default and bool(arguments(node)["training"])
 
 
-def _require_traced(model: nn.Module, graph: fx.GraphModule, images: Tensor, expected: Sequence[Tensor]) -> None:
+def _require_traced(network: Network, graph: Network, images: Inputs, expected: Sequence[Tensor]) -> None:
     try:
         traced = _answers(graph, images)
     except Exception as error:
         raise ModelError(
-            f"the model as it was traced fails on {len(images)} images ({first_line(error)}); its forward must not "
+            f"the model as it was traced fails on {count(images)} images ({first_line(error)}); its forward must not "
             "fix the batch size: take it from x.shape[0]"
         ) from error
     difference = _difference(expected, traced)
-    if difference > _allowed(model, images, difference):
+    if difference > _allowed(network, images, difference):
         raise ModelError(
-            f"the model as it was traced answers {len(images)} images otherwise than the model does; its forward "
+            f"the model as it was traced answers {count(images)} images otherwise than the model does; its forward "
             "depends on what tracing can't follow (the batch size in Python, the clock, attributes it changes): make "
             "it a function of its input"
         )
 
 
-def _answers(network: Callable[[Tensor], object], images: Tensor) -> list[Tensor]:
+def _answers(network: Network, images: Inputs) -> list[Tensor]:
     """The tensors of the network's answer; it gets a copy, which it may write to."""
-    answer = network(images.clone())
-    # a dictionary of its own class (as libraries' outputs are) would be taken for a leaf
-    leaves = pytree.tree_leaves(dict(answer) if isinstance(answer, dict) else answer)
-    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf.detach() for leaf in as_tuple(network(mapped(Tensor.clone, images)))]
 
 
-def _allowed(model: nn.Module, images: Tensor, difference: float) -> float:
+def _allowed(network: Network, images: Inputs, difference: float) -> float:
     """AGREEMENT, or more where the network makes much of rounding: measured only where it matters.
 
     `difference` is the one that has to be allowed. Images that differ by a millionth show what rounding can do here.
     """
     if difference <= AGREEMENT:
         return AGREEMENT
-    nudged = _difference(_answers(model, images), _answers(model, images * (1 + _NUDGE)))
+    nudged_images = mapped(lambda tensor: tensor * (1 + _NUDGE) if tensor.is_floating_point() else tensor, images)
+    nudged = _difference(_answers(network, images), _answers(network, nudged_images))
     return max(AGREEMENT, 10 * nudged)
 
 

@@ -7,9 +7,10 @@ import copy
 import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument, Target
-from torch.utils._pytree import tree_leaves
 
 from ..placement import CPU, placed
+from ..tensors import Inputs, as_tuple, moved
+from .interface import answers
 
 
 class Double(fx.Interpreter):
@@ -45,19 +46,25 @@ def parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, late)
 
 
+def exactly(interpreter: fx.Interpreter, images: Inputs) -> tuple[Tensor, ...]:
+    """The tensors of the answer as an interpreter of a flat graph computes them from inputs in float64."""
+    exact_inputs = [doubled(tensor) for tensor in as_tuple(images)]
+    answer: Tensor | tuple[Tensor, ...] = interpreter.run(*exact_inputs)
+    return as_tuple(answer)
+
+
 @torch.no_grad()
-def rounding_error(graph: fx.GraphModule, images: Tensor) -> float:
-    """Largest difference of the float32 answers from the float64 ones over the largest of these; images [N, C, H, W].
+def rounding_error(graph: fx.GraphModule, images: Inputs) -> float:
+    """Largest difference of the float32 answers from the float64 ones over the largest of these; images [N, ...].
 
     Small (about 1e-6) for a trained network. Where it is not, the network multiplies rounding, and two programs that
     add up in another order differ by as much. On the CPU.
     """
-    graph, images = placed(graph, CPU), images.to(CPU)
-    answers = tree_leaves(graph(images))
-    exact_answers = tree_leaves(Double(parameters_late(graph)).run(doubled(images)))
+    graph, images = placed(graph, CPU), moved(images, CPU)
+    exact_answers = exactly(Double(parameters_late(graph)), images)
     worst = 0.0
-    for answer, exact in zip(answers, exact_answers, strict=True):
-        if isinstance(exact, Tensor) and exact.is_floating_point():
+    for answer, exact in zip(answers(graph, images), exact_answers, strict=True):
+        if exact.is_floating_point():
             difference = (answer.double() - exact).abs().max()
             worst = max(worst, float(difference / exact.abs().max().clamp_min(1e-30)))
     return worst

@@ -32,7 +32,7 @@ def traced_count(graph: fx.GraphModule) -> int:
 
 def output_node(graph: fx.GraphModule) -> fx.Node:
     """The node that returns."""
-    return next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+    return graph.graph.output_node()
 
 
 def output_nodes(graph: fx.GraphModule) -> list[fx.Node]:

@@ -17,17 +17,27 @@ import torch
 from torch import Tensor, fx
 
 from ..placement import device_of, to_device
+from ..tensors import Inputs, as_tuple
 from .tracing import fetch
 
 Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
-Batch = Tensor | Sequence[Tensor]
+Batch = Tensor | Sequence[Any]  # inputs [N, ...] alone, or (inputs, targets)
 
 _LEAST_FILE_BYTES = 4096  # what is smaller than a page stays in memory whatever the limit is
 
 
-def images_of(batch: Batch) -> Tensor:
-    """The images [N, C, H, W] of a batch that is either the images or (images, labels)."""
-    return batch if isinstance(batch, Tensor) else batch[0]
+def images_of(batch: Batch) -> Inputs:
+    """The inputs [N, ...] of a batch that is either one tensor or (inputs, targets)."""
+    if isinstance(batch, Tensor):
+        return batch
+    inputs: Inputs = batch[0]
+    return inputs
+
+
+def at_inputs(nodes: Iterable[fx.Node], inputs: Inputs, device: torch.device) -> Values:
+    """The inputs by the placeholders among the nodes, on that device."""
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    return {node: to_device(tensor, device) for node, tensor in zip(placeholders, as_tuple(inputs), strict=True)}
 
 
 def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
@@ -107,7 +117,7 @@ class Lockstep:
     dense: fx.GraphModule
     pruned: fx.GraphModule
     order: Sequence[fx.Node]
-    batches: Iterable[Tensor]
+    batches: Iterable[Inputs]
     changed: set[fx.Node]
     extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = field(default_factory=dict)
     limit_bytes: int = 2 << 30
@@ -153,12 +163,12 @@ class Lockstep:
         self.position = stop
 
     def _fresh(self) -> Iterable[tuple[Values, Values]]:
-        """Every batch with its images as the only value of either graph."""
-        placeholder = next(node for node in self.order if node.op == "placeholder")
+        """Every batch with its inputs as the only values of either graph."""
+        placeholders = [node for node in self.dense.graph.nodes if node.op == "placeholder"]
         device = device_of(self.dense)
         for batch in self.batches:
-            images = to_device(batch, device)
-            yield {placeholder: images}, {placeholder: images}
+            values = at_inputs(placeholders, batch, device)
+            yield values, dict(values)
 
     def _read(self, waiting: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:
         """The batches one by one, what waits in files read; a value both graphs share stays one tensor."""

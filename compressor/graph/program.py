@@ -1,17 +1,19 @@
 """A model in, its exported program out: ATen operations, evaluation mode, batch axis free.
 
-A model that fails, needs more than the image or can't be followed is refused, with the line of the user's code where
-it happened. Knows nothing of what becomes of the program; `graph` turns it into the graph that is pruned.
+The first half of `tracing`, which turns the program into the graph that is pruned. A model that fails, needs other
+inputs than it gets or can't be followed is refused, with the line of the user's code where it happened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
+from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, mapped, named_leaves
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen", "<string>", "<eval")
@@ -30,60 +33,206 @@ _FRAME = re.compile(
 _LONGEST_LINE = 300  # characters of an error that are shown
 
 
-def export_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The model as `torch.export` reads it, free in the batch axis of `example` [N, C, H, W], which stays as it is.
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What `torch.export` read, and what the inputs and the tensors of the answer are called.
 
-    Raises ModelError where forward needs more than the image, fails, branches on values or fixes the batch size.
+    `constant` names those tensors of the answer that no sample changes; they are not part of the program's answer.
     """
-    require_one_input(model)
-    _require_runs(model, example)
+
+    exported: torch.export.ExportedProgram
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constant: tuple[str, ...] = ()
+
+
+def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> Program:
+    """The model as `torch.export` reads it, flat: tensors in, tensors out, free in the batch axis; `example` stays as
+    it is, with at least two samples [N, ...] of each input.
+
+    `keywords` name the inputs where forward takes them by name, or as one dictionary. Raises ModelError where forward
+    needs other inputs, fails, branches on values or fixes the batch size, or where a tensor of its answer does not
+    have the samples on its first axis.
+    """
+    _require_inputs(model, len(as_tuple(example)), keywords)
+    answer = _trial(model, example, keywords)
+    constant = _constant_leaves(model, example, keywords, answer)
+    outputs = tuple(name for name in answer if name not in constant)
+    inputs = _input_names(model, len(as_tuple(example)), keywords)
 
     reasons = []
     for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
         try:
-            return _exported(model, example, strict=strict)
+            with _flat(model, inputs, keywords, outputs):
+                return Program(_exported(model, example, strict=strict), inputs, outputs, constant)
         except Exception as error:
             place = place_in(str(error)) or _place_of(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
+    remedy = "its forward must not branch on values nor fix the batch size"
+    if "data-dependent" in reasons[0]:
+        remedy += "; what follows a detector's heads (suppression of boxes) does: give backbone and heads as the model"
+    raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {remedy}")
+
+
+def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:
+    tensors = tuple(tensor.clone() for tensor in as_tuple(example))
+    free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors)
+    with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
+        return torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
+
+
+def call(model: nn.Module, inputs: Inputs, keywords: Sequence[str] = ()) -> object:
+    """The model's answer to inputs that are given by position, or by the names in `keywords`."""
+    return _call_by(model, as_tuple(inputs), keywords, by_name=bool(keywords) and _takes_by_name(model, keywords))
+
+
+def _call_by(
+    forward: Callable[..., object], tensors: Sequence[Tensor], keywords: Sequence[str], *, by_name: bool
+) -> object:
+    """By position without keywords; else by name, or as one dictionary."""
+    if not keywords:
+        return forward(*tensors)
+    named = dict(zip(keywords, tensors, strict=True))
+    return forward(**named) if by_name else forward(named)
+
+
+def _takes_by_name(model: nn.Module, keywords: Sequence[str]) -> bool:
+    """Whether forward has those parameters; else it takes the dictionary itself."""
+    parameters = _parameters(model)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return takes_any or {parameter.name for parameter in parameters}.issuperset(keywords)
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Forward's own; none of a callable that isn't Python."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def inputs_wanted(model: nn.Module) -> tuple[str, ...]:
+    """Names of the inputs that forward can't do without."""
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    required = [parameter for parameter in _parameters(model) if parameter.default is parameter.empty]
+    return tuple(parameter.name for parameter in required if parameter.kind in kinds)
+
+
+def _input_names(model: nn.Module, given: int, keywords: Sequence[str]) -> tuple[str, ...]:
+    """What several inputs are called: by forward's own names, or by their number."""
+    if keywords:
+        return tuple(keywords)
+    if given == 1:
+        return (INPUT,)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [parameter.name for parameter in _parameters(model) if parameter.kind not in variable]
+    return tuple(names[:given]) if len(names) >= given else tuple(f"{INPUT}.{index}" for index in range(given))
+
+
+def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> None:
+    """Raises ModelError where forward needs more inputs than there are."""
+    wanted = inputs_wanted(model)
+    if keywords and not _takes_by_name(model, keywords):  # as one dictionary
+        given = 1
+    missing = [name for name in wanted if name not in keywords] if keywords and given > 1 else list(wanted[given:])
+    if not missing:
+        return
+    what_is_given = f"{given} are" if given > 1 else "one batch [N, ...] is what is"
     raise ModelError(
-        f"the model can't be traced with a free batch axis: {reasons[0]}; its forward must not branch on values "
-        "nor fix the batch size"
+        f"the model's forward needs {len(wanted)} inputs ({', '.join(wanted)}), and {what_is_given} given; give a "
+        "loader that yields all of them (a tuple, or a dictionary by name), or wrap the model in a module whose "
+        "forward makes the others itself"
     )
 
 
-def _exported(model: nn.Module, example: Tensor, *, strict: bool) -> torch.export.ExportedProgram:
-    free_batch = ({0: torch.export.Dim.DYNAMIC},)
-    with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
-        return torch.export.export(model, (example.clone(),), dynamic_shapes=free_batch, strict=strict)
-
-
-def _require_runs(model: nn.Module, example: Tensor) -> None:
+@torch.no_grad()
+def _trial(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of the answer by name. A copy is tried: some models keep the first shapes that they see."""
     try:
-        model(example.clone())  # a forward may write to its input
+        tried = copy.deepcopy(model)
+    except Exception:  # what can't be copied is tried itself
+        tried = model
+    try:
+        answer = call(tried, mapped(Tensor.clone, example), keywords)  # a forward may write to its input
     except Exception as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in as_tuple(example))
+        image = "; check --size, and that --mean and --std have one value for grey images, three for RGB"
         raise ModelError(
-            f"the model's forward fails on an input of shape {list(example.shape)}{_at(_place_of(error))}: "
-            f"{first_line(error)}; check --size, and that --mean and --std have one value for grey images, three "
-            "for RGB"
+            f"the model's forward fails on an input of shape {shapes}{_at(_place_of(error))}: {first_line(error)}"
+            f"{image if as_tuple(example)[0].ndim == 4 else '; check what the loader yields'}"
         ) from error
+    leaves = named_leaves(answer)
+    if not leaves:
+        raise ModelError(f"the model answers with {_a(answer)} that holds no tensor; its forward must return some")
+    return leaves
 
 
-def require_one_input(model: nn.Module) -> None:
-    """Raises ModelError where forward needs more than the image."""
-    try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):  # of a callable that isn't Python
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _constant_leaves(
+    model: nn.Module, example: Inputs, keywords: Sequence[str], answer: dict[str, Tensor]
+) -> tuple[str, ...]:
+    """Names of the tensors that are as long for two samples as for three, so no sample's.
+
+    Raises ModelError for one that holds the samples on another axis than the first, and where nothing is left.
+    """
+    if all(leaf.ndim and len(leaf) == count(example) for leaf in answer.values()):
+        return ()
+    more = mapped(lambda tensor: torch.cat([tensor, tensor[:1]]), example)
+    longer = _trial(model, more, keywords)
+    constant = []
+    for name, leaf in answer.items():
+        other = longer.get(name)
+        if leaf.ndim and len(leaf) == count(example) and other is not None and len(other) == count(more):
+            continue
+        if other is None or other.shape != leaf.shape:
+            raise ModelError(
+                f"the model's answer {name!r} is {list(leaf.shape)} for {count(example)} samples, expected them on its "
+                "first axis; wrap the model so that its forward returns [N, ...]"
+            )
+        constant.append(name)
+    if len(constant) == len(answer):
+        raise ModelError("nothing in the model's answer depends on how many samples it gets; it must return [N, ...]")
+    return tuple(constant)
+
+
+@contextlib.contextmanager
+def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outputs: Sequence[str]) -> Iterator[None]:
+    """The model takes tensors by position and answers with a tensor or a tuple of them, those named in `outputs`.
+
+    Its own forward is put back; a model that is so already is left alone.
+    """
+    plain_answer = list(outputs) == [OUTPUT]
+    if len(inputs) == 1 and not keywords and plain_answer and len(inputs_wanted(model)) == 1:
+        yield
         return
-    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
-    positional_kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [parameter.name for parameter in required if parameter.kind in positional_kinds]
-    names += [parameter.name for parameter in required if parameter.kind is parameter.KEYWORD_ONLY]
-    if len(names) > 1:
-        raise ModelError(
-            f"the model's forward needs {len(names)} inputs ({', '.join(names)}), and one image batch [N, C, H, W] "
-            "is what is given; wrap the model in a module whose forward takes the image alone and makes the others "
-            "itself"
-        )
+
+    original = model.forward
+    had_own = "forward" in vars(model)
+
+    def forward(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        leaves = named_leaves(_call_by(original, tensors, keywords, by_name=by_name))
+        return leaves[outputs[0]] if len(outputs) == 1 else tuple(leaves[name] for name in outputs)
+
+    by_name = bool(keywords) and _takes_by_name(model, keywords)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(f"input_{index}", kind) for index in range(len(inputs))]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # the exporter counts them
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if had_own:
+            model.forward = original
+        else:
+            del model.forward
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ModelError
+from ..tensors import Inputs, as_tuple, cut, joined, mapped
+from .interface import traced_count
 from .tracing import Watcher
 
 _PROBE_SAMPLES = (3, 5)  # two, so that one differs from the batch that the graph was traced with
@@ -44,7 +46,7 @@ class Samples:
 
 @torch.no_grad()
 def sample_layouts(
-    graph: fx.GraphModule, nodes: Iterable[str], images: Tensor, *, strict: bool = True
+    graph: fx.GraphModule, nodes: Iterable[str], images: Inputs, *, strict: bool = True
 ) -> dict[str, Samples | None]:
     """Where each node keeps the samples: the axis that grows with the batch and, where it is folded with
     others, the coordinates that change when one sample does. None: the node does not depend on the input.
@@ -52,12 +54,12 @@ def sample_layouts(
     Raises ModelError for a node whose samples can't be told apart; None too where not `strict`.
     """
     traced_shapes = {node.name: _shape(node) for node in graph.graph.nodes}
-    traced_n = next(traced_shapes[node.name][0] for node in graph.graph.nodes if node.op == "placeholder")
+    traced_n = traced_count(graph)
     n = next(count for count in _PROBE_SAMPLES if count != traced_n)
     batch = _probes(images, n + 1)  # the last one is exchanged for the first further on
 
     wanted = set(nodes)
-    values = _run(graph, batch[:n], wanted)
+    values = _run(graph, cut(batch, 0, n), wanted)
     axes: dict[str, int] = {}
     for name in wanted:
         axis = _growing_axis(values[name].shape, traced_shapes[name], n, traced_n)
@@ -65,7 +67,7 @@ def sample_layouts(
             axes[name] = axis
 
     folded = {name for name, axis in axes.items() if values[name].shape[axis] != n}
-    exchanged = torch.cat([batch[n:], batch[1:n]])
+    exchanged = joined([cut(batch, n, n + 1), cut(batch, 1, n)])
     changed = _run(graph, exchanged, folded) if folded else {}
 
     layouts: dict[str, Samples | None] = dict.fromkeys(wanted)
@@ -82,14 +84,24 @@ def sample_layouts(
     return layouts
 
 
-def _probes(images: Tensor, count: int) -> Tensor:
-    """[count, C, H, W], the first image with other noise on each, about as strong as the image itself."""
+def _probes(images: Inputs, count: int) -> Inputs:
+    """[count, ...], the first image with other noise on each, about as strong as the image itself."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(count, *images.shape[1:], generator=generator).to(images)
-    return images[:1] + noise * images[:1].std().clamp_min(1e-3)
+    return mapped(lambda tensor: _noisy(tensor[:1], count, generator), images)
 
 
-def _run(graph: fx.GraphModule, batch: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+def _noisy(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """[count, ...] of a sample [1, ...]; pixels in whole numbers stay in their range, indices stay as they are."""
+    if sample.dtype == torch.uint8:
+        noise = torch.randint(256, (count, *sample.shape[1:]), generator=generator, dtype=torch.uint8)
+        return noise.to(sample.device)
+    if not sample.is_floating_point():
+        return sample.expand(count, *sample.shape[1:]).clone()
+    noise = torch.randn(count, *sample.shape[1:], generator=generator).to(sample)
+    return sample + noise * (sample.std() if sample.numel() > 1 else sample.abs().sum()).clamp_min(1e-3)
+
+
+def _run(graph: fx.GraphModule, batch: Inputs, wanted: set[str]) -> dict[str, Tensor]:
     """The tensors at the wanted nodes."""
     tensors: dict[str, Tensor] = {}
 
@@ -98,7 +110,7 @@ def _run(graph: fx.GraphModule, batch: Tensor, wanted: set[str]) -> dict[str, Te
             tensors[node.name] = value
         return value
 
-    Watcher(graph, watch).run(batch)
+    Watcher(graph, watch).run(*as_tuple(batch))
     return tensors
 
 

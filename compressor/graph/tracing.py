@@ -16,8 +16,10 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..placement import placed
+from ..tensors import Inputs, as_tuple
+from .interface import input_nodes, name_outputs, output_node
 from .operators import arguments
-from .program import evaluating, export_program, place_in
+from .program import Program, evaluating, export_program, place_in
 from .training import mark_dropouts, note_dropouts
 from .wrappers import plain
 
@@ -33,34 +35,55 @@ _IDENTITIES = (
 )
 
 
-def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The model's evaluation graph in ATen operations, free in the batch axis.
+def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx.GraphModule:
+    """The model's evaluation graph in ATen operations, free in the batch axis, flat as `interface` has it.
 
-    `example` is [N, C, H, W] with N >= 2. The model is left as it was (mode, hooks, parameters, buffers), and so is
+    `example` is one tensor [N, ...] or several, N >= 2, which forward takes by position, or by name where `keywords`
+    has one for each. The model is left as it was (mode, hooks, parameters, buffers), and so is
     the example; the graph shares no storage with it, lies where the example does, wherever the model lies, and writes
     neither to its input nor to its buffers. Node metadata: `val` (shapes at the example), `layer` (qualified name of
     the module that issued the operation, "" for the root), `place` (`model.py:31`, its line in the user's code).
     Wrappers are taken off as in `wrappers.plain`. Raises ModelError when the model's forward fails, draws random
     numbers or cannot be traced.
     """
-    model = placed(plain(model, convert=False).module, example.device)
+    model = placed(plain(model, convert=False).module, as_tuple(example)[0].device)
     with torch.no_grad(), evaluating(model):
-        program = export_program(model, example)
-    mark_dropouts(program)
-    graph: fx.GraphModule = program.run_decompositions({}).module(check_guards=False)
+        program = export_program(model, example, keywords)
+    mark_dropouts(program.exported)
+    graph: fx.GraphModule = program.exported.run_decompositions({}).module(check_guards=False)
 
+    _flatten(graph)
     _keep_constants(graph)
     _own_state(graph)
     _name_layers(graph)
     _drop_writes(graph)
     _simplify(graph)
     _refuse_random(graph)
+    _name_ends(graph, program)
 
     _record_shapes(graph, example)  # folding reads the types of values that depend on the input
     _fold_constants(graph)
     note_dropouts(graph)
     _record_shapes(graph, example)
     return graph
+
+
+def _flatten(graph: fx.GraphModule) -> None:
+    """Takes the exporter's trees off: tensors are taken by position and given as they are, one alone by itself."""
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    output = output_node(graph)
+    returned = output.args[0]
+    if isinstance(returned, (tuple, list)):
+        output.args = (returned[0] if len(returned) == 1 else tuple(returned),)
+    graph.recompile()
+
+
+def _name_ends(graph: fx.GraphModule, program: Program) -> None:
+    """Notes what inputs and outputs are called, and which tensors of the model's answer are none of them."""
+    for node, name in zip(input_nodes(graph), program.inputs, strict=True):
+        node.meta["name"] = name
+    name_outputs(graph, program.outputs)
+    output_node(graph).meta["constant"] = program.constant
 
 
 def _keep_constants(graph: fx.GraphModule) -> None:
@@ -183,12 +206,12 @@ def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 @torch.no_grad()
-def _record_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+def _record_shapes(graph: fx.GraphModule, example: Inputs) -> None:
     def record(node: fx.Node, value: object) -> object:
         node.meta["val"] = _without_storage(value)
         return value
 
-    Watcher(graph, record).run(example)
+    Watcher(graph, record).run(*as_tuple(example))
 
 
 def _without_storage(value: object) -> object:
@@ -277,7 +300,10 @@ def store(graph: nn.Module, name: str, value: Tensor) -> None:
 
 
 class Watcher(fx.Interpreter):
-    """Runs the graph and hands every node's value to `watch(node, value)`, whose result takes its place."""
+    """Runs the graph and hands every node's value to `watch(node, value)`, whose result takes its place.
+
+    `run(*inputs)` takes them as the graph does.
+    """
 
     def __init__(self, graph: fx.GraphModule, watch: Callable[[fx.Node, Any], object]) -> None:
         super().__init__(graph)

@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..budgets import Budget
-from ..device import child
+from ..device import child, feeds
+from ..device.feeds import Arrays
 from ..device.probes import time_probes
 from ..device.runtimes import row_of
 from ..device.timing import Schedule, Timing, time_interleaved
 from ..device.worker import time_files
 from ..export.onnx import export_onnx
 from ..placement import CPU, placed
+from ..tensors import Inputs
 from .clocks import is_busy
 from .correction import Ratio, ratio_of
 
@@ -30,10 +32,10 @@ TURNS = 16
 SECONDS = 3.0
 NARROW = 0.015  # half the interval, relative: half of what a budget may be missed by
 _MOST_REPEATS = 3
-Images = NDArray[np.float32]
+Images = Arrays
 
 
-def export_for(network: nn.Module, example: Tensor, path: Path) -> Path:
+def export_for(network: nn.Module, example: Inputs, path: Path) -> Path:
     """The network as an ONNX file to time; its variant, in the metadata, is the file's name."""
     return export_onnx(network, example, path, metadata={"compressor.variant": path.stem})
 
@@ -41,7 +43,7 @@ def export_for(network: nn.Module, example: Tensor, path: Path) -> Path:
 def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Ratio:
     """Pruned over dense for two ONNX files (dense, pruned) on the budget's runtime, until the interval is narrow.
 
-    `images` [N, C, H, W], of which each turn takes the budget's batch.
+    `images` [N, ...] of every input, of which each turn takes the budget's batch.
     """
     if budget.threads == 1 and row_of(budget.runtime).on_processor and is_busy():
         return replace(_until_narrow(lambda: _processor_pairs(files, images, budget)), clock="processor")
@@ -104,6 +106,6 @@ def _turn_medians(timing: Timing) -> NDArray[np.float64]:
 def _caller(network: nn.Module) -> Callable[[Images], object]:
     def call(images: Images) -> object:
         with torch.inference_mode():
-            return network(torch.from_numpy(images))
+            return network(*(torch.from_numpy(array) for array in feeds.as_tuple(images)))
 
     return call

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ..export.layers import Layer, LayerKind
 from ..graph import aten
+from ..graph.interface import traced_count
 from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
 
 Shapes = Callable[[fx.Node], Sequence[int]]
@@ -70,8 +71,7 @@ def widths(node: fx.Node, layer: Layer, shapes: Shapes) -> Widths:
 def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> int:
     """What the other operations read and write for one image, at four bytes a value."""
     weighted = {use.node for use in uses}
-    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    batch = int(dense_shapes(placeholder)[0])
+    batch = traced_count(graph)
     moved_values = 0
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in weighted or node.target in _FREE or not dense_shapes(node):

@@ -17,11 +17,13 @@ from ..distributed import sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..graph.operators import arguments
 from ..graph.windows import position_count, rows_of
-from ..placement import device_of, to_device
+from ..placement import device_of, inputs_to
 from ..repair import least_squares
 from ..repair.compensation import CompensationOptions, Layouts, layouts_of, rows_wanted
 from ..repair.consumers import Layer, window_of
 from ..repair.gathering import sampled_positions
+from ..tensors import Inputs as NetworkInputs
+from ..tensors import as_tuple, count
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
 _NOTHING = 1e-60  # mean variance of the inputs of a layer that gets the same from every image
@@ -83,7 +85,7 @@ def features_of(graph: fx.GraphModule, layer: Layer) -> int:
 def collect(
     graph: fx.GraphModule,
     layers: Mapping[fx.Node, Layer],
-    images: Iterable[Tensor],
+    images: Iterable[NetworkInputs],
     *,
     options: CompensationOptions = ROWS,
     layouts: Layouts | None = None,
@@ -95,7 +97,7 @@ def collect(
     `layouts_of` the graph's layers, where they are known already.
     """
     batches = list(images)
-    image_count = sum_count(sum(len(batch) for batch in batches))
+    image_count = sum_count(sum(count(batch) for batch in batches))
     if layouts is None:
         layouts = layouts_of(graph, layers, batches[0]) if batches else {}
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
@@ -121,8 +123,8 @@ def collect(
 
     walk = Watcher(graph, watch)
     for index, batch in enumerate(batches):
-        n = len(batch)
-        walk.run(to_device(batch, device))
+        n = count(batch)
+        walk.run(*as_tuple(inputs_to(batch, device)))
         progress((index + 1) / len(batches))
     return {node: rows.inputs(device) for node, rows in sums.items()}
 

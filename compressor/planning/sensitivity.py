@@ -19,13 +19,17 @@ from torch import Tensor, fx
 from ..distributed import sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch, store
-from ..graph.lockstep import Batch, Values, changed_nodes, images_of, run_node
+from ..graph.interface import output_names
+from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, run_node
 from ..graph.operators import arguments
-from ..placement import device_of, release, to_device
+from ..placement import device_of, release
 from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
 from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of
 from ..repair.consumers import Layer, find_layers
+from ..tasks import Task
+from ..tensors import Inputs as NetworkInputs
+from ..tensors import as_tuple, count, cut, joined, parted
 from .budget import kept_after
 from .covariance import Inputs, collect, features_of, stable_factor
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
@@ -86,6 +90,7 @@ def measure_scores(
     ranking: RankingOptions,
     *,
     options: SensitivityOptions = SensitivityOptions(),
+    task: Task | None = None,
     progress: Progress = lambda share: None,
 ) -> Scores:
     """Scores [1, units] a group: the rise of the relative squared error of the outputs per unit that goes.
@@ -94,13 +99,13 @@ def measure_scores(
     layers behind it are.
 
     `scores` say what a layer's outputs count for within the layer; groups without any are left without.
-    Images are [N, C, H, W], alone or with labels that are not used. Rank them with normalisation "none",
-    per_cost 1.
+    Batches are inputs [N, ...], alone or with targets that are not used; how far answers lie apart is for `task` to
+    say, without one the network is a classifier. Rank the scores with normalisation "none", per_cost 1.
     """
     probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
     layers, _ = find_layers(graph, set(graph.graph.nodes))
     layouts = layouts_of(graph, layers, probing[0])
-    bench = _Bench(graph, structure, layers, probing)
+    bench = _Bench(graph, structure, layers, probing, task)
     worth = counts_of(scores, structure.groups.groups)
     readers = consumers_of(structure, layers)
     groups = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
@@ -128,7 +133,7 @@ def _curves_of(
     bench: _Bench,
     pack: Sequence[Group],
     readers: Mapping[str, Mapping[fx.Node, IntArray]],
-    images: Sequence[Tensor],
+    images: Sequence[NetworkInputs],
     layouts: Layouts,
     scores: Scores,
     worth: Mapping[str, FloatArray],
@@ -154,16 +159,16 @@ def _curves_of(
     return curves
 
 
-def _parts(images: Sequence[Tensor], probes: int) -> tuple[list[Tensor], list[Tensor]]:
+def _parts(images: Sequence[NetworkInputs], probes: int) -> tuple[list[NetworkInputs], list[NetworkInputs]]:
     """Images that measure and images that repair; the same where there are too few to part."""
-    if not sum(len(part) for part in images):
+    total = sum(count(part) for part in images)
+    if not total:
         raise DataError("no image was given to measure losses on; expected at least one: check the calibration images")
-    everything = torch.cat(list(images))
-    count = min(probes, len(everything) // 5)
-    if count == 0:
+    measuring = min(probes, total // 5)
+    if measuring == 0:
         return list(images), list(images)
-    size = len(images[0])
-    return list(torch.split(everything[:count], size)), list(torch.split(everything[count:], size))
+    everything, size = joined(images), count(images[0])
+    return parted(cut(everything, 0, measuring), size), parted(cut(everything, measuring, total), size)
 
 
 def _packs(
@@ -212,7 +217,7 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
 def _remaining(
     bench: _Bench,
     curves: Sequence[_Curve],
-    images: Sequence[Tensor],
+    images: Sequence[NetworkInputs],
     layouts: Layouts,
     options: SensitivityOptions,
     progress: Progress,
@@ -222,7 +227,7 @@ def _remaining(
     Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
     """
     factors = np.ones(len(curves))
-    few_images = torch.split(torch.cat(list(images))[: options.repairing], len(images[0]))
+    few_images = [(part, None) for part in parted(cut(joined(images), 0, options.repairing), count(images[0]))]
     stretch_count = min(options.stretches, len(curves))
     if not stretch_count:
         return factors
@@ -305,11 +310,14 @@ class _Bench:
         graph: fx.GraphModule,
         structure: Structure,
         layers: Mapping[fx.Node, Layer],
-        images: Sequence[Tensor],
+        images: Sequence[NetworkInputs],
+        task: Task | None,
     ) -> None:
         self.graph, self.structure, self.layers = graph, structure, layers
         self.walk = _Walk(graph, images)
-        self.expected = [_centred(self.walk.finish(graph, values)) for values in self.walk.just_before(0)]
+        self.names = output_names(graph)
+        self.task = None if task is None or task.name == "classification" else task
+        self.expected = [self._answer(graph, values) for values in self.walk.just_before(0)]
 
     def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
         """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
@@ -319,33 +327,48 @@ class _Bench:
         first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)
         off = whole = 0.0
         for values, expected in zip(self.walk.just_before(first), self.expected, strict=True):
-            off += float((_centred(self.walk.finish(small, values)) - expected).square().sum())
-            whole += float(expected.square().sum())
+            off += self._squared_distance(self._answer(small, values), expected)
+            whole += self._own_square(expected)
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
         relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
         return min(relative, WORST) if np.isfinite(relative) else WORST
 
+    def _answer(self, graph: fx.GraphModule, values: Values) -> tuple[Tensor, ...]:
+        """What a graph with the same nodes answers; of classes, a constant more on all of them makes no difference."""
+        answer = as_tuple(self.walk.finish(graph, values))
+        return tuple(_centred(leaf) for leaf in answer) if self.task is None else answer
 
-def _centred(outputs: Any) -> Tensor:
-    """[N, ...] the first output; of classes, a constant more on all of them makes no difference."""
-    while not isinstance(outputs, Tensor):
-        outputs = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs[0]
-    some = outputs.dim() > 1 and outputs.shape[1] > 1
-    return (outputs - outputs.mean(1, keepdim=True) if some else outputs).double()
+    def _squared_distance(self, answer: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+        """Summed over the images of a batch."""
+        if self.task is None:
+            return sum(float((one - other).square().sum()) for one, other in zip(answer, expected, strict=True))
+        named, as_expected = dict(zip(self.names, answer, strict=True)), dict(zip(self.names, expected, strict=True))
+        return float(self.task.distance(named, as_expected).double().sum())
+
+    def _own_square(self, expected: Sequence[Tensor]) -> float:
+        """What an answer that says nothing is off by: a task's distance counts every image's as 1."""
+        if self.task is None:
+            return sum(float(leaf.square().sum()) for leaf in expected)
+        return float(len(expected[0]))
+
+
+def _centred(leaf: Tensor) -> Tensor:
+    """[N, ...] in float64, less its mean over the classes."""
+    some = leaf.dim() > 1 and leaf.shape[1] > 1
+    return (leaf - leaf.mean(1, keepdim=True) if some else leaf).double()
 
 
 class _Walk:
     """The whole network's live values before one of its nodes, so that what comes before a cut is computed once."""
 
-    def __init__(self, graph: fx.GraphModule, images: Sequence[Tensor]) -> None:
+    def __init__(self, graph: fx.GraphModule, images: Sequence[NetworkInputs]) -> None:
         self.graph, self.images = graph, images
         self.nodes = [node for node in graph.graph.nodes if node.op != "get_attr"]
         self.last_use = {used: i for i, node in enumerate(self.nodes) for used in node.all_input_nodes}
         self._at, self._values = 0, [self._start(part) for part in images]
 
-    def _start(self, images: Tensor) -> Values:
-        (placeholder,) = (node for node in self.nodes if node.op == "placeholder")
-        return {placeholder: to_device(images, device_of(self.graph))}
+    def _start(self, images: NetworkInputs) -> Values:
+        return at_inputs(self.nodes, images, device_of(self.graph))
 
     def just_before(self, index: int) -> list[Values]:
         """For every batch; cheapest where the index only rises."""

@@ -20,6 +20,7 @@ from ..graph import fetch
 from ..graph.double import doubled
 from ..placement import CPU, placed
 from ..records import Group, IntArray
+from ..tensors import Inputs, as_tuple, moved
 from .compaction import RaggedError, compact, compact_shape
 from .coupling import spared
 from .excerpts import excerpt, excerpted_operands, narrowed
@@ -36,13 +37,13 @@ ROUNDS = 12
 SHARES = (1 / 3, 2 / 3)
 
 
-def find_structure(graph: fx.GraphModule, example: Tensor, seed: int = 0) -> Structure:
+def find_structure(graph: fx.GraphModule, example: Inputs, seed: int = 0) -> Structure:
     """The graph's groups, each checked; what failed is named in `groups.left_alone`.
 
-    `example` is [N, C, H, W] as the graph was traced with; the graph is not changed. A graph on a GPU is checked
-    on the CPU, in a copy for the time of the check: few GPUs are quick in float64.
+    `example` is [N, ...], of every input, as the graph was traced with; the graph is not changed. A graph on a GPU is
+    checked on the CPU, in a copy for the time of the check: few GPUs are quick in float64.
     """
-    graph, example = placed(graph, CPU), example.to(CPU)
+    graph, example = placed(graph, CPU), moved(example, CPU)
     tied: set[str] = set()
     frozen: set[str] = set()
     for _ in range(ROUNDS):
@@ -90,7 +91,7 @@ def _rows_of(group: Group) -> list[IntArray]:
 
 
 def _failures(
-    graph: fx.GraphModule, structure: Structure, example: Tensor, choices: Iterable[Mapping[str, IntArray]]
+    graph: fx.GraphModule, structure: Structure, example: Inputs, choices: Iterable[Mapping[str, IntArray]]
 ) -> list[str]:
     """Names of the nodes at which pruned and masked differ for one of the choices of units that stay."""
     trials = []
@@ -105,7 +106,7 @@ def _failures(
         trials.append(_Trial(gone, small, {node.name: node for node in small.graph.nodes}))
 
     lockstep = _Lockstep(graph, structure, trials)
-    lockstep.run(example)
+    lockstep.run(*as_tuple(example))
     return lockstep.failed
 
 

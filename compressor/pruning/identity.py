@@ -5,6 +5,7 @@ A graph, its pruned graph and images in, the largest difference of their outputs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,41 +13,62 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import GateError
-from ..graph.double import Double, parameters_late
+from ..graph.double import Double, exactly, parameters_late
+from ..graph.interface import traced_count
 from ..placement import CPU, placed
 from ..records import IntArray
+from ..tensors import Inputs, count, cut, moved
 from .compaction import compact
-from .masking import inexact_nodes, is_weight, mask, scatter, tensors_in
+from .masking import inexact_nodes, is_weight, mask, scatter
 from .structure import Keep, Structure
 from .surgery import removed_classes
 
 
 @torch.no_grad()
 def identity_error(
-    dense: fx.GraphModule, pruned: fx.GraphModule, structure: Structure, kept: Mapping[str, IntArray], images: Tensor
+    dense: fx.GraphModule, pruned: fx.GraphModule, structure: Structure, kept: Mapping[str, IntArray], images: Inputs
 ) -> float:
-    """Largest difference of the outputs on [N, C, H, W] images, relative to the largest output, in float64.
+    """Largest difference of the outputs on [N, ...] images, relative to each output's largest number, in float64.
 
     The masked original normalises over what remains where the pruned axis is a normalised one: it computes
     such a node on the compacted operands and puts the result back in place. Like `find_structure`, on the CPU.
-    Raises GateError where there are fewer images than the graph was traced with: nothing would be compared.
+    Raises GateError where nothing would be compared: fewer images than the graph was traced with, no number in any
+    output.
     """
-    dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), images.to(CPU)
+    dense, pruned, images = placed(dense, CPU), placed(pruned, CPU), moved(images, CPU)
     masked = _MaskedRun(parameters_late(dense), pruned, structure, removed_classes(structure, kept))
     exact = Double(parameters_late(pruned))
-    placeholder = next(node for node in dense.graph.nodes if node.op == "placeholder")
-    traced = placeholder.meta["val"].shape[0]
-    if len(images) < traced:
+    traced = traced_count(dense)
+    if count(images) < traced:
         raise GateError(
-            f"the identity check was given {len(images)} images and compares {traced} at once; give as many"
+            f"the identity check was given {count(images)} images and compares {traced} at once; give as many"
         )
 
-    worst = 0.0
-    for start in range(0, len(images) - traced + 1, traced):  # shapes are known at the traced batch size
-        batch = images[start : start + traced].double()
-        for a, b in zip(tensors_in(exact.run(batch)), tensors_in(masked.run(batch)), strict=True):
-            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
+    worst, compared = 0.0, 0
+    for start in range(0, count(images) - traced + 1, traced):  # shapes are known at the traced batch size
+        batch = cut(images, start, start + traced)
+        for a, b in zip(exactly(exact, batch), exactly(masked, batch), strict=True):
+            if b.numel():
+                compared += b.numel()
+                worst = max(worst, _difference(a, b))
+    if not compared:
+        raise GateError("the network's answer holds no number, so nothing was compared; give a network that answers")
     return worst
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Of float64 outputs, over the largest of b; of whole numbers and booleans, the share of entries that differ.
+
+    What is no finite number on either side at the same place (a mask's infinity) is equal.
+    """
+    if a.shape != b.shape:
+        return math.inf
+    if not b.is_floating_point():
+        return float((a != b).double().mean())
+    same = (a == b) | (a.isnan() & b.isnan())
+    difference = torch.where(same, 0.0, (a - b).abs())
+    scale = b.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-30)
+    return float(difference.nan_to_num(math.inf, math.inf).max() / scale)
 
 
 class _MaskedRun(Double):

@@ -16,18 +16,20 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
 from ..graph.samples import sample_layouts
-from ..placement import device_of, to_device, within_memory
+from ..placement import device_of, inputs_to, within_memory
 from ..records import FloatArray, Group, Groups, Scores
+from ..tasks import Targets, Task
+from ..tensors import Inputs, count
 from . import weights
 from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
 from .feeding import Feed
 from .options import Place, ScoreOptions, Sign
-from .tape import targets_of
+from .starts import objective_of, targets_of
 from .units import Reading, place_of, read_units, readings
 
 __all__ = ["CRITERIA", "ScoreOptions", "score"]
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Inputs, Targets]]
 
 
 def score(
@@ -37,11 +39,13 @@ def score(
     *,
     criterion: str = "lrp",
     options: ScoreOptions | None = None,
+    task: Task | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Scores:
     """Relevance of every unit at every site, `values[group]` [sites, units] in float64; higher is kept longer.
 
-    Batches are (images [N, C, H, W], labels [N], -1 unknown). A site the criterion cannot read (no weights
+    Batches are (inputs [N, ...], targets): class labels [N], -1 unknown, or what `task` takes, whose start relevance
+    has; without a task the network is a classifier. A site the criterion cannot read (no weights
     of its own) repeats the mean of the group's others; a group with no readable site is in `unscored`.
     Every rank of a distributed run passes its own share of the images and gets the same scores. Batches go to
     where the graph lies; `progress` gets how many images are done. Raises RecipeError for an unknown criterion,
@@ -49,7 +53,7 @@ def score(
     """
     row = criterion_named(criterion)
     batches = _Counted(batches, progress)
-    options = options or ScoreOptions()
+    options = replace(options or ScoreOptions(), objective=objective_of(graph, task))
     if isinstance(row, AtRandom):
         return Scores(criterion, {group.name: _draw(group, options.seed) for group in groups.groups}, 0)
     if isinstance(row, AtNodes):
@@ -88,11 +92,11 @@ class _Counted:
     def __init__(self, batches: Batches, progress: Callable[[int], None]) -> None:
         self.batches, self.progress = batches, progress
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Targets]]:
         done = 0
         for images, labels in self.batches:
             yield images, labels
-            done += len(images)
+            done += count(images)
             self.progress(done)
 
 
@@ -129,15 +133,17 @@ def _at_nodes(
 
     sums: dict[str, Tensor] = {}
     samples = 0
+    predicted = options.target == "predicted"
     for images, labels in within_memory(batches, graph):
 
-        def take(node: str, tensor: Tensor, n: int = len(images)) -> None:
+        def take(node: str, tensor: Tensor, n: int = count(images)) -> None:
             for key, reading in readings_at[node]:
                 units = read_units(tensor, reading, n, sign=sign, per=per)  # [N, units]
                 weights.add_into(sums, key, units.sum(0))
 
-        measure(images, targets_of(graph, images, labels, predicted=options.target == "predicted"), take)
-        samples += len(images)
+        targets = targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
+        measure(images, targets, take)
+        samples += count(images)
 
     total, samples = _over_ranks(sums, samples)
     if per == "all":  # the sign is taken once the last rank's last image is in the sum
@@ -153,7 +159,7 @@ def _plan_readings(
     nodes: set[str] = set()
     for group in groups.groups:
         nodes.update(place_of(graph, site, place).name for site in group.sites)
-    layouts = sample_layouts(graph, nodes, to_device(_first_images(batches), device_of(graph)))
+    layouts = sample_layouts(graph, nodes, inputs_to(_first_images(batches), device_of(graph)))
     readings_at: dict[str, list[tuple[str, Reading]]] = {}
     site_of: dict[str, tuple[str, int]] = {}
     for group in groups.groups:
@@ -200,16 +206,17 @@ def _collect(
     collected: dict[str, Tensor] = {}
     samples = 0
     for images, labels in within_memory(batches, graph):
-        targets = targets_of(graph, images, labels, predicted=options.target == "predicted")
-        for name, of_batch in row.collect(graph, images, targets, names).items():
+        predicted = options.target == "predicted"
+        targets = targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
+        for name, of_batch in row.collect(graph, images, targets, names, options.objective).items():
             weights.add_into(collected, name, of_batch)
-        samples += len(images)
+        samples += count(images)
     sums, samples = _over_ranks(collected, samples)
     scale = 1 if options.over == "sum" else samples
     return {name: torch.from_numpy(total / scale) for name, total in sums.items()}, samples
 
 
-def _first_images(batches: Batches) -> Tensor:
+def _first_images(batches: Batches) -> Inputs:
     for images, _ in batches:
         return images
     raise DataError("there are no calibration images, this criterion needs at least one; give some or choose 'l1'")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import Watcher
+from ..tasks import Targets
+from ..tensors import Inputs, as_tuple
 from .gradients import Measure, Take
 from .options import ScoreOptions
 
@@ -23,13 +25,13 @@ def activation(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOption
     names = frozenset(nodes)
 
     @torch.no_grad()
-    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
+    def measure(images: Inputs, targets: Targets, take: Take) -> None:
         def watch(node: fx.Node, value: object) -> object:
             if node.name in names:
                 assert isinstance(value, Tensor), f"{node.name} returns no single tensor: it is no site"
                 take(node.name, value)
             return value  # in the graph it stays as it is
 
-        Watcher(graph, watch).run(images)
+        Watcher(graph, watch).run(*as_tuple(images))
 
     return measure

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..graph.interface import output_nodes
 from ..graph.operators import CONVOLUTIONS, LINEAR, Convolution, arguments
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
@@ -55,13 +56,13 @@ class Weighted:
 @dataclass(frozen=True, slots=True)
 class Canonical:
     """`data`: nodes whose values come from the image, in order. `merged`: BatchNorm nodes that became identities.
-    `constants`: values that parameters alone decide."""
+    `constants`: values that parameters alone decide. `outputs`: where relevance starts, a node for each output."""
 
     data: dict[fx.Node, None]
     constants: Mapping[fx.Node, Constant]
     weighted: Mapping[fx.Node, Weighted]
     merged: frozenset[fx.Node]
-    output: fx.Node
+    outputs: tuple[fx.Node, ...]
 
 
 def operation(node: fx.Node) -> str:
@@ -88,28 +89,27 @@ def _weight_of(argument: object, constants: Mapping[fx.Node, Constant]) -> Tenso
     return weight
 
 
-def canonical(graph: fx.GraphModule, composite: Composite) -> Canonical:
-    """The graph as LRP reads it, with the composite's rule for each layer; the graph itself stays as it is."""
+def canonical(graph: fx.GraphModule, composite: Composite, *, classifies: bool = True) -> Canonical:
+    """The graph as LRP reads it, with the composite's rule for each layer; the graph itself stays as it is.
+
+    A network that `classifies` has relevance start at its class scores, before probabilities are made of them.
+    """
     data = _from_image(graph)
     constants = _constants(graph, data)
     layers = _layers(data, constants)
     merged = _merge(layers, data, constants)
     weighted = _with_rules(layers, data, composite)
-    return Canonical(data, constants, weighted, frozenset(merged), _output(graph))
+    outputs = output_nodes(graph)
+    if classifies:
+        outputs = [_scores(node) for node in outputs]
+    return Canonical(data, constants, weighted, frozenset(merged), tuple(outputs))
 
 
-def _output(graph: fx.GraphModule) -> fx.Node:
-    """The node whose value holds the class scores: the first the model returns, before probabilities are made of it."""
-    returned = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    while isinstance(returned, (tuple, list)):
-        returned = returned[0]
-    if isinstance(returned, dict):
-        returned = next(iter(returned.values()))
-
-    scores = _node(returned)
-    while operation(scores) in _PROBABILITIES:
-        scores = _node(scores.args[0])
-    return scores
+def _scores(output: fx.Node) -> fx.Node:
+    """The node whose value holds the class scores, of which the output makes probabilities."""
+    while operation(output) in _PROBABILITIES:
+        output = _node(output.args[0])
+    return output
 
 
 def _node(argument: object) -> fx.Node:

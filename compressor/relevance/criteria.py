@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 from ..errors import RecipeError, did_you_mean
 from ..records import Group
+from ..tasks import Targets
+from ..tensors import Inputs
 from . import activations, gradients, weights
 from .feeding import Feed
 from .gradients import Measure, Take
@@ -67,7 +69,7 @@ def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> M
     """
     propagate = prepare(graph, _lrp_options(options))
 
-    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
+    def measure(images: Inputs, targets: Targets, take: Take) -> None:
         def reduce(name: str, relevance: Tensor) -> Tensor:
             take(name, relevance)
             return relevance.new_empty(0)  # frees the layer's relevance before the next one is computed
@@ -78,7 +80,7 @@ def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> M
 
 
 def _lrp_options(options: ScoreOptions) -> LrpOptions:
-    lrp_options = options.lrp or LrpOptions()
+    lrp_options = replace(options.lrp or LrpOptions(), objective=options.objective)
     if options.start == "loss":
         raise RecipeError("relevance can't start from the loss's gradient; start it from 'one' or 'logit'")
     return replace(lrp_options, start=options.start) if options.start else lrp_options

@@ -6,15 +6,18 @@ A measurement hands each node's tensor, of its output's shape, to `take`. Knows 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
+from ..tasks import Targets
+from ..tensors import Inputs, mapped
 from .options import ScoreOptions, Start
 from .tape import record
 
 Take = Callable[[str, Tensor], None]
-Measure = Callable[[Tensor, Tensor, Take], None]  # images, targets
+Measure = Callable[[Inputs, Targets, Take], None]
 
 
 def gradient(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
@@ -24,8 +27,8 @@ def gradient(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions)
     """
     start = _start(options)
 
-    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        _, gradients = record(graph, images, targets, nodes, start=start)
+    def measure(images: Inputs, targets: Targets, take: Take) -> None:
+        _, gradients = record(graph, images, targets, nodes, start=start, objective=options.objective)
         for name, node_gradient in gradients.items():
             take(name, node_gradient)
 
@@ -40,8 +43,8 @@ def gradient_x_value(graph: fx.GraphModule, nodes: Sequence[str], options: Score
     """
     start = _start(options)
 
-    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        values, gradients = record(graph, images, targets, nodes, start=start)
+    def measure(images: Inputs, targets: Targets, take: Take) -> None:
+        values, gradients = record(graph, images, targets, nodes, start=start, objective=options.objective)
         for name, value in values.items():
             take(name, value * gradients[name])
 
@@ -57,13 +60,15 @@ def integrated_gradients(graph: fx.GraphModule, nodes: Sequence[str], options: S
     """
     start = _start(options)
 
-    def measure(images: Tensor, targets: Tensor, take: Take) -> None:
-        last_values, last_gradients = record(graph, torch.zeros_like(images), targets, nodes, start=start)
+    def measure(images: Inputs, targets: Targets, take: Take) -> None:
+        objective = options.objective
+        black = mapped(_black, images)
+        last_values, last_gradients = record(graph, black, targets, nodes, start=start, objective=objective)
         integrals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in last_values.items()}
 
         for step in range(1, options.steps + 1):
-            image_on_path = images * (step / options.steps)
-            values, gradients = record(graph, image_on_path, targets, nodes, start=start)
+            image_on_path = mapped(partial(_part_of, share=step / options.steps), images)
+            values, gradients = record(graph, image_on_path, targets, nodes, start=start, objective=objective)
             for name, integral in integrals.items():
                 mean_gradient = (gradients[name] + last_gradients[name]) / 2
                 integral += mean_gradient * (values[name] - last_values[name])  # in place
@@ -73,6 +78,15 @@ def integrated_gradients(graph: fx.GraphModule, nodes: Sequence[str], options: S
             take(name, integral)
 
     return measure
+
+
+def _black(tensor: Tensor) -> Tensor:
+    """Where the path begins; whole numbers, which may be indices, stay as they are along it."""
+    return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+
+
+def _part_of(tensor: Tensor, share: float) -> Tensor:
+    return tensor * share if tensor.is_floating_point() else tensor
 
 
 def _start(options: ScoreOptions) -> Start:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import InputError, ModelError
+from ..tasks import Targets
+from ..tensors import Inputs, as_tuple
 from .canonical import Canonical, canonical, operation
 from .composite import PRESETS, Composite
 from .operations import by_taylor, rule_of
 from .products import receivers
 from .rules import fast, forward, plain
 from .spreading import Call, Contribution, Need, OperationRule, Relevance, Spec, Value, called_with, signals
+from .starts import Objective, require_logits, seed
 
 # a node, its relevance and what it hands to each of its inputs
 Observe = Callable[[fx.Node, Relevance, Mapping[fx.Node, Relevance | None]], None]
@@ -36,7 +39,7 @@ class UncoveredError(InputError):
 @dataclass(frozen=True, slots=True)
 class LrpOptions:
     """`start`: relevance 1 or the logit at the target. `target`: `true` falls back to the predicted class where the
-    label is negative.
+    label is negative. `objective`: what relevance starts from where that is no class.
 
     Operations that no rule covers are passed by input x gradient; with `strict` they raise, but for those that
     `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer.
@@ -48,6 +51,7 @@ class LrpOptions:
     accept: tuple[str, ...] = ()
     fast: bool = True
     strict: bool = False
+    objective: Objective = field(default_factory=Objective, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class Prepared:
 
     def __call__(
         self,
-        images: Tensor,
-        targets: Tensor,
+        images: Inputs,
+        targets: Targets,
         nodes: Iterable[str],
         *,
         take: TakeNode | None = None,
@@ -87,15 +91,15 @@ class Prepared:
     ) -> dict[str, Tensor]:
         """Relevance at each named node, shaped as its output; zeros at a node that none reaches.
 
-        `images` are [N, C, H, W], `targets` class indices [N]. `take` may reduce a node's relevance as soon as it is
-        there, which keeps memory small. Raises ModelError for a name that is not the graph's, and for a network that
-        returns no [N, classes].
+        `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes. `take` may
+        reduce a node's relevance as soon as it is there, which keeps memory small. Raises ModelError for a name that is
+        not the graph's, and for a network whose answer the objective can't start from.
         """
         route = self._route(frozenset(nodes))
         with torch.no_grad():
             values, saved = _forward(self, route, images)
-            start = _start(values[self.canon.output], targets, self.options)
-            return _back(self, route, values, saved, start, take=take or _unreduced, observe=observe)
+            starts = _starts(self.canon, values, targets, self.options)
+            return _back(self, route, values, saved, starts, take=take or _unreduced, observe=observe)
 
     def _route(self, watched: frozenset[str]) -> Route:
         if watched not in self.routes:
@@ -110,7 +114,7 @@ def _unreduced(name: str, relevance: Tensor) -> Tensor:
 def prepare(graph: fx.GraphModule, options: LrpOptions | None = None) -> Prepared:
     """Merges layers and finds every operation's rule. Raises UncoveredError where one has none, if `strict`."""
     options = options or LrpOptions()
-    canon = canonical(graph, options.composite)
+    canon = canonical(graph, options.composite, classifies=options.objective.classifies)
     if options.strict:
         _require_covered(canon, options)
     taylor = OperationRule("inputs", by_taylor)
@@ -137,16 +141,17 @@ def _require_covered(canon: Canonical, options: LrpOptions) -> None:
 
 
 def node_relevance(
-    graph: fx.GraphModule, images: Tensor, targets: Tensor, nodes: Iterable[str], options: LrpOptions | None = None
+    graph: fx.GraphModule, images: Inputs, targets: Targets, nodes: Iterable[str], options: LrpOptions | None = None
 ) -> dict[str, Tensor]:
-    """One batch: images [N, C, H, W] and class indices [N] in, relevance at the named nodes out."""
+    """One batch: inputs [N, ...] and class indices [N] (or a task's targets) in, relevance at the named nodes out."""
     return prepare(graph, options)(images, targets, nodes)
 
 
 def uncovered(graph: fx.GraphModule, options: LrpOptions | None = None) -> tuple[str, ...]:
     """Operations relevance would have to pass and no rule covers, as `aten.cumprod at layer 'blocks.0'`."""
-    composite = (options or LrpOptions()).composite
-    return _uncovered(canonical(graph, composite), composite)
+    options = options or LrpOptions()
+    canon = canonical(graph, options.composite, classifies=options.objective.classifies)
+    return _uncovered(canon, options.composite)
 
 
 def _uncovered(canon: Canonical, composite: Composite) -> tuple[str, ...]:
@@ -168,7 +173,7 @@ def _accepted(name: str, options: LrpOptions) -> bool:
 
 def _reached(canon: Canonical, composite: Composite) -> dict[fx.Node, None]:
     """The nodes between image and output that may be handed relevance."""
-    reached: dict[fx.Node, None] = {canon.output: None}
+    reached: dict[fx.Node, None] = dict.fromkeys(canon.outputs)
     for node in reversed(canon.data):
         if node in reached:
             reached.update(dict.fromkeys(receivers(node, canon, composite)))
@@ -183,7 +188,7 @@ def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
             raise ModelError(f"the graph has no node {name!r}; name nodes of the graph that is scored")
 
     through = _behind(watched, canon) & set(_reached(canon, prepared.options.composite))
-    kept = {canon.output}
+    kept = set(canon.outputs)
     for node in through:
         kept.update(_kept_for(prepared, node))
     return Route(watched, frozenset(through), frozenset(kept), _drops(prepared, kept))
@@ -241,13 +246,14 @@ def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Nod
     return drops
 
 
-def _forward(prepared: Prepared, route: Route, images: Tensor) -> tuple[dict[fx.Node, Value], dict[fx.Node, Tensor]]:
+def _forward(prepared: Prepared, route: Route, images: Inputs) -> tuple[dict[fx.Node, Value], dict[fx.Node, Tensor]]:
     """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
     saved: dict[fx.Node, Tensor] = {}
     values: dict[fx.Node, Value] = dict(prepared.canon.constants)
+    tensors = iter(as_tuple(images))
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
-            values[node] = images
+            values[node] = next(tensors)
         elif node.op == "call_function" and node not in values:
             rule = prepared.rules.get(node)
             if rule is not None and rule.run is not None and node in route.through:
@@ -286,22 +292,30 @@ def _spec(value: Value) -> Value:
     return value
 
 
-def _start(output: Value, targets: Tensor, options: LrpOptions) -> Tensor:
-    """Relevance of the class scores, [N, classes]: zero but at each image's class."""
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        answer = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(
-            f"relevance starts at class scores [N, classes], the model returns {answer}; "
-            "give a classifier or wrap the model so that it returns its scores"
-        )
-    logits = output
+def _starts(
+    canon: Canonical, values: Mapping[fx.Node, Value], targets: Targets, options: LrpOptions
+) -> dict[fx.Node, Tensor]:
+    """Relevance of what the network answers: of class scores [N, classes] zero but at each image's class."""
+    answer = [_tensor(values[node]) for node in canon.outputs]
+    if options.objective.classifies:
+        logits = require_logits(answer)
+        assert isinstance(targets, Tensor)
+        return {canon.outputs[0]: seed(logits, _classes(logits, targets, options), options.start)}
+
+    starts: dict[fx.Node, Tensor] = {}
+    for node, start in zip(canon.outputs, options.objective.seeds(answer, targets, options.start), strict=True):
+        if start is not None and node in canon.data:
+            starts[node] = starts[node] + start if node in starts else start
+    return starts
+
+
+def _classes(logits: Tensor, targets: Tensor, options: LrpOptions) -> Tensor:
+    """[N] the labelled class where there is a label and it is asked for, else the predicted one."""
     predicted = logits.argmax(1)
+    if options.target != "true":
+        return predicted
     targets = targets.to(logits.device)
-    classes = predicted
-    if options.target == "true":  # where there is a label
-        classes = torch.where(targets < 0, predicted, targets)
-    start = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
-    return start * logits if options.start == "logit" else start
+    return torch.where(targets < 0, predicted, targets)
 
 
 def _back(
@@ -309,14 +323,14 @@ def _back(
     route: Route,
     values: dict[fx.Node, Value],
     saved: dict[fx.Node, Tensor],
-    start: Tensor,
+    starts: Mapping[fx.Node, Tensor],
     *,
     take: TakeNode,
     observe: Observe | None,
 ) -> dict[str, Tensor]:
     """From the output to the image: each node on the route, once all that read it have handed theirs over."""
     canon = prepared.canon
-    pending: dict[fx.Node, Relevance] = {canon.output: start}  # what each node was handed so far
+    pending: dict[fx.Node, Relevance] = dict(starts)  # what each node was handed so far
     taken: dict[str, Tensor] = {}
     for node in reversed(canon.data):
         relevance = pending.pop(node, None)

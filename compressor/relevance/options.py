@@ -5,12 +5,14 @@ The fields are what a search can walk. Knows no network and no criterion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .lrp import LrpOptions
+from .starts import Objective, Start
 
-Start = Literal["one", "logit", "loss"]
+__all__ = ["Over", "Per", "Place", "ScoreOptions", "Sign", "Start", "Target"]
+
 Target = Literal["true", "predicted"]
 Sign = Literal["absolute", "signed", "squared"]
 Per = Literal["all", "sample", "position", "element"]
@@ -28,7 +30,8 @@ class ScoreOptions:
     `per`: all samples, one sample, one position of it, or one element. None: samples where channels come before
     space, positions (tokens, queries) elsewhere; a head's features then sum with their sign.
     `place`: at the site, or behind the normalisation and activation that only it feeds.
-    `over`: how samples are combined. `steps`: integrated gradients. `seed`: the random criterion.
+    `over`: how samples are combined. `steps`: integrated gradients. `seed`: the random criterion. `objective`: what
+    relevance starts from where that is no class; whoever scores fills it in.
     """
 
     start: Start | None = None
@@ -40,3 +43,4 @@ class ScoreOptions:
     steps: int = 20
     seed: int = 0
     lrp: LrpOptions | None = None
+    objective: Objective = field(default_factory=Objective, compare=False, repr=False)

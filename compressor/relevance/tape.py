@@ -6,14 +6,14 @@ gradient unless asked for. Knows neither units nor criteria.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
-from ..errors import ModelError
-from .options import Start
+from ..tasks import Targets
+from ..tensors import Inputs, as_tuple
+from .starts import CLASSES, Objective, Seeds, Start
 
 
 class _Tape(fx.Interpreter):
@@ -36,19 +36,26 @@ class _Tape(fx.Interpreter):
 
 
 def record(
-    graph: fx.GraphModule, images: Tensor, targets: Tensor, names: Collection[str], *, start: Start
+    graph: fx.GraphModule,
+    images: Inputs,
+    targets: Targets,
+    names: Collection[str],
+    *,
+    start: Start,
+    objective: Objective = CLASSES,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values and gradients at the nodes `names`, both shaped as the node's output; a gradient is summed over the batch.
 
-    `images` are [N, C, H, W], `targets` class indices [N]. A node the output does not depend on has gradient zero.
-    Raises ModelError for a network that returns no [N, classes].
+    `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes. A node that
+    the start does not depend on has gradient zero. Raises what `Objective.seeds` raises.
     """
     tape = _Tape(graph, names)
     with torch.enable_grad():
-        logits = logits_of(tape.run(images.detach().requires_grad_()))
+        inputs = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in as_tuple(images)]
+        answer = as_tuple(tape.run(*inputs))
         nodes = list(tape.values)
         tensors = [tape.values[node] for node in nodes]
-        at_nodes = torch.autograd.grad(logits, tensors, seed(logits, targets, start), allow_unused=True)
+        at_nodes = _gradients(answer, tensors, objective.seeds(answer, targets, start))
 
     values: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
@@ -58,42 +65,11 @@ def record(
     return values, gradients
 
 
-def logits_of(output: object) -> Tensor:
-    """[N, classes]; of a network with several outputs the first of that form. Raises ModelError where none has it."""
-    tensors = _tensors_in(output)
-    for tensor in tensors:
-        if tensor.ndim == 2:
-            return tensor
-    shapes = [list(tensor.shape) for tensor in tensors]
-    raise ModelError(
-        f"the network's outputs have shapes {shapes}, relevance starts at [N, classes]; wrap the model so that "
-        "its forward returns class scores"
-    )
-
-
-def _tensors_in(output: object) -> list[Tensor]:
-    """A network's outputs in their order, whatever holds them."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if not isinstance(output, (tuple, list)):
-        output = [output]
-    return [entry for entry in output if isinstance(entry, Tensor)]
-
-
-def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
-    """What is propagated back from the output, [N, classes]."""
-    logits = logits.detach()
-    one_hot = functional.one_hot(targets, logits.shape[1]).to(logits)
-    if start == "loss":
-        # gradient of the cross-entropy summed over samples: a mean's would be N times smaller in a batch of N
-        return logits.softmax(1) - one_hot
-    return one_hot * logits if start == "logit" else one_hot
-
-
-@torch.no_grad()
-def targets_of(graph: fx.GraphModule, images: Tensor, labels: Tensor, *, predicted: bool) -> Tensor:
-    """The class relevance starts from; one forward pass only where a label is unknown (-1)."""
-    if not predicted and bool((labels >= 0).all()):
-        return labels
-    predictions = logits_of(graph(images)).argmax(1)
-    return predictions if predicted else torch.where(labels < 0, predictions, labels)
+def _gradients(answer: Sequence[Tensor], tensors: Sequence[Tensor], seeds: Seeds) -> Sequence[Tensor | None]:
+    """Of the seeded outputs with respect to each tensor; None where none of them depends on it."""
+    pairs = zip(answer, seeds, strict=True)
+    seeded = [(leaf, one) for leaf, one in pairs if one is not None and leaf.requires_grad]
+    if not seeded or not tensors:
+        return [None] * len(tensors)
+    outputs, starts = zip(*seeded, strict=True)
+    return torch.autograd.grad(outputs, tensors, starts, allow_unused=True)

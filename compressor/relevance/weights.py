@@ -16,15 +16,18 @@ from torch import Tensor, fx
 from ..graph import aten, fetch
 from ..graph.operators import arguments
 from ..records import Group, Site
+from ..tasks import Targets
+from ..tensors import Inputs, count, cut
 from .feeding import Feed, feeds
 from .options import ScoreOptions
+from .starts import CLASSES, Objective
 from .tape import record
 from .units import is_elementwise, named, shape
 
 Rows = Sequence[Tensor]  # per unit, flat, in float64
 Weigh = Callable[[Rows, Rows], Tensor]
-# graph, images, targets and names of weight nodes in; what one batch adds to each weight's sum out
-Collect = Callable[[fx.GraphModule, Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
+# graph, images, targets, names of weight nodes and objective in; what one batch adds to each weight's sum out
+Collect = Callable[[fx.GraphModule, Inputs, Targets, Sequence[str], Objective], Mapping[str, Tensor]]
 
 
 def l1(rows: Rows, _: Rows) -> Tensor:
@@ -60,20 +63,21 @@ def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
 
 
 def sum_gradients(
-    graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]
+    graph: fx.GraphModule, images: Inputs, targets: Targets, weights: Sequence[str], objective: Objective = CLASSES
 ) -> Mapping[str, Tensor]:
-    """Of the cross-entropy summed over the batch, in float64 by the name of the weight's node."""
-    _, gradients = record(graph, images, targets, weights, start="loss")
+    """Of the task's loss (a classifier's cross-entropy), summed over the batch, in float64 by the weight's node."""
+    _, gradients = record(graph, images, targets, weights, start="loss", objective=objective)
     return {name: gradient.double() for name, gradient in gradients.items()}
 
 
 def sum_squared_gradients(
-    graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]
+    graph: fx.GraphModule, images: Inputs, targets: Targets, weights: Sequence[str], objective: Objective = CLASSES
 ) -> Mapping[str, Tensor]:
     """Sample by sample: the square of a sum over samples is not the sum of their squares."""
     total: dict[str, Tensor] = {}
-    for i in range(len(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
-        _, gradients = record(graph, images[i : i + 1], targets[i : i + 1], weights, start="loss")
+    for i in range(count(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
+        one, its_target = cut(images, i, i + 1), targets[i : i + 1]
+        _, gradients = record(graph, one, its_target, weights, start="loss", objective=objective)
         for name, gradient in gradients.items():
             add_into(total, name, gradient.double().square())
     return total

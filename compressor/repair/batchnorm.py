@@ -19,6 +19,7 @@ from ..graph.lockstep import Batch, Lockstep, Values, changed_nodes, images_of
 from ..graph.operators import arguments
 from ..placement import CPU, device_of, placed
 from ..records import Slices
+from ..tensors import Inputs, count, cut, joined, moved
 
 LEAST_VARIANCE = 1e-12  # a channel that never varies keeps its variance: nothing can be learned of its scale
 
@@ -57,12 +58,12 @@ def reestimate(
         return _walk(walk, slices, matching=reference is not None)
 
 
-def _reestimate_module(module: nn.Module, images: list[Tensor], limit_bytes: int) -> tuple[str, ...]:
+def _reestimate_module(module: nn.Module, images: list[Inputs], limit_bytes: int) -> tuple[str, ...]:
     """Through a graph of it, whose buffers have the module's names."""
-    example = images[0][:2]
-    if len(example) < 2:  # a batch of one would be traced as a constant
-        example = images[0].repeat(2, *[1] * (images[0].dim() - 1))
-    graph = placed(trace(module, example.to(CPU)), device_of(module))
+    example = cut(images[0], 0, 2)
+    if count(example) < 2:  # a batch of one would be traced as a constant
+        example = joined([example, example])
+    graph = placed(trace(module, moved(example, CPU)), device_of(module))
     layers = reestimate(graph, images, limit_bytes=limit_bytes)
 
     module_buffers = dict(module.named_buffers())

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..accuracy import LabelledBatches, evaluating, logits_of
 from ..errors import DataError
-from ..placement import device_of, to_device
+from ..placement import device_of, inputs_to
 
 Candidate = Literal["repaired", "tuned"]
 
@@ -53,7 +53,7 @@ def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
     device = device_of(network)
     with evaluating(network):
         for images, labels in batches:
-            logits = logits_of(network, to_device(images, device)).float().cpu()  # [N, classes]
+            logits = logits_of(network, inputs_to(images, device)).float().cpu()  # [N, classes]
             truths = labels.cpu().long()
             correct += int((logits.argmax(1) == truths).sum())
             loss += float(functional.cross_entropy(logits, truths, reduction="sum"))

@@ -18,11 +18,13 @@ from torch import Tensor, fx
 from ..distributed import sum_count
 from ..errors import DataError
 from ..graph import fetch, store
+from ..graph.interface import traced_count
 from ..graph.lockstep import Batch, Lockstep, changed_nodes, images_of
 from ..graph.operators import arguments
 from ..graph.samples import Samples, sample_layouts
-from ..placement import device_of, to_device
+from ..placement import device_of, inputs_to
 from ..records import Compensation, LayerRepair, LeftAlone, Slices
+from ..tensors import Inputs, as_tuple, count, cut
 from . import clamped, dual, least_squares
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
 from .gathering import Fit, Gathering, Statistics
@@ -84,12 +86,12 @@ def compensate(
     """Refits the pruned graph's layers, in place, so that their outputs equal the dense ones' kept outputs.
 
     Where outputs enter a sum with a stream that already differs from the dense one's, they are fitted to make
-    up for that difference too. Batches are [N, C, H, W] images, or (images, labels) whose labels are not used.
+    up for that difference too. Batches are [N, ...] inputs, or (inputs, targets) whose targets are not used.
     `layouts` are `layouts_of` the dense graph's layers, where they are known already. Raises DataError where no rank
     has any image.
     """
     images = [images_of(batch) for batch in batches]
-    if sum_count(sum(len(batch) for batch in images)) == 0:
+    if sum_count(sum(count(batch) for batch in images)) == 0:
         raise DataError(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
@@ -116,19 +118,21 @@ def compensate(
     return Compensation(tuple(repaired), left_alone)
 
 
-def layouts_of(dense: fx.GraphModule, layers: Iterable[fx.Node], images: Tensor) -> Layouts:
+def layouts_of(dense: fx.GraphModule, layers: Iterable[fx.Node], images: Inputs) -> Layouts:
     """Where the inputs and outputs of layers keep the images, by node name; None where that can't be told."""
     names: set[str] = set()
     for node in layers:
         names |= {node.name, arguments(node)["input"].name}
     if not names:
         return {}
-    return sample_layouts(dense, names, to_device(images[:1], device_of(dense)), strict=False)
+    return sample_layouts(dense, names, inputs_to(cut(images, 0, 1), device_of(dense)), strict=False)
 
 
-def fold_of(images: Tensor) -> Tensor:
+def fold_of(images: Inputs) -> Tensor:
     """[N] 0 or 1 for each image, by its content: the same whichever process holds it."""
-    total = images.contiguous().flatten(1).view(torch.uint8).sum(1, dtype=torch.int64)
+    total = torch.zeros(count(images), dtype=torch.int64)
+    for tensor in as_tuple(images):
+        total += tensor.contiguous().reshape(len(tensor), -1).view(torch.uint8).sum(1, dtype=torch.int64)
     return (total * 2654435761 >> 13) & 1  # Knuth's multiplicative hash; its low bits are the weak ones
 
 
@@ -203,7 +207,7 @@ def _gathering_of(
 
     image_count = sum_count(sum(map(len, folds)))
     wanted = rows_wanted(features, options)
-    available = min(wanted, image_count * _rows_per_image(layer))
+    available = min(wanted, image_count * _rows_per_image(layer, traced_count(walk.dense)))
     by_rows = groups == 1 and (features > options.widest or available < features)
     if not by_rows and features > options.widest:
         return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
@@ -229,11 +233,10 @@ def _gathering_of(
     )
 
 
-def _rows_per_image(layer: Layer) -> int:
+def _rows_per_image(layer: Layer, traced_images: int) -> int:
     """How many rows one image gives, as the graph was traced: outputs of a channel over images."""
     traced = layer.node.meta["val"].shape
-    placeholder = next(node for node in layer.node.graph.nodes if node.op == "placeholder")
-    return int(math.prod(traced) // traced[layer.channel_axis] // placeholder.meta["val"].shape[0])
+    return int(math.prod(traced) // traced[layer.channel_axis] // traced_images)
 
 
 def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOptions) -> _Refit | None:

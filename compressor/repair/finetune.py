@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -18,8 +18,12 @@ from torch.nn import functional
 
 from ..accuracy import LabelledBatches, evaluating, logits_of
 from ..errors import DataError
+from ..graph.interface import answers as graph_answers
+from ..graph.interface import output_names
 from ..graph.training import set_training
-from ..placement import device_of, to_device
+from ..placement import device_of, inputs_to, to_device
+from ..tasks import Targets, Task, is_labelled
+from ..tensors import Inputs, count, named_leaves
 from .batchnorm import reestimate
 
 MAX_GRADIENT_NORM = 5.0  # a freshly pruned network's first steps can be far larger than any later one
@@ -31,12 +35,12 @@ Progress = Callable[[int, float], bool | None]
 class Shuffled(Protocol):
     """Batches that can be had in another order each time.
 
-    `order` [N] says which image, counted as they lie, comes when; `shuffled` gives ([N, C, H, W], [N]) in that order.
+    `order` [N] says which image, counted as they lie, comes when; `shuffled` gives (inputs, targets) in that order.
     """
 
     def order(self, seed: int) -> Tensor: ...
 
-    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def shuffled(self, seed: int) -> Iterator[tuple[Inputs, Targets]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,14 @@ def finetune(
     *,
     options: FinetuneOptions = FinetuneOptions(),
     teacher: nn.Module | None = None,
+    task: Task | None = None,
     augment: Augment | None = None,
     progress: Progress | None = None,
 ) -> Finetuning:
-    """Trains on ([N, C, H, W], [N]) batches; a label of -1 is learned from the teacher alone.
+    """Trains on (inputs [N, ...], targets) batches; a label of -1 is learned from the teacher alone.
+
+    Without a `task`, or for classification, it is as said above. Any other task's share of the loss is its own, and the
+    teacher's the task's distance to the teacher's answers, which is all of it where there are no targets.
 
     `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back. The teacher lies
     on the network's device. Raises DataError where there is no batch.
@@ -89,7 +97,8 @@ def finetune(
         device = device_of(network)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay its own
             torch.manual_seed(options.seed)
-            return _train(network, batches, options, teacher, augment, progress)
+            lesson = _Lesson(network, options, teacher, None if _classifies(task) else task)
+            return _train(lesson, batches, augment, progress)
     except BaseException:
         _restore(network, old_state)
         raise
@@ -108,25 +117,67 @@ def _restore(network: nn.Module, old_state: dict[str, Tensor]) -> None:
             tensor.copy_(old_state[name])
 
 
-def _train(
-    network: nn.Module,
-    batches: LabelledBatches,
-    options: FinetuneOptions,
-    teacher: nn.Module | None,
-    augment: Augment | None,
-    progress: Progress | None,
-) -> Finetuning:
-    if not options.distillation:  # the teacher's share of the loss: it need not be asked
-        teacher = None
+def _classifies(task: Task | None) -> bool:
+    return task is None or task.name == "classification"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lesson:
+    """Who learns what from whom; `task` is None where classes are learned."""
+
+    network: nn.Module
+    options: FinetuneOptions
+    teacher: nn.Module | None
+    task: Task | None
+
+    def loss(self, images: Inputs, labels: Targets, taught: Tensor | None) -> Tensor:
+        """A batch's, on the network's device; `taught` are the teacher's logits, where they are known already."""
+        device = device_of(self.network)
+        images = inputs_to(images, device)
+        if self.task is not None:
+            return self._of_the_task(self.task, images, labels)
+        assert isinstance(labels, Tensor)
+        if taught is None and self.teacher is not None:
+            taught = _answer(self.teacher, images)
+        return _loss(self.network, taught, images, to_device(labels, device), self.options)
+
+    def _of_the_task(self, task: Task, images: Inputs, targets: Targets) -> Tensor:
+        leaves = _leaves(self.network, images)
+        share = self.options.distillation if is_labelled(targets) else 1.0
+        loss = torch.zeros((), device=device_of(self.network))
+        if self.teacher is not None and share:
+            loss = loss + share * task.distance(leaves, _taught_leaves(self.teacher, images)).mean()
+        if share < 1:
+            loss = loss + (1 - share) * task.loss(leaves, targets).mean()
+        return loss
+
+
+def _leaves(network: nn.Module, images: Inputs) -> dict[str, Tensor]:
+    """The tensors of the network's answer by name, as the task takes them."""
+    if isinstance(network, fx.GraphModule):
+        return dict(zip(output_names(network), graph_answers(network, images), strict=True))
+    tensors = images if isinstance(images, tuple) else (images,)
+    return named_leaves(network(*tensors))
+
+
+@torch.no_grad()
+def _taught_leaves(teacher: nn.Module, images: Inputs) -> dict[str, Tensor]:
+    with evaluating(teacher):
+        return _leaves(teacher, images)
+
+
+def _train(lesson: _Lesson, batches: LabelledBatches, augment: Augment | None, progress: Progress | None) -> Finetuning:
+    network, options = lesson.network, lesson.options
+    teacher = lesson.teacher if options.distillation else None  # without a share of the loss it need not be asked
+    lesson = replace(lesson, teacher=teacher)
     taught = None
-    if teacher is not None and augment is None:  # every epoch shows the same images
+    if teacher is not None and augment is None and lesson.task is None:  # every epoch shows the same images
         taught = _answers(teacher, batches)
 
     steps_per_epoch = sum(1 for _ in batches) if taught is None else len(taught)
     if steps_per_epoch == 0:
         raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
 
-    device = device_of(network)
     optimizer = _optimizer(network, options)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options, steps_per_epoch * options.epochs))
     generator = torch.Generator().manual_seed(options.seed)
@@ -137,10 +188,9 @@ def _train(
         total = 0.0
         for images, labels, answers in _in_new_order(batches, taught, options.seed + epoch):
             if augment is not None:
+                assert isinstance(images, Tensor)
                 images = augment(images, generator)
-            if answers is None and teacher is not None:
-                answers = _answer(teacher, images)
-            loss = _loss(network, answers, to_device(images, device), to_device(labels, device), options)
+            loss = lesson.loss(images, labels, answers)
             _descend(network, loss, optimizer)
             rate.step()
             total += float(loss.detach())
@@ -195,15 +245,15 @@ def _answers(teacher: nn.Module, batches: LabelledBatches) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _answer(teacher: nn.Module, images: Tensor) -> Tensor:
+def _answer(teacher: nn.Module, images: Inputs) -> Tensor:
     """Logits [N, classes], float32, where the teacher lies."""
     with evaluating(teacher):
-        return logits_of(teacher, to_device(images, device_of(teacher))).float()
+        return logits_of(teacher, inputs_to(images, device_of(teacher))).float()
 
 
 def _in_new_order(
     batches: LabelledBatches, taught: list[Tensor] | None, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+) -> Iterator[tuple[Inputs, Targets, Tensor | None]]:
     """Images, labels and, where they are there, the teacher's logits for them.
 
     What can be shuffled gives other batches in every epoch; of anything else whole batches come in another order.
@@ -212,7 +262,7 @@ def _in_new_order(
         answers = None if taught is None else torch.cat(taught)[batches.order(seed)]  # [images, classes]
         start = 0
         for images, labels in batches.shuffled(seed):
-            end = start + len(labels)
+            end = start + count(images)
             yield images, labels, None if answers is None else answers[start:end]
             start = end
         return
@@ -225,7 +275,7 @@ def _in_new_order(
 
 
 def _loss(
-    network: nn.Module, taught: Tensor | None, images: Tensor, labels: Tensor, options: FinetuneOptions
+    network: nn.Module, taught: Tensor | None, images: Inputs, labels: Tensor, options: FinetuneOptions
 ) -> Tensor:
     """Cross-entropy over the images that have a label, and the teacher's share, over all of them.
 

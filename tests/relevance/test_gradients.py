@@ -15,7 +15,8 @@ from compressor.graph import Watcher, trace
 from compressor.records import Group, Groups, Site
 from compressor.relevance import ScoreOptions, score
 from compressor.relevance.options import Start
-from compressor.relevance.tape import logits_of, record, seed, targets_of
+from compressor.relevance.starts import require_logits, seed, targets_of
+from compressor.relevance.tape import record
 
 # Central differences of a smooth function in float64, step 1e-5: truncation 1e-10 and cancellation 1e-11.
 DIFFERENCE_TOLERANCE = 1e-7
@@ -202,9 +203,10 @@ def test_starts_and_targets(graph: fx.GraphModule, images: Tensor, labels: Tenso
     assert torch.equal(targets_of(graph, images, labels, predicted=True), best)
 
 
-def test_class_scores_are_found_among_outputs() -> None:
+def test_class_scores_are_one_tensor() -> None:
     logits = torch.randn(2, 3)
-    assert logits_of((torch.randn(2, 3, 4, 4), logits)) is logits
-    assert logits_of({"out": logits}) is logits
-    with pytest.raises(ModelError, match=r"\[\[2, 3, 4, 4\]\]"):
-        logits_of(torch.randn(2, 3, 4, 4))
+    assert require_logits((logits,)) is logits
+    with pytest.raises(ModelError, match=r"\[2, 3, 4, 4\]"):
+        require_logits((torch.randn(2, 3, 4, 4),))
+    with pytest.raises(ModelError, match="--task"):
+        require_logits((logits, logits))

@@ -1,0 +1,114 @@
+"""What is propagated back from a network's answer: its tensors and the targets in, a seed for each of them out.
+
+For a classifier the seed is 1 at a class, its logit, or the cross-entropy's gradient; for any other task it is the
+gradient of what the task says, or of its loss, at the answer. Knows no criterion and no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from ..errors import ModelError
+from ..graph.interface import output_names
+from ..tasks import Targets, Task
+from ..tensors import Inputs, as_tuple
+
+Start = Literal["one", "logit", "loss"]
+Seeds = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a task makes of the answer `names` [outputs]; without a task, the answer is one [N, classes]."""
+
+    task: Task | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether relevance starts at a class."""
+        return self.task is None or self.task.name == "classification"
+
+    def seeds(self, answer: Sequence[Tensor], targets: Targets, start: Start) -> Seeds:
+        """One for each tensor of the answer, of its shape; None for one that the start does not depend on.
+
+        `targets` are class indices [N] of a classifier (see `targets_of`), else whatever the task's own are. Raises
+        ModelError where a classifier does not answer with one [N, classes], or the start depends on no output.
+        """
+        if self.classifies:
+            logits = require_logits(answer)
+            assert isinstance(targets, Tensor)
+            return (seed(logits, targets, start),)
+        return self._by_gradient(answer, targets, start)
+
+    def _by_gradient(self, answer: Sequence[Tensor], targets: Targets, start: Start) -> Seeds:
+        assert self.task is not None
+        floating = [leaf.is_floating_point() for leaf in answer]
+        with torch.enable_grad():
+            leaves = [leaf.detach().requires_grad_(is_float) for leaf, is_float in zip(answer, floating, strict=True)]
+            named = dict(zip(self.names, leaves, strict=True))
+            said = self.task.loss(named, targets) if start == "loss" else self.task.says(named, targets)
+            if not said.requires_grad:
+                raise ModelError(
+                    f"what the task '{self.task.name}' starts relevance from depends on no output of the network "
+                    f"({', '.join(self.names)}); its `says` must be differentiable"
+                )
+            differentiable = [leaf for leaf in leaves if leaf.requires_grad]
+            gradients = torch.autograd.grad(said.sum(), differentiable, allow_unused=True)
+
+        of_leaf = dict(zip(map(id, differentiable), gradients, strict=True))
+        seeds = [of_leaf.get(id(leaf)) for leaf in leaves]
+        if start != "logit":
+            return tuple(seeds)
+        return tuple(None if one is None else one * leaf.detach() for one, leaf in zip(seeds, leaves, strict=True))
+
+
+CLASSES = Objective()
+"""The objective of a classifier."""
+
+
+def objective_of(graph: fx.GraphModule, task: Task | None) -> Objective:
+    """The task's objective for a traced graph."""
+    return Objective(task, output_names(graph))
+
+
+def require_logits(answer: Sequence[Tensor]) -> Tensor:
+    """[N, classes]. Raises ModelError where the answer is anything but that."""
+    if len(answer) == 1 and answer[0].ndim == 2:
+        return answer[0]
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in answer)
+    raise ModelError(
+        f"the network answers with {shapes}, a classifier's relevance starts at one [N, classes]; name the task "
+        "(--task), or wrap the model so that its forward returns class scores"
+    )
+
+
+def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
+    """What is propagated back from a classifier's output, [N, classes]."""
+    logits = logits.detach()
+    one_hot = functional.one_hot(targets.to(logits.device), logits.shape[1]).to(logits)
+    if start == "loss":
+        # gradient of the cross-entropy summed over samples: a mean's would be N times smaller in a batch of N
+        return logits.softmax(1) - one_hot
+    return one_hot * logits if start == "logit" else one_hot
+
+
+@torch.no_grad()
+def targets_of(
+    graph: fx.GraphModule, images: Inputs, labels: Targets, *, predicted: bool, objective: Objective = CLASSES
+) -> Targets:
+    """The class relevance starts from; one forward pass only where a label is unknown (-1). Others' as they are."""
+    if not objective.classifies:
+        return labels
+    assert isinstance(labels, Tensor)
+    if not predicted and bool((labels >= 0).all()):
+        return labels
+    answer = graph(*as_tuple(images))
+    predictions = require_logits(as_tuple(answer)).argmax(1)
+    return predictions if predicted else torch.where(labels < 0, predictions, labels)

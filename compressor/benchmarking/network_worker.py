@@ -12,6 +12,7 @@ from torch import nn
 
 from ..delivery.networks import caller
 from ..device import child
+from ..device.openers import Port
 from ..device.runtimes import Session
 from ..device.worker import Worker
 from ..graph import trace
@@ -29,7 +30,8 @@ def _open(path: Path, runtime: str, threads: int) -> Session:
     shape = read_network(folder).shape  # (C, H, W)
     # who started this process has looked at the builder: `places` opens no folder whose code is not trusted
     network = load_saved(folder, trust=True) if path.name == "shipped" else _dense(folder)
-    return Session(runtime, torch.__version__, str(path), (-1, *shape), threads, caller(network, runtime), {})
+    call, images = caller(network, runtime), Port("input", (-1, *shape), "float32")
+    return Session(runtime, torch.__version__, str(path), (images,), (), threads, lambda arrays: (call(arrays[0]),))
 
 
 def _dense(folder: Path) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from ..device.feeds import as_tuple
 from ..device.parity import LIMITS, Limits, Parity
 from ..device.runtimes import REFERENCE, open_model, version_of
 from ..errors import GateError
@@ -259,7 +260,7 @@ def accuracy_of(path: Path, images: Batches, *, runtime: str = REFERENCE, fused:
     session = open_model(path, runtime=runtime, fused=fused)
     right, right_top5, seen, classes = 0, 0, 0, 0
     for batch, labels in images:
-        outputs = session.run(batch.numpy())  # [N, classes]
+        outputs, *_ = as_tuple(session.run(batch.numpy()))  # [N, classes]
         classes = outputs.shape[1]
         ranked = np.argsort(-outputs, axis=1, kind="stable")[:, :5]
         hits = ranked == labels.numpy()[:, None]  # [N, 5]: which place the labelled class has

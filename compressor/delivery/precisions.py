@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from ..device.feeds import as_tuple, joined, parted
 from ..device.parity import compare
 from ..device.runtimes import open_model
 from ..errors import GateError
@@ -300,8 +301,8 @@ def _judge(
 def _outputs(path: Path, images: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
     """[N, classes], eight images at a time."""
     session = open_model(path, fused=placement == "onnxruntime")
-    outputs = [session.run(images[start : start + 8]) for start in range(0, len(images), 8)]
-    return np.concatenate(outputs)
+    outputs, *_ = as_tuple(joined([session.run(part) for part in parted(images, 8)]))
+    return outputs
 
 
 def _range_count(work: Work) -> int:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CompressorError, FolderError, GateError, InputError
 from .builder import sha256_of
 from .built import BuiltEngine, built_engines, check_built, engine_files, is_builders_file, read_built
+from .feeds import as_tuple
 from .golden import Golden, distance, read_golden
 from .images import checked_outputs, load_inputs
 from .manifest import (
@@ -266,7 +267,8 @@ def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "",
 def answers(session: Session, manifest: Manifest, path: Path) -> Output:
     """[N, classes] for the images of one file; raises GateError when the model answers with anything else."""
     images = load_inputs(path, manifest.preprocessing)
-    return checked_outputs(session.run(images), images, str(path))
+    outputs, *_ = as_tuple(session.run(images))
+    return checked_outputs(outputs, images, str(path))
 
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:

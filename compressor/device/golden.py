@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import GateError
 from .arrays import read_npz
 from .builder import sha256_of_open
+from .feeds import as_tuple, joined, parted
 from .manifest import GOLDEN, Manifest
 from .parity import Parity, compare
 from .runtimes import Session
@@ -91,8 +92,7 @@ def distance(session: Session, golden: Golden, at_once: int = _MOST_IMAGES) -> P
 
     Raises GateError for outputs of another shape, and what `Session.run` raises.
     """
-    starts = range(0, len(golden.inputs), at_once)
-    outputs = [session.run(golden.inputs[start : start + at_once]) for start in starts]
-    if any(output.ndim == 0 for output in outputs):
+    outputs = [session.run(part) for part in parted(golden.inputs, at_once)]
+    if any(output.ndim == 0 for output in outputs for output in as_tuple(output)):
         raise GateError(f"{session.path} answers with a single number, expected a row for each image")
-    return compare(golden.outputs, np.concatenate(outputs))
+    return compare(golden.outputs, joined(outputs))

@@ -5,6 +5,7 @@ Its packages differ in the providers they bring. Knows no table of runtimes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ import numpy as np
 
 from ..errors import EngineError, ModelError
 from . import cuda
-from .openers import Images, LoadedModel, OpenOptions, Output
+from .feeds import Array
+from .openers import NUMBER_TYPES, LoadedModel, OpenOptions, Port
 
 if TYPE_CHECKING:
-    from onnxruntime import SessionOptions
+    from onnxruntime import NodeArg, SessionOptions
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}  # where ONNX Runtime calls a type otherwise than numpy
 
 
 def lacks(provider: str) -> str:
@@ -41,7 +44,7 @@ def session_options(threads: int) -> SessionOptions:
 
 
 def open_file(path: Path, options: OpenOptions, *, provider: str = CPU) -> LoadedModel:
-    """Raises EngineError where the provider does not start, ModelError for a file of several inputs."""
+    """Raises EngineError where the provider does not start, ModelError for what is no tensor of numbers."""
     import onnxruntime
 
     settings = session_options(options.threads)
@@ -53,14 +56,30 @@ def open_file(path: Path, options: OpenOptions, *, provider: str = CPU) -> Loade
         raise EngineError(
             f"onnxruntime could not start {provider} for {path}; its CUDA or TensorRT libraries are missing"
         )
-    inputs, output = session.get_inputs(), session.get_outputs()[0].name
-    if len(inputs) != 1:
-        raise ModelError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
-    name, takes_half = inputs[0].name, inputs[0].type == "tensor(float16)"
+    inputs, outputs = (ports(nodes, path) for nodes in (session.get_inputs(), session.get_outputs()))
+    output_names = [port.name for port in outputs]
 
-    def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if takes_half else images
-        return np.asarray(session.run([output], {name: feed})[0])
+    def call(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        answers = session.run(output_names, by_name(inputs, arrays))
+        return tuple(np.asarray(answer) for answer in answers)
 
-    shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape)  # a free axis has a name
-    return LoadedModel(shape, call, {"providers": ", ".join(session.get_providers())})
+    return LoadedModel(inputs, outputs, call, {"providers": ", ".join(session.get_providers())})
+
+
+def ports(nodes: Sequence[NodeArg], path: Path) -> tuple[Port, ...]:
+    """A session's inputs or outputs, in their order; ModelError for one that is no tensor of numbers."""
+    return tuple(_port(node, path) for node in nodes)
+
+
+def _port(node: NodeArg, path: Path) -> Port:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")  # such as "tensor(int64)", or "seq(tensor(float))"
+    dtype = _NUMPY_NAMES.get(kind, kind)
+    if dtype not in NUMBER_TYPES:
+        raise ModelError(f"{path} has {node.name!r} of type {node.type}, expected a tensor of numpy's numbers")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)  # a free axis has a name
+    return Port(node.name, shape, dtype)
+
+
+def by_name(inputs: Sequence[Port], arrays: Sequence[Array]) -> dict[str, Array]:
+    """The arrays as a session is fed; for inputs in half floats they are made of float32 here."""
+    return {port.name: array.astype(port.dtype, copy=False) for port, array in zip(inputs, arrays, strict=True)}

@@ -13,8 +13,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .feeds import Array
+
 Images = NDArray[np.float32]
 Output = NDArray[np.number]  # of the type the network has, which may be float16 or whole numbers
+Call = Callable[[tuple[Array, ...]], tuple[Array, ...]]
+NUMBER_TYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+"""What an input or output can hold, by numpy's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a model. `shape` has -1 for free axes, `dtype` is numpy's name of its numbers' type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +47,15 @@ class OpenOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A file a runtime has loaded. `shape` is its input's, with -1 for free axes; `details` what is said of a timing.
+    """A file a runtime has loaded, its inputs and outputs in the file's order; `details` is what is said of a timing.
 
-    `call` takes images [N, C, H, W], float32 in one block of memory, to output 0 as an array of the caller's own.
+    `call` takes an array for each input, of its shape and type and in one block of memory, to one for each output,
+    of the caller's own. Where an input is float16 it is given float32.
     """
 
-    shape: tuple[int, ...]
-    call: Callable[[Images], Output]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    call: Call
     details: Mapping[str, str] = field(default_factory=dict)
 
 

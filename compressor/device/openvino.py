@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ModelError
-from .openers import Images, LoadedModel, OpenOptions, Output
+from .feeds import Array
+from .openers import LoadedModel, OpenOptions, Port
+
+if TYPE_CHECKING:
+    from openvino import Output
 
 
 def open_file(path: Path, options: OpenOptions) -> LoadedModel:
-    """Raises ModelError for a file of several inputs."""
+    """One request of one stream, as latency is asked for."""
     import openvino
 
     # f32: of itself it computes fp32 files in bfloat16 on processors that have it.
@@ -23,16 +27,19 @@ def open_file(path: Path, options: OpenOptions) -> LoadedModel:
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     model = openvino.Core().read_model(str(path))
-    if len(model.inputs) != 1:
-        raise ModelError(f"{path} takes {len(model.inputs)} inputs, expected one batch of images")
+    inputs, outputs = (tuple(_port(place) for place in places) for places in (model.inputs, model.outputs))
 
     compiled = openvino.compile_model(model, "CPU", settings)
-    request, output = compiled.create_infer_request(), compiled.output(0)
-    takes_half = model.input(0).element_type == openvino.Type.f16
+    request, answer_places = compiled.create_infer_request(), compiled.outputs
 
-    def call(images: Images) -> Output:
-        feed = images.astype(np.float16) if takes_half else images
-        return np.array(request.infer([feed], share_inputs=True)[output])
+    def call(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        feeds = [array.astype(port.dtype, copy=False) for port, array in zip(inputs, arrays, strict=True)]
+        answers = request.infer(feeds, share_inputs=True)
+        return tuple(np.array(answers[place]) for place in answer_places)  # copies: the request's own are reused
 
-    shape = tuple(axis.get_length() if axis.is_static else -1 for axis in model.input(0).partial_shape)
-    return LoadedModel(shape, call, {"device": "CPU", "precision": "f32"})
+    return LoadedModel(inputs, outputs, call, {"device": "CPU", "precision": "f32"})
+
+
+def _port(place: Output) -> Port:
+    shape = tuple(axis.get_length() if axis.is_static else -1 for axis in place.partial_shape)
+    return Port(place.get_any_name(), shape, place.element_type.to_dtype().name)

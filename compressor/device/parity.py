@@ -1,30 +1,36 @@
-"""Two arrays of the same model's outputs in, their numeric distance out. Knows no runtime and no file.
+"""What a model answers twice, one array or several, in; the numeric distance out. Knows no runtime and no file.
 
-SQNR in dB = 10 log10(sum ref^2 / sum (ref - out)^2); the reference is always the fp32 original.
+SQNR in dB = 10 log10(sum ref^2 / sum (ref - out)^2); the reference is always the fp32 original. Of several outputs the
+worst counts. Whole numbers and booleans have no distance, only a share of entries that differ.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GateError
+from .feeds import Array, Arrays, as_tuple
 
 _MOST_DB = 300.0  # stands for no difference at all; beyond what float64 can tell apart
 _WORST = sys.float_info.max
+_TINY = float(np.finfo(np.float32).tiny)  # a reference of zeros has no magnitude to take a share of
 _SQUARE_ROOT_OF_WORST = 1e150  # larger differences have no square, and no cosine
 MOST_RELATIVE = 10.0  # a limit beyond it would hold nothing: ten times the largest output
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """`cosine` is the least over the rows, `top1_agreement` a share of the rows.
+    """`cosine` is the least over the rows, `top1_agreement` a share of the rows, 1 where no output is of classes.
 
-    Outputs that are not finite have the worst value of each figure; all figures are finite, so that JSON holds them.
+    Of several outputs, `max_abs`, `mean_abs` and `reference_max_abs` are those of the one whose largest difference is
+    the worst share of its largest magnitude; every other figure is the least of all. Outputs that are not finite have
+    the worst value of each figure; all figures are finite, so that JSON holds them.
     """
 
     n: int
@@ -54,21 +60,75 @@ LIMITS = {
 }
 
 
-def compare(reference: NDArray[np.number], output: NDArray[np.number]) -> Parity:
-    """Distance of `output` from `reference`, both [N, ...]; raises GateError when shapes differ or are empty."""
+def compare(reference: Arrays, output: Arrays, names: Sequence[str] = ()) -> Parity:
+    """Distance of `output` from `reference`, one array [N, ...] each or as many; the worst of them.
+
+    Raises GateError when numbers or shapes differ or nothing is compared; `names` are the outputs' for its message.
+    """
+    references, outputs = as_tuple(reference), as_tuple(output)
+    if len(references) != len(outputs):
+        raise GateError(
+            f"there are {len(outputs)} outputs, the reference has {len(references)}; the file holds another model"
+        )
+    if not references:
+        raise GateError("there are no outputs, so nothing was compared")
+    prefixes = [""] if len(references) == 1 else [_prefix(index, names) for index in range(len(references))]
+    parities = [_compare_one(*pair) for pair in zip(references, outputs, prefixes, strict=True)]
+    worst = max(parities, key=relative_difference)
+    return replace(
+        worst,
+        cosine=min(parity.cosine for parity in parities),
+        sqnr_db=min(parity.sqnr_db for parity in parities),
+        top1_agreement=min(parity.top1_agreement for parity in parities),
+    )
+
+
+def relative_difference(parity: Parity) -> float:
+    """The largest difference as a share of the reference's largest magnitude."""
+    return parity.max_abs / max(parity.reference_max_abs, _TINY)
+
+
+def _prefix(index: int, names: Sequence[str]) -> str:
+    return f"output {index} ({names[index]}): " if index < len(names) else f"output {index}: "
+
+
+def _compare_one(reference: Array, output: Array, prefix: str) -> Parity:
+    """Of one output; `prefix` is how messages begin."""
     if reference.shape != output.shape:
         raise GateError(
-            f"the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "
+            f"{prefix}the outputs have shape {list(output.shape)}, the reference {list(reference.shape)}; "
             "the file holds another model or a fixed batch"
         )
     if reference.ndim == 0 or reference.size == 0:
         shape = list(reference.shape)
-        raise GateError(f"outputs of shape {shape} hold no number, so nothing was compared; give images")
+        raise GateError(f"{prefix}outputs of shape {shape} hold no number, so nothing was compared; give images")
+    return _equality(reference, output) if reference.dtype.kind in "biu" else _distance(reference, output)
 
+
+def _equality(reference: Array, output: Array) -> Parity:
+    """Of whole numbers or booleans: each entry that differs is a difference of 1 to a magnitude of 1, spread over all.
+
+    One number for each sample is taken for its class.
+    """
+    differing = float((reference != output).mean())
+    return Parity(
+        n=len(reference),
+        max_abs=differing,
+        mean_abs=differing,
+        cosine=1.0,
+        sqnr_db=min(_MOST_DB, -10 * math.log10(differing)) if differing else _MOST_DB,
+        top1_agreement=1 - differing if reference.ndim == 1 else 1.0,
+        reference_max_abs=1.0,
+    )
+
+
+def _distance(reference: Array, output: Array) -> Parity:
+    """Of floats. A row of numbers, [N, C] or [N, C, 1, 1], is taken for its classes."""
     wanted = reference.reshape(len(reference), -1).astype(np.float64)  # [N, everything else]
     actual = output.reshape(len(output), -1).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         difference = np.abs(wanted - actual)
+    is_of_classes = reference.shape[1:2] == wanted.shape[1:]
     finite = bool(np.isfinite(difference).all() and difference.max() < _SQUARE_ROOT_OF_WORST)
     return Parity(
         n=len(wanted),
@@ -76,7 +136,7 @@ def compare(reference: NDArray[np.number], output: NDArray[np.number]) -> Parity
         mean_abs=float(difference.mean()) if finite else _WORST,
         cosine=_least_cosine(wanted, actual) if finite else -1.0,
         sqnr_db=_sqnr_db(wanted, difference) if finite else -_MOST_DB,
-        top1_agreement=float((wanted.argmax(1) == actual.argmax(1)).mean()),
+        top1_agreement=float((wanted.argmax(1) == actual.argmax(1)).mean()) if is_of_classes else 1.0,
         reference_max_abs=float(np.nan_to_num(np.abs(wanted)).max()),
     )
 
@@ -102,7 +162,7 @@ def _sqnr_db(reference: NDArray[np.float64], difference: NDArray[np.float64]) ->
 
 def failures(parity: Parity, limits: Limits) -> tuple[str, ...]:
     """One line per limit that does not hold; empty when all do. NaN keeps to no limit."""
-    allowed = limits.relative * max(parity.reference_max_abs, float(np.finfo(np.float32).tiny))
+    allowed = limits.relative * max(parity.reference_max_abs, _TINY)
     lines = []
     if not parity.max_abs <= allowed:
         lines.append(f"max |difference| {parity.max_abs:.3g}, at most {allowed:.3g}")
@@ -115,9 +175,8 @@ def failures(parity: Parity, limits: Limits) -> tuple[str, ...]:
 
 def limits_around(parity: Parity, *, slack: float = 2.0) -> Limits:
     """What another device must keep to, given what was measured here: `slack` times the distance, fp32's at least."""
-    relative = parity.max_abs / max(parity.reference_max_abs, float(np.finfo(np.float32).tiny))
     floor = LIMITS["fp32"]
     return Limits(
-        relative=min(max(slack * relative, floor.relative), MOST_RELATIVE),
+        relative=min(max(slack * relative_difference(parity), floor.relative), MOST_RELATIVE),
         cosine=max(min(1 - slack * (1 - parity.cosine), floor.cosine), -1.0),
     )

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import CompressorError, EngineError, InputError, MissingPackageError, ModelError, did_you_mean
 from . import cuda, onnxruntime, openvino, tensorrt
-from .openers import Images, LoadedModel, Opener, OpenOptions, Output
+from .feeds import Array, Arrays, as_tuple
+from .openers import Call, LoadedModel, Opener, OpenOptions, Port
 
 ModelKind = Literal["onnx", "engine", "network"]
 REFERENCE = "onnxruntime"
@@ -98,27 +99,40 @@ RUNTIMES: tuple[Runtime, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A loaded model. `shape` is the input's, with -1 for free axes; `details` what the runtime says of itself."""
+    """A loaded model, its inputs and outputs in the file's order; `details` is what the runtime says of itself.
+
+    `outputs` is empty where nothing but running says what they are, as of a network in memory.
+    """
 
     runtime: str
     version: str
     path: str
-    shape: tuple[int, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     threads: int
-    call: Callable[[Images], Output]
+    call: Call
     details: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, images: Images) -> Output:
-        """Output 0 for images [N, C, H, W]; raises ModelError for a shape or type the model does not take."""
-        images = _checked(images, self.shape, self.path)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The first input's, with -1 for free axes."""
+        return self.inputs[0].shape
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """The answer to one array, or to a tuple of one for each input: a tuple where the model has several outputs.
+
+        Raises ModelError for a shape or type the model does not take.
+        """
+        arrays = _checked(as_tuple(inputs), self.inputs, self.path)
         try:
-            return self.call(images)
+            answers = self.call(arrays)
         except CompressorError:
             raise
         except Exception as error:
-            raise ModelError(
-                f"{self.runtime} failed on {self.path} with an input of shape {list(images.shape)}: {_reason(error)}"
-            ) from error
+            shapes = " and ".join(str(list(array.shape)) for array in arrays)
+            with_what = f"an input of shape {shapes}" if len(arrays) == 1 else f"inputs of shapes {shapes}"
+            raise ModelError(f"{self.runtime} failed on {self.path} with {with_what}: {_reason(error)}") from error
+        return answers[0] if len(answers) == 1 else answers
 
     __call__ = run
 
@@ -186,7 +200,10 @@ def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, 
         raise
     except Exception as error:
         raise ModelError(f"{runtime} can't load {path}: {_reason(error)}; the file is damaged or not for it") from error
-    return Session(runtime, version_of(runtime), str(path), model.shape, threads, model.call, model.details)
+    if not model.inputs or not model.outputs:
+        raise ModelError(f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected both")
+    version = version_of(runtime)
+    return Session(runtime, version, str(path), model.inputs, model.outputs, threads, model.call, model.details)
 
 
 def available() -> dict[str, str]:
@@ -222,15 +239,30 @@ def _unknown(name: str, runtimes: tuple[str, ...]) -> InputError:
     return InputError(f"no runtime {name!r}; there are {', '.join(runtimes)}.{did_you_mean(name, [*runtimes])}")
 
 
-def _checked(images: Images, shape: tuple[int, ...], path: str) -> Images:
-    """The images in one block of memory; ModelError unless they are float32 of the model's shape, -1 fits anything."""
-    has_all_axes = images.ndim == len(shape)
-    if not has_all_axes or any(size not in (-1, length) for size, length in zip(shape, images.shape, strict=True)):
-        expected = ", ".join("N" if size == -1 else str(size) for size in shape)
-        raise ModelError(f"the input has shape {list(images.shape)}, {path} takes [{expected}]")
-    if images.dtype != np.float32:
-        raise ModelError(f"the input is {images.dtype}, {path} takes float32; pass images.astype(np.float32)")
-    return np.ascontiguousarray(images)
+def _checked(arrays: tuple[Array, ...], ports: tuple[Port, ...], path: str) -> tuple[Array, ...]:
+    """Each array in one block of memory; ModelError unless they are what the model takes."""
+    if len(arrays) != len(ports):
+        names = ", ".join(port.name for port in ports)
+        raise ModelError(f"{path} takes {len(ports)} arrays ({names}), {len(arrays)} were given")
+    for array, port in zip(arrays, ports, strict=True):
+        _require_fit(array, port, path, "the input" if len(ports) == 1 else f"the input {port.name!r}")
+
+    counts = [len(array) for array, port in zip(arrays, ports, strict=True) if port.shape[:1] == (-1,)]
+    if len(set(counts)) > 1:
+        listed = ", ".join(map(str, counts))
+        raise ModelError(f"{path} takes equally many samples of each input, {listed} were given")
+    return tuple(np.asarray(array, order="C") for array in arrays)
+
+
+def _require_fit(array: Array, port: Port, path: str, subject: str) -> None:
+    """Raises ModelError unless an array is of the input's shape, where -1 fits anything, and type."""
+    has_all_axes = array.ndim == len(port.shape)
+    if not has_all_axes or any(size not in (-1, length) for size, length in zip(port.shape, array.shape, strict=True)):
+        expected = ", ".join("N" if size == -1 else str(size) for size in port.shape)
+        raise ModelError(f"{subject} has shape {list(array.shape)}, {path} takes [{expected}]")
+    wanted = "float32" if port.dtype == "float16" else port.dtype  # half floats are the runtime's own affair
+    if array.dtype != wanted:
+        raise ModelError(f"{subject} is {array.dtype}, {path} takes {wanted}; cast it with .astype({wanted!r})")
 
 
 def _reason(error: BaseException) -> str:

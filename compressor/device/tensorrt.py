@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import EngineError, MissingPackageError
 from . import child, cuda
-from .openers import Images, LoadedModel, OpenOptions, Output
+from .feeds import Array
+from .openers import LoadedModel, OpenOptions, Port
 
 if TYPE_CHECKING:  # TensorRT-RTX calls them the same
     from tensorrt import IBuilderConfig, ICudaEngine, IExecutionContext, ILogger, ParserError, Runtime
@@ -219,32 +220,43 @@ def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedMode
 
     context = _context(trt, engine)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    ports = {name: _port(trt, engine, name) for name in names}
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
-    if len(inputs) != 1:
-        raise EngineError(f"{path} takes {len(inputs)} inputs, expected one batch of images")
-    types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
     buffers: Buffers = {}
 
-    def run(images: Images) -> Output:
-        feed = np.ascontiguousarray(images, dtype=types[inputs[0]])
-        if not context.set_input_shape(inputs[0], feed.shape):
-            raise EngineError(f"{path.name} was not built for the shape {list(feed.shape)}; see its profile")
-        results = {name: np.empty(tuple(context.get_tensor_shape(name)), types[name]) for name in outputs}
-        for name, array in {inputs[0]: feed, **results}.items():
+    def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        feeds = {name: _feed(array, ports[name]) for name, array in zip(inputs, arrays, strict=True)}
+        for name, feed in feeds.items():
+            if not context.set_input_shape(name, feed.shape):
+                shape = list(feed.shape)
+                raise EngineError(f"{path.name} was not built for the shape {shape} of {name!r}; see its profile")
+        results = {name: np.empty(tuple(context.get_tensor_shape(name)), ports[name].dtype) for name in outputs}
+        for name, array in {**feeds, **results}.items():
             context.set_tensor_address(name, _buffer(buffers, name, array.nbytes))
 
-        cuda.to_device(buffers[inputs[0]][0], feed, stream)
+        for name, feed in feeds.items():
+            cuda.to_device(buffers[name][0], feed, stream)
         if not context.execute_async_v3(stream):
             raise EngineError(f"{path.name} failed to run: {'; '.join(logger.problems[-2:]) or 'no reason given'}")
         for name, array in results.items():
             cuda.to_host(array, buffers[name][0], stream)
         cuda.wait(stream)
-        return results[outputs[0]]
+        return tuple(results.values())
 
     gpu, capability = cuda.device()
     details = {"gpu": gpu, "compute_capability": capability}
-    return LoadedModel(tuple(engine.get_tensor_shape(inputs[0])), run, details)
+    return LoadedModel(tuple(ports[name] for name in inputs), tuple(ports[name] for name in outputs), run, details)
+
+
+def _port(trt: ModuleType, engine: ICudaEngine, name: str) -> Port:
+    dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+    return Port(name, tuple(engine.get_tensor_shape(name)), dtype.name)
+
+
+def _feed(array: Array, port: Port) -> Array:
+    """In one block of memory, of the engine's type: what it takes in half floats comes as float32."""
+    return np.asarray(array, dtype=port.dtype, order="C")
 
 
 def _buffer(buffers: Buffers, name: str, size_bytes: int) -> int:

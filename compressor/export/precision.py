@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ..device.feeds import as_tuple
 from ..device.runtimes import open_model
 from ..errors import InputError
 from .calibration import Statistics
@@ -192,7 +193,7 @@ def weight_bits() -> int:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         path = write_model(model, Path(folder) / "saturates.onnx")
-        sums = open_model(path).run(np.full((8, 64), 255, dtype=np.float32))
+        sums, *_ = as_tuple(open_model(path).run(np.full((8, 64), 255, dtype=np.float32)))
     return 8 if bool((sums == 255.0 * 127 * 64).all()) else 7
 
 

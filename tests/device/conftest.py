@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from compressor.device.bundle import Manifest, ModelFile, write_bundle
 from compressor.device.images import Preprocessing
 
 SIZE, CLASSES = 16, 5
+TOKENS = 7
 PREPROCESSING = Preprocessing((SIZE, SIZE), (20,), "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
@@ -50,6 +52,62 @@ def small_outputs(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArra
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # [N, C, H, W, 3, 3]
     hidden = np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None]
     return np.maximum(hidden, 0).mean((2, 3)) @ fc.T + fc_bias
+
+
+def pair_model() -> onnx.ModelProto:
+    """Images and whole numbers in, with a mask; a row of scores, the best one's index and a map out. Free batch axis.
+
+    Scores are the images' means by channel and the mean of the tokens' weights, where the mask says so.
+    """
+    weights = np.random.default_rng(2).standard_normal((TOKENS, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["weights", "tokens"], ["t"], "embed"),
+        helper.make_node("ReduceMean", ["t", "one"], ["m"], "mean", keepdims=0),
+        helper.make_node("GlobalAveragePool", ["image"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Add", ["f", "m"], ["s"], "sum"),
+        helper.make_node("Cast", ["mask"], ["c"], "cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["c", "one"], ["u"], "unsqueeze"),
+        helper.make_node("Mul", ["s", "u"], ["scores"], "masked"),
+        helper.make_node("ArgMax", ["s"], ["best"], "argmax", axis=1, keepdims=0),
+        helper.make_node("Relu", ["image"], ["maps.0"], "relu"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 3, 4, 4]),
+        helper.make_tensor_value_info("tokens", onnx.TensorProto.INT64, ["batch", 2]),
+        helper.make_tensor_value_info("mask", onnx.TensorProto.BOOL, ["batch"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["batch", 3]),
+        helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["batch"]),
+        helper.make_tensor_value_info("maps.0", onnx.TensorProto.FLOAT, ["batch", 3, 4, 4]),
+    ]
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1]), "one")]
+    graph = helper.make_graph(nodes, "pair", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def pair_outputs(inputs: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+    """The same network by hand."""
+    image, tokens, mask = inputs
+    weights = numpy_helper.to_array(pair_model().graph.initializer[0])
+    scores = image.mean((2, 3)) + weights[tokens].mean(1)
+    return scores * mask[:, None], scores.argmax(1), np.maximum(image, 0)
+
+
+@pytest.fixture(scope="session")
+def pair_inputs() -> tuple[NDArray[Any], ...]:
+    """Of five samples, in the model's order; the third is masked."""
+    generator = np.random.default_rng(3)
+    images = generator.standard_normal((5, 3, 4, 4)).astype(np.float32)
+    return images, generator.integers(0, TOKENS, (5, 2)), np.arange(5) != 2
+
+
+@pytest.fixture(scope="session")
+def pair_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pair") / "pair.onnx"
+    path.write_bytes(pair_model().SerializeToString())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.device.bundle import read_bundle
 from compressor.device.golden import Golden, distance, read_golden
+from compressor.device.openers import Port
 from compressor.device.parity import compare
 from compressor.device.runtimes import Session
 from compressor.errors import GateError
@@ -26,7 +27,8 @@ def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def session_of(function: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Session:
-    return Session("python", "1", "model.onnx", (-1, 3, 4, 4), 1, function, {})
+    images = Port("input", (-1, 3, 4, 4), "float32")
+    return Session("python", "1", "model.onnx", (images,), (), 1, lambda arrays: (function(arrays[0]),))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4, 5, 100])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,69 @@ def test_what_is_not_finite_fails_and_goes_into_json(bad: float) -> None:
 def test_every_limit_can_fail_alone(limits: Limits, words: str) -> None:
     found = compare(np.array([[3.0, 4.0], [5.0, 0.0]]), np.array([[4.0, 3.0], [5.0, 0.0]]))
     assert [words in line for line in failures(found, limits)] == [True]
+
+
+def test_of_several_outputs_the_worst_counts() -> None:
+    scores = np.array([[3.0, 4.0], [1.0, 0.0]])
+    maps = np.full((2, 3, 2, 2), 100.0)
+    off_by_one = np.array([[4.0, 3.0], [1.0, 0.0]])
+    alone = compare(scores, off_by_one)
+    found = compare((maps, scores), (maps + 2, off_by_one))  # 2 % of 100 and 25 % of 4
+    assert (found.max_abs, found.mean_abs, found.reference_max_abs) == (1.0, 0.5, 4.0)
+    assert (found.cosine, found.sqnr_db, found.top1_agreement) == (alone.cosine, alone.sqnr_db, 0.5)
+    assert compare((maps,), (maps + 2,)) == compare(maps, maps + 2)
+
+    # the largest difference and the least of each other figure need not be one output's
+    shifted = compare((maps, scores), (maps + 60, off_by_one))
+    assert (shifted.max_abs, shifted.reference_max_abs) == (60.0, 100.0)
+    assert (shifted.cosine, shifted.top1_agreement) == (alone.cosine, 0.5)
+
+
+def test_whole_numbers_are_equal_or_not() -> None:
+    reference = np.array([900, 2, 5, 7])
+    found = compare(reference, np.array([901, 2, 5, 7]))
+    assert (found.max_abs, found.mean_abs, found.reference_max_abs) == (0.25, 0.25, 1.0)
+    assert (found.cosine, found.top1_agreement) == (1.0, 0.75)
+    assert found.sqnr_db == pytest.approx(10 * math.log10(4), abs=EXACT)
+    equal = compare(reference, reference)
+    assert (equal.max_abs, equal.top1_agreement) == (0.0, 1.0)
+    masks = np.zeros((2, 4, 4), bool)
+    assert compare(masks, ~masks).max_abs == 1.0
+    assert compare(masks, ~masks).top1_agreement == 1.0  # of pixels, not of classes
+    assert failures(compare((reference, masks), (reference, ~masks)), LIMITS["fp32"])
+
+
+def test_only_a_row_of_numbers_is_of_classes() -> None:
+    maps = np.random.default_rng(0).standard_normal((3, 4, 2, 2))
+    assert compare(maps, -maps).top1_agreement == 1.0
+    assert compare(maps[:, :, :1, :1], -maps[:, :, :1, :1]).top1_agreement == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_output_that_is_not_finite_is_the_worst(bad: float) -> None:
+    values, odd = np.ones((2, 3)), np.ones((2, 3, 2))
+    odd[1, 2, 0] = bad
+    found = compare((values, np.ones((2, 3, 2))), (values, odd))
+    assert len(failures(found, LIMITS["int8"])) >= 2
+    json.dumps(asdict(found), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "words"),
+    [
+        ((), (), "there are no outputs, so nothing was compared"),
+        ((np.ones((2, 3)),) * 2, (np.ones((2, 3)),) * 3, "there are 3 outputs, the reference has 2"),
+        (
+            (np.ones((2, 3)), np.ones(2)),
+            (np.ones((2, 3)), np.ones(3)),
+            r"^output 1 \(best\): the outputs have shape \[3",
+        ),
+        ((np.ones((2, 3)), np.ones((2, 0))), (np.ones((2, 3)), np.ones((2, 0))), r"^output 1 .*nothing was compared"),
+    ],
+)
+def test_outputs_that_do_not_go_together_are_no_parity(reference: Any, output: Any, words: str) -> None:
+    with pytest.raises(GateError, match=words):
+        compare(reference, output, ("scores", "best"))
 
 
 def test_other_shapes_are_no_parity() -> None:

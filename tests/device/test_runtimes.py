@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from compressor.device import runtimes, tensorrt
-from compressor.device.openers import LoadedModel, OpenOptions
+from compressor.device.feeds import cut
+from compressor.device.openers import LoadedModel, OpenOptions, Port
 from compressor.device.runtimes import (
     FILES,
     REFERENCE,
@@ -27,7 +32,7 @@ from compressor.device.runtimes import (
 )
 from compressor.errors import EngineError, InputError, MissingPackageError, ModelError
 
-from .conftest import SIZE, small_model, small_outputs
+from .conftest import CLASSES, SIZE, pair_outputs, small_model, small_outputs
 
 # fp32 sums of 27 to 256 terms in another order than the float64 oracle's.
 FP32_ABS = 1e-5
@@ -53,8 +58,60 @@ def test_outputs_are_the_oracles_at_every_batch_size(
 def test_a_session_says_what_it_is(runtime: str, model_file: Path) -> None:
     session = open_model(model_file, runtime=runtime, threads=1)
     assert session.shape == (-1, 3, SIZE, SIZE)
+    assert session.inputs == (Port("input", (-1, 3, SIZE, SIZE), "float32"),)
+    assert session.outputs == (Port("output", (-1, CLASSES), "float32"),)
     assert session.version == version_of(runtime) != ""
     assert (session.runtime, session.threads) == (runtime, 1)
+
+
+def test_several_inputs_and_outputs_of_any_type_go_by_the_files_order(
+    runtime: str, pair_file: Path, pair_inputs: tuple[NDArray[Any], ...]
+) -> None:
+    session = open_model(pair_file, runtime=runtime, threads=1)
+    assert session.inputs == (
+        Port("image", (-1, 3, 4, 4), "float32"),
+        Port("tokens", (-1, 2), "int64"),
+        Port("mask", (-1,), "bool"),
+    )
+    assert session.outputs == (
+        Port("scores", (-1, 3), "float32"),
+        Port("best", (-1,), "int64"),
+        Port("maps.0", (-1, 3, 4, 4), "float32"),
+    )
+    for size in (5, 2):
+        answers = session.run(cut(pair_inputs, 0, size))
+        assert isinstance(answers, tuple)
+        for answer, expected in zip(answers, cut(pair_outputs(pair_inputs), 0, size), strict=True):
+            assert answer.dtype == expected.dtype
+            np.testing.assert_allclose(answer, expected, atol=FP32_ABS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda image, tokens, mask: (image, tokens), r"takes 3 arrays \(image, tokens, mask\), 2 were given"),
+        (lambda image, tokens, mask: (image, tokens[:, :1], mask), r"'tokens' has shape \[5, 1\], .*takes \[N, 2\]"),
+        (lambda image, tokens, mask: (image, tokens, mask[:, None]), r"'mask' has shape \[5, 1\], .*takes \[N\]"),
+        (lambda image, tokens, mask: (image, tokens.astype(np.int32), mask), "'tokens' is int32, .*takes int64"),
+        (lambda image, tokens, mask: (image, tokens, mask[:4]), "equally many samples of each input, 5, 5, 4 were"),
+    ],
+)
+def test_of_several_inputs_the_one_that_does_not_fit_is_named(
+    runtime: str, pair_file: Path, pair_inputs: tuple[NDArray[Any], ...], change: Callable[..., Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        open_model(pair_file, runtime=runtime).run(change(*pair_inputs))
+
+
+def test_half_floats_are_given_as_float32(runtime: str, tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, ["batch", 2]) for name in ("input", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["y"])], "half", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "half.onnx").write_bytes(model.SerializeToString())
+    session = open_model(tmp_path / "half.onnx", runtime=runtime)
+    assert [port.dtype for port in (*session.inputs, *session.outputs)] == ["float16", "float16"]
+    answer = session.run(np.array([[1.5, -1]], np.float32))
+    np.testing.assert_array_equal(answer, np.array([[1.5, 0]], np.float16))
 
 
 def test_outputs_are_the_callers_own(runtime: str, model_file: Path, images: NDArray[np.float32]) -> None:
@@ -167,7 +224,8 @@ def test_an_opener_is_given_what_was_asked_for(model_file: Path, monkeypatch: py
 
     def opens(path: Path, options: OpenOptions) -> LoadedModel:
         asked.append(options)
-        return LoadedModel((-1, 3, SIZE, SIZE), lambda images: images, {"said": "so"})
+        port = Port("input", (-1, 3, SIZE, SIZE), "float32")
+        return LoadedModel((port,), (port,), lambda arrays: arrays, {"said": "so"})
 
     monkeypatch.setattr(runtimes, "RUNTIMES", (Runtime("mirror", opens, "numpy"),))
     session = open_model(model_file, runtime="mirror", threads=2, fused=False)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from ..errors import ModelError
-from .onnxruntime import CPU, session_options
-from .timing import Images, make_batches
+from .feeds import Arrays, as_tuple
+from .onnxruntime import CPU, by_name, ports, session_options
+from .timing import make_batches
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -49,17 +50,18 @@ class TraceEvent(TypedDict, total=False):
     args: dict[str, str]
 
 
-def profile_kernels(path: Path | str, images: Images, *, batch: int = 1, threads: int = 0) -> list[KernelTime]:
+def profile_kernels(path: Path | str, images: Arrays, *, batch: int = 1, threads: int = 0) -> list[KernelTime]:
     """Every kernel of `path` on ONNX Runtime's CPU provider, over `RUNS` runs after a warm-up, in their order.
 
-    `images` [M, C, H, W] is a pool batches are drawn from. Raises ModelError when the file can't be loaded.
+    `images` [M, ...], or a tuple of all inputs', is a pool batches are drawn from. Raises ModelError when the file
+    can't be loaded.
     """
     batches = make_batches(images, batch)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
         session = _session(Path(path), Path(folder) / "profile", threads)
-        name = session.get_inputs()[0].name
+        inputs = ports(session.get_inputs(), Path(path))
         for run in range(_WARM_UP + RUNS):
-            session.run(None, {name: batches[run % len(batches)]})
+            session.run(None, by_name(inputs, as_tuple(batches[run % len(batches)])))
         events = json.loads(Path(session.end_profiling()).read_text())
     return _kernels(events)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ..errors import GateError, InputError
 from .environment import Environment, read_environment
+from .feeds import Arrays, as_tuple, count, cut, mapped, parted
 from .percentiles import describe, estimate
 
 SCHEMA = "compressor.timing/1"
-Images = NDArray[np.float32]
-Subject = Callable[[Images], object]
+Subject = Callable[[Any], object]  # takes a batch, one array or a tuple of several
 
 _STABLE = 0.03  # two successive windows' medians within 3 %: the spread a quiet machine shows anyway
 _WINDOW = 5
@@ -113,12 +113,12 @@ class Statistics(TypedDict):
 
 def time_interleaved(
     subjects: Mapping[str, Subject],
-    images: Images,
+    images: Arrays,
     *,
     schedule: Schedule,
     runtimes: Mapping[str, str] | None = None,
 ) -> dict[str, Timing]:
-    """Times subjects ABAB in this process; `images` [M, C, H, W] is a pool batches are drawn from in order.
+    """Times subjects ABAB in this process; `images` [M, ...], or a tuple of all inputs', is a pool of batches in order.
 
     Loading and cold start are not seen here; `worker.time_files` measures files in processes of their own.
     """
@@ -150,23 +150,32 @@ def time_interleaved(
     return timings
 
 
-def make_batches(images: Images, batch: int) -> list[Images]:
-    """Batches [batch, C, H, W] that walk through the pool; offline and single-stream runs see them in the same order.
+def make_batches(images: Arrays, batch: int) -> list[Arrays]:
+    """Batches [batch, ...] that walk through the pool; offline and single-stream runs see them in the same order.
 
     The last one is filled up from the pool's start: of 5 images in twos they are 0 1, 2 3, 4 0. Raises InputError for
-    images of another shape, or none.
+    none, or where inputs have them unequally many.
     """
-    if images.ndim != 4 or len(images) == 0:
-        raise InputError(f"timing needs images [N, C, H, W], got shape {list(images.shape)}")
-    images = np.ascontiguousarray(images)
-    whole = len(images) // batch * batch
-    batches = [images[i : i + batch] for i in range(0, whole, batch)]  # views: a large pool is not copied
-    if whole < len(images):
-        batches.append(images[np.arange(whole, whole + batch) % len(images)])
+    _require_samples(images)
+    images = mapped(np.ascontiguousarray, images)
+    total = count(images)
+    whole = total // batch * batch
+    batches = parted(cut(images, 0, whole), batch)  # views: a large pool is not copied
+    if whole < total:
+        rows = np.arange(whole, whole + batch) % total
+        batches.append(mapped(lambda array: array[rows], images))
     return batches
 
 
-def warm_up(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> tuple[int, bool]:
+def _require_samples(images: Arrays) -> None:
+    arrays = as_tuple(images)
+    counts = {array.shape[:1] for array in arrays}
+    if len(counts) != 1 or counts <= {(), (0,)}:
+        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+        raise InputError(f"timing needs images or other samples on the first axis, as many of each input; got {shapes}")
+
+
+def warm_up(subject: Subject, batches: Sequence[Arrays], schedule: Schedule) -> tuple[int, bool]:
     """Runs until the time has passed and two windows agree; returns the runs and whether they did agree."""
     samples_ms: list[float] = []
     start = time.perf_counter()
@@ -179,7 +188,7 @@ def warm_up(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> 
             return len(samples_ms), False
 
 
-def take_turn(subject: Subject, batches: Sequence[Images], schedule: Schedule) -> list[float]:
+def take_turn(subject: Subject, batches: Sequence[Arrays], schedule: Schedule) -> list[float]:
     """One turn's samples in ms, each a run on its own batch."""
     samples_ms: list[float] = []
     seconds = schedule.seconds / schedule.rounds
@@ -203,7 +212,7 @@ def _shared_out(runs: int, rounds: int) -> int:
     return -(-runs // rounds)
 
 
-def _run_once_ms(subject: Subject, batch: Images) -> float:
+def _run_once_ms(subject: Subject, batch: Arrays) -> float:
     start_ns = time.perf_counter_ns()
     subject(batch)
     return (time.perf_counter_ns() - start_ns) / 1e6

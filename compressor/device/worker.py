@@ -18,12 +18,13 @@ import numpy as np
 
 from . import child
 from .environment import Environment, affinity, pin, read_environment, resident_bytes
+from .feeds import Arrays
 from .runtimes import REFERENCE, Session, open_model
-from .timing import Images, Schedule, Timing, make_batches, schedule_from_json, take_turn, warm_up
+from .timing import Schedule, Timing, make_batches, schedule_from_json, take_turn, warm_up
 
 
 class OpenRequest(TypedDict):
-    """Load the model at `path` and run it once, on images of the .npy file `pool`; `schedule` as JSON has it."""
+    """Load the model at `path` and run it once, on images of the file `pool`; `schedule` as JSON has it."""
 
     do: Literal["open"]
     path: str
@@ -40,7 +41,7 @@ class NextRequest(TypedDict):
 
 def time_files(
     files: Mapping[str, Path],
-    images: Images,
+    images: Arrays,
     *,
     schedule: Schedule,
     runtime: str = REFERENCE,
@@ -48,14 +49,13 @@ def time_files(
 ) -> dict[str, Timing]:
     """Times model files by name on one runtime; adds load time, first run and peak memory to the samples.
 
+    `images` [M, ...], or a tuple of all inputs', is a pool that batches are drawn from in order.
     `module` is the child, where something else than a file is opened. Raises what `open_model` raises, and
     EngineError when a worker dies.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-"))
-        pool = Path(folder) / "images.npy"
-        np.save(pool, images)
-
+        pool = _saved(images, Path(folder))
         workers = {name: stack.enter_context(child.start(module, name=f"the timing of {name}")) for name in files}
         opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
         warmups = {name: ask({"do": "warm"}) for name, ask in workers.items()}
@@ -81,6 +81,25 @@ def time_files(
             details=start["details"],
         )
     return timings
+
+
+def _saved(images: Arrays, folder: Path) -> Path:
+    """An .npy file, or of several inputs an .npz with each under its number."""
+    if not isinstance(images, tuple):
+        np.save(folder / "images.npy", images)
+        return folder / "images.npy"
+    arrays: dict[str, Any] = {str(index): array for index, array in enumerate(images)}
+    np.savez(folder / "images.npz", **arrays)
+    return folder / "images.npz"
+
+
+def _loaded(pool: Path) -> Arrays:
+    """What `_saved` wrote."""
+    content = np.load(pool, allow_pickle=False)
+    if pool.suffix == ".npy":
+        return np.asarray(content)
+    with content:
+        return tuple(content[str(index)] for index in range(len(content.files)))
 
 
 def _take_turns(workers: Mapping[str, child.Ask], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
@@ -116,7 +135,7 @@ class Worker:
     """The child's state between requests: one session, its batches and its schedule."""
 
     session: Session
-    batches: list[Images]
+    batches: list[Arrays]
     schedule: Schedule
 
     def __init__(self, opener: Opener = _open_file) -> None:
@@ -137,7 +156,7 @@ class Worker:
         """Loads the model and runs it once, cold; returns both times and what was measured where."""
         self.schedule = schedule_from_json(request["schedule"])
         pin(self.schedule.cores)  # before the runtime starts its threads, which inherit it
-        self.batches = make_batches(np.load(request["pool"], allow_pickle=False), self.schedule.batch)
+        self.batches = make_batches(_loaded(Path(request["pool"])), self.schedule.batch)
 
         start_s = time.perf_counter()
         self.session = self.opener(Path(request["path"]), request["runtime"], self.schedule.threads)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
-from compressor.device.profiling import _WARM_UP, RUNS, KernelTime, _kernels
+from compressor.device.profiling import _WARM_UP, RUNS, KernelTime, _kernels, profile_kernels
 
 
 def event(name: str, duration_us: float, category: str = "Node", operation: str = "Conv") -> dict[str, Any]:
@@ -49,3 +51,9 @@ def test_a_kernel_without_an_operation_is_kept() -> None:
 
 def test_the_median_is_not_moved_by_one_slow_run() -> None:
     assert KernelTime("x", "Conv", (1.0, 2.0, 900.0)).median_us == pytest.approx(2.0)
+
+
+def test_a_file_of_several_inputs_is_profiled(pair_file: Path, pair_inputs: tuple[NDArray[Any], ...]) -> None:
+    kernels = profile_kernels(pair_file, pair_inputs, threads=1)
+    assert {"Gather", "ArgMax"} <= {kernel.operation for kernel in kernels}
+    assert {len(kernel.us) for kernel in kernels} == {RUNS}

@@ -92,6 +92,16 @@ def test_batches_walk_through_the_pool(pool: NDArray[np.float32]) -> None:
         make_batches(np.zeros((0, 1, 2, 2), np.float32), 1)
 
 
+def test_batches_of_several_inputs_go_together() -> None:
+    images, tokens = np.arange(5.0)[:, None], np.arange(5)
+    batches = make_batches((images, tokens), 2)
+    assert [batch[0][:, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
+    assert [batch[1].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
+    for wrong in ((images, tokens[:4]), (images, np.float32(1)), (), (images[:0], tokens[:0])):
+        with pytest.raises(InputError, match="as many of each input"):
+            make_batches(wrong, 2)
+
+
 class Clock:
     """Stands in for the time module: time passes only where a subject or a sleep says so."""
 
@@ -231,6 +241,12 @@ def test_files_are_timed_in_processes_of_their_own(model_file: Path, images: NDA
         assert summarise(made)["p99"] == "n too small (6 of 662)"
     assert compare(found["dense"], found["pruned"]).ratio > 0
     assert len(read_environment().state["affinity"].split(",")) >= 1
+
+
+def test_a_file_of_several_inputs_is_timed(pair_file: Path, pair_inputs: tuple[NDArray[Any], ...]) -> None:
+    found = time_files({"pair": pair_file}, pair_inputs, schedule=replace(QUICK, batch=2))["pair"]
+    assert len(found.samples_ms) == 6
+    assert min(found.samples_ms) > 0
 
 
 def test_a_workers_error_is_its_own(tmp_path: Path, images: NDArray[np.float32]) -> None:

@@ -112,11 +112,11 @@ def compress(
         return replace(run(recipe, notify=notify, model=in_hand, images=in_memory), dense=ready.module)
 
     if model is not None:
-        asked["model"] = _model_name(model)
+        asked["model"] = require_name(model)
     return run(read_recipe(None, **asked), notify=notify, images=in_memory)
 
 
-def _model_name(model: object) -> str:
+def require_name(model: object) -> str:
     """Raises ModelError for what is neither a module nor a name; nothing is taken in its place."""
     if isinstance(model, str):
         return model

@@ -11,11 +11,10 @@ from ..errors import MissingPackageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..inputs.images import Images
     from .outcome import SearchResult
 
 
-def search(model: str | nn.Module | None = None, images: str | Images | None = None, **options: object) -> SearchResult:
+def search(model: str | nn.Module | None = None, images: object = None, **options: object) -> SearchResult:
     """Searches a recipe for a model; see `compressor.searching.flow.search`.
 
     Raises MissingPackageError where what it needs is not installed.

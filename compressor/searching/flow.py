@@ -22,8 +22,9 @@ from ..errors import FolderError, RecipeError
 from ..files import content_hash, write_json
 from ..inputs.checkpoints import state_hash
 from ..inputs.images import Images, batches
+from ..inputs.in_memory import given_images
 from ..inputs.models import Model
-from ..pipeline import READING, find_units, keep_units
+from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
@@ -43,7 +44,7 @@ _KEY_FIELDS = (*READING, "accept", "units", "scope", "reduction", "normalisation
 
 def search(
     model: str | nn.Module | None = None,
-    images: str | Images | None = None,
+    images: object = None,
     *,
     notify: Notify | None = None,
     on_trial: Callable[[Progress], None] | None = None,
@@ -56,11 +57,10 @@ def search(
     search_fields = SearchOptions.__dataclass_fields__
     search_values = {name: options.pop(name) for name in search_fields if name in options}
 
-    images_in_memory = None
-    if isinstance(images, str):
-        options["data"] = images
-    elif isinstance(images, Images):
-        images_in_memory = images
+    source = given_images(images)
+    if isinstance(source, str):
+        options["data"] = source
+    images_in_memory = source if isinstance(source, Images) else None
 
     model_in_memory = None
     if isinstance(model, nn.Module):
@@ -69,7 +69,7 @@ def search(
     elif model is None:
         recipe = read_recipe(None, **options)
     else:
-        recipe = read_recipe(None, model=model, **options)
+        recipe = read_recipe(None, model=require_name(model), **options)
     return run_search(
         recipe,
         make_options(search_values),

@@ -14,9 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import compressor
+from compressor import pipeline
 from compressor.errors import DataError, ModelError
 from compressor.inputs.images import Images
 from compressor.inputs.in_memory import given_images
+from compressor.recipe import Recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3
@@ -97,6 +99,52 @@ class Net(nn.Module):
     pass
 
 
+class Begun(Exception):
+    """What ends a run where it begins."""
+
+
+Beginnings = list[tuple[Recipe, Images | None]]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Beginnings:
+    """Recipe and images that each run would begin with; none goes further."""
+    beginnings: Beginnings = []
+
+    def begin(recipe: Recipe, *, images: Images | None, **others: object) -> None:
+        beginnings.append((recipe, images))
+        raise Begun
+
+    monkeypatch.setattr(pipeline, "run", begin)
+    return beginnings
+
+
+@pytest.mark.parametrize("model", ["digits-resnet", Net()], ids=["name", "module"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        (PIXELS, LABELS),
+        TensorDataset(torch.from_numpy(PIXELS).permute(0, 3, 1, 2), torch.from_numpy(LABELS)),
+        DataLoader(Pictures(), batch_size=2),
+    ],
+    ids=["arrays", "tensor data set", "loader"],
+)
+def test_a_run_begins_with_the_images_it_was_given(begun: Beginnings, model: Any, given: Any) -> None:
+    with pytest.raises(Begun):
+        compressor.compress(model, given, size=8, mean=0.5, std=0.5)
+    ((_, images),) = begun
+    assert images is not None
+    assert images.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("model", ["digits-resnet", Net()], ids=["name", "module"])
+def test_a_path_is_the_source_of_a_runs_images(begun: Beginnings, model: Any) -> None:
+    with pytest.raises(Begun):
+        compressor.compress(model, Path("train.npz"), size=8, mean=0.5, std=0.5)
+    ((recipe, images),) = begun
+    assert (recipe.data, images) == ("train.npz", None)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -106,14 +154,18 @@ class Net(nn.Module):
         (Path("net.py"), "the model is a PosixPath"),
     ],
 )
-def test_anything_but_a_module_or_a_name_is_refused(model: Any, words: str, tmp_path: Path) -> None:
+def test_anything_but_a_module_or_a_name_is_refused(begun: Beginnings, model: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        compressor.compress(model, out=str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+        compressor.compress(model)
+    assert begun == []
+
+
+def test_what_holds_no_images_begins_no_run(begun: Beginnings) -> None:
+    with pytest.raises(DataError, match="given as a list"):
+        compressor.compress("digits-resnet", [1, 2])
+    assert begun == []
 
 
 def test_images_that_are_none_never_become_the_embedded_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="/nowhere/photos"):
         compressor.compress("digits-resnet", Path("/nowhere/photos"), out=str(tmp_path / "run"))
-    with pytest.raises(DataError, match="given as a list"):
-        compressor.compress("digits-resnet", [1, 2], out=str(tmp_path / "run"))

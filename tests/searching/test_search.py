@@ -26,7 +26,7 @@ from torch import nn
 import compressor
 from compressor.__main__ import main
 from compressor.choices import scoring_of
-from compressor.errors import BudgetError, DataError, MissingPackageError, RecipeError
+from compressor.errors import BudgetError, DataError, MissingPackageError, ModelError, RecipeError
 from compressor.graph import trace
 from compressor.pruning import analyse
 from compressor.recipe import Recipe, make_recipe, read_recipe, to_toml
@@ -36,6 +36,7 @@ from compressor.relevance.composite import PRESETS, SPACE, Axis, Choice, Rule, a
 from compressor.relevance.spelling import composite_of, to_text
 from compressor.report import searched as searched_pages
 from compressor.report.searched import Curve, SearchReport, Tried, write_search_report
+from compressor.searching import load_flow
 from compressor.searching.bench import Kept, area
 from compressor.searching.finalists import Finalist, finalists_of, winner_of
 from compressor.searching.options import SearchOptions, make_options
@@ -569,6 +570,38 @@ def test_without_optuna_the_search_names_the_package_to_install(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingPackageError, match="optuna not installed"):
         compressor.search("digits-resnet")
+
+
+# what a Python caller holds
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Any]]:
+    """Recipe and images that each search would begin with; none goes further."""
+    beginnings: list[tuple[Recipe, Any]] = []
+
+    def begin(recipe: Recipe, options: SearchOptions, *, images: Any, **others: object) -> None:
+        beginnings.append((recipe, images))
+
+    monkeypatch.setattr(load_flow(), "run_search", begin)
+    return beginnings
+
+
+def test_a_search_begins_with_what_it_was_given(begun: list[tuple[Recipe, Any]]) -> None:
+    pixels, labels = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 3
+    compressor.search("digits-resnet", (pixels, labels))
+    compressor.search(nn.Flatten(), Path("train.npz"))
+    (_, arrays), (recipe, nothing) = begun
+    assert arrays.labels.tolist() == labels.tolist()
+    assert (recipe.data, nothing) == ("train.npz", None)
+
+
+def test_what_is_neither_images_nor_a_model_begins_no_search(begun: list[tuple[Recipe, Any]]) -> None:
+    with pytest.raises(DataError, match="given as a list"):
+        compressor.search("digits-resnet", [1, 2])
+    with pytest.raises(ModelError, match="the class Flatten, expected a module made of it"):
+        compressor.search(nn.Flatten)  # type: ignore[arg-type]
+    assert begun == []
 
 
 # a whole search

@@ -159,8 +159,14 @@ def benchmark(
     seconds: float = typer.Option(
         2.0, help="least time for each file, runtime and scenario", min=0.0, metavar="NUMBER"
     ),
+    # --runs is what the device's command line calls it
     least_runs: int = typer.Option(
-        662, help="least runs of single images; a p99 stands from 662 on", min=1, metavar="WHOLE"
+        662,
+        "--least-runs",
+        "--runs",
+        help="least runs of single images; a p99 stands from 662 on",
+        min=1,
+        metavar="WHOLE",
     ),
     offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1, metavar="WHOLE"),
     rate_hz: float = typer.Option(

@@ -40,6 +40,10 @@ def test_a_benchmark_says_enough_runs_for_a_p99_unless_told_otherwise() -> None:
     assert (arguments.batch, arguments.runs, arguments.threads, arguments.rate_hz) == (1, 662, 0, 0.0)
 
 
+def test_least_runs_has_the_hosts_name_too() -> None:
+    assert parsed("benchmark b --least-runs 7").runs == parsed("benchmark b --runs 7").runs == 7
+
+
 def test_a_run_takes_several_inputs() -> None:
     arguments = parsed("run b one.png two.npy --top 3 --runtime onnxruntime --json")
     assert arguments.inputs == [Path("one.png"), Path("two.npy")]

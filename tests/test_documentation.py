@@ -17,6 +17,7 @@ import torch
 
 import compressor
 from compressor.cli import app
+from compressor.device.__main__ import VERBS
 from compressor.device.runtimes import REFERENCE, runtime_names
 from compressor.recipe import CRITERIA, Recipe
 from compressor.searching.options import SearchOptions
@@ -94,6 +95,12 @@ def test_every_criterion_and_runtime_is_documented() -> None:
     assert [name for name in CRITERIA if f"`{name}`" not in criteria] == []
     assert f"`{REFERENCE}`" in latency
     assert f"`{runtime_names('network')[0]}`" in latency
+
+
+def test_every_verb_that_works_on_a_device_is_on_the_page_of_shipping() -> None:
+    page = (ROOT / "docs" / "shipping.md").read_text()
+
+    assert [verb for verb in (*VERBS, "benchmark") if f"\ncompressor {verb} bundle/" not in page] == []
 
 
 def test_no_page_is_overwritten_by_one_that_sphinx_makes() -> None:

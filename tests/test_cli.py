@@ -199,6 +199,29 @@ def test_a_dry_run_asks_for_the_pre_processing_that_the_run_asks_for(command: Co
     assert "give --size" in unseen.stderr
 
 
+def test_a_dry_run_warns_of_a_budget_that_is_beaten_and_does_not_refuse_it(command: Command, tmp_path: Path) -> None:
+    answer = _compress(command, tmp_path / "run", "--dry-run", "--budget", "macs 0.6", "--multiple", "8")
+    assert answer.code == 0, answer.stderr
+    (warning,) = json.loads(answer.stdout)["warnings"]
+    assert "where 0.6 may stay" in warning
+    assert f"warning: {warning}" in answer.stderr
+
+
+def test_a_dry_run_names_the_budget_that_the_run_names(command: Command, tmp_path: Path) -> None:
+    asked = ("--budget", "macs 0.001")
+    refusals = [
+        _compress(command, tmp_path / "run", *asked, *more).stderr.splitlines()[-1] for more in ((), ("--dry-run",))
+    ]
+    assert refusals[0] == refusals[1]
+    assert "ask for at least --budget 'macs 0." in refusals[0]
+
+
+def test_least_runs_has_the_devices_name_too(command: Command) -> None:
+    text = command("benchmark", "--help").stdout
+    assert "--least-runs" in text
+    assert "--runs" in text.replace("--least-runs", "")
+
+
 @pytest.mark.parametrize("source", ["numbered", "integers.npz"])
 def test_numbers_are_the_models_own_classes(command: Command, tmp_path: Path, source: str) -> None:
     answer = _compress(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,8 +97,17 @@ def compress(tiny: nn.Module, images: Images, short_runs: None) -> Compress:
 
 
 @pytest.fixture(scope="module")
-def run(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> compressor.Run:
-    return compress(tmp_path_factory.mktemp("runs") / "whole")
+def notified() -> list[tuple[str, float]]:
+    """Stages and the shares of them that are done, as `run` notified them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(
+    compress: Compress, notified: list[tuple[str, float]], tmp_path_factory: pytest.TempPathFactory
+) -> compressor.Run:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return compress(folder, notify=lambda stage, share: notified.append((stage, share)))
 
 
 Planned = tuple[Work, pipeline.Pruned]
@@ -132,6 +142,21 @@ def test_the_summary_holds_what_the_command_promises(run: compressor.Run) -> Non
     for batches in run.summary["latency_ms"].values():
         assert set(batches) == {"1", "32"}
         assert all(at[which]["p50"] > 0 for at in batches.values() for which in ("dense", "shipped"))
+
+
+def test_every_figure_of_a_summary_that_a_page_shows_is_there(run: compressor.Run) -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *root.glob("docs/*.md"), *root.glob("examples/*.py")]
+    shown = {page.name: re.findall(r"summary\[\"(\w+)\"\]", page.read_text()) for page in pages}
+    assert {name: keys for name, keys in shown.items() if not set(keys) <= set(run.summary)} == {}
+    assert shown["README.md"] == ["accuracy_shipped", "latency_ratio_b1"]  # both of the network that ships
+
+
+def test_a_stage_that_takes_long_says_how_far_it_is(run: compressor.Run, notified: list[tuple[str, float]]) -> None:
+    for stage in ("measured-1", "repair-1", "finetune", "accuracy"):
+        shares = [share for name, share in notified if name == stage]
+        assert shares == sorted(shares)
+        assert [share for share in shares if 0 < share < 1], stage
 
 
 def test_the_budget_is_met_from_below_by_smaller_tensors(run: compressor.Run) -> None:

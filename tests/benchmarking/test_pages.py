@@ -79,12 +79,13 @@ def test_nothing_is_compared_across_runtimes_or_scenarios() -> None:
 
 
 def test_the_busiest_moment_counts_and_is_said_on_top() -> None:
-    def loaded(load: str) -> ScenarioTiming:
+    def loaded(load: str, name: str = "dense") -> ScenarioTiming:
         environment = replace(ENVIRONMENT, state={"load_average": load})
-        return ScenarioTiming(SINGLE, timing("dense", 4.0, environment=environment))
+        return ScenarioTiming(SINGLE, timing(name, 4.0, environment=environment))
 
-    page = pages.page_of(measured(timings=(loaded("0.1 0 0"), loaded("7.0 0 0"), loaded("3.0 0 0"))))
+    page = pages.page_of(measured(timings=(loaded("0.1 0 0"), loaded("7.0 0 0", "shipped"), loaded("3.0 0 0"))))
     assert page.warnings[0].startswith("busy machine: load 7.0 on 2 cores when the timing began")
+    assert page.verdict[0].endswith("shipped 1.00× (1.00–1.00) (busy machine: load 7.0 on 2 cores).")
     assert pages.crowd_of(measured(timings=())) == ""
 
 

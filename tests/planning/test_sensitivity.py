@@ -334,6 +334,17 @@ def test_only_kinds_that_may_go_are_measured_and_progress_ends_at_one() -> None:
     assert said == sorted(said)
 
 
+def test_measuring_moves_from_its_first_batch_to_its_end() -> None:
+    x = rows(120).float()
+    graph, structure, _ = read(Branches().eval(), x)
+    scores = score(graph, structure.groups, [], criterion="l1")
+    said: list[float] = []
+    measure_scores(graph, structure, scores, list(torch.split(x, 24)), PLAIN, progress=said.append)
+    steps = np.diff([0.0, *said])
+    assert said[0] < 0.1
+    assert steps.max() < 0.3
+
+
 def test_a_handful_of_images_will_do() -> None:
     _, found = measured(Branches(), rows(33).float()[:3])
     assert all(bool(np.isfinite(values).all()) for values in found.values.values())

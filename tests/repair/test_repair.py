@@ -59,6 +59,15 @@ def test_what_the_recipe_asks_for_is_repaired_and_nothing_else(
     assert changed(small, sought) == set(), "a search repairs otherwise than a run"
 
 
+def test_a_repair_says_how_far_it_is(tmp_path: Path) -> None:
+    work, structure, plan = prepared(tmp_path / "run")
+    small, slices = prune(work.dense, structure, plan)
+    shares: list[float] = []
+    repair_layers(work.dense, small, slices, work.calibration, progress=shares.append)
+    assert len(shares) == 2  # one for each layer that is refitted
+    assert 0 < shares[0] < shares[1] <= 1
+
+
 def test_a_lighter_repair_is_another_one(tmp_path: Path) -> None:
     work, structure, plan = prepared(tmp_path / "run")
     bench = Bench(work, structure, (), ())

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .budgets import Budget, parse_budget
-from .device.runtimes import available
-from .errors import EngineError, MissingPackageError
+from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
 from .recipe import Recipe
@@ -122,5 +121,5 @@ def require_known(recipe: Recipe) -> None:
 def _require_runtime(budget: Budget) -> None:
     reason = available().get(budget.runtime, "") if budget.kind == "latency" else ""
     if reason:
-        wrong = MissingPackageError if reason.startswith("not installed") else EngineError
-        raise wrong(f"budget '{budget}' can't be measured here: {budget.runtime} {reason}")
+        message = f"budget '{budget}' can't be measured here: {budget.runtime} {reason}"
+        raise unavailable_error(message, [reason])

@@ -8,8 +8,8 @@ CompressorError                1   anything below
 │   └── FolderError                an output folder holds something else, or can't be written
 ├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
 ├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
-├── EngineError                5   an engine can't be built or run here
-└── MissingPackageError        6   an optional package is not installed
+├── EngineError                5   an engine can't be built, or no model run, on this machine
+└── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
 """
 
 from __future__ import annotations

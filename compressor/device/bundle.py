@@ -38,7 +38,7 @@ from .manifest import (
 )
 from .openers import Output
 from .parity import Parity, failures
-from .runtimes import Session, available, kind_of, open_model, require_runtime, takers
+from .runtimes import Session, available, kind_of, open_model, require_runtime, takers, unavailable_error
 
 __all__ = [
     "BUILT",
@@ -212,7 +212,8 @@ def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> t
     """The first model that runs here, engines built on this device before all others.
 
     Its hash is checked first, and that nothing lies in the bundle that the manifest does not name. An engine is
-    preferred only where it passed the golden outputs when it was built and passes them now.
+    preferred only where it passed the golden outputs when it was built and passes them now. Where nothing runs,
+    MissingPackageError says what to install, or EngineError what else is in the way.
     """
     folder = Path(folder)
     if runtime:
@@ -229,7 +230,7 @@ def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> t
                 engine = engines.get(model.path)
                 return manifest, _opened(folder, manifest, model, engine, runtime=chosen, threads=threads)
             reasons.append(f"{model.path}: {reason}")
-    raise CompressorError(f"no model of {folder} runs here: {'; '.join(reasons)}")
+    raise unavailable_error(f"no model of {folder} runs here: {'; '.join(reasons)}", reasons)
 
 
 def _opened(

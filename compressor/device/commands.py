@@ -38,7 +38,7 @@ from .golden import read_golden
 from .images import MOST_BYTES, TopClass, input_files, top_classes
 from .openers import Output
 from .options import Verb, make_parser
-from .runtimes import require_runtime
+from .runtimes import require_runtime, unavailable_error
 from .timing import Schedule, Timing, summarise, to_json
 from .worker import time_files
 
@@ -91,7 +91,7 @@ def _verify(options: argparse.Namespace) -> int:
     if failed:
         raise GateError(failed[0])
     not_run = [f"{check.what}: {check.detail}" for check in report.checks if check.outcome == "not run"]
-    raise GateError(f"no model of {options.bundle} could be run: {'; '.join(not_run)}")
+    raise unavailable_error(f"no model of {options.bundle} could be run: {'; '.join(not_run)}", not_run)
 
 
 def _print_report(report: BundleReport) -> None:
@@ -188,6 +188,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.samples:
         options.samples.write_text(json.dumps([to_json(timing) for timing in timings]))
     _print_timings(timings, not_run, as_json=options.json)
+    if not timings:
+        reasons = [f"{name}: {reason}" for name, reason in not_run.items()]
+        raise unavailable_error(f"no model of {options.bundle} could be timed: {'; '.join(reasons)}", reasons)
     return 0
 
 

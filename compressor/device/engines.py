@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import EngineError, GateError, InputError
+from ..errors import GateError, InputError
 from . import fields, tensorrt
 from .builder import EngineJob, EngineRecord, Progress, build_engine, read_profiles, write_sidecar
 from .built import check_built, read_built, remove_engine, write_check
 from .bundle import verify_files
 from .golden import read_golden
 from .manifest import BUILT, Manifest, read_bundle
-from .runtimes import open_model
+from .runtimes import open_model, unavailable_error
 
 _MOST_STEM = 100
 
@@ -25,8 +25,8 @@ _MOST_STEM = 100
 def build_bundle(folder: Path | str, *, progress: Progress | None = None) -> tuple[EngineRecord, ...]:
     """Builds every recipe's engine for the GPU of this machine and holds it against the golden outputs.
 
-    Raises InputError when the bundle has no recipe, EngineError where no library can build here, GateError when
-    a file was changed or an engine's outputs lie outside the limits (the engine is removed again).
+    Raises InputError when the bundle has no recipe, MissingPackageError or EngineError where no library can build
+    here, GateError when a file was changed or an engine's outputs lie outside the limits (it is removed again).
     """
     folder = Path(folder)
     manifest = read_bundle(folder)
@@ -83,6 +83,7 @@ def _library(target: str, libraries: Sequence[str]) -> str:
         reasons[fields.printable(name[:60])] = reason
 
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise EngineError(
-        f"no library can build an engine for {fields.printable(target)} here: {listed or 'the recipe names none'}"
+    raise unavailable_error(
+        f"no library can build an engine for {fields.printable(target)} here: {listed or 'the recipe names none'}",
+        reasons.values(),
     )

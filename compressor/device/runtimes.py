@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ REFERENCE = "onnxruntime"
 """The runtime whose answers stand for a file's: others are compared with it, and it is taken where none is named."""
 FILES: tuple[ModelKind, ...] = ("onnx", "engine")
 """What a bundle can hold and `open_model` opens; a network is in memory."""
+_NOT_INSTALLED = "not installed: pip install"
 
 
 def _nothing() -> str:
@@ -191,8 +192,7 @@ def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, 
     row = row_of(runtime)
     reason = _unavailable(row)
     if reason:
-        error_type = MissingPackageError if reason.startswith("not installed") else EngineError
-        raise error_type(f"can't run {path.name} in {runtime}: {reason}")
+        raise unavailable_error(f"can't run {path.name} in {runtime}: {reason}", [reason])
 
     try:
         model = row.open(path, OpenOptions(threads, fused))
@@ -209,6 +209,15 @@ def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, 
 def available() -> dict[str, str]:
     """Every runtime that takes files by name; an empty string where it can run here, else the reason in words."""
     return {name: _unavailable(row_of(name)) for name in runtime_names(*FILES)}
+
+
+def unavailable_error(message: str, reasons: Iterable[str]) -> CompressorError:
+    """What to raise where nothing can run, by the reasons that `available` gives.
+
+    MissingPackageError where one is that a library is not installed, which can be mended here, else EngineError.
+    """
+    missing = any(_NOT_INSTALLED in reason for reason in reasons)
+    return MissingPackageError(message) if missing else EngineError(message)
 
 
 def version_of(runtime: str) -> str:
@@ -231,7 +240,7 @@ def kind_of(path: Path | str) -> ModelKind:
 def _unavailable(row: Runtime) -> str:
     """Why it can't run here; empty where it can."""
     if importlib.util.find_spec(row.library) is None:
-        return f"not installed: pip install {row.package or row.library}"
+        return f"{_NOT_INSTALLED} {row.package or row.library}"
     return row.lacks()
 
 

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compressor.device.runtimes import available
+from compressor.errors import MissingPackageError
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED_RUNTIMES = ("onnxruntime", "openvino")
@@ -98,6 +99,18 @@ def test_the_help_says_what_works_there(tmp_path: Path, entry: str, flags: tuple
     assert "pip install 'compressor[compress]'" in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("words", [("verify",), ("run", "in.npy"), ("benchmark", "--seconds", "0")])
+def test_without_a_runtime_it_says_what_to_install(
+    bundle: Path, tmp_path: Path, images: NDArray[np.float32], words: tuple[str, ...]
+) -> None:
+    np.save(tmp_path / "in.npy", images[:2])
+    done = run(tmp_path, "-m", "compressor.device", words[0], str(bundle), *words[1:], runtime="none")
+    assert done.returncode == MissingPackageError.exit_code, done.stderr
+    assert done.stderr.startswith("error: no model of ")
+    assert "pip install onnxruntime" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_verbs_help_is_its_own(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "compressor", "benchmark", "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -123,7 +136,7 @@ def test_a_damaged_bundle_ends_with_the_gates_code(bundle: Path, tmp_path: Path)
         (("build", "{bundle}"), 2, "carries no build recipe"),
         (("fly", "{bundle}"), 2, "invalid choice: 'fly'"),
         (("run", "{bundle}"), 2, "the following arguments are required: INPUT; see compressor run --help"),
-        (("verify", "{bundle}", "--runtime", "tensorrt"), 4, "no model of"),
+        (("verify", "{bundle}", "--runtime", "tensorrt"), 5, "tensorrt does not take it"),
     ],
 )
 def test_bad_input_is_one_line_and_a_code(

@@ -39,10 +39,14 @@ def _compress(arguments: list[str]) -> int:
         return on_device([])  # the help of what works here
     if missing and arguments[:1] == ["benchmark"]:
         return on_device(arguments)  # times a bundle's models with a runtime alone
+    if missing and arguments[:1] == ["list"]:
+        from .listing import print_lists
+
+        return print_lists(arguments[1:])
     if missing:
         raise MissingPackageError(
-            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)} and benchmark of a bundle "
-            "needs: pip install 'compressor[compress]'"
+            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)}, list and benchmark of a "
+            "bundle needs: pip install 'compressor[compress]'"
         )
     try:
         app = importlib.import_module("compressor.cli").app

@@ -20,16 +20,26 @@ from .errors import RecipeError, did_you_mean
 from .export.targets import resolve_target
 from .records import UnitKind
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-# the names in relevance's table; read from there they would bring torch, and a misspelt one would be refused late
-CRITERIA = (
-    *("lrp", "gradient", "gradient_x_input", "taylor", "fisher", "integrated_gradients", "activation"),
-    *("l1", "l2", "fpgm", "bn_scale", "taylor_weights", "hessian", "random"),
-)
+# the names in relevance's table, each with how it scores; read from there they would bring torch, and a misspelt one
+# would be refused late
+CRITERIA: Mapping[str, str] = {
+    "lrp": "layer-wise relevance propagation: the network's decision, sent back to the unit by rules (--composite)",
+    "gradient": "absolute gradient of the loss at the unit's values (Sun et al. 2017)",
+    "gradient_x_input": "the unit's value times the gradient of the class's score",
+    "taylor": "the unit's value times the gradient of the loss: what losing it costs, to first order "
+    "(Molchanov et al. 2017)",
+    "fisher": "the square of what `taylor` gives for each image: the empirical Fisher information",
+    "integrated_gradients": "gradient times change of the unit's value, along the way from a black image to the image",
+    "activation": "how strongly the unit fires: its absolute activations, summed (Molchanov et al. 2017)",
+    "l1": "sum of the absolute weights that compute the unit (Li et al. 2017)",
+    "l2": "root of the sum of the squared weights that compute the unit",
+    "fpgm": "distances of the unit's weights to those of the others: the most replaceable goes first (He et al. 2019)",
+    "bn_scale": "absolute scale of the normalisation at the unit (Liu et al. 2017)",
+    "taylor_weights": "the unit's weights times the gradient of the loss at them, summed and absolute",
+    "hessian": "half the unit's squared weights times the curvature of the loss, by Fisher's diagonal "
+    "(LeCun et al. 1990)",
+    "random": "a seeded draw, which every criterion has to beat",
+}
 
 # "" leaves the choice to the criterion
 _STARTS = ("", "one", "logit", "loss")
@@ -301,6 +311,11 @@ def _plain(kind: type, value: Any) -> Any:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # a device lists criteria without it
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -281,6 +281,19 @@ def test_what_can_be_named_is_listed(command: Command, what: str) -> None:
     assert known in json.loads(command("list", what, "--json").stdout)
 
 
+def test_a_list_is_filtered_and_says_what_can_be_listed(command: Command) -> None:
+    models = json.loads(command("list", "models", "ResNet18", "--json").stdout)
+    assert "torchvision:resnet18" in models
+    assert all("resnet18" in name for name in models)
+    assert list(json.loads(command("list", "targets", "orin", "--json").stdout)) == ["SM87"]
+    assert "pytorch" in json.loads(command("list", "runtimes", "--json").stdout)
+    assert list(json.loads(command("list", "--json").stdout)) == ["models", "criteria", "runtimes", "targets"]
+
+    unknown = command("list", "criteria", "tailor")
+    assert (unknown.code, unknown.stderr.count("\n")) == (2, 1)
+    assert "Did you mean 'taylor'?" in unknown.stderr
+
+
 def test_a_list_that_is_not_there_is_refused_with_those_that_are(command: Command) -> None:
     answer = command("list", "models2")
 

@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
+from ..listing import LISTS, rows_of
 from ..recipe import Recipe
 from ..records import Group
 from ..searching import load_flow
@@ -233,24 +234,20 @@ def load(
     print(json.dumps(pipeline.replay(folder, trust=trust)))
 
 
-LISTS = ("models", "criteria", "runtimes", "targets")
-
-
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help=f"one of {', '.join(LISTS)}", metavar="WHAT")],
+    what: Annotated[
+        str, typer.Argument(help=f"one of {', '.join(LISTS)}; without it, what these are", metavar="WHAT")
+    ] = "",
+    words: Annotated[str, typer.Argument(help="leaves the rows that hold these, such as resnet", metavar="WORDS")] = "",
     as_json: bool = typer.Option(False, "--json", help="print one JSON object", metavar=""),
 ) -> None:
     """Lists the models, criteria, runtimes or targets that can be named."""
-    if what not in LISTS:
-        raise InputError(f"there is no list of {what!r}; there are {', '.join(LISTS)}.{did_you_mean(what, [*LISTS])}")
-    from . import listing
-
-    rows: listing.Rows = getattr(listing, what)()
+    rows = rows_of(what, words)
     if as_json:
         print(json.dumps(dict(rows)))
         return
-    tables.names(what, rows)
+    tables.names(what or "compressor list WHAT", rows)
 
 
 # `__main__` hands these three to the device's own command line, without torch and typer; listed here for --help

@@ -15,10 +15,13 @@ Verb = Callable[[argparse.Namespace], int]
 
 _MOST = 1 << 20
 _DAY_S = 86_400.0
-_REST = "Everything else, such as `compressor compress`, needs more: pip install 'compressor[compress]'"
+_REST = (
+    "`compressor list` names runtimes, targets and criteria. Everything else, such as `compressor compress`, needs "
+    "more: pip install 'compressor[compress]'"
+)
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """argparse prints its usage and ends the process; ours is one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
@@ -28,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     """The parser of `verify`, `run`, `build` and `benchmark`, whose actions `verbs` holds by name."""
-    parser = _Parser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
+    parser = OneLineParser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, help_text: str) -> argparse.ArgumentParser:

@@ -41,6 +41,15 @@ TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
 _ALIASES = {"orin": "SM87", "thor": "SM110", "h100": "SM90", "h200": "SM90", "a100": "SM80", "l4": "SM89"}
 
 
+def synonyms_of(target: str) -> tuple[str, ...]:
+    """Other words that mean a target: `orin` for SM87, and `8.7`, as NVIDIA writes compute capabilities."""
+    words = [word for word, name in _ALIASES.items() if name == target]
+    digits = target.removeprefix("SM")
+    if digits.isdigit():
+        words.append(f"{digits[:-1]}.{digits[-1]}")
+    return tuple(words)
+
+
 def resolve_target(name: str) -> Target:
     """`SM86`, `sm_86`, `8.6`, `orin` or `rtx` to the target it names; raises InputError for a name of none."""
     text = name.lower()

@@ -20,7 +20,7 @@ from ..placement import code_of
 from ..pruning import Structure
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SHOWING = ("cli", "report", "benchmarking", "searching")  # change no result of a run
+SHOWING = ("cli", "listing.py", "report", "benchmarking", "searching")  # change no result of a run
 
 
 @dataclass(frozen=True, slots=True, eq=False)

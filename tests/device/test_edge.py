@@ -117,6 +117,19 @@ def test_a_verbs_help_is_its_own(tmp_path: Path) -> None:
     assert "--rate-hz" in done.stdout
 
 
+def test_it_lists_what_can_be_known_there(tmp_path: Path) -> None:
+    assert "models: " in run(tmp_path, "-m", "compressor", "list").stdout
+    for what, name, words in (
+        ("runtimes", "pytorch", "not installed: pip install torch"),
+        ("criteria", "l1", "sum of the absolute weights"),
+        ("targets", "SM87", "also orin"),
+        ("models", "timm:NAME", "not installed: pip install timm"),
+    ):
+        done = run(tmp_path, "-m", "compressor", "list", what, name.lower(), "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert words in json.loads(done.stdout)[name]
+
+
 def test_a_damaged_bundle_ends_with_the_gates_code(bundle: Path, tmp_path: Path) -> None:
     path = bundle / "models/small.onnx"
     path.write_bytes(path.read_bytes()[:-1])

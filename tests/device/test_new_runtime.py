@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from compressor import listing
 from compressor.benchmarking import measurement, open_place
 from compressor.benchmarking.records import Options
 from compressor.budgets import parse_budget
-from compressor.cli import listing
 from compressor.device import child, runtimes
 from compressor.device.bundle import open_bundle, verify_bundle
 from compressor.device.commands import run_command

@@ -165,7 +165,8 @@ def permuted(model: nn.Module, network: Network) -> tuple[Case, Tensor]:
 
 
 def test_a_recipe_knows_the_criteria_of_the_table_by_name() -> None:
-    assert tuple(CRITERIA) == recipe.CRITERIA
+    assert tuple(CRITERIA) == tuple(recipe.CRITERIA)
+    assert len(set(recipe.CRITERIA.values())) == len(CRITERIA)  # each with a sentence of its own
 
 
 criteria = pytest.mark.parametrize("criterion", list(CRITERIA))

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import DataError, did_you_mean
 from ..records import IntArray
 from .calls import parse_call
-from .images import Images, numbered
+from .images import Images, Storage, numbered
 
 # that many are named by their numbers; a label beyond is refused once the model's classes are known
 _MOST_CLASSES = 1_000_000
@@ -77,7 +77,7 @@ def _on_disk_or_downloaded(build: Callable[..., Dataset], arguments: Mapping[str
         return build(**{**arguments, "download": True})
 
 
-def dataset_images(source: str, dataset: Dataset) -> Images:
+def dataset_images(source: str, dataset: Dataset, storage: Storage = "data set") -> Images:
     """Images of a data set of (image, label) pairs; an image is PIL's, or pixels as `as_picture` reads them.
 
     Raises DataError where there are none.
@@ -98,7 +98,7 @@ def dataset_images(source: str, dataset: Dataset) -> Images:
     counted = min(int(labels.max()) + 1, _MOST_CLASSES)
     classes = getattr(dataset, "classes", None) or range(counted)
     class_names = tuple(_class_name(name) for name in classes)
-    return Images(source, numbered(len(labels)), labels, class_names, None, read, digest)
+    return Images(source, numbered(len(labels)), labels, class_names, None, read, digest, storage)
 
 
 def as_picture(pixels: object) -> Image.Image:

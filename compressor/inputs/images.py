@@ -143,13 +143,25 @@ def _scaled(preset: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
     return (round(preset.resize[0] * min(size) / min(preset.size)),)
 
 
+Storage = Literal["files", "npz", "arrays", "data set"]
+
+# what to do about an image that can't be decoded
+_CORRECTED: Mapping[Storage, str] = {
+    "files": "replace or remove the file",
+    "npz": "correct 'images' in the .npz",
+    "arrays": "correct the array of images",
+    "data set": "correct what the data set gives there",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
     """Images of one source in a fixed order; nothing is decoded before it is asked for.
 
     `labels` holds -1 where none is known. `read` and `digest` take a name; a digest is the sha256 of
     what the source stores (a file's bytes, an array's values), so equal digests mean equal images. Unequal ones
-    don't mean unequal images, as one picture can be stored in many ways: `pixel_hash` tells that.
+    don't mean unequal images, as one picture can be stored in many ways: `pixel_hash` tells that. `storage` is what
+    the user gave them as, in whose words messages say what to do.
     """
 
     source: str
@@ -159,6 +171,7 @@ class Images:
     preprocessing: Preprocessing | None
     read: Callable[[str], Image.Image]
     digest: Callable[[str], str]
+    storage: Storage = "files"
     seen: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # shared by all parts of a source
 
     def __len__(self) -> int:
@@ -215,7 +228,7 @@ def _decoded(images: Images, name: str) -> Image.Image:
         image.load()
     except Exception as error:  # a decoder's errors are of every kind
         raise DataError(
-            f"image {name!r} of {images.source} can't be decoded ({error}); replace or remove the file"
+            f"image {name!r} of {images.source} can't be decoded ({error}); {_CORRECTED[images.storage]}"
         ) from error
     if image.mode not in _EIGHT_BIT:
         raise DataError(

@@ -38,13 +38,13 @@ def given_images(images: object) -> str | Images | None:
     dataset: object = images.dataset if isinstance(images, DataLoader) else images
     if isinstance(dataset, IterableDataset):
         raise DataError(
-            f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or a folder"
+            f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or arrays"
         )
     if _is_pair_of_arrays(dataset):
         pixels, labels = dataset
-        return dataset_images(f"{name} of arrays", _LabelledArrays(pixels, labels))
+        return dataset_images(f"{name} of arrays", _LabelledArrays(pixels, labels), "arrays")
     if _is_array(dataset):  # of images alone, which have no labels
-        return dataset_images(name, _LabelledArrays(dataset, np.full(len(dataset), -1)))
+        return dataset_images(name, _LabelledArrays(dataset, np.full(len(dataset), -1)), "arrays")
     if _is_dataset(dataset):
         return dataset_images(name, dataset)
     raise DataError(f"images are given as a {name}, expected {_KINDS}")

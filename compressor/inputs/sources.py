@@ -23,7 +23,7 @@ from ..errors import DataError, MissingPackageError, did_you_mean
 from ..files import file_sha256
 from ..records import IntArray
 from .datasets import library_images
-from .images import Images, numbered
+from .images import Images, Storage, numbered
 from .splits import stratified_order
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
@@ -35,6 +35,14 @@ _LONGEST_NAME = 1000  # characters of a class name
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
 DIGITS_SEED = 0
+
+# how images of each kind are given their labels
+_LABELLED: Mapping[Storage, str] = {
+    "files": "sort them into one folder per class or add labels.csv",
+    "npz": "store 'labels' in the .npz, the class index of each image",
+    "arrays": "give a pair of arrays (images, labels)",
+    "data set": "let the data set give pairs (image, label)",
+}
 
 
 def load_images(source: str, *, classes: Sequence[str] | None = None, root: str = "data") -> Images:
@@ -67,7 +75,7 @@ def require_labels(images: Images, outputs: int) -> None:
     if unknown.size:
         raise DataError(
             f"{unknown.size} of {len(images)} images of {images.source} have no label "
-            f"(first: {images.names[unknown[0]]!r}); sort them into one folder per class or add labels.csv"
+            f"(first: {images.names[unknown[0]]!r}); {_LABELLED[images.storage]}"
         )
     beyond = np.flatnonzero(images.labels >= outputs)
     if beyond.size:
@@ -354,7 +362,7 @@ def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes:
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
     class_names = tuple(classes or map(str, range(int(labels.max()) + 1)))
-    return Images(source, numbered(len(images)), labels, class_names, None, read, digest)
+    return Images(source, numbered(len(images)), labels, class_names, None, read, digest, "npz")
 
 
 def _digits(source: str) -> Images:

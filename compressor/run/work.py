@@ -146,9 +146,10 @@ def require_own_classes(images: Images, outputs: int, model: Model) -> None:
         return
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     remedy = _built_for(model.builder, len(names))
+    labelled = "labels.csv with" if images.storage == "files" else "labels that are"
     raise DataError(
         f"{images.source} has {len(names)} classes ({listed}), the model {outputs} outputs, and which of them are "
-        f"meant is not known; {remedy}, or give labels.csv with the model's class numbers"
+        f"meant is not known; {remedy}, or give {labelled} the model's class numbers"
     )
 
 

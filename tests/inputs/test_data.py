@@ -62,6 +62,13 @@ def test_given_classes_fix_the_indices(tmp_path: Path) -> None:
         load_images(str(tmp_path), classes=["ant", "bee"])
 
 
+def test_an_archive_without_labels_is_asked_for_them_in_its_own_words(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", images=np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"2 of 2 images .* have no label .*store 'labels' in the \.npz") as caught:
+        require_labels(load_images(str(tmp_path / "some.npz")), 10)
+    assert "folder" not in str(caught.value)
+
+
 def test_a_folder_of_loose_images_has_no_labels(tmp_path: Path) -> None:
     _picture(tmp_path / "a.png")
     images = load_images(str(tmp_path))

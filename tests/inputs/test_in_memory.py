@@ -19,6 +19,7 @@ from compressor.errors import DataError, ModelError
 from compressor.inputs.images import Images
 from compressor.inputs.in_memory import given_images
 from compressor.recipe import Recipe
+from compressor.inputs.sources import require_labels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3
@@ -58,7 +59,10 @@ def test_pairs_of_images_and_labels_are_read(given: Any) -> None:
 
 
 def test_images_alone_have_no_labels() -> None:
-    assert first(PIXELS).labels.tolist() == [-1] * 6
+    images = first(PIXELS)
+    assert images.labels.tolist() == [-1] * 6
+    with pytest.raises(DataError, match=r"6 of 6 images of ndarray have no label .*give a pair of arrays"):
+        require_labels(images, 10)
 
 
 def test_a_path_is_a_source_and_none_is_none() -> None:
@@ -93,6 +97,8 @@ def test_normalised_floats_are_refused_when_they_are_read() -> None:
     images = first((torch.randn(4, 3, 8, 8), np.zeros(4, dtype=np.int64)))
     with pytest.raises(TypeError, match="before normalisation"):
         images.read(images.names[0])
+    with pytest.raises(DataError, match=r"before normalisation, which is done here\); correct the array of images"):
+        images.pixel_hash(images.names[0])
 
 
 class Net(nn.Module):

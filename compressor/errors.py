@@ -57,6 +57,12 @@ class MissingPackageError(CompressorError):
     exit_code = 6
 
 
+def with_article(noun: str) -> str:
+    """`a list`, `an OrderedDict`: the name of a type as a message says it."""
+    vowel = noun[:1].lower() in "aeio" or noun.startswith("nd")  # numpy's array begins with the letter's name
+    return f"an {noun}" if vowel else f"a {noun}"
+
+
 def did_you_mean(name: str, choices: list[str]) -> str:
     """` Did you mean 'resnet18'?`, or an empty string when nothing is close."""
     import difflib  # needed where something went wrong, and by nothing else

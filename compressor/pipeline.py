@@ -21,7 +21,7 @@ from .delivery import Delivered, Outcome, deliver
 from .delivery.summary import stage_costs
 from .device import usage
 from .device.usage import Usage
-from .errors import ModelError
+from .errors import ModelError, with_article
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph.cost import measure_cost
 from .graph.wrappers import plain
@@ -124,10 +124,10 @@ def require_name(model: object) -> str:
         raise ModelError(
             f"the model is the class {model.__name__}, expected a module made of it: {model.__name__}(...)"
         )
-    kind = type(model).__name__
+    kind = with_article(type(model).__name__)
     remedy = "call it and give its result" if callable(model) else "give the torch.nn.Module, or a name"
     raise ModelError(
-        f"the model is a {kind}, expected a torch.nn.Module or a name (torchvision:NAME, timm:NAME, file.py:factory); "
+        f"the model is {kind}, expected a torch.nn.Module or a name (torchvision:NAME, timm:NAME, file.py:factory); "
         f"{remedy}"
     )
 

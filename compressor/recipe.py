@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from .budgets import parse_budget
 from .device.runtimes import REFERENCE, runtime_names
-from .errors import RecipeError, did_you_mean
+from .errors import RecipeError, did_you_mean, with_article
 from .export.targets import resolve_target
 from .records import UnitKind
 
@@ -332,7 +332,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RecipeError(f"{path} holds a {type(value).__name__}, expected one object of rules")
+        raise RecipeError(f"{path} holds {with_article(type(value).__name__)}, expected one object of rules")
     return value
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import ModelError
+from ..errors import ModelError, with_article
 from ..files import content_hash
 
 _NESTS = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "model", "net", "params")
@@ -247,8 +247,8 @@ def require_values(module: nn.Module) -> None:
 def _require_values(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise ModelError(
-            f"the model holds a {type(tensor).__name__} at {name!r}, expected tensors alone: is it quantised "
-            "(torch.ao.quantization)? Give the float model, int8 files are made from that"
+            f"the model holds {with_article(type(tensor).__name__)} at {name!r}, expected tensors alone: is it "
+            "quantised (torch.ao.quantization)? Give the float model, int8 files are made from that"
         )
     if is_lazy(tensor):
         raise ModelError(f"the model's {name!r} has no size yet (a lazy layer); run the model on one image first")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..errors import DataError
+from ..errors import DataError, with_article
 from .datasets import Dataset, dataset_images
 from .images import Images
 
@@ -38,7 +38,7 @@ def given_images(images: object) -> str | Images | None:
     dataset: object = images.dataset if isinstance(images, DataLoader) else images
     if isinstance(dataset, IterableDataset):
         raise DataError(
-            f"a {name} can't be read by index, as calibration does; give a Dataset with a length, or arrays"
+            f"{with_article(name)} can't be read by index, as calibration does; give a Dataset with a length, or arrays"
         )
     if _is_pair_of_arrays(dataset):
         pixels, labels = dataset
@@ -47,7 +47,7 @@ def given_images(images: object) -> str | Images | None:
         return dataset_images(name, _LabelledArrays(dataset, np.full(len(dataset), -1)), "arrays")
     if _is_dataset(dataset):
         return dataset_images(name, dataset)
-    raise DataError(f"images are given as a {name}, expected {_KINDS}")
+    raise DataError(f"images are given as {with_article(name)}, expected {_KINDS}")
 
 
 def _is_pair_of_arrays(value: object) -> TypeGuard[Sequence[Array]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..choices import given_preprocessing, require_known
-from ..errors import DataError, ModelError, RecipeError
+from ..errors import DataError, ModelError, RecipeError, with_article
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
@@ -120,8 +120,8 @@ def _no_classifier(answer: object) -> str:
     """What to say of a network that answers with anything but one [N, classes]."""
     if not isinstance(answer, Tensor):
         return (
-            f"the model answers with a {type(answer).__name__}, expected one tensor [N, classes]; wrap the model so "
-            "that its forward returns the logits alone"
+            f"the model answers with {with_article(type(answer).__name__)}, expected one tensor [N, classes]; "
+            "wrap the model so that its forward returns the logits alone"
         )
     if answer.ndim == 4:
         return (

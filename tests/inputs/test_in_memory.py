@@ -81,7 +81,7 @@ class Endless(IterableDataset[Any]):
     [
         ([1, 2], "given as a list"),
         ({"images": PIXELS}, "given as a dict"),
-        (3, "given as a int"),
+        (3, "given as an int"),
         (Endless(), "can't be read by index"),
         (DataLoader(Endless()), "can't be read by index"),
         ((PIXELS, LABELS[:3]), "6 images and 3 labels"),
@@ -156,7 +156,7 @@ def test_a_path_is_the_source_of_a_runs_images(begun: Beginnings, model: Any) ->
     [
         (Net, "the class Net, expected a module made of it"),
         (lambda: Net(), "call it and give its result"),
-        (3, "the model is a int"),
+        (3, "the model is an int"),
         (Path("net.py"), "the model is a PosixPath"),
     ],
 )

@@ -11,6 +11,7 @@ import copy
 import inspect
 import io
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
+from ..errors import ModelError, with_article
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, mapped, named_leaves
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
@@ -66,7 +67,7 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
             with _flat(model, inputs, keywords, outputs):
                 return Program(_exported(model, example, strict=strict), inputs, outputs, constant)
         except Exception as error:
-            place = place_in(str(error)) or _place_of(error)
+            place = place_in(str(error)) or raised_at(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
     remedy = "its forward must not branch on values nor fix the batch size"
     if "data-dependent" in reasons[0]:
@@ -162,18 +163,13 @@ def _trial(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> dict[s
         shapes = ", ".join(str(list(tensor.shape)) for tensor in as_tuple(example))
         image = "; check --size, and that --mean and --std have one value for grey images, three for RGB"
         raise ModelError(
-            f"the model's forward fails on an input of shape {shapes}{_at(_place_of(error))}: {first_line(error)}"
+            f"the model's forward fails on an input of shape {shapes}{_at(raised_at(error))}: {first_line(error)}"
             f"{image if as_tuple(example)[0].ndim == 4 else '; check what the loader yields'}"
         ) from error
     leaves = named_leaves(answer)
     if not leaves:
-        raise ModelError(f"the model answers with {_a(answer)} that holds no tensor; its forward must return some")
+        raise ModelError(f"the model answers with {with_article(type(answer).__name__)} that holds no tensor; its forward must return some")
     return leaves
-
-
-def _a(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _constant_leaves(
@@ -291,17 +287,19 @@ def first_line(error: BaseException) -> str:
 
 def place_in(stack: str) -> str:
     """`model.py:31`, the last line of the user's own code that a printed stack names; "" where none is."""
+    not_the_users = (str(_HERE), sysconfig.get_path("stdlib"))
     places = []
     for frame in _FRAME.finditer(stack):
         file = frame["file"] or frame["short_file"]
         line = frame["line"] or frame["short_line"]
         in_library = any(library in file for library in _LIBRARIES)
-        if not in_library and not file.startswith(str(_HERE)):
+        if not in_library and not file.startswith(not_the_users):
             places.append(f"{Path(file).name}:{line}")
     return places[-1] if places else ""
 
 
-def _place_of(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
+    """The same of the stack that an error came up through."""
     return place_in("".join(traceback.format_tb(error.__traceback__)))
 
 

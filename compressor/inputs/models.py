@@ -24,6 +24,7 @@ from torch import nn
 
 from ..errors import ModelError, did_you_mean
 from ..files import file_sha256, read_json
+from ..graph.program import raised_at
 from ..graph.wrappers import copied, plain
 from .calls import parse_call
 from .checkpoints import fill, require_values, state_hash
@@ -273,7 +274,14 @@ def _imported(place: str) -> ModuleType:
             f"module {error.name!r} is not here, needed for {place!r}.{hint} Install it, or run in its folder"
         ) from error
     except Exception as error:
-        raise ModelError(f"importing {place!r} raised {type(error).__name__}: {error}; correct that file") from error
+        raised = f"{type(error).__name__}{_at_line(error)}: {error}"
+        raise ModelError(f"importing {place!r} raised {raised}; correct that file") from error
+
+
+def _at_line(error: Exception) -> str:
+    """` (at nets.py:12)` for an error of the user's code."""
+    place = raised_at(error)
+    return f" (at {place})" if place else ""
 
 
 def _file_module(path: Path) -> ModuleType:
@@ -309,7 +317,7 @@ def _called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Mo
         module = build()
     except Exception as error:
         message = str(error).strip() or "no message"
-        raised = f"{type(error).__name__}: {message.splitlines()[0][:300]}"
+        raised = f"{type(error).__name__}{_at_line(error)}: {message.splitlines()[0][:300]}"
         if downloads and isinstance(error, OSError):
             raise ModelError(
                 f"the default weights of {spec!r} can't be downloaded ({raised}); check the network, "

@@ -173,7 +173,7 @@ def test_bad_names_are_refused_with_a_hint(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("fails", "raised RuntimeError: no such preset"),
+        ("fails", r"raised RuntimeError \(at \w+\.py:\d+\): no such preset"),
         ("number", "gave int, expected a torch.nn.Module"),
         ("nett", "Did you mean 'net'"),
         ("net(depth=3)", "unexpected keyword argument 'depth'"),
@@ -184,10 +184,16 @@ def test_a_factory_that_fails_is_named(net: str, factory: str, message: str) -> 
         load_model(net.replace(":net", f":{factory}"))
 
 
+def test_the_line_of_the_users_code_that_raised_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import json\n\ndef net():\n    return json.loads('{')\n")
+    with pytest.raises(ModelError, match=r"raised JSONDecodeError \(at own\.py:4\): Expecting property name"):
+        load_model(f"{tmp_path / 'own.py'}:net")
+
+
 def test_a_file_that_fails_is_named_every_time(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     for _ in range(2):
-        with pytest.raises(ModelError, match=r"importing .*broken\.py' raised ZeroDivisionError"):
+        with pytest.raises(ModelError, match=r"importing .*broken\.py' raised ZeroDivisionError \(at broken\.py:1\)"):
             load_model(f"{tmp_path / 'broken.py'}:net")
     assert not [name for name in sys.modules if name.startswith("broken_")]
 

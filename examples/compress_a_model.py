@@ -1,4 +1,4 @@
-"""The whole job on an embedded model, quickly: a smaller network, its files, a report and a bundle."""
+"""The whole job on an embedded model, in a minute or so: a smaller network, its files, a report and a bundle."""
 
 import sys
 

@@ -120,6 +120,14 @@ def test_an_example_is_read_at_a_glance(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= MOST_LINES
 
 
+@pytest.mark.parametrize("name", ["run_on_a_device", "train_afterwards"])
+def test_an_example_without_its_arguments_says_which_it_expects(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = ROOT / "examples" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit, match=rf"^expected .*: {name}\.py \S+.*$"):
+        runpy.run_path(str(path), run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that the first example made."""

@@ -16,7 +16,7 @@ from .errors import MissingPackageError
 _CONTINUED = ("compress", "search", "benchmark")
 _INTERRUPTED = 130
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
-_HELP: tuple[list[str], ...] = ([], ["--help"], ["-h"])
+_HELP: tuple[list[str], ...] = ([], ["--help"], ["--help-all"], ["-h"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

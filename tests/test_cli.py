@@ -258,9 +258,18 @@ def test_help_names_kinds_of_values_and_not_pythons(command: Command) -> None:
     text = command("compress", "--help-all").stdout + command("benchmark", "--help-all").stdout
     assert "<str>" not in text
     assert "<float>" not in text
-    assert text.count("<bool>") == text.count("--help-all")  # typer's own flag
+    text += "".join(command(*words, "--help").stdout for words in ([], ["load"], ["list"], ["search"]))
+    assert "<bool>" not in text
+    assert "BOOL" not in text
     assert "WHOLE" in text
     assert "Budget and ranking" in text
+
+
+def test_help_all_without_a_command_is_the_help_and_says_where_there_is_more(command: Command) -> None:
+    answers = [command(flag) for flag in ("--help", "--help-all")]
+    assert [answer.code for answer in answers] == [0, 0]
+    assert answers[0].stdout == answers[1].stdout
+    assert "COMMAND --help-all" in " ".join(answers[0].stdout.split())
 
 
 def test_help_shows_what_most_runs_need_and_all_of_it_when_asked(command: Command) -> None:

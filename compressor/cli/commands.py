@@ -22,7 +22,7 @@ from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
 from . import tables
-from .flags import with_recipe, with_search
+from .flags import Verb, show_all, with_recipe, with_search, without_kinds
 from .screen import StageBars, announce, console, search_bars
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
@@ -32,6 +32,10 @@ _INTERRUPTED = 130
 
 class OneLine(TyperGroup):
     """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """What typer reads and shows, switches without a kind of value."""
+        return without_kinds(super().get_params(ctx))
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> NoReturn:
         # not standalone: typer would print its own boxes and end the process
@@ -49,7 +53,8 @@ class OneLine(TyperGroup):
 app = typer.Typer(
     cls=OneLine,
     pretty_exceptions_enable=False,
-    help="Makes trained vision models small and fast for the edge, guided by what they find relevant.",
+    help="Makes trained vision models small and fast for the edge, guided by what they find relevant. "
+    "`compressor COMMAND --help` shows what most runs need, `compressor COMMAND --help-all` every flag.",
 )
 
 
@@ -64,6 +69,9 @@ def _print_version(asked: bool) -> None:
 def _main(
     version: bool = typer.Option(
         False, "--version", help="print the version and end", is_eager=True, callback=_print_version, metavar=""
+    ),
+    help_all: bool = typer.Option(
+        False, "--help-all", help="the same as --help here", is_eager=True, callback=show_all, metavar=""
     ),
 ) -> None: ...
 
@@ -261,3 +269,6 @@ _AS_THEY_ARE = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("verify", help="Checks a bundle's hashes and golden outputs.", context_settings=_AS_THEY_ARE)(_on_device)
 app.command("run", help="Runs a bundle on images.", context_settings=_AS_THEY_ARE)(_on_device)
 app.command("build", help="Builds a bundle's engines on this device.", context_settings=_AS_THEY_ARE)(_on_device)
+
+for _verb in app.registered_commands:
+    _verb.cls = Verb

@@ -9,10 +9,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from ..recipe import Recipe, read_recipe
 from ..searching.options import SearchOptions, make_options
@@ -51,7 +52,23 @@ USUAL = frozenset(
 )
 
 
-def _show_all(context: typer.Context, asked: bool) -> None:
+def without_kinds(parameters: list[Any]) -> list[Any]:
+    """The parameters, switches among them shown without the `<bool>` that typer writes beside its own."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
+
+
+class Verb(TyperCommand):
+    """A command whose help shows switches, typer's own too, without a kind of value."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        """What typer reads and shows."""
+        return without_kinds(super().get_params(ctx))
+
+
+def show_all(context: typer.Context, asked: bool) -> None:
     """Prints the help with the flags that `--help` leaves out, and ends."""
     if not asked:
         return
@@ -67,7 +84,7 @@ _HELP_ALL = inspect.Parameter(
     KEYWORD_ONLY,
     annotation=bool,
     default=typer.Option(
-        False, "--help-all", help="show every flag and end", is_eager=True, callback=_show_all, metavar=""
+        False, "--help-all", help="show every flag and end", is_eager=True, callback=show_all, metavar=""
     ),
 )
 

@@ -305,6 +305,13 @@ def _identity_in(folder: Path) -> dict[str, Any] | None:
         raise
 
 
+def _difference(key: str, was: object, now: str) -> str:
+    """What the run in a folder is of, in words; of weights and images there are hashes alone, which say nothing."""
+    if key == "model":
+        return f"model {was!r} (now {now!r})"
+    return {"weights": "other weights", "data": "other evaluation images"}.get(key, f"another {key}")
+
+
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     """The stages of a run in that folder, new or continued; nothing is written before `begun`.
 
@@ -314,11 +321,12 @@ def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     require_unlocked(folder)
     earlier = _identity_in(folder)
     if earlier is not None:
-        different = [k for k, v in identity.items() if earlier.get(k) != v]
-        if different:
-            was, now = (", ".join(f"{k} {d.get(k)!r}" for k in different) for d in (earlier, identity))
+        differences = [
+            _difference(key, earlier.get(key), now) for key, now in identity.items() if earlier.get(key) != now
+        ]
+        if differences:
             raise FolderError(
-                f"{folder} holds the run of {was}, not of {now}; give another --out, or delete that folder"
+                f"{folder} holds the run of {' and '.join(differences)}; give another --out, or delete that folder"
             )
     elif folder.exists() and not recorded_files(folder) and _is_foreign(folder):
         raise FolderError(f"{folder} exists and is no run of this program; give another --out")

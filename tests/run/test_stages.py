@@ -244,10 +244,18 @@ def _device(folder: Path) -> None:
     folder.symlink_to(os.devnull)
 
 
+def test_another_model_and_its_data_are_named_without_hashes(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", {**IDENTITY, "model": "net", "data": 64 * "a"}, lambda stage, share: None).begun():
+        pass
+    with pytest.raises(FolderError, match=r"the run of model 'net' \(now 'm'\) and other evaluation images;") as caught:
+        _open(tmp_path / "run")
+    assert 64 * "a" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_other_run, "holds the run of weights 'others', not of weights 'w'"),
+        (_other_run, "holds the run of other weights; give another --out, or delete that folder"),
         (_other_thing, "is no run of this program"),
         (_file, "is no run of this program"),
         (_device, "is no run of this program"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compressor.cli.progress import course_of
+from compressor.cli.progress import Log, course_of
 from compressor.recipe import make_recipe
 
 
@@ -47,6 +47,18 @@ def test_a_stage_that_does_nothing_is_not_named(field: str, value: object, name:
     course = course_of(make_recipe({field: value}))
     assert course.read(name) is None
     assert len(course.stages) == 11
+
+
+def test_a_log_is_told_the_quarters_of_what_takes_long() -> None:
+    """(seconds, share) of one stage, and the lines: none within 20 s of the last, none for the end."""
+    clock = [0.0]
+    log = Log(clock=lambda: clock[0])
+    lines = []
+    for seconds, share in ((0, 0.0), (5, 0.3), (15, 0.5), (30, 0.6), (50, 0.8), (55, 0.9), (90, 1.0)):
+        clock[0] = seconds
+        lines.append(log.line("scoring", share))
+    assert lines == ["scoring", "", "", "scoring: 60 %", "scoring: 80 %", "", ""]
+    assert log.line("repairing", 1.0) == "repairing"
 
 
 def test_what_is_no_stage_is_said_as_it_is() -> None:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..budgets import parse_budget
 from ..recipe import Recipe
@@ -66,6 +67,31 @@ class Course:
         several = any(name.endswith("-2") for name in self.stages)
         number = list(self.stages).index(stage) + 1
         return f"{number} of {len(self.stages)}: {facts.title_of(stage, several=several)}"
+
+
+QUARTERS = (0.25, 0.5, 0.75)
+SILENCE_S = 20.0  # without a line for so long, somebody who reads a log wonders
+
+
+@dataclass
+class Log:
+    """What is written where no bar moves: each text once, and quarters of what takes long."""
+
+    clock: Callable[[], float] = time.monotonic
+    reached: dict[str, float] = field(default_factory=dict)  # the last quarter of each text that was written
+    last_line_s: float = 0.0
+
+    def line(self, text: str, share: float) -> str:
+        """The text when it is new, `text: 60 %` when it is past another quarter and there was silence; else empty."""
+        quarter = max((mark for mark in QUARTERS if share >= mark), default=0.0)
+        is_new = text not in self.reached
+        is_further = quarter > self.reached.get(text, 0.0) and share < 1
+        is_silent = self.clock() - self.last_line_s >= SILENCE_S
+        if not (is_new or (is_further and is_silent)):
+            return ""
+        self.reached[text] = quarter
+        self.last_line_s = self.clock()
+        return text if is_new else f"{text}: {100 * share:.0f} %"
 
 
 PASSED_THROUGH = ("finetune", "engines")

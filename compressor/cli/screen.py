@@ -1,4 +1,4 @@
-"""What is said while something runs: lines on stderr, bars for people, one line a stage for logs."""
+"""What is said while something runs: lines on stderr; bars for people, for logs a line a stage and quarters."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def say_now(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _say_if(text: str) -> None:
+    """The same, of a text that may be empty."""
+    if text:
+        say_now(text)
+
+
 def say_lines(lines: Iterable[str]) -> None:
     """On stderr, each as long as it is: neither wrapped nor coloured, and brackets are no markup."""
     for line in lines:
@@ -53,13 +59,13 @@ def announce(task: str, recipe: Recipe) -> None:
 
 
 class StageBars:
-    """A bar for each stage on stderr for people, one line per stage for logs; neither when asked to be quiet."""
+    """A bar for each stage on stderr for people, lines for logs (`progress.Log`); neither when asked to be quiet."""
 
     def __init__(self, recipe: Recipe | None) -> None:
         self.recipe = recipe
 
     def __enter__(self) -> Callable[[str, float], None]:
-        from .progress import Course, course_of
+        from .progress import Course, Log, course_of
 
         self.course = course_of(self.recipe) if self.recipe is not None else Course()
         self.live = sys.stderr.isatty() and not console.quiet
@@ -68,7 +74,7 @@ class StageBars:
         self.bar = Progress(*columns, *times, console=console, disable=not self.live)
         self.bar.start()
         self.tasks: dict[str, TaskID] = {}
-        self.said: set[str] = set()
+        self.log = Log()
         return self.notify
 
     def notify(self, stage: str, share: float) -> None:
@@ -78,9 +84,8 @@ class StageBars:
             return
 
         text = str(step)
-        if not self.live and text not in self.said:
-            self.said.add(text)
-            say_now(text)
+        if not self.live:
+            _say_if(self.log.line(text, share))
 
         if step.key not in self.tasks:
             self.tasks[step.key] = self.bar.add_task(text, total=None)  # moves to and fro until a share is known
@@ -100,19 +105,19 @@ def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Call
     Gives what is to be called at each stage, and after each trial; `total` is how many trials there will be.
     """
     from ..report.facts import title_of
+    from .progress import Log
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     live = sys.stderr.isatty() and not console.quiet
-    said: set[str] = set()
+    log = Log()
     with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("search", total=total)
 
         def notify(stage: str, share: float) -> None:
             title = title_of(stage, several=False)
             bar.update(task, description=title)
-            if not live and stage not in said:
-                said.add(stage)
-                say_now(title)
+            if not live:
+                _say_if(log.line(title, share))
 
         def on_trial(progress: StudyProgress) -> None:
             text = f"trials: best {_best_area(progress)}, {minutes(progress.left_s)} left"

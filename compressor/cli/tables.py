@@ -172,7 +172,8 @@ def _gates_line(states: Mapping[str, str]) -> str:
     doubtful = [name for name, state in states.items() if state != "passed"]
     if not doubtful:
         return f"all {gates} passed"
-    return f"{len(states) - len(doubtful)} of {gates} passed; not shown: {'; '.join(doubtful)}"
+    why = "within the limit, which these images are no proof of: see the warnings"
+    return f"{len(states) - len(doubtful)} of {gates} passed; not shown ({why}): {'; '.join(doubtful)}"
 
 
 def searched(summary: SearchSummary) -> None:

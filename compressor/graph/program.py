@@ -168,7 +168,8 @@ def _trial(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> dict[s
         ) from error
     leaves = named_leaves(answer)
     if not leaves:
-        raise ModelError(f"the model answers with {with_article(type(answer).__name__)} that holds no tensor; its forward must return some")
+        kind = with_article(type(answer).__name__)
+        raise ModelError(f"the model answers with {kind} that holds no tensor; its forward must return some")
     return leaves
 
 

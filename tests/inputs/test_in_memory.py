@@ -18,8 +18,8 @@ from compressor import pipeline
 from compressor.errors import DataError, ModelError
 from compressor.inputs.images import Images
 from compressor.inputs.in_memory import given_images
-from compressor.recipe import Recipe
 from compressor.inputs.sources import require_labels
+from compressor.recipe import Recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3

@@ -67,11 +67,16 @@ def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: LabelledBatches, *, progress: Callable[[int], None] | None = None
+    network: nn.Module,
+    batches: LabelledBatches,
+    *,
+    metric: str = "top-1",
+    progress: Callable[[int], None] | None = None,
 ) -> Accuracy:
-    """Top-1 and, from six classes on, top-5 over [N, C, H, W] images and [N] labels; `progress` gets images done.
+    """Top-1, called `metric` where labels are no truth, and from six classes on top-5; `progress` gets images done.
 
-    Counts are those of all ranks together. Raises DataError where none of them has an image.
+    Over [N, ...] inputs and [N] labels. Counts are those of all ranks together. Raises DataError where none of them has
+    an image.
     """
     correct, correct_top5, seen, classes = 0, 0, 0, 0
     answers: list[Tensor] = []
@@ -95,7 +100,7 @@ def evaluate(
     by_chance = 0.0
     if seen:
         by_chance = seen * chance_of(torch.cat(answers).numpy(), torch.cat(truths).numpy())
-    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen, by_chance)
+    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen, by_chance, metric)
 
 
 def chance_of(answers: IntArray, truths: IntArray) -> float:
@@ -107,11 +112,11 @@ def chance_of(answers: IntArray, truths: IntArray) -> float:
     return float(alike)
 
 
-def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float) -> Accuracy:
+def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float, metric: str) -> Accuracy:
     """`by_chance` right answers are expected of chance on this rank's images; a `correct_top5` of -1: not counted."""
     counts = [correct, max(correct_top5, 0), seen, correct_top5 >= 0, by_chance]
     sums = sum_over_ranks({"counts": np.array(counts, np.float64)})["counts"]
     total, total_top5, n, has_top5 = (int(count) for count in sums[:4])
     if n == 0:
         raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
-    return Accuracy(total, n, total_top5 if has_top5 else -1, chance=float(sums[4]) / n)
+    return Accuracy(total, n, total_top5 if has_top5 else -1, chance=float(sums[4]) / n, metric=metric)

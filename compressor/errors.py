@@ -5,6 +5,7 @@ CompressorError                1   anything below
 │   ├── ModelError                 a model can't be built, traced, loaded or run
 │   ├── DataError                  images or labels can't be read
 │   ├── RecipeError                an option has no such value
+│   ├── TaskError                  a user's own metric, loss or decoder fails or answers with what it must not
 │   └── FolderError                an output folder holds something else, or can't be written
 ├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
 ├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
@@ -34,6 +35,10 @@ class DataError(InputError):
 
 
 class RecipeError(InputError):
+    pass
+
+
+class TaskError(InputError):
     pass
 
 

@@ -25,6 +25,7 @@ from .run.judges import spare_of
 from .run.plans import below_budget, ranking_here, require_reachable, share_kept
 from .run.saved import example_of
 from .run.work import Work, prepare
+from .tensors import specs_of
 
 
 def inspect(recipe: Recipe) -> Groups:
@@ -68,10 +69,11 @@ def _predicted(recipe: Recipe) -> dict[str, Any]:
     structure = find_structure(graph, example, recipe.seed)
     require_reachable(graph, structure, recipe)
     dense = measure_cost(graph)
+    sizes = [list(spec.shape) for spec in specs_of(example)]
     return {
         "model": recipe.model,
         "budget": recipe.budget,
-        "size": list(example.shape[1:]),
+        "size": sizes[0] if len(sizes) == 1 else sizes,
         "images": work and _counts(work),
         "macs_dense": dense.macs,
         "params_dense": dense.parameters,

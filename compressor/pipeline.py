@@ -7,11 +7,12 @@ report, ship. Every stage's result lies in the run's folder; a stage is done aga
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -19,21 +20,22 @@ from .accuracy import evaluate
 from .choices import Repairing, measuring_of, repairing_of, scoring_of, tuning_of
 from .delivery import Delivered, Outcome, deliver
 from .delivery.summary import stage_costs
-from .device import usage
+from .device import feeds, usage
 from .device.usage import Usage
 from .errors import ModelError, with_article
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph.cost import measure_cost
+from .graph.interface import answers
 from .graph.wrappers import plain
 from .inputs.checkpoints import state_hash
-from .inputs.images import Batches, Images
+from .inputs.images import Batches, Images, batches
 from .inputs.in_memory import given_images
 from .inputs.models import Model
 from .placement import code_of, computing
 from .planning import compose
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
 from .recipe import Recipe, RecipeFields, make_recipe, read_recipe, to_toml
-from .records import Accuracy, Compensation, IntArray, Plan, Scores, Slices
+from .records import Accuracy, Compensation, IntArray, Plan, Quality, Scores, Slices, figure_fields, figure_of
 from .repair.choice import Choice, Judged, choose, text_of
 from .repair.finetune import FinetuneOptions, finetune
 from .rounds import Prunable, measure_units, repair_layers, score_units
@@ -43,7 +45,6 @@ from .run.judges import judges_of, spare_of
 from .run.plans import below_budget_checks, make_step, require_reachable, set_aim
 from .run.saved import (
     Network,
-    example_of,
     load_module,
     load_saved,
     read_network,
@@ -53,12 +54,15 @@ from .run.saved import (
     write_weights,
 )
 from .run.stages import Keeper, Notify, kept_as_record
+from .run.tasking import NetworkTask, make_task, metric_of, predict_of
 from .run.work import Work, prepare
+from .tasks import Task, fidelity
 
 if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers need here
     from typing_extensions import Unpack
 
 IDENTITY_IMAGES = 4
+FIDELITY_IMAGES = 256  # of the evaluation images; more would cost as much again as the accuracy does
 Progress = Callable[[float], None]
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 
@@ -146,13 +150,17 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Ima
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
-        pruned = remove_and_repair(work, structure)
-        recovered = recover(work, structure, pruned)
-        accuracy = measure_accuracy(work, structure, pruned, recovered)
+        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images)
+        pruned = remove_and_repair(work, structure, task)
+        recovered = recover(work, structure, pruned, task)
+        accuracy = measure_accuracy(work, structure, pruned, recovered, task)
+        near_dense = measure_fidelity(work, pruned, recovered)
         checks = Checks(warnings=work.warnings) + pruned.checks + recovered.checks
-        outcome = Outcome(structure, pruned.plan, recovered.shipped, accuracy, recovered.choice, checks)
+        outcome = Outcome(
+            structure, pruned.plan, recovered.shipped, accuracy, near_dense, task, recovered.choice, checks
+        )
         delivered = deliver(work, outcome)
-        return finish(work, pruned, accuracy, recovered, delivered)
+        return finish(work, pruned, outcome, recovered, delivered)
 
 
 def find_units(work: Work) -> tuple[Structure, Usage]:
@@ -168,7 +176,7 @@ def find_units(work: Work) -> tuple[Structure, Usage]:
 
 
 def _group_inputs(work: Work) -> list[object]:
-    return [work.model.sha256, code_of(work.dense), list(work.example.shape), work.recipe.seed]
+    return [work.model.sha256, code_of(work.dense), list(work.inputs), work.recipe.seed]
 
 
 def keep_units(work: Work, structure: Structure, spent: Usage | None = None) -> None:
@@ -196,7 +204,7 @@ class Pruned:
     budget_facts: Mapping[str, object]
 
 
-def remove_and_repair(work: Work, structure: Structure) -> Pruned:
+def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pruned:
     """Rounds of score, plan, removal and repair. Raises GateError where a network is not the masked original."""
     recipe, folder = work.recipe, work.stages.folder
     aim = set_aim(work, structure)
@@ -205,7 +213,7 @@ def remove_and_repair(work: Work, structure: Structure) -> Pruned:
     checks = Checks()
     budget_facts: dict[str, object] = {}
     for r in range(1, recipe.rounds + 1):
-        scores = find_scores(work, r, current, units)
+        scores = find_scores(work, r, current, units, task)
         step = make_step(work, r, current, units, scores, aim)
         kept = compose(kept, step.plan.kept)
 
@@ -226,7 +234,7 @@ def remove_and_repair(work: Work, structure: Structure) -> Pruned:
     return Pruned(plan, current, checks + below_budget_checks(work, current), budget_facts)
 
 
-def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> Scores:
+def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, task: NetworkTask) -> Scores:
     """What round r ranks by; a finished stage's if there is one, whatever the budget."""
     origin = work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"])
     subject = Known(Prunable(graph, units), origin)
@@ -238,6 +246,7 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> 
         subject=subject,
         batches=work.calibration_images,
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
+        task=task.known,
     )
     if not scoring.measured:
         return scores
@@ -249,6 +258,7 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure) -> 
         scores=Known(scores, work.stages.keys[f"scores-{r}"]),
         batches=work.calibration_images,
         ranking=measuring_of(work.recipe),
+        task=task.known,
     )
 
 
@@ -304,7 +314,7 @@ def _repaired(
 
 def _identity_gate(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> Checks:
     """The first thing believed of a pruned network: it is the original without the removed units."""
-    images = torch.from_numpy(work.sample(IDENTITY_IMAGES))
+    images = tuple(torch.from_numpy(array) for array in feeds.as_tuple(work.sample(IDENTITY_IMAGES)))
     return gate(
         "identity: removed = masked original",
         identity_error(graph, raw, units, step.kept, images),
@@ -324,7 +334,7 @@ class Recovered:
     checks: Checks = field(default_factory=Checks)
 
 
-def recover(work: Work, structure: Structure, pruned: Pruned) -> Recovered:
+def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask) -> Recovered:
     """The repaired network, or what short fine-tuning makes of it, whichever is better on images apart.
 
     The dense network teaches. Without epochs, or images to tell the two apart, the repaired one ships.
@@ -344,9 +354,11 @@ def recover(work: Work, structure: Structure, pruned: Pruned) -> Recovered:
         judging=judges and judges.images,
         source=judges.source if judges else "",
         options=tuning_of(recipe),
+        task=task.known,
     )
-    shape = tuple(work.example.shape[1:])
-    write_network(folder, Network(work.model.builder, shape, structure.tied, structure.frozen, dict(pruned.plan.kept)))
+    kept = dict(pruned.plan.kept)
+    network = Network(work.model.builder, work.inputs, structure.tied, structure.frozen, kept, work.keywords)
+    write_network(folder, network)
     return replace(recovered, checks=Checks(not_checked=not_checked))
 
 
@@ -357,14 +369,19 @@ def _recovered(
     judging: Batches | None,
     source: str,
     options: FinetuneOptions,
+    task: Task | None,
     progress: Progress,
 ) -> Recovered:
     if lessons is None or judging is None:
         return Recovered(repaired)
     tuned = copy.deepcopy(repaired)
     steps = options.epochs + 1  # the last is the choice
-    finetune(tuned, lessons, options=options, teacher=dense, progress=lambda epoch, loss: progress((epoch + 1) / steps))
-    choice = choose(repaired, tuned, judging, source=source)
+
+    def say(epoch: int, loss: float) -> None:
+        progress((epoch + 1) / steps)
+
+    finetune(tuned, lessons, options=options, teacher=dense, task=task, progress=say)
+    choice = choose(repaired, tuned, judging, source=source, task=task, dense=dense)
     return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice)
 
 
@@ -400,57 +417,106 @@ def _choice_of(saved: dict[str, Any] | None) -> Choice | None:
     return Choice(saved["shipped"], saved["source"], **judged)
 
 
-def measure_accuracy(work: Work, structure: Structure, pruned: Pruned, recovered: Recovered) -> dict[str, Accuracy]:
-    """Held-out accuracy of every network, dense to shipped; the shipped one's loss is a gate."""
+def measure_accuracy(
+    work: Work, structure: Structure, pruned: Pruned, recovered: Recovered, task: NetworkTask
+) -> dict[str, Accuracy | Quality]:
+    """Held-out quality of every network, dense to shipped, by the task's measure; the shipped one's loss is a gate."""
     removed = rebuild(work.dense, structure, dict(pruned.plan.kept))
     networks = {"dense": work.dense, "removed": removed, "repaired": pruned.network}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned
 
-    def write(folder: Path, accuracy: dict[str, Accuracy]) -> None:
-        rows = {name: asdict(counted) for name, counted in accuracy.items()}
-        write_json(folder / "accuracy.json", {"schema": "accuracy/2", "networks": rows})
-
-    def read(folder: Path) -> dict[str, Accuracy]:
-        rows = read_json(folder / "accuracy.json", "accuracy/2")["networks"]
-        return {name: Accuracy(**rows[name]) for name in networks}
-
     accuracy = work.stages.make(
         "accuracy",
-        _counted_right,
-        Keeper(write, read),
+        _measured,
+        _kept_as_figures("accuracy.json", list(networks)),
         networks=Known(networks, [work.stages.keys["finetune"], list(networks)]),
         images=work.evaluation_images,
+        task=task.itself,
     )
     return {**accuracy, "shipped": accuracy[name_of_shipped(recovered)]}
 
 
-def _counted_right(networks: Mapping[str, fx.GraphModule], images: Batches, progress: Progress) -> dict[str, Accuracy]:
+def _kept_as_figures(file: str, names: Sequence[str]) -> Keeper[dict[str, Accuracy | Quality]]:
+    """One figure for each network, as JSON."""
+
+    def write(folder: Path, figures: dict[str, Accuracy | Quality]) -> None:
+        rows = {name: figure_fields(figure) for name, figure in figures.items()}
+        write_json(folder / file, {"schema": "figures/1", "networks": rows})
+
+    def read(folder: Path) -> dict[str, Accuracy | Quality]:
+        rows = read_json(folder / file, "figures/1")["networks"]
+        return {name: figure_of(rows[name]) for name in names}
+
+    return Keeper(write, read)
+
+
+def _measured(
+    networks: Mapping[str, fx.GraphModule], images: Batches, task: NetworkTask, progress: Progress
+) -> dict[str, Accuracy | Quality]:
     total = len(networks) * max(1, len(images.images))
-    accuracy: dict[str, Accuracy] = {}
+    figures: dict[str, Accuracy | Quality] = {}
+    judge = task.task
     for index, (name, network) in enumerate(networks.items()):
         before = index * len(images.images)
 
         def say(done: int, before: int = before) -> None:
             progress((before + done) / total)
 
-        accuracy[name] = evaluate(network, images, progress=say)
-    return accuracy
+        if judge is None:
+            figures[name] = evaluate(network, images, metric=metric_of(task.chosen), progress=say)
+        else:
+            say(0)
+            figures[name] = judge.quality(predict_of(network), images)
+    return figures
+
+
+def measure_fidelity(work: Work, pruned: Pruned, recovered: Recovered) -> dict[str, Accuracy | Quality]:
+    """How near the repaired and the tuned network's answers are to the dense one's, on some evaluation images.
+
+    It needs no labels, so it stands beside every other figure.
+    """
+    networks = {"repaired": pruned.network}
+    if recovered.tuned is not None:
+        networks["tuned"] = recovered.tuned
+    count = min(FIDELITY_IMAGES, len(work.splits.evaluation))
+    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
+    near_dense = work.stages.make(
+        "fidelity",
+        _compared,
+        _kept_as_figures("fidelity.json", list(networks)),
+        dense=Known(work.dense, work.stages.keys["groups"]),
+        networks=Known(networks, [work.stages.keys["finetune"], list(networks)]),
+        images=Known(some_images, [work.evaluation_images.stands_for, count]),
+    )
+    return {**near_dense, "shipped": near_dense[name_of_shipped(recovered)]}
+
+
+def _compared(
+    dense: fx.GraphModule, networks: Mapping[str, fx.GraphModule], images: Batches, progress: Progress
+) -> dict[str, Accuracy | Quality]:
+    figures: dict[str, Accuracy | Quality] = {}
+    for index, (name, network) in enumerate(networks.items()):
+        progress(index / len(networks))
+        figures[name] = fidelity(predict_of(network), predict_of(dense), images)
+    return figures
 
 
 def name_of_shipped(recovered: Recovered) -> str:
     return recovered.choice.shipped if recovered.choice is not None else "repaired"
 
 
-def finish(
-    work: Work, pruned: Pruned, accuracy: dict[str, Accuracy], recovered: Recovered, delivered: Delivered
-) -> Run:
+def finish(work: Work, pruned: Pruned, outcome: Outcome, recovered: Recovered, delivered: Delivered) -> Run:
     """The run's summary, written and returned."""
-    top1 = {name: round(a.top1, 4) for name, a in accuracy.items()}
+    accuracy = outcome.accuracy
+    values = {name: round(figure.value, 4) for name, figure in accuracy.items()}
     summary = {
         "model": work.recipe.model,
         "run_dir": str(work.stages.folder),
-        **{f"accuracy_{name}": top1.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
+        "task": work.chosen.name,
+        "metric": accuracy["dense"].metric,
+        **{f"accuracy_{name}": values.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
+        "fidelity_shipped": round(outcome.fidelity["shipped"].value, 4),
         "shipped": name_of_shipped(recovered),
         "choice": recovered.choice and text_of(recovered.choice),
         "evaluation_images": accuracy["dense"].n,
@@ -468,11 +534,11 @@ def finish(
 def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """A run's network rebuilt in this process: its size and a hash of its outputs on fixed noise."""
     network = load_saved(folder, trust=trust)
-    shape = read_network(Path(folder)).shape
+    example = read_network(Path(folder)).example
     with torch.inference_mode():
-        outputs = network(example_of(shape)).numpy()
+        outputs = [leaf.numpy() for leaf in answers(network, example)]
     parameters = sum(p.numel() for p in network.parameters())
-    return {"run_dir": str(folder), "parameters": parameters, "outputs_sha256": content_hash(outputs)}
+    return {"run_dir": str(folder), "parameters": parameters, "outputs_sha256": content_hash(*outputs)}
 
 
 load = load_saved

@@ -124,7 +124,9 @@ def within_memory(
         parts = math.ceil(count(images) / most)
         size = math.ceil(count(images) / parts)  # 33 images of at most 16 are three times 11
         for start in range(0, count(images), size):
-            some_images, their_labels = cut(images, start, start + size), labels[start : start + size]
+            some_images, their_labels = cut(images, start, start + size), labels
+            if labels is not None:
+                their_labels = labels[start : start + size]
             if isinstance(their_labels, Tensor):
                 their_labels = to_device(their_labels, device)
             yield inputs_to(some_images, device), their_labels

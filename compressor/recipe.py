@@ -41,6 +41,12 @@ CRITERIA: Mapping[str, str] = {
     "random": "a seeded draw, which every criterion has to beat",
 }
 
+TASKS = (
+    *("classification", "multi-label", "segmentation", "detection", "embedding", "image-to-image", "regression"),
+    "any",
+)
+"""What a network's answers may mean; `any` is judged by the dense network's own answers."""
+
 # "" leaves the choice to the criterion
 _STARTS = ("", "one", "logit", "loss")
 _SIGNS = ("", "absolute", "signed", "squared")
@@ -75,6 +81,12 @@ class Recipe:
     interpolation: str = _option("", "bilinear, bicubic or nearest")
     mean: tuple[float, ...] = _option((), "mean of values 0-1, one per channel")
     std: tuple[float, ...] = _option((), "standard deviation of values 0-1, one per channel")
+    task: str = _option(
+        "",
+        "what the network's answers mean; else what they and the data show: " + ", ".join(TASKS),
+        "",
+        *TASKS,
+    )
     batch_size: int = _option(32, "images per batch of calibration and evaluation")
     seed: int = _option(0, "every random choice follows from it")
     device: str = _option("auto", "what computes: auto (a GPU where there is one), cpu, cuda or cuda:1")
@@ -166,6 +178,7 @@ class RecipeFields(TypedDict, total=False):
     evaluation_data: str
     calibration: int
     evaluation: float
+    task: str
     size: Sequence[int] | int
     resize: Sequence[int] | int
     interpolation: str

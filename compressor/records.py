@@ -6,15 +6,27 @@ or of nodes of the traced graph (`conv2d_3`). Nothing here knows torch, files or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One sample of an input of a network: its shape without the batch's axis, and its numbers' type by name."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+_ROUNDING = 1e-9  # the interval of no right answer begins at 1e-18
 
 UnitKind = Literal["channel", "neuron", "stream", "head", "head_dim", "conv_group"]
 
@@ -161,6 +173,7 @@ class Accuracy:
     n: int
     correct_top5: int = -1
     chance: float = field(default=-1.0, compare=False)
+    metric: str = "top-1"
 
     @property
     def top1(self) -> float:
@@ -170,13 +183,113 @@ class Accuracy:
     @property
     def is_above_chance(self) -> bool:
         """Whether the whole interval is; true where chance was not counted."""
-        rounding = 1e-9  # the interval of no right answer begins at 1e-18
-        return self.chance < 0 or self.interval[0] > self.chance + rounding
+        return self.chance < 0 or self.interval[0] > self.chance + _ROUNDING
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval at 95 % (Wilson 1927), in shares of one: 90 of 100 is 0.826 to 0.945."""
-        z, n, p = 1.959963984540054, self.n, self.correct / self.n  # z: the normal distribution's 97.5 % quantile
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """Wilson's score interval at 95 %, in shares of one."""
+        return wilson(self.correct / self.n, self.n)
+
+    @property
+    def value(self) -> float:
+        """Share of one."""
+        return self.top1
+
+    @property
+    def low(self) -> float:
+        """Where the interval begins."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Where the interval ends."""
+        return self.interval[1]
+
+    @property
+    def is_share(self) -> bool:
+        """Whether differences are told in points."""
+        return True
+
+    def lost(self, other: Measured) -> float:
+        """Points that `other` falls short of this one."""
+        return lost(self, other)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a network's answers for `n` samples are, in one number of which more is better, and its 95 % interval.
+
+    `chance` is what answers that know nothing would get, NaN where nobody counted it. Where `is_share`, 1 is the best
+    there is (accuracy, mean IoU, R^2) and differences are points; else the value has a unit of its own (PSNR, in dB).
+    An interval nobody could give is `low` = `high` = `value`.
+    """
+
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
+    chance: float = field(default=math.nan, compare=False)  # NaN equals nothing, not even itself
+    is_share: bool = True
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether the whole interval is; true where chance was not counted."""
+        return math.isnan(self.chance) or self.low > self.chance + _ROUNDING
+
+    def lost(self, other: Measured) -> float:
+        """What `other` falls short of this one: points where it is a share, else per cent of this value."""
+        return lost(self, other)
+
+
+Figure: TypeAlias = "Accuracy | Quality"
+"""How good a network's answers are, whatever its task."""
+
+
+def figure_fields(figure: Figure) -> dict[str, object]:
+    """A figure's fields as JSON holds them, in which NaN is null."""
+    entries = {field.name: getattr(figure, field.name) for field in fields(figure)}
+    return {name: None if value != value else value for name, value in entries.items()}
+
+
+def figure_of(entries: Mapping[str, Any]) -> Figure:
+    """The inverse of `figure_fields`. Raises TypeError for fields of neither kind."""
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in entries.items()}
+    return Accuracy(**known) if "correct" in known else Quality(**known)
+
+
+class Measured(Protocol):
+    """What an `Accuracy` and any other `Quality` have in common."""
+
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def chance(self) -> float: ...
+    @property
+    def is_share(self) -> bool: ...
+
+
+def lost(dense: Measured, other: Measured) -> float:
+    """What `other` falls short of `dense`: points where that is a share, else per cent of the dense value."""
+    difference = dense.value - other.value
+    if dense.is_share:
+        return 100 * difference
+    if dense.value == 0:
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return 100 * difference / abs(dense.value)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 % (Wilson 1927), in shares of one: 90 of 100 is 0.826 to 0.945."""
+    z, p = 1.959963984540054, share  # z: the normal distribution's 97.5 % quantile
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .records import InputSpec
+
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Outputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
@@ -56,6 +58,32 @@ def joined(batches: Sequence[Inputs]) -> Inputs:
 def moved(tensors: Inputs, device: torch.device) -> Inputs:
     """The tensors on that device."""
     return mapped(lambda tensor: tensor.to(device), tensors)
+
+
+def specs_of(tensors: Inputs) -> tuple[InputSpec, ...]:
+    """What one sample of each is."""
+    return tuple(InputSpec(tuple(tensor.shape[1:]), _type_name(tensor.dtype)) for tensor in as_tuple(tensors))
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def noise_like(specs: Sequence[InputSpec], count: int = 2, seed: int = 0) -> Inputs:
+    """Samples made of nothing, the same in every process: noise, pixels of 0 to 255, and 0 where it may be an index."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = tuple(_noise(spec, count, generator) for spec in specs)
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _noise(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    shape = (count, *spec.shape)
+    if dtype.is_floating_point:
+        return torch.randn(*shape, generator=generator).to(dtype)
+    if dtype == torch.uint8:
+        return torch.randint(256, shape, generator=generator, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype)
 
 
 def named_leaves(answer: object) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from compressor.records import Accuracy, Cost, Group, Groups
+from compressor.records import Accuracy, Cost, Group, Groups, Quality, lost
 
 ROUNDING = 1e-12  # of float64, in numbers of about one
 
@@ -50,6 +50,28 @@ def test_above_chance_is_the_whole_interval(accuracy: Accuracy, above: bool) -> 
 def test_chance_does_not_make_accuracies_different() -> None:
     assert Accuracy(9, 10, chance=0.1) == Accuracy(9, 10, chance=0.2)
     assert Accuracy(9, 10, 10) != Accuracy(9, 10, 9)
+
+
+def test_an_accuracy_is_a_quality_of_top1() -> None:
+    dense, pruned = Accuracy(9, 10, chance=0.1), Accuracy(8, 10, chance=0.1)
+    assert (dense.metric, dense.value, dense.n, dense.is_share) == ("top-1", 0.9, 10, True)
+    assert (dense.low, dense.high) == dense.interval
+    assert dense.lost(pruned) == lost(dense, pruned) == 100 * (dense.top1 - pruned.top1)
+
+
+def test_what_is_no_share_is_lost_in_per_cent_of_the_dense_value() -> None:
+    dense, pruned = (Quality("PSNR", value, 9, value, value, is_share=False) for value in (40.0, 30.0))
+    nothing = Quality("PSNR", 0.0, 9, 0.0, 0.0, is_share=False)
+    assert dense.lost(pruned) == 25
+    assert (nothing.lost(nothing), nothing.lost(dense)) == (0, -math.inf)
+    assert Quality("mIoU", 0.75, 9, 0.5, 0.9).lost(Quality("mIoU", 0.5, 9, 0.4, 0.6)) == 25
+    assert dense == Quality("PSNR", 40.0, 9, 40.0, 40.0, is_share=False)
+
+
+def test_a_quality_is_above_chance_with_its_whole_interval() -> None:
+    assert Quality("mIoU", 0.5, 9, 0.4, 0.6, chance=0.3).is_above_chance
+    assert not Quality("mIoU", 0.5, 9, 0.4, 0.6, chance=0.45).is_above_chance
+    assert Quality("PSNR", 0.5, 9, 0.4, 0.6).is_above_chance  # nobody counted it
 
 
 def test_a_mac_is_two_flops_and_a_group_is_found_by_name() -> None:

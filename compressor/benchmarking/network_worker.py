@@ -8,15 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx
 
 from ..delivery.networks import caller
 from ..device import child
+from ..device.feeds import Array, as_tuple
 from ..device.openers import Port
 from ..device.runtimes import Session
 from ..device.worker import Worker
 from ..graph import trace
-from ..run.saved import example_of, load_dense, load_saved, read_network
+from ..graph.interface import input_names
+from ..run.saved import load_dense, load_saved, read_network
 
 MODULE = "compressor.benchmarking.network_worker"
 VARIANTS = ("dense", "shipped")
@@ -27,16 +29,24 @@ def _open(path: Path, runtime: str, threads: int) -> Session:
         torch.set_num_threads(threads)
 
     folder = path.parent
-    shape = read_network(folder).shape  # (C, H, W)
+    inputs = read_network(folder).inputs
     # who started this process has looked at the builder: `places` opens no folder whose code is not trusted
     network = load_saved(folder, trust=True) if path.name == "shipped" else _dense(folder)
-    call, images = caller(network, runtime), Port("input", (-1, *shape), "float32")
-    return Session(runtime, torch.__version__, str(path), (images,), (), threads, lambda arrays: (call(arrays[0]),))
+    run = caller(network, runtime)
+    ports = tuple(
+        Port(name, (-1, *spec.shape), spec.dtype) for name, spec in zip(input_names(network), inputs, strict=True)
+    )
+
+    def call(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        return as_tuple(run(arrays))
+
+    return Session(runtime, torch.__version__, str(path), ports, (), threads, call)
 
 
-def _dense(folder: Path) -> nn.Module:
+def _dense(folder: Path) -> fx.GraphModule:
     """Untrained weights: speed does not know the difference, and a checkpoint need not be here."""
-    return trace(load_dense(folder, trust=True), example_of(read_network(folder).shape))
+    network = read_network(folder)
+    return trace(load_dense(folder, trust=True), network.example, network.keywords)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _INTERRUPTED = 130
 class OneLine(TyperGroup):
     """Wrong usage as one line, Ctrl-C as the interrupt it is; what else a command raises goes its way."""
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         """What typer reads and shows, switches without a kind of value."""
         return without_kinds(super().get_params(ctx))
 

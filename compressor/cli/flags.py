@@ -63,7 +63,7 @@ def without_kinds(parameters: list[Any]) -> list[Any]:
 class Verb(TyperCommand):
     """A command whose help shows switches, typer's own too, without a kind of value."""
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         """What typer reads and shows."""
         return without_kinds(super().get_params(ctx))
 

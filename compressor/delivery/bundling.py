@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import fx
 
+from ..device import feeds
 from ..device.bundle import Manifest, ModelFile, write_bundle
 from ..device.images import Preprocessing
 from ..device.parity import Limits, limits_around
 from ..graph.cost import measure_cost
+from ..graph.interface import answers
 from ..records import Cost
 from ..run.work import Work
-from .results import Delivery, Engine
+from .results import Delivery, Engine, Outcome
 
 GOLDEN_IMAGES = 8
 LICENCES = (
@@ -22,7 +23,7 @@ LICENCES = (
 )
 
 
-def bundle(work: Work, network: fx.GraphModule, delivery: Delivery) -> None:
+def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
     """The shipped network's files and engines, each bound to about the distance it has here from the golden outputs.
 
     Writes `bundle/` in the run's folder. Parity must have been measured for every shipped file.
@@ -41,10 +42,11 @@ def bundle(work: Work, network: fx.GraphModule, delivery: Delivery) -> None:
         models.append(_engine_file(engine, limits[engine.model]))
         files[engine.path] = folder / engine.path
 
-    manifest = _manifest(work, delivery, models, measure_cost(network))
-    images = work.sample(GOLDEN_IMAGES)  # [N, C, H, W]
+    manifest = _manifest(work, delivery, models, measure_cost(outcome.network))
+    images = work.sample(GOLDEN_IMAGES)  # [N, ...]
     with torch.inference_mode():
-        outputs = network(torch.from_numpy(images)).numpy()
+        leaves = answers(outcome.network, tuple(torch.from_numpy(array) for array in feeds.as_tuple(images)))
+        outputs = leaves[0].numpy()
     write_bundle(folder / "bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs)
 
 

@@ -21,7 +21,7 @@ from ..files import read_record
 from ..graph.cost import macs_by_layer, measure_cost
 from ..planning import RankingOptions, importance
 from ..pruning import Structure
-from ..records import Accuracy, Compensation, Cost, Plan, Scores
+from ..records import Compensation, Cost, Figure, Plan, Scores
 from ..repair.choice import text_of
 from ..report import (
     AccuracyRow,
@@ -95,7 +95,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
     )
 
 
-def _accuracy_rows(accuracy: Mapping[str, Accuracy], delivery: Delivery) -> list[AccuracyRow]:
+def _accuracy_rows(accuracy: Mapping[str, Figure], delivery: Delivery) -> list[AccuracyRow]:
     """The networks in PyTorch, then every file as ONNX Runtime runs it."""
     rows = [AccuracyRow(name, measured) for name, measured in accuracy.items()]  # type: ignore[arg-type]
     by_file = delivery.accuracy.by_file
@@ -270,12 +270,12 @@ def _stage_rows(work: Work) -> list[StageRow]:
     ]
 
 
-def _trade(accuracy: Mapping[str, Accuracy], ships: str, share: float) -> list[TradePoint]:
+def _trade(accuracy: Mapping[str, Figure], ships: str, share: float) -> list[TradePoint]:
     """Every network but `shipped`, which is one of the others; all but the dense one keep `share` of the MACs."""
     points = []
     for name, measured in accuracy.items():
         if name == "shipped":
             continue
         macs_share = 1.0 if name == "dense" else share
-        points.append(TradePoint(name, macs_share, measured.top1, chosen=name == ships))
+        points.append(TradePoint(name, macs_share, measured.value, chosen=name == ships))
     return points

@@ -16,6 +16,7 @@ from ..errors import EngineError, MissingPackageError
 from ..export.engines import build_engine, build_recipe, image_profile, supported_targets
 from ..export.targets import resolve_target
 from ..files import note, read_json, write_json
+from ..graph.interface import input_names
 from ..run.checks import Checks
 from ..run.stages import Keeper, Progress
 from ..run.work import Work
@@ -32,7 +33,9 @@ def build_engines(work: Work, files: Files) -> Engines:
     """
     targets = tuple(work.recipe.targets)
     largest_batch = max((*work.recipe.latency_batches, 1))
-    profiles = image_profile(work.preprocessing.shape, batches=(1, 1, largest_batch))
+    profiles: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
+    for name, spec in zip(input_names(work.dense), work.inputs, strict=True):
+        profiles |= image_profile(spec.shape, batches=(1, 1, largest_batch), name=name)
     sources = engine_sources(files)
     asked = work.stages.make(
         "engines",

@@ -5,7 +5,7 @@ Each stage is a function of values; nothing behind a failed gate is done, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from ..errors import GateError
 from ..export.onnx import export_onnx
 from ..graph.cost import measure_cost
 from ..placement import CPU, placed, release
+from ..records import InputSpec
 from ..report import write_report
 from ..run.checks import Checks
 from ..run.fingerprints import Known
-from ..run.saved import example_of
 from ..run.stages import Keeper, Progress
 from ..run.work import Work
+from ..tensors import noise_like
 from .artifacts import DENSE, SHIPPED, Artifact
 from .bundling import bundle
 from .contents import report_of
@@ -45,11 +46,13 @@ def deliver(work: Work, outcome: Outcome) -> Delivered:
 
     All from copies on the CPU, where the networks lie on a GPU: what runs on that is the engines.
     """
-    work, outcome = replace(work, dense=placed(work.dense, CPU)), replace(outcome, network=placed(outcome.network, CPU))
+    work = replace(work, dense=placed(work.dense, CPU))
+    task = replace(outcome.task, dense=work.dense)
+    outcome = replace(outcome, network=placed(outcome.network, CPU), task=task)
     release()
     delivery, failure = _delivered(work, outcome)
     if failure is None:
-        bundle(work, outcome.network, delivery)
+        bundle(work, outcome, delivery)
     else:
         work.stages.retract()
 
@@ -80,6 +83,7 @@ def _steps(work: Work, outcome: Outcome) -> Iterator[Delivery]:
     """
     networks = {"dense": work.dense, "shipped": outcome.network}
     inputs = Known(networks, [work.stages.keys["groups"], work.stages.keys["finetune"]])
+    dense = outcome.accuracy["dense"]
 
     delivery = Delivery(outcome.checks + accuracy_checks(outcome.accuracy, work.recipe.max_accuracy_loss))
     yield delivery
@@ -87,14 +91,14 @@ def _steps(work: Work, outcome: Outcome) -> Iterator[Delivery]:
     delivery = replace(delivery, files=export_files(work, inputs))
     yield delivery
 
-    for made in make_precisions(work, delivery.files):
+    for made in make_precisions(work, delivery.files, outcome.task):
         delivery = replace(delivery, files=delivery.files + made)
         yield delivery
 
     delivery = replace(delivery, parity=measure_parity(work, delivery.files, inputs))
     yield delivery
 
-    delivery = replace(delivery, accuracy=measure_files(work, delivery.files, outcome.accuracy["dense"]))
+    delivery = replace(delivery, accuracy=measure_files(work, delivery.files, dense, outcome.task))
     yield delivery
 
     delivery = replace(delivery, engines=build_engines(work, delivery.files))
@@ -114,7 +118,7 @@ def export_files(work: Work, networks: Known) -> Files:
         _exported,
         Keeper(_written_already, _exported_paths),
         networks=networks,
-        shape=work.preprocessing.shape,
+        inputs=work.inputs,
         metadata={"compressor.model": recipe.model, "compressor.budget": recipe.budget},
         folder=work.stages.output,
     )
@@ -123,7 +127,7 @@ def export_files(work: Work, networks: Known) -> Files:
 
 def _exported(
     networks: Mapping[str, fx.GraphModule],
-    shape: tuple[int, ...],
+    inputs: Sequence[InputSpec],
     metadata: Mapping[str, str],
     folder: Path,
     progress: Progress,
@@ -131,7 +135,7 @@ def _exported(
     paths = _exported_paths(folder)
     for artifact, path in paths.items():
         named = {**metadata, "compressor.variant": artifact.variant}
-        export_onnx(networks[artifact.variant], example_of(shape), path, metadata=named)
+        export_onnx(networks[artifact.variant], noise_like(inputs), path, metadata=named)
     return paths
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
-from ..device.feeds import as_tuple
+from ..device import feeds
+from ..device.feeds import Arrays
 from ..device.parity import LIMITS, Limits, Parity
 from ..device.runtimes import REFERENCE, open_model, version_of
 from ..errors import GateError
@@ -25,11 +25,13 @@ from ..export.precision import weight_bits
 from ..files import read_json, write_json
 from ..graph.double import rounding_error
 from ..inputs.images import Batches
-from ..records import Accuracy
+from ..records import Accuracy, Figure, Quality, figure_fields, figure_of
 from ..run.checks import Checks, gate, until_failed
 from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
-from ..run.work import Work
+from ..run.tasking import NetworkTask, metric_of
+from ..run.work import Work, arrays_of
+from .answers import predict_of_file
 from .artifacts import Artifact, FileRefused
 from .results import FileAccuracies, Files, Parities
 
@@ -44,29 +46,45 @@ _REMEDIES = {
 }
 
 
-def accuracy_checks(accuracy: Mapping[str, Accuracy], limit: float) -> Checks:
-    """Points of top-1 that the shipped network lost in PyTorch, of which `limit` may go."""
-    guessing = no_better_than_chance(accuracy["dense"])
+def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
+    """What the shipped network lost in PyTorch, points of top-1 or of the task's measure, of which `limit` may go."""
+    dense = accuracy["dense"]
+    guessing = no_better_than_chance(dense)
     lost = gate(
-        "accuracy: top-1 lost",
-        100 * (accuracy["dense"].top1 - accuracy["shipped"].top1),
+        f"accuracy: {dense.metric} lost",
+        dense.lost(accuracy["shipped"]),
         limit=limit,
         remedy="raise the budget, give more calibration images, or allow more fine-tuning",
-        unit="points",
-        doubt=doubt_of(accuracy["dense"], limit),
+        unit=unit_of(dense),
+        doubt=doubt_of(dense, limit),
     )
     return Checks(warnings=(guessing,) if guessing else ()) + lost
 
 
-def doubt_of(dense: Accuracy, limit: float) -> str:
-    """Why a loss counted on these images shows nothing: the dense network guesses, or they are too few; else empty."""
-    return no_better_than_chance(dense) or too_few(dense.n, limit)
+def unit_of(dense: Figure) -> str:
+    """What a loss is counted in: points of a share, else per cent of the dense network's figure."""
+    return "points" if dense.is_share else "%"
 
 
-def no_better_than_chance(dense: Accuracy) -> str:
+def doubt_of(dense: Figure, limit: float) -> str:
+    """Why a loss counted on these images shows nothing: the dense network guesses, or they are too few; else empty.
+
+    How many are enough is known where right answers are counted alone.
+    """
+    few = too_few(dense.n, limit) if isinstance(dense, Accuracy) else ""
+    return no_better_than_chance(dense) or few
+
+
+def no_better_than_chance(dense: Figure) -> str:
     """Why the dense network seems to guess, in words; empty where its whole interval lies above chance."""
     if dense.is_above_chance:
         return ""
+    if isinstance(dense, Quality):
+        return (
+            f"the dense network's {dense.metric} is {dense.value:.3g} on {dense.n} evaluation images (95 % interval "
+            f"{dense.low:.3g} to {dense.high:.3g}), where chance would give {dense.chance:.3g}: the labels or the "
+            "pre-processing are probably wrong, and what it loses says nothing"
+        )
     low, high = (100 * share for share in dense.interval)
     return (
         f"the dense network is right on {dense.correct} of {dense.n} evaluation images (95 % interval {low:.1f} to "
@@ -132,7 +150,8 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
         return Parities(checks=row + Checks(refusal=str(error)))
 
     def rounding_of(artifact: Artifact) -> float:
-        return rounding_error(networks.value[artifact.variant], torch.from_numpy(work.sample(PARITY_IMAGES)))
+        images = tuple(torch.from_numpy(array) for array in feeds.as_tuple(work.sample(PARITY_IMAGES)))
+        return rounding_error(networks.value[artifact.variant], images)
 
     return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity, rounding_of)))
 
@@ -140,7 +159,7 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
 def _parities(
     files: Mapping[Artifact, Path],
     networks: Mapping[str, fx.GraphModule],
-    images: NDArray[np.float32],
+    images: Arrays,
     progress: Progress,
 ) -> dict[str, dict[int, Parity]]:
     by_file = {}
@@ -204,8 +223,8 @@ def _remedy_of_export(difference: float, rounding: float) -> str:
     )
 
 
-def measure_files(work: Work, files: Files, dense: Accuracy) -> FileAccuracies:
-    """Evaluation accuracy of every file on ONNX Runtime; what fp16 and int8 lose against dense is a gate each.
+def measure_files(work: Work, files: Files, dense: Figure, task: NetworkTask) -> FileAccuracies:
+    """Evaluation quality of every file on ONNX Runtime; what fp16 and int8 lose against dense is a gate each.
 
     The gates end with the first file that loses more than the recipe allows.
     """
@@ -216,51 +235,61 @@ def measure_files(work: Work, files: Files, dense: Accuracy) -> FileAccuracies:
         place=kernels_here(),
         files=dict(files.paths),
         images=work.evaluation_images,
+        task=task.itself,
     )
     return FileAccuracies(by_file, until_failed(_file_checks(files, by_file, dense, work.recipe.max_accuracy_loss)))
 
 
-def _counted_right(files: Mapping[Artifact, Path], images: Batches, progress: Progress) -> dict[str, Accuracy]:
-    by_file = {}
+def _counted_right(
+    files: Mapping[Artifact, Path], images: Batches, task: NetworkTask, progress: Progress
+) -> dict[str, Figure]:
+    by_file: dict[str, Figure] = {}
+    judge = task.task
     for index, (artifact, path) in enumerate(files.items()):
         progress(index / len(files))
-        by_file[artifact.name] = accuracy_of(path, images, fused=not artifact.made_for)
+        fused = not artifact.made_for
+        if judge is None:
+            by_file[artifact.name] = accuracy_of(path, images, fused=fused, metric=metric_of(task.chosen))
+        else:
+            by_file[artifact.name] = judge.quality(predict_of_file(path, fused=fused), images)
     return by_file
 
 
-def _write_accuracies(folder: Path, by_file: Mapping[str, Accuracy]) -> None:
-    rows = {name: asdict(accuracy) for name, accuracy in by_file.items()}
-    write_json(folder / "accuracy-files.json", {"schema": "accuracy/1", REFERENCE: rows})
+def _write_accuracies(folder: Path, by_file: Mapping[str, Figure]) -> None:
+    rows = {name: figure_fields(figure) for name, figure in by_file.items()}
+    write_json(folder / "accuracy-files.json", {"schema": "figures/1", REFERENCE: rows})
 
 
-def _read_accuracies(folder: Path) -> dict[str, Accuracy]:
-    rows = read_json(folder / "accuracy-files.json", "accuracy/1")[REFERENCE]
-    return {name: Accuracy(**fields) for name, fields in rows.items()}
+def _read_accuracies(folder: Path) -> dict[str, Figure]:
+    rows = read_json(folder / "accuracy-files.json", "figures/1")[REFERENCE]
+    return {name: figure_of(fields) for name, fields in rows.items()}
 
 
-def _file_checks(files: Files, by_file: Mapping[str, Accuracy], dense: Accuracy, limit: float) -> Iterator[Checks]:
+def _file_checks(files: Files, by_file: Mapping[str, Figure], dense: Figure, limit: float) -> Iterator[Checks]:
     for artifact in files.artifacts:
         if artifact.precision == "fp32":  # parity holds it to the network in PyTorch, which has a gate of its own
             continue
         yield gate(
-            f"accuracy: top-1 lost by {artifact.name}",
-            100 * (dense.top1 - by_file[artifact.name].top1),
+            f"accuracy: {dense.metric} lost by {artifact.name}",
+            dense.lost(by_file[artifact.name]),
             limit=limit,
             remedy=_REMEDIES[artifact.precision],
-            unit="points",
+            unit=unit_of(dense),
             doubt=doubt_of(dense, limit),
         )
 
 
-def accuracy_of(path: Path, images: Batches, *, runtime: str = REFERENCE, fused: bool = True) -> Accuracy:
-    """Top-1 and, from six classes on, top-5 of a model file over all labelled images.
+def accuracy_of(
+    path: Path, images: Batches, *, runtime: str = REFERENCE, fused: bool = True, metric: str = "top-1"
+) -> Accuracy:
+    """Top-1 and, from six classes on, top-5 of a classifier's file over all labelled images.
 
-    Raises GateError where there is no image. `fused` as in `open_model`.
+    Raises GateError where there is no image. `fused` as in `open_model`; `metric` is what right answers are called.
     """
     session = open_model(path, runtime=runtime, fused=fused)
     right, right_top5, seen, classes = 0, 0, 0, 0
     for batch, labels in images:
-        outputs, *_ = as_tuple(session.run(batch.numpy()))  # [N, classes]
+        outputs = feeds.as_tuple(session.run(arrays_of(batch)))[0]  # [N, classes]
         classes = outputs.shape[1]
         ranked = np.argsort(-outputs, axis=1, kind="stable")[:, :5]
         hits = ranked == labels.numpy()[:, None]  # [N, 5]: which place the labelled class has
@@ -269,4 +298,4 @@ def accuracy_of(path: Path, images: Batches, *, runtime: str = REFERENCE, fused:
         seen += len(labels)
     if not seen:
         raise GateError(f"accuracy of {path.name}: no image was given, so nothing was measured; give evaluation images")
-    return Accuracy(right, seen, right_top5 if classes > 5 else -1)
+    return Accuracy(right, seen, right_top5 if classes > 5 else -1, metric=metric)

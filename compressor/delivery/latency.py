@@ -10,12 +10,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 
-from ..device import cuda
+from ..device import cuda, feeds
 from ..device.environment import read_environment
+from ..device.feeds import Arrays
 from ..device.percentiles import least_samples
 from ..device.profiling import profile_kernels
 from ..device.runtimes import available, row_of
@@ -95,16 +94,16 @@ def _timed(
     engines: Mapping[str, FilesBySubject],
     networks: Networks,
     runtimes: Sequence[str],
-    images: NDArray[np.float32],
+    images: Arrays,
     schedules: Sequence[Schedule],
     progress: Progress,
 ) -> tuple[Timing, ...]:
-    """`engines` by runtime and subject; batches are drawn from `images` [N, C, H, W]."""
+    """`engines` by runtime and subject; batches are drawn from `images` [N, ...] of each input."""
     timings: list[Timing] = []
     jobs = [(schedule, runtime) for schedule in schedules for runtime in runtimes]
     for index, (schedule, runtime) in enumerate(jobs):
         progress(index / len(jobs), f"{runtime}, batch {schedule.batch}")
-        pool = images[: max(POOL_IMAGES, schedule.batch)]
+        pool = feeds.cut(images, 0, max(POOL_IMAGES, schedule.batch))
         if runtime in WAYS:
             timings += _timed_networks(networks, runtime, pool, schedule)
         else:
@@ -112,15 +111,13 @@ def _timed(
     return tuple(timings)
 
 
-def _timed_networks(networks: Networks, way: str, images: NDArray[np.float32], schedule: Schedule) -> Sequence[Timing]:
+def _timed_networks(networks: Networks, way: str, images: Arrays, schedule: Schedule) -> Sequence[Timing]:
     subjects = _callers(networks, way)
     runtimes = dict.fromkeys(subjects, way)
     return [*time_interleaved(subjects, images, schedule=schedule, runtimes=runtimes).values()]
 
 
-def _timed_files(
-    files: FilesBySubject, runtime: str, images: NDArray[np.float32], schedule: Schedule
-) -> Sequence[Timing]:
+def _timed_files(files: FilesBySubject, runtime: str, images: Arrays, schedule: Schedule) -> Sequence[Timing]:
     """Empty where the runtime has nothing to run here."""
     return [*time_files(files, images, schedule=schedule, runtime=runtime).values()] if files else []
 
@@ -167,7 +164,7 @@ def measure_layers(work: Work, files: Files, networks: Networks) -> dict[str, di
 def _profiled(
     files: Mapping[str, Path],
     layers: Mapping[str, Mapping[str, str]],
-    images: NDArray[np.float32],
+    images: Arrays,
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
     """All by variant; `layers` are those of the traced graph's nodes."""

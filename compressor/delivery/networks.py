@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..device.openers import Images, Output
+from ..device.feeds import Arrays, as_tuple
 from ..device.runtimes import runtime_names
 from ..errors import EngineError, InputError, did_you_mean
 from ..placement import placed, resolve
+from ..tensors import Outputs
 
-Caller = Callable[[Images], Output]
+Caller = Callable[[Arrays], Arrays]
 WAYS = runtime_names("network")
 _WARM_UP = 3  # runs on a side stream before a capture, as CUDA graphs ask for
 
@@ -33,7 +34,7 @@ def unavailable(way: str) -> str:
 
 
 def caller(network: nn.Module, way: str) -> Caller:
-    """`network` as a function of images [N, C, H, W]; copies to and from a GPU are part of a call.
+    """`network` as a function of its inputs [N, ...]; copies to and from a GPU are part of a call.
 
     The network itself stays where it lies. Raises EngineError where `way` can't run here.
     """
@@ -44,43 +45,51 @@ def caller(network: nn.Module, way: str) -> Caller:
     network = placed(network, device)
     if way == "pytorch-cuda-graph":
         return _graphed(network)
-    forward: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if "compile" in way else network
+    forward: Callable[..., Outputs] = torch.compile(network, dynamic=False) if "compile" in way else network
 
-    def call(images: Images) -> Output:
+    def call(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            outputs: Output = forward(torch.from_numpy(images).to(device)).cpu().numpy()
-        return outputs
+            return _arrays(forward(*(torch.from_numpy(array).to(device) for array in as_tuple(inputs))))
 
     return call
+
+
+def _arrays(answer: Outputs) -> Arrays:
+    if isinstance(answer, Tensor):
+        array: Arrays = answer.cpu().numpy()
+        return array
+    return tuple(leaf.cpu().numpy() for leaf in answer)
 
 
 def _graphed(network: nn.Module) -> Caller:
     """One captured graph for each shape, replayed on fixed buffers."""
-    captures: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+    captures: dict[tuple[tuple[int, ...], ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
 
-    def call(images: Images) -> Output:
-        if images.shape not in captures:
-            captures[images.shape] = captured(network, torch.from_numpy(images).cuda())
-        graph, source, result = captures[images.shape]
-        source.copy_(torch.from_numpy(images))
+    def call(inputs: Arrays) -> Arrays:
+        tensors = [torch.from_numpy(array) for array in as_tuple(inputs)]
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        if shapes not in captures:
+            captures[shapes] = captured(network, *(tensor.cuda() for tensor in tensors))
+        graph, sources, result = captures[shapes]
+        for source, tensor in zip(sources, tensors, strict=True):
+            source.copy_(tensor)
         graph.replay()
-        outputs: Output = result.cpu().numpy()
-        return outputs
+        return _arrays(result)
 
     return call
 
 
-def captured(network: nn.Module, source: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-    """A graph that reads images from `source` on the GPU and writes to the last tensor; the caller keeps both alive."""
+def captured(network: nn.Module, *sources: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]:
+    """A graph that reads from `sources` on the GPU and writes to what is last; the caller keeps all of them alive."""
     # first calls allocate and choose kernels, which a capture must not hold
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
-            network(source)
+            network(*sources)
     torch.cuda.current_stream().wait_stream(stream)
 
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode(), torch.cuda.graph(graph):
-        result = network(source)
-    return graph, source, result
+        result = network(*sources)
+    return graph, sources, result

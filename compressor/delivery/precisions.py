@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx
 
-from ..device.feeds import as_tuple, joined, parted
+from ..device import feeds
+from ..device.feeds import Array, Arrays
 from ..device.parity import compare
 from ..device.runtimes import open_model
 from ..errors import GateError
@@ -33,7 +35,11 @@ from ..run.checks import Checks, gate, until_failed
 from ..run.fingerprints import Known
 from ..run.judges import JUDGE_IMAGES
 from ..run.stages import Keeper, Progress
-from ..run.work import Work
+from ..run.tasking import NetworkTask, metric_of, remembered
+from ..run.work import Work, arrays_of
+from ..tasks import Boxes, relative_error
+from ..tensors import Inputs
+from .answers import predict_of_file
 from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, FileRefused, wanted_precisions
 from .gates import kernels_here, too_few
 from .results import Files, Lowered
@@ -42,7 +48,8 @@ RANGE_IMAGES = 64  # more than 32 changed no range by a level that mattered; eac
 LEAST_SPARE = 64  # fewer tell two methods apart worse than calibration images do
 SENSITIVITY_IMAGES = 16
 
-LabelledImages = tuple[NDArray[np.float32], NDArray[np.int64]]
+KnownTargets = Tensor | Sequence[Boxes]
+LabelledImages = tuple[Arrays, KnownTargets]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +79,19 @@ class JudgeImages:
     count: int
     source: Literal["spare", "calibration"]
 
+    def parts(self, size: int = 8) -> Iterator[tuple[Inputs, KnownTargets]]:
+        """The same as a task takes them, so many at a time."""
+        images, targets = self.read()
+        for start in range(0, feeds.count(images), size):
+            part = feeds.cut(images, start, start + size)
+            tensors = tuple(torch.from_numpy(array) for array in feeds.as_tuple(part))
+            yield tensors[0] if len(tensors) == 1 else tensors, targets[start : start + size]
+
     def read(self) -> LabelledImages:
-        """[N, C, H, W] with their labels [N]."""
-        images, labels = gathered(self.batches, self.first + self.count)
-        return images[self.first :], labels[self.first :]
+        """[N, ...] of each input, with their targets."""
+        end = self.first + self.count
+        images, targets = gathered(self.batches, end)
+        return feeds.cut(images, self.first, end), targets[self.first :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,7 @@ class Int8:
     judged_on: int
 
 
-def make_precisions(work: Work, exported: Files) -> Iterator[Files]:
+def make_precisions(work: Work, exported: Files, task: NetworkTask) -> Iterator[Files]:
     """The files the recipe asks for, one precision after the other; int8 has a gate for each of its forms."""
     artifacts = _asked_for(work)
 
@@ -100,7 +116,7 @@ def make_precisions(work: Work, exported: Files) -> Iterator[Files]:
     if FP16 in artifacts:
         yield _make_fp16(work, shipped, images, owners)
     if INT8 in artifacts:
-        yield _make_int8(work, shipped, images, owners)
+        yield _make_int8(work, shipped, images, owners, task)
 
 
 def _asked_for(work: Work) -> tuple[Artifact, ...]:
@@ -115,7 +131,7 @@ def _asked_for(work: Work) -> tuple[Artifact, ...]:
 
 
 def _known(work: Work, images: RangeImages) -> Known:
-    return Known(images, [work.splits.hashes["calibration"], asdict(work.preprocessing), images.count])
+    return Known(images, [work.splits.hashes["calibration"], work.prepared_as, images.count])
 
 
 def layers_of(network: fx.GraphModule) -> dict[str, str]:
@@ -156,7 +172,7 @@ def _read_islands(folder: Path) -> tuple[str, ...]:
     return tuple(read_json(folder / "fp16.json", "fp16/1")["islands"])
 
 
-def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, str]) -> Files:
+def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, str], task: NetworkTask) -> Files:
     """The int8 file in each form, with a gate each; no file where no choice of layers in float loses little enough."""
     limit, judges = work.recipe.max_int8_loss, judge_images_of(work)
     forms = [artifact for artifact in _asked_for(work) if artifact.precision == "int8"]
@@ -170,15 +186,16 @@ def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, st
             shipped=shipped,
             forms=forms,
             images=images,
-            judges=Known(judges, [hashes, asdict(work.preprocessing), judges.first, judges.count]),
+            judges=Known(judges, [hashes, work.prepared_as, judges.first, judges.count]),
+            task=task.itself,
             max_loss=limit / 100,
             folder=work.stages.output,
         )
     except FileRefused as error:
-        return Files(checks=_refused(error, judges, limit))
+        return Files(checks=_refused(error, judges, limit, task))
 
     lowered = {form: _lowered(int8.files[form.name], owners) for form in forms}
-    checks = until_failed(_int8_checks(form, int8.files[form.name], judges, limit) for form in forms)
+    checks = until_failed(_int8_checks(form, int8.files[form.name], judges, limit, task) for form in forms)
     return Files({form: work.stages.folder / form.name for form in forms}, lowered, checks)
 
 
@@ -186,22 +203,23 @@ def _lowered(quantised: Quantised, owners: Mapping[str, str]) -> Lowered:
     return Lowered(_layers(quantised.kept, owners), quantised.method, quantised.bits, quantised.islands)
 
 
-def _int8_checks(form: Artifact, quantised: Quantised, judges: JudgeImages, limit: float) -> Checks:
+def _int8_checks(form: Artifact, quantised: Quantised, judges: JudgeImages, limit: float, task: NetworkTask) -> Checks:
     # rounded, so that the ties' breakers (some 3e-5, see `_judge`) don't count as answers
     lost = round(quantised.reference, 4) - round(quantised.score, 4)
-    doubt = too_few(judges.count, limit)
-    return gate(_gate_name(form, judges), 100 * lost, limit=limit, remedy=_REMEDY, unit="points", doubt=doubt)
+    doubt = too_few(judges.count, limit) if task.chosen.classifies else ""
+    return gate(_gate_name(form, judges, task), 100 * lost, limit=limit, remedy=_REMEDY, unit="points", doubt=doubt)
 
 
-def _refused(error: FileRefused, judges: JudgeImages, limit: float) -> Checks:
-    name, reason = _gate_name(error.artifact, judges), f"{error}; or {_REMEDY}"
+def _refused(error: FileRefused, judges: JudgeImages, limit: float, task: NetworkTask) -> Checks:
+    name, reason = _gate_name(error.artifact, judges, task), f"{error}; or {_REMEDY}"
     row = gate(name, math.nan, limit=limit, remedy=reason, unit="points")
     return row + Checks(refusal=f"gate '{name}' failed: {reason}")
 
 
-def _gate_name(artifact: Artifact, judges: JudgeImages) -> str:
+def _gate_name(artifact: Artifact, judges: JudgeImages, task: NetworkTask) -> str:
     form = f", form for {artifact.made_for}" if artifact.made_for else ""
-    return f"int8: top-1 lost on {judges.count} {judges.source} images{form}"
+    metric = metric_of(task.chosen) if task.chosen.classifies else "quality"
+    return f"int8: {metric} lost on {judges.count} {judges.source} images{form}"
 
 
 _REMEDY = "leave int8 out (--precisions fp32,fp16), allow more with --max-int8-loss, or give more calibration images"
@@ -212,12 +230,13 @@ def _quantised(
     forms: Sequence[Artifact],
     images: RangeImages,
     judges: JudgeImages,
+    task: NetworkTask,
     max_loss: float,
     folder: Path,
     progress: Progress,
 ) -> Int8:
     """Writes the int8 file in each form. Raises FileRefused at the first that can't lose as little as `max_loss`."""
-    evidence = _evidence(shipped, images, judges, max_loss, progress)
+    evidence = _evidence(shipped, images, judges, task, max_loss, progress)
     files: dict[str, Quantised] = {}
     quantised: Quantised | None = None
     for form in forms:
@@ -246,17 +265,20 @@ def _quantised_for(
 
 
 def _evidence(
-    shipped: Path, ranging: RangeImages, judges: JudgeImages, max_loss: float, progress: Progress
+    shipped: Path, ranging: RangeImages, judges: JudgeImages, task: NetworkTask, max_loss: float, progress: Progress
 ) -> Evidence:
-    images, labels = judges.read()
-    score = _judge(shipped, images, labels)
+    images, targets = judges.read()
+    if task.chosen.classifies:
+        score = _judge(shipped, feeds.as_tuple(images)[0], np.asarray(targets))
+    else:
+        score = _judge_by_task(shipped, judges, task)
     progress(0.0, "ranges of the activations")
     statistics = ranging.statistics
     progress(0.0, "what the layers read")
     return Evidence(
         statistics=statistics,
         rounding=ranging.rounding(),
-        images=images[:SENSITIVITY_IMAGES],
+        images=feeds.cut(images, 0, SENSITIVITY_IMAGES),
         score=score,
         reference=score(shipped, "onnxruntime"),
         max_loss=max_loss,
@@ -298,11 +320,33 @@ def _judge(
     return score
 
 
-def _outputs(path: Path, images: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+def _judge_by_task(original: Path, judges: JudgeImages, task: NetworkTask) -> Callable[[Path, Placement], float]:
+    """1 less what a file loses of the task's quality, which without targets is counted against the original's answers.
+
+    Ties are broken by the distance to the original, as above.
+    """
+    data = list(judges.parts())
+    reference = remembered(predict_of_file(original, at_once=8), data)
+    judge = task.against(reference)
+    figure = judge.quality(reference, data)
+
+    def score(path: Path, placement: Placement) -> float:
+        if path == original:
+            return 1.0
+        answers = remembered(predict_of_file(path, fused=placement == "onnxruntime", at_once=8), data)
+        lost = figure.lost(judge.quality(answers, data)) / 100
+        distance = relative_error(judge, ((answers(inputs), reference(inputs)) for inputs, _ in data))
+        closeness_db = -10 * math.log10(max(distance, 1e-30))
+        return 1.0 - lost + 1e-7 * min(600.0, max(0.0, 300 + closeness_db))
+
+    return score
+
+
+def _outputs(path: Path, images: Arrays, placement: Placement) -> Array:
     """[N, classes], eight images at a time."""
     session = open_model(path, fused=placement == "onnxruntime")
-    outputs, *_ = as_tuple(joined([session.run(part) for part in parted(images, 8)]))
-    return outputs
+    outputs = feeds.joined([session.run(part) for part in feeds.parted(images, 8)])
+    return feeds.as_tuple(outputs)[0]
 
 
 def _range_count(work: Work) -> int:
@@ -325,13 +369,20 @@ def judge_images_of(work: Work) -> JudgeImages:
 
 
 def gathered(source: Batches, count: int) -> LabelledImages:
-    """The first `count` images [N, C, H, W] with their labels, or as many as there are."""
-    images, labels = [], []
+    """The first `count` images [N, ...] of each input with their targets, or as many as there are."""
+    images: list[Arrays] = []
+    targets: list[KnownTargets] = []
     taken = 0
-    for batch, batch_labels in source:
-        images.append(batch.numpy())
-        labels.append(batch_labels.numpy())
-        taken += len(batch_labels)
+    for batch, batch_targets in source:
+        images.append(arrays_of(batch))
+        targets.append(batch_targets)
+        taken += feeds.count(images[-1])
         if taken >= count:
             break
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+    return feeds.cut(feeds.joined(images), 0, count), _joined_targets(targets)[:count]
+
+
+def _joined_targets(targets: Sequence[KnownTargets]) -> KnownTargets:
+    """One tensor behind the other; lists of boxes as one list."""
+    tensors = [one for one in targets if isinstance(one, Tensor)]
+    return torch.cat(tensors) if tensors else [boxes for one in targets for boxes in one]

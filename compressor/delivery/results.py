@@ -14,9 +14,10 @@ from torch import fx
 from ..device.parity import Parity
 from ..device.timing import Timing
 from ..pruning import Structure
-from ..records import Accuracy, Plan
+from ..records import Figure, Plan
 from ..repair.choice import Choice
 from ..run.checks import Checks
+from ..run.tasking import NetworkTask
 from .artifacts import Artifact
 
 
@@ -24,14 +25,17 @@ from .artifacts import Artifact
 class Outcome:
     """The network that is to ship and what is known of it.
 
-    `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch, `dense` and `shipped` among them.
-    `choice` says why this network ships, where there was one.
+    `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch by the task's measure, `dense` and
+    `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. `choice` says why this
+    network ships, where there was one.
     """
 
     structure: Structure
     plan: Plan
     network: fx.GraphModule
-    accuracy: Mapping[str, Accuracy]
+    accuracy: Mapping[str, Figure]
+    fidelity: Mapping[str, Figure]
+    task: NetworkTask
     choice: Choice | None = None
     checks: Checks = field(default_factory=Checks)
 
@@ -97,7 +101,7 @@ class Parities:
 class FileAccuracies:
     """Accuracy of every file on the evaluation images, by name."""
 
-    by_file: Mapping[str, Accuracy] = field(default_factory=dict)
+    by_file: Mapping[str, Figure] = field(default_factory=dict)
     checks: Checks = field(default_factory=Checks)
 
 

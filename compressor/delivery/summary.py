@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from ..device.runtimes import REFERENCE
 from ..device.timing import summarise
-from ..records import Accuracy, Cost
+from ..records import Cost, Figure
 from ..run.stages import Stages
 from .artifacts import DENSE, SHIPPED, Artifact
 from .results import Delivery, Engine
@@ -24,8 +24,8 @@ class Percentiles(TypedDict):
 Latencies = dict[str, dict[str, dict[str, Percentiles]]]  # [runtime][batch size][subject]
 
 
-def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Accuracy) -> dict[str, object]:
-    """`accuracy` is the dense network's, which the precisions' losses count from.
+def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Figure) -> dict[str, object]:
+    """`accuracy` is the dense network's figure, which the precisions' losses count from.
 
     Sizes are bytes, latencies milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
     """
@@ -84,13 +84,13 @@ def _ratios(latency: Latencies) -> dict[str, float]:
     }
 
 
-def _precision(delivery: Delivery, artifact: Artifact, dense: Accuracy) -> dict[str, object]:
+def _precision(delivery: Delivery, artifact: Artifact, dense: Figure) -> dict[str, object]:
     measured, lowered = delivery.accuracy.by_file[artifact.name], delivery.files.lowered.get(artifact)
     return {
         "precision": artifact.precision,
         "bytes": delivery.files.paths[artifact].stat().st_size,
-        "accuracy": round(measured.top1, 4),
-        "points_lost": round(100 * (dense.top1 - measured.top1), 2),
+        "accuracy": round(measured.value, 4),
+        "points_lost": round(dense.lost(measured), 2),
         "parity_max_abs": delivery.parity.worst(artifact).max_abs,
         "layers_in_float": list(lowered.layers) if lowered else [],
     }

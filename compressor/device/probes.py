@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import child
-from .runtimes import open_model, row_of
+from .feeds import Array
+from .openers import Port
+from .runtimes import Session, open_model, row_of
 
 ROUNDS = 12  # a busy machine is quiet in some of them
 TURN_S = 0.002
@@ -30,7 +32,8 @@ def time_probes(
 ) -> NDArray[np.float64]:
     """[files, rounds] the median microseconds of each turn, by a child of `child.start("compressor.device.probes")`.
 
-    `shapes` are the inputs', batch included. Raises what `open_model` raises, and EngineError when the child dies.
+    `shapes` are each file's first input's, batch included; what else a file takes has as many samples. Raises what
+    `open_model` raises, and EngineError when the child dies.
     """
     request = {"files": [str(file) for file in files], "shapes": [list(shape) for shape in shapes]}
     answer = ask({**request, "runtime": runtime, "threads": threads})
@@ -45,11 +48,28 @@ def _answer(request: Mapping[str, object], report: child.Report) -> child.Event:
     runtime, threads = str(request["runtime"]), int(str(request["threads"]))
     sessions = [open_model(file, runtime=runtime, threads=threads) for file in files]
     generator = np.random.default_rng(0)
-    inputs: list[NDArray[np.float32]] = [generator.random(tuple(shape), dtype=np.float32) for shape in shapes]
-    calls = [partial(session.run, images) for session, images in zip(sessions, inputs, strict=True)]
+    inputs = [_made_up(session, tuple(shape), generator) for session, shape in zip(sessions, shapes, strict=True)]
+    calls = [partial(session.run, arrays) for session, arrays in zip(sessions, inputs, strict=True)]
 
     by_processor = threads == 1 and row_of(runtime).on_processor
     return {"turns_us": take_rounds(calls, by_processor=by_processor)}
+
+
+def _made_up(session: Session, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, ...]:
+    """An array for each input, the first of that shape: noise, and 0 of what is no float, which may be an index."""
+    arrays: list[Array] = []
+    for port in session.inputs:
+        sizes = shape if not arrays else (shape[0], *port.shape[1:])
+        if port.dtype.startswith("float"):
+            arrays.append(generator.random(sizes, dtype=np.float32).astype(_taken_type(port)))
+        else:
+            arrays.append(np.zeros(sizes, port.dtype))
+    return tuple(arrays)
+
+
+def _taken_type(port: Port) -> str:
+    """Half floats are the runtime's own affair: they are given as float32."""
+    return "float32" if port.dtype == "float16" else port.dtype
 
 
 def take_rounds(calls: Sequence[Callable[[], object]], *, by_processor: bool) -> list[list[float]]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ..tensors import OUTPUT, Inputs, as_tuple
 
-_NAMES = "names"  # of an output node's metadata
+_NAMES, _CONSTANT = "names", "constant"  # of an output node's metadata
 
 
 def input_nodes(graph: fx.GraphModule) -> list[fx.Node]:
@@ -51,9 +51,15 @@ def output_names(graph: fx.GraphModule) -> tuple[str, ...]:
     return (OUTPUT,) if len(leaves) == 1 else tuple(f"{OUTPUT}.{index}" for index in range(len(leaves)))
 
 
-def name_outputs(graph: fx.GraphModule, names: Sequence[str]) -> None:
-    """Notes the names, one for each of `output_nodes`."""
-    output_node(graph).meta[_NAMES] = tuple(names)
+def constant_outputs(graph: fx.GraphModule) -> tuple[str, ...]:
+    """What of the model's answer is the same for every sample, and so is no output of the graph."""
+    names: tuple[str, ...] = output_node(graph).meta.get(_CONSTANT, ())
+    return names
+
+
+def name_outputs(graph: fx.GraphModule, names: Sequence[str], constant: Sequence[str] = ()) -> None:
+    """Notes the names, one for each of `output_nodes`, and those of `constant_outputs`."""
+    output_node(graph).meta |= {_NAMES: tuple(names), _CONSTANT: tuple(constant)}
 
 
 def answers(graph: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, ...]:

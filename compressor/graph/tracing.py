@@ -82,8 +82,7 @@ def _name_ends(graph: fx.GraphModule, program: Program) -> None:
     """Notes what inputs and outputs are called, and which tensors of the model's answer are none of them."""
     for node, name in zip(input_nodes(graph), program.inputs, strict=True):
         node.meta["name"] = name
-    name_outputs(graph, program.outputs)
-    output_node(graph).meta["constant"] = program.constant
+    name_outputs(graph, program.outputs, program.constant)
 
 
 def _keep_constants(graph: fx.GraphModule) -> None:

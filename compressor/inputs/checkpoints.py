@@ -44,6 +44,7 @@ def fill(module: nn.Module, path: str | Path) -> None:
     """Puts a checkpoint's tensors into the module, all of them or, with a ModelError, none."""
     state = _without_prefix(read_state(path), module)
     expected = module.state_dict()
+    state = _with_tied(state, expected)
     misfit = _misfit(expected, state)
     if not misfit.is_none:
         raise ModelError(
@@ -70,6 +71,25 @@ def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     versioned = OrderedDict(state)
     versioned._metadata = getattr(expected, "_metadata", {})  # type: ignore[attr-defined]
     return versioned
+
+
+def _with_tied(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that the model has under several names, under all of them: safetensors' own writer keeps one."""
+    name_of: dict[tuple[int, torch.Size], str] = {}  # by the memory that holds the model's tensor
+    for name, tensor in expected.items():
+        if name in state and _has_memory(tensor):
+            name_of[tensor.data_ptr(), tensor.shape] = name
+    tied = dict(state)
+    for name, tensor in expected.items():
+        if name not in state and _has_memory(tensor):
+            other = name_of.get((tensor.data_ptr(), tensor.shape))
+            if other is not None:
+                tied[name] = state[other]
+    return tied
+
+
+def _has_memory(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and not is_lazy(tensor) and not tensor.is_meta and tensor.numel() > 0
 
 
 def _misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> _Misfit:

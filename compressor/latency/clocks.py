@@ -28,6 +28,7 @@ from ..device.probes import steadied, take_rounds, time_probes
 from ..export.layers import Layer, input_shape, layer_model
 from ..files import content_hash
 from ..placement import CPU, placed
+from ..tensors import Inputs, as_tuple
 
 EXTRA = 3  # layers that the second file has more than the first: the difference is less noisy by as much
 _OPEN_BYTES = 2**28  # weights of all files that are open at once
@@ -148,10 +149,10 @@ def torch_clock(*, batch: int, threads: int) -> Clock:
     return clock
 
 
-def time_network(network: nn.Module, shape: tuple[int, ...], *, threads: int) -> float:
-    """`time_file` for PyTorch, on the CPU."""
-    x, on_cpu = torch.rand(shape), placed(network, CPU)
-    return _time_calls([lambda: on_cpu(x)], threads)[0]
+def time_network(network: nn.Module, inputs: Inputs, *, threads: int) -> float:
+    """`time_file` for PyTorch, on the CPU, of one batch."""
+    tensors, on_cpu = as_tuple(inputs), placed(network, CPU)
+    return _time_calls([lambda: on_cpu(*tensors)], threads)[0]
 
 
 def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[float]:

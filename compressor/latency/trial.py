@@ -55,7 +55,7 @@ def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Rati
 
 def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget) -> list[float]:
     """Pruned over dense of one thread's processor time, for each round."""
-    shape = (budget.batch, *images.shape[1:])
+    shape = (budget.batch, *feeds.as_tuple(images)[0].shape[1:])
     with child.start("compressor.device.probes", name="the timing of a pruned network") as ask:
         turns = time_probes(ask, files, [shape, shape], runtime=budget.runtime, threads=1)
     dense, pruned = turns  # [2, rounds]

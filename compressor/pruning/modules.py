@@ -7,6 +7,7 @@ follow; where the class and the graph differ, that is an error and the graph is 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import store
+from ..graph.interface import answers, output_names
+from ..graph.program import call
 from ..placement import CPU, placed
 from ..records import IntArray, Slices
+from ..tensors import Inputs, mapped, moved, named_leaves
 
 AGREEMENT = 1e-9  # float64, relative: both run the same operations on the same numbers, in another order
 
@@ -32,17 +36,20 @@ CUTS: Mapping[type[nn.Module], tuple[Cut, Cut | None]] = {
 """By layer type: what cuts its outputs and, where it has some of its own, its inputs."""
 
 
-def to_module(model: nn.Module, pruned: fx.GraphModule, slices: Slices, example: Tensor) -> nn.Module:
+def to_module(
+    model: nn.Module, pruned: fx.GraphModule, slices: Slices, example: Inputs, keywords: Sequence[str] = ()
+) -> nn.Module:
     """A copy of `model` with the layers and weights of its pruned graph.
 
-    `example` is [N, C, H, W]. Raises ModelError when the class fixes widths in its code (attention's head
-    counts, reshapes by attribute): the traced network is then the one to use.
+    `example` is [N, ...] of every input, as the graph was traced with, and so are `keywords`. Raises ModelError when
+    the class fixes widths in its code (attention's head counts, reshapes by attribute): the traced network is then the
+    one to use.
     """
     small = copy.deepcopy(model).eval()
     for name, layer in small.named_modules():
         _cut_layer(layer, name, slices)
     _fill(small, pruned)
-    _require_equal(small, pruned, example)
+    _require_equal(small, pruned, example, keywords)
     return small
 
 
@@ -96,14 +103,28 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Tensor) -> None:
+def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Inputs, keywords: Sequence[str]) -> None:
     remedy = "its code fixes widths that were pruned; use the traced network, which computes the same for every model"
-    images = example.to(CPU).double()
-    expected = copy.deepcopy(placed(pruned, CPU)).double()(images)
+    images = mapped(_doubled, moved(example, CPU))
+    expected = answers(copy.deepcopy(placed(pruned, CPU)).double(), images)
     try:
-        outputs = copy.deepcopy(placed(small, CPU)).double()(images)
+        leaves = named_leaves(call(copy.deepcopy(placed(small, CPU)).double(), images, keywords))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ModelError(f"the class {type(small).__name__} can't follow: {error}; {remedy}") from error
-    error_share = float((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    outputs = [leaves[name] for name in output_names(pruned)]
+    error_share = max(_difference(one, other) for one, other in zip(outputs, expected, strict=True))
     if error_share > AGREEMENT:
         raise ModelError(f"the class {type(small).__name__} gives other outputs ({error_share:.1e}); {remedy}")
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _difference(output: Tensor, expected: Tensor) -> float:
+    """Of one output, over the largest number expected; of whole numbers 0 or infinite."""
+    if output.shape != expected.shape:
+        return math.inf
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(output, expected) else math.inf
+    return float((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

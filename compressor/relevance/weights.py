@@ -76,7 +76,7 @@ def sum_squared_gradients(
     """Sample by sample: the square of a sum over samples is not the sum of their squares."""
     total: dict[str, Tensor] = {}
     for i in range(count(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
-        one, its_target = cut(images, i, i + 1), targets[i : i + 1]
+        one, its_target = cut(images, i, i + 1), None if targets is None else targets[i : i + 1]
         _, gradients = record(graph, one, its_target, weights, start="loss", objective=objective)
         for name, gradient in gradients.items():
             add_into(total, name, gradient.double().square())

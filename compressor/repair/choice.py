@@ -1,7 +1,8 @@
-"""The repaired and the tuned network in, the better of the two out, judged on labelled images.
+"""The repaired and the tuned network in, the better of the two out, judged on images apart.
 
-Right answers decide; of equally many, the lower cross-entropy; of equals, the repaired one. Knows neither where the
-images come from nor what else they served: that is the caller's to say.
+Right answers decide, or the task's own quality; of equals, the lower cross-entropy, or distance to the dense network;
+of equals, the repaired one. Knows neither where the images come from nor what else they served: that is the caller's
+to say.
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from ..accuracy import LabelledBatches, evaluating, logits_of
 from ..errors import DataError
+from ..graph.interface import answers, output_names
 from ..placement import device_of, inputs_to
+from ..tasks import Task, relative_error
+from ..tensors import Inputs
 
 Candidate = Literal["repaired", "tuned"]
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Right answers of `n` images and mean cross-entropy of one network; what is not finite counts as the worst."""
+    """Quality and loss of one network over `n` images; a loss that is not finite counts as the worst.
 
-    correct: int
+    `value` is the share of right answers, `correct` their number, and `loss` the mean cross-entropy; of another task
+    the value is its metric's, `correct` is -1, and the loss the mean distance to the dense network.
+    """
+
+    value: float
     n: int
     loss: float
+    correct: int = -1
+    metric: str = "top-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +49,26 @@ class Choice:
     tuned: Judged
 
 
-def choose(repaired: nn.Module, tuned: nn.Module, batches: LabelledBatches, *, source: str) -> Choice:
-    """Iterates over `batches` twice; raises DataError where there is no image to judge on."""
-    judged_repaired, judged_tuned = judge(repaired, batches), judge(tuned, batches)
+def choose(
+    repaired: nn.Module,
+    tuned: nn.Module,
+    batches: LabelledBatches,
+    *,
+    source: str,
+    task: Task | None = None,
+    dense: fx.GraphModule | None = None,
+) -> Choice:
+    """Iterates over `batches` twice and more; raises DataError where there is no image to judge on.
+
+    With a `task`, both are traced graphs and so is `dense`, whose answers theirs are compared with.
+    """
+    if task is None:
+        judged_repaired, judged_tuned = judge(repaired, batches), judge(tuned, batches)
+    else:
+        assert isinstance(repaired, fx.GraphModule)
+        assert isinstance(tuned, fx.GraphModule)
+        assert dense is not None
+        judged_repaired, judged_tuned = (_judged(one, dense, batches, task) for one in (repaired, tuned))
     shipped: Candidate = "tuned" if _key(judged_tuned) > _key(judged_repaired) else "repaired"
     return Choice(shipped, source, judged_repaired, judged_tuned)
 
@@ -60,16 +87,34 @@ def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
             seen += len(labels)
     if not seen:
         raise DataError("there are no images to tell the repaired from the tuned network; give more images")
-    mean = torch.tensor(loss / seen)
-    return Judged(correct, seen, float(torch.nan_to_num(mean, nan=_WORST, posinf=_WORST)))
+    return Judged(correct / seen, seen, _bounded(loss / seen), correct)
+
+
+@torch.no_grad()
+def _judged(network: fx.GraphModule, dense: fx.GraphModule, batches: LabelledBatches, task: Task) -> Judged:
+    names, device = output_names(network), device_of(network)
+
+    def leaves_of(graph: fx.GraphModule, images: Inputs) -> dict[str, Tensor]:
+        leaves = answers(graph, inputs_to(images, device))
+        return {name: leaf.cpu() for name, leaf in zip(names, leaves, strict=True)}
+
+    with evaluating(network):
+        quality = task.quality(lambda images: leaves_of(network, images), batches)
+        pairs = ((leaves_of(network, images), leaves_of(dense, images)) for images, _ in batches)
+        distance = relative_error(task, pairs)
+    return Judged(quality.value, quality.n, _bounded(distance), metric=quality.metric)
+
+
+def _bounded(loss: float) -> float:
+    return float(torch.nan_to_num(torch.tensor(loss), nan=_WORST, posinf=_WORST))
 
 
 _WORST = float(torch.finfo(torch.float32).max)  # a finite loss, which JSON can hold
 
 
-def _key(judged: Judged) -> tuple[int, float]:
+def _key(judged: Judged) -> tuple[float, float]:
     """Larger is better."""
-    return judged.correct, -judged.loss
+    return judged.value, -judged.loss
 
 
 def text_of(choice: Choice) -> str:
@@ -77,6 +122,12 @@ def text_of(choice: Choice) -> str:
     rejected = "repaired" if choice.shipped == "tuned" else "tuned"
     better: Judged = getattr(choice, choice.shipped)
     worse: Judged = getattr(choice, rejected)
+    if better.correct < 0:
+        return (
+            f"The {choice.shipped} network ships: on {choice.source} its {better.metric} is {better.value:.4f}, the "
+            f"{rejected} one's {worse.value:.4f}; distances to the dense network {better.loss:.3g} and "
+            f"{worse.loss:.3g}."
+        )
     beginning = (
         f"The {choice.shipped} network ships: of {choice.source} it is right on {better.correct}, "
         f"the {rejected} one on "

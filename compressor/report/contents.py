@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..records import Accuracy, Compensation, Cost, FloatArray, IntArray, LeftAlone
+from ..records import Compensation, Cost, Figure, FloatArray, IntArray, LeftAlone
 
 Variant = Literal["dense", "removed", "repaired", "tuned", "shipped"]
 
@@ -52,7 +52,7 @@ class AccuracyRow:
     """Accuracy of one variant; `precision` and `runtime` say what was run, `images` which split."""
 
     variant: Variant
-    accuracy: Accuracy
+    accuracy: Figure
     precision: str = "fp32"
     runtime: str = "pytorch"
     images: str = "evaluation"
@@ -172,7 +172,7 @@ class ParetoPoint:
 
     label: str
     ms: float
-    accuracy: Accuracy
+    accuracy: Figure
     runtime: str = "onnxruntime"
     batch: int = 1
     reference: bool = False

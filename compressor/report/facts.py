@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from ..records import FloatArray
+from ..records import Accuracy, FloatArray, Quality
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
 
 ORDER = ("dense", "removed", "repaired", "tuned", "shipped")
@@ -68,12 +68,30 @@ def same_conditions(a: AccuracyRow, b: AccuracyRow) -> bool:
     return (a.images, a.runtime, a.precision) == (b.images, b.runtime, b.precision)
 
 
+def value_of(figure: Accuracy | Quality) -> str:
+    """A figure as it is printed: per cent where it is a share, else the number."""
+    return percent(figure.value) if figure.is_share else f"{figure.value:.2f}"
+
+
+def interval_of(figure: Accuracy | Quality) -> str:
+    """Its 95 % interval, in per cent where it is a share; a dash where nobody could give one."""
+    if figure.low == figure.high:
+        return "–"
+    scale, digits = (100, 1) if figure.is_share else (1, 2)
+    return f"{scale * figure.low:.{digits}f}–{scale * figure.high:.{digits}f}"
+
+
+def loss_of(figure: Accuracy | Quality, lost: float) -> str:
+    """What was lost, in points of a share, else in per cent of the dense network's figure."""
+    return points(lost) if figure.is_share else f"{lost:.2f} %"
+
+
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
-    """Points of top-1 lost against the dense model on the same images (there, whatever its precision)."""
+    """What was lost, as points of top-1, against the dense model on the same images (whatever its precision)."""
     dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
     alike = [dense for dense in dense_rows if same_conditions(dense, row)]
     references = alike or dense_rows
-    return 100 * (references[0].accuracy.top1 - row.accuracy.top1) if references else None
+    return references[0].accuracy.lost(row.accuracy) if references else None
 
 
 def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
@@ -109,11 +127,11 @@ def speed_up(dense: LatencyRow, row: LatencyRow) -> float:
 
 def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
     """Points that no other beats: none is as fast and at least as accurate, one of the two strictly; fastest first."""
-    fastest_first = sorted(points, key=lambda point: (point.ms, -point.accuracy.top1))
+    fastest_first = sorted(points, key=lambda point: (point.ms, -point.accuracy.value))
     front: list[ParetoPoint] = []
     for point in fastest_first:
         # all that are as fast or faster came before, and the last of the front is the best of them
-        if not front or point.accuracy.top1 > front[-1].accuracy.top1:
+        if not front or point.accuracy.value > front[-1].accuracy.value:
             front.append(point)
     return tuple(front)
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..records import FloatArray
+from ..records import Accuracy, FloatArray, Quality
 from . import facts
 from .contents import GroupRow, LatencyRow, ParetoPoint, ReportInput
 from .sections import slug
@@ -230,7 +230,7 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     axes = figure.add_subplot()
     front = facts.pareto_front(points)
     front_ms = [point.ms for point in front]
-    front_top1 = [100 * point.accuracy.top1 for point in front]
+    front_top1 = [_scaled(point.accuracy, point.accuracy.value) for point in front]
     axes.plot(front_ms, front_top1, color="#888888", linewidth=1.4, zorder=1)
     for index, point in enumerate(points):
         colour = DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
@@ -239,17 +239,23 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(fontsize=8, loc="outside upper left", ncols=1 if len(points) < 4 else 2)
     axes.set_xlabel(f"median milliseconds, batch {points[0].batch}, {points[0].runtime}")
-    axes.set_ylabel("top-1, %")
+    figures = points[0].accuracy
+    axes.set_ylabel(f"{figures.metric}, %" if figures.is_share else figures.metric)
     axes.grid(color="#dddddd", linewidth=0.6)
     return figure
 
 
+def _scaled(figure: Accuracy | Quality, value: float) -> float:
+    """In per cent where the figure is a share."""
+    return 100 * value if figure.is_share else value
+
+
 def _pareto_point(axes: Axes, point: ParetoPoint, colour: str, marker: str) -> None:
     """The point, and its accuracy's interval as a bar."""
-    low, high = (100 * bound for bound in point.accuracy.interval)
-    top1 = 100 * point.accuracy.top1
+    low, high = (_scaled(point.accuracy, bound) for bound in (point.accuracy.low, point.accuracy.high))
+    top1 = _scaled(point.accuracy, point.accuracy.value)
     axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
-    label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {top1:.1f} %"
+    label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {facts.value_of(point.accuracy)}"
     axes.scatter(point.ms, top1, s=44, marker=marker, color=colour, label=label, zorder=3)
 
 

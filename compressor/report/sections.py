@@ -74,11 +74,18 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     if dense is None or final is None:
         return ["Accuracy before and after was not measured."]
-    lost = 100 * (dense.accuracy.top1 - final.accuracy.top1)
+    lost = facts.loss_of(dense.accuracy, dense.accuracy.lost(final.accuracy))
+    unit = " points" if dense.accuracy.is_share else ""
     return [
-        f"Top-1 on {final.accuracy.n:,} {final.images} images went from {facts.percent(dense.accuracy.top1)} to "
-        f"{facts.percent(final.accuracy.top1)} ({facts.points(lost)} points, {_reached(run, final.variant)})."
+        f"{_capitalised(dense.accuracy.metric)} on {final.accuracy.n:,} {final.images} images went from "
+        f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
+        f"{_reached(run, final.variant)})."
     ]
+
+
+def _capitalised(metric: str) -> str:
+    """`top-1` is Top-1, `mIoU` stays."""
+    return metric[:1].upper() + metric[1:] if metric.islower() or metric[:3] == "top" else metric
 
 
 def _reached(run: ReportInput, variant: str) -> str:
@@ -147,9 +154,8 @@ def _accuracy_figure(run: ReportInput) -> list[KeyFigure]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     if dense is None or final is None:
         return []
-    low, high = final.accuracy.interval
-    detail = f"dense {facts.percent(dense.accuracy.top1)}; 95 % interval {100 * low:.1f}–{100 * high:.1f}"
-    return [KeyFigure("Top-1", facts.percent(final.accuracy.top1), detail)]
+    detail = f"dense {facts.value_of(dense.accuracy)}; 95 % interval {facts.interval_of(final.accuracy)}"
+    return [KeyFigure(_capitalised(dense.accuracy.metric), facts.value_of(final.accuracy), detail)]
 
 
 def _latency_figure(run: ReportInput, reference: LatencyRow, row: LatencyRow) -> KeyFigure:

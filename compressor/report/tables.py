@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..records import Accuracy
 from . import facts
 from .contents import (
     AccuracyRow,
@@ -151,19 +152,22 @@ def accuracy_table(run: ReportInput) -> Table:
         "Wilson interval. Points: difference from the dense network on the same images. Removed: units gone, nothing "
         "else done; repaired: by least squares; tuned: fine-tuned after the repair; shipped: what is in the files."
     )
-    return Table("Accuracy", ("network", "top-1", "points", "95 % interval", "top-5"), "lrrrr", _headed(rows), note)
+    figure = run.accuracy[0].accuracy if run.accuracy else None
+    metric = "top-1" if figure is None else figure.metric
+    lost = "points" if figure is None or figure.is_share else "lost"
+    head = ("network", metric, lost, "95 % interval", "top-5")
+    return Table("Accuracy", head, "lrrrr", _headed(rows), note)
 
 
 def _accuracy_cells(run: ReportInput, row: AccuracyRow) -> Cells:
-    low, high = row.accuracy.interval
-    lost = facts.lost_points(run, row)
-    top5 = row.accuracy.correct_top5
+    figure, lost = row.accuracy, facts.lost_points(run, row)
+    top5 = figure.correct_top5 if isinstance(figure, Accuracy) else -1
     return (
         network(run, row),
-        facts.percent(row.accuracy.top1),
-        "" if row.variant == "dense" or lost is None else facts.points(lost),
-        f"{100 * low:.1f}–{100 * high:.1f}",
-        facts.percent(top5 / row.accuracy.n) if top5 >= 0 else "–",
+        facts.value_of(figure),
+        "" if row.variant == "dense" or lost is None else facts.loss_of(figure, lost),
+        facts.interval_of(figure),
+        facts.percent(top5 / figure.n) if top5 >= 0 else "–",
     )
 
 

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 
 from ..budgets import Budget
 from ..choices import ranking_of
 from ..device.environment import read_environment
+from ..device.feeds import Arrays
 from ..device.runtimes import REFERENCE, row_of, version_of
 from ..files import content_hash, file_sha256, read_json, recorded, write_json, write_text
 from ..latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
@@ -41,10 +40,10 @@ from ..planning.budget import everything_gone, least_share
 from ..pruning import Structure, prune
 from ..pruning.surgery import removed_classes
 from ..recipe import Recipe
-from ..records import Scores
+from ..records import InputSpec, Scores
 from ..relevance import ScoreOptions, score
+from ..tensors import Inputs, noise_like
 from .fingerprints import Known
-from .saved import example_of
 from .stages import Keeper, Notify, Progress
 from .work import Work
 
@@ -55,21 +54,23 @@ STEPS = "steps/1"
 class Baseline:
     """The dense network whose time others are a share of, and what times are taken with.
 
-    `weights` is the hash of what it was read from, `images` [N, C, H, W] are drawn from; `folder` is the run's.
+    `weights` is the hash of what it was read from, `images` [N, ...] of each input are drawn from, `inputs` say what
+    these are; `folder` is the run's.
     """
 
     dense: fx.GraphModule
     structure: Structure
     weights: str
-    images: NDArray[np.float32]
+    images: Arrays
+    inputs: tuple[InputSpec, ...]
     ranking: RankingOptions
     recipe: Recipe
     folder: Path
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """[C, H, W] of an image."""
-        return tuple(self.images.shape[1:])
+    def example(self) -> Inputs:
+        """What the network was traced with."""
+        return noise_like(self.inputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +93,7 @@ def baseline_of(work: Work, structure: Structure, budget: Budget) -> Baseline:
         structure=structure,
         weights=work.model.sha256,
         images=work.sample(max(16, budget.batch)),
+        inputs=work.inputs,
         ranking=ranking_of(work.recipe),
         recipe=work.recipe,
         folder=work.stages.folder,
@@ -229,17 +231,16 @@ def _measure_model(
         options = replace(baseline.ranking, steps=group_steps(dense, structure, steps))
         scores = any_scores(dense, structure, baseline.recipe)
         least = removed_classes(structure, everything_gone(structure, scores, options))
-        example = example_of(baseline.shape)
-        key = content_hash("dense", measuring.place, baseline.weights, code_of(dense), list(example.shape))
+        key = content_hash("dense", measuring.place, baseline.weights, code_of(dense), list(baseline.inputs))
         dense_us = measuring.entry(key, lambda: _time_dense(baseline, budget, kept))
         return measure_model(dense, structure, least=least, dense_us=dense_us, measuring=measuring)
 
 
 def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
-    shape = (budget.batch, *baseline.shape)
     if _takes_networks(budget):
-        return time_network(baseline.dense, shape, threads=budget.threads)
+        return time_network(baseline.dense, noise_like(baseline.inputs, budget.batch), threads=budget.threads)
     path, remember = _dense_file(baseline), _remember(budget, kept)
+    shape = (budget.batch, *baseline.inputs[0].shape)
     return time_file(path, shape, runtime=budget.runtime, threads=budget.threads, remember=remember)
 
 
@@ -250,7 +251,7 @@ def _dense_file(baseline: Baseline) -> Path:
     if path.is_file() and mark.is_file() and mark.read_text(errors="replace") == file_sha256(path):
         return path
     with recorded():  # scratch: no stage's result
-        export_for(baseline.dense, example_of(baseline.shape), path)
+        export_for(baseline.dense, baseline.example, path)
         write_text(mark, file_sha256(path))
     return path
 
@@ -285,5 +286,5 @@ def measure_ratio(baseline: Baseline, budget: Budget, small: fx.GraphModule) -> 
     if _takes_networks(budget):
         return time_ratio_eager((baseline.dense, small), baseline.images, budget)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        path = export_for(small, example_of(baseline.shape), Path(folder) / "pruned.onnx")
+        path = export_for(small, baseline.example, Path(folder) / "pruned.onnx")
         return time_ratio((_dense_file(baseline), path), baseline.images, budget)

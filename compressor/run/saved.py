@@ -1,6 +1,6 @@
 """A pruned network to disk and back: builder + plan + weights, rebuilt by replay, never a pickle.
 
-`network.json` names the builder, the input's shape, which units stay and the hash of `weights.safetensors`, which
+`network.json` names the builder, what its inputs are, which units stay and the hash of `weights.safetensors`, which
 holds the tensors. Reading builds the dense network again, removes the same units and fills in the weights. The
 builder is code: what a folder names is run only where `trust` lets it.
 """
@@ -27,33 +27,43 @@ from ..inputs.models import load_model
 from ..inputs.trust import builder_sha256, require_trusted
 from ..placement import CPU
 from ..pruning import Structure, analyse, prune
-from ..records import IntArray, Slices
+from ..records import InputSpec, IntArray, Slices
+from ..tensors import Inputs, as_tuple, noise_like
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
-_SCHEMA = "network/2"
-_MOST_PIXELS = 2**28  # of an image; a shape from a file asks for memory before anything else is known of it
+_SCHEMA = "network/3"
+_MOST_NUMBERS = 2**28  # of a sample; a shape from a file asks for memory before anything else is known of it
+_MOST_INPUTS = 64
+_TYPES = ("float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What rebuilds a pruned network: `shape` is an image's [C, H, W]; `tied`, `frozen` what its check found.
+    """What rebuilds a pruned network: `inputs` are what it was traced with, `tied`, `frozen` what its check found.
 
-    `builder_sha256` is of the file the builder's code lies in, `weights_sha256` of the file of tensors; empty where
-    there is none.
+    `keywords` name the inputs where forward takes them by name. `builder_sha256` is of the file the builder's code lies
+    in, `weights_sha256` of the file of tensors; empty where there is none.
     """
 
     builder: str
-    shape: tuple[int, ...]
+    inputs: tuple[InputSpec, ...]
     tied: tuple[str, ...]
     frozen: tuple[str, ...]
     kept: dict[str, IntArray]
+    keywords: tuple[str, ...] = ()
     builder_sha256: str = ""
     weights_sha256: str = ""
 
+    @property
+    def example(self) -> Inputs:
+        """What it is traced with."""
+        return noise_like(self.inputs)
+
 
 def example_of(shape: tuple[int, ...]) -> Tensor:
-    """Two images of noise; what a network is traced with, the same in every process."""
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    """Two images [C, H, W] of noise; what a network of one image is traced with, the same in every process."""
+    (example,) = as_tuple(noise_like([InputSpec(shape)]))
+    return example
 
 
 def save(folder: Path, network: Network, graph: nn.Module) -> None:
@@ -90,21 +100,29 @@ _AGAIN = "run the command that made this folder again, it writes the file anew"
 def _network_of(content: Mapping[str, Any]) -> Network:
     """Raises one of many errors for anything but what `write_network` wrote."""
     texts = [content[name] for name in ("builder", "builder_sha256", "weights_sha256")]
-    names = [*content["tied"], *content["frozen"], *content["kept"]]
+    names = [*content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
     if not all(isinstance(text, str) for text in (*texts, *names)):
         raise TypeError("a name is no text")
-    shape = tuple(content["shape"])
-    if not all(type(side) is int and side > 0 for side in shape) or math.prod(shape) > _MOST_PIXELS:
-        raise ValueError(f"images of {list(shape)}")
+    inputs = tuple(_spec_of(entry) for entry in content["inputs"])
+    if not 1 <= len(inputs) <= _MOST_INPUTS or sum(math.prod(spec.shape) for spec in inputs) > _MOST_NUMBERS:
+        raise ValueError(f"{len(inputs)} inputs, or too large ones")
     return Network(
         builder=texts[0],
-        shape=shape,
+        inputs=inputs,
         tied=tuple(content["tied"]),
         frozen=tuple(content["frozen"]),
         kept={name: np.array(units, dtype=np.int64) for name, units in content["kept"].items()},
+        keywords=tuple(content["keywords"]),
         builder_sha256=texts[1],
         weights_sha256=texts[2],
     )
+
+
+def _spec_of(content: Mapping[str, Any]) -> InputSpec:
+    shape, dtype = tuple(content["shape"]), content["dtype"]
+    if not all(type(side) is int and side > 0 for side in shape) or dtype not in _TYPES:
+        raise ValueError(f"an input of {str(dtype)[:20]} {str(list(shape))[:40]}")
+    return InputSpec(shape, dtype)
 
 
 def write_weights(path: Path, graph: nn.Module) -> None:
@@ -162,8 +180,8 @@ def load_module(folder: str | Path, module: nn.Module | None = None, *, trust: b
     """
     from ..pruning.modules import to_module  # brings torch_pruning and, with it, timm, which nothing else here needs
 
-    dense, small, slices, shape = _replayed(Path(folder), module, trust)
-    return to_module(dense, small, slices, example_of(shape))
+    dense, small, slices, network = _replayed(Path(folder), module, trust)
+    return to_module(dense, small, slices, network.example, network.keywords)
 
 
 def load_dense(folder: Path, *, trust: bool = False) -> nn.Module:
@@ -175,20 +193,18 @@ def load_dense(folder: Path, *, trust: bool = False) -> nn.Module:
     return load_model(network.builder, "none").module
 
 
-def _replayed(
-    folder: Path, module: nn.Module | None, trust: bool
-) -> tuple[nn.Module, fx.GraphModule, Slices, tuple[int, ...]]:
+def _replayed(folder: Path, module: nn.Module | None, trust: bool) -> tuple[nn.Module, fx.GraphModule, Slices, Network]:
     network = read_network(folder)
     _require_weights(folder, network)
     if module is None:
         module = load_dense(folder, trust=trust)
     module = plain(module).module
-    graph = trace(module, example_of(network.shape))
+    graph = trace(module, network.example, network.keywords)
     structure = analyse(graph, network.tied, network.frozen)
     _require_units(folder, structure, network.kept)
     small, slices = prune(graph, structure, network.kept)
     read_weights(folder / WEIGHTS, small)
-    return module, small, slices, network.shape
+    return module, small, slices, network
 
 
 def _require_weights(folder: Path, network: Network) -> None:

@@ -5,26 +5,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from ..choices import given_preprocessing, require_known
-from ..errors import DataError, ModelError, RecipeError, with_article
+from ..device import feeds
+from ..device.feeds import Arrays
+from ..errors import DataError, RecipeError
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
+from ..graph.interface import answers, constant_outputs, output_nodes
 from ..inputs.images import Batches, Images, Preprocessing, batches, overridden, require_decodable
 from ..inputs.models import Model, load_model
 from ..inputs.sources import load_images, require_labels
 from ..inputs.splits import Splits, split, split_apart
-from ..placement import CPU, device_of, placed, resolve, to_device
+from ..placement import CPU, device_of, inputs_to, placed, resolve
 from ..recipe import Recipe
+from ..records import InputSpec
+from ..tensors import Inputs, noise_like
+from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose
 from .fingerprints import Known
-from .saved import example_of
 from .stages import Notify, Stages, open_run
 
 SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
@@ -41,13 +45,22 @@ class Work:
     dense: fx.GraphModule
     calibration: Batches
     evaluation: Batches
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None  # None where the data are tensors as the network takes them
+    inputs: tuple[InputSpec, ...]
+    chosen: Chosen
+    keywords: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
 
     @property
-    def example(self) -> Tensor:
-        return example_of(self.preprocessing.shape)
+    def example(self) -> Inputs:
+        """What the network was traced with, two samples of noise."""
+        return noise_like(self.inputs)
+
+    @property
+    def prepared_as(self) -> dict[str, object] | None:
+        """The pre-processing as stages' keys hold it."""
+        return None if self.preprocessing is None else asdict(self.preprocessing)
 
     @property
     def calibration_images(self) -> Known:
@@ -60,38 +73,56 @@ class Work:
         return self._known(self.evaluation, "evaluation")
 
     def _known(self, images: Batches, part: str) -> Known:
-        return Known(images, [self.splits.hashes[part], images.batch_size, asdict(self.preprocessing)])
+        return Known(images, [self.splits.hashes[part], images.batch_size, self.prepared_as, self.chosen.labelled])
 
-    def sample(self, count: int) -> NDArray[np.float32]:
-        """float32 [count, C, H, W], the first calibration images as the network takes them; few ones come again."""
-        gathered: list[NDArray[np.float32]] = []
+    def sample(self, count: int) -> Arrays:
+        """[count, ...] of each input, the first calibration images as the network takes them; few ones come again."""
+        gathered: list[Arrays] = []
         for images, _ in self.calibration:
-            gathered.append(images.numpy())
-            if sum(len(part) for part in gathered) >= count:
+            gathered.append(arrays_of(images))
+            if sum(feeds.count(part) for part in gathered) >= count:
                 break
-        return np.resize(np.concatenate(gathered), (count, *self.preprocessing.shape))
+        return feeds.mapped(lambda array: np.resize(array, (count, *array.shape[1:])), feeds.joined(gathered))
+
+
+def arrays_of(inputs: Inputs) -> Arrays:
+    """The tensors as arrays, one alone as one."""
+    return inputs.numpy() if isinstance(inputs, Tensor) else tuple(tensor.numpy() for tensor in inputs)
 
 
 def prepare(
-    recipe: Recipe, notify: Notify, model: Model | None, images: Images | None, *, search: int = 0, spare: int = 0
+    recipe: Recipe,
+    notify: Notify,
+    model: Model | None,
+    images: Images | None,
+    *,
+    parts: UserParts = NO_PARTS,
+    search: int = 0,
+    spare: int = 0,
 ) -> Work:
     """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
 
-    `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave.
+    `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave. `parts` are a
+    user's own functions of the task.
     """
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     splits, preprocessing = read_images(recipe, model, images, search=search, spare=spare)
     device = resolve(recipe.device)
-    traced = trace(model.module, example_of(preprocessing.shape))
-    require_function(model.module, traced, example_of(preprocessing.shape))
+    inputs, keywords = (InputSpec(preprocessing.shape),), ()
+    example = noise_like(inputs)
+    traced = trace(model.module, example, keywords)
+    require_function(model.module, traced, example, keywords)
     require_exportable(traced)
     dense = placed(traced, device)
-    classes = _classes(dense, example_of(preprocessing.shape))
-    require_own_classes(splits.calibration, classes, model)
+
     for part in (splits.calibration, splits.search, splits.evaluation):
-        require_labels(part, classes)
         require_decodable(part)
+    calibration = batches(splits.calibration, recipe.batch_size)
+    chosen = choose(recipe, dense, calibration, parts)
+    if chosen.name == CLASSES:
+        splits = with_labels(splits, dense, model, recipe, chosen)
+        calibration = batches(splits.calibration, recipe.batch_size)
     identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
     return Work(
         recipe,
@@ -99,39 +130,52 @@ def prepare(
         model,
         splits,
         dense,
-        batches(splits.calibration, recipe.batch_size),
+        calibration,
         batches(splits.evaluation, recipe.batch_size),
         preprocessing,
-        warnings=tuple(f"the model was taken as a plain network: {note}" for note in model.notes),
+        inputs,
+        chosen,
+        keywords,
+        warnings=(*_notes(model, dense), *chosen.warnings),
         device=device,
     )
 
 
+def _notes(model: Model, dense: fx.GraphModule) -> tuple[str, ...]:
+    """What reading the model gave to be warned of."""
+    notes = [f"the model was taken as a plain network: {note}" for note in model.notes]
+    for name in constant_outputs(dense):
+        notes.append(f"the model's answer {name!r} is the same for every sample and is left out of the files")
+    return tuple(notes)
+
+
+def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Recipe, chosen: Chosen) -> Splits:
+    """The parts as a classifier is judged on them: with labels that are its own, or the dense network's where there
+    are none. Raises DataError for labels that it can't give, and for images of which only some have one."""
+    (node,) = output_nodes(dense)
+    outputs = int(node.meta["val"].shape[1])
+    if not chosen.labelled:
+        return replace(
+            splits,
+            calibration=_labelled_by(dense, splits.calibration, recipe.batch_size),
+            search=_labelled_by(dense, splits.search, recipe.batch_size),
+            evaluation=_labelled_by(dense, splits.evaluation, recipe.batch_size),
+        )
+    require_own_classes(splits.calibration, outputs, model)
+    for part in (splits.calibration, splits.search, splits.evaluation):
+        require_labels(part, outputs)
+    return splits
+
+
 @torch.no_grad()
-def _classes(graph: fx.GraphModule, example: Tensor) -> int:
-    """How many classes the network tells apart; raises ModelError unless it answers with one [N, classes]."""
-    answer = graph(to_device(example, device_of(graph)))
-    if not isinstance(answer, Tensor) or answer.ndim != 2:
-        raise ModelError(_no_classifier(answer))
-    return int(answer.shape[1])
-
-
-def _no_classifier(answer: object) -> str:
-    """What to say of a network that answers with anything but one [N, classes]."""
-    if not isinstance(answer, Tensor):
-        return (
-            f"the model answers with {with_article(type(answer).__name__)}, expected one tensor [N, classes]; "
-            "wrap the model so that its forward returns the logits alone"
-        )
-    if answer.ndim == 4:
-        return (
-            f"the model answers with maps {list(answer.shape)}, as for segmentation or detection; classifiers, which "
-            "answer with one tensor [N, classes], are what can be compressed. `compressor inspect` shows its units"
-        )
-    return (
-        f"the model answers with a tensor {list(answer.shape)}, expected one tensor [N, classes]; wrap the model so "
-        "that its forward returns class scores"
-    )
+def _labelled_by(dense: fx.GraphModule, images: Images, batch_size: int) -> Images:
+    """The images with the class that the dense network gives each of them."""
+    answers_by_batch = []
+    for inputs, _ in batches(images, batch_size) if len(images) else ():
+        (logits,) = answers(dense, inputs_to(inputs, device_of(dense)))
+        answers_by_batch.append(logits.argmax(1).cpu().numpy())
+    labels = np.concatenate(answers_by_batch) if answers_by_batch else np.zeros(0, np.int64)
+    return replace(images, labels=labels.astype(np.int64))
 
 
 def require_own_classes(images: Images, outputs: int, model: Model) -> None:

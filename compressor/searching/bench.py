@@ -16,7 +16,7 @@ from ..budgets import Budget
 from ..choices import ranking_of, repairing_of, scoring_of
 from ..files import content_hash
 from ..inputs.images import Batches, Images, batches
-from ..placement import to_device
+from ..placement import inputs_to
 from ..planning import make_plan
 from ..planning.budget import least_share
 from ..pruning import Structure, prune
@@ -26,6 +26,7 @@ from ..relevance import score
 from ..repair import CompensationOptions
 from ..rounds import Prunable, measure_units, repair_layers
 from ..run.work import Work
+from ..tensors import as_tuple
 from .options import USUAL_BUDGETS
 
 Batch = tuple[Tensor, Tensor]
@@ -120,7 +121,7 @@ class Bench:
         """A few images with wrong labels, so that the labelled and the predicted class differ."""
         images, labels = self.score_images[0]
         images, labels = images[:PROBE_IMAGES], labels[:PROBE_IMAGES]
-        logits = self.work.dense(to_device(self.work.example, self.work.device))
+        logits = self.work.dense(*as_tuple(inputs_to(self.work.example, self.work.device)))
         classes = int(logits.shape[1])
         return self.scores(recipe, [(images, (labels + 1) % classes)])
 

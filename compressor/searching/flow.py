@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -205,7 +205,7 @@ def _study_name(work: Work, space: Space, options: SearchOptions) -> str:
     recipe = {name: getattr(space.base, name) for name in (*_KEY_FIELDS, "compensate", "reestimate", "seed")}
     sizes = [options.budgets, options.trial_images, options.score_images]
     hashes = {split: work.splits.hashes[split] for split in ("calibration", "search")}
-    key = content_hash(__version__, work.model.sha256, recipe, space.axes, sizes, hashes, asdict(work.preprocessing))
+    key = content_hash(__version__, work.model.sha256, recipe, space.axes, sizes, hashes, work.prepared_as)
     return f"{space.base.model.split('/')[-1]} {key[:12]}"
 
 

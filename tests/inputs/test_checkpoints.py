@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
@@ -147,3 +147,19 @@ def test_a_module_that_refuses_its_own_tensors_says_why_in_one_line(tmp_path: Pa
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "x.pt")
     with pytest.raises(ModelError, match=r"has the model's names and shapes, but not today$"):
         fill(Odd(3, 2), tmp_path / "x.pt")
+
+
+def test_a_tensor_of_two_names_may_be_stored_under_one(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.again = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.again(self.first(x))
+
+    trained, fresh = Tied(), Tied()
+    save_model(trained, str(tmp_path / "tied.safetensors"))  # which keeps one name of the two
+    fill(fresh, tmp_path / "tied.safetensors")
+    assert torch.equal(fresh.again.weight, trained.first.weight)

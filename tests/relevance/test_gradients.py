@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from compressor.graph import Watcher, trace
 from compressor.records import Group, Groups, Site
 from compressor.relevance import ScoreOptions, score
 from compressor.relevance.options import Start
-from compressor.relevance.starts import require_logits, seed, targets_of
+from compressor.relevance.starts import objective_of, require_logits, seed, targets_of
 from compressor.relevance.tape import record
+from compressor.tasks import task_named
 
 # Central differences of a smooth function in float64, step 1e-5: truncation 1e-10 and cancellation 1e-11.
 DIFFERENCE_TOLERANCE = 1e-7
@@ -186,7 +188,9 @@ def test_a_node_the_output_ignores_has_gradient_zero() -> None:
             return self.a(x), self.b(x)
 
     graph = trace(Ignoring(), torch.randn(2, 4))
-    _, gradients = record(graph, torch.randn(3, 4), torch.tensor([0, 1, 2]), ["linear_1"], start="one")
+    says_first = replace(task_named("any"), says=lambda leaves, targets: leaves["output.0"].sum(1))
+    starting = objective_of(graph, says_first)
+    _, gradients = record(graph, torch.randn(3, 4), None, ["linear_1"], start="one", objective=starting)
     assert gradients["linear_1"].shape == (3, 2)
     assert not gradients["linear_1"].any()
 

@@ -1,0 +1,94 @@
+"""Which task a run's network has: what was asked for, or what its answers and the data show; a user's own functions.
+
+Known before anything is computed over the data; what the task needs of the dense network's answers is `tasking`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import DataError
+from ..graph.interface import answers, output_names
+from ..inputs.images import Batches
+from ..placement import device_of, inputs_to
+from ..recipe import Recipe
+from ..tasks import choose_task, is_labelled, task_named
+from ..tensors import as_tuple
+
+PARTS = ("quality", "loss", "says", "distance")
+"""What of a task a user may put in place of its own; `decode` beside them."""
+CLASSES = "classification"
+
+
+@dataclass(frozen=True, slots=True)
+class UserParts:
+    """A user's own functions by the part they stand for, and `decode`, which makes boxes of a detector's answer."""
+
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.functions)
+
+    @property
+    def prints(self) -> dict[str, str]:
+        """What stands for each in a stage's key: its name and its code."""
+        return {part: _print_of(function) for part, function in self.functions.items()}
+
+
+def _print_of(function: Callable[..., Any]) -> str:
+    """Of a Python function its own code and constants; what it calls is not followed."""
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    if code is None:
+        return name
+    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()}"
+
+
+NO_PARTS = UserParts()
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The task's name, why it was taken, and the user's parts of it; `labelled`: whether the data have targets."""
+
+    name: str
+    reason: str
+    parts: UserParts = field(default_factory=UserParts)
+    labelled: bool = True
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is the classifier's plain one."""
+        return self.name == CLASSES and not self.parts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader is told of a guess; nothing of a classifier with labels, or where the task was asked for."""
+        is_plain = self.name == CLASSES and self.labelled
+        return () if is_plain or self.reason.endswith("as asked for") else (self.reason,)
+
+
+@torch.no_grad()
+def choose(recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: UserParts) -> Chosen:
+    """By one batch of the calibration images. Raises DataError without any, RecipeError for a task that there is not.
+
+    Where a task is asked for, labels that it can't use are none.
+    """
+    first = next(iter(calibration), None)
+    if first is None:
+        raise DataError("there are no calibration images; give some")
+    inputs, targets = first
+    labelled = is_labelled(targets)
+    if recipe.task:
+        task_named(recipe.task)
+        return Chosen(recipe.task, f"{recipe.task}, as asked for", parts, labelled)
+    leaves = answers(dense, inputs_to(inputs, device_of(dense)))
+    named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
+    name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
+    return Chosen(name, reason, parts, labelled)

@@ -1,0 +1,205 @@
+"""How good boxes are: a user's `decode` makes them of the leaves; labels or the dense network's boxes are the truth.
+
+Boxes are [k, 4], x0 y0 x1 y1 in pixels. Mean average precision is COCO's (Lin et al. 2014, pycocotools by way of
+torchmetrics); without labels the figure is the F1 of matched boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..distributed import joined_over_ranks
+from ..errors import DataError, MissingPackageError, TaskError
+from ..records import FloatArray, IntArray, Quality
+from ..tensors import Inputs, count
+from .calling import call, place_of
+from .intervals import bootstrap, jackknife
+from .qualities import rows_of
+from .record import Boxes, Data, Decode, Judge, Leaves, Predict, Targets
+
+CONFIDENT = 0.25  # a dense box that scores less is no answer to be held to
+MATCHED = 0.5  # intersection over union from which two boxes are one
+
+Image = dict[str, Tensor]  # boxes [k, 4], labels [k] and, of predictions, scores [k]
+
+
+def decoded(decode: Decode | None, leaves: Leaves, samples: int) -> list[Image]:
+    """Each image's boxes, checked and on the CPU. Raises TaskError where `decode` fails or answers otherwise."""
+    if decode is None:
+        raise TaskError(
+            "judging a detector needs decode(leaves), which gives one dict of boxes [k, 4], scores [k] and labels [k] "
+            "an image; say decode=..., or task='any' to compare the leaves with the dense network's"
+        )
+    answer = call(decode, "decode", leaves)
+    if not isinstance(answer, Sequence) or len(answer) != samples:
+        size = f" of {len(answer)}" if isinstance(answer, Sequence) else ""
+        raise TaskError(
+            f"{place_of(decode)}, given as decode, answers with a {type(answer).__name__}{size}, expected a list of "
+            f"{samples} dicts, one an image"
+        )
+    return [_checked(image, ("boxes", "scores", "labels"), f"{place_of(decode)}, given as decode,") for image in answer]
+
+
+def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
+    """One image's tensors, as many rows in each. Raises TaskError in the name of `who`."""
+    if not isinstance(image, Mapping) or any(key not in image for key in keys):
+        entries = f"with {', '.join(map(str, image))}" if isinstance(image, Mapping) else f"({type(image).__name__})"
+        raise TaskError(f"{who} has an image {entries}, expected a dict of {', '.join(keys)}")
+    tensors = {key: torch.as_tensor(image[key]).detach().cpu() for key in keys}
+    boxes = tensors["boxes"].reshape(-1, 4) if tensors["boxes"].numel() == 0 else tensors["boxes"]
+    boxes = boxes.double()
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or any(len(values) != len(boxes) for values in tensors.values()):
+        shapes = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
+        raise TaskError(f"{who} has an image of {shapes}, expected boxes [k, 4] and the others [k]")
+    if not all(bool(tensors[key].double().isfinite().all()) for key in keys):
+        raise TaskError(f"{who} has a box or a score that is not finite")
+    return {**tensors, "boxes": boxes}
+
+
+def average_precision(decode: Decode | None, thresholds: Sequence[float] | None = None) -> Judge:
+    """A judge: mean average precision over labels and over IoU thresholds, 0.5 to 0.95 in steps of 0.05 by default.
+
+    The 95 % interval is the jackknife's over ten blocks of images. Raises DataError where no image has a box.
+    """
+    metric = "mAP" if thresholds is None else f"mAP at IoU {', '.join(f'{threshold:g}' for threshold in thresholds)}"
+
+    def quality(predict: Predict, data: Data) -> Quality:
+        predictions, truths = _boxes_of(decode, predict, data)
+        if not sum(len(image["boxes"]) for image in truths):
+            raise DataError("no image is labelled with a box; mean average precision needs some")
+
+        def figure(indices: IntArray) -> float:
+            return _coco_average([predictions[i] for i in indices], [truths[i] for i in indices], thresholds)
+
+        value = figure(np.arange(len(truths)))
+        low, high = jackknife(figure, len(truths), value)
+        return Quality(metric, value, len(truths), low, high, chance=0.0)
+
+    return quality
+
+
+@torch.no_grad()
+def _boxes_of(decode: Decode | None, predict: Predict, data: Data) -> tuple[list[Image], list[Image]]:
+    """Predictions and labels of all images of all ranks, in the ranks' order."""
+    predictions: list[Image] = []
+    truths: list[Image] = []
+    for inputs, targets in data:
+        if targets is None or isinstance(targets, Tensor):
+            raise DataError("a detector's targets are a list of dicts of boxes [k, 4] and labels [k], one an image")
+        if len(targets) != count(inputs):
+            raise DataError(f"there are targets for {len(targets)} images of a batch of {count(inputs)}")
+        predictions += decoded(decode, predict(inputs), count(inputs))
+        truths += [_checked(image, ("boxes", "labels"), "the data") for image in targets]
+    if not truths:
+        raise DataError("there are no images to judge the answers of; expected at least one batch")
+    return _over_ranks(predictions), _over_ranks(truths)
+
+
+def _over_ranks(images: Sequence[Image]) -> list[Image]:
+    """Every rank's images, one behind the other."""
+    keys = list(images[0])
+    flat: dict[str, FloatArray] = {}
+    for key in keys:
+        flat[key] = torch.cat([image[key].double() for image in images]).numpy()
+    flat["count"] = np.array([len(image["boxes"]) for image in images], np.float64)
+    joined = joined_over_ranks(flat)
+    ends = np.cumsum(joined["count"].astype(np.int64))[:-1]
+    parts = {key: np.split(joined[key], ends) for key in keys}
+    return [{key: torch.from_numpy(parts[key][i]) for key in keys} for i in range(len(joined["count"]))]
+
+
+def _coco_average(predictions: Sequence[Image], truths: Sequence[Image], thresholds: Sequence[float] | None) -> float:
+    metric = _coco_metric()(
+        iou_type="bbox", iou_thresholds=None if thresholds is None else list(thresholds), sync_on_compute=False
+    )
+    metric.warn_on_many_detections = False
+    metric.update([_for_coco(image) for image in predictions], [_for_coco(image) for image in truths])
+    value = float(metric.compute()["map"])
+    return value if value >= 0 else float("nan")  # -1 stands for no labelled box
+
+
+def _for_coco(image: Image) -> Image:
+    return {key: values.long() if key == "labels" else values.float() for key, values in image.items()}
+
+
+def _coco_metric() -> Callable[..., Any]:
+    """torchmetrics takes a second to import, and only this figure needs it."""
+    try:
+        import pycocotools.coco
+        from torchmetrics.detection import MeanAveragePrecision
+    except ImportError as error:
+        raise MissingPackageError(
+            "mean average precision of boxes needs torchmetrics and pycocotools; pip install torchmetrics pycocotools"
+        ) from error
+    assert pycocotools.coco
+    metric: Callable[..., Any] = MeanAveragePrecision
+    return metric
+
+
+def matched_f1(decode: Decode | None) -> Callable[[Predict, Predict, Data], Quality]:
+    """F1 of boxes matched with the dense network's: 2 matches over boxes of both.
+
+    Boxes score 0.25 or more in both. A match has the same label and an IoU of at least 0.5, the best first. The
+    interval is the bootstrap's over images. Raises DataError where the dense network finds nothing.
+    """
+
+    def quality(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
+        def measure(inputs: Inputs, targets: Targets) -> Mapping[str, Tensor]:
+            ours = decoded(decode, predict(inputs), count(inputs))
+            theirs = decoded(decode, dense_predict(inputs), count(inputs))
+            pairs = [(_confident(a), _confident(b)) for a, b in zip(ours, theirs, strict=True)]
+            return {
+                "matches": torch.tensor([float(matches(a, b)) for a, b in pairs]),
+                "ours": torch.tensor([float(len(a["boxes"])) for a, _ in pairs]),
+                "theirs": torch.tensor([float(len(b["boxes"])) for _, b in pairs]),
+            }
+
+        rows = rows_of(data, measure)
+        if not rows["theirs"].any():
+            raise DataError(
+                f"the dense network finds no box that scores {CONFIDENT:g} or more; give labels, or quality=..."
+            )
+
+        def figure(counts: FloatArray) -> float:
+            boxes = counts @ (rows["ours"] + rows["theirs"])
+            return float(2 * (counts @ rows["matches"]) / boxes) if boxes else float("nan")
+
+        value = figure(np.ones(len(rows["ours"])))
+        low, high = bootstrap(figure, len(rows["ours"]), value)
+        return Quality("box F1 to dense", value, len(rows["ours"]), low, high, chance=0.0)
+
+    return quality
+
+
+def _confident(image: Image) -> Image:
+    """Boxes with an area and a score."""
+    sides = image["boxes"][:, 2:] - image["boxes"][:, :2]
+    kept = (image["scores"] >= CONFIDENT) & (sides > 0).all(1)
+    return {key: values[kept] for key, values in image.items()}
+
+
+def matches(image: Boxes, dense: Boxes) -> int:
+    """How many pairs of boxes are one, the pair of the largest IoU first; each box is in one pair at most."""
+    overlaps = box_iou(image["boxes"], dense["boxes"])  # [k, m]
+    overlaps = torch.where(image["labels"][:, None] == dense["labels"][None], overlaps, 0.0)
+    matched = 0
+    while overlaps.numel() and float(overlaps.max()) >= MATCHED:
+        row, column = divmod(int(overlaps.argmax()), overlaps.shape[1])
+        overlaps[row, :] = 0.0
+        overlaps[:, column] = 0.0
+        matched += 1
+    return matched
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """[k, m] intersection over union of [k, 4] and [m, 4], all with an area."""
+    corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    end = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    overlap = (end - corner).clamp(min=0).prod(2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None] + (others[:, 2:] - others[:, :2]).prod(1)[None]
+    return overlap / (areas - overlap)

@@ -1,0 +1,120 @@
+"""How far one answer is from another, over how far the mean answer is.
+
+Both networks' leaves in, [N] squared distances out, differentiable in the first. Divided by spreads that a `Reference`
+holds, their mean over the same images is the share of the dense answers' variance that is lost: 0 for equal answers,
+1 for the mean answer. With other images (probes) the spread stays that of the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..distributed import sum_over_ranks
+from ..errors import DataError, ModelError
+from .record import Distance, Leaves, Pick, Task, class_leaf, finite, float_leaves, in_words, per_sample, real
+from .reference import CONSTANT, Reference, leaf_in
+
+
+@torch.no_grad()
+def relative_error(task: Task, pairs: Iterable[tuple[Leaves, Leaves]]) -> float:
+    """The mean of the task's distance over all samples of (answers, dense answers) and all ranks; inf if not finite."""
+    total, samples = 0.0, 0
+    for leaves, dense in pairs:
+        distances = task.distance(leaves, dense)  # [N]
+        total += float(distances.double().sum())
+        samples += len(distances)
+    sums = sum_over_ranks({"distance": np.array([total, samples], np.float64)})["distance"]
+    if sums[1] == 0:
+        raise DataError("there are no answers to compare; expected at least one batch")
+    error = float(sums[0] / sums[1])
+    return error if np.isfinite(error) else np.inf
+
+
+def leaf_distance(reference: Reference | None, pick: Pick | None = None) -> Distance:
+    """[N]: squared distance over the leaf's spread about the mean answer, the mean over leaves (or the picked one).
+
+    Where the dense leaf is not finite nothing is compared; where only the other is not, the distance is not. Without a
+    reference the spread is that of the dense leaves of the call.
+    """
+
+    def distance(leaves: Leaves, dense: Leaves) -> Tensor:
+        if pick is not None:
+            names = [pick(dense)[0]]
+        else:
+            names = list(_of_samples(dense) if reference is None else reference.leaves)
+        if not names:
+            raise ModelError(f"no leaf of real numbers is there to compare: {in_words(dense)}")
+        terms = []
+        for name in names:
+            entry = leaf_in(reference, name, dense)
+            terms.append(_squares(leaves, dense, name) / (_scale(dense[name]) if entry is None else entry.scale))
+        return torch.stack(terms).mean(0)
+
+    return distance
+
+
+def _of_samples(leaves: Leaves) -> list[str]:
+    """The leaves of real numbers with as many entries as the first has: others (anchors) have no samples."""
+    reals = float_leaves(leaves)
+    samples = len(next(iter(reals.values()), ()))
+    return [name for name, leaf in reals.items() if len(leaf) == samples]
+
+
+def both(leaves: Leaves, dense: Leaves, name: str) -> tuple[Tensor, Tensor]:
+    """A leaf of both answers, 0 in both where the dense one is not finite. Raises ModelError where forms differ."""
+    if name not in leaves or leaves[name].shape != dense[name].shape:
+        raise ModelError(f"answers differ in form: {in_words(leaves)}; expected {in_words(dense)}")
+    theirs = real(dense[name]).detach()
+    ours = real(leaves[name]).to(theirs.dtype)
+    usable = theirs.isfinite()
+    return torch.where(usable, ours, 0.0), torch.where(usable, theirs, 0.0)
+
+
+def _squares(leaves: Leaves, dense: Leaves, name: str) -> Tensor:
+    ours, theirs = both(leaves, dense, name)
+    return per_sample((ours - theirs).square())
+
+
+def _scale(leaf: Tensor) -> float:
+    """The spread of [N, ...] about its own mean; its square where it has none, else 1."""
+    values = finite(leaf).double()
+    square = float(per_sample(values.square()).mean())
+    spread = float(per_sample((values - values.mean(0)).square()).mean())
+    return (spread if spread > CONSTANT * square else 0.0) or square or 1.0
+
+
+def class_distance(reference: Reference | None, pick: Pick) -> Distance:
+    """[N]: squared distance of the logits less their mean over classes (axis 1), over the dense ones' own square.
+
+    A constant more on all classes changes no answer. One channel alone is no class and keeps its mean.
+    """
+    plain = leaf_distance(reference, pick)
+
+    def distance(leaves: Leaves, dense: Leaves) -> Tensor:
+        name, _ = pick(dense)
+        if dense[name].shape[1] == 1:
+            return plain(leaves, dense)
+        entry = leaf_in(reference, name, dense)
+        ours, theirs = (values - values.mean(1, keepdim=True) for values in both(leaves, dense, name))
+        scale = float(per_sample(theirs.double().square()).mean()) if entry is None else entry.class_spread
+        return per_sample((ours - theirs).square()) / (scale or 1.0)
+
+    return distance
+
+
+def cosine_distance(reference: Reference | None) -> Distance:
+    """[N]: squared distance of rows of length one, 2 - 2 cos, over that of the mean row of length one."""
+
+    def distance(leaves: Leaves, dense: Leaves) -> Tensor:
+        name, _ = class_leaf(dense)
+        entry = leaf_in(reference, name, dense)
+        ours, theirs = (functional.normalize(values, dim=1) for values in both(leaves, dense, name))
+        scale = 2 - 2 * float(theirs.double().mean(0).norm()) if entry is None else entry.unit_spread
+        return per_sample((ours - theirs).square()) / (scale if scale > CONSTANT else 1.0)
+
+    return distance

@@ -1,0 +1,140 @@
+"""The dense network's answers over all calibration images, taken once: a mean and a spread for every leaf.
+
+An unlabelled start and a distance need to know what an ordinary answer is. Taken over all images and not over a batch,
+so that neither depends on how images are batched. Sums run in float64, over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..distributed import joined_over_ranks, sum_over_ranks
+from ..errors import DataError, ModelError
+from ..records import FloatArray
+from ..tensors import Inputs, count
+from .record import Leaves, Predict, Targets, finite, float_leaves, in_words
+
+CONSTANT = 1e-10  # of the mean square: a spread below is what rounding leaves of a leaf that never changes
+
+
+@dataclass(frozen=True, slots=True)
+class LeafReference:
+    """One leaf over all images; squares are sums over a sample's values, as means over the samples.
+
+    `mean` is the leaf's shape without its samples, float32. `spread` is the squared distance from that mean, 0 where
+    the leaf never changes; `class_spread` the one from each sample's own mean over axis 1 (classes), `unit_spread` the
+    one of rows of length one from the mean row of length one: NaN where the leaf has no such axis, is no [N, D].
+    `square` is the distance from 0; `low` and `high` are the smallest and the largest value.
+    """
+
+    mean: Tensor
+    spread: float
+    class_spread: float
+    unit_spread: float
+    square: float
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        """What squared distances of the leaf are divided by: its spread, its square if it never changes, else 1."""
+        return self.spread or self.square or 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Every leaf of real numbers by name, over `samples` samples."""
+
+    leaves: Mapping[str, LeafReference]
+    samples: int
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The leaves that differ between images."""
+        return tuple(name for name, leaf in self.leaves.items() if leaf.spread > 0)
+
+
+@torch.no_grad()
+def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]]) -> Reference:
+    """One pass of the dense network. Raises DataError without any image, ModelError where no leaf has samples.
+
+    A leaf whose first axis does not follow the samples (anchors, a scale) is left out, and so is one that is not of
+    real numbers; values that are not finite count as 0.
+    """
+    sums: dict[str, FloatArray] = {}
+    ends: dict[str, tuple[float, float]] = {}
+    samples, leaves = 0, dict[str, Tensor]()
+    for inputs, _ in batches:
+        leaves = dict(predict(inputs))
+        samples += count(inputs)
+        for name, leaf in float_leaves(leaves).items():
+            if len(leaf) == count(inputs):
+                _add(sums, ends, name, finite(leaf).double().cpu())
+    if samples == 0:
+        raise DataError("there are no images to take the mean answer of; expected at least one batch")
+    if not ends:
+        raise ModelError(
+            f"no leaf of the answer holds real numbers with one entry a sample: {in_words(leaves)}; "
+            "relevance and distances need one"
+        )
+    ends_of_ranks = joined_over_ranks({name: np.array([pair]) for name, pair in ends.items()})  # [ranks, 2]
+    totals = sum_over_ranks({**sums, "samples": np.array([samples], np.float64)})
+    everyone = int(totals["samples"][0])
+    return Reference({name: _leaf_reference(name, totals, everyone, ends_of_ranks[name]) for name in ends}, everyone)
+
+
+def _add(sums: dict[str, FloatArray], ends: dict[str, tuple[float, float]], name: str, values: Tensor) -> None:
+    """Adds a batch's [N, ...] to the sums of its leaf."""
+    parts = {"sum": values.sum(0), "square": values.square().sum()}
+    if values.dim() > 1:
+        parts["within"] = (values - values.mean(1, keepdim=True)).square().sum()
+    if values.dim() == 2:
+        parts["unit"] = torch.nn.functional.normalize(values, dim=1).sum(0)
+    for part, total in parts.items():
+        key = f"{name}|{part}"
+        if key in sums and sums[key].shape != total.shape:
+            before, now = list(sums[key].shape), list(total.shape)
+            raise ModelError(f"leaf {name!r} is [N, *{before}] for some images and [N, *{now}] for others")
+        sums[key] = sums.get(key, 0.0) + total.numpy()
+    low, high = ends.get(name, (np.inf, -np.inf))
+    if values.numel():
+        ends[name] = min(low, float(values.min())), max(high, float(values.max()))
+
+
+def _leaf_reference(name: str, totals: Mapping[str, FloatArray], samples: int, ends: FloatArray) -> LeafReference:
+    mean = totals[f"{name}|sum"] / samples
+    square = float(totals[f"{name}|square"]) / samples
+    spread = square - float(np.square(mean).sum())
+    within = totals.get(f"{name}|within")
+    units = totals.get(f"{name}|unit")
+    # |u - m|^2 of rows u and m of length one is 2 - 2 <u, m>, and the mean of <u, m> is the mean row's length
+    unit_spread = np.nan if units is None else 2 - 2 * float(np.linalg.norm(units / samples))
+    return LeafReference(
+        mean=torch.from_numpy(np.asarray(mean, np.float32)),
+        spread=spread if spread > CONSTANT * square else 0.0,
+        class_spread=np.nan if within is None else float(within) / samples,
+        unit_spread=unit_spread,
+        square=square,
+        low=float(ends[:, 0].min()),
+        high=float(ends[:, 1].max()),
+    )
+
+
+def leaf_in(reference: Reference | None, name: str, leaves: Leaves) -> LeafReference | None:
+    """What the reference says of a leaf, None without a reference. Raises ModelError where it does not fit."""
+    if reference is None:
+        return None
+    if name not in reference.leaves:
+        raise ModelError(
+            f"leaf {name!r} is not among those the mean answer was taken of: {', '.join(reference.leaves)}"
+        )
+    entry = reference.leaves[name]
+    if entry.mean.shape != leaves[name].shape[1:]:
+        expected, shape = list(entry.mean.shape), list(leaves[name].shape[1:])
+        raise ModelError(f"leaf {name!r} is [N, *{shape}], the mean answer was taken of [N, *{expected}]")
+    return entry

@@ -147,7 +147,7 @@ def test_the_examples_of_a_finished_run_go_on_from_it(finished: Path, tmp_path: 
 
 def _golden(run: Path) -> np.ndarray:
     with np.load(run / "bundle" / "golden.npz") as arrays:
-        return np.asarray(arrays["inputs"])
+        return np.asarray(arrays["input.input"])
 
 
 @pytest.mark.slow

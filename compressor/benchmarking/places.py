@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..delivery.artifacts import DENSE, Artifact
 from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
 from ..device.runtimes import kind_of
-from ..errors import CompressorError, FolderError, ModelError
+from ..errors import CompressorError, FolderError, InputError, ModelError
 from ..files import read_json
 from ..inputs.images import Batches, Images, batches, overridden
 from ..inputs.models import load_model
@@ -154,7 +154,10 @@ def _golden(bundle: Path) -> NDArray[np.float32]:
     """The golden inputs of a bundle, float32 [N, C, H, W]."""
     try:
         with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
-            images = np.asarray(golden["inputs"], dtype=np.float32)
+            inputs = [name for name in golden.files if name == "inputs" or name.startswith("input.")]
+            if len(inputs) != 1:
+                raise ValueError(f"{len(inputs)} inputs, expected one of images")
+            images = np.asarray(golden[inputs[0]], dtype=np.float32)
         if images.ndim != 4 or not images.size:
             raise ValueError(f"inputs of shape {list(images.shape)}")
     except Exception as error:
@@ -203,6 +206,8 @@ def _bundle_file(folder: Path, model: ModelFile, provenance: Content) -> File:
 def _prepared(source: str, manifest: Manifest) -> Images:
     """The images of a source as the bundle's network takes them, its labels as their classes."""
     shipped = manifest.preprocessing
+    if shipped is None:
+        raise InputError(f"the bundle of {manifest.name} takes no images, so accuracy can't be measured on {source}")
     preprocessing = overridden(
         None,
         size=shipped.size,

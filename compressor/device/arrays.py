@@ -10,16 +10,15 @@ import io
 import math
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import CompressorError
-
-Array = NDArray[Any]  # numbers of a type that only its reader knows
+from .feeds import Array
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
@@ -50,6 +49,14 @@ def read_npz(file: IO[bytes], choose: Callable[[Sequence[str]], Sequence[str]], 
                 arrays[name] = _read_array(data, members[name].file_size, left_bytes)
             left_bytes -= arrays[name].nbytes
     return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """As np.savez has it, whatever the arrays are called: to that a name is a keyword, and some are its own."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def short_reason(error: BaseException) -> str:

@@ -12,23 +12,24 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import CompressorError, FolderError, GateError, InputError
+from .answering import answers
+from .arrays import write_npz
 from .builder import sha256_of
 from .built import BuiltEngine, built_engines, check_built, engine_files, is_builders_file, read_built
-from .feeds import as_tuple
-from .golden import Golden, distance, read_golden
-from .images import checked_outputs, load_inputs
+from .feeds import Arrays, as_tuple, count
+from .golden import Golden, distance, members_of, read_golden
+from .leaves import Leaf, declared
 from .manifest import (
     BUILT,
     GOLDEN,
+    IMAGES_SCHEMA,
     MANIFEST,
     SCHEMA,
+    Decode,
     FileListing,
     Manifest,
     ModelFile,
@@ -36,7 +37,6 @@ from .manifest import (
     manifest_text,
     read_bundle,
 )
-from .openers import Output
 from .parity import Parity, failures
 from .runtimes import Session, available, kind_of, open_model, require_runtime, takers, unavailable_error
 
@@ -46,11 +46,14 @@ __all__ = [
     "MANIFEST",
     "BundleReport",
     "Check",
+    "Decode",
+    "Leaf",
     "Manifest",
     "ModelFile",
     "answers",
     "built_engines",
     "choose_runtime",
+    "declared",
     "open_bundle",
     "read_bundle",
     "run_bundle",
@@ -90,16 +93,18 @@ def write_bundle(
     files: Mapping[str, Path],
     *,
     manifest: Manifest,
-    golden_inputs: NDArray[np.float32],
-    golden_outputs: NDArray[np.floating],
+    golden_inputs: Arrays,
+    golden_outputs: Arrays,
 ) -> Path:
     """Copies `files` (path inside the bundle -> source) and writes golden file and manifest.
 
-    The golden outputs are the fp32 reference's for the inputs [N, C, H, W]. An earlier bundle in `folder` is
+    The golden outputs are the fp32 reference's for the inputs, [N, ...] each, in the models' order. Where the manifest
+    does not declare the only input or output, it is called `input` or `output`. An earlier bundle in `folder` is
     replaced; raises FolderError when it holds anything else.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
+    manifest = _declaring(manifest, golden_inputs, golden_outputs)
     missing = [model.path for model in manifest.models if model.path not in files]
     if missing:
         raise InputError(f"the bundle's manifest names {', '.join(missing)}, which is not among its files")
@@ -108,7 +113,9 @@ def write_bundle(
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         _copy_files(files, scratch)
-        np.savez(scratch / GOLDEN, inputs=golden_inputs, outputs=golden_outputs)
+        arrays = (*as_tuple(golden_inputs), *as_tuple(golden_outputs))
+        input_names, output_names = members_of(manifest)
+        write_npz(scratch / GOLDEN, dict(zip((*input_names, *output_names), arrays, strict=True)))
         listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
         (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
@@ -123,6 +130,19 @@ def write_bundle(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return folder
+
+
+def _declaring(manifest: Manifest, inputs: Arrays, outputs: Arrays) -> Manifest:
+    """The manifest in the newest schema; raises InputError where it declares other numbers of inputs and outputs."""
+    input_names = [leaf.name for leaf in manifest.inputs] or ["input"]
+    output_names = [leaf.name for leaf in manifest.outputs] or ["output"]
+    actual_inputs, actual_outputs = declared(input_names, inputs), declared(output_names, outputs)
+    return replace(
+        manifest,
+        inputs=manifest.inputs or actual_inputs,
+        outputs=manifest.outputs or actual_outputs,
+        schema=SCHEMA,
+    )
 
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
@@ -256,20 +276,14 @@ def unchecked_engines(folder: Path, manifest: Manifest) -> dict[str, str]:
     return {engine.model.path: engine.unchecked for engine in engines if engine.unchecked}
 
 
-def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0) -> list[Output]:
-    """The model's output [N, classes] for each input file: .npy, .npz, or an image where Pillow is installed.
+def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0) -> list[Arrays]:
+    """The model's answer [N, ...] for each input file: .npy, .npz, or an image where Pillow is installed.
 
-    Raises what `open_bundle` raises, DataError for an input that can't be read, GateError for answers that are none.
+    A tuple where it has several outputs, in the manifest's order. Raises what `open_bundle` raises, DataError for an
+    input that can't be read, GateError for answers that are none.
     """
     manifest, session = open_bundle(folder, runtime=runtime, threads=threads)
     return [answers(session, manifest, Path(path)) for path in inputs]
-
-
-def answers(session: Session, manifest: Manifest, path: Path) -> Output:
-    """[N, classes] for the images of one file; raises GateError when the model answers with anything else."""
-    images = load_inputs(path, manifest.preprocessing)
-    outputs, *_ = as_tuple(session.run(images))
-    return checked_outputs(outputs, images, str(path))
 
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
@@ -307,7 +321,7 @@ def _check_model(
         prefix = "built, not run: " if kind_of(model.path) == "engine" else ""
         return Check(model.path, "not run", prefix + reason)
 
-    at_once = engine.at_once if engine else len(golden.inputs)
+    at_once = engine.at_once if engine else count(golden.inputs)
     try:
         session = open_model(folder / model.path, runtime=chosen, fused=not model.made_for)
         parity = distance(session, golden, at_once)
@@ -357,7 +371,7 @@ def _refuse_foreign(folder: Path) -> None:
     manifest = folder / MANIFEST
     if any(folder.iterdir()) and not manifest.is_file():
         raise FolderError(f"{folder} holds something else than a bundle; choose another folder")
-    if manifest.is_file() and _schema_of(manifest) != SCHEMA:
+    if manifest.is_file() and _schema_of(manifest) not in (SCHEMA, IMAGES_SCHEMA):
         raise FolderError(f"{folder} holds a {MANIFEST} of something else; choose another folder")
 
 

@@ -16,7 +16,7 @@ from .builder import EngineJob, EngineRecord, Progress, build_engine, read_profi
 from .built import check_built, read_built, remove_engine, write_check
 from .bundle import verify_files
 from .golden import read_golden
-from .manifest import BUILT, Manifest, read_bundle
+from .manifest import BUILT, SCHEMA, Manifest, read_bundle
 from .runtimes import open_model, unavailable_error
 
 _MOST_STEM = 100
@@ -42,6 +42,9 @@ def _build_one(folder: Path, manifest: Manifest, recipe: fields.Object, progress
     profiles = read_profiles(fields.inner(recipe, "profiles"))
     if not profiles:
         raise GateError(f"the build recipe for {target} says nothing of the input's shapes")
+    unshaped = [leaf.name for leaf in manifest.inputs if leaf.name not in profiles]
+    if unshaped and manifest.schema == SCHEMA:  # older bundles do not say what their input is called
+        raise GateError(f"the build recipe for {target} says nothing of the shapes of {fields.shown(unshaped[0])}")
     model = next((model for model in manifest.models if model.path == path), None)
     if model is None:
         raise GateError(f"the build recipe names {path!r}, which is no model of the bundle")

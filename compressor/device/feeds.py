@@ -52,3 +52,8 @@ def joined(batches: Sequence[Arrays]) -> Arrays:
 def sample_bytes(arrays: Arrays) -> int:
     """Bytes of one sample, all inputs together."""
     return sum(int(array[:1].nbytes) for array in as_tuple(arrays))
+
+
+def unwrapped(arrays: tuple[Array, ...]) -> Arrays:
+    """The array alone where there is but one."""
+    return arrays[0] if len(arrays) == 1 else arrays

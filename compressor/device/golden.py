@@ -5,33 +5,44 @@ Both come from one open file, so that what was hashed is what is read, whoever r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import GateError
 from .arrays import read_npz
 from .builder import sha256_of_open
-from .feeds import as_tuple, joined, parted
-from .manifest import GOLDEN, Manifest
+from .feeds import Array, Arrays, as_tuple, joined, parted, unwrapped
+from .leaves import Leaf
+from .manifest import GOLDEN, IMAGES_SCHEMA, Manifest
 from .parity import Parity, compare
 from .runtimes import Session
 
-_MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
-_MOST_OUTPUT_BYTES = 1 << 26
-_MOST_IMAGES = 1024
+MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
+_MOST_OUTPUT_BYTES = 1 << 26  # where the manifest does not say what outputs are
+_MOST_SAMPLES = 1024
 _MOST_MAGNITUDE = 1e30
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """`inputs` float32 [N, C, H, W] as the model takes them, `outputs` [N, ...] of the fp32 reference."""
+    """`inputs` [N, ...] as the model takes them, `outputs` [N, ...] of the fp32 reference; tuples of several.
 
-    inputs: NDArray[np.float32]
-    outputs: NDArray[np.floating]
+    `output_names` are what messages call several outputs.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    output_names: tuple[str, ...] = ()
+
+
+def members_of(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What inputs and outputs are called in the golden file."""
+    if manifest.schema == IMAGES_SCHEMA:
+        return ("inputs",), ("outputs",)
+    inputs = tuple(f"input.{leaf.name}" for leaf in manifest.inputs)
+    return inputs, tuple(f"output.{leaf.name}" for leaf in manifest.outputs)
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
@@ -39,60 +50,81 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
     path = folder / GOLDEN
     if path.is_symlink() or not path.is_file():
         raise GateError(f"{GOLDEN} is missing; get the bundle again")
+    inputs, outputs = members_of(manifest)
     try:
         with path.open("rb") as file:
             if sha256_of_open(file) != manifest.files[GOLDEN]["sha256"]:
                 raise GateError(f"{GOLDEN} was changed: its sha256 differs from the manifest's; get the bundle again")
             file.seek(0)
-            arrays = read_npz(file, _inputs_and_outputs, most_bytes=_most_bytes(manifest))
-        golden = Golden(arrays["inputs"], arrays["outputs"])
-        _require_fit(golden, manifest)
+            choose = partial(_require_all, (*inputs, *outputs))
+            arrays = read_npz(file, choose, most_bytes=_most_bytes(manifest))
+        _require_fit(arrays, manifest)
     except (OSError, ValueError) as error:
         raise GateError(f"{GOLDEN} {error}; get the bundle again") from error
-    return golden
+    return Golden(
+        unwrapped(tuple(arrays[name] for name in inputs)),
+        unwrapped(tuple(arrays[name] for name in outputs)),
+        tuple(leaf.name for leaf in manifest.outputs),
+    )
 
 
 def _most_bytes(manifest: Manifest) -> int:
-    """What inputs of the model's size and a row of outputs for each can take."""
-    preprocessing = manifest.preprocessing
-    height, width = preprocessing.size
-    image_bytes = 4 * len(preprocessing.mean) * height * width  # float32
-    return min(_MOST_BYTES, _MOST_IMAGES * image_bytes + _MOST_OUTPUT_BYTES)
+    """What samples of the declared shapes can take."""
+    sample_bytes = sum(leaf.sample_bytes for leaf in (*manifest.inputs, *manifest.outputs))
+    undeclared_bytes = 0 if manifest.outputs else _MOST_OUTPUT_BYTES
+    return min(MOST_BYTES, _MOST_SAMPLES * sample_bytes + undeclared_bytes)
 
 
-def _inputs_and_outputs(names: Sequence[str]) -> Sequence[str]:
-    wanted = ("inputs", "outputs")
+def _require_all(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
     missing = [name for name in wanted if name not in names]
     if missing:
-        raise ValueError(f"holds no {' and no '.join(missing)}")
+        raise ValueError(f"holds no {' and no '.join(missing[:2])}")
     return wanted
 
 
-def _require_fit(golden: Golden, manifest: Manifest) -> None:
-    """Raises ValueError unless the arrays are images as the model takes them, and a row of finite floats for each."""
-    inputs, outputs = golden.inputs, golden.outputs
-    image_shape = (len(manifest.preprocessing.mean), *manifest.preprocessing.size)  # [C, H, W]
-    if inputs.dtype != np.float32 or inputs.shape[1:] != image_shape or not 1 <= len(inputs) <= _MOST_IMAGES:
-        expected = ", ".join(map(str, image_shape))
-        raise ValueError(
-            f"holds inputs {inputs.dtype} {list(inputs.shape)}, expected float32 [N, {expected}] of "
-            f"1 to {_MOST_IMAGES} images"
-        )
-    if outputs.dtype.kind != "f" or outputs.ndim < 2 or len(outputs) != len(inputs) or outputs.size == 0:
-        raise ValueError(
-            f"holds outputs {outputs.dtype} {list(outputs.shape)}, expected floats [{len(inputs)}, classes]"
-        )
-    for name, array in (("inputs", inputs), ("outputs", outputs)):
-        if not -_MOST_MAGNITUDE <= array.min() <= array.max() <= _MOST_MAGNITUDE:  # NaN lies nowhere
+def _require_fit(arrays: Mapping[str, Array], manifest: Manifest) -> None:
+    """Raises ValueError unless the arrays are finite and what the manifest declares, equally many samples of each."""
+    inputs, outputs = members_of(manifest)
+    samples = len(arrays[inputs[0]]) if arrays[inputs[0]].ndim else 0
+    for name, leaf in zip(inputs, manifest.inputs, strict=True):
+        _require_declared(name, arrays[name], leaf, samples)
+    if manifest.outputs:
+        for name, leaf in zip(outputs, manifest.outputs, strict=True):
+            _require_declared(name, arrays[name], leaf, samples)
+    else:
+        _require_rows(outputs[0], arrays[outputs[0]], samples)
+
+    for name, array in arrays.items():
+        low, high = float(array.min()), float(array.max())
+        if not -_MOST_MAGNITUDE <= low <= high <= _MOST_MAGNITUDE:  # NaN lies nowhere
             raise ValueError(f"holds {name} that are not finite, or beyond {_MOST_MAGNITUDE:g}")
 
 
-def distance(session: Session, golden: Golden, at_once: int = _MOST_IMAGES) -> Parity:
-    """How far the session's outputs lie from the golden ones, computed on at most `at_once` images at a time.
+def _require_declared(name: str, array: Array, leaf: Leaf, samples: int) -> None:
+    is_counted = array.ndim > 0 and 1 <= len(array) == samples <= _MOST_SAMPLES
+    if not is_counted or not leaf.is_of(array):
+        raise ValueError(
+            f"holds {name} {array.dtype} {list(array.shape)}, expected {leaf} of 1 to {_MOST_SAMPLES} samples, "
+            "equally many of each"
+        )
 
-    Raises GateError for outputs of another shape, and what `Session.run` raises.
+
+def _require_rows(name: str, array: Array, samples: int) -> None:
+    """Of an output that nothing is declared of: floats, a row for each sample."""
+    if array.dtype.kind != "f" or array.ndim < 2 or len(array) != samples or array.size == 0:
+        raise ValueError(f"holds {name} {array.dtype} {list(array.shape)}, expected floats [{samples}, classes]")
+
+
+def distance(session: Session, golden: Golden, at_once: int = _MOST_SAMPLES) -> Parity:
+    """How far the session's outputs lie from the golden ones, computed on at most `at_once` samples at a time.
+
+    Raises GateError for outputs of other numbers and shapes, and what `Session.run` raises.
     """
     outputs = [session.run(part) for part in parted(golden.inputs, at_once)]
-    if any(output.ndim == 0 for output in outputs for output in as_tuple(output)):
+    if any(array.ndim == 0 for output in outputs for array in as_tuple(output)):
         raise GateError(f"{session.path} answers with a single number, expected a row for each image")
-    return compare(golden.outputs, joined(outputs))
+    try:
+        answered = joined(outputs)
+    except ValueError as error:
+        raise GateError(f"{session.path} answers some samples with other shapes than others") from error
+    return compare(golden.outputs, answered, golden.output_names)

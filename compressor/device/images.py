@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, GateError, MissingPackageError
 from . import fields
-from .arrays import Array, read_npy, read_npz, short_reason
-from .openers import Output
+from .arrays import read_npy, read_npz, short_reason
+from .feeds import Array
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -110,14 +110,25 @@ def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
 
     uint8 arrays are [N, H, W, C] of the model's size and get normalised; float32 arrays are taken as they are.
     """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; files are wanted: images, .npy or .npz")
-    if not path.is_file():
-        raise DataError(f"no input at {path}")
+    require_file(path)
     if path.suffix.lower() in ARRAY_FILES:
         return normalised(_load_array(path), preprocessing, str(path))
     pixels = _decode(path, preprocessing)
     return normalised(pixels[None], preprocessing, str(path))
+
+
+def require_file(path: Path) -> None:
+    """Raises DataError where no file is."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; files are wanted: images, .npy or .npz")
+    if not path.is_file():
+        raise DataError(f"no input at {path}")
+
+
+def require_finite(array: Array, where: str) -> None:
+    """Raises DataError for an input that holds NaN or infinity."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{where} holds NaN or infinity; the model takes finite numbers")
 
 
 def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images:
@@ -128,8 +139,7 @@ def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images
     if array.ndim == 4 and array.size == 0:
         raise DataError(f"{where} holds no image: its shape is {list(array.shape)}")
     if array.dtype == np.float32 and array.ndim == 4:
-        if not np.isfinite(array).all():
-            raise DataError(f"{where} holds NaN or infinity; the model takes finite numbers")
+        require_finite(array, where)
         return array
     if array.dtype != np.uint8 or array.ndim != 4:
         raise DataError(
@@ -149,22 +159,27 @@ def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))  # [N, C, H, W]
 
 
-def checked_outputs(outputs: Output, images: Images, where: str) -> Output:
+def checked_outputs(outputs: Array, images: Array, where: str) -> Array:
     """The model's answers [N, classes] for `images`; GateError when they are none."""
     if outputs.dtype.kind not in "fiu" or outputs.ndim < 2 or len(outputs) != len(images) or outputs.size == 0:
         raise GateError(
             f"the model answers {where} with {outputs.dtype} of shape {list(outputs.shape)}, expected a row of numbers "
             f"for each of {len(images)} images; it is no classifier, or not this bundle's"
         )
-    if not np.isfinite(outputs).all():
+    require_finite_answer(outputs, where)
+    return outputs
+
+
+def require_finite_answer(outputs: Array, where: str) -> None:
+    """Raises GateError for a model's answer that holds NaN or infinity."""
+    if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
         raise GateError(
             f"the model answers {where} with NaN or infinity; check the bundle with `compressor verify`, and that "
             "the input is of the scale the model takes"
         )
-    return outputs
 
 
-def top_classes(logits: Output, labels: Sequence[str], count: int = 5) -> list[TopClass]:
+def top_classes(logits: Array, labels: Sequence[str], count: int = 5) -> list[TopClass]:
     """The `count` largest of one row of logits, largest first."""
     values = logits.astype(np.float64).ravel()
     shares = np.exp(values - values.max())  # less the largest: exp of large logits would overflow

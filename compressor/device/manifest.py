@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
@@ -16,11 +16,15 @@ from ..errors import GateError, InputError
 from . import fields, tensorrt
 from .builder import read_profiles
 from .images import Preprocessing, checked_preprocessing
+from .leaves import Leaf, read_leaves
 from .parity import MOST_RELATIVE, Limits
 
-SCHEMA = "compressor.bundle/1"
+SCHEMA = "compressor.bundle/2"
+IMAGES_SCHEMA = "compressor.bundle/1"
+"""Of older bundles, which say nothing of inputs and outputs: images in, a row of numbers for each out."""
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+CLASSIFICATION = "classification"  # the task whose answers are told by their classes
 BUILT = "built"  # engines made on the device: outside the manifest, each with a sidecar of its own
 
 _MOST_BYTES = 1 << 26  # a million labels fit
@@ -31,6 +35,7 @@ _MOST_NAME = 200
 _MOST_LIBRARIES = 16
 _LEAST_COSINE = -1.0
 _MODEL_FIELDS = ("path", "precision", "library", "target", "limits", "made_for")
+_DECODE_FIELDS = ("kind", "parameters")
 _LIMIT_FIELDS = ("relative", "cosine", "top1_agreement")
 
 
@@ -49,6 +54,14 @@ class ModelFile:
     made_for: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """How outputs become what is meant by them, such as boxes: a kind of decoding by name, and its parameters."""
+
+    kind: str
+    parameters: fields.Object = field(default_factory=dict)
+
+
 class FileListing(TypedDict):
     """What a manifest says of a file."""
 
@@ -58,16 +71,26 @@ class FileListing(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle says of itself, its `files` by path; `build` are the recipes of engines to be built."""
+    """What a bundle says of itself, its `files` by path; `build` are the recipes of engines to be built.
+
+    `inputs` and `outputs` are in the models' order. `preprocessing` makes an image the only input, and is None where
+    inputs are arrays. `task` says what outputs mean. `schema` is of the file this was read from; what is written has
+    the newest. With the older one, `outputs` is empty: there is one, of any shape.
+    """
 
     name: str
     models: tuple[ModelFile, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     labels: tuple[str, ...] = ()
     licences: tuple[str, ...] = ()
     build: tuple[fields.Object, ...] = ()
     provenance: fields.Object = field(default_factory=dict)
     files: Mapping[str, FileListing] = field(default_factory=dict)
+    inputs: tuple[Leaf, ...] = ()
+    outputs: tuple[Leaf, ...] = ()
+    task: str = CLASSIFICATION
+    decode: Decode | None = None
+    schema: str = SCHEMA
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -79,13 +102,13 @@ def read_bundle(folder: Path | str) -> Manifest:
     try:
         content = fields.read_object(path, _MOST_BYTES)
         schema, digest = fields.field(content, "schema"), fields.sha256(content, "digest")
-        if schema != SCHEMA:
-            raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r}")
+        if schema not in (SCHEMA, IMAGES_SCHEMA):
+            raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r} and older")
 
         digested = {key: value for key, value in content.items() if key not in ("schema", "digest")}
         if digest != _digest(digested):
             raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
-        return _manifest_of(digested)
+        return _manifest_of(digested, str(schema))
     except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
 
@@ -100,7 +123,8 @@ def manifest_text(manifest: Manifest, files: Mapping[str, FileListing]) -> str:
     """The manifest as it is stored, with `files` in place of its own; raises InputError for one no reader accepts."""
     try:
         # There and back, so that the digest is of what a reader will see: lists where there are tuples.
-        content = json.loads(json.dumps({**asdict(manifest), "files": files}, allow_nan=False))
+        stated = {key: value for key, value in asdict(manifest).items() if key != "schema"}
+        content = json.loads(json.dumps({**stated, "files": files}, allow_nan=False))
         _manifest_of(content)
     except ValueError as error:
         raise InputError(f"the bundle's manifest can't be written: {error}") from error
@@ -120,19 +144,41 @@ def _digest(content: fields.Object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _manifest_of(content: fields.Object) -> Manifest:
+def _manifest_of(content: fields.Object, schema: str = SCHEMA) -> Manifest:
     files = _files(content)
     models = tuple(_model(entry, files) for entry in fields.entries(content, "models"))
     build = tuple(_recipe(entry) for entry in fields.entries(content, "build"))
-    return Manifest(
+    manifest = Manifest(
         name=fields.text(content, "name"),
         models=models,
-        preprocessing=_preprocessing(fields.inner(content, "preprocessing")),
+        preprocessing=None,
         labels=fields.texts(content, "labels", most=_MOST_LABELS),
         licences=fields.texts(content, "licences"),
         build=build,
         provenance=_provenance(content),
         files=files,
+        schema=schema,
+    )
+    return _with_images(manifest, content) if schema == IMAGES_SCHEMA else _with_leaves(manifest, content)
+
+
+def _with_images(manifest: Manifest, content: fields.Object) -> Manifest:
+    """What the older schema says of inputs and outputs."""
+    preprocessing = _preprocessing(fields.inner(content, "preprocessing"))
+    return replace(manifest, preprocessing=preprocessing, inputs=(_image_leaf(preprocessing),))
+
+
+def _with_leaves(manifest: Manifest, content: fields.Object) -> Manifest:
+    """What the newer schema says of inputs and outputs."""
+    inputs = read_leaves(content, "inputs")
+    has_images = fields.field(content, "preprocessing") is not None
+    return replace(
+        manifest,
+        preprocessing=_preprocessing_of(inputs, content) if has_images else None,
+        inputs=inputs,
+        outputs=read_leaves(content, "outputs"),
+        task=fields.text(content, "task", most=_MOST_NAME),
+        decode=_decode(content),
     )
 
 
@@ -180,6 +226,30 @@ def _limits(content: fields.Object) -> Limits:
         cosine=fields.number(content, "cosine", least=_LEAST_COSINE, most=1),
         top1_agreement=fields.number(content, "top1_agreement", least=0, most=1),
     )
+
+
+def _preprocessing_of(inputs: Sequence[Leaf], content: fields.Object) -> Preprocessing:
+    """ValueError for one that makes something else than the only input."""
+    preprocessing = _preprocessing(fields.inner(content, "preprocessing"))
+    image = _image_leaf(preprocessing)
+    if [(leaf.shape, leaf.dtype) for leaf in inputs] != [(image.shape, image.dtype)]:
+        listed = ", ".join(f"{leaf.name} {leaf}" for leaf in inputs)
+        raise ValueError(f"its pre-processing makes images {image}, its inputs are {fields.shown(listed)}")
+    return preprocessing
+
+
+def _image_leaf(preprocessing: Preprocessing) -> Leaf:
+    """What images are for the model once they are prepared."""
+    return Leaf("input", (len(preprocessing.mean), *preprocessing.size), "float32")  # [C, H, W]
+
+
+def _decode(content: fields.Object) -> Decode | None:
+    """Its parameters are whoever decodes by them to look at."""
+    if fields.field(content, "decode") is None:
+        return None
+    decode = fields.inner(content, "decode")
+    fields.only(decode, _DECODE_FIELDS, "the decoding")
+    return Decode(fields.text(decode, "kind", most=_MOST_NAME), fields.inner(decode, "parameters"))
 
 
 def _preprocessing(content: fields.Object) -> Preprocessing:

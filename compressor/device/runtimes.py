@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import CompressorError, EngineError, InputError, MissingPackageError, ModelError, did_you_mean
 from . import cuda, onnxruntime, openvino, tensorrt
-from .feeds import Array, Arrays, as_tuple
+from .feeds import Array, Arrays, as_tuple, unwrapped
 from .openers import Call, LoadedModel, Opener, OpenOptions, Port
 
 ModelKind = Literal["onnx", "engine", "network"]
@@ -133,7 +133,7 @@ class Session:
             shapes = " and ".join(str(list(array.shape)) for array in arrays)
             with_what = f"an input of shape {shapes}" if len(arrays) == 1 else f"inputs of shapes {shapes}"
             raise ModelError(f"{self.runtime} failed on {self.path} with {with_what}: {_reason(error)}") from error
-        return answers[0] if len(answers) == 1 else answers
+        return unwrapped(answers)
 
     __call__ = run
 

@@ -124,6 +124,7 @@ def test_golden_inputs_that_are_none_are_one_clear_line(tmp_path: Path) -> None:
         lambda: np.savez(path, outputs=IMAGES),
         lambda: np.savez(path, inputs=IMAGES[0]),
         lambda: np.savez(path, inputs=IMAGES[:0]),
+        lambda: np.savez(path, **{"input.a": IMAGES, "input.b": IMAGES}),
         lambda: path.write_bytes(b"no archive"),
         path.unlink,
     ):

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.device.bundle import Manifest, ModelFile, write_bundle
+from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
 
 SIZE, CLASSES = 16, 5
@@ -136,4 +136,22 @@ def bundle(tmp_path: Path, model_file: Path, images: NDArray[np.float32]) -> Pat
     files = {"models/small.onnx": model_file}
     return write_bundle(
         tmp_path / "small.bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs
+    )
+
+
+@pytest.fixture
+def pair_bundle(tmp_path: Path, pair_file: Path, pair_inputs: tuple[NDArray[Any], ...]) -> Path:
+    """Of the model of three inputs and outputs, which says what they are and no pre-processing."""
+    outputs = pair_outputs(pair_inputs)
+    manifest = Manifest(
+        name="pair",
+        models=(ModelFile("models/pair.onnx"),),
+        preprocessing=None,
+        inputs=declared(("image", "tokens", "mask"), pair_inputs),
+        outputs=declared(("scores", "best", "maps.0"), outputs),
+        task="any",
+    )
+    files = {"models/pair.onnx": pair_file}
+    return write_bundle(
+        tmp_path / "pair.bundle", files, manifest=manifest, golden_inputs=pair_inputs, golden_outputs=outputs
     )

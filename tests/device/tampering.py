@@ -20,13 +20,14 @@ from onnx import helper, numpy_helper
 from .conftest import CLASSES, SIZE
 
 Content = dict[str, Any]
+INPUT, OUTPUT = "input.input", "output.output"  # of the golden file, where there is one of each
 
 
 def signed(content: Content) -> str:
     """The manifest's text with the digest a forger computes: it takes no secret."""
     inside = {key: value for key, value in content.items() if key not in ("schema", "digest")}
     digest = hashlib.sha256(json.dumps(inside, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"schema": "compressor.bundle/1", "digest": digest, **inside})
+    return json.dumps({"schema": content.get("schema", "compressor.bundle/2"), "digest": digest, **inside})
 
 
 def resign(bundle: Path, change: Callable[[Content], None]) -> None:
@@ -45,7 +46,7 @@ def put(bundle: Path, where: str, value: Any) -> None:
         for part in parts:
             place = place[int(part)] if isinstance(place, list) else place[part]
         if value is ...:
-            del place[last]
+            del place[int(last) if isinstance(place, list) else last]
         elif isinstance(place, list):
             place[int(last)] = value
         else:
@@ -59,6 +60,21 @@ def replace_file(bundle: Path, name: str, data: bytes) -> None:
     (bundle / name).write_bytes(data)
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     resign(bundle, lambda content: content["files"].update({name: entry}))
+
+
+def aged(bundle: Path) -> Path:
+    """The bundle as the first schema had it: nothing is said of inputs and outputs, and golden arrays have one name."""
+    with np.load(bundle / "golden.npz") as golden:
+        arrays = {"inputs": golden[INPUT], "outputs": golden[OUTPUT]}
+
+    def change(content: Content) -> None:
+        for name in ("inputs", "outputs", "task", "decode"):
+            del content[name]
+        content["schema"] = "compressor.bundle/1"
+
+    resign(bundle, change)
+    replace_file(bundle, "golden.npz", archive(**arrays))
+    return bundle
 
 
 def archive(**arrays: NDArray[Any]) -> bytes:

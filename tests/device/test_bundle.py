@@ -234,5 +234,8 @@ def test_building_without_a_recipe_or_a_library_says_so(bundle: Path, model_file
 
 def test_manifests_are_json_with_a_schema(bundle: Path) -> None:
     content = json.loads((bundle / MANIFEST).read_text())
-    assert content["schema"] == "compressor.bundle/1"
+    assert content["schema"] == "compressor.bundle/2"
+    assert content["inputs"] == [{"name": "input", "shape": [3, SIZE, SIZE], "dtype": "float32"}]
+    assert content["outputs"] == [{"name": "output", "shape": [CLASSES], "dtype": "float32"}]
+    assert (content["task"], content["decode"]) == ("classification", None)
     assert len(content["digest"]) == 64

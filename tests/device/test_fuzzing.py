@@ -21,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from compressor.device.answering import read_samples
 from compressor.device.builder import read_sidecar, sidecar_of
 from compressor.device.built import built_engines
 from compressor.device.bundle import read_bundle, verify_bundle, verify_files
@@ -30,7 +31,7 @@ from compressor.device.images import load_inputs
 from compressor.errors import CompressorError
 
 from .conftest import PREPROCESSING, SIZE
-from .tampering import archive, replace_file, signed
+from .tampering import INPUT, OUTPUT, archive, replace_file, signed
 from .test_attacks import plant
 
 MUTATIONS = int(os.environ.get("COMPRESSOR_FUZZ", "60"))  # of each reader
@@ -122,7 +123,7 @@ def test_manifests_of_exchanged_values_signed_again(bundle: Path, tmp_path: Path
 
     def read() -> None:
         manifest = read_bundle(bundle)
-        load_inputs(picture, manifest.preprocessing)
+        read_samples(picture, manifest)
         verify_files(bundle, manifest)
         read_golden(bundle, manifest)
 
@@ -132,6 +133,42 @@ def test_manifests_of_exchanged_values_signed_again(bundle: Path, tmp_path: Path
     assert_held(change, read, 4 * MUTATIONS)
 
 
+def test_manifests_of_several_inputs_of_exchanged_values(
+    pair_bundle: Path, tmp_path: Path, pair_inputs: tuple[NDArray[Any], ...]
+) -> None:
+    path, arrays = pair_bundle / "manifest.json", tmp_path / "x.npz"
+    whole = json.loads(path.read_text())
+    np.savez(arrays, image=pair_inputs[0], tokens=pair_inputs[1], mask=pair_inputs[2])
+
+    def read() -> None:
+        manifest = read_bundle(pair_bundle)
+        read_samples(arrays, manifest)
+        verify_files(pair_bundle, manifest)
+        read_golden(pair_bundle, manifest)
+
+    def change(draw: random.Random) -> None:
+        path.write_text(signed(exchanged({key: whole[key] for key in whole if key not in ("schema", "digest")}, draw)))
+
+    assert_held(change, read, 4 * MUTATIONS)
+
+
+def test_golden_files_of_several_inputs_of_damaged_bytes(pair_bundle: Path) -> None:
+    whole = (pair_bundle / "golden.npz").read_bytes()
+
+    def change(draw: random.Random) -> None:
+        replace_file(pair_bundle, "golden.npz", _cut_late(whole, draw))
+
+    assert_held(change, lambda: read_golden(pair_bundle, read_bundle(pair_bundle)))
+
+
+def test_arrays_by_name_of_damaged_bytes(
+    pair_bundle: Path, tmp_path: Path, pair_inputs: tuple[NDArray[Any], ...]
+) -> None:
+    path, manifest = tmp_path / "x.npz", read_bundle(pair_bundle)
+    whole = archive(image=pair_inputs[0], tokens=pair_inputs[1], mask=pair_inputs[2])
+    assert_held(lambda draw: _write(path, _cut_late(whole, draw)), lambda: read_samples(path, manifest))
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_golden_files_of_damaged_bytes_signed_again(
     bundle: Path, images: NDArray[np.float32], compressed: bool
@@ -139,7 +176,8 @@ def test_golden_files_of_damaged_bytes_signed_again(
     whole = (bundle / "golden.npz").read_bytes()
     if compressed:
         file = io.BytesIO()
-        np.savez_compressed(file, inputs=images, outputs=np.zeros((len(images), 5)))
+        outputs = np.zeros((len(images), 5), np.float32)
+        np.savez_compressed(file, **{INPUT: images, OUTPUT: outputs})
         whole = file.getvalue()
 
     def change(draw: random.Random) -> None:

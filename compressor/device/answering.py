@@ -1,0 +1,94 @@
+"""A file in, what a bundle's model answers to it out: read as the bundle says, run, and held to what it declares.
+
+Where the bundle has a pre-processing, images; else arrays by the inputs' names. Knows nothing of hashes and checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError, GateError
+from . import fields
+from .arrays import read_npy, read_npz
+from .feeds import Array, Arrays, as_tuple, count, unwrapped
+from .images import (
+    ARRAY_FILES,
+    MOST_BYTES,
+    checked_outputs,
+    load_inputs,
+    require_file,
+    require_finite,
+    require_finite_answer,
+)
+from .leaves import Leaf
+from .manifest import Manifest
+from .runtimes import Session
+
+
+def answers(session: Session, manifest: Manifest, path: Path) -> Arrays:
+    """The answer [N, ...] to the samples of one file, a tuple where the model has several outputs.
+
+    Raises DataError for a file the model takes nothing of, GateError when it answers with anything else than declared.
+    """
+    samples = read_samples(path, manifest)
+    outputs = session.run(samples)
+    if not manifest.outputs:
+        return checked_outputs(as_tuple(outputs)[0], as_tuple(samples)[0], str(path))
+    _require_declared(as_tuple(outputs), manifest.outputs, count(samples), str(path))
+    return outputs
+
+
+def read_samples(path: Path, manifest: Manifest) -> Arrays:
+    """The inputs [N, ...] in a file: an image, an .npy of the only input, or an .npz of arrays named as the inputs."""
+    if manifest.preprocessing is not None:
+        return load_inputs(path, manifest.preprocessing)
+    require_file(path)
+    arrays = _read_arrays(path, [leaf.name for leaf in manifest.inputs])
+    for array, leaf in zip(arrays, manifest.inputs, strict=True):
+        if not leaf.is_of(array) or not len(array) == len(arrays[0]) > 0:
+            raise DataError(
+                f"{path} holds {array.dtype} of shape {list(array.shape)}, expected {leaf} for {leaf.name!r}, "
+                "with at least one sample and equally many for each input"
+            )
+        require_finite(array, str(path))
+    return unwrapped(arrays)
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> tuple[Array, ...]:
+    """One for each name; raises DataError for a file that does not hold them."""
+    suffix = path.suffix.lower()
+    listed = fields.shown(", ".join(names))
+    if suffix not in ARRAY_FILES or (suffix == ".npy" and len(names) > 1):
+        raise DataError(f"{path}: the model takes no images; its input is an .npz with arrays named {listed}")
+
+    def choose(stored: Sequence[str]) -> Sequence[str]:
+        if len(names) == len(stored) == 1 and stored[0]:
+            return stored
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise DataError(f"{path} holds {fields.shown(', '.join(stored))}; expected arrays named {listed}")
+        return names
+
+    try:
+        with path.open("rb") as file:
+            if suffix == ".npy":
+                return (read_npy(file, most_bytes=MOST_BYTES),)
+            return tuple(read_npz(file, choose, most_bytes=MOST_BYTES).values())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
+
+
+def _require_declared(outputs: Sequence[Array], leaves: Sequence[Leaf], samples: int, where: str) -> None:
+    if len(outputs) != len(leaves):
+        raise GateError(
+            f"the model answers {where} with {len(outputs)} arrays, the bundle declares {len(leaves)} outputs; "
+            "it is not this bundle's"
+        )
+    for array, leaf in zip(outputs, leaves, strict=True):
+        if not leaf.is_answered_by(array) or len(array) != samples:
+            raise GateError(
+                f"the model answers {where} with {array.dtype} of shape {list(array.shape)}, expected {leaf} for "
+                f"{leaf.name!r} and {samples} samples; it is not this bundle's"
+            )
+        require_finite_answer(array, where)

@@ -13,11 +13,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..errors import CompressorError, FolderError, GateError, InputError
+from .arrays import write_npz
 from .builder import EngineRecord
 from .bundle import (
     BundleReport,
@@ -33,12 +31,14 @@ from .bundle import (
 )
 from .engines import build_bundle
 from .environment import affinity
+from .feeds import Array, Arrays, sample_bytes
 from .fields import printable
 from .golden import read_golden
-from .images import MOST_BYTES, TopClass, input_files, top_classes
-from .openers import Output
+from .images import MOST_BYTES, input_files
+from .manifest import CLASSIFICATION
 from .options import Verb, make_parser
 from .runtimes import require_runtime, unavailable_error
+from .summaries import by_output, summarise_answer
 from .timing import Schedule, Timing, summarise, to_json
 from .worker import time_files
 
@@ -107,27 +107,19 @@ def _run(options: argparse.Namespace) -> int:
         print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
 
     files = [file for path in options.inputs for file in input_files(path)]
-    outputs = {str(path): answers(session, manifest, path) for path in files}  # [N, classes] by file
+    outputs = {str(path): answers(session, manifest, path) for path in files}  # by file
     if options.out:
-        _write_outputs(options.out, list(outputs.values()))
+        _write_outputs(options.out, manifest, list(outputs.values()))
 
-    results = {}
-    for name, output in outputs.items():
-        results[name] = [top_classes(row, manifest.labels, options.top) for row in output]
+    summaries = {name: summarise_answer(manifest, output, name, top=options.top) for name, output in outputs.items()}
     if options.json:
-        _print_json({"model": session.path, "runtime": session.runtime, "results": results})
+        results = {name: summary.values for name, summary in summaries.items()}
+        _print_json({"model": session.path, "runtime": session.runtime, "task": manifest.task, "results": results})
     else:
-        _print_results(results)
+        for summary in summaries.values():
+            for line in summary.lines:
+                print(printable(line))
     return 0
-
-
-def _print_results(results: Mapping[str, Sequence[Sequence[TopClass]]]) -> None:
-    """One line per image; in a file of several, images are named by their index."""
-    for name, images in results.items():
-        for index, top in enumerate(images):
-            where = name if len(images) == 1 else f"{name}[{index}]"
-            answer = ", ".join(f"{entry['label']} {entry['share']:.3f}" for entry in top)
-            print(printable(f"{where}: {answer}"))
 
 
 def _require_file(path: Path) -> None:
@@ -138,14 +130,23 @@ def _require_file(path: Path) -> None:
         raise FolderError(f"--out {path}: there is no folder {path.parent}")
 
 
-def _write_outputs(path: Path, outputs: Sequence[Output]) -> None:
-    """One array per input, in order; named by position, since two inputs may share a name."""
-    arrays: dict[str, Any] = {f"output_{i}": output for i, output in enumerate(outputs)}
+def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:
+    """The arrays of every file, in order, which goes by its position, since two files may share a name.
+
+    Of a classifier's one output that is all a name says; else outputs have theirs, alone where there is one file.
+    """
+    arrays: dict[str, Array] = {}
+    for index, output in enumerate(outputs):
+        if manifest.task == CLASSIFICATION and not isinstance(output, tuple):
+            arrays[f"output_{index}"] = output
+            continue
+        prefix = "" if len(outputs) == 1 else f"output_{index}."
+        arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
     target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
     _require_file(target)
     scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
     try:
-        np.savez(scratch, **arrays)
+        write_npz(scratch, arrays)
         os.replace(scratch, target)
     except OSError as error:
         scratch.unlink(missing_ok=True)
@@ -179,7 +180,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     verify_files(options.bundle, manifest)
 
     images = read_golden(options.bundle, manifest).inputs
-    schedule = _schedule(options, images[0].nbytes)
+    schedule = _schedule(options, sample_bytes(images))
     files_by_runtime, not_run = _timeable(options, manifest)
     timings: list[Timing] = []
     for runtime, files in files_by_runtime.items():
@@ -194,14 +195,14 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 0
 
 
-def _schedule(options: argparse.Namespace, image_bytes: int) -> Schedule:
+def _schedule(options: argparse.Namespace, one_bytes: int) -> Schedule:
     """The options as a schedule; InputError for cores this process lacks, or a batch that memory would not hold."""
     allowed_cores = affinity()  # empty where the system can't say
     missing = [core for core in options.cores if allowed_cores and core not in allowed_cores]
     if missing:
         listed = ", ".join(map(str, allowed_cores))
         raise InputError(f"--cores: this process has no core {missing[0]}; it has {listed}")
-    if options.batch * image_bytes > MOST_BYTES:
+    if options.batch * one_bytes > MOST_BYTES:
         raise InputError(f"--batch {options.batch} takes more than {MOST_BYTES} bytes of input; choose a smaller one")
     return Schedule(
         batch=options.batch,

@@ -42,7 +42,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         return subparser
 
     verify = verb("verify", "check every hash, run every model on the golden inputs")
-    run = verb("run", "run the bundle's model on images, .npy or .npz files")
+    run = verb("run", "run the bundle's model on images or arrays, as it takes them")
     verb("build", "build the bundle's TensorRT engines for this device")
     benchmark = verb("benchmark", "time the bundle's models on this device")
     listed = ", ".join(runtime_names(*FILES))
@@ -50,7 +50,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {listed}")
 
     run.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file, or a folder of files")
-    run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image")
+    run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image of a classifier")
     run.add_argument("--out", type=Path, help="write the raw outputs to this .npz")
     run.add_argument("--threads", type=_whole(0), default=0)
 

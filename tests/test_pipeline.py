@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from compressor.inputs.images import Images
 from compressor.inputs.models import Model
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
+from compressor.records import Accuracy
 from compressor.repair.choice import Choice, Judged
 from compressor.run import stages
 from compressor.run.judges import judges_of, spare_of
@@ -442,6 +444,11 @@ def test_what_ships_are_the_weights_of_the_better_one(
     state = recovered.shipped.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
     assert any(not torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+    right = itertools.count()
+    monkeypatch.setattr(pipeline, "evaluate", lambda network, batches, *, progress: Accuracy(next(right), 18))
+    accuracy = pipeline.measure_accuracy(work, structure, pruned, recovered)
+    assert accuracy["shipped"] == accuracy[better]
+    assert [accuracy[name].correct for name in ("dense", "removed", "repaired", "tuned")] == [0, 1, 2, 3]
     evaluated = {image.numpy().tobytes() for batch, _ in work.evaluation for image in batch}
     judges = judges_of(work)
     assert judges is not None

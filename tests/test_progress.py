@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from compressor.cli.progress import Log, course_of
 from compressor.recipe import make_recipe
+from compressor.report import facts
 
 
 def test_a_stage_is_counted_and_named() -> None:
@@ -40,6 +43,7 @@ def test_every_stage_of_the_course_has_words() -> None:
     assert [line.partition(": ")[0] for line in said] == [f"{i} of {len(said)}" for i in range(1, len(said) + 1)]
     assert [line for line in said if "-" in line.partition(": ")[2].replace("fine-tuning", "")] == []
     assert "scoring every unit, round 2" in said[5]
+    assert [name for name in course.stages if re.sub(r"-\d$", "", name) not in facts.STAGES] == []
 
 
 @pytest.mark.parametrize(("field", "value", "name"), [("finetune_epochs", 0, "finetune"), ("targets", "", "engines")])

@@ -34,7 +34,8 @@ def units(recipe: Recipe, groups: Groups) -> None:
     for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
         table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
     for group in groups.groups:
-        table.add_row(group.name, group.kind, str(group.size), _producers(group), ", ".join(group.inexact[:2]))
+        kind = group.kind if group.kind in recipe.units else f"{group.kind} (not in --units)"
+        table.add_row(group.name, kind, str(group.size), _producers(group), ", ".join(group.inexact[:2]))
     left_alone = Table(title=f"{counted(len(groups.left_alone), 'layer')} left alone")
     for column in ("layer", "operation", "why"):
         left_alone.add_column(column, overflow="fold")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -24,14 +26,28 @@ from .run.baseline import any_scores
 from .run.judges import spare_of
 from .run.plans import below_budget, ranking_here, require_reachable, share_kept
 from .run.saved import example_of
+from .run.stages import Notify
 from .run.work import Work, prepare
 from .tensors import specs_of
 
 
-def inspect(recipe: Recipe) -> Groups:
-    """The groups a recipe's model has and what is left alone; no images are needed."""
-    graph, example = _without_images(recipe)
-    return find_structure(graph, example, recipe.seed).groups
+def _say_nothing(step: str, share: float) -> None:
+    pass
+
+
+@contextmanager
+def _step(notify: Notify, name: str) -> Iterator[None]:
+    notify(name, 0.0)
+    yield
+    notify(name, 1.0)
+
+
+def inspect(recipe: Recipe, *, notify: Notify = _say_nothing) -> Groups:
+    """The groups a recipe's model has and what is left alone; no images are needed. `notify` is told each step."""
+    with _step(notify, "reading the model and trying it"):
+        graph, example = _without_images(recipe)
+    with _step(notify, "groups"):
+        return find_structure(graph, example, recipe.seed).groups
 
 
 def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
@@ -53,21 +69,30 @@ def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphMod
     return graph, example
 
 
-def predict(recipe: Recipe) -> dict[str, Any]:
+def predict(recipe: Recipe, *, notify: Notify = _say_nothing) -> dict[str, Any]:
     """What a run would cost, from random scores: the budget fixes MACs and parameters closely, scores do not.
 
     With images named, everything is read and refused as the run would; nothing is written. Without, a model that
-    says nothing about its images' size needs one (RecipeError).
+    says nothing about its images' size needs one (RecipeError). `notify` is told each step.
     """
     with computing():
-        return _predicted(recipe)
+        return _predicted(recipe, notify)
 
 
-def _predicted(recipe: Recipe) -> dict[str, Any]:
-    work = prepare(recipe, lambda stage, share: None, None, None, spare=spare_of(recipe)) if recipe.data else None
-    graph, example = _without_images(recipe, sized=True) if work is None else (work.dense, work.example)
-    structure = find_structure(graph, example, recipe.seed)
-    require_reachable(graph, structure, recipe)
+def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
+    work: Work | None = None
+    if recipe.data:
+        with _step(notify, "reading the model and the images, and trying the model"):
+            work = prepare(recipe, _say_nothing, None, None, spare=spare_of(recipe))
+            graph, example = work.dense, work.example
+    else:
+        with _step(notify, "reading the model and trying it"):
+            graph, example = _without_images(recipe, sized=True)
+    with _step(notify, "groups"):
+        structure = find_structure(graph, example, recipe.seed)
+    with _step(notify, "planning under the budget, by random scores"):
+        require_reachable(graph, structure, recipe)
+        costs = _costs_predicted(recipe, graph, structure)
     dense = measure_cost(graph)
     sizes = [list(spec.shape) for spec in specs_of(example)]
     return {
@@ -77,7 +102,7 @@ def _predicted(recipe: Recipe) -> dict[str, Any]:
         "images": work and _counts(work),
         "macs_dense": dense.macs,
         "params_dense": dense.parameters,
-        **_costs_predicted(recipe, graph, structure),
+        **costs,
         "groups": len(structure.groups.groups),
         "left_alone": [asdict(x) for x in structure.groups.left_alone],
         "recipe": asdict(recipe),

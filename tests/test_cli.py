@@ -153,6 +153,9 @@ def test_inspect_prints_the_groups_and_what_is_left_alone_and_why(command: Comma
     assert "left" in text
     assert "head" in text
     assert "is the model's output" in " ".join(text.split())
+    answer = command("inspect", "--model", "models.py:gated", "--size", "16", "--units", "head", "--json")
+    assert {group["may_go"] for group in json.loads(answer.stdout)["groups"]} == {False}
+    assert answer.stderr.splitlines() == ["reading the model and trying it", facts.STAGES["groups"]]
     found = json.loads(command("inspect", "--model", "torchvision:resnet18", "--size", "32", "--json").stdout)
     assert sum(group["units"] for group in found["groups"]) > 1000
     assert [x["reason"] for x in found["left_alone"] if x["layer"] == "fc"] == ["is the model's output"]
@@ -167,6 +170,7 @@ def test_a_dry_run_shows_what_it_would_cost_and_does_nothing_else(command: Comma
     assert predicted["images"] == {"calibration": 17, "evaluation": 7, "spare": 0}
     for shown in ("predicted", "MMACs", "kept", "budget: macs 0.65", "17 calibration, 7 evaluation"):
         assert shown in answer.stderr
+    assert answer.stderr.splitlines()[2] == facts.STAGES["groups"]
     assert "interpolation" not in answer.stderr  # the recipe is in the JSON
     assert list(tmp_path.iterdir()) == []
 

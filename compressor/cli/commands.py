@@ -95,7 +95,8 @@ def compress(
     if dry_run:
         from ..inspecting import predict
 
-        prediction = predict(recipe)
+        with StageBars(None) as notify:
+            prediction = predict(recipe, notify=notify)
         tables.predicted(prediction, recipe)
         print(json.dumps(prediction))
         return
@@ -123,9 +124,10 @@ def inspect(
     if relevance is not None:
         _draw(recipe, image, relevance)
         return
-    groups = inspecting.inspect(recipe)
+    with StageBars(None) as notify:
+        groups = inspecting.inspect(recipe, notify=notify)
     if as_json:
-        plain_groups = [_brief(group) for group in groups.groups]
+        plain_groups = [_brief(group, recipe) for group in groups.groups]
         left_alone = [asdict(layer) for layer in groups.left_alone]
         print(json.dumps({"groups": plain_groups, "left_alone": left_alone}))
         return
@@ -137,19 +139,22 @@ def _draw(recipe: Recipe, image: int, path: Path) -> None:
     from ..files import write_bytes
     from ..report.explanation import draw_explanation
 
-    explanation = explain(recipe, image)
+    with StageBars(None) as notify:
+        notify("reading the model and the image, and sending relevance back", 0.0)
+        explanation = explain(recipe, image)
     write_bytes(path, draw_explanation(explanation))
     console.print(explanation.title, highlight=False)
     heads = list(explanation.heads.shape)  # [layers, heads]
     print(json.dumps({"picture": str(path), "layers": len(explanation.layers), "heads": heads}))
 
 
-def _brief(group: Group) -> dict[str, object]:
+def _brief(group: Group, recipe: Recipe) -> dict[str, object]:
     layers = dict.fromkeys(site.layer for site in group.sites)  # each once, in order
     return {
         "name": group.name,
         "kind": group.kind,
         "units": group.size,
+        "may_go": group.kind in recipe.units,
         "layers": list(layers),
         "inexact": list(group.inexact),
     }

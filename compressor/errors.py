@@ -1,64 +1,76 @@
-"""Every error the product raises on purpose, and the exit code each one ends a command with.
+"""Every error the product raises on purpose.
 
-CompressorError                1   anything below
-├── InputError                 2   what the user gave can't be used (model, images, recipe, folder)
-│   ├── ModelError                 a model can't be built, traced, loaded or run
-│   ├── DataError                  images or labels can't be read
-│   ├── RecipeError                an option has no such value
-│   ├── TaskError                  a user's own metric, loss or decoder fails or answers with what it must not
-│   └── FolderError                an output folder holds something else, or can't be written
-├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
-├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
-├── EngineError                5   an engine can't be built, or no model run, on this machine
-└── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
+The number is the exit code that it ends a command with::
+
+    CompressorError                1   anything below
+    ├── InputError                 2   what the user gave can't be used (model, images, recipe, folder)
+    │   ├── ModelError                 a model can't be built, traced, loaded or run
+    │   ├── DataError                  images or labels can't be read
+    │   ├── RecipeError                an option has no such value
+    │   ├── TaskError                  a user's own metric, loss or decoder fails or answers with what it must not
+    │   └── FolderError                an output folder holds something else, or can't be written
+    ├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
+    ├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
+    ├── EngineError                5   an engine can't be built, or no model run, on this machine
+    └── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
 """
 
 from __future__ import annotations
 
 
 class CompressorError(Exception):
-    """Base of the tree; `exit_code` is what the command line ends with."""
+    """What every error of the product is; `exit_code` is what the command line ends with."""
 
     exit_code = 1
 
 
 class InputError(CompressorError):
+    """What was given can't be used; the message says what to give instead."""
+
     exit_code = 2
 
 
 class ModelError(InputError):
-    pass
+    """A model that can't be built, loaded, traced or run, or a checkpoint that does not fit it."""
 
 
 class DataError(InputError):
-    pass
+    """Images or labels that are not there, can't be read, are too few or name no class of the model."""
 
 
 class RecipeError(InputError):
-    pass
+    """An option that has no such value, or one that is missing."""
 
 
 class TaskError(InputError):
-    pass
+    """A user's own metric, loss or decoder that raises, or answers with what it must not."""
 
 
 class FolderError(InputError):
-    pass
+    """A folder that holds something else, was changed, is in use or can't be written."""
 
 
 class BudgetError(CompressorError):
+    """No plan meets the budget; the message names one that can be met."""
+
     exit_code = 3
 
 
 class GateError(CompressorError):
+    """A finished result or a bundle is not good enough, or not what its hashes say; nothing ships."""
+
     exit_code = 4
 
 
 class EngineError(CompressorError):
+    """An engine can't be built, or no model run, on this machine; the message says what it lacks."""
+
     exit_code = 5
 
 
 class MissingPackageError(CompressorError):
+    """An optional package is not installed; the message says what to install."""
+
     exit_code = 6
 
 

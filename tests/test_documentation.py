@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import compressor
+from compressor import errors
 from compressor.cli import app
 from compressor.device.__main__ import VERBS
 from compressor.device.runtimes import REFERENCE, runtime_names
@@ -113,6 +114,14 @@ def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
 
     assert [name for name in compressor.__all__ if not name.startswith("__") and f"compressor.{name}" not in page] == []
+
+
+def test_every_error_is_on_the_page_of_the_python_api_and_says_when_it_comes() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert len(kinds) == 10
+    assert [kind.__name__ for kind in kinds if f"autoexception:: compressor.errors.{kind.__name__}\n" not in page] == []
+    assert [kind.__name__ for kind in kinds if not kind.__doc__] == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=_ids(EXAMPLES))

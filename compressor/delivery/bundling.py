@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, fx
 
 from ..device import feeds
-from ..device.bundle import Manifest, ModelFile, write_bundle
+from ..device.bundle import Leaf, Manifest, ModelFile, declared, write_bundle
+from ..device.feeds import Arrays
 from ..device.images import Preprocessing
 from ..device.parity import Limits, limits_around
 from ..graph.cost import measure_cost
-from ..graph.interface import answers
+from ..graph.interface import answers, input_names, output_names
 from ..records import Cost
 from ..run.work import Work
 from .results import Delivery, Engine, Outcome
 
 GOLDEN_IMAGES = 8
+GOLDEN_BYTES = 1 << 28  # half of what a reader takes
 LICENCES = (
     "compressor: Apache-2.0. The model's and the images' own licences apply to what was made from them.",
     "Layer-wise relevance propagation may be covered by patents where you ship.",
@@ -42,35 +46,60 @@ def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
         models.append(_engine_file(engine, limits[engine.model]))
         files[engine.path] = folder / engine.path
 
-    manifest = _manifest(work, delivery, models, measure_cost(outcome.network))
-    images = work.sample(GOLDEN_IMAGES)  # [N, ...]
-    with torch.inference_mode():
-        leaves = answers(outcome.network, tuple(torch.from_numpy(array) for array in feeds.as_tuple(images)))
-        outputs = leaves[0].numpy()
+    images, outputs = _golden(work, outcome.network)
+    ends = Declared(declared(input_names(outcome.network), images), declared(output_names(outcome.network), outputs))
+    manifest = _manifest(work, delivery, models, measure_cost(outcome.network), ends)
     write_bundle(folder / "bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs)
+
+
+def _golden(work: Work, network: fx.GraphModule) -> tuple[Arrays, Arrays]:
+    """Inputs and the network's answers to them, as many samples as fit a golden file."""
+    first = work.sample(1)
+    answer_bytes = sum(leaf.nbytes for leaf in _leaves_of(network, first))
+    fitting = GOLDEN_BYTES // max(1, feeds.sample_bytes(first) + answer_bytes)
+    images = work.sample(max(1, min(GOLDEN_IMAGES, fitting)))  # [N, ...]
+    outputs = tuple(leaf.numpy() for leaf in _leaves_of(network, images))
+    return images, outputs[0] if len(outputs) == 1 else outputs
+
+
+@torch.no_grad()
+def _leaves_of(network: fx.GraphModule, images: Arrays) -> tuple[Tensor, ...]:
+    return answers(network, tuple(torch.from_numpy(array) for array in feeds.as_tuple(images)))
 
 
 def _engine_file(engine: Engine, limits: Limits) -> ModelFile:
     return ModelFile(engine.path, engine.precision, engine.library, engine.target, limits)
 
 
-def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost: Cost) -> Manifest:
-    preprocessing = work.preprocessing
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a bundle says of its models' inputs and outputs."""
+
+    inputs: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+
+
+def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost: Cost, ends: Declared) -> Manifest:
     return Manifest(
         name=work.recipe.model,
         models=tuple(models),
-        preprocessing=Preprocessing(
-            preprocessing.size,
-            preprocessing.resize,
-            preprocessing.interpolation,
-            preprocessing.mean,
-            preprocessing.std,
-        ),
+        preprocessing=_preprocessing(work),
         labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
         licences=LICENCES,
         build=delivery.engines.recipes,
         provenance=_provenance(work, cost),
+        inputs=ends.inputs,
+        outputs=ends.outputs,
+        task=work.chosen.name,
     )
+
+
+def _preprocessing(work: Work) -> Preprocessing | None:
+    """None where the data are tensors as the network takes them."""
+    chosen = work.preprocessing
+    if chosen is None:
+        return None
+    return Preprocessing(chosen.size, chosen.resize, chosen.interpolation, chosen.mean, chosen.std)
 
 
 def _provenance(work: Work, cost: Cost) -> dict[str, object]:

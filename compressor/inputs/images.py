@@ -1,7 +1,8 @@
-"""Named, labelled images and a pre-processing in, float32 batches [N, C, H, W] out, decoded when asked for.
+"""Named images, their targets and a pre-processing in, float32 batches [N, C, H, W] out, decoded when asked for.
 
-`sources` says where images come from, `splits` who may see which. Knows neither models nor recipes.
-Pre-processing is the one image classifiers are trained with: resize, centre crop, scale to [0, 1], normalise.
+`sources` says where images come from, `examples` holds what needs no pre-processing, `splits` says who may see which.
+Knows neither models nor recipes. Pre-processing is the one image classifiers are trained with: resize, centre crop,
+scale to [0, 1], normalise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from torch import Tensor
 from ..errors import DataError, RecipeError
 from ..files import content_hash
 from ..records import IntArray
+from ..tensors import Inputs
+from .cropping import Crop, crop_of, cropped
+from .samples import Sample, Target, TargetKind, Targets, stacked_targets
+from .targets import pixels_of, placed_target
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
@@ -33,7 +38,7 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 }
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 CACHE_BYTES = 1 << 30
-"""Of cropped pixels that are kept between passes: 7,000 images at 224 px."""
+"""Of samples that are kept between passes: 7,000 images at 224 px, as their pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,9 @@ class Images:
     what the source stores (a file's bytes, an array's values), so equal digests mean equal images. Unequal ones
     don't mean unequal images, as one picture can be stored in many ways: `pixel_hash` tells that. `storage` is what
     the user gave them as, in whose words messages say what to do.
+
+    Where targets are no class indices, `target_of` takes a name and gives what the source stores (`targets` says how
+    each `target_kind` is read), and a digest is of the image and its target.
     """
 
     source: str
@@ -173,6 +181,8 @@ class Images:
     digest: Callable[[str], str]
     storage: Storage = "files"
     seen: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # shared by all parts of a source
+    target_of: Callable[[str], object] | None = None
+    target_kind: TargetKind = "class"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -183,8 +193,42 @@ class Images:
 
     def pixels(self, index: int) -> Tensor:
         """One resized and cropped image, uint8 [C, H, W]."""
-        name = self.names[index]
-        return _cropped(_decoded(self, name), _preprocessing_of(self))
+        return _cropped(_decoded(self, self.names[index]), _preprocessing_of(self))
+
+    def sample(self, index: int) -> Sample:
+        """One image's pixels, uint8 [C, H, W], and its target on the same crop.
+
+        Raises DataError where either can't be decoded.
+        """
+        if self.target_of is None:
+            return Sample(self.pixels(index), torch.tensor(int(self.labels[index])))
+        picture = _decoded(self, self.names[index])
+        return Sample(_cropped(picture, _preprocessing_of(self)), _target(self, index, picture))
+
+    def batch(self, samples: Sequence[Sample]) -> tuple[Tensor, Targets]:
+        """Samples as the network takes them: float32 [N, C, H, W], and their targets.
+
+        Images as targets become float32 as the inputs do, masks int64.
+        """
+        preprocessing = _preprocessing_of(self)
+        pixels = torch.stack([cast(Tensor, sample.inputs) for sample in samples])
+        targets = stacked_targets(samples, self.source)
+        if self.target_kind == "image":
+            targets = normalised(cast(Tensor, targets), preprocessing)
+        elif self.target_kind == "mask":
+            targets = cast(Tensor, targets).long()
+        return normalised(pixels, preprocessing), targets
+
+    def inputs(self, indices: Sequence[int] | IntArray) -> Tensor:
+        """The images at those positions, float32 [N, C, H, W]."""
+        pixels = torch.stack([self.pixels(int(index)) for index in indices])
+        return normalised(pixels, _preprocessing_of(self))
+
+    def targets(self, indices: Sequence[int] | IntArray) -> Targets:
+        """The targets at those positions; of classes int64 [N], without decoding an image."""
+        if self.target_of is None:
+            return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+        return self.batch([self.sample(int(index)) for index in indices])[1]
 
     def pixel_hash(self, name: str) -> str:
         """Hash of the decoded image as 8-bit RGB, before it is resized; each image is decoded for it once.
@@ -237,37 +281,34 @@ def _decoded(images: Images, name: str) -> Image.Image:
     return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
 
 
-def require_decodable(images: Images) -> None:
-    """Decodes every image that was not yet; raises DataError at the first that can't be."""
-    for name in images.names:
-        images.pixel_hash(name)
+def _target(images: Images, index: int, picture: Image.Image) -> Target:
+    """The target of a picture on its crop. Raises DataError where it can't be read, or is none of its kind."""
+    assert images.target_of is not None
+    name, preprocessing = images.names[index], _preprocessing_of(images)
+    try:
+        return placed_target(
+            images.target_of(name),
+            picture,
+            kind=images.target_kind,
+            crop=_crop_of(picture, preprocessing),
+            channels=len(preprocessing.mean),
+            resampling=_FILTERS[preprocessing.interpolation],
+        )
+    except DataError:
+        raise
+    except Exception as error:  # a decoder's errors are of every kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DataError(f"image {name!r} of {images.source} has no usable target: {reason}; correct it") from error
 
 
-def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def _crop_of(picture: Image.Image, preprocessing: Preprocessing) -> Crop:
+    return crop_of(picture, preprocessing.size, preprocessing.resize)
+
+
+def _cropped(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """Resized and cropped, uint8 [C, H, W]."""
-    size, resize, channels = preprocessing.size, preprocessing.resize, len(preprocessing.mean)
-    image = image.convert("L" if channels == 1 else "RGB")
-    height, width = resize if len(resize) == 2 else _shorter_side(image, resize[0])
-    if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), _FILTERS[preprocessing.interpolation])  # PIL says width first
-
-    top, left = _margin(height, size[0]), _margin(width, size[1])
-    if (height, width) != size:
-        image = image.crop((left, top, left + size[1], top + size[0]))
-    array = np.array(image, dtype=np.uint8).reshape(*size, channels)  # a grey image's array is [H, W]
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def _shorter_side(image: Image.Image, length: int) -> tuple[int, int]:
-    """500 x 375 with the shorter side at 256 is 341 x 256: the longer side is cut off, not rounded."""
-    if image.height <= image.width:
-        return length, int(length * image.width / image.height)
-    return int(length * image.height / image.width), length
-
-
-def _margin(length: int, crop: int) -> int:
-    """Where a centred crop starts; below zero where it is larger than the image and its rim stays black."""
-    return round((length - crop) / 2) if crop <= length else -((crop - length) // 2)
+    picture = picture.convert("L" if len(preprocessing.mean) == 1 else "RGB")
+    return pixels_of(cropped(picture, _crop_of(picture, preprocessing), _FILTERS[preprocessing.interpolation]))
 
 
 def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -277,28 +318,72 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-class Batches:
-    """Batches of (float32 [N, C, H, W], int64 [N]), as often as they are iterated.
+Kind = TypeVar("Kind", bound="Source")
+Batch: TypeAlias = "tuple[Any, Any]"  # Inputs and Targets; a reader's own signature says which of them it takes
 
-    Cropped pixels stay in memory (uint8) as long as all of them take at most `cache_bytes`.
+
+class Source(Protocol):
+    """What batches are made of and parts are dealt from: `Images`, or `Examples` that need no pre-processing.
+
+    `labels` are int64, -1 where a target is no class index, or not known. `batch` puts together what `sample` gave.
     """
 
-    def __init__(self, images: Images, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+    @property
+    def source(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> IntArray: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def preprocessing(self) -> Preprocessing | None: ...
+    @property
+    def target_kind(self) -> TargetKind: ...
+
+    def __len__(self) -> int: ...
+    def sample(self, index: int) -> Sample: ...
+    def batch(self, samples: Sequence[Sample]) -> tuple[Inputs, Targets]: ...
+    def inputs(self, indices: Sequence[int] | IntArray) -> Inputs: ...
+    def targets(self, indices: Sequence[int] | IntArray) -> Targets: ...
+    def subset(self: Kind, indices: Sequence[int] | IntArray) -> Kind: ...
+    def prepared(self: Kind, preprocessing: Preprocessing) -> Kind: ...
+    def pixel_hash(self, name: str) -> str: ...
+    def content_hash(self) -> str: ...
+
+
+def require_decodable(images: Source) -> None:
+    """Reads every sample that was not yet; raises DataError at the first that can't be."""
+    for name in images.names:
+        images.pixel_hash(name)
+    if isinstance(images, Images) and images.target_of is not None:
+        for index in range(len(images)):
+            images.sample(index)
+
+
+class Batches:
+    """Batches of (inputs, targets), as often as they are iterated: of images float32 [N, C, H, W] and int64 [N].
+
+    Samples stay in memory (images as uint8 pixels) as long as all of them take at most `cache_bytes`.
+    """
+
+    def __init__(self, images: Source, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch size {batch_size} must be at least 1")
+        if isinstance(images, Images):
+            _preprocessing_of(images)
         self.images = images
         self.batch_size = batch_size
-        image_bytes = int(np.prod(_preprocessing_of(images).shape))  # a byte a value
-        self._keeps_pixels = len(images) * image_bytes <= cache_bytes
-        self._pixels: dict[int, Tensor] = {}
+        self._cache_bytes = cache_bytes
+        self._samples: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self._in_order(np.arange(len(self.images)))
 
-    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, seed: int) -> Iterator[Batch]:
         """One pass in an order that depends on the seed alone."""
         return self._in_order(cast(IntArray, self.order(seed).numpy()))
 
@@ -306,22 +391,20 @@ class Batches:
         """Which image comes when in the pass that `shuffled` makes: int64 [images]."""
         return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
 
-    def _in_order(self, order: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
-        preprocessing = _preprocessing_of(self.images)
+    def _in_order(self, order: IntArray) -> Iterator[Batch]:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            pixels = torch.stack([self._crop(int(index)) for index in chosen])
-            yield normalised(pixels, preprocessing), torch.from_numpy(self.images.labels[chosen])
+            yield self.images.batch([self._sample(int(index)) for index in chosen])
 
-    def _crop(self, index: int) -> Tensor:
-        if index in self._pixels:
-            return self._pixels[index]
-        pixels = self.images.pixels(index)
-        if self._keeps_pixels:
-            self._pixels[index] = pixels
-        return pixels
+    def _sample(self, index: int) -> Sample:
+        if index in self._samples:
+            return self._samples[index]
+        sample = self.images.sample(index)
+        if len(self.images) * sample.nbytes <= self._cache_bytes:
+            self._samples[index] = sample
+        return sample
 
 
-def batches(images: Images, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> Batches:
+def batches(images: Source, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> Batches:
     """Re-iterable batches in the images' order; the last one may be smaller."""
     return Batches(images, batch_size, cache_bytes=cache_bytes)

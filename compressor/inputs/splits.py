@@ -1,4 +1,4 @@
-"""Images and a seed in, calibration / search / evaluation parts out: disjoint by construction, stratified by class.
+"""Images, or other samples, and a seed in; disjoint parts out, stratified by class: calibration, search, evaluation.
 
 Which image goes where depends on its name, its label and the seed alone, never on a random generator's
 version. Knows neither models nor where images come from.
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..records import IntArray
-from .images import Images
+from .images import Kind, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Splits:
     `left_out` names repeated images that were asked for by no part: the first of equals stays.
     """
 
-    calibration: Images
-    search: Images
-    evaluation: Images
+    calibration: Source
+    search: Source
+    evaluation: Source
     hashes: Mapping[str, str]
     left_out: tuple[str, ...] = ()
 
@@ -46,7 +46,7 @@ def stratified_order(names: Sequence[str], labels: IntArray, seed: int) -> IntAr
     return np.array(order, dtype=np.int64)
 
 
-def split(images: Images, seed: int, *, calibration: int, search: int, evaluation: float) -> Splits:
+def split(images: Source, seed: int, *, calibration: int, search: int, evaluation: float) -> Splits:
     """Three disjoint parts of one source; `evaluation` below 1 is a share of all images.
 
     The evaluation part is taken first, so it stays the same whatever the others' sizes are. Raises DataError where
@@ -58,7 +58,7 @@ def split(images: Images, seed: int, *, calibration: int, search: int, evaluatio
     return _splits(taken["calibration"], taken["search"], taken["evaluation"], left_out)
 
 
-def split_apart(images: Images, held_out: Images, seed: int, *, calibration: int, search: int) -> Splits:
+def split_apart(images: Source, held_out: Source, seed: int, *, calibration: int, search: int) -> Splits:
     """Calibration and search parts of `images`; all of `held_out`, given apart, is for evaluation.
 
     Raises DataError where there are too few different images, or one of them is among those held out.
@@ -69,7 +69,7 @@ def split_apart(images: Images, held_out: Images, seed: int, *, calibration: int
     return _splits(taken["calibration"], taken["search"], held_out, left_out)
 
 
-def require_disjoint(images: Images, held_out: Images) -> None:
+def require_disjoint(images: Source, held_out: Source) -> None:
     """Raises DataError when an image of `images` is also in `held_out`, by its pixels, however it is stored."""
     evaluated = {held_out.pixel_hash(name): name for name in held_out.names}
     hashes = {name: images.pixel_hash(name) for name in images.names}
@@ -90,7 +90,7 @@ def _count(amount: float, available: int) -> int:
     return round(amount * available)
 
 
-def _take(images: Images, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, Images], tuple[str, ...]]:
+def _take(images: Kind, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, Kind], tuple[str, ...]]:
     """Deals images out in stratified order, skipping pixels already dealt."""
     if min(sizes.values()) < 0:
         raise DataError(f"a part can't have a negative number of images: {dict(sizes)}")
@@ -115,7 +115,7 @@ def _take(images: Images, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str
     return {name: images.subset(chosen) for name, chosen in taken.items()}, tuple(left_out)
 
 
-def _too_few(images: Images, sizes: Mapping[str, int], different: int) -> str:
+def _too_few(images: Source, sizes: Mapping[str, int], different: int) -> str:
     asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
     return (
         f"{images.source} holds {different} different images, but {sum(sizes.values())} are asked for "
@@ -123,7 +123,7 @@ def _too_few(images: Images, sizes: Mapping[str, int], different: int) -> str:
     )
 
 
-def _splits(calibration: Images, search: Images, evaluation: Images, left_out: tuple[str, ...]) -> Splits:
+def _splits(calibration: Source, search: Source, evaluation: Source, left_out: tuple[str, ...]) -> Splits:
     named = {"calibration": calibration, "search": search, "evaluation": evaluation}
     hashes = {name: images.content_hash() for name, images in named.items()}
     return Splits(calibration, search, evaluation, hashes, left_out)

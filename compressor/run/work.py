@@ -19,7 +19,7 @@ from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
 from ..graph.interface import answers, constant_outputs, output_nodes
-from ..inputs.images import Batches, Images, Preprocessing, batches, overridden, require_decodable
+from ..inputs.images import Batches, Images, Preprocessing, Source, batches, overridden, require_decodable
 from ..inputs.models import Model, load_model
 from ..inputs.sources import load_images, require_labels
 from ..inputs.splits import Splits, split, split_apart
@@ -178,7 +178,7 @@ def _labelled_by(dense: fx.GraphModule, images: Images, batch_size: int) -> Imag
     return replace(images, labels=labels.astype(np.int64))
 
 
-def require_own_classes(images: Images, outputs: int, model: Model) -> None:
+def require_own_classes(images: Source, outputs: int, model: Model) -> None:
     """Raises DataError where named classes would be taken for the first few of more outputs, whose names aren't known.
 
     Numbers as names are the model's own class numbers where they count from 0.
@@ -234,7 +234,7 @@ def read_images(
     return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), preprocessing
 
 
-def _left_for_search(images: Images, taken: int, search: int) -> int:
+def _left_for_search(images: Source, taken: int, search: int) -> int:
     """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
     left = _left(images, taken, search)
     if left < min(search, SEARCH_LEAST):
@@ -245,10 +245,10 @@ def _left_for_search(images: Images, taken: int, search: int) -> int:
     return left
 
 
-def _left(images: Images, taken: int, wanted: int) -> int:
+def _left(images: Source, taken: int, wanted: int) -> int:
     return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
 
 
-def _different(images: Images, wanted: int) -> int:
+def _different(images: Source, wanted: int) -> int:
     """How many images there are; repeated ones count once where that decides whether there are enough."""
     return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})

@@ -15,7 +15,7 @@ from ..accuracy import evaluate
 from ..budgets import Budget
 from ..choices import ranking_of, repairing_of, scoring_of
 from ..files import content_hash
-from ..inputs.images import Batches, Images, batches
+from ..inputs.images import Batches, Source, batches
 from ..placement import inputs_to
 from ..planning import make_plan
 from ..planning.budget import least_share
@@ -166,7 +166,7 @@ def _kept(share: float, plan: Plan, accuracy: Accuracy) -> Kept:
     return Kept(share, plan.macs_kept / plan.macs_dense, accuracy.correct, accuracy.n)
 
 
-def first_images(images: Images, count: int, batch_size: int) -> tuple[Batch, ...]:
+def first_images(images: Source, count: int, batch_size: int) -> tuple[Batch, ...]:
     """The first `count` of a split (0: all), prepared once; any stretch of a split holds the classes alike."""
     chosen = images.subset(np.arange(min(count, len(images)))) if count else images
     return tuple(batches(chosen, batch_size))

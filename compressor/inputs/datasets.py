@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,17 +21,18 @@ from torch import Tensor
 
 from ..errors import DataError, did_you_mean
 from ..records import IntArray
+from .blame import raised
 from .calls import parse_call
 from .images import Images, Storage, numbered
+from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN, TargetKind, kind_of
+from .targets import INDEX_MODES, values_of
 
-# that many are named by their numbers; a label beyond is refused once the model's classes are known
-_MOST_CLASSES = 1_000_000
 # where data sets keep their labels, in torchvision and elsewhere
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
 
 
 class Dataset(Protocol):
-    """Pairs (image, label) by index, or images alone."""
+    """Pairs (image, target) by index, or images alone."""
 
     def __len__(self) -> int: ...
 
@@ -78,11 +80,12 @@ def _on_disk_or_downloaded(build: Callable[..., Dataset], arguments: Mapping[str
 
 
 def dataset_images(source: str, dataset: Dataset, storage: Storage = "data set") -> Images:
-    """Images of a data set of (image, label) pairs; an image is PIL's, or pixels as `as_picture` reads them.
+    """Images of a data set of (image, target) pairs; an image is PIL's, or pixels as `as_picture` reads them.
 
-    Raises DataError where there are none.
+    What kind of target there is, the first entry says: a class index, a picture (of class indices where it has an
+    index mode), boxes, or other numbers. Raises DataError where there are no images, and for targets of no kind.
     """
-    labels = _dataset_labels(dataset)
+    labels, kind = _labels_and_kind(source, dataset)
     if not len(labels):
         raise DataError(f"{source!r} holds no images")
 
@@ -90,15 +93,69 @@ def dataset_images(source: str, dataset: Dataset, storage: Storage = "data set")
         entry = dataset[int(name)]
         return as_picture(entry[0] if isinstance(entry, (tuple, list)) else entry)
 
+    def target_of(name: str) -> object:
+        return _stored_target(_target_of(dataset[int(name)]))[0]
+
     @functools.cache  # every stage asks what its images are, and an answer decodes one
     def digest(name: str) -> str:
         image = read(name)
-        return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+        content = f"{image.mode}{image.size}".encode() + image.tobytes()
+        return hashlib.sha256(content + (b"" if kind == "class" else _stored_bytes(target_of(name)))).hexdigest()
 
-    counted = min(int(labels.max()) + 1, _MOST_CLASSES)
+    counted = min(int(labels.max()) + 1, MOST_CLASSES)
     classes = getattr(dataset, "classes", None) or range(counted)
     class_names = tuple(_class_name(name) for name in classes)
-    return Images(source, numbered(len(labels)), labels, class_names, None, read, digest, storage)
+    images = Images(source, numbered(len(labels)), labels, class_names, None, read, digest, storage)
+    return images if kind == "class" else replace(images, target_of=target_of, target_kind=kind)
+
+
+def _labels_and_kind(source: str, dataset: Dataset) -> tuple[IntArray, TargetKind]:
+    """Class indices, -1 without; and what the targets are."""
+    stored = dataset_labels(dataset)
+    if stored is not None or not len(dataset):
+        return (np.zeros(0, np.int64) if stored is None else stored), "class"
+    try:
+        kind = _stored_target(_target_of(dataset[0]))[1]
+        if kind != "class":
+            return np.full(len(dataset), UNKNOWN), kind
+        labels = [_label_of(dataset[index]) for index in range(len(dataset))]
+    except Exception as error:  # the data set's own code, or a target that is none
+        raise DataError(f"the targets of {source!r} can't be read: {raised(error)}; correct it there") from error
+    return np.array(labels, dtype=np.int64), "class"
+
+
+def _target_of(entry: object) -> object:
+    """None where an entry is the image alone."""
+    return entry[1] if isinstance(entry, (tuple, list)) and len(entry) > 1 else None
+
+
+def _stored_target(target: object) -> tuple[object, TargetKind]:
+    """A target as `targets` reads it, and its kind. Raises TypeError for none of them."""
+    if target is None or isinstance(target, (int, np.integer)):
+        return target, "class"
+    if isinstance(target, Image.Image):
+        return target, "mask" if target.mode in INDEX_MODES else "image"
+    if isinstance(target, Mapping) and BOXES in target and LABELS in target:
+        return dict(target), "boxes"
+    if not isinstance(target, (Tensor, np.ndarray, np.floating, float, tuple, list)):
+        raise TypeError(f"a target is a {type(target).__name__}, expected a class index, a picture, boxes or numbers")
+    values = values_of(target)
+    if values.numel() == 1 and not values.is_floating_point():
+        return target, "class"
+    if values.ndim == 3:
+        with suppress(TypeError):  # no picture: numbers
+            return as_picture(target), "image"
+    return target, kind_of(values)
+
+
+def _stored_bytes(target: object) -> bytes:
+    """What a digest takes in of a target."""
+    if isinstance(target, Image.Image):
+        return f"{target.mode}{target.size}".encode() + target.tobytes()
+    if isinstance(target, Mapping):
+        return b"".join(_stored_bytes(target[key]) for key in (BOXES, LABELS))
+    values = values_of(target)
+    return repr((values.dtype, *values.shape)).encode() + values.contiguous().numpy().tobytes()
 
 
 def as_picture(pixels: object) -> Image.Image:
@@ -140,17 +197,22 @@ def _class_name(name: object) -> str:
     return ", ".join(name) if isinstance(name, (tuple, list)) else str(name)
 
 
-def _dataset_labels(dataset: Dataset) -> IntArray:
-    """Labels without decoding where the data set keeps them; some only tell with the image."""
+def dataset_labels(dataset: Dataset) -> IntArray | None:
+    """Class indices as the data set keeps them, without decoding an image; None where it keeps none.
+
+    A list of files or of several values an image under the same name is none of them.
+    """
     for attribute in _LABEL_ATTRIBUTES:
         values = getattr(dataset, attribute, None)
-        if values is not None and len(values) == len(dataset):
-            return np.asarray(values).astype(np.int64).reshape(-1)
-    return np.array([_label_of(dataset[i]) for i in range(len(dataset))], dtype=np.int64)
+        with suppress(TypeError, ValueError, RuntimeError):  # without a length, or no array
+            array = np.asarray(values)
+            whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool((array == array.round()).all()))
+            if values is not None and len(values) == len(dataset) == array.size and whole:
+                return array.astype(np.int64).reshape(-1)
+    return None
 
 
 def _label_of(entry: object) -> int:
-    """-1 where an entry is the image alone."""
-    if isinstance(entry, (tuple, list)) and len(entry) > 1:
-        return int(entry[1])
-    return -1
+    """-1 where an entry has none."""
+    target: Any = _target_of(entry)
+    return UNKNOWN if target is None else int(target)

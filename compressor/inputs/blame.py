@@ -1,0 +1,35 @@
+"""An exception out of the user's code in, what to say of it out: its kind, its words, and the line that raised it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback as text, which a worker process sends
+
+
+def raised(error: BaseException) -> str:
+    """`ValueError: no such file, at data.py:12`; the last line outside of installed libraries, where there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = (lines[-1] if "Traceback" in str(error) else lines[0])[:300] if lines else "no message"
+    kind = type(error).__name__
+    named = words if words.startswith(f"{kind}:") else f"{kind}: {words}"
+    own_lines = [place for place in _places(error) if _is_users(place[0])]
+    return f"{named}, at {own_lines[-1][0]}:{own_lines[-1][1]}" if own_lines else named
+
+
+def _places(error: BaseException) -> Iterator[tuple[str, int]]:
+    """File and line of every call that led to the error, the outermost first."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield frame.filename, frame.lineno or 0
+    for file, line in _FRAME.findall(str(error)):
+        yield file, int(line)
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts) or path.parts[-2:-1] == ("importlib",)
+    return path.suffix == ".py" and not installed and not path.resolve().is_relative_to(_PACKAGE)

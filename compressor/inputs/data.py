@@ -1,0 +1,337 @@
+"""Data as a Python caller has them in; `Images`, `Examples` or a source's name out, anything else refused by name.
+
+Takes names and paths, arrays, a torch `Dataset` or `DataLoader`, batches in whatever can be gone through again, and a
+function that returns one of these. Pixels become `Images`, which are pre-processed here; tensors that are as the
+network takes them become `Examples`. Knows of a model how its forward is called, and no more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from ..errors import DataError
+from ..records import IntArray
+from .blame import raised
+from .datasets import Dataset, as_picture, dataset_images, dataset_labels
+from .entries import ANY_SIGNATURE, Batch, Signature, is_array, read_batch, read_entry
+from .examples import Examples, hashes_of, held_examples, numbered_classes
+from .images import Images, numbered
+from .samples import BOXES, Sample, class_index, kind_of
+from .streams import Streamed, streamed
+
+_KINDS = (
+    "a folder, an .npz or another source's name (text or Path), arrays, a Dataset, a DataLoader, a list of batches, or "
+    "a function that returns one of these"
+)
+
+
+def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Images | Examples | None:
+    """The name of a source, or what the data are made into; None stays None.
+
+    Raises DataError for what is no data, and for data that don't fit together.
+    """
+    if data is None or isinstance(data, (str, Images, Examples)):
+        return data
+    if isinstance(data, os.PathLike):
+        return str(os.fspath(data))
+
+    name = type(data).__name__
+    if isinstance(data, type):
+        raise DataError(f"the data are the class {data.__name__}, expected one made of it: {data.__name__}(...)")
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"a {name} can be gone through once, and the data are needed often; give a function that returns one"
+        )
+    if isinstance(data, DataLoader):
+        return _of_loader(name, data, signature)
+    if isinstance(data, IterableDataset):
+        return _of_stream(streamed(name, lambda: data, signature, by_sample=True), name, signature)
+    if _is_columns(data):
+        return _of_columns(f"{name} of arrays" if isinstance(data, (tuple, list)) else name, data, signature)
+    if isinstance(data, (list, tuple)):
+        return _of_list(f"data given as a {name}", data, signature)
+    if _is_dataset(data):
+        return _of_dataset(name, data, signature)
+    if isinstance(data, Iterable):
+        return _of_stream(streamed(name, lambda: data, signature), name, signature)
+    if callable(data):
+        return _of_function(data, signature)
+    raise DataError(f"data are given as a {name}, expected {_KINDS}")
+
+
+def _is_columns(data: object) -> bool:
+    """Arrays that hold all samples: one, a tuple or dict of several, or a list of images and of their class indices."""
+    if is_array(data):
+        return True
+    if isinstance(data, Mapping):
+        return bool(data)
+    if isinstance(data, tuple):
+        return bool(data) and (is_array(data[0]) or isinstance(data[0], (tuple, Mapping)))
+    if isinstance(data, list) and len(data) == 2 and all(is_array(column) for column in data):
+        return data[1].ndim == 1 and data[0].ndim > 1 and len(data[0]) == len(data[1])
+    return False
+
+
+def _is_dataset(data: object) -> TypeGuard[Dataset]:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+class _Rows:
+    """A batch of all samples as a data set of (pixels, target); `targets` where they are class indices."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        if batch.targets is None:
+            self.targets: object = np.full(len(batch), -1)
+        elif isinstance(batch.targets, Tensor) and kind_of(batch.targets[0]) == "class":
+            self.targets = batch.targets
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, object]:
+        targets = self.batch.targets
+        return self.batch.inputs[0][index], -1 if targets is None else targets[index]
+
+
+def _of_columns(source: str, data: object, signature: Signature) -> Images | Examples:
+    batch = read_batch(data, signature, source)
+    if not len(batch):
+        raise DataError(f"{source} holds no samples")
+    pixels = batch.inputs[0]
+    if _is_picture(pixels[0], signature) and _in_range(pixels):
+        return dataset_images(source, _Rows(batch))
+    notes = _notes(batch.samples()[:1], signature, batch.left_out)
+    return held_examples(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
+
+
+def _is_picture(value: object, signature: Signature) -> bool:
+    """Whether pre-processing has to make a tensor of it: PIL's images, and pixels where a pre-processing is known."""
+    if signature.wanted != 1:
+        return False
+    if isinstance(value, Image.Image):
+        return True
+    if not signature.preprocessed or not is_array(value):
+        return False
+    try:
+        as_picture(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _in_range(pixels: Tensor) -> bool:
+    """Floats are pixels in [0, 1]; whole numbers are what their type says."""
+    return not pixels.is_floating_point() or (float(pixels.min()) >= 0 and float(pixels.max()) <= 1)
+
+
+def _notes(samples: Sequence[Sample], signature: Signature, left_out: Sequence[str]) -> tuple[str, ...]:
+    """What was decided about data that become examples."""
+    notes = []
+    inputs = samples[0].inputs
+    if signature.preprocessed and isinstance(inputs, Tensor) and inputs.ndim == 3 and inputs.shape[0] in (1, 3):
+        notes.append(
+            f"the images are tensors {list(inputs.shape)} of values from {float(inputs.min()):.3g} to "
+            f"{float(inputs.max()):.3g}, which are no pixels: they are taken as the network takes them, without "
+            "pre-processing"
+        )
+    if left_out:
+        notes.append(f"entries that forward has no parameter for are left out: {', '.join(left_out)}")
+    return tuple(notes)
+
+
+def _of_stream(stream: Streamed, source: str, signature: Signature) -> Images | Examples:
+    pixels = [sample.inputs for sample in stream.samples]
+    if all(isinstance(tensor, Tensor) and _is_picture(tensor, signature) for tensor in pixels):
+        return dataset_images(source, [(sample.inputs, sample.target) for sample in stream.samples])
+    notes = _notes(stream.samples, signature, stream.left_out)
+    return held_examples(source, stream.samples, stream.names, input_names=stream.input_names, notes=notes)
+
+
+def _of_list(source: str, entries: Sequence[Any], signature: Signature) -> Images | Examples:
+    """A list of batches, or of samples where the first shows it: a picture, or a pair with the target of one sample."""
+    if entries and _is_sample(entries[0]):
+        return _of_dataset(source, entries, signature)
+    return _of_stream(streamed(source, lambda: entries, signature), source, signature)
+
+
+def _is_sample(entry: object) -> bool:
+    if isinstance(entry, Image.Image):
+        return True
+    if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+        return False
+    first, second = entry
+    if isinstance(second, Mapping) and BOXES in second:
+        return is_array(second[BOXES]) and second[BOXES].ndim == 2  # [k, 4]; of a batch they have one axis more
+    is_number = isinstance(second, (int, float, np.generic)) or (is_array(second) and second.ndim == 0)
+    return isinstance(first, Image.Image) or (is_array(first) and is_number)
+
+
+def _of_function(function: Callable[..., object], signature: Signature) -> str | Images | Examples:
+    """What a function without arguments returns; an iterator is asked for anew for each pass."""
+    name = getattr(getattr(function, "func", function), "__name__", type(function).__name__)
+    try:
+        returned = function()
+    except Exception as error:
+        raise DataError(f"calling {name} raised {raised(error)}; give a function that needs no arguments") from error
+    if isinstance(returned, Iterator):
+        passes: Callable[[], Any] = function
+        return _of_stream(streamed(name, passes, signature), name, signature)
+    data = given_data(returned, signature)
+    if data is None:
+        raise DataError(f"{name} returned None, expected {_KINDS}")
+    return data
+
+
+def _of_loader(name: str, loader: DataLoader[Any], signature: Signature) -> Images | Examples:
+    """By index where the loader does nothing but choose and collate entries; a shuffled order does not matter then."""
+    indices = _indices(loader)
+    if indices is None:
+        return _of_stream(streamed(name, lambda: loader, signature), name, signature)
+    collate = None if loader.collate_fn is default_collate else loader.collate_fn
+    return _of_dataset(name, loader.dataset, signature, indices=indices, collate=collate)  # type: ignore[arg-type]
+
+
+def _indices(loader: DataLoader[Any]) -> list[int] | None:
+    """The entries that a loader's sampler chooses, in the order of the data set; None where entries have no index."""
+    if isinstance(loader.dataset, IterableDataset) or not _is_dataset(loader.dataset):
+        return None
+    if loader.batch_size is None:
+        if loader.batch_sampler is None:  # an entry is a batch
+            return None
+        chosen = [index for batch in loader.batch_sampler for index in batch]
+    elif isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
+        return list(range(len(loader.dataset)))
+    else:
+        chosen = list(loader.sampler)
+    are_numbers = all(isinstance(index, (int, np.integer)) for index in chosen)
+    return sorted({int(index) for index in chosen}) if are_numbers else None
+
+
+class _Entries:
+    """A data set's entries as samples by their number; code of the user's that raises is told with its line."""
+
+    def __init__(
+        self, source: str, dataset: Dataset, signature: Signature, collate: Callable[[list[Any]], object] | None
+    ) -> None:
+        self.source, self.dataset, self.signature, self.collate = source, dataset, signature, collate
+
+    def raw(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            raise DataError(
+                f"reading entry {index} of {self.source} raised {raised(error)}; correct it there"
+            ) from error
+
+    def batch(self, index: int) -> Batch:
+        entry, where = self.raw(index), f"entry {index} of {self.source}"
+        if self.collate is None:
+            return read_entry(entry, self.signature, where)
+        try:
+            collated = self.collate([entry])
+        except Exception as error:
+            raise DataError(f"collating {where} raised {raised(error)}; correct it there") from error
+        return read_batch(collated, self.signature, where)
+
+    def sample(self, index: int) -> Sample:
+        samples = self.batch(index).samples()
+        if len(samples) != 1:
+            raise DataError(
+                f"entry {index} of {self.source} is collated to {len(samples)} samples, expected one; give batches"
+            )
+        return samples[0]
+
+
+def _of_dataset(
+    source: str,
+    dataset: Dataset,
+    signature: Signature,
+    *,
+    indices: Sequence[int] | None = None,
+    collate: Callable[[list[Any]], object] | None = None,
+) -> Images | Examples:
+    """Entries at `indices` (all where None), read when they are asked for."""
+    chosen = range(len(dataset)) if indices is None else indices
+    if not len(chosen):
+        raise DataError(f"{source} holds no samples")
+    entries = _Entries(source, dataset, signature, collate)
+    entry = entries.raw(chosen[0])
+    if _is_picture(_image_of(entry), signature):
+        pairs = _Pairs(dataset, signature) if isinstance(entry, Mapping) else dataset
+        images = dataset_images(source, pairs)
+        return images if len(chosen) == len(images) else images.subset(chosen)
+
+    batch, first = entries.batch(chosen[0]), entries.sample(chosen[0])
+    if hashes_of(first) != hashes_of(entries.sample(chosen[0])):
+        raise DataError(
+            f"{source} gives other tensors at every reading (random augmentation?), and no two networks would see the "
+            "same; give it with the transforms of evaluation"
+        )
+    names = numbered(len(dataset))
+    labels = _labels(entries, chosen, first)
+    return Examples(
+        source,
+        tuple(names[index] for index in chosen),
+        labels,
+        _class_names(dataset, labels),
+        lambda name: entries.sample(int(name)),
+        first,
+        batch.names,
+        _notes([first], signature, batch.left_out),
+    )
+
+
+def _labels(entries: _Entries, indices: Sequence[int], first: Sample) -> IntArray:
+    """Class indices, where targets are any: as the data set keeps them, else out of every entry."""
+    if kind_of(first.target) != "class":
+        return np.full(len(indices), -1)
+    stored = dataset_labels(entries.dataset)
+    if stored is not None and int(stored[indices[0]]) == class_index(first.target):
+        return np.asarray(stored[np.asarray(indices)], dtype=np.int64)
+    return np.array([class_index(entries.sample(index).target) for index in indices], dtype=np.int64)
+
+
+def _class_names(dataset: Dataset, labels: IntArray) -> tuple[str, ...]:
+    """The data set's, else numbers; none where labels are no class indices."""
+    if labels.max(initial=-1) < 0:
+        return ()
+    classes = getattr(dataset, "classes", None)
+    return tuple(map(str, classes)) if classes else numbered_classes(labels)
+
+
+def _image_of(entry: object) -> object:
+    """The image of an entry: alone, the first of a pair, or PIL's in a dict."""
+    if isinstance(entry, Mapping):
+        pictures = [value for value in entry.values() if isinstance(value, Image.Image)]
+        return pictures[0] if pictures else None
+    return entry[0] if isinstance(entry, (tuple, list)) and entry else entry
+
+
+class _Pairs:
+    """A data set of dicts as one of (image, target)."""
+
+    def __init__(self, dataset: Dataset, signature: Signature) -> None:
+        self.dataset, self.signature = dataset, signature
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[object, object]:
+        entry = self.dataset[index]
+        assert isinstance(entry, Mapping)
+        targets = [value for key, value in entry.items() if self.signature.is_target(str(key))]
+        return _image_of(entry), targets[0] if targets else -1

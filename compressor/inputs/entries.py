@@ -1,0 +1,264 @@
+"""A batch or an entry of a data set, as people write them, in; inputs and targets by their place out.
+
+A batch is inputs, (inputs, targets) or all of them in one tuple; inputs are a tensor, a tuple by position or a dict by
+name. Knows neither where batches come from nor what becomes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError
+from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
+from .targets import values_of
+
+Array = Tensor | NDArray[np.generic]
+
+_TARGET_KEYS = ("labels", "label", "targets", "target")  # a target even where forward could take it, for a loss
+_MAYBE_TARGET_KEYS = ("mask", "masks", "y")  # a target unless forward has such a parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What forward takes: how many inputs it needs, and its parameters' names where they are known.
+
+    `preprocessed`: a pre-processing is known, so that images can be given as their pixels.
+    """
+
+    wanted: int = 1
+    parameters: tuple[str, ...] = ()
+    preprocessed: bool = True
+
+    def is_target(self, key: str) -> bool:
+        """Whether an entry of that name is the target and no input."""
+        if key in _TARGET_KEYS:
+            return key not in self.parameters[: self.wanted]
+        return key in _MAYBE_TARGET_KEYS and key not in self.parameters
+
+
+ANY_SIGNATURE = Signature()
+"""Of one input, its name not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`inputs` are [N, ...] each, named where `names` are; None: no targets. `left_out` names entries for nobody."""
+
+    inputs: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    targets: Targets | None
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def samples(self) -> list[Sample]:
+        """One by one, each in memory of its own: what made the batch may use its memory again."""
+        return [self._sample(index) for index in range(len(self))]
+
+    def _sample(self, index: int) -> Sample:
+        inputs = tuple(tensor[index].clone() for tensor in self.inputs)
+        target: Target = unknown_class() if self.targets is None else self.targets[index]
+        if isinstance(target, Tensor):
+            target = target.clone()
+        return Sample(inputs[0] if len(inputs) == 1 else inputs, target)
+
+
+def is_array(value: object) -> TypeGuard[Array]:
+    """A tensor, or numpy's."""
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def read_entry(entry: object, signature: Signature, where: str) -> Batch:
+    """An entry of a data set, which has no batch axis, as a batch of one. Raises DataError as `read_batch`."""
+    return read_batch(_batch_of_one(entry), signature, where)
+
+
+def _batch_of_one(entry: object, *, is_inner: bool = False) -> object:
+    if isinstance(entry, Mapping):
+        if is_inner and BOXES in entry:  # a target of many parts, which stays one
+            return [entry]
+        return {key: _batch_of_one(value, is_inner=True) for key, value in entry.items()}
+    if isinstance(entry, (tuple, list)):
+        return tuple(_batch_of_one(value, is_inner=True) for value in entry)
+    if isinstance(entry, Tensor):
+        return entry[None]
+    return np.asarray(entry)[None] if isinstance(entry, (np.ndarray, np.generic, int, float)) else entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A batch's entries as they came; `names` of inputs that are given by name."""
+
+    inputs: tuple[object, ...]
+    targets: object = None
+    names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def read_batch(batch: object, signature: Signature, where: str) -> Batch:
+    """Inputs and targets of a batch; `where` names it in errors, as `batch 3 of my loader`.
+
+    Raises DataError for entries that are no tensors, of which there are too many or too few, or of different lengths.
+    """
+    parts = _parts(batch, signature, where)
+    places = parts.names or _places(len(parts.inputs))
+    inputs = tuple(_tensor(column, f"{place} of {where}") for column, place in zip(parts.inputs, places, strict=True))
+    targets = _targets(parts.targets, where)
+    lengths = {place: len(tensor) for place, tensor in zip(places, inputs, strict=True)}
+    if targets is not None:
+        lengths["targets"] = len(targets)
+    if len(set(lengths.values())) > 1:
+        counted = ", ".join(f"{count} of {place}" for place, count in lengths.items())
+        raise DataError(f"{where} holds {counted}; give as many of each, with the samples on the first axis")
+    return Batch(inputs, parts.names, targets, parts.left_out)
+
+
+def _places(count: int) -> tuple[str, ...]:
+    """What inputs without names are called in errors."""
+    return ("the input",) if count == 1 else tuple(f"input {index}" for index in range(count))
+
+
+def _parts(batch: object, signature: Signature, where: str) -> _Parts:
+    if isinstance(batch, Mapping):
+        return _parts_by_name(batch, signature, where)
+    if not isinstance(batch, (tuple, list)):
+        return _Parts((batch,))
+
+    entries = tuple(batch)
+    if len(entries) == 2 and isinstance(entries[0], Mapping):
+        return replace(_parts_by_name(entries[0], signature, where), targets=entries[1])
+    if len(entries) == 2 and isinstance(entries[0], (tuple, list)):  # ((a, b), targets), or images one by one
+        inputs = tuple(entries[0])
+        if signature.wanted == 1 and isinstance(entries[1], (tuple, list)) and len(entries[1]) == len(inputs):
+            return _Parts((inputs,), entries[1])
+        _require_count(len(inputs), signature, where)
+        return _Parts(inputs, entries[1])
+    if len(entries) == signature.wanted + 1:
+        return _Parts(entries[:-1], entries[-1])
+    _require_count(len(entries), signature, where)
+    return _Parts(entries)
+
+
+def _require_count(count: int, signature: Signature, where: str) -> None:
+    if count != signature.wanted:
+        inputs = "1 input" if signature.wanted == 1 else f"{signature.wanted} inputs"
+        raise DataError(
+            f"{where} holds {count} entries, forward takes {inputs}; give (inputs, targets), with inputs a tensor, a "
+            "tuple or a dict"
+        )
+
+
+def _parts_by_name(batch: Mapping[Any, object], signature: Signature, where: str) -> _Parts:
+    """Of a dict: the target by its usual names, inputs by forward's parameters, whatever else is left out."""
+    entries = {str(key): value for key, value in batch.items() if value is not None}
+    targets, target_keys = _targets_by_name(entries, signature, where)
+    others = [key for key in entries if key not in target_keys]
+    names = [name for name in signature.parameters if name in others]
+    if not signature.parameters:
+        names = [key for key in others if is_array(entries[key])]
+    left_out = tuple(key for key in others if key not in names)
+    if names:
+        missing = [name for name in signature.parameters[: signature.wanted] if name not in names]
+        if missing:
+            raise DataError(f"{where} has no entry {missing[0]!r}, which forward takes; it has {', '.join(entries)}")
+        return _Parts(tuple(entries[name] for name in names), targets, tuple(names), left_out)
+
+    arrays = [key for key in others if is_array(entries[key])]
+    if len(arrays) == 1 and signature.wanted == 1:  # there is one input to be, whatever it is called
+        return _Parts((entries[arrays[0]],), targets, (), tuple(key for key in others if key not in arrays))
+    raise DataError(
+        f"{where} is a dict of {', '.join(entries)}, of which none is forward's parameter "
+        f"({', '.join(signature.parameters) or 'unknown'}); name its entries as forward does"
+    )
+
+
+def _targets_by_name(entries: Mapping[str, object], signature: Signature, where: str) -> tuple[object, tuple[str, ...]]:
+    """The target, None without one, and the keys that it takes."""
+    if BOXES in entries and LABELS in entries and BOXES not in signature.parameters:
+        return {BOXES: entries[BOXES], LABELS: entries[LABELS]}, (BOXES, LABELS)
+    keys = tuple(key for key in entries if signature.is_target(key))
+    if len(keys) > 1:
+        raise DataError(f"{where} has several targets ({', '.join(keys)}); keep the one that is meant")
+    return (entries[keys[0]], keys) if keys else (None, ())
+
+
+def _tensor(column: object, where: str) -> Tensor:
+    """One input of a batch: floats as float32, everything else as it is, on the CPU."""
+    if isinstance(column, (tuple, list)) and column and all(is_array(entry) for entry in column):
+        column = _stacked([_tensor(entry, where) for entry in column], where)
+    if isinstance(column, Tensor):
+        tensor = column.detach().cpu()
+    elif isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
+        tensor = torch.from_numpy(np.require(column, requirements=["C", "W"]))
+    else:
+        kind = f"array of {column.dtype}" if isinstance(column, np.ndarray) else type(column).__name__
+        raise DataError(f"{where} is a {kind}, expected a tensor or a numpy array of numbers")
+    if not tensor.ndim:
+        raise DataError(f"{where} is a single number, expected samples on its first axis")
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _stacked(tensors: Sequence[Tensor], where: str) -> Tensor:
+    """Samples that come one by one, with an axis in front."""
+    shapes = list({tuple(tensor.shape): None for tensor in tensors})
+    if len(shapes) > 1:
+        raise DataError(f"{where} holds samples of the shapes {list(shapes[0])} and {list(shapes[1])}; give one shape")
+    return torch.stack(list(tensors))
+
+
+def _targets(targets: object, where: str) -> Targets | None:
+    if targets is None:
+        return None
+    if isinstance(targets, Mapping):
+        return _of_columns(targets, where)
+    if isinstance(targets, (tuple, list)):
+        if targets and all(isinstance(target, Mapping) for target in targets):
+            return [_boxes(target, where) for target in targets]
+        if targets and all(is_array(target) for target in targets):
+            targets = _stacked([values_of(target) for target in targets], f"the targets of {where}")
+        else:
+            targets = np.asarray(targets) if all(isinstance(target, (int, float)) for target in targets) else targets
+    if not is_array(targets) or (isinstance(targets, np.ndarray) and targets.dtype.kind not in "fiub"):
+        kind = type(targets[0] if isinstance(targets, (tuple, list)) and targets else targets).__name__
+        raise DataError(
+            f"the targets of {where} are of the type {kind}, expected a tensor, numbers, or a dict of 'boxes' and "
+            "'labels' a sample"
+        )
+    values = values_of(targets)
+    if not values.ndim:
+        raise DataError(f"the targets of {where} are a single number, expected one a sample")
+    is_column = values.ndim == 2 and values.shape[1] == 1 and not values.is_floating_point()
+    return values[:, 0] if is_column else values  # class indices [N, 1] to [N]
+
+
+def _of_columns(targets: Mapping[Any, Any], where: str) -> Targets:
+    """{"boxes": [N, k, 4], "labels": [N, k]}, as data of equally many boxes are collated, one by one."""
+    if BOXES not in targets or LABELS not in targets:
+        raise DataError(
+            f"the targets of {where} are a dict of {', '.join(map(str, targets))}, expected 'boxes' and 'labels', or a "
+            "tensor"
+        )
+    boxes, labels = targets[BOXES], targets[LABELS]
+    if len(boxes) != len(labels):
+        raise DataError(f"the targets of {where} are boxes of {len(boxes)} samples and labels of {len(labels)}")
+    return [_boxes({BOXES: one, LABELS: other}, where) for one, other in zip(boxes, labels, strict=True)]
+
+
+def _boxes(target: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    try:
+        boxes, labels = values_of(target[BOXES]).float().reshape(-1, 4), values_of(target[LABELS]).reshape(-1)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"a target of {where} is a dict of {', '.join(map(str, target))}, expected 'boxes' [k, 4] and 'labels' [k]"
+        ) from error
+    if len(boxes) != len(labels) or labels.is_floating_point():
+        raise DataError(f"a target of {where} has {len(boxes)} boxes and {len(labels)} labels, or labels no indices")
+    return {BOXES: boxes, LABELS: labels}

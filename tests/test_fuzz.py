@@ -28,8 +28,9 @@ from compressor.files import read_json, read_record, signed, write_json, write_r
 from compressor.graph import trace
 from compressor.inputs.calls import parse_call
 from compressor.inputs.checkpoints import fill
-from compressor.inputs.images import require_decodable
-from compressor.inputs.sources import load_images, require_labels
+from compressor.inputs.entries import Signature
+from compressor.inputs.images import Preprocessing, require_decodable
+from compressor.inputs.sources import load_images, load_source, require_labels
 from compressor.latency.tables import Kept
 from compressor.pruning import find_structure
 from compressor.pruning.check import random_units
@@ -220,6 +221,42 @@ def _npz_packed(folder: Path) -> Reader:
     return Reader(folder / "x.npz", lambda: require_decodable(load_images(str(folder / "x.npz"))))
 
 
+def _decoded(source: Path) -> Callable[[], object]:
+    how = Preprocessing((4, 4), (4,), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    return lambda: require_decodable(load_source(str(source)).prepared(how))
+
+
+def _npz_masks(folder: Path) -> Reader:
+    pixels = np.arange(2 * 48, dtype=np.uint8).reshape(2, 4, 4, 3)
+    np.savez(folder / "x.npz", images=pixels, masks=np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+    return Reader(folder / "x.npz", _decoded(folder / "x.npz"))
+
+
+def _npz_inputs(folder: Path) -> Reader:
+    np.savez(folder / "x.npz", **{"input.a": np.ones((2, 3)), "input.b": np.ones((2, 4)), "targets": np.arange(2)})
+    return Reader(folder / "x.npz", lambda: require_decodable(load_source(str(folder / "x.npz"), Signature(2))))
+
+
+def _mask(folder: Path) -> Reader:
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 200, (9, 7), np.uint8)
+    Image.fromarray(noise).convert("RGB").save(folder / "images" / "a.png")
+    Image.fromarray(noise).save(folder / "masks" / "a.png")
+    return Reader(folder / "masks" / "a.png", _decoded(folder))
+
+
+def _boxes(folder: Path) -> Reader:
+    Image.new("RGB", (9, 7)).save(folder / "a.png")
+    table = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 2, "name": "dog"}],
+        "annotations": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3.5, 4]}] * 2,
+    }
+    write_text(folder / "annotations.json", json.dumps(table))
+    return Reader(folder / "annotations.json", _decoded(folder))
+
+
 def _image(kind: str) -> Make:
     def make(folder: Path) -> Reader:
         noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
@@ -259,7 +296,22 @@ def _call(folder: Path) -> Reader:
 
 MAKERS: tuple[Make, ...] = (
     *(_record, _arrays, _plan, _marker, _marker_resigned, _network, _network_resigned, _weights, _checkpoint),
-    *(_recipe, _composite, _labels, _npz, _npz_packed, _benchmark, _tables, _tables_resigned, _json, _call),
+    *(
+        _recipe,
+        _composite,
+        _labels,
+        _npz,
+        _npz_packed,
+        _npz_masks,
+        _npz_inputs,
+        _mask,
+        _boxes,
+        _benchmark,
+        _tables,
+        _tables_resigned,
+        _json,
+        _call,
+    ),
     *(_image(kind) for kind in ("png", "bmp", "gif", "tiff", "jpg")),
 )
 

@@ -6,6 +6,17 @@ import ast
 
 from ..errors import RecipeError
 
+LIBRARIES = ("torchvision", "timm")
+"""What stands before the colon of a library's model or data set."""
+
+
+def names_code(text: str) -> bool:
+    """Whether it is `file.py:name` or `package.module:name`, with arguments or without: code of the user's."""
+    place, _, name = text.partition("(")[0].rpartition(":")
+    if not name.isidentifier() or place in (*LIBRARIES, "digits"):
+        return False
+    return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+
 
 def parse_call(text: str) -> tuple[str, dict[str, object]]:
     """`resnet18(num_classes=2)` to ("resnet18", {"num_classes": 2}); a bare name has no arguments.

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..files import content_hash
 from ..records import IntArray
 from ..tensors import Inputs, as_tuple
-from .images import Preprocessing
+from .images import Preprocessing, Storage
 from .samples import (
     MOST_CLASSES,
     UNKNOWN,
@@ -54,6 +54,11 @@ class Examples:
     def preprocessing(self) -> Preprocessing | None:
         """None: the tensors are what the network takes."""
         return None
+
+    @property
+    def storage(self) -> Storage:
+        """What the user gave them as."""
+        return "arrays"
 
     @property
     def target_kind(self) -> TargetKind:

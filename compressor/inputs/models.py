@@ -6,17 +6,11 @@ arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded m
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol, TypedDict, cast
 
 import torch
@@ -24,10 +18,10 @@ from torch import nn
 
 from ..errors import ModelError, did_you_mean
 from ..files import file_sha256, read_json
-from ..graph.program import raised_at
 from ..graph.wrappers import copied, plain
 from .calls import parse_call
 from .checkpoints import fill, require_values, state_hash
+from .code import at_line, code_of
 from .images import Interpolation, Preprocessing, overridden
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "models"
@@ -244,71 +238,12 @@ def _factory(spec: str, weights: str) -> _Built:
         raise ModelError(f"{spec!r} has no default weights of a library; give a checkpoint file or --weights none")
 
     name, arguments = parse_call(call + opening + inside)
-    with _importable(Path(place).parent if place.endswith(".py") else Path.cwd()):
-        factory = _attribute(_imported(place), name, place)
+    with code_of(place, name, role="factory", error=ModelError) as factory:
         if isinstance(factory, nn.Module):
             module = copied(factory)  # a model that stands ready in the module stays as it is
         else:
             module = _called(lambda: factory(**arguments), spec, downloads=False)
     return _Built(module, _of_config(module))
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Modules beside the user's file can be imported while it is, as when it is run as a script."""
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder.resolve()))
-
-
-def _imported(place: str) -> ModuleType:
-    try:
-        return _file_module(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
-    except ModelError:
-        raise
-    except ModuleNotFoundError as error:
-        hint = did_you_mean(place, ["torchvision", "timm"])
-        raise ModelError(
-            f"module {error.name!r} is not here, needed for {place!r}.{hint} Install it, or run in its folder"
-        ) from error
-    except Exception as error:
-        raised = f"{type(error).__name__}{_at_line(error)}: {error}"
-        raise ModelError(f"importing {place!r} raised {raised}; correct that file") from error
-
-
-def _at_line(error: Exception) -> str:
-    """` (at nets.py:12)` for an error of the user's code."""
-    place = raised_at(error)
-    return f" (at {place})" if place else ""
-
-
-def _file_module(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ModelError(f"there is no file {str(path)!r}; give the Python file that holds the factory")
-    resolved = str(path.resolve())
-    name = f"{path.stem}_{hashlib.sha256(resolved.encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and the like look their own module up while it is executed
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _attribute(module: ModuleType, name: str, place: str) -> Callable[..., object]:
-    """What the module holds under that name: a function, a class or a model. Raises ModelError where it has none."""
-    factory: object = getattr(module, name, None)
-    if factory is None or not callable(factory):
-        choices = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ModelError(f"{place!r} has no factory {name!r}.{did_you_mean(name, choices)}")
-    return factory
 
 
 def _called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Module:
@@ -317,7 +252,7 @@ def _called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Mo
         module = build()
     except Exception as error:
         message = str(error).strip() or "no message"
-        raised = f"{type(error).__name__}{_at_line(error)}: {message.splitlines()[0][:300]}"
+        raised = f"{type(error).__name__}{at_line(error)}: {message.splitlines()[0][:300]}"
         if downloads and isinstance(error, OSError):
             raise ModelError(
                 f"the default weights of {spec!r} can't be downloaded ({raised}); check the network, "

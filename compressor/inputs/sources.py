@@ -1,36 +1,39 @@
-"""The name of an image source in, `Images` out.
+"""The name of a source in, `Images` or `Examples` out.
 
-Sources: a folder per class, a folder with labels.csv, an .npz (uint8 NHWC), `torchvision:NAME(key=value)`,
-and `digits[:training|:evaluation]`, scikit-learn's scans. Knows neither models nor recipes.
+Sources: a folder per class, a folder with labels.csv, images with masks, boxes or other images (`paired`, `coco`), an
+.npz (`archives`), `torchvision:NAME(key=value)`, `file.py:loader`, and `digits[:training|:evaluation]`, scikit-learn's
+scans. Knows neither models nor recipes.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import posixpath
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import DataError, MissingPackageError, did_you_mean
-from ..files import file_sha256
-from ..records import IntArray
+from .archives import images_of_array, npz_data, too_large_label
+from .calls import names_code
+from .coco import annotations_of, coco_images
+from .data import given_data
 from .datasets import library_images
-from .images import Images, Storage, numbered
+from .entries import ANY_SIGNATURE, Signature
+from .examples import Examples
+from .folders import SUFFIXES, image_files, images_of_files, require_files, shown
+from .images import Images, Source, Storage
+from .loaders import called_loader
+from .paired import paired_images
+from .samples import MOST_CLASSES
 from .splits import stratified_order
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "calibration"}
 _FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
 _LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
-MOST_CLASSES = 1_000_000  # more are ids or hashes that were taken for class indices
+
 _LONGEST_NAME = 1000  # characters of a class name
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
@@ -52,24 +55,55 @@ def load_images(source: str, *, classes: Sequence[str] | None = None, root: str 
     alphabetical order, as in torchvision's ImageFolder. `root` is where torchvision keeps its data sets.
     Raises DataError for a source that is not there, holds no images or labels them wrongly.
     """
+    images = load_source(source, classes=classes, root=root)
+    if isinstance(images, Examples):
+        raise DataError(f"{source!r} holds tensors as a network takes them, expected images")
+    return images
+
+
+def load_source(
+    source: str,
+    signature: Signature = ANY_SIGNATURE,
+    *,
+    classes: Sequence[str] | None = None,
+    root: str = "data",
+) -> Images | Examples:
+    """As `load_images`, and sources of tensors, of which `signature` says how a network takes them.
+
+    Runs the user's code where the source names it (`file.py:loader`); `trust` says when that may be.
+    """
     if source == "digits" or source.startswith("digits:"):
         return _digits(source)
     if source.startswith("torchvision:"):
         return library_images(source, root)
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError(
-            f"{source!r} is neither a folder nor a file here; give a folder of images, an .npz, 'digits' "
-            "or 'torchvision:NAME'"
-        )
+        return _of_code(source, signature, classes, root)
     if path.is_file():
-        return _npz(path)
+        return coco_images(path, classes) if path.suffix.lower() == ".json" else npz_data(path, signature)
     if (path / "labels.csv").is_file():
         return _labelled_folder(path, classes)
-    return _class_folders(path, classes)
+    annotations = annotations_of(path)
+    if annotations is not None:
+        return coco_images(annotations, classes)
+    return paired_images(path) or _class_folders(path, classes)
 
 
-def require_labels(images: Images, outputs: int) -> None:
+def _of_code(source: str, signature: Signature, classes: Sequence[str] | None, root: str) -> Images | Examples:
+    if not names_code(source):
+        raise DataError(
+            f"{source!r} is neither a folder nor a file here; give a folder of images, an .npz, 'digits', "
+            "'torchvision:NAME' or file.py:loader"
+        )
+    data = given_data(called_loader(source), signature)
+    if isinstance(data, str) and not names_code(data):  # a loader may name a folder; one that names a loader has no end
+        return load_source(data, signature, classes=classes, root=root)
+    if data is None or isinstance(data, str):
+        raise DataError(f"{source!r} gave {data!r}, expected a loader, a Dataset, arrays or the name of a folder")
+    return data
+
+
+def require_labels(images: Source, outputs: int) -> None:
     """Raises DataError unless every image has a label that a model of that many outputs can give."""
     unknown = np.flatnonzero(images.labels < 0)
     if unknown.size:
@@ -88,7 +122,7 @@ def require_labels(images: Images, outputs: int) -> None:
 
 def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    files_of = {path.name: _image_files(path) for path in inner}
+    files_of = {path.name: image_files(path) for path in inner}
     _require_images(folder, files_of)
     if not any(files_of.values()):
         return _unlabelled_folder(folder)
@@ -100,17 +134,17 @@ def _class_folders(folder: Path, classes: Sequence[str] | None) -> Images:
     for class_name, files in files_of.items():
         names += [path.relative_to(folder).as_posix() for path in files]
         labels += [_index(class_name, class_names, folder)] * len(files)
-    return _of_files(folder, names, labels, class_names)
+    return images_of_files(folder, names, labels, class_names)
 
 
 def _unlabelled_folder(folder: Path) -> Images:
-    files = _image_files(folder)
+    files = image_files(folder)
     if not files:
         raise DataError(
             f"folder {str(folder)!r} holds no images; expected one folder per class, or images with labels.csv, "
-            f"of the kinds {', '.join(sorted(_SUFFIXES))}"
+            f"of the kinds {', '.join(sorted(SUFFIXES))}"
         )
-    return _of_files(folder, [path.relative_to(folder).as_posix() for path in files], [-1] * len(files), ())
+    return images_of_files(folder, [path.relative_to(folder).as_posix() for path in files], [-1] * len(files), ())
 
 
 def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
@@ -122,7 +156,7 @@ def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> Non
             named += ", ..."
         raise DataError(
             f"{len(empty)} of {len(files_of)} class folders of {str(folder)!r} hold no images ({named}); put images of "
-            f"the kinds {', '.join(sorted(_SUFFIXES))} there, or remove those folders"
+            f"the kinds {', '.join(sorted(SUFFIXES))} there, or remove those folders"
         )
 
 
@@ -133,18 +167,12 @@ def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> No
             f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
             "images and another as the evaluation images"
         )
-    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _SUFFIXES]
+    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES]
     if loose:
         raise DataError(
             f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
             "move them into a class or elsewhere"
         )
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """Every image at any depth, in the order of paths; hidden files are some system's own."""
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    return sorted(path for path in images if not path.name.startswith("."))
 
 
 def _index(name: str, classes: Sequence[str], where: Path) -> int:
@@ -154,23 +182,6 @@ def _index(name: str, classes: Sequence[str], where: Path) -> int:
             f"of the model.{did_you_mean(name, list(classes))} Rename it or give labels.csv with class indices"
         )
     return list(classes).index(name)
-
-
-def _of_files(folder: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> Images:
-    digests: dict[str, str] = {}
-
-    def digest(name: str) -> str:
-        if name not in digests:
-            try:
-                digests[name] = file_sha256(folder / name)
-            except OSError as error:
-                raise DataError(f"image {name!r} of {str(folder)!r} can't be read ({error.strerror})") from error
-        return digests[name]
-
-    def read(name: str) -> Image.Image:
-        return Image.open(folder / name)
-
-    return Images(str(folder), tuple(names), np.array(labels, dtype=np.int64), tuple(classes), None, read, digest)
 
 
 def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
@@ -187,37 +198,10 @@ def _labelled_folder(folder: Path, classes: Sequence[str] | None) -> Images:
     label_column = _column(rows[0], _LABEL_COLUMNS, table)
     files = [row[file_column] or "" for row in rows]
     texts = [(row[label_column] or "").strip() for row in rows]
-    _require_files(folder, files, table)
+    require_files(folder, files, table)
     labels, names = _labels(texts, classes, table)
     _require_agreement(files, labels, table)
-    return _of_files(folder, files, labels, names)
-
-
-def _require_files(folder: Path, files: Sequence[str], table: Path) -> None:
-    """Every named file lies in the folder."""
-    for name in files:
-        if posixpath.isabs(name) or posixpath.normpath(name).split("/")[0] == "..":
-            raise DataError(
-                f"{str(table)!r} names {_shown(name)}, which lies outside its folder; move the images there and name "
-                "them relative to it"
-            )
-    missing = [name for name in files if not _is_file(folder / name)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {_shown(missing[0])}); "
-            "paths are relative to the folder of labels.csv"
-        )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it
-        return False
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")
+    return images_of_files(folder, files, labels, names)
 
 
 def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path) -> None:
@@ -227,7 +211,7 @@ def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path)
         path = posixpath.normpath(name)  # `a/../b.png` is `b.png`
         if first_label.setdefault(path, label) != label:
             raise DataError(
-                f"{str(table)!r} gives {_shown(name)} the labels {first_label[path]} and {label}; keep one row of each "
+                f"{str(table)!r} gives {shown(name)} the labels {first_label[path]} and {label}; keep one row of each "
                 "image"
             )
 
@@ -266,12 +250,12 @@ def _require_label(text: str, table: Path) -> None:
     if _WHOLE.fullmatch(text):
         too_long = len(text.lstrip("+-0")) > len(str(MOST_CLASSES))  # Python refuses to read thousands of digits
         if too_long or abs(int(text)) >= MOST_CLASSES:
-            raise DataError(_too_large(repr(text[:20]), str(table)))
+            raise DataError(too_large_label(repr(text[:20]), str(table)))
     elif len(text) > _LONGEST_NAME:
-        raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {_shown(text)}")
+        raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {shown(text)}")
     elif text and _is_number(text):
         raise DataError(
-            f"{str(table)!r} has label {_shown(text)}, which is neither a class index (0, 1, ...) nor a class name; "
+            f"{str(table)!r} has label {shown(text)}, which is neither a class index (0, 1, ...) nor a class name; "
             "correct the row"
         )
 
@@ -281,88 +265,6 @@ def _is_number(text: str) -> bool:
     characters = set(text)
     digits = {character for character in characters if character.isdigit()}
     return bool(digits) and characters - digits <= set("+-.,eE")
-
-
-def _too_large(label: str, where: str) -> str:
-    return (
-        f"{where!r} has label {label}, expected class indices from 0 to the number of classes, at most "
-        f"{MOST_CLASSES:,}; is it a column of ids? Give indices or class names"
-    )
-
-
-def _npz(path: Path) -> Images:
-    images, labels, names = _npz_arrays(path)
-    if images.ndim == 3:
-        images = images[..., None]  # grey, [N, H, W] to [N, H, W, 1]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise DataError(
-            f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1)"
-        )
-    if len(labels) != len(images):
-        raise DataError(f"{str(path)!r} has {len(images)} images and {len(labels)} labels; expected as many of each")
-    if not images.size:
-        raise DataError(f"{str(path)!r} holds no images")
-    _require_indices(labels, names, path)
-    return _of_array(str(path), images, labels, names)
-
-
-def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None:
-    least, largest = int(labels.min()), int(labels.max())
-    if largest >= MOST_CLASSES:
-        raise DataError(_too_large(str(largest), str(path)))
-    if least < -1 or (names and largest >= len(names)):
-        wrong = least if least < -1 else largest
-        most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
-        raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
-
-
-def _npz_arrays(path: Path) -> tuple[NDArray[Any], IntArray, tuple[str, ...]]:
-    """Images, labels and names of classes. Raises DataError for what is no archive of these."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{str(path)!r} is not an .npz file; give one, or the folder that holds the images")
-    try:
-        images, labels, names = _stored_arrays(path)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(
-            f"{str(path)!r} holds an array of objects ({error}): images of mixed sizes? Resize them to one size "
-            "or give a folder of files"
-        ) from error
-    except Exception as error:  # a damaged archive's errors are of every kind, among them that it declares terabytes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(
-            f"{str(path)!r} is not an .npz of images and labels ({reason}); write it with np.savez"
-        ) from error
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"'labels' in {str(path)!r} are {labels.dtype}, expected whole numbers")
-    if labels.size and labels.max() > np.iinfo(np.int64).max:  # would turn negative
-        raise DataError(_too_large(str(labels.max()), str(path)))
-    return images, labels.astype(np.int64), names
-
-
-def _stored_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any], tuple[str, ...]]:
-    """Images, labels (-1 where there are none) and names of classes, as the archive holds them."""
-    with np.load(path, allow_pickle=False) as arrays:
-        if "images" not in arrays:
-            raise DataError(f"{str(path)!r} holds {', '.join(arrays)}; expected 'images' and 'labels'")
-        images = arrays["images"]
-        labels = arrays["labels"] if "labels" in arrays else np.full(len(images), -1)
-        names = arrays.get("class_names", ())
-        return images, np.asarray(labels).reshape(-1), tuple(map(str, names))
-
-
-def _of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes: Sequence[str]) -> Images:
-    def read(name: str) -> Image.Image:
-        image = images[int(name)]
-        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-    def digest(name: str) -> str:
-        image = np.ascontiguousarray(images[int(name)])
-        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-
-    class_names = tuple(classes or map(str, range(int(labels.max()) + 1)))
-    return Images(source, numbered(len(images)), labels, class_names, None, read, digest, "npz")
 
 
 def _digits(source: str) -> Images:
@@ -376,7 +278,7 @@ def _digits(source: str) -> Images:
         raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
     scans = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]  # 0-16 to 0-255, [N, 8, 8, 1]
-    images = _of_array(source, pixels, scans.target.astype(np.int64), ())
+    images = images_of_array(source, pixels, scans.target.astype(np.int64), ())
     if not part:
         return images
     order = stratified_order(images.names, images.labels, DIGITS_SEED)

@@ -11,12 +11,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ..errors import CompressorError, ModelError
+from ..errors import CompressorError, DataError, ModelError
 from ..files import file_sha256
-from .calls import parse_call
+from .calls import LIBRARIES, names_code, parse_call
 
-_LIBRARIES = ("torchvision", "timm")
-_REMEDY = "read it, and if you trust it give --trust (in Python trust=True), or give the model itself"
+_TRUST = "read it, and if you trust it give --trust (in Python trust=True)"
+_REMEDY = f"{_TRUST}, or give the model itself"
 
 
 def builder_sha256(builder: str) -> str:
@@ -31,20 +31,42 @@ def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = Fa
         return
 
     source, _, call = builder.partition(":")
-    if source in _LIBRARIES:
+    if source in LIBRARIES:
         _require_plain(call, builder, folder)
         return
 
-    path = _code_of(builder)
+    objection = _objection_to(builder, sha256, folder, role="builder", instead="the model itself")
+    if objection:
+        raise ModelError(objection)
+
+
+def loader_sha256(source: str) -> str:
+    """The hash of the file that holds the code of `file.py:loader`; empty for data that need none of the user's."""
+    return builder_sha256(source) if names_code(source) else ""
+
+
+def require_trusted_loader(source: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
+    """As `require_trusted`, with DataError, of the code that the folder names for its data; other sources are none."""
+    if trust or not names_code(source):
+        return
+    objection = _objection_to(source, sha256, folder, role="loader", instead="other data")
+    if objection:
+        raise DataError(objection)
+
+
+def _objection_to(code: str, sha256: str, folder: Path, *, role: str, instead: str) -> str:
+    """Why code that the folder names is not run, and what to do; empty where nothing is against it."""
+    path = _code_of(code)
     if path is None or not path.is_file():
-        place = builder.partition("(")[0].rpartition(":")[0]
-        raise ModelError(
-            f"the folder {str(folder)!r} names the builder {builder!r}, and there is no file of {place!r} here to "
-            "compare with the one it was made with; run in the folder where that lies, or give the model itself"
+        place = code.partition("(")[0].rpartition(":")[0]
+        return (
+            f"the folder {str(folder)!r} names the {role} {code!r}, and there is no file of {place!r} here to "
+            f"compare with the one it was made with; run in the folder where that lies, or give {instead}"
         )
     reason = _objection(path, sha256, folder)
-    if reason:
-        raise ModelError(f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_REMEDY}")
+    return (
+        reason and f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_TRUST}, or give {instead}"
+    )
 
 
 def _is_embedded(builder: str) -> bool:
@@ -99,7 +121,7 @@ def _is_installed(path: Path) -> bool:
 def _code_of(builder: str) -> Path | None:
     """The file of `file.py:factory` or, without importing anything, of `package.module:factory` run from here."""
     source, _, _ = builder.partition(":")
-    if not builder or source in _LIBRARIES or _is_embedded(builder):
+    if not builder or source in LIBRARIES or _is_embedded(builder):
         return None
     place = builder.partition("(")[0].rpartition(":")[0]
     if place.endswith(".py"):

@@ -11,11 +11,11 @@ import pytest
 
 from compressor.__main__ import main
 from compressor.benchmarking import open_place
-from compressor.errors import CompressorError, FolderError, ModelError
+from compressor.errors import CompressorError, DataError, FolderError, ModelError
 from compressor.files import read_signed, signed, write_json
 from compressor.graph import trace
 from compressor.inputs.models import load_model
-from compressor.inputs.trust import require_trusted
+from compressor.inputs.trust import loader_sha256, require_trusted, require_trusted_loader
 from compressor.pruning import find_structure
 from compressor.pruning.check import random_units
 from compressor.run.saved import Network, example_of, load_saved, read_network, rebuild, save
@@ -171,3 +171,24 @@ def test_the_recipe_of_a_run_names_no_other_code(folder: Path, capsys: pytest.Ca
     assert main(["benchmark", str(folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not _ran(folder)
+
+
+def test_a_loader_is_trusted_as_a_builder_is(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for place in (tmp_path, tmp_path / "run"):
+        (place / "my.py").write_text("def loader():\n    return []\n")
+    loader = f"{tmp_path / 'my.py'}:loader"
+    recorded = loader_sha256(loader)
+    require_trusted_loader(loader, recorded, tmp_path / "run")
+    for source in ("photos", "digits:training", "torchvision:CIFAR10(root='data')", "x.npz"):
+        assert loader_sha256(source) == ""
+        require_trusted_loader(source, "", tmp_path / "run")
+    for source, sha256, words in (
+        (loader, "0" * 64, "its hash is another"),
+        (loader, "", "whose hash it does not hold"),
+        (f"{tmp_path / 'run' / 'my.py'}:loader", recorded, "which came along inside it"),
+        ("gone.py:loader", recorded, "names the loader 'gone.py:loader', and there is no file"),
+    ):
+        with pytest.raises(DataError, match=words):
+            require_trusted_loader(source, sha256, tmp_path / "run")
+        require_trusted_loader(source, sha256, tmp_path / "run", trust=True)

@@ -1,0 +1,194 @@
+"""An .npz in, `Images` or `Examples` out.
+
+Of `images` (uint8) with `labels`, `masks` or `targets`, or of tensors as the network takes them: `inputs`, or several
+named `input.NAME`, with `targets`, `labels` or `masks`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError
+from ..records import IntArray
+from .entries import ANY_SIGNATURE, Signature, read_batch
+from .examples import Examples, held_examples
+from .folders import with_targets
+from .images import Images, numbered
+from .samples import MOST_CLASSES, UNKNOWN, TargetKind
+
+_INPUT = "input."  # before the name of one input of several
+_TARGETS = ("labels", "masks", "targets")
+
+
+def too_large_label(label: str, where: str) -> str:
+    return (
+        f"{where!r} has label {label}, expected class indices from 0 to the number of classes, at most "
+        f"{MOST_CLASSES:,}; is it a column of ids? Give indices or class names"
+    )
+
+
+def npz_data(path: Path, signature: Signature = ANY_SIGNATURE) -> Images | Examples:
+    """Raises DataError for what is no archive of one of these, or whose arrays don't fit together."""
+    arrays, class_names = _npz_arrays(path)
+    if "images" not in arrays:
+        return _examples(path, arrays, class_names, signature)
+    pixels = _pixels(path, arrays["images"])
+    target = _target_name(path, arrays)
+    if target and len(arrays[target]) != len(pixels):
+        raise DataError(
+            f"{str(path)!r} has {len(pixels)} images and {len(arrays[target])} {target}; expected as many of each"
+        )
+    if target == "masks" or (target == "targets" and not _are_indices(arrays[target])):
+        return _with_targets(
+            images_of_array(str(path), pixels, np.full(len(pixels), UNKNOWN), class_names), arrays[target]
+        )
+    labels = _labels(path, arrays[target], class_names) if target else np.full(len(pixels), UNKNOWN)
+    return images_of_array(str(path), pixels, labels, class_names)
+
+
+def _target_name(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Which array holds the targets; empty where none does."""
+    names = [name for name in _TARGETS if name in arrays]
+    if len(names) > 1:
+        raise DataError(f"{str(path)!r} holds {' and '.join(names)}; keep the one that is meant")
+    return names[0] if names else ""
+
+
+def _are_indices(targets: NDArray[Any]) -> bool:
+    return targets.ndim == 1 and targets.dtype.kind in "iu"
+
+
+def _pixels(path: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
+    if images.ndim == 3:
+        images = images[..., None]  # grey, [N, H, W] to [N, H, W, 1]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise DataError(
+            f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1), or "
+            "'inputs' for tensors as the network takes them"
+        )
+    if not images.size:
+        raise DataError(f"{str(path)!r} holds no images")
+    return images
+
+
+def _labels(path: Path, labels: NDArray[Any], class_names: Sequence[str]) -> IntArray:
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"'labels' in {str(path)!r} are {labels.dtype}, expected whole numbers")
+    if labels.max() > np.iinfo(np.int64).max:  # would turn negative
+        raise DataError(too_large_label(str(labels.max()), str(path)))
+    indices = labels.astype(np.int64)
+    _require_indices(indices, class_names, path)
+    return indices
+
+
+def _with_targets(images: Images, targets: NDArray[Any]) -> Images:
+    """Masks where they are whole numbers [N, H, W], images where they are uint8 [N, H, W, C], else values."""
+    are_images = targets.dtype == np.uint8 and targets.ndim == 4 and targets.shape[-1] in (1, 3)
+    is_mask = targets.ndim == 3 and targets.dtype.kind in "iu"
+    kind: TargetKind = "image" if are_images else "mask" if is_mask else "values"
+
+    def target_of(name: str) -> object:
+        target = targets[int(name)]
+        return picture_of(target) if are_images else target
+
+    def stored(name: str) -> bytes:
+        target = np.ascontiguousarray(targets[int(name)])
+        return repr((target.dtype, target.shape)).encode() + target.tobytes()
+
+    return with_targets(images, kind, target_of, stored)
+
+
+def _examples(
+    path: Path, arrays: Mapping[str, NDArray[Any]], class_names: Sequence[str], signature: Signature
+) -> Examples:
+    by_name = {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)}
+    if by_name and "inputs" in arrays:
+        raise DataError(f"{str(path)!r} holds 'inputs' and '{_INPUT}{next(iter(by_name))}'; keep one of the two")
+    target = _target_name(path, arrays)
+    inputs = by_name or (arrays["inputs"],)
+    batch = read_batch((inputs, arrays[target] if target else None), signature, str(path))
+    if not len(batch):
+        raise DataError(f"{str(path)!r} holds no samples")
+    notes = [f"entries that forward has no parameter for are left out: {', '.join(batch.left_out)}"]
+    return held_examples(
+        str(path),
+        batch.samples(),
+        numbered(len(batch)),
+        class_names=class_names,
+        input_names=batch.names,
+        notes=notes if batch.left_out else (),
+    )
+
+
+def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None:
+    least, largest = int(labels.min()), int(labels.max())
+    if largest >= MOST_CLASSES:
+        raise DataError(too_large_label(str(largest), str(path)))
+    if least < -1 or (names and largest >= len(names)):
+        wrong = least if least < -1 else largest
+        most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
+        raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
+
+
+def _npz_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
+    """The arrays that have a meaning here, and names of classes. Raises DataError for what is no archive of these."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{str(path)!r} is not an .npz file; give one, or the folder that holds the images")
+    try:
+        return _stored_arrays(path)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"{str(path)!r} holds an array of objects ({error}): images of mixed sizes? Resize them to one size "
+            "or give a folder of files"
+        ) from error
+    except Exception as error:  # a damaged archive's errors are of every kind, among them that it declares terabytes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise DataError(
+            f"{str(path)!r} is not an .npz of images and labels ({reason}); write it with np.savez"
+        ) from error
+
+
+def _stored_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
+    with np.load(path, allow_pickle=False) as archive:
+        inputs = [name for name in archive if name in ("images", "inputs") or name.startswith(_INPUT)]
+        if not inputs:
+            raise DataError(
+                f"{str(path)!r} holds {', '.join(archive)}; expected 'images' and 'labels', or 'inputs' and 'targets'"
+            )
+        arrays = {name: archive[name] for name in (*inputs, *_TARGETS) if name in archive}
+        class_names = tuple(map(str, archive.get("class_names", ())))
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            raise DataError(f"{name!r} in {str(path)!r} is no array of samples; write it with np.savez")
+    if "labels" in arrays:
+        arrays["labels"] = arrays["labels"].reshape(-1)
+    return arrays, class_names
+
+
+def images_of_array(source: str, images: NDArray[np.uint8], labels: IntArray, classes: Sequence[str]) -> Images:
+    """Of pixels [N, H, W, C] with C 1 or 3; classes without names are numbered."""
+
+    def read(name: str) -> Image.Image:
+        return picture_of(images[int(name)])
+
+    def digest(name: str) -> str:
+        image = np.ascontiguousarray(images[int(name)])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+    class_names = tuple(classes or map(str, range(int(labels.max()) + 1)))
+    return Images(source, numbered(len(images)), labels, class_names, None, read, digest, "npz")
+
+
+def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """PIL's image of [H, W, C] with C 1 or 3."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -7,6 +7,7 @@ report, ship. Every stage's result lies in the run's folder; a stage is done aga
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,7 @@ from .graph.cost import measure_cost
 from .graph.interface import answers
 from .graph.wrappers import plain
 from .inputs.checkpoints import state_hash
-from .inputs.images import Batches, Images, batches
-from .inputs.in_memory import given_images
+from .inputs.images import Batches, batches
 from .inputs.models import Model
 from .placement import code_of, computing
 from .planning import compose
@@ -40,6 +40,7 @@ from .repair.choice import Choice, Judged, choose, text_of
 from .repair.finetune import FinetuneOptions, finetune
 from .rounds import Prunable, measure_units, repair_layers, score_units
 from .run.checks import Checks, gate, require_passed
+from .run.choosing import NO_PARTS, UserParts, parted_options
 from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
 from .run.plans import below_budget_checks, make_step, require_reachable, set_aim
@@ -97,15 +98,16 @@ def compress(
 ) -> Run:
     """Compresses a model; `options` are the recipe's fields, of which `model` and `images` are the first.
 
-    `model` may be a module of yours (its run can't be rebuilt without it). `images` is a source's name or path,
-    `Images`, arrays, a `Dataset` or a `DataLoader` (see `in_memory.given_images`). Raises CompressorError's subclasses
-    (see compressor.errors).
+    `model` may be a module of yours (its run can't be rebuilt without it). `images` is a source's name or path, arrays,
+    a `Dataset`, a `DataLoader`, batches or a function that returns one of these (see `inputs.data.given_data`): inputs
+    alone, or with targets. Of the task, `quality(predict, data)`, `loss`, `says`, `distance` and `decode` may be
+    functions of yours. Raises CompressorError's subclasses (see compressor.errors).
     """
     asked: dict[str, Any] = dict(options)
-    source = given_images(images)
-    if isinstance(source, str):
-        asked["data"] = source
-    in_memory = source if isinstance(source, Images) else None
+    parts, asked = parted_options(asked)
+    if isinstance(images, (str, os.PathLike)):
+        asked["data"] = os.fspath(images)
+        images = None
 
     if isinstance(model, nn.Module):
         asked.setdefault("out", "runs/model")
@@ -113,11 +115,11 @@ def compress(
         ready = plain(model)
         recipe = make_recipe({**asked, "model": type(ready.module).__name__})
         in_hand = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
-        return replace(run(recipe, notify=notify, model=in_hand, images=in_memory), dense=ready.module)
+        return replace(run(recipe, notify=notify, model=in_hand, data=images, parts=parts), dense=ready.module)
 
     if model is not None:
         asked["model"] = require_name(model)
-    return run(read_recipe(None, **asked), notify=notify, images=in_memory)
+    return run(read_recipe(None, **asked), notify=notify, data=images, parts=parts)
 
 
 def require_name(model: object) -> str:
@@ -137,15 +139,23 @@ def require_name(model: object) -> str:
 
 
 def run(
-    recipe: Recipe, *, notify: Notify | None = None, model: Model | None = None, images: Images | None = None
+    recipe: Recipe,
+    *,
+    notify: Notify | None = None,
+    model: Model | None = None,
+    data: object = None,
+    parts: UserParts = NO_PARTS,
 ) -> Run:
-    """One run from a recipe, continued where an earlier one in the same folder stopped."""
+    """One run from a recipe, continued where an earlier one in the same folder stopped.
+
+    `model`, `data` and `parts` of the task are in memory, in place of what the recipe names.
+    """
     with computing():
-        return _run(recipe, notify, model, images)
+        return _run(recipe, notify, model, data, parts)
 
 
-def _run(recipe: Recipe, notify: Notify | None, model: Model | None, images: Images | None) -> Run:
-    work = prepare(recipe, notify or (lambda stage, share: None), model, images, spare=spare_of(recipe))
+def _run(recipe: Recipe, notify: Notify | None, model: Model | None, data: object, parts: UserParts) -> Run:
+    work = prepare(recipe, notify or (lambda stage, share: None), model, data, parts=parts, spare=spare_of(recipe))
     structure, spent = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
@@ -87,6 +87,11 @@ class Recipe:
         "",
         *TASKS,
     )
+    quality: str = _option("", "your own measure of a network, file.py:function: (predict, data) to a number")
+    loss: str = _option("", "your own loss for each sample, file.py:function: (outputs by name, targets) to [N]")
+    says: str = _option("", "where relevance starts, file.py:function: (outputs by name, targets) to [N]")
+    distance: str = _option("", "how far two answers lie apart, file.py:function: (outputs, the dense one's) to [N]")
+    decode: str = _option("", "a detector's boxes, file.py:function: (outputs by name) to boxes, scores and labels")
     batch_size: int = _option(32, "images per batch of calibration and evaluation")
     seed: int = _option(0, "every random choice follows from it")
     device: str = _option("auto", "what computes: auto (a GPU where there is one), cpu, cuda or cuda:1")
@@ -179,6 +184,11 @@ class RecipeFields(TypedDict, total=False):
     calibration: int
     evaluation: float
     task: str
+    quality: str | Callable[..., Any]
+    loss: str | Callable[..., Any]
+    says: str | Callable[..., Any]
+    distance: str | Callable[..., Any]
+    decode: str | Callable[..., Any]
     size: Sequence[int] | int
     resize: Sequence[int] | int
     interpolation: str

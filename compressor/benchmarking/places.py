@@ -22,9 +22,9 @@ from ..inputs.models import load_model
 from ..inputs.sources import load_images
 from ..inputs.trust import require_trusted
 from ..recipe import Recipe, read_recipe
+from ..run.reading import read_data
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
-from ..run.work import read_images
 from .records import Content
 
 BATCH = 32
@@ -106,7 +106,7 @@ def _evaluation_of(recipe: Recipe, network: Network) -> Batches:
     if not network.builder:
         raise ModelError("the run began with a model object")
     model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, _ = read_images(recipe, model, None)
+    splits = read_data(recipe, model, None).splits
     return batches(splits.evaluation, BATCH)
 
 

@@ -123,15 +123,20 @@ def inputs_wanted(model: nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in required if parameter.kind in kinds)
 
 
+def parameter_names(model: nn.Module) -> tuple[str, ...]:
+    """What forward calls its inputs, those that it can do without among them."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(parameter.name for parameter in _parameters(model) if parameter.kind not in variable)
+
+
 def _input_names(model: nn.Module, given: int, keywords: Sequence[str]) -> tuple[str, ...]:
     """What several inputs are called: by forward's own names, or by their number."""
     if keywords:
         return tuple(keywords)
     if given == 1:
         return (INPUT,)
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    names = [parameter.name for parameter in _parameters(model) if parameter.kind not in variable]
-    return tuple(names[:given]) if len(names) >= given else tuple(f"{INPUT}.{index}" for index in range(given))
+    names = parameter_names(model)
+    return names[:given] if len(names) >= given else tuple(f"{INPUT}.{index}" for index in range(given))
 
 
 def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> None:

@@ -94,6 +94,16 @@ class Examples:
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
 
+    def labelled(self, labels: IntArray) -> Examples:
+        """The same samples with class indices [N] for targets, in their order."""
+        index_of = dict(zip(self.names, labels.tolist(), strict=True))
+
+        def read(name: str) -> Sample:
+            return replace(self.read(name), target=torch.tensor(index_of[name]))
+
+        first = replace(self.first, target=torch.tensor(0))
+        return replace(self, labels=labels, read=read, first=first, seen={})
+
     def prepared(self, preprocessing: Preprocessing) -> Examples:
         """The same: what is a tensor already is not pre-processed again."""
         return self

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..graph.interface import answers, output_names
+from ..inputs.code import code_of
 from ..inputs.images import Batches
 from ..placement import device_of, inputs_to
 from ..recipe import Recipe
 from ..tasks import choose_task, is_labelled, task_named
 from ..tensors import as_tuple
 
-PARTS = ("quality", "loss", "says", "distance")
-"""What of a task a user may put in place of its own; `decode` beside them."""
+PARTS = ("quality", "loss", "says", "distance", "decode")
+"""What of a task a user may put in place of its own; `decode` makes boxes of a detector's answer."""
 CLASSES = "classification"
 
 
@@ -51,6 +52,29 @@ def _print_of(function: Callable[..., Any]) -> str:
 
 
 NO_PARTS = UserParts()
+
+
+def parted_options(options: Mapping[str, Any]) -> tuple[UserParts, dict[str, Any]]:
+    """The functions among a Python caller's options, and the others."""
+    functions = {part: options[part] for part in PARTS if callable(options.get(part))}
+    return UserParts(functions), {name: value for name, value in options.items() if name not in functions}
+
+
+def parts_of(recipe: Recipe, given: UserParts) -> UserParts:
+    """The functions that were given, and those that the recipe names (`metrics.py:my_map`).
+
+    Raises RecipeError where there is no such function, or its file raises.
+    """
+    functions = dict(given.functions)
+    for part in PARTS:
+        spec = getattr(recipe, part)
+        if spec and part not in functions:
+            place, _, name = spec.rpartition(":")
+            if not place:
+                raise RecipeError(f"{part} = {spec!r} names no function; write file.py:function")
+            with code_of(place, name, role="function", error=RecipeError) as function:
+                functions[part] = function
+    return UserParts(functions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..inputs.images import Batches, batches
 from ..recipe import Recipe
-from .work import SEARCH_LEAST, Work
+from .reading import SEARCH_LEAST
+from .work import Work
 
 JUDGE_IMAGES = 512  # more tell two networks no better apart than the evaluation images will
 HELD_SHARE = 5  # one calibration image of so many judges where none are left over

@@ -11,27 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..choices import given_preprocessing, require_known
+from ..choices import require_known
 from ..device import feeds
 from ..device.feeds import Arrays
-from ..errors import DataError, RecipeError
+from ..errors import DataError
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
 from ..graph.interface import answers, constant_outputs, output_nodes
-from ..inputs.images import Batches, Images, Preprocessing, Source, batches, overridden, require_decodable
+from ..inputs.images import Batches, Preprocessing, Source, batches, require_decodable
 from ..inputs.models import Model, load_model
-from ..inputs.sources import load_images, require_labels
-from ..inputs.splits import Splits, split, split_apart
+from ..inputs.sources import require_labels
+from ..inputs.splits import Splits
 from ..placement import CPU, device_of, inputs_to, placed, resolve
 from ..recipe import Recipe
 from ..records import InputSpec
 from ..tensors import Inputs, noise_like
-from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose
+from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, parts_of
 from .fingerprints import Known
+from .reading import read_data
 from .stages import Notify, Stages, open_run
-
-SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +93,7 @@ def prepare(
     recipe: Recipe,
     notify: Notify,
     model: Model | None,
-    images: Images | None,
+    data: object,
     *,
     parts: UserParts = NO_PARTS,
     search: int = 0,
@@ -103,14 +102,13 @@ def prepare(
     """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
 
     `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave. `parts` are a
-    user's own functions of the task.
+    user's own functions of the task, `data` what a Python caller gave in place of the recipe's.
     """
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    splits, preprocessing = read_images(recipe, model, images, search=search, spare=spare)
-    device = resolve(recipe.device)
-    inputs, keywords = (InputSpec(preprocessing.shape),), ()
-    example = noise_like(inputs)
+    read = read_data(recipe, model, data, search=search, spare=spare)
+    splits, keywords, device = read.splits, read.keywords, resolve(recipe.device)
+    example = noise_like(read.inputs)
     traced = trace(model.module, example, keywords)
     require_function(model.module, traced, example, keywords)
     require_exportable(traced)
@@ -119,7 +117,7 @@ def prepare(
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_decodable(part)
     calibration = batches(splits.calibration, recipe.batch_size)
-    chosen = choose(recipe, dense, calibration, parts)
+    chosen = choose(recipe, dense, calibration, parts_of(recipe, parts))
     if chosen.name == CLASSES:
         splits = with_labels(splits, dense, model, recipe, chosen)
         calibration = batches(splits.calibration, recipe.batch_size)
@@ -132,11 +130,11 @@ def prepare(
         dense,
         calibration,
         batches(splits.evaluation, recipe.batch_size),
-        preprocessing,
-        inputs,
+        read.preprocessing,
+        read.inputs,
         chosen,
         keywords,
-        warnings=(*_notes(model, dense), *chosen.warnings),
+        warnings=(*_notes(model, dense), *read.notes, *chosen.warnings),
         device=device,
     )
 
@@ -168,14 +166,14 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
 
 
 @torch.no_grad()
-def _labelled_by(dense: fx.GraphModule, images: Images, batch_size: int) -> Images:
+def _labelled_by(dense: fx.GraphModule, images: Source, batch_size: int) -> Source:
     """The images with the class that the dense network gives each of them."""
     answers_by_batch = []
     for inputs, _ in batches(images, batch_size) if len(images) else ():
         (logits,) = answers(dense, inputs_to(inputs, device_of(dense)))
         answers_by_batch.append(logits.argmax(1).cpu().numpy())
     labels = np.concatenate(answers_by_batch) if answers_by_batch else np.zeros(0, np.int64)
-    return replace(images, labels=labels.astype(np.int64))
+    return images.labelled(labels.astype(np.int64))
 
 
 def require_own_classes(images: Source, outputs: int, model: Model) -> None:
@@ -204,51 +202,3 @@ def _built_for(spec: str, classes: int) -> str:
         others = [part.strip() for part in arguments.split(",") if part.strip() and "num_classes" not in part]
         return f"take --model '{name}({', '.join((*others, f'num_classes={classes}'))})' with weights trained for them"
     return f"build {spec or 'the model'} for {classes} classes"
-
-
-def read_images(
-    recipe: Recipe, model: Model, images: Images | None, *, search: int = 0, spare: int = 0
-) -> tuple[Splits, Preprocessing]:
-    """Calibration, evaluation and `search` images (or at most `spare`), disjoint, prepared as the model wants them."""
-    preset = images.preprocessing if images is not None and images.preprocessing else model.preprocessing
-    preprocessing = overridden(preset, **given_preprocessing(recipe))
-    classes = model.class_names if model.weights != "none" else None  # an untrained network's classes mean nothing
-    if images is None:
-        if not recipe.data:
-            raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
-        images = load_images(recipe.data, classes=classes)
-    images = images.prepared(preprocessing)
-    if recipe.evaluation_data:
-        held_out = load_images(recipe.evaluation_data, classes=images.class_names or classes).prepared(preprocessing)
-        n = min(recipe.calibration, _different(images, recipe.calibration + search))
-        rest = _left_for_search(images, n, search) if search else _left(images, n, spare)
-        return split_apart(images, held_out, recipe.seed, calibration=n, search=rest), preprocessing
-    evaluated = round(recipe.evaluation * len(images))
-    n = min(recipe.calibration, _different(images, recipe.calibration + evaluated + search) - evaluated)
-    if not evaluated or n < 1:
-        raise DataError(
-            f"{images.source} holds {len(images)} images, of which {evaluated} are held out for evaluation; give more "
-            "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
-        )
-    rest = _left_for_search(images, evaluated + n, search) if search else _left(images, evaluated + n, spare)
-    return split(images, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), preprocessing
-
-
-def _left_for_search(images: Source, taken: int, search: int) -> int:
-    """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
-    left = _left(images, taken, search)
-    if left < min(search, SEARCH_LEAST):
-        raise DataError(
-            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {left} "
-            f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
-        )
-    return left
-
-
-def _left(images: Source, taken: int, wanted: int) -> int:
-    return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
-
-
-def _different(images: Source, wanted: int) -> int:
-    """How many images there are; repeated ones count once where that decides whether there are enough."""
-    return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,7 @@ from ..accuracy import evaluate
 from ..errors import FolderError, RecipeError
 from ..files import content_hash, write_json
 from ..inputs.checkpoints import state_hash
-from ..inputs.images import Images, batches
-from ..inputs.in_memory import given_images
+from ..inputs.images import batches
 from ..inputs.models import Model
 from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
@@ -57,10 +57,9 @@ def search(
     search_fields = SearchOptions.__dataclass_fields__
     search_values = {name: options.pop(name) for name in search_fields if name in options}
 
-    source = given_images(images)
-    if isinstance(source, str):
-        options["data"] = source
-    images_in_memory = source if isinstance(source, Images) else None
+    if isinstance(images, (str, os.PathLike)):
+        options["data"] = os.fspath(images)
+        images = None
 
     model_in_memory = None
     if isinstance(model, nn.Module):
@@ -76,7 +75,7 @@ def search(
         notify=notify,
         on_trial=on_trial,
         model=model_in_memory,
-        images=images_in_memory,
+        data=images,
     )
 
 
@@ -87,15 +86,15 @@ def run_search(
     notify: Notify | None = None,
     on_trial: Callable[[Progress], None] | None = None,
     model: Model | None = None,
-    images: Images | None = None,
+    data: object = None,
 ) -> SearchResult:
     """One search from a recipe, continued or joined where its study stands.
 
-    `notify` gets stages and the share done, `on_trial` every trial of this process; `model` and `images` those in
-    memory. Raises CompressorError's subclasses.
+    `notify` gets stages and the share done, `on_trial` every trial of this process; `model` and `data` those in memory.
+    Raises CompressorError's subclasses.
     """
     with computing():
-        return _run_search(recipe, options, notify, on_trial, model, images)
+        return _run_search(recipe, options, notify, on_trial, model, data)
 
 
 def _run_search(
@@ -104,14 +103,19 @@ def _run_search(
     notify: Notify | None,
     on_trial: Callable[[Progress], None] | None,
     model: Model | None,
-    images: Images | None,
+    data: object,
 ) -> SearchResult:
     began = time.monotonic()
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
     _require_searchable(recipe, families, options)
 
     in_folder = replace(recipe, out=str(folder_of(recipe)))
-    work = prepare(in_folder, notify or (lambda stage, share: None), model, images, search=options.search_images)
+    work = prepare(in_folder, notify or (lambda stage, share: None), model, data, search=options.search_images)
+    if not work.chosen.classifies:
+        raise RecipeError(
+            f"the task is {work.chosen.name}: a search counts right answers, so it serves classifiers alone; "
+            "`compressor compress` takes any task"
+        )
     structure, spent = find_units(work)
     bench = Bench(
         work,

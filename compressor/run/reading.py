@@ -1,0 +1,131 @@
+"""A run's data: what is given in; calibration, evaluation and spare parts out, prepared for the model.
+
+Knows of the model its pre-processing, its classes and what its forward takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..choices import given_preprocessing
+from ..errors import DataError, RecipeError
+from ..graph.program import inputs_wanted, parameter_names
+from ..inputs.data import given_data
+from ..inputs.entries import Signature
+from ..inputs.examples import Examples
+from ..inputs.images import Images, Preprocessing, Source, overridden
+from ..inputs.models import Model
+from ..inputs.sources import load_source
+from ..inputs.splits import Splits, split, split_apart
+from ..recipe import Recipe
+from ..records import InputSpec
+from ..tensors import specs_of
+
+SEARCH_LEAST = 50  # fewer images than this can't tell one trial from another
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A run's data in parts; `preprocessing` is None where they are tensors as the network takes them.
+
+    `inputs` say what one sample is, `keywords` name them where forward takes them by name. `notes` are what was decided
+    when they were read.
+    """
+
+    splits: Splits
+    preprocessing: Preprocessing | None
+    inputs: tuple[InputSpec, ...]
+    keywords: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_data(recipe: Recipe, model: Model, data: object, *, search: int = 0, spare: int = 0) -> Data:
+    """Calibration, evaluation and `search` images (or at most `spare`), disjoint, prepared as the model wants them.
+
+    `data` are what a Python caller gave, in place of the recipe's. Raises DataError for data that are none, or too few,
+    RecipeError where a pre-processing is missing.
+    """
+    signature = _signature_of(recipe, model)
+    source = _source_of(recipe, model, given_data(data, signature), signature)
+    if isinstance(source, Examples):
+        specs = specs_of(source.inputs([0]))
+        splits = _dealt(recipe, model, source, signature, None, search=search, spare=spare)
+        return Data(splits, None, specs, source.input_names, source.notes)
+    preset = source.preprocessing or model.preprocessing
+    preprocessing = overridden(preset, **given_preprocessing(recipe))
+    prepared = source.prepared(preprocessing)
+    splits = _dealt(recipe, model, prepared, signature, preprocessing, search=search, spare=spare)
+    return Data(splits, preprocessing, (InputSpec(preprocessing.shape),))
+
+
+def _signature_of(recipe: Recipe, model: Model) -> Signature:
+    """What forward takes; images can be given as pixels where a pre-processing is known or asked for."""
+    asked = any(given_preprocessing(recipe).values())
+    wanted = max(1, len(inputs_wanted(model.module)))
+    return Signature(wanted, parameter_names(model.module), model.preprocessing is not None or asked)
+
+
+def _source_of(
+    recipe: Recipe, model: Model, given: str | Images | Examples | None, signature: Signature
+) -> Images | Examples:
+    """What was given in Python, else what the recipe names."""
+    if given is not None and not isinstance(given, str):
+        return given
+    name = given or recipe.data
+    if not name:
+        raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
+    return load_source(name, signature, classes=_classes_of(model))
+
+
+def _classes_of(model: Model) -> tuple[str, ...] | None:
+    """An untrained network's classes mean nothing."""
+    return tuple(model.class_names) if model.class_names and model.weights != "none" else None
+
+
+def _dealt(
+    recipe: Recipe,
+    model: Model,
+    source: Source,
+    signature: Signature,
+    preprocessing: Preprocessing | None,
+    *,
+    search: int,
+    spare: int,
+) -> Splits:
+    if recipe.evaluation_data:
+        classes = source.class_names or _classes_of(model)
+        held_out: Source = load_source(recipe.evaluation_data, signature, classes=classes)
+        if preprocessing is not None:
+            held_out = held_out.prepared(preprocessing)
+        n = min(recipe.calibration, _different(source, recipe.calibration + search))
+        rest = _left_for_search(source, n, search) if search else _left(source, n, spare)
+        return split_apart(source, held_out, recipe.seed, calibration=n, search=rest)
+    evaluated = round(recipe.evaluation * len(source))
+    n = min(recipe.calibration, _different(source, recipe.calibration + evaluated + search) - evaluated)
+    if not evaluated or n < 1:
+        raise DataError(
+            f"{source.source} holds {len(source)} images, of which {evaluated} are held out for evaluation; give more "
+            "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
+        )
+    rest = _left_for_search(source, evaluated + n, search) if search else _left(source, evaluated + n, spare)
+    return split(source, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation)
+
+
+def _left_for_search(images: Source, taken: int, search: int) -> int:
+    """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
+    left = _left(images, taken, search)
+    if left < min(search, SEARCH_LEAST):
+        raise DataError(
+            f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {left} "
+            f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
+        )
+    return left
+
+
+def _left(images: Source, taken: int, wanted: int) -> int:
+    return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
+
+
+def _different(images: Source, wanted: int) -> int:
+    """How many images there are; repeated ones count once where that decides whether there are enough."""
+    return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})

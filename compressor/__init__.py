@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .choices import Choices as Choices
     from .choices import Repairing as Repairing
     from .choices import Scoring as Scoring
+    from .inputs.detectors import detector_network as detector_network
     from .pipeline import Run as Run
     from .pipeline import compress as compress
     from .pipeline import load as load
@@ -42,6 +43,7 @@ _HOMES = {
     "repair_layers": "rounds",
     "score_units": "rounds",
     "compress": "pipeline",
+    "detector_network": "inputs.detectors",
     "load": "pipeline",
     "search": "searching",
     "Run": "pipeline",

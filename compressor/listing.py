@@ -62,9 +62,11 @@ def models() -> Rows:
 def _of_torchvision() -> Rows:
     if importlib.util.find_spec("torchvision") is None:
         return [("torchvision:NAME", "not installed: pip install torchvision")]
-    from torchvision import models as library
+    if importlib.util.find_spec("torch") is None:
+        return [("torchvision:NAME", "torch is not installed")]
+    from .inputs.torchvision_models import torchvision_names
 
-    return [(f"torchvision:{name}", "") for name in library.list_models(module=library)]
+    return [(f"torchvision:{name}", kind.replace("_", " ")) for name, kind in torchvision_names().items()]
 
 
 def _of_timm() -> Rows:

@@ -71,7 +71,10 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
             reasons.append(f"{first_line(error)}{_at(place)}")
     remedy = "its forward must not branch on values nor fix the batch size"
     if "data-dependent" in reasons[0]:
-        remedy += "; what follows a detector's heads (suppression of boxes) does: give backbone and heads as the model"
+        remedy += (
+            ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads "
+            "as the model, and keep what follows as its decode"
+        )
     raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {remedy}")
 
 

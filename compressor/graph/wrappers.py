@@ -2,13 +2,14 @@
 
 Takes off what training wraps around a network (`torch.compile`, `DataParallel`, moving averages), folds weights
 that are computed from others (weight and spectral norm, pruning masks) and converts other floats to float32. What
-can't be read as a plain network (TorchScript, fake quantisation) is refused with the remedy. The module that
-came in is not changed.
+can't be read as a plain network (TorchScript, fake quantisation, a whole detector) is refused with the remedy. The
+module that came in is not changed.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ def plain(module: nn.Module, *, convert: bool = True) -> Plain:
     """The network without what training wraps around it, itself where there is nothing to take off or to fold.
 
     Other floats stay as they are unless `convert`. Raises ModelError for what has no plain form: TorchScript,
-    quantised and uninitialised modules, with `convert` also a module without values.
+    quantised and uninitialised modules, whole detectors, with `convert` also a module without values.
     """
     inner, notes = _unwrapped(module)
+    _refuse_detector(inner)
     _require_readable(inner, with_values=convert)
     floats = _other_floats(inner) if convert else []
     computed = list(_computed_weights(inner))
@@ -103,6 +105,28 @@ def _require_readable(module: nn.Module, *, with_values: bool) -> None:
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
         if tensor.is_meta and with_values:
             raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
+
+
+def is_detector(module: nn.Module) -> bool:
+    """Whether backbone and heads lie in it with what chooses boxes behind them, as in torchvision's detectors.
+
+    By its parts and by the targets its forward takes beside the images: a module of one's own that holds the same parts
+    and answers before boxes are chosen is none.
+    """
+    parts = {name for name, _ in module.named_children()}
+    one_stage = parts >= {"backbone", "head", "anchor_generator"} and hasattr(module, "postprocess_detections")
+    two_stages = parts >= {"backbone", "rpn", "roi_heads"}
+    takes = list(inspect.signature(module.forward).parameters) if one_stage or two_stages else []
+    return takes[1:2] == ["targets"]
+
+
+def _refuse_detector(module: nn.Module) -> None:
+    if is_detector(module):
+        raise ModelError(
+            f"the model is a whole detector ({type(module).__name__}): which boxes it answers with depends on values, "
+            "and no graph can hold that; give its network, and keep its decode: "
+            "network, decode = compressor.detector_network(model)"
+        )
 
 
 def _refuse_quantised(name: str, layer: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """A model's name and its weights in, the module ready for evaluation out, with what is known of its images.
 
-Names: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `file.py:factory`, each with literal
-arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded models of models/index.json.
+Names: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `file.py:factory`, each with
+literal arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded models of models/index.json.
+A detector becomes its network and its decode (see `detectors`).
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Protocol, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
 
 from ..errors import ModelError, did_you_mean
 from ..files import file_sha256, read_json
-from ..graph.wrappers import copied, plain
+from ..graph.wrappers import copied, is_detector, plain
+from .builders import Built, called
 from .calls import parse_call
 from .checkpoints import fill, require_values, state_hash
-from .code import at_line, code_of
+from .code import code_of
+from .detectors import Decoder, split_detector
 from .images import Interpolation, Preprocessing, overridden
+from .torchvision_models import torchvision_model, torchvision_names, without_training_heads
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "models"
 
@@ -31,7 +34,8 @@ EMBEDDED = Path(__file__).resolve().parents[2] / "models"
 class Model:
     """`builder` and `weights` are what `load_model` was given; `sha256` is of the tensors themselves.
 
-    `notes` say what was done to make a plain float32 module of it (see `wrappers.plain`).
+    `notes` say what was done to make a plain float32 module of it (see `wrappers.plain`). `decode` gives the boxes of
+    a detector's outputs; None for what is no detector, and for those of two stages.
     """
 
     module: nn.Module
@@ -41,13 +45,7 @@ class Model:
     class_names: tuple[str, ...] | None
     sha256: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Built:
-    module: nn.Module
-    preprocessing: Preprocessing | None
-    class_names: tuple[str, ...] | None = None
+    decode: Decoder | None = None
 
 
 class _Embedded(TypedDict):
@@ -57,16 +55,6 @@ class _Embedded(TypedDict):
     file: str
     sha256: str
     preprocessing: dict[str, object]
-
-
-class _Preset(Protocol):
-    """What is read of torchvision's `ImageClassification`."""
-
-    crop_size: Sequence[int]
-    resize_size: Sequence[int]
-    interpolation: Enum
-    mean: Sequence[float]
-    std: Sequence[float]
 
 
 class _DataConfig(TypedDict):
@@ -88,32 +76,50 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model
     Raises ModelError (unknown name, a factory that fails, a checkpoint that doesn't fit, no network).
     """
     build, name = _builder_of(spec)
-    weights = weights or ("none" if build is _factory else "default")
+    weights = weights or ("default" if _has_weights(spec) else "none")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
         torch.manual_seed(seed)
         built = build(name, "default" if weights == "default" else "none")
     if weights not in ("none", "default"):
         fill(built.module, weights)
     require_values(built.module)
+    return _ready(built, spec, weights)
 
-    ready = plain(built.module.cpu())
+
+def _ready(built: Built, spec: str, weights: str) -> Model:
+    """The network alone, without what serves training, and without what follows it in a detector."""
+    module, preprocessing, decode = built.module.cpu(), built.preprocessing, None
+    notes = built.notes + without_training_heads(module)
+    if is_detector(module):
+        split = split_detector(module)
+        module, preprocessing, decode = split.network, split.preprocessing, split.decode
+        notes += split.notes
+
+    ready = plain(module)
     module = ready.module.eval()
-    return Model(module, spec, weights, built.preprocessing, built.class_names, state_hash(module), ready.notes)
+    return Model(
+        module, spec, weights, preprocessing, built.class_names, state_hash(module), ready.notes + notes, decode
+    )
 
 
-def _builder_of(spec: str) -> tuple[Callable[[str, str], _Built], str]:
+def _has_weights(spec: str) -> bool:
+    """Whether a library, or the project, has trained weights of that name."""
+    return _builder_of(spec)[0] is not _factory
+
+
+def _builder_of(spec: str) -> tuple[Callable[[str, str], Built], str]:
     """The function that builds a model of that name, and the name as it takes it."""
     source, _, rest = spec.partition(":")
     if not rest:
         return _embedded, spec
     if source == "torchvision":
-        return _torchvision, rest
+        return torchvision_model, rest
     if source == "timm":
         return _timm, rest
     return _factory, spec
 
 
-def _embedded(spec: str, weights: str) -> _Built:
+def _embedded(spec: str, weights: str) -> Built:
     name, arguments = parse_call(spec)
     index = _index()
     if name not in index:
@@ -127,7 +133,7 @@ def _embedded(spec: str, weights: str) -> _Built:
         if not file.is_file() or file_sha256(file) != entry["sha256"]:
             raise ModelError(f"{str(file)!r} is not the file models/index.json names; check it out again")
         fill(built.module, file)
-    return _Built(built.module, overridden(None, **entry["preprocessing"]))
+    return Built(built.module, overridden(None, **entry["preprocessing"]))
 
 
 def _index() -> dict[str, _Embedded]:
@@ -151,49 +157,16 @@ def _unknown(name: str, embedded: list[str]) -> str:
 
 def _library_names() -> Iterator[tuple[str, list[str]]]:
     import timm
-    import torchvision.models as library
 
-    yield "torchvision", library.list_models(module=library)
+    yield "torchvision", list(torchvision_names())
     yield "timm", timm.list_models()
-
-
-def _torchvision(spec: str, weights: str) -> _Built:
-    import torchvision.models as library
-
-    name, arguments = parse_call(spec)
-    names = library.list_models(module=library)
-    if name not in names:
-        raise ModelError(f"torchvision has no classifier {name!r}.{did_you_mean(name, names)}")
-    trained = library.get_model_weights(name).DEFAULT
-    default = weights == "default"
-
-    def build() -> object:
-        return library.get_model(name, weights=trained if default else None, **arguments)
-
-    module = _called(build, f"torchvision:{spec}", downloads=default)
-    categories: tuple[str, ...] | None = None
-    if arguments.get("num_classes", 1000) == 1000:
-        categories = tuple(trained.meta["categories"])
-    size = getattr(module, "image_size", None)  # a transformer without the best weights may be built for fewer pixels
-    return _Built(module, overridden(_of_transforms(trained.transforms()), size=size), categories)
-
-
-def _of_transforms(preset: _Preset) -> Preprocessing:
-    """What torchvision's `ImageClassification` preset says."""
-    return Preprocessing(
-        (preset.crop_size[0], preset.crop_size[-1]),
-        tuple(preset.resize_size),
-        _interpolation(preset.interpolation.value),
-        tuple(preset.mean),
-        tuple(preset.std),
-    )
 
 
 def _interpolation(name: str) -> Interpolation:
     return "bicubic" if name == "random" else cast(Interpolation, name)  # timm's "random" is for training only
 
 
-def _timm(spec: str, weights: str) -> _Built:
+def _timm(spec: str, weights: str) -> Built:
     import timm
 
     name, arguments = parse_call(spec)
@@ -206,8 +179,8 @@ def _timm(spec: str, weights: str) -> _Built:
     def build() -> object:
         return create(name, pretrained=default, **arguments)
 
-    module = _called(build, f"timm:{spec}", downloads=default)
-    return _Built(module, _of_config(module))
+    module = called(build, f"timm:{spec}", downloads=default)
+    return Built(module, _of_config(module))
 
 
 def _of_config(module: nn.Module) -> Preprocessing | None:
@@ -229,7 +202,7 @@ def _of_config(module: nn.Module) -> Preprocessing | None:
     return Preprocessing((height, width), resize, _interpolation(config["interpolation"]), mean, std)
 
 
-def _factory(spec: str, weights: str) -> _Built:
+def _factory(spec: str, weights: str) -> Built:
     head, opening, inside = spec.partition("(")  # a colon may stand in the arguments too
     place, _, call = head.rpartition(":")
     if not place or not call:
@@ -242,23 +215,7 @@ def _factory(spec: str, weights: str) -> _Built:
         if isinstance(factory, nn.Module):
             module = copied(factory)  # a model that stands ready in the module stays as it is
         else:
-            module = _called(lambda: factory(**arguments), spec, downloads=False)
-    return _Built(module, _of_config(module))
+            module = called(lambda: factory(**arguments), spec, downloads=False)
+    return Built(module, _of_config(module))
 
 
-def _called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Module:
-    """The model that `build` makes. Raises ModelError for whatever it raises, and for what is no module."""
-    try:
-        module = build()
-    except Exception as error:
-        message = str(error).strip() or "no message"
-        raised = f"{type(error).__name__}{at_line(error)}: {message.splitlines()[0][:300]}"
-        if downloads and isinstance(error, OSError):
-            raise ModelError(
-                f"the default weights of {spec!r} can't be downloaded ({raised}); check the network, "
-                "give a checkpoint file with --weights, or --weights none"
-            ) from error
-        raise ModelError(f"building {spec!r} raised {raised}; check its arguments: name(key=value)") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{spec!r} gave {type(module).__name__}, expected a torch.nn.Module")
-    return module

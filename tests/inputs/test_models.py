@@ -18,6 +18,7 @@ from compressor.inputs import models
 from compressor.inputs.images import Preprocessing, batches, overridden
 from compressor.inputs.models import load_model
 from compressor.inputs.sources import load_images, require_labels
+from compressor.inputs.torchvision_models import torchvision_names
 
 INDEX = json.loads((models.EMBEDDED / "index.json").read_text())
 ACCURACY_FLOORS = {"digits-resnet": 0.985, "digits-vit": 0.97}  # what the project promises of them
@@ -141,6 +142,28 @@ def test_torchvision_by_name_knows_its_preprocessing() -> None:
     assert load_model("torchvision:resnet18(num_classes=2)", "none").class_names is None
 
 
+def test_torchvision_by_name_knows_every_kind() -> None:
+    segmentation = load_model("torchvision:deeplabv3_mobilenet_v3_large(aux_loss=True, num_classes=3)", "none")
+    assert segmentation.preprocessing == Preprocessing((520, 520), (520,), "bilinear", **IMAGENET)
+    assert any("auxiliary classifier" in note for note in segmentation.notes)
+    with torch.no_grad():
+        assert list(segmentation.module(torch.rand(1, 3, 32, 32))) == ["out"]
+    video = load_model("torchvision:r3d_18", "none")
+    assert video.preprocessing is None
+    assert any("clips [N, 3, frames, 112, 112]" in note for note in video.notes)
+    assert video.class_names is not None
+    assert len(video.class_names) == 400
+
+
+def test_what_a_librarys_names_are_for() -> None:
+    kinds = torchvision_names()
+    assert kinds["resnet18"] == "classification"
+    assert kinds["lraspp_mobilenet_v3_large"] == "segmentation"
+    assert kinds["keypointrcnn_resnet50_fpn"] == "detection"
+    assert kinds["mvit_v1_b"] == "video"
+    assert not any(name.startswith("quantized") for name in kinds)
+
+
 def test_timm_by_name_knows_its_preprocessing() -> None:
     model = load_model("timm:vit_tiny_patch16_224(num_classes=3)", "none")
     assert model.preprocessing == Preprocessing((224, 224), (248,), "bicubic", (0.5,) * 3, (0.5,) * 3)
@@ -148,7 +171,9 @@ def test_timm_by_name_knows_its_preprocessing() -> None:
 
 
 BAD_SPECS = [
-    ("torchvision:resnet19", "no classifier 'resnet19'. Did you mean 'resnet18'"),
+    ("torchvision:resnet19", "no model 'resnet19'. Did you mean 'resnet18'"),
+    ("torchvision:ssd300_vgg", "Did you mean 'ssd300_vgg16'"),
+    ("torchvision:quantized_resnet18", "is quantised; give the float model, torchvision:resnet18"),
     ("timm:vit_tiny_patch16_225", "no model 'vit_tiny_patch16_225'. Did you mean 'vit_tiny_patch16_224'"),
     ("digits-resnt", "no model 'digits-resnt'. Did you mean 'digits-resnet'"),
     ("squeezenet1_1", "Did you mean 'torchvision:squeezenet1_1'"),

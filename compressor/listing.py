@@ -49,14 +49,15 @@ def rows_of(what: str = "", words: str = "") -> Rows:
 
 
 def models() -> Rows:
-    """The embedded ones, then every classifier of torchvision and timm, where these are."""
+    """The embedded ones, then every model of torchvision, with what it is for, and of timm, where these are."""
     from .files import read_json
     from .recipe import EMBEDDED
 
     index = EMBEDDED / "index.json"  # comes with a checkout, not with a package
     embedded = read_json(index, "models/1")["models"] if index.is_file() else {}
     rows = [(name, f"embedded: {entry['architecture']}") for name, entry in embedded.items()]
-    return [*rows, *_of_torchvision(), *_of_timm()]
+    hub = ("transformers:NAME", "a model of Hugging Face's Hub, or a class with its configuration")
+    return [*rows, *_of_torchvision(), *_of_timm(), hub]
 
 
 def _of_torchvision() -> Rows:
@@ -74,7 +75,7 @@ def _of_timm() -> Rows:
         return [("timm:NAME", "not installed: pip install timm")]
     import timm
 
-    return [(f"timm:{name}", "") for name in timm.list_models()]
+    return [(f"timm:{name}", "classification") for name in timm.list_models()]
 
 
 def criteria() -> Rows:

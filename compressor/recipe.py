@@ -70,7 +70,9 @@ def _option(default: Any, text: str, *choices: str) -> Any:
 class Recipe:
     """What a run is made of. Lists are written `a,b` on the command line."""
 
-    model: str = _option("digits-resnet", "torchvision:NAME, timm:NAME, package.module:factory, file.py:factory")
+    model: str = _option(
+        "digits-resnet", "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, file.py:factory"
+    )
     weights: str = _option("", "default (the library's), none, or a safetensors / state-dict file")
     data: str = _option("", "images: folder per class, folder with labels.csv, .npz, torchvision:NAME, digits")
     evaluation_data: str = _option("", "images for evaluation given apart; else a part of --data is held out")

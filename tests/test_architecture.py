@@ -40,6 +40,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("export/", "device/"),
     "openvino": ("export/", "device/"),
     "optuna": ("searching/",),
+    "transformers": ("inputs/transformers_models.py",),
     "typer": ("cli/",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),

@@ -6,7 +6,7 @@ import ast
 
 from ..errors import RecipeError
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = ("torchvision", "timm", "transformers")
 """What stands before the colon of a library's model or data set."""
 
 

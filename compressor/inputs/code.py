@@ -42,7 +42,7 @@ def _imported(place: str, role: str, kind: type[InputError]) -> ModuleType:
     except kind:
         raise
     except ModuleNotFoundError as error:
-        hint = did_you_mean(place, ["torchvision", "timm"])
+        hint = did_you_mean(place, ["torchvision", "timm", "transformers"])
         raise kind(
             f"module {error.name!r} is not here, needed for {place!r}.{hint} Install it, or run in its folder"
         ) from error

@@ -1,6 +1,6 @@
 """A model's name and its weights in, the module ready for evaluation out, with what is known of its images.
 
-Names: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `file.py:factory`, each with
+Names: `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `package.module:factory`, `file.py:factory`, each with
 literal arguments if need be (`torchvision:resnet18(num_classes=2)`), and the embedded models of models/index.json.
 A detector becomes its network and its decode (see `detectors`).
 """
@@ -26,6 +26,7 @@ from .code import code_of
 from .detectors import Decoder, split_detector
 from .images import Interpolation, Preprocessing, overridden
 from .torchvision_models import torchvision_model, torchvision_names, without_training_heads
+from .transformers_models import is_class, transformers_model
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "models"
 
@@ -104,7 +105,10 @@ def _ready(built: Built, spec: str, weights: str) -> Model:
 
 def _has_weights(spec: str) -> bool:
     """Whether a library, or the project, has trained weights of that name."""
-    return _builder_of(spec)[0] is not _factory
+    build, name = _builder_of(spec)
+    if build is transformers_model:
+        return not is_class(name.partition("(")[0])
+    return build is not _factory
 
 
 def _builder_of(spec: str) -> tuple[Callable[[str, str], Built], str]:
@@ -116,6 +120,8 @@ def _builder_of(spec: str) -> tuple[Callable[[str, str], Built], str]:
         return torchvision_model, rest
     if source == "timm":
         return _timm, rest
+    if source == "transformers":
+        return transformers_model, rest
     return _factory, spec
 
 
@@ -151,7 +157,7 @@ def _unknown(name: str, embedded: list[str]) -> str:
     hint = f" Did you mean {' or '.join(map(repr, prefixed))}?" if prefixed else did_you_mean(name, embedded)
     return (
         f"there is no model {name!r}.{hint} Models are {', '.join(embedded)}, torchvision:NAME, timm:NAME, "
-        "package.module:factory or file.py:factory"
+        "transformers:NAME, package.module:factory or file.py:factory"
     )
 
 

@@ -9,26 +9,21 @@ No early stopping, no choice among checkpoints. Same seed, same machine: same we
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from checkpoints import prepared_as, record, saved
 from resnet import digits_resnet
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vit import digits_vit
 
-from compressor.files import file_sha256, replacing, write_json
 from compressor.inputs.images import Images, Preprocessing, batches
-from compressor.inputs.sources import DIGITS_HELD_OUT, DIGITS_SEED, load_images
-
-HERE = Path(__file__).resolve().parent
+from compressor.inputs.sources import load_images
 
 PREPROCESSING = Preprocessing((16, 16), (16,), "bilinear", (0.305,), (0.376,))
 BATCH = 64
@@ -107,25 +102,11 @@ def correct(model: nn.Module, images: Images) -> int:
 
 def entry(name: str, course: Course, model: nn.Module, held_out: Images, training: Images) -> dict[str, object]:
     """What index.json says of one checkpoint, just written."""
-    path = HERE / f"{name.replace('-', '_')}.safetensors"
-    state = {key: value for key, value in model.state_dict().items() if "num_batches_tracked" not in key}
-    with replacing(path) as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     right = correct(model, held_out)
     return {
-        "file": path.name,
-        "sha256": file_sha256(path),
-        "bytes": path.stat().st_size,
-        "builder": f"models/{Path(course.build.__code__.co_filename).name}:{course.build.__name__}",
+        **saved(name, model, course.build),
         "architecture": course.architecture,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "preprocessing": {
-            "size": list(PREPROCESSING.size),
-            "resize": list(PREPROCESSING.resize),
-            "interpolation": PREPROCESSING.interpolation,
-            "mean": list(PREPROCESSING.mean),
-            "std": list(PREPROCESSING.std),
-        },
+        "preprocessing": prepared_as(PREPROCESSING),
         "accuracy": {"correct": right, "n": len(held_out), "top1": round(right / len(held_out), 4)},
         "training": {
             "command": f"python models/train.py {name}",
@@ -137,28 +118,6 @@ def entry(name: str, course: Course, model: nn.Module, held_out: Images, trainin
         },
         "licence": "Apache-2.0",
     }
-
-
-DATA = {
-    "name": "scikit-learn load_digits (UCI optical recognition of handwritten digits, test part), 1,797 scans of 8x8",
-    "licence": "CC BY 4.0 (Alpaydin, Kaynak 1998)",
-    "training": "digits:training",
-    "evaluation": "digits:evaluation",
-    "split_seed": DIGITS_SEED,
-    "split_rule": (
-        "image names are '0000' to '1796' in scikit-learn's order; within each class images are ordered by "
-        "sha256('<seed>:<name>'), image j of n stands at (j + 1/2) / n, all classes are merged by that place "
-        f"(ties by the hash); the first {DIGITS_HELD_OUT:.0%} are held out for evaluation"
-    ),
-}
-
-
-def record(name: str, described: dict[str, object]) -> None:
-    """Puts one model's entry into index.json beside the others'."""
-    path = HERE / "index.json"
-    known = json.loads(path.read_text())["models"] if path.exists() else {}
-    known[name] = described
-    write_json(path, {"schema": "models/1", "data": DATA, "models": dict(sorted(known.items()))})
 
 
 def main() -> None:

@@ -1,31 +1,51 @@
 """The budget a recipe asks for: its text in, what may stay out. Knows no network and imports no torch.
 
-So a budget that can't be meant is refused at once, before anything heavy is read.
+So a budget that can't be meant is refused at once, before anything heavy is read. What is asked for as an amount
+(`latency 8 ms`, `size 2 MB`) becomes a share once the dense network's cost is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, isfinite, log10
+from typing import Literal, get_args
 
 from .device.runtimes import canonical_name, layer_timers, row_of, runtime_names
-from .errors import RecipeError, did_you_mean
+from .errors import BudgetError, RecipeError, did_you_mean
 
 SLACK = 0.02
 LATENCY_SLACK = 0.03
-_FORMS = "'macs S', 'parameters S' or 'latency S on RUNTIME'"
+NONE = "none"
+BYTES_PER_PARAMETER = 4  # float32
 
-Kind = Literal["macs", "parameters", "latency"]
-_KINDS = ["macs", "parameters", "latency"]
+Kind = Literal["macs", "parameters", "size", "latency"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_FORMS = "'macs S', 'parameters S', 'size S' or 'latency S on RUNTIME'"
+_AMOUNTS = "'macs 120 M', 'size 2 MB', 'latency 8 ms on onnxruntime' or '30 fps on onnxruntime'"
+
+_COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
+_UNITS: Mapping[Kind, Mapping[str, float]] = {
+    "macs": _COUNTS,
+    "parameters": _COUNTS,
+    "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3, "fps": 1e3},  # of fps, the milliseconds that images are counted in
+}
+_UNIT_OF = {unit.lower(): unit for units in _UNITS.values() for unit in units}
+_SAYS_KIND: Mapping[str, Kind] = {unit: kind for kind in ("size", "latency") for unit in _UNITS[kind]}
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)([a-z%]*)", re.IGNORECASE)
+_DIGITS = 4  # of an amount that is named in place of another
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`share` of the dense network's MACs, parameters or latency that may stay.
+    """`share` of the dense network's MACs, parameters, bytes of fp32 weights or latency that may stay.
 
-    MACs and parameters may be missed from below, by more than `slack` with a warning; a measured latency by at most
-    `slack` either way. Latency is that of `batch` images on `runtime` with `threads` (0: the runtime's own number).
+    MACs, parameters and size may be missed from below, by more than `slack` with a warning; a measured latency by at
+    most `slack` either way. Latency is that of `batch` images on `runtime` with `threads` (0: the runtime's own
+    number). Where an `amount` is asked for (MACs, parameters, bytes, milliseconds of a batch; 0: none is), the share is
+    1 until `of` is told the dense network's cost; `unit` is the one it is written in.
     """
 
     kind: Kind
@@ -34,13 +54,41 @@ class Budget:
     runtime: str = ""
     batch: int = 1
     threads: int = 0
+    amount: float = 0.0
+    unit: str = ""
 
     def __str__(self) -> str:
-        return self.asking(self.share)
+        figure = f"{self._in_unit(self.amount):.10g}" if self.amount else f"{round(self.share, 4):g}"
+        return self._written(figure)
 
     def asking(self, share: float) -> str:
-        """The same budget for another share, as it is written."""
-        text = f"{self.kind} {round(share, 4):g}"
+        """The same budget for another share, as it is written; of an amount four digits, rounded so that more stays."""
+        if not self.amount:
+            return self._written(f"{round(share, 4):g}")
+        return self._written(f"{self._laxer(self._in_unit(self.amount * share / self.share)):.10g}")
+
+    def at(self, share: float) -> Budget:
+        """The same budget for another share, and of the same dense network's cost that share."""
+        return replace(self, share=share, amount=self.amount * share / self.share)
+
+    def of(self, dense: float) -> Budget:
+        """The same budget once the dense network's cost is known, in the kind's unit: an amount becomes a share."""
+        return replace(self, share=self.amount / dense) if self.amount else self
+
+    def _in_unit(self, amount: float) -> float:
+        """Of fps it counts images: a batch of 8 in 100 ms are 80 a second."""
+        scale = _UNITS[self.kind][self.unit]
+        return self.batch * scale / amount if self.unit == "fps" else amount / scale
+
+    def _laxer(self, number: float) -> float:
+        """Rounded to four digits: upwards, and the images of a second downwards."""
+        step = 10.0 ** (floor(log10(number)) + 1 - _DIGITS)
+        steps = number / step
+        return step * (floor(steps + 1e-6) if self.unit == "fps" else ceil(steps - 1e-6))
+
+    def _written(self, figure: str) -> str:
+        text = f"{figure} {self.unit}" if self.unit else figure
+        text = text if self.unit == "fps" else f"{self.kind} {text}"
         if self.kind == "latency":
             text += f" on {self.runtime}"
             text += f" batch {self.batch}" if self.batch != 1 else ""
@@ -49,35 +97,143 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """`macs 0.5` -> half the MACs stay; `latency 0.5 on onnxruntime batch 8 threads 1` -> half the time.
+    """One budget: `macs 0.5` -> half the MACs stay; `size 2 MB`, `30 fps on onnxruntime batch 8 threads 1`.
 
-    Raises RecipeError for anything else.
+    Raises RecipeError for anything else, several budgets too.
     """
-    kind, *words = text.split() or [""]
-    share = _share(words)
-    if kind not in _KINDS or not 0 < share < 1:
-        hint = "" if kind in _KINDS else did_you_mean(kind, _KINDS)
+    return _budget_of(_read_words(text, text), text)
+
+
+def parse_budgets(text: str) -> tuple[Budget, ...]:
+    """All that a plan must meet: `macs 0.5, size 2 MB` are two, `none` is no budget at all.
+
+    Raises RecipeError for a sweep, of which every point is a run of its own, and for what is no budget.
+    """
+    points = points_of(text)
+    if len(points) > 1:
         raise RecipeError(
-            f"budget '{text}' is not understood; write {_FORMS} with the share S that stays, 0 < S < 1, such as "
-            f"'macs 0.5'.{hint}"
+            f"budget '{text}' is a sweep of {len(points)} runs, and one run has one of them, such as '{points[0]}'; "
+            "`compressor compress` and `compressor.compress` make them all"
         )
+    if is_none(text):
+        return ()
+    parts = text.split(",")
+    budgets = tuple(_budget_of(_read_words(part, text), text) for part in parts)
+    kinds = [budget.kind for budget in budgets]
+    for kind in set(kinds):
+        if kinds.count(kind) > 1:
+            raise RecipeError(f"budget '{text}' asks for {kind} more than once; a run can meet one of a kind")
+    return budgets
+
+
+def is_none(text: str) -> bool:
+    """Whether nothing is to be removed."""
+    return text.strip().lower() == NONE
+
+
+def points_of(text: str) -> tuple[str, ...]:
+    """The budgets of a sweep's runs: `macs 0.7,0.5` are `macs 0.7` and `macs 0.5`. Any other budget is one point.
+
+    Raises RecipeError for what is no sweep and no budget either.
+    """
+    if is_none(text):
+        return (NONE,)
+    parts = [_read_words(part, text) for part in text.split(",")]
+    first, *others = parts
+    kind = first.kind or _SAYS_KIND.get(first.unit, "")
+    follow = [not part.kind and _SAYS_KIND.get(part.unit, kind) == kind for part in others]
+    if not any(follow):
+        return (text,)
+    if not all(follow):
+        raise RecipeError(f"budget '{text}' is half a sweep and half several budgets at once; write one of the two")
+    return tuple(str(budget) for budget in _swept(parts, text))
+
+
+def _swept(parts: Sequence[_Words], text: str) -> Iterator[Budget]:
+    """A budget for each figure: all of the first's kind, and all on the runtime that one of them names."""
+    kind = parts[0].kind or _SAYS_KIND.get(parts[0].unit, "")
+    endings = {part.ending for part in parts if part.ending}
+    if len(endings) > 1:
+        raise RecipeError(f"budget '{text}' is a sweep on different runtimes; name one of them, at the end")
+    ending = endings.pop() if endings else ()
+    budgets = [_budget_of(replace(part, kind=kind, ending=ending), text) for part in parts]
+    if len(set(budgets)) < len(budgets):
+        raise RecipeError(f"budget '{text}' is a sweep that names one figure twice")
+    yield from budgets
+
+
+def require_removal(budgets: Sequence[Budget]) -> None:
+    """Raises BudgetError where the dense network meets all of them, each `of` its cost: nothing would go."""
+    if budgets and all(budget.share >= 1 for budget in budgets):
+        met = ", ".join(f"'{budget}' (it takes '{budget.asking(1.0)}')" for budget in budgets)
+        raise BudgetError(
+            f"the dense network meets budget {met} as it is, so nothing would be removed; ask for less, or give "
+            f"--budget {NONE}, which exports and checks it as it is"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """A budget in words: `kind` is empty where none was named, `unit` where a share was; `ending` is all behind it."""
+
+    kind: Kind | Literal[""]
+    number: float
+    unit: str
+    ending: tuple[str, ...]
+
+
+def _read_words(part: str, text: str) -> _Words:
+    """`part` of the whole `text`, which messages name. Raises RecipeError unless there is a kind (or a unit) and a
+    number."""
+    first, *words = part.split() or [""]
+    kind: Kind | Literal[""] = next((name for name in _KINDS if name == first.lower()), "")
+    match = _NUMBER.fullmatch(words.pop(0) if kind and words else first)
+    if match is None:
+        raise _not_understood(text, first)
+    number, unit = float(match[1]), match[2].lower()
+    if not unit and words and words[0].lower() in (*_UNIT_OF, "%"):
+        unit = words.pop(0).lower()
+    if unit == "%":
+        number, unit = number / 100, ""
+    if unit and unit not in _UNIT_OF:
+        raise RecipeError(f"budget '{text}': there is no unit {match[2]!r}; write {_AMOUNTS}")
+    return _Words(kind, number, _UNIT_OF.get(unit, ""), tuple(words))
+
+
+def _not_understood(text: str, kind: str) -> RecipeError:
+    hint = "" if kind.lower() in _KINDS else did_you_mean(kind, [*_KINDS, NONE])
+    return RecipeError(
+        f"budget '{text}' is not understood; write {_FORMS} with the share S that stays, 0 < S < 1, such as "
+        f"'macs 0.5', or an amount, such as {_AMOUNTS}; several with commas in between; or '{NONE}'.{hint}"
+    )
+
+
+def _budget_of(words: _Words, text: str) -> Budget:
+    """What the words ask for; `text` is the whole that messages name."""
+    kind = words.kind or _SAYS_KIND.get(words.unit)
+    if kind is None:
+        raise _not_understood(text, "")
+    if words.unit and words.unit not in _UNITS[kind]:
+        units = ", ".join(_UNITS[kind])
+        raise RecipeError(f"budget '{text}': {kind} is not counted in {words.unit}; there are {units}")
+    in_range = 0 < words.number < (float("inf") if words.unit else 1)
+    if not in_range or not isfinite(words.number):
+        raise _not_understood(text, kind)
+    if kind != "latency" and words.ending:
+        figure = "amount" if words.unit else "share"
+        raise RecipeError(f"budget '{text}' goes on after its {figure} with '{' '.join(words.ending)}'; write {_FORMS}")
+    budget = Budget(kind, words.number if not words.unit else 1.0)
     if kind == "latency":
-        return _latency_budget(text, share, words[1:])
-    if words[1:]:
-        raise RecipeError(f"budget '{text}' goes on after its share with '{' '.join(words[1:])}'; write {_FORMS}")
-    return Budget("macs" if kind == "macs" else "parameters", share)
+        budget = _on_runtime(budget, text, words.ending)
+    if not words.unit:
+        return budget
+    scale = _UNITS[kind][words.unit]
+    amount = budget.batch * scale / words.number if words.unit == "fps" else scale * words.number
+    return replace(budget, amount=amount, unit=words.unit)
 
 
-def _share(words: Sequence[str]) -> float:
-    """The first word as a number; -1, which no budget is, where there is none."""
-    try:
-        return float(words[0])
-    except (IndexError, ValueError):
-        return -1.0
-
-
-def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
-    """`words` is what follows the share: `on onnxruntime batch 8 threads 1`, in any order."""
+def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:
+    """`words` is what follows the figure: `on onnxruntime batch 8 threads 1`, in any order."""
     pairs = dict(zip(words[::2], words[1::2], strict=False))
     runtime, timers = canonical_name(pairs.get("on", "")), layer_timers()
     form = (
@@ -93,4 +249,10 @@ def _latency_budget(text: str, share: float, words: Sequence[str]) -> Budget:
     for name, number in numbers.items():
         if not number.isdigit() or (name == "batch" and int(number) < 1):
             raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")
-    return Budget("latency", share, LATENCY_SLACK, runtime, int(numbers["batch"]), int(numbers["threads"]))
+    return replace(
+        budget,
+        slack=LATENCY_SLACK,
+        runtime=runtime,
+        batch=int(numbers["batch"]),
+        threads=int(numbers["threads"]),
+    )

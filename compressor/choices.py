@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .budgets import Budget, parse_budget
+from .budgets import Budget, parse_budgets
 from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
@@ -114,7 +114,8 @@ def require_known(recipe: Recipe) -> None:
     MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
     """
     resolve(recipe.device)
-    _require_runtime(parse_budget(recipe.budget))
+    for budget in parse_budgets(recipe.budget):
+        _require_runtime(budget)
     composite_of(recipe.composite)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .budgets import parse_budget
 from .choices import given_preprocessing, require_known
 from .errors import RecipeError
 from .graph import trace
@@ -24,7 +23,7 @@ from .recipe import Recipe
 from .records import Groups
 from .run.baseline import any_scores
 from .run.judges import spare_of
-from .run.plans import below_budget, ranking_here, require_reachable, share_kept
+from .run.plans import below_budget, kept_of, ranking_here, require_reachable, shares_of
 from .run.saved import example_of
 from .run.stages import Notify
 from .run.work import Work, prepare
@@ -115,11 +114,11 @@ def _counts(work: Work) -> dict[str, int]:
 
 
 def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> dict[str, Any]:
-    budget = parse_budget(recipe.budget)
+    budget, *also = shares_of(recipe, graph)
     if budget.kind == "latency":
         return {"not_predicted": f"MACs and parameters: '{budget}' is measured in the run", "warnings": []}
     scores = any_scores(graph, structure, recipe)
-    plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe))
+    plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe), also=also)
     small = prune(graph, structure, plan)[0]
-    cost, said = measure_cost(small), below_budget(recipe, share_kept(graph, small, budget))
+    cost, said = measure_cost(small), below_budget(kept_of((budget, *also), graph, small), recipe.multiple)
     return {"macs_predicted": cost.macs, "params_predicted": cost.parameters, "warnings": [said] if said else []}

@@ -43,7 +43,7 @@ from .run.checks import Checks, gate, require_passed
 from .run.choosing import NO_PARTS, UserParts, parted_options
 from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
-from .run.plans import below_budget_checks, make_step, require_reachable, set_aim
+from .run.plans import kept_of, make_step, require_reachable, set_aim, summary_of_budgets, warn_below, words_of
 from .run.saved import (
     Network,
     load_module,
@@ -167,7 +167,15 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, data: objec
         near_dense = measure_fidelity(work, pruned, recovered)
         checks = Checks(warnings=work.warnings) + pruned.checks + recovered.checks
         outcome = Outcome(
-            structure, pruned.plan, recovered.shipped, accuracy, near_dense, task, recovered.choice, checks
+            structure,
+            pruned.plan,
+            recovered.shipped,
+            accuracy,
+            near_dense,
+            task,
+            recovered.choice,
+            checks,
+            budget=pruned.budget,
         )
         delivered = deliver(work, outcome)
         return finish(work, pruned, outcome, recovered, delivered)
@@ -205,13 +213,14 @@ def keep_units(work: Work, structure: Structure, spent: Usage | None = None) -> 
 class Pruned:
     """What the rounds came to: the plan in units of the dense network, and the network without them, repaired.
 
-    `budget_facts` say how a measured budget was met, for the summary.
+    `budget_facts` say how the budgets were met, for the summary, `budget` in words.
     """
 
     plan: Plan
     network: fx.GraphModule
     checks: Checks
     budget_facts: Mapping[str, object]
+    budget: str = ""
 
 
 def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pruned:
@@ -241,7 +250,9 @@ def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pr
     write_json(folder / "splits.json", {"schema": "splits/1", **splits})
     plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
-    return Pruned(plan, current, checks + below_budget_checks(work, current), budget_facts)
+    kept_shares = kept_of(aim.budgets, work.dense, current, step.measured)
+    checks += warn_below(kept_shares, recipe.multiple)
+    return Pruned(plan, current, checks, budget_facts | summary_of_budgets(kept_shares), words_of(kept_shares))
 
 
 def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, task: NetworkTask) -> Scores:

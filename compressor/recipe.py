@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
-from .budgets import parse_budget
+from .budgets import parse_budgets, points_of
 from .device.runtimes import REFERENCE, runtime_names
 from .errors import RecipeError, did_you_mean, with_article
 from .export.targets import resolve_target
@@ -112,7 +112,11 @@ class Recipe:
     place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)
     strict: bool = _option(False, "refuse operations that LRP has no rule for, not pass them by input x gradient")
     accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
-    budget: str = _option("macs 0.5", "what may stay: 'macs 0.5', 'parameters 0.4', 'latency 0.5 on onnxruntime'")
+    budget: str = _option(
+        "macs 0.5",
+        "what may stay: 'macs 0.5', 'size 2 MB', 'latency 8 ms on onnxruntime', '30 fps on onnxruntime'; several: "
+        "'macs 0.5, size 2 MB'; a run for each: 'macs 0.7,0.5'; none to remove nothing",
+    )
     units: tuple[UnitKind, ...] = _option(
         ("channel", "neuron", "stream", "head", "conv_group"), "kinds of units that may go (also: head_dim)"
     )
@@ -167,7 +171,8 @@ class Recipe:
             for number in value if isinstance(value, tuple) else (value,):
                 if not low <= number <= high:
                     raise RecipeError(f"{name} = {number} must lie between {low:g} and {high:g}")
-        parse_budget(self.budget)
+        for point in points_of(self.budget):
+            parse_budgets(point)
         for target in self.targets:
             resolve_target(target)
 

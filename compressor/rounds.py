@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
-from .budgets import Budget
+from .budgets import BYTES_PER_PARAMETER, Budget, Kind
 from .choices import Choices, Repairing, Scoring
 from .errors import ModelError
 from .graph import trace
@@ -22,7 +22,7 @@ from .inputs.images import Batches
 from .placement import release
 from .planning import RankingOptions, compose, make_plan, measure_scores
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
-from .records import Compensation, IntArray, Plan, Scores, Slices
+from .records import Compensation, Cost, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
@@ -191,7 +191,13 @@ def pruning_round(
 
 
 def budget_of(dense: fx.GraphModule, current: fx.GraphModule, budget: Budget) -> Budget:
-    """A counted budget of the dense network as one of what is left of it."""
-    before, now = measure_cost(dense), measure_cost(current)
-    left = now.parameters / before.parameters if budget.kind == "parameters" else now.macs / before.macs
-    return replace(budget, share=budget.share / left)
+    """A counted budget of the dense network as one of what is left of it; an amount becomes a share."""
+    before, now = amount_of(measure_cost(dense), budget.kind), amount_of(measure_cost(current), budget.kind)
+    return replace(budget, share=budget.of(before).share / (now / before))
+
+
+def amount_of(cost: Cost, kind: Kind) -> int:
+    """The MACs, parameters or bytes of fp32 weights, as a counted budget's kind says."""
+    if kind == "macs":
+        return cost.macs
+    return cost.parameters * (BYTES_PER_PARAMETER if kind == "size" else 1)

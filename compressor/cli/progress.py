@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..budgets import parse_budget
+from ..budgets import parse_budgets
 from ..recipe import Recipe
 from ..report import facts
 
@@ -100,7 +100,7 @@ PASSED_THROUGH = ("finetune", "engines")
 
 def course_of(recipe: Recipe) -> Course:
     """The stages that a run of this recipe goes through."""
-    timed = parse_budget(recipe.budget).kind == "latency"
+    timed = any(budget.kind == "latency" for budget in parse_budgets(recipe.budget))
     stages = ["groups"]
     if timed:
         stages.append("latency-model")

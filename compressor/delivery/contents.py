@@ -72,7 +72,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         accuracy=tuple(_accuracy_rows(outcome.accuracy, delivery)),
         criterion=scores.criterion,
         samples=scores.samples,
-        budget=recipe.budget,
+        budget=outcome.budget or recipe.budget,
         splits=dict(work.splits.hashes),
         left_alone=outcome.structure.groups.left_alone,
         repair=read_record(work.stages.folder / f"repair-{recipe.rounds}.json", Compensation),

@@ -27,7 +27,7 @@ class Outcome:
 
     `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch by the task's measure, `dense` and
     `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. `choice` says why this
-    network ships, where there was one.
+    network ships, where there was one; `budget` is what was asked for, in words.
     """
 
     structure: Structure
@@ -38,6 +38,7 @@ class Outcome:
     task: NetworkTask
     choice: Choice | None = None
     checks: Checks = field(default_factory=Checks)
+    budget: str = ""
 
 
 @dataclass(frozen=True, slots=True)

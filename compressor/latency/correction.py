@@ -72,31 +72,33 @@ def meet(
     plan_at: Callable[[float], tuple[Plan, float]],
     measure: Callable[[Plan], Ratio],
     least: float,
+    most: float = 1.0,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Met:
     """Plans and times until the measured share is the budget's, within its slack.
 
     `plan_at(share)` gives the plan predicted to take at most that share (never asked for less than `least`,
-    the share with everything removable gone) and its own prediction. Raises BudgetError naming the nearest
-    measured figure.
+    the share with everything removable gone, or more than `most`, beyond which another budget would not hold) and its
+    own prediction. A network for `most` that is faster than asked for meets the budget. Raises BudgetError naming the
+    nearest measured figure.
     """
     trials: list[Trial] = []
     plans: list[Plan] = []
-    asked = budget.share
+    asked = min(budget.share, most)
     for _ in range(QUESTIONS):
-        plan, predicted = plan_at(min(max(asked, least), 1.0))
+        plan, predicted = plan_at(min(max(asked, least), most))
         measured = _measured_before(plan, plans, trials)
         if measured is None:
             measured = measure(plan)
-            progress(f"latency budget: {measured} measured, {budget.share:g} asked for", 1.0)
+            progress(f"latency budget: {measured} measured, {budget.share:.4g} asked for", 1.0)
 
         trial = Trial(asked, predicted, plan.macs_kept, measured)
         trials.append(trial)
         plans.append(plan)
-        if _is_met(trial, budget):
+        if _is_met(trial, budget) or (most < 1 and asked >= most and measured.value <= budget.share):
             return Met(plan, trial, tuple(trials))
 
-        asked = _next(trials, budget.share, least)
+        asked = min(_next(trials, budget.share, least), most)
         too_narrow = any(abs(asked / earlier.asked - 1) < FINEST for earlier in trials)
         if too_narrow or _networks(trials) == NETWORKS:
             break

@@ -2,7 +2,7 @@
 
 Costs of hypothetical plans are read off the labels (no network is built); predicted times come with the
 meter that is handed in. The longest prefix needed is found by bisection, then chunks are given back, most
-important first, while the budget still holds.
+important first, while the budget still holds. Of several budgets all must hold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..budgets import Budget, Kind
+from ..budgets import BYTES_PER_PARAMETER, Budget, Kind
 from ..errors import BudgetError
 from ..graph.cost import FORMULAS, measure_cost
 from ..pruning import Structure
@@ -28,6 +28,7 @@ from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order
 
 Meter = Callable[[Keep], tuple[int, int]]
 Cost = Callable[[Keep], float]
+Fits = Callable[[Sequence[Chunk]], bool]
 
 
 def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
@@ -133,16 +134,17 @@ def make_plan(
     options: RankingOptions,
     *,
     cost: Cost | None = None,
+    also: Sequence[Budget] = (),
 ) -> Plan:
     """The units that stay under the budget. Raises BudgetError, naming the least that can be asked for, where none do.
 
     Where units are coarse much less than the budget may stay: that meets it, and is the caller's to mention.
-    `cost` of what stays is what the share is taken of; MACs or parameters, as the budget says, where not given.
+    `cost` of what stays is what the share is taken of; MACs or parameters, as the budget says, where not given. It also
+    says what a unit saves, which the order goes by. `also` are counted budgets that must hold too.
     """
     meter = make_meter(graph, structure)
     price = cost or _counted(meter, budget.kind)
     nothing = removed_classes(structure, {})
-    dense = price(nothing)
     chunks = order_of_removal(
         structure.groups.groups,
         scores,
@@ -151,23 +153,35 @@ def make_plan(
         spans=structure.spans,
         coupled=structure.coupled,
     )
-    limit = budget.share * dense
+    budgets = (budget, *also)
+    prices = (price, *(_counted(meter, other.kind) for other in also))
+    dense = [priced(nothing) for priced in prices]
+    limits = [asked.share * whole for asked, whole in zip(budgets, dense, strict=True)]
 
-    def spent(removed: Sequence[Chunk]) -> float:
-        return price(removed_classes(structure, kept_after(structure.groups, removed)))
+    def fits(removed: Sequence[Chunk]) -> bool:
+        gone = removed_classes(structure, kept_after(structure.groups, removed))
+        return all(priced(gone) <= limit for priced, limit in zip(prices, limits, strict=True))
 
-    least = spent(chunks)  # with everything gone that may go
-    if least > limit:
-        raise BudgetError(f"budget '{budget}' can't be met: {_out_of_reach(budget, least / dense, structure)}")
-    removed = _fill(_prefix(chunks, spent, limit), spent, limit)
+    everything = removed_classes(structure, kept_after(structure.groups, chunks))  # that may go
+    for index, priced in enumerate(prices):
+        least = priced(everything)
+        if least > limits[index]:
+            reason = _out_of_reach(budgets, index, least / dense[index], structure)
+            raise BudgetError(f"budget '{budgets[index]}' can't be met: {reason}")
+    removed = _fill(_prefix(chunks, fits), fits)
     kept = kept_after(structure.groups, removed)
-    return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], str(budget))
+    text = ", ".join(map(str, budgets))
+    return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], text)
 
 
 def _counted(meter: Meter, kind: Kind) -> Cost:
-    """MACs or parameters alone."""
-    index = ("macs", "parameters").index(kind)
-    return lambda gone: meter(gone)[index]
+    """MACs, parameters or bytes alone."""
+    index, unit = _COUNTED[kind]
+    return lambda gone: unit * meter(gone)[index]
+
+
+# of what a meter gives, the place and what one counts
+_COUNTED: Mapping[Kind, tuple[int, int]] = {"macs": (0, 1), "parameters": (1, 1), "size": (1, BYTES_PER_PARAMETER)}
 
 
 def least_share(
@@ -193,8 +207,12 @@ def everything_gone(structure: Structure, scores: Scores, options: RankingOption
     return kept_after(structure.groups, chunks)
 
 
-def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
-    """What is left when all has gone, what to ask for instead, and the layers where nothing could go."""
+def _out_of_reach(budgets: Sequence[Budget], index: int, least: float, structure: Structure) -> str:
+    """What is left when all has gone, what to ask for instead, and the layers where nothing could go.
+
+    `least` is the share of what `budgets[index]` counts; the others may stay as they are.
+    """
+    budget = budgets[index]
     more = _left_alone_text([layer for layer in structure.groups.left_alone if layer.operation != "output"])
     if not structure.groups.groups:
         return f"no unit of this network can be removed{more}"
@@ -202,9 +220,11 @@ def _out_of_reach(budget: Budget, least: float, structure: Structure) -> str:
     asked = np.ceil(least * 1000) / 1000  # rounded up, so that a budget of the figure that is named can be met
     if asked >= 1:  # which is no budget
         return f"the units that may go save none of the {budget.kind}{more}; {smaller}"
+    reachable = [str(other) for other in budgets]
+    reachable[index] = budget.asking(float(asked))
     return (
         f"with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
-        f"--budget '{budget.asking(float(asked))}', or {smaller}"
+        f"--budget '{', '.join(reachable)}', or {smaller}"
     )
 
 
@@ -239,31 +259,29 @@ def _half(group: Group) -> IntArray:
     return np.concatenate([units[: max(1, len(units) // 2)] for units in rows])
 
 
-def _prefix(chunks: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
-    """The shortest prefix whose removal meets the limit; cost falls with every chunk."""
+def _prefix(chunks: list[Chunk], fits: Fits) -> list[Chunk]:
+    """The shortest prefix whose removal meets the budgets; every cost falls with every chunk."""
     low, high = 0, len(chunks)
     while low < high:
         middle = (low + high) // 2
-        if cost(chunks[:middle]) <= limit:
+        if fits(chunks[:middle]):
             high = middle
         else:
             low = middle + 1
     return chunks[:low]
 
 
-def _fill(removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float) -> list[Chunk]:
+def _fill(removed: list[Chunk], fits: Fits) -> list[Chunk]:
     """Gives back what still fits: of each group's last removed chunk, the most important first."""
     refused: set[str] = set()
     while True:
-        fewer = _with_one_less(removed, cost, limit, refused)
+        fewer = _with_one_less(removed, fits, refused)
         if fewer is None:
             return removed
         removed = fewer
 
 
-def _with_one_less(
-    removed: list[Chunk], cost: Callable[[Sequence[Chunk]], float], limit: float, refused: set[str]
-) -> list[Chunk] | None:
+def _with_one_less(removed: list[Chunk], fits: Fits, refused: set[str]) -> list[Chunk] | None:
     """Without the most important chunk that still fits; None where none does.
 
     Groups whose chunk does not fit are added to `refused` and not asked again: to give others back only costs more.
@@ -272,7 +290,7 @@ def _with_one_less(
     open_indices = [index for group, index in last.items() if group not in refused]
     for index in sorted(open_indices, key=lambda index: -removed[index].key):
         fewer = removed[:index] + removed[index + 1 :]
-        if cost(fewer) <= limit:
+        if fits(fewer):
             return fewer
         refused.add(removed[index].group)
     return None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import fx
 
-from ..budgets import Budget
+from ..budgets import Budget, require_removal
 from ..choices import ranking_of
 from ..device.environment import read_environment
 from ..device.feeds import Arrays
@@ -47,7 +47,7 @@ from .fingerprints import Known
 from .stages import Keeper, Notify, Progress
 from .work import Work
 
-STEPS = "steps/1"
+STEPS, TIMED = "steps/1", "timed/2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +75,14 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """What predicts a network's time, and what is timed where it must be known."""
+    """What predicts a network's time, and what is timed where it must be known.
+
+    `dense_ms` is the dense network's time for a batch, with as many threads as were asked for.
+    """
 
     baseline: Baseline
     model: LatencyModel
+    dense_ms: float
 
     @property
     def ranking(self) -> RankingOptions:
@@ -135,37 +139,48 @@ def _read_steps(folder: Path) -> dict[str, int]:
     return dict(read_json(folder / "steps.json", STEPS)["steps"])
 
 
-def find_tables(work: Work, structure: Structure, budget: Budget) -> Tables:
-    """The layers' times on the budget's runtime, measured once. Raises BudgetError where no network is fast enough."""
+def find_tables(work: Work, structure: Structure, budget: Budget, also: Sequence[Budget] = ()) -> Tables:
+    """The layers' times on the budget's runtime, measured once.
+
+    Raises BudgetError where no network is fast enough, or where the dense one is and meets the budgets `also` too.
+    """
     baseline = baseline_of(work, structure, budget)
-    threads = work.stages.make(
+    threads, dense_ms = work.stages.make(
         "latency-model",
-        _tabled_threads,
-        Keeper(_write_threads, _read_threads),
+        _tabled,
+        Keeper(_write_tabled, _read_tabled),
         place=_place(budget),
         # no time depends on what is in the images
         baseline=Known(baseline, [work.stages.keys["groups"], asdict(baseline.ranking)]),
         budget=budget,
+        also=list(also),
     )
     model = _measure_model(baseline, replace(budget, threads=threads), _kept_of(baseline))  # all of it is kept by now
-    return Tables(baseline, model)
+    return Tables(baseline, model, dense_ms)
 
 
-def _tabled_threads(baseline: Baseline, budget: Budget, progress: Progress) -> int:
-    """How many threads the layers' tables were timed with; they lie in the run's folder, entry by entry.
+def _tabled(baseline: Baseline, budget: Budget, also: Sequence[Budget], progress: Progress) -> tuple[int, float]:
+    """How many threads the layers' tables were timed with, and the dense network's milliseconds.
 
-    Raises BudgetError where no network is fast enough.
+    The tables lie in the run's folder, entry by entry. Raises BudgetError where no network is fast enough, or where the
+    dense one is.
     """
 
     def say(phase: str, share: float) -> None:
         progress(share, phase)
 
+    kept = _kept_of(baseline)
+    if budget.amount:  # told before anything else is timed
+        release()
+        require_removal([budget.of(_dense_us(baseline, budget, kept) / 1e3), *also])
+
     crowded = row_of(budget.runtime).on_processor and budget.threads != 1 and is_busy()
-    tabled, kept = replace(budget, threads=1) if crowded else budget, _kept_of(baseline)
+    tabled = replace(budget, threads=1) if crowded else budget
     model = _measure_model(baseline, tabled, kept, say)
+    dense_ms = (_dense_us(baseline, budget, kept) if budget.amount else model.dense_us) / 1e3
     kept.write(budget=str(budget), tables_on=str(tabled), model=model_to_json(model))
-    _refuse_early(baseline, budget, model)
-    return tabled.threads
+    _refuse_early(baseline, budget.of(dense_ms), model)
+    return tabled.threads, dense_ms
 
 
 def _kept_of(baseline: Baseline) -> Kept:
@@ -177,12 +192,14 @@ def _ranking_on(baseline: Baseline, model: LatencyModel) -> RankingOptions:
     return replace(baseline.ranking, steps=group_steps(baseline.dense, baseline.structure, model.steps))
 
 
-def _write_threads(folder: Path, threads: int) -> None:
-    write_json(_scratch(folder) / "timed.json", {"schema": "timed/1", "threads": threads})
+def _write_tabled(folder: Path, tabled: tuple[int, float]) -> None:
+    threads, dense_ms = tabled
+    write_json(_scratch(folder) / "timed.json", {"schema": TIMED, "threads": threads, "dense_ms": dense_ms})
 
 
-def _read_threads(folder: Path) -> int:
-    return int(read_json(_scratch(folder) / "timed.json", "timed/1")["threads"])
+def _read_tabled(folder: Path) -> tuple[int, float]:
+    content = read_json(_scratch(folder) / "timed.json", TIMED)
+    return int(content["threads"]), float(content["dense_ms"])
 
 
 def _scratch(folder: Path) -> Path:
@@ -231,9 +248,15 @@ def _measure_model(
         options = replace(baseline.ranking, steps=group_steps(dense, structure, steps))
         scores = any_scores(dense, structure, baseline.recipe)
         least = removed_classes(structure, everything_gone(structure, scores, options))
-        key = content_hash("dense", measuring.place, baseline.weights, code_of(dense), list(baseline.inputs))
-        dense_us = measuring.entry(key, lambda: _time_dense(baseline, budget, kept))
+        dense_us = _dense_us(baseline, budget, kept)
         return measure_model(dense, structure, least=least, dense_us=dense_us, measuring=measuring)
+
+
+def _dense_us(baseline: Baseline, budget: Budget, kept: Kept) -> float:
+    """The dense network's time for a batch, timed once."""
+    measuring = Measuring(lambda points: [], kept, _place(budget))
+    key = content_hash("dense", measuring.place, baseline.weights, code_of(baseline.dense), list(baseline.inputs))
+    return float(measuring.entry(key, lambda: _time_dense(baseline, budget, kept)))
 
 
 def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:

@@ -1,4 +1,4 @@
-"""From scores to the plan that meets the recipe's budget: counted, or measured on the runtime it names.
+"""From scores to the plan that meets the recipe's budgets: counted, or measured on the runtime that one names.
 
 A measured budget costs time once (`baseline`): tables of the layers, then real networks until the budget holds. Without
 one, only `multiple = 0` measures anything.
@@ -6,13 +6,13 @@ one, only `multiple = 0` measures anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import fx
 
-from ..budgets import Budget, parse_budget
+from ..budgets import Budget, Kind, parse_budgets, require_removal
 from ..choices import ranking_of
 from ..files import read_json, read_record, write_json, write_record
 from ..graph.cost import measure_cost
@@ -24,7 +24,7 @@ from ..pruning import Structure, prune
 from ..pruning.surgery import removed_classes
 from ..recipe import Recipe
 from ..records import Plan, Scores
-from ..rounds import budget_of
+from ..rounds import amount_of, budget_of
 from .baseline import Tables, any_scores, drop_dense_file, find_steps, find_tables, measure_ratio, steps_here
 from .checks import Checks, gate, require_passed
 from .fingerprints import Known
@@ -36,58 +36,135 @@ MET = "met/1"
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """The budget, the ranking that suits what it is measured on, and for a measured one what predicts it."""
+    """The budget, the ranking that suits what it is measured on, and for a measured one what predicts it.
+
+    `also` are the counted budgets that must hold too. All are shares of the dense network by now.
+    """
 
     budget: Budget
     options: RankingOptions
     tables: Tables | None = None
+    also: tuple[Budget, ...] = ()
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """All of them."""
+        return (self.budget, *self.also)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A round's plan, in units of the network as it is before that round.
 
-    Where a measured budget was met, `facts` say how, for the summary, and `checks` hold its gate.
+    Where a measured budget was met, `facts` say how, for the summary, `checks` hold its gate, and `measured` is the
+    share of the dense network's time.
     """
 
     plan: Plan
     checks: Checks = field(default_factory=Checks)
     facts: Mapping[str, object] = field(default_factory=dict)
+    measured: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays of what a budget is of: a share, as it asks for one."""
+
+    budget: Budget
+    share: float
+
+    @property
+    def of_allowed(self) -> float:
+        """1 where nothing more could stay."""
+        return self.share / self.budget.share
+
+
+def shares_of(recipe: Recipe, dense: fx.GraphModule) -> tuple[Budget, ...]:
+    """The recipe's budgets, the one that units are ordered for first: latency, then MACs, parameters, size.
+
+    Counted ones are shares of the dense network; a latency in milliseconds is none before that was timed. Raises
+    BudgetError where the dense network meets all of them.
+    """
+    cost = measure_cost(dense)
+    budgets = [
+        budget if budget.kind == "latency" else budget.of(amount_of(cost, budget.kind))
+        for budget in parse_budgets(recipe.budget)
+    ]
+    if all(budget.kind != "latency" for budget in budgets):
+        require_removal(budgets)
+    return tuple(sorted(budgets, key=lambda budget: _ORDER.index(budget.kind)))
+
+
+_ORDER: tuple[Kind, ...] = ("latency", "macs", "parameters", "size")
 
 
 def require_reachable(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> None:
     """Raises BudgetError when no plan can meet a counted budget, whatever the scores are."""
-    budget, options = parse_budget(recipe.budget), ranking_of(recipe)
-    if budget.kind == "latency":
-        return  # `set_aim` finds out, by measuring
-    scores = any_scores(graph, structure, recipe)
-    if least_share(graph, structure, scores, budget.kind, options) > budget.share:
-        make_plan(graph, structure, scores, budget, options)  # raises, naming what can be reached
+    options, scores = ranking_of(recipe), any_scores(graph, structure, recipe)
+    counted = [budget for budget in shares_of(recipe, graph) if budget.kind != "latency"]  # which `set_aim` measures
+    for budget in counted:
+        if least_share(graph, structure, scores, budget.kind, options) > budget.share:
+            make_plan(graph, structure, scores, counted[0], options, also=counted[1:])  # raises: what can be reached
 
 
-def share_kept(dense: fx.GraphModule, small: fx.GraphModule, budget: Budget) -> float:
-    """Of the MACs or parameters, as a counted budget asks."""
+def kept_of(
+    budgets: Sequence[Budget], dense: fx.GraphModule, small: fx.GraphModule, measured: float = 0.0
+) -> tuple[Kept, ...]:
+    """What stays of what each budget is of; `measured` is the share of the dense network's time."""
     before, after = measure_cost(dense), measure_cost(small)
-    return after.parameters / before.parameters if budget.kind == "parameters" else after.macs / before.macs
+    rows = []
+    for budget in budgets:
+        counted = amount_of(after, budget.kind) / amount_of(before, budget.kind)
+        rows.append(Kept(budget, measured if budget.kind == "latency" else counted))
+    return tuple(rows)
 
 
-def below_budget(recipe: Recipe, share: float) -> str:
-    """What to say of a plan that keeps far less than a counted budget allows; empty where it comes near."""
-    budget = parse_budget(recipe.budget)
-    if budget.kind == "latency" or share >= (1 - budget.slack) * budget.share:
+def summary_of_budgets(rows: Sequence[Kept]) -> dict[str, object]:
+    """Of each budget the share it asks for and the share kept, for the summary; `decided` is the one that bound."""
+    return {
+        "budgets": [
+            {
+                "budget": str(row.budget),
+                "asked": round(row.budget.share, 4),
+                "kept": round(row.share, 4),
+                "decided": row is deciding(rows),
+            }
+            for row in rows
+        ]
+    }
+
+
+def deciding(rows: Sequence[Kept]) -> Kept:
+    """The budget that was met most nearly: the others would have let more stay."""
+    return max(rows, key=lambda row: row.of_allowed)
+
+
+def words_of(rows: Sequence[Kept]) -> str:
+    """The budgets as the report says them; of several which one decided."""
+    text = ", ".join(str(row.budget) for row in rows)
+    first = deciding(rows)
+    if len(rows) == 1:
+        return f"{text} ({first.share:.3f} of the dense network's kept)" if first.budget.amount else text
+    return f"{text}; of these '{first.budget}' decided ({first.share:.3f} kept where {first.budget.share:.4g} may stay)"
+
+
+def below_budget(rows: Sequence[Kept], multiple: int) -> str:
+    """What to say of a plan that keeps far less than counted budgets allow; empty where it comes near to one."""
+    first = deciding(rows)
+    budget = first.budget
+    if budget.kind == "latency" or first.of_allowed >= 1 - budget.slack:
         return ""
-    steps = f"--multiple 1 (now {recipe.multiple}) may come nearer" if recipe.multiple != 1 else "no plan comes nearer"
+    steps = f"--multiple 1 (now {multiple}) may come nearer" if multiple != 1 else "no plan comes nearer"
     quantity = "MACs" if budget.kind == "macs" else budget.kind
     return (
-        f"the plan keeps {share:.3f} of the {quantity} where {budget.share:g} may stay: units go in steps too large to "
-        f"come nearer; {steps}"
+        f"the plan keeps {first.share:.3f} of the {quantity} where {budget.share:.4g} may stay: units go in steps too "
+        f"large to come nearer; {steps}"
     )
 
 
-def below_budget_checks(work: Work, small: fx.GraphModule) -> Checks:
-    """A warning where a counted budget was beaten by far."""
-    budget = parse_budget(work.recipe.budget)
-    warning = "" if budget.kind == "latency" else below_budget(work.recipe, share_kept(work.dense, small, budget))
+def warn_below(rows: Sequence[Kept], multiple: int) -> Checks:
+    """A warning where all counted budgets were beaten by far."""
+    warning = below_budget(rows, multiple)
     return Checks(warnings=(warning,) if warning else ())
 
 
@@ -99,37 +176,54 @@ def ranking_here(graph: fx.GraphModule, structure: Structure, recipe: Recipe) ->
 
 def set_aim(work: Work, structure: Structure) -> Aim:
     """What the plan is made with; a measured budget's tables are timed here, once. Raises BudgetError early."""
-    budget = parse_budget(work.recipe.budget)
+    budget, *also = shares_of(work.recipe, work.dense)
     if budget.kind == "latency":
-        tables = find_tables(work, structure, budget)
-        return Aim(budget, tables.ranking, tables)
+        tables = find_tables(work, structure, budget, also)
+        return Aim(budget.of(tables.dense_ms), tables.ranking, tables, tuple(also))
     options = ranking_of(work.recipe)
-    if work.recipe.multiple:
-        return Aim(budget, options)
-    return Aim(budget, replace(options, steps=find_steps(work, structure)))
+    if not work.recipe.multiple:
+        options = replace(options, steps=find_steps(work, structure))
+    return Aim(budget, options, also=tuple(also))
 
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:
-    """Round r's plan; the last one meets the budget. Raises GateError where a measured one could not be met."""
+    """Round r's plan; the last one meets the budgets. Raises GateError where a measured one could not be met."""
+    part = r / work.recipe.rounds
+
+    def on_the_way(budget: Budget) -> Budget:
+        return budget_of(work.dense, graph, budget.at(budget.share**part))
+
+    also = tuple(map(on_the_way, aim.also))
     if aim.tables is None:
-        on_the_way = replace(aim.budget, share=aim.budget.share ** (r / work.recipe.rounds))
-        return Step(make_plan(graph, units, scores, budget_of(work.dense, graph, on_the_way), aim.options))
-    timed = Timed(graph, units, scores, aim, aim.tables)
+        return Step(make_plan(graph, units, scores, on_the_way(aim.budget), aim.options, also=also))
+    timed = Timed(graph, units, scores, aim, aim.tables, also)
     if r < work.recipe.rounds:
-        return Step(timed.plan_at(aim.budget.share ** (r / work.recipe.rounds))[0])
+        return Step(timed.plan_at(aim.budget.share**part)[0])
     met = _stage_met(work, r, timed)
-    facts = _facts_of(aim.budget, met)
+    facts = _facts_of(aim.budget, met, aim.tables.dense_ms)
     write_json(work.stages.folder / "latency-budget.json", {"schema": MET, **facts, **met_to_json(met)})
-    checks = _budget_gate(aim.budget, met)
+    checks = _budget_gate(aim.budget, met, aim.tables.dense_ms)
     require_passed(work.stages, checks)
-    return Step(met.plan, checks, {"latency_budget": facts})
+    return Step(met.plan, checks, {"latency_budget": facts}, met.trial.measured.value)
 
 
 class Timed:
-    """A network that loses units until its real latency is right: planned on tables, tried on the runtime."""
+    """A network that loses units until its real latency is right: planned on tables, tried on the runtime.
 
-    def __init__(self, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim, tables: Tables) -> None:
+    Every plan meets the counted budgets `also`, which are of the network as it is.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        units: Structure,
+        scores: Scores,
+        aim: Aim,
+        tables: Tables,
+        also: tuple[Budget, ...] = (),
+    ) -> None:
         self.graph, self.units, self.scores, self.aim, self.baseline = graph, units, scores, aim, tables.baseline
+        self.also = also
         self.dense_us = tables.model.dense_us
         self.cost = make_latency_meter(graph, units, tables.model)
         self.now = self.cost(removed_classes(units, {})) / self.dense_us
@@ -137,13 +231,17 @@ class Timed:
     def plan_at(self, share: float) -> tuple[Plan, float]:
         """The plan predicted to take at most that share of the dense network's time, and its prediction."""
         budget = replace(self.aim.budget, share=share / self.now, slack=1.0)
-        plan = make_plan(self.graph, self.units, self.scores, budget, self.aim.options, cost=self.cost)
+        plan = make_plan(self.graph, self.units, self.scores, budget, self.aim.options, cost=self.cost, also=self.also)
         return plan, self.cost(removed_classes(self.units, plan.kept)) / self.dense_us
 
     def least(self) -> float:
         """The smallest share that can be asked for."""
         share = least_share(self.graph, self.units, self.scores, "latency", self.aim.options, cost=self.cost)
         return share * self.now * (1 + 1e-9)
+
+    def most(self) -> float:
+        """The largest share that can be asked for: with more, a counted budget would not hold; 1 without any."""
+        return self.plan_at(self.now * (1 + 1e-9))[1] * (1 + 1e-9) if self.also else 1.0
 
     def measure(self, plan: Plan) -> Ratio:
         return measure_ratio(self.baseline, self.aim.budget, prune(self.graph, self.units, plan)[0])
@@ -156,7 +254,7 @@ def _stage_met(work: Work, r: int, timed: Timed) -> Met:
         "budget",
         _met,
         Keeper(_write_met, _read_met),
-        timed=Known(timed, [scores, keys["latency-model"]]),
+        timed=Known(timed, [scores, keys["latency-model"], list(timed.also)]),
         budget=timed.aim.budget,
     )
 
@@ -167,7 +265,8 @@ def _met(timed: Timed, budget: Budget, progress: Progress) -> Met:
     def say(trial: str, share: float) -> None:
         progress(share, trial.partition(": ")[2])
 
-    met = meet(budget, plan_at=timed.plan_at, measure=timed.measure, least=timed.least(), progress=say)
+    least, most = timed.least(), timed.most()
+    met = meet(budget, plan_at=timed.plan_at, measure=timed.measure, least=least, most=most, progress=say)
     drop_dense_file(timed.baseline.folder)
     return met
 
@@ -182,11 +281,13 @@ def _read_met(folder: Path) -> Met:
     return met_from_json(read_json(folder / "stages" / "budget" / "met.json", MET), plan)
 
 
-def _facts_of(budget: Budget, met: Met) -> dict[str, object]:
-    """A measured budget's figures, for the summary and for a reader of the folder."""
+def _facts_of(budget: Budget, met: Met, dense_ms: float) -> dict[str, object]:
+    """A measured budget's figures, for the summary and for a reader of the folder; milliseconds where it names some."""
     measured = met.trial.measured
+    times_ms = {"asked_ms": budget.amount, "dense_ms": dense_ms, "measured_ms": measured.value * dense_ms}
     return {
         "asked": budget.share,
+        **{name: round(time_ms, 4) for name, time_ms in times_ms.items() if budget.amount},
         "runtime": budget.runtime,
         "batch": budget.batch,
         "threads": budget.threads,
@@ -198,10 +299,13 @@ def _facts_of(budget: Budget, met: Met) -> dict[str, object]:
     }
 
 
-def _budget_gate(budget: Budget, met: Met) -> Checks:
+def _budget_gate(budget: Budget, met: Met, dense_ms: float) -> Checks:
+    """In milliseconds where those were asked for, else as a share of the dense network's."""
+    place, unit = str(budget).partition(" on ")[2], dense_ms if budget.amount else 1.0
     return gate(
-        f"latency: share of the dense network's on {str(budget).partition(' on ')[2]}",
-        met.trial.measured.value,
-        limit=round((1 + budget.slack) * budget.share, 6),
+        f"latency: milliseconds on {place}" if budget.amount else f"latency: share of the dense network's on {place}",
+        met.trial.measured.value * unit,
+        limit=round((1 + budget.slack) * budget.share * unit, 6),
         remedy="run again when the machine is quieter",
+        unit="ms" if budget.amount else "",
     )

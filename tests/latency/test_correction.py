@@ -116,3 +116,18 @@ def test_the_interval_is_a_medians_of_so_many_turns() -> None:
 def test_what_was_met_comes_back_from_json_with_its_plan() -> None:
     met = Machine(LAWS["too slow"]).meet()
     assert met_from_json(met_to_json(met), met.plan) == met
+
+
+def test_a_network_that_another_budget_makes_faster_meets_this_one() -> None:
+    """With more than 0.3 of the prediction the other budget would not hold."""
+    machine = Machine(lambda share: share)
+    met = meet(BUDGET, plan_at=machine.plan_at, measure=machine.measure, least=0.05, most=0.3)
+    assert met.trial.measured.value == 0.3
+    assert len(machine.timed) == 1
+
+
+def test_where_the_other_budget_leaves_room_this_one_is_met_as_ever() -> None:
+    machine = Machine(LAWS["too slow"])
+    met = meet(BUDGET, plan_at=machine.plan_at, measure=machine.measure, least=0.05, most=0.9)
+    assert abs(met.trial.measured.value / 0.5 - 1) <= 0.03
+    assert max(machine.asked) <= 0.9

@@ -503,6 +503,51 @@ def test_a_latency_out_of_reach_is_refused_before_anything_is_scored(
     assert not (tmp_path / "run" / "scores-1.json").exists()
 
 
+def _dense_ms() -> float:
+    return _true_us(trace(_model(), torch.randn(2, 3, 12, 12))) / 1e3
+
+
+def test_milliseconds_are_met_as_a_share_of_the_dense_networks(
+    images: Images, tmp_path: Path, ruled: list[str]
+) -> None:
+    asked_ms = round(0.5 * _dense_ms(), 4)
+    budget = f"latency {asked_ms} ms on onnxruntime"
+    run = compressor.compress(_model(), images, out=tmp_path / "run", budget=budget, **QUICK)
+    facts = run.summary["latency_budget"]
+    assert (facts["asked_ms"], facts["dense_ms"]) == (asked_ms, pytest.approx(_dense_ms(), abs=1e-4))
+    assert abs(facts["measured_ms"] / asked_ms - 1) <= LATENCY_SLACK
+    assert [row["budget"] for row in run.summary["budgets"]] == [budget]
+    assert "latency: milliseconds on onnxruntime" in run.summary["gates"]
+    assert budget in (run.folder / "report.md").read_text()
+
+
+def test_milliseconds_that_the_dense_network_takes_are_told_before_layers_are_timed(
+    images: Images, tmp_path: Path, ruled: list[str]
+) -> None:
+    with pytest.raises(BudgetError, match="--budget none"):
+        _planned(images, tmp_path / "run", budget=f"latency {2 * _dense_ms():.4g} ms on onnxruntime")
+    assert ruled == []
+
+
+def test_a_latency_out_of_reach_in_milliseconds_is_refused_in_milliseconds(
+    images: Images, tmp_path: Path, ruled: list[str]
+) -> None:
+    with pytest.raises(BudgetError, match=r"ask for at least 'latency [\d.]+ us on onnxruntime'"):
+        _planned(images, tmp_path / "run", budget=f"latency {50 * _dense_ms():.4g} us on onnxruntime")
+
+
+@pytest.mark.parametrize(("size", "decides"), [(0.25, "size 0.25"), (0.95, "latency 0.5 on onnxruntime")])
+def test_a_latency_and_a_size_are_both_met(
+    images: Images, tmp_path: Path, ruled: list[str], size: float, decides: str
+) -> None:
+    budget = f"size {size}, latency 0.5 on onnxruntime"
+    pruned = _planned(images, tmp_path / "run", budget=budget, compensate=False, multiple=1)
+    rows = {row["budget"]: row for row in pruned.budget_facts["budgets"]}
+    assert rows[f"size {size}"]["kept"] <= size
+    assert rows["latency 0.5 on onnxruntime"]["kept"] <= 0.5 * (1 + LATENCY_SLACK)
+    assert [name for name, row in rows.items() if row["decided"]] == [decides]
+
+
 def test_a_mac_budget_keeps_to_measured_widths(images: Images, tmp_path: Path, ruled: list[str]) -> None:
     plan = _planned(images, tmp_path / "run", budget="macs 0.585", multiple=0, compensate=False).plan
     assert plan.kept

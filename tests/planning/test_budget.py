@@ -23,7 +23,8 @@ from compressor.pruning.structure import Keep
 from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.records import Scores
-from compressor.run.plans import below_budget
+from compressor.rounds import amount_of, budget_of
+from compressor.run.plans import Kept, below_budget, deciding, kept_of, shares_of, words_of
 
 Net = tuple[fx.GraphModule, Structure, Scores]
 
@@ -176,11 +177,12 @@ def test_a_plan_that_keeps_less_than_the_budget_meets_it(wide: Net, kind: str, s
 
 
 def test_a_plan_far_below_its_budget_is_said_and_one_near_it_is_not() -> None:
-    recipe = make_recipe({"budget": "macs 0.5", "multiple": 8})
-    assert below_budget(recipe, 0.44).startswith("the plan keeps 0.440 of the MACs where 0.5 may stay")
-    assert "--multiple 1 (now 8)" in below_budget(recipe, 0.44)
-    assert below_budget(recipe, 0.4901) == ""
-    assert "--multiple" not in below_budget(make_recipe({"budget": "parameters 0.5", "multiple": 1}), 0.3)
+    half = Budget("macs", 0.5)
+    assert below_budget([Kept(half, 0.44)], 8).startswith("the plan keeps 0.440 of the MACs where 0.5 may stay")
+    assert "--multiple 1 (now 8)" in below_budget([Kept(half, 0.44)], 8)
+    assert below_budget([Kept(half, 0.4901)], 8) == ""
+    assert "--multiple" not in below_budget([Kept(Budget("parameters", 0.5), 0.3)], 1)
+    assert below_budget([Kept(half, 0.2), Kept(Budget("size", 0.8), 0.8)], 8) == "", "one of them is met nearly"
 
 
 @pytest.mark.parametrize("options", [RankingOptions(least=0.5), RankingOptions(multiple=4, least=0.6)])
@@ -198,3 +200,71 @@ def test_where_nothing_can_go_no_budget_is_named_that_is_refused(wide: Net) -> N
     with pytest.raises(BudgetError, match=r"save none of the macs.*allow more kinds of units \(--units\)") as refused:
         make_plan(graph, structure, scores, Budget("macs", 0.999), RankingOptions(kinds=()))
     assert "ask for" not in str(refused.value)
+
+
+# amounts, and several at once
+
+
+def test_a_size_is_four_bytes_a_parameter(net: Net) -> None:
+    graph, structure, scores = net
+    plans = [
+        make_plan(graph, structure, scores, Budget(kind, 0.6), RankingOptions(multiple=4))  # type: ignore[arg-type]
+        for kind in ("parameters", "size")
+    ]
+    assert plans[0].macs_kept == plans[1].macs_kept
+    assert amount_of(measure_cost(graph), "size") == 4 * measure_cost(graph).parameters
+
+
+def test_an_amount_is_met_and_what_is_named_in_its_place_too(net: Net) -> None:
+    graph, structure, scores = net
+    dense = amount_of(measure_cost(graph), "size")
+    budget = parse_budget(f"size {0.6 * dense / 1e3:.4g} kB").of(dense)
+    small = prune(graph, structure, make_plan(graph, structure, scores, budget, RankingOptions(multiple=4)))[0]
+    assert (1 - SLACK) * budget.amount <= amount_of(measure_cost(small), "size") <= budget.amount
+    options = RankingOptions(least=0.5)
+    with pytest.raises(BudgetError) as refused:
+        make_plan(graph, structure, scores, parse_budget("size 1 kB").of(dense), options)
+    named = re.search(r"--budget '(size [^']+ kB)'", str(refused.value))
+    assert named
+    assert make_plan(graph, structure, scores, parse_budget(named[1]).of(dense), options).kept
+
+
+@pytest.mark.parametrize(("macs", "parameters"), [(0.4, 0.9), (0.9, 0.4), (0.5, 0.5)])
+def test_of_several_budgets_all_hold_and_one_is_met_nearly(net: Net, macs: float, parameters: float) -> None:
+    graph, structure, scores = net
+    budgets = Budget("macs", macs), Budget("parameters", parameters)
+    plan = make_plan(graph, structure, scores, budgets[0], RankingOptions(multiple=4), also=budgets[1:])
+    rows = kept_of(budgets, graph, prune(graph, structure, plan)[0])
+    assert all(row.share <= row.budget.share for row in rows)
+    assert deciding(rows).of_allowed >= 1 - SLACK
+    if macs != parameters:
+        assert deciding(rows).budget == min(budgets, key=lambda budget: budget.share)
+    assert f"of these '{deciding(rows).budget}' decided" in words_of(rows)
+
+
+def test_a_budget_that_does_not_bind_changes_no_plan(net: Net) -> None:
+    graph, structure, scores = net
+    alone = make_plan(graph, structure, scores, Budget("macs", 0.5), RankingOptions())
+    both = make_plan(graph, structure, scores, Budget("macs", 0.5), RankingOptions(), also=[Budget("size", 1.5)])
+    assert alone.kept.keys() == both.kept.keys()
+    assert all(np.array_equal(alone.kept[name], both.kept[name]) for name in alone.kept)
+
+
+def test_of_several_budgets_the_one_out_of_reach_is_named_beside_the_others(net: Net) -> None:
+    graph, structure, scores = net
+    budgets = Budget("macs", 0.9), Budget("parameters", 0.01)
+    with pytest.raises(BudgetError, match=r"budget 'parameters 0.01' can't .* --budget 'macs 0.9, parameters 0\."):
+        make_plan(graph, structure, scores, budgets[0], RankingOptions(), also=budgets[1:])
+
+
+def test_a_round_in_memory_takes_an_amount(net: Net) -> None:
+    graph = net[0]
+    assert budget_of(graph, graph, parse_budget("macs 0.1 M")).share == 0.1e6 / measure_cost(graph).macs
+
+
+def test_the_budget_that_units_are_ordered_for_comes_first(net: Net) -> None:
+    recipe = make_recipe({"budget": "size 0.4, macs 0.5"})
+    assert [budget.kind for budget in shares_of(recipe, net[0])] == ["macs", "size"]
+    with pytest.raises(BudgetError, match="--budget none"):
+        shares_of(make_recipe({"budget": "size 1 GB"}), net[0])
+    assert shares_of(make_recipe({"budget": "size 1 GB, macs 0.5"}), net[0])[1].share > 1

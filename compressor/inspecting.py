@@ -87,12 +87,17 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
     else:
         with _step(notify, "reading the model and trying it"):
             graph, example = _without_images(recipe, sized=True)
-    with _step(notify, "groups"):
-        structure = find_structure(graph, example, recipe.seed)
-    with _step(notify, "planning under the budget, by random scores"):
-        require_reachable(graph, structure, recipe)
-        costs = _costs_predicted(recipe, graph, structure)
     dense = measure_cost(graph)
+    units: dict[str, Any] = {"groups": 0, "left_alone": []}
+    costs: dict[str, Any] = {"macs_predicted": dense.macs, "params_predicted": dense.parameters, "warnings": []}
+    if not recipe.as_it_is:
+        with _step(notify, "groups"):
+            structure = find_structure(graph, example, recipe.seed)
+        with _step(notify, "planning under the budget, by random scores"):
+            require_reachable(graph, structure, recipe)
+            costs = _costs_predicted(recipe, graph, structure)
+        left_alone = [asdict(layer) for layer in structure.groups.left_alone]
+        units = {"groups": len(structure.groups.groups), "left_alone": left_alone}
     sizes = [list(spec.shape) for spec in specs_of(example)]
     return {
         "model": recipe.model,
@@ -102,8 +107,7 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
         "macs_dense": dense.macs,
         "params_dense": dense.parameters,
         **costs,
-        "groups": len(structure.groups.groups),
-        "left_alone": [asdict(x) for x in structure.groups.left_alone],
+        **units,
         "recipe": asdict(recipe),
     }
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from .run.fingerprints import Known
 from .run.judges import judges_of, spare_of
 from .run.plans import kept_of, make_step, require_reachable, set_aim, summary_of_budgets, warn_below, words_of
 from .run.saved import (
+    WEIGHTS,
     Network,
     load_module,
     load_saved,
@@ -156,11 +158,14 @@ def run(
 
 def _run(recipe: Recipe, notify: Notify | None, model: Model | None, data: object, parts: UserParts) -> Run:
     work = prepare(recipe, notify or (lambda stage, share: None), model, data, parts=parts, spare=spare_of(recipe))
+    if recipe.as_it_is:
+        return _ship_as_it_is(work)
     structure, spent = find_units(work)
     require_reachable(work.dense, structure, recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
-        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images)
+        origin = work.stages.keys["groups"]
+        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
         pruned = remove_and_repair(work, structure, task)
         recovered = recover(work, structure, pruned, task)
         accuracy = measure_accuracy(work, structure, pruned, recovered, task)
@@ -178,7 +183,47 @@ def _run(recipe: Recipe, notify: Notify | None, model: Model | None, data: objec
             budget=pruned.budget,
         )
         delivered = deliver(work, outcome)
-        return finish(work, pruned, outcome, recovered, delivered)
+        shipped, choice = name_of_shipped(recovered), recovered.choice
+        return finish(work, outcome, delivered, shipped, choice, pruned.budget_facts)
+
+
+def _ship_as_it_is(work: Work) -> Run:
+    """The dense network exported, checked, built, timed and bundled; nothing is scored, removed, repaired or tuned."""
+    with work.stages.begun():
+        keep_network(work)
+        origin = work.stages.keys["network"]
+        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
+        accuracy = _stage_accuracy(work, {"dense": work.dense}, origin, task)
+        outcome = Outcome(None, None, work.dense, accuracy, {}, task, checks=Checks(warnings=work.warnings))
+        return finish(work, outcome, deliver(work, outcome), "dense")
+
+
+def keep_network(work: Work) -> None:
+    """The dense network as the one that ships, to disk, with what rebuilds it."""
+
+    def write(folder: Path, network: fx.GraphModule) -> None:
+        write_weights(folder / WEIGHTS, network)
+
+    work.stages.make(
+        "network",
+        _unchanged,
+        Keeper(write, lambda folder: work.dense),
+        dense=Known(work.dense, _group_inputs(work)),
+    )
+    _keep_inputs(work)
+    write_network(work.stages.folder, Network(work.model.builder, work.inputs, (), (), {}, work.keywords))
+
+
+def _unchanged(dense: fx.GraphModule, progress: Progress) -> fx.GraphModule:
+    return dense
+
+
+def _keep_inputs(work: Work) -> None:
+    """The resolved recipe, and hashes of the images, for a reader of the folder."""
+    folder = work.stages.folder
+    write_text(folder / "recipe.toml", to_toml(work.recipe))
+    splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
+    write_json(folder / "splits.json", {"schema": "splits/1", **splits})
 
 
 def find_units(work: Work) -> tuple[Structure, Usage]:
@@ -245,9 +290,7 @@ def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pr
         checks += step.checks + identity
         budget_facts |= step.facts
 
-    write_text(folder / "recipe.toml", to_toml(recipe))
-    splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
-    write_json(folder / "splits.json", {"schema": "splits/1", **splits})
+    _keep_inputs(work)
     plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
     write_record(folder / "plan.json", plan)
     kept_shares = kept_of(aim.budgets, work.dense, current, step.measured)
@@ -407,7 +450,7 @@ def _recovered(
 
 
 def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan) -> Keeper[Recovered]:
-    tuned_file, choice_file, shipped_file = "stages/tuned.safetensors", "choice.json", "weights.safetensors"
+    tuned_file, choice_file, shipped_file = "stages/tuned.safetensors", "choice.json", WEIGHTS
 
     def write(folder: Path, result: Recovered) -> None:
         if result.tuned is None:
@@ -446,16 +489,23 @@ def measure_accuracy(
     networks = {"dense": work.dense, "removed": removed, "repaired": pruned.network}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned
+    accuracy = _stage_accuracy(work, networks, work.stages.keys["finetune"], task)
+    return {**accuracy, "shipped": accuracy[name_of_shipped(recovered)]}
 
-    accuracy = work.stages.make(
+
+def _stage_accuracy(
+    work: Work, networks: Mapping[str, fx.GraphModule], origin: str, task: NetworkTask
+) -> dict[str, Accuracy | Quality]:
+    """Of each network by its name, on the evaluation images; `origin` is the key of the stage that made the last."""
+
+    return work.stages.make(
         "accuracy",
         _measured,
         _kept_as_figures("accuracy.json", list(networks)),
-        networks=Known(networks, [work.stages.keys["finetune"], list(networks)]),
+        networks=Known(networks, [origin, list(networks)]),
         images=work.evaluation_images,
         task=task.itself,
     )
-    return {**accuracy, "shipped": accuracy[name_of_shipped(recovered)]}
 
 
 def _kept_as_figures(file: str, names: Sequence[str]) -> Keeper[dict[str, Accuracy | Quality]]:
@@ -527,22 +577,30 @@ def name_of_shipped(recovered: Recovered) -> str:
     return recovered.choice.shipped if recovered.choice is not None else "repaired"
 
 
-def finish(work: Work, pruned: Pruned, outcome: Outcome, recovered: Recovered, delivered: Delivered) -> Run:
-    """The run's summary, written and returned."""
-    accuracy = outcome.accuracy
+def finish(
+    work: Work,
+    outcome: Outcome,
+    delivered: Delivered,
+    shipped: str,
+    choice: Choice | None = None,
+    budget_facts: Mapping[str, object] = MappingProxyType({}),
+) -> Run:
+    """The run's summary, written and returned; `shipped` names the network that ships, `choice` says why."""
+    accuracy = {**outcome.accuracy, "shipped": outcome.accuracy[shipped]}
     values = {name: round(figure.value, 4) for name, figure in accuracy.items()}
+    near_dense = outcome.fidelity.get("shipped")
     summary = {
         "model": work.recipe.model,
         "run_dir": str(work.stages.folder),
         "task": work.chosen.name,
         "metric": accuracy["dense"].metric,
         **{f"accuracy_{name}": values.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
-        "fidelity_shipped": round(outcome.fidelity["shipped"].value, 4),
-        "shipped": name_of_shipped(recovered),
-        "choice": recovered.choice and text_of(recovered.choice),
+        "fidelity_shipped": 1.0 if near_dense is None else round(near_dense.value, 4),
+        "shipped": shipped,
+        "choice": choice and text_of(choice),
         "evaluation_images": accuracy["dense"].n,
         "device": str(work.device),
-        **pruned.budget_facts,
+        **budget_facts,
         **delivered.summary,
         "gates": {gate.name: gate.state for gate in delivered.checks.gates},
         "warnings": list(delivered.checks.warnings),

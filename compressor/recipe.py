@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
-from .budgets import parse_budgets, points_of
+from .budgets import is_none, parse_budgets, points_of
 from .device.runtimes import REFERENCE, runtime_names
 from .errors import RecipeError, did_you_mean, with_article
 from .export.targets import resolve_target
@@ -175,6 +175,11 @@ class Recipe:
             parse_budgets(point)
         for target in self.targets:
             resolve_target(target)
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether the network is exported, checked and shipped with nothing removed."""
+        return is_none(self.budget)
 
     @property
     def folder(self) -> Path:

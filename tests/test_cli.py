@@ -351,7 +351,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "other checkpoint": (["--weights", "other.safetensors"], 2, "doesn't fit the model"),
     "no checkpoint": (["--weights", "nowhere.pt"], 2, "don't exist"),
     "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least --budget 'macs 0."),
-    "budget nonsense": (["--budget", "half"], 2, "write 'macs S', 'parameters S' or"),
+    "budget nonsense": (["--budget", "half"], 2, "write 'macs S', 'parameters S', 'size S' or"),
     "unknown criterion": (["--criterion", "lpr"], 2, "Did you mean 'lrp'?"),
     "unknown composite": (["--composite", "yeom"], 2, "Did you mean 'yeom2021'?"),
     "unknown kind of unit": (["--units", "heads"], 2, "Did you mean 'head'"),

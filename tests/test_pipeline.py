@@ -479,3 +479,74 @@ def test_a_budget_that_is_beaten_is_a_warning_and_not_an_error(tiny: nn.Module, 
     said = [text for text in run.summary["warnings"] if "where 0.6 may stay" in text]
     assert len(said) == 1
     assert said[0] in (run.folder / "report.md").read_text()
+
+
+# nothing removed
+
+
+AS_IT_IS: dict[str, Any] = {"budget": "none", "precisions": "fp32,int8", "max_int8_loss": 100, "latency_batches": 1}
+
+
+@pytest.fixture(scope="module")
+def as_it_is(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> compressor.Run:
+    return compress(tmp_path_factory.mktemp("runs") / "dense", **AS_IT_IS)
+
+
+def test_a_network_ships_as_it_is(as_it_is: compressor.Run, tiny: nn.Module, images: Images) -> None:
+    x = torch.stack([images[i] for i in range(5)])
+    expected = copy.deepcopy(tiny).eval()(x).detach().numpy()
+    with torch.no_grad():
+        assert np.abs(as_it_is.network(Tiny())(x).numpy() - expected).max() < PARITY
+        assert np.abs(as_it_is.module()(x).numpy() - expected).max() < PARITY
+    file = as_it_is.folder / "bundle" / "model.onnx"
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0] - expected).max() < PARITY
+    assert verify_bundle(as_it_is.folder / "bundle").passed
+    assert compressor.load(as_it_is.folder, tiny)(x).shape == (5, 4)
+
+
+def test_a_run_without_a_budget_has_every_key_and_no_stage_or_gate_of_pruning(as_it_is: compressor.Run) -> None:
+    summary = as_it_is.summary
+    keys = [key for key in SUMMARY if key != "latency_ratio_b32"]
+    assert [key for key in keys if key not in summary] == []
+    assert (summary["shipped"], summary["macs_kept"], summary["latency_ratio_b1"]) == ("dense", 1.0, 1.0)
+    assert summary["accuracy_shipped"] == summary["accuracy_dense"]
+    assert summary["accuracy_removed"] is summary["accuracy_repaired"] is summary["accuracy_tuned"] is None
+    assert summary["onnx_bytes_dense"] == summary["onnx_bytes_shipped"]
+    assert list(summary["precisions"]) == ["model.onnx", "model.fp16.onnx", "model.int8.onnx"]
+    stages = "network accuracy onnx fp16 int8 parity latency layers engines".split()
+    assert set(summary["stages"]) == {*stages, "accuracy of the files"}
+    assert [name for name in summary["gates"] if "identity" in name or name == "accuracy: top-1 lost"] == []
+    assert any(name.startswith("parity: model.int8.onnx") for name in summary["gates"])
+    report = (as_it_is.folder / "report.md").read_text()
+    assert "Nothing was removed: the network ships as it is." in report
+    assert "made smaller" not in report
+    assert not (as_it_is.folder / "dense.onnx").exists()
+
+
+def test_a_run_without_a_budget_is_continued_as_any(as_it_is: compressor.Run, compress: Compress) -> None:
+    again = compress(as_it_is.folder, **AS_IT_IS)
+    assert all(cost["reused"] for cost in again.summary["stages"].values())
+
+
+def test_a_run_without_a_budget_predicts_the_dense_network() -> None:
+    recipe = make_recipe({"model": "torchvision:squeezenet1_1", "size": 64, "budget": "none"})
+    predicted = inspecting.predict(recipe)
+    assert predicted["macs_predicted"] == predicted["macs_dense"]
+    assert predicted["groups"] == 0
+
+
+# amounts and several at once
+
+
+def test_the_summary_and_the_report_say_which_of_several_budgets_decided(
+    compress: Compress, run: compressor.Run, tmp_path: Path
+) -> None:
+    size = 4 * run.summary["params_dense"]
+    budget = f"macs 0.9, size {0.6 * size / 1e3:.3f} kB"
+    both = compress(tmp_path / "both", budget=budget, normalisation="mean", finetune_epochs=0, latency_batches=1)
+    macs, bytes_ = both.summary["budgets"]
+    assert (macs["decided"], bytes_["decided"]) == (False, True)
+    assert macs["kept"] <= 0.9
+    assert 4 * both.summary["params_shipped"] <= 0.6 * size
+    assert f"of these '{bytes_['budget']}' decided" in (both.folder / "report.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..delivery.artifacts import DENSE, Artifact
+from ..delivery.artifacts import DENSE, SHIPPED, Artifact
 from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
 from ..device.runtimes import kind_of
 from ..errors import CompressorError, FolderError, InputError, ModelError
@@ -130,8 +130,11 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     if outside:
         raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
 
-    artifacts = [DENSE]
+    as_it_is = summary.get("shipped") == "dense"
+    artifacts = [Artifact(SHIPPED.name, "dense") if as_it_is else DENSE]
     for name, precision in precisions.items():
+        if as_it_is and name == SHIPPED.name:
+            continue
         if "tensorrt" not in name:  # its form of Q/DQ is for an engine's parser and is not itself run
             artifacts.append(Artifact(name, "shipped", precision))
     return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)

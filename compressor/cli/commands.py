@@ -91,7 +91,7 @@ def compress(
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet
-    announce(f"compress {recipe.model} to {recipe.budget}", recipe)
+    announce(_task(recipe), recipe)
     if dry_run:
         from ..inspecting import predict
 
@@ -106,6 +106,11 @@ def compress(
         run = pipeline.run(recipe, notify=notify)
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _task(recipe: Recipe) -> str:
+    """What is about to be done, in words."""
+    return f"export {recipe.model} as it is" if recipe.as_it_is else f"compress {recipe.model} to {recipe.budget}"
 
 
 @app.command()

@@ -100,6 +100,8 @@ PASSED_THROUGH = ("finetune", "engines")
 
 def course_of(recipe: Recipe) -> Course:
     """The stages that a run of this recipe goes through."""
+    if recipe.as_it_is:
+        return Course(["network", *_delivery_stages(recipe)])
     timed = any(budget.kind == "latency" for budget in parse_budgets(recipe.budget))
     stages = ["groups"]
     if timed:
@@ -117,10 +119,15 @@ def course_of(recipe: Recipe) -> Course:
     if recipe.finetune_epochs:
         stages.append("finetune")
 
-    stages += ["accuracy", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
+    return Course([*stages, *_delivery_stages(recipe)])
+
+
+def _delivery_stages(recipe: Recipe) -> list[str]:
+    """What every network goes through, whatever was removed from it."""
+    stages = ["accuracy", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
     if recipe.targets:
         stages.append("engines")
-    return Course([*stages, "latency", "layers"])
+    return [*stages, "latency", "layers"]
 
 
 def _made_precisions(recipe: Recipe) -> list[str]:

@@ -79,8 +79,8 @@ def predicted(prediction: Summary, recipe: Recipe) -> None:
         images = ", ".join(f"{count} {name}" for name, count in prediction["images"].items() if count)
     groups = counted(prediction["groups"], "group")
     left_alone = counted(len(prediction["left_alone"]), "layer")
-    asked = f"images: {images}; budget: {recipe.budget}; folder: {recipe.folder}"
-    say_lines([f"{groups} of units, {left_alone} left alone; {asked}"])
+    units_text = "nothing would be removed" if recipe.as_it_is else f"{groups} of units, {left_alone} left alone"
+    say_lines([f"{units_text}; images: {images}; budget: {recipe.budget}; folder: {recipe.folder}"])
     warn(prediction["warnings"])
 
 
@@ -117,7 +117,8 @@ def benchmarked(summary: BenchmarkSummary) -> None:
 def compressed(run: Run) -> None:
     """A finished run's summary: dense against shipped, then `_closing_lines`."""
     summary = run.summary
-    table = Table(title=f"{summary['model']}: {summary['macs_kept']:.1%} of the MACs kept")
+    removed = f"{summary['macs_kept']:.1%} of the MACs kept" if summary["shipped"] != "dense" else "nothing was removed"
+    table = Table(title=f"{summary['model']}: {removed}")
     for column in ("", "dense", "shipped"):
         table.add_column(column, justify="right" if column else "left")
     _add_accuracies(table, summary)

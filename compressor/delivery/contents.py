@@ -20,8 +20,7 @@ from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..graph.cost import macs_by_layer, measure_cost
 from ..planning import RankingOptions, importance
-from ..pruning import Structure
-from ..records import Compensation, Cost, Figure, Plan, Scores
+from ..records import Compensation, Cost, Figure, Scores
 from ..repair.choice import text_of
 from ..report import (
     AccuracyRow,
@@ -50,13 +49,11 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
     are gone.
     """
     recipe = work.recipe
-    # the scores that decided: losses measured in the first round, or the criterion's own
-    decided = "measured-1.json" if recipe.normalisation == "measured" else "scores-1.json"
-    scores = read_record(work.stages.folder / decided, Scores)
+    scores, repair = _read_scores(work), _read_repair(work)
     dense_cost, cost = measure_cost(work.dense), measure_cost(outcome.network)
     environment = read_environment()
     choice, checks = outcome.choice, delivery.checks
-    ships = choice.shipped if choice else "repaired"
+    ships = choice.shipped if choice else "dense" if recipe.as_it_is else "repaired"
     return ReportInput(
         model=recipe.model,
         recipe=asdict(recipe),
@@ -66,7 +63,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
             **environment.state,
             "computed on": str(work.device),
         },
-        groups=tuple(_group_rows(outcome.structure, outcome.plan, scores, ranking_of(recipe))),
+        groups=tuple(_group_rows(outcome, scores, ranking_of(recipe))),
         cost_dense=dense_cost,
         cost_shipped=cost,
         accuracy=tuple(_accuracy_rows(outcome.accuracy, delivery)),
@@ -74,13 +71,13 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         samples=scores.samples,
         budget=outcome.budget or recipe.budget,
         splits=dict(work.splits.hashes),
-        left_alone=outcome.structure.groups.left_alone,
-        repair=read_record(work.stages.folder / f"repair-{recipe.rounds}.json", Compensation),
+        left_alone=outcome.structure.groups.left_alone if outcome.structure else (),
+        repair=repair,
         unscored=scores.unscored,
         uncovered=scores.uncovered,
         layers=tuple(_layer_rows(work.dense, outcome.network, dense_cost, cost, delivery.layer_ms)),
         parity=tuple(_parity_rows(delivery, recipe.max_parity)),
-        latency=tuple(_latency_row(timing) for timing in delivery.latency.timings),
+        latency=tuple(_latency_row(timing, recipe.as_it_is) for timing in delivery.latency.timings),
         files=tuple(_file_rows(delivery.files)),
         engines=tuple(_engine_row(engine) for engine in delivery.engines.built),
         gates=checks.gates,
@@ -93,6 +90,21 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         choice=text_of(choice) if choice else "",
         busy=delivery.latency.busy,
     )
+
+
+def _read_scores(work: Work) -> Scores:
+    """Those that decided: losses measured in the first round, or the criterion's own; none where nothing went."""
+    if work.recipe.as_it_is:
+        return Scores("", {}, 0)
+    name = "measured-1.json" if work.recipe.normalisation == "measured" else "scores-1.json"
+    return read_record(work.stages.folder / name, Scores)
+
+
+def _read_repair(work: Work) -> Compensation:
+    """The last round's."""
+    if work.recipe.as_it_is:
+        return Compensation()
+    return read_record(work.stages.folder / f"repair-{work.recipe.rounds}.json", Compensation)
 
 
 def _accuracy_rows(accuracy: Mapping[str, Figure], delivery: Delivery) -> list[AccuracyRow]:
@@ -169,8 +181,11 @@ def _engine_row(engine: Engine) -> EngineRow:
     )
 
 
-def _group_rows(structure: Structure, plan: Plan, scores: Scores, options: RankingOptions) -> list[GroupRow]:
-    rows = []
+def _group_rows(outcome: Outcome, scores: Scores, options: RankingOptions) -> list[GroupRow]:
+    structure, plan = outcome.structure, outcome.plan
+    rows: list[GroupRow] = []
+    if structure is None or plan is None:
+        return rows
     for group in structure.groups.groups:
         kept = plan.kept.get(group.name, np.arange(group.size))
         if group.parent in plan.kept:  # units of rows that went are gone with them
@@ -229,8 +244,9 @@ def _width(node: fx.Node) -> int:
     return int(node.meta["val"].shape[axis])
 
 
-def _latency_row(timing: Timing) -> LatencyRow:
-    variant, precision = of_subject(timing.name)
+def _latency_row(timing: Timing, as_it_is: bool) -> LatencyRow:
+    """Where a network ships as it is, its fp32 file is the dense one that the others are compared with."""
+    variant, precision = of_subject("dense" if as_it_is and timing.name == "shipped" else timing.name)
     figures = summarise(timing)
     return LatencyRow(
         runtime=timing.runtime,

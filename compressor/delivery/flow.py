@@ -5,7 +5,7 @@ Each stage is a function of values; nothing behind a failed gate is done, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,9 +81,13 @@ def _steps(work: Work, outcome: Outcome) -> Iterator[Delivery]:
 
     Every result is handed out, so that a reader who stops at one has what came before.
     """
+    keys = work.stages.keys
     networks = {"dense": work.dense, "shipped": outcome.network}
-    inputs = Known(networks, [work.stages.keys["groups"], work.stages.keys["finetune"]])
     dense = outcome.accuracy["dense"]
+    inputs = Known(networks, [keys[name] for name in ("groups", "finetune") if name in keys])
+    if work.recipe.as_it_is:  # one network, so one file
+        networks = {"shipped": outcome.network}
+        inputs = Known(networks, [keys["network"]])
 
     delivery = Delivery(outcome.checks + accuracy_checks(outcome.accuracy, work.recipe.max_accuracy_loss))
     yield delivery
@@ -116,7 +120,7 @@ def export_files(work: Work, networks: Known) -> Files:
     paths = work.stages.make(
         "onnx",
         _exported,
-        Keeper(_written_already, _exported_paths),
+        Keeper(_written_already, lambda folder: _exported_paths(folder, networks.value)),
         networks=networks,
         inputs=work.inputs,
         metadata={"compressor.model": recipe.model, "compressor.budget": recipe.budget},
@@ -132,15 +136,15 @@ def _exported(
     folder: Path,
     progress: Progress,
 ) -> dict[Artifact, Path]:
-    paths = _exported_paths(folder)
+    paths = _exported_paths(folder, networks)
     for artifact, path in paths.items():
         named = {**metadata, "compressor.variant": artifact.variant}
         export_onnx(networks[artifact.variant], noise_like(inputs), path, metadata=named)
     return paths
 
 
-def _exported_paths(folder: Path) -> dict[Artifact, Path]:
-    return {artifact: folder / artifact.name for artifact in (DENSE, SHIPPED)}
+def _exported_paths(folder: Path, variants: Collection[str]) -> dict[Artifact, Path]:
+    return {artifact: folder / artifact.name for artifact in (DENSE, SHIPPED) if artifact.variant in variants}
 
 
 def _written_already(folder: Path, paths: Mapping[Artifact, Path]) -> None:

@@ -155,7 +155,7 @@ def measure_layers(work: Work, files: Files, networks: Networks) -> dict[str, di
         _profiled,
         Keeper(_write_layers, _read_layers),
         place=read_environment().fingerprint,
-        files={artifact.variant: files.paths[artifact] for artifact in (DENSE, SHIPPED)},
+        files={artifact.variant: files.paths[artifact] for artifact in (DENSE, SHIPPED) if artifact in files.paths},
         layers={variant: layers_of(network) for variant, network in networks.items()},
         images=work.sample(POOL_IMAGES),
     )

@@ -26,12 +26,13 @@ class Outcome:
     """The network that is to ship and what is known of it.
 
     `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch by the task's measure, `dense` and
-    `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. `choice` says why this
-    network ships, where there was one; `budget` is what was asked for, in words.
+    `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. Of a network that ships
+    as it is, structure and plan are None, `accuracy` is the dense one's alone and there is no fidelity. `choice` says
+    why this network ships, where there was one; `budget` is what was asked for, in words.
     """
 
-    structure: Structure
-    plan: Plan
+    structure: Structure | None
+    plan: Plan | None
     network: fx.GraphModule
     accuracy: Mapping[str, Figure]
     fidelity: Mapping[str, Figure]

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..budgets import is_none
 from ..records import Compensation, Cost, Figure, FloatArray, IntArray, LeftAlone
 
 Variant = Literal["dense", "removed", "repaired", "tuned", "shipped"]
@@ -226,3 +227,8 @@ class ReportInput:
     shipped: str = ""
     choice: str = ""
     busy: str = ""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether nothing was to be removed: dense and shipped are one network."""
+        return is_none(self.budget)

@@ -26,6 +26,7 @@ STAGES = {
     "repair": "removing units and repairing what is left",
     "finetune": "fine-tuning",
     "accuracy": "accuracy of the networks",
+    "network": "keeping the network as it is",
     "onnx": "exporting to ONNX",
     "fp16": "making the fp16 file",
     "int8": "making the int8 files",

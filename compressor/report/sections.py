@@ -64,14 +64,22 @@ def verdict(run: ReportInput) -> tuple[str, ...]:
     macs = facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs)
     parameters = facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters)
     lines = [f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."]
+    if run.as_it_is:
+        lines = [_NOTHING_REMOVED]
     lines.extend(_accuracy_sentence(run))
     lines.append(_speed_sentence(run))
     lines.append(_gate_sentence(run))
     return tuple(lines)
 
 
+_NOTHING_REMOVED = "Nothing was removed: the network ships as it is."
+
+
 def _accuracy_sentence(run: ReportInput) -> list[str]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    if dense is not None and run.as_it_is:
+        top1 = facts.percent(dense.accuracy.top1)
+        return [f"Top-1 on {dense.accuracy.n:,} {dense.images} images is {top1}."]
     if dense is None or final is None:
         return ["Accuracy before and after was not measured."]
     lost = facts.loss_of(dense.accuracy, dense.accuracy.lost(final.accuracy))
@@ -99,6 +107,11 @@ def _speed_sentence(run: ReportInput) -> str:
         if row.variant == facts.last_variant(run):
             ratio = f"{facts.speed_up(dense, row):.2f}×{_unless_fp32(row.precision)}"
             ratios_by_place.setdefault(f"{row.runtime} at batch {row.batch}", []).append(ratio)
+    if not ratios_by_place and run.as_it_is and run.latency:
+        medians = [
+            f"{row.runtime} at batch {row.batch} {facts.milliseconds(facts.median_ms(row))} ms" for row in run.latency
+        ]
+        return f"Median latency: {'; '.join(medians)}."
     if not ratios_by_place:
         return "Latency was not measured, so nothing is said about speed."
     listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in ratios_by_place.items())
@@ -145,6 +158,8 @@ def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
 
 
 def _cost_figure(label: str, dense: int, shipped: int) -> KeyFigure:
+    if dense == shipped:
+        return KeyFigure(label, facts.count(shipped), "as in the dense network")
     removed = facts.percent(facts.removed_share(dense, shipped))
     return KeyFigure(label, facts.count(shipped), f"dense {facts.count(dense)}; {removed} removed")
 
@@ -152,6 +167,8 @@ def _cost_figure(label: str, dense: int, shipped: int) -> KeyFigure:
 def _accuracy_figure(run: ReportInput) -> list[KeyFigure]:
     """One figure, or none where accuracy was not measured before and after."""
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
+    if dense is not None and run.as_it_is:
+        final = dense
     if dense is None or final is None:
         return []
     detail = f"dense {facts.value_of(dense.accuracy)}; 95 % interval {facts.interval_of(final.accuracy)}"
@@ -168,6 +185,8 @@ def _latency_figure(run: ReportInput, reference: LatencyRow, row: LatencyRow) ->
 def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
     """The first two timings in fp32 and the fastest of the other precisions at the first one's conditions."""
     pairs = list(facts.latency_pairs(run))
+    if run.as_it_is:  # the dense network's own, beside the other precisions
+        pairs += [(row, row) for row in run.latency if row.precision == "fp32"]
     in_fp32 = [pair for pair in pairs if pair[1].precision == "fp32"][:2]
     if not in_fp32:
         return []
@@ -191,6 +210,8 @@ def _gates(run: ReportInput) -> Section:
 
 
 def _removed(run: ReportInput) -> Section:
+    if run.as_it_is:
+        return Section("removed", "What was removed, and why", (_NOTHING_REMOVED,))
     score_name = facts.worth(run)
     text = [_removed_sentences(run)]
     if run.criterion:

@@ -52,7 +52,7 @@ def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
 
     images = draw_plots(run)
     sections = build_sections(run, images.keys())
-    title = f"{facts.model_name(run.model)}, made smaller"
+    title = f"{facts.model_name(run.model)}, {'as it is' if run.as_it_is else 'made smaller'}"
     page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, run.warnings)
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
 

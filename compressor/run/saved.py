@@ -7,6 +7,7 @@ builder is code: what a folder names is run only where `trust` lets it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -200,11 +201,18 @@ def _replayed(folder: Path, module: nn.Module | None, trust: bool) -> tuple[nn.M
         module = load_dense(folder, trust=trust)
     module = plain(module).module
     graph = trace(module, network.example, network.keywords)
-    structure = analyse(graph, network.tied, network.frozen)
-    _require_units(folder, structure, network.kept)
-    small, slices = prune(graph, structure, network.kept)
+    small, slices = _without_units(folder, graph, network)
     read_weights(folder / WEIGHTS, small)
     return module, small, slices, network
+
+
+def _without_units(folder: Path, graph: fx.GraphModule, network: Network) -> tuple[fx.GraphModule, Slices]:
+    """What is left of the dense network; where nothing went, a copy of it whose units nobody looks for."""
+    if not network.kept:
+        return copy.deepcopy(graph), Slices({})
+    structure = analyse(graph, network.tied, network.frozen)
+    _require_units(folder, structure, network.kept)
+    return prune(graph, structure, network.kept)
 
 
 def _require_weights(folder: Path, network: Network) -> None:

@@ -78,15 +78,20 @@ class NetworkTask:
         return with_user_parts(task, dense=predict, **functions)
 
 
-def make_task(stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Known) -> NetworkTask:
-    """The mean answer is taken over the calibration images, unless classes alone are told apart."""
+def make_task(
+    stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Known, origin: str
+) -> NetworkTask:
+    """The mean answer is taken over the calibration images, unless classes alone are told apart.
+
+    `origin` is the key of the stage that stands for the dense network.
+    """
     if chosen.classifies:
         return NetworkTask(chosen, None, dense, [CLASSES, chosen.labelled])
     reference = stages.make(
         "mean answer",
         _referenced,
         Keeper(_write_reference, _read_reference),
-        dense=Known(dense, stages.keys["groups"]),
+        dense=Known(dense, origin),
         images=images,
     )
     return NetworkTask(chosen, reference, dense, [chosen.name, chosen.parts.prints, stages.keys["mean answer"]])

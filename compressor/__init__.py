@@ -1,6 +1,7 @@
 """Relevance-guided pruning of vision models to verified, shippable ONNX and TensorRT bundles.
 
-`compress(model, images, ...) -> Run` is the whole of it; `load(folder)` brings a run's network back. Without a folder,
+`compress(model, images, ...) -> Run` is the whole of it, or a `Sweep` of runs; `load(folder)` brings a run's network
+back. Without a folder,
 in memory: `make_prunable(module, images)`, then `pruning_round(...)`, or its steps one by one.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .choices import Scoring as Scoring
     from .inputs.detectors import detector_network as detector_network
     from .pipeline import Run as Run
+    from .pipeline import Sweep as Sweep
     from .pipeline import compress as compress
     from .pipeline import load as load
     from .recipe import Recipe as Recipe
@@ -47,6 +49,7 @@ _HOMES = {
     "load": "pipeline",
     "search": "searching",
     "Run": "pipeline",
+    "Sweep": "pipeline",
     "Recipe": "recipe",
     "read_recipe": "recipe",
 }

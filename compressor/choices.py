@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .budgets import Budget, parse_budgets
+from .budgets import Budget, parse_budgets, points_of
 from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
@@ -114,8 +114,9 @@ def require_known(recipe: Recipe) -> None:
     MissingPackageError or EngineError where the runtime whose latency is asked for can't run here.
     """
     resolve(recipe.device)
-    for budget in parse_budgets(recipe.budget):
-        _require_runtime(budget)
+    for point in points_of(recipe.budget):
+        for budget in parse_budgets(point):
+            _require_runtime(budget)
     composite_of(recipe.composite)
 
 

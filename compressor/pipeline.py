@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,12 +20,13 @@ import torch
 from torch import fx, nn
 
 from .accuracy import evaluate
+from .budgets import parse_budgets
 from .choices import Repairing, measuring_of, repairing_of, scoring_of, tuning_of
 from .delivery import Delivered, Outcome, deliver
 from .delivery.summary import stage_costs
 from .device import feeds, usage
 from .device.usage import Usage
-from .errors import ModelError, with_article
+from .errors import BudgetError, GateError, ModelError, with_article
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph.cost import measure_cost
 from .graph.interface import answers
@@ -59,6 +61,7 @@ from .run.saved import (
 from .run.stages import Keeper, Notify, kept_as_record
 from .run.tasking import NetworkTask, make_task, metric_of, predict_of
 from .run.work import Work, prepare
+from .sweeping import Ended, is_sweep, recipes_of, require_free, share, summarise, write_page
 from .tasks import Task, fidelity
 
 if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers need here
@@ -67,6 +70,7 @@ if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers 
 IDENTITY_IMAGES = 4
 FIDELITY_IMAGES = 256  # of the evaluation images; more would cost as much again as the accuracy does
 Progress = Callable[[float], None]
+Watch = Callable[[Recipe], AbstractContextManager[Notify]]
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 
 
@@ -91,15 +95,29 @@ class Run:
         return load_module(self.folder, self.dense if model is None else model, trust=trust)
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Finished runs of one model at several budgets. `summary` is the command's last line: a row for each budget.
+
+    A run that a budget or a gate ended is a row with its reason, and none of `runs`.
+    """
+
+    folder: Path
+    recipe: Recipe
+    runs: tuple[Run, ...]
+    summary: dict[str, Any]
+
+
 def compress(
     model: str | nn.Module | None = None,
     images: object = None,
     *,
     notify: Notify | None = None,
     **options: Unpack[RecipeFields],
-) -> Run:
+) -> Run | Any:
     """Compresses a model; `options` are the recipe's fields, of which `model` and `images` are the first.
 
+    Gives a `Run`; a `Sweep` where the budget names several figures, such as `macs 0.7,0.5`.
     `model` may be a module of yours (its run can't be rebuilt without it). `images` is a source's name or path, arrays,
     a `Dataset`, a `DataLoader`, batches or a function that returns one of these (see `inputs.data.given_data`): inputs
     alone, or with targets. Of the task, `quality(predict, data)`, `loss`, `says`, `distance` and `decode` may be
@@ -117,11 +135,17 @@ def compress(
         ready = plain(model)
         recipe = make_recipe({**asked, "model": type(ready.module).__name__})
         in_hand = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+        if is_sweep(recipe):
+            swept = sweep(recipe, watch=_watched_by(notify), model=in_hand, data=images, parts=parts)
+            return replace(swept, runs=tuple(replace(point, dense=ready.module) for point in swept.runs))
         return replace(run(recipe, notify=notify, model=in_hand, data=images, parts=parts), dense=ready.module)
 
     if model is not None:
         asked["model"] = require_name(model)
-    return run(read_recipe(None, **asked), notify=notify, data=images, parts=parts)
+    recipe = read_recipe(None, **asked)
+    if is_sweep(recipe):
+        return sweep(recipe, watch=_watched_by(notify), data=images, parts=parts)
+    return run(recipe, notify=notify, data=images, parts=parts)
 
 
 def require_name(model: object) -> str:
@@ -150,14 +174,60 @@ def run(
 ) -> Run:
     """One run from a recipe, continued where an earlier one in the same folder stopped.
 
-    `model`, `data` and `parts` of the task are in memory, in place of what the recipe names.
+    `model`, `data` and `parts` of the task are in memory, in place of what the recipe names. Raises RecipeError for the
+    budget of a sweep.
     """
+    parse_budgets(recipe.budget)
     with computing():
-        return _run(recipe, notify, model, data, parts)
+        return _run(recipe, notify or _silent, model, data, parts)
 
 
-def _run(recipe: Recipe, notify: Notify | None, model: Model | None, data: object, parts: UserParts) -> Run:
-    work = prepare(recipe, notify or (lambda stage, share: None), model, data, parts=parts, spare=spare_of(recipe))
+def _silent(stage: str, share: float) -> None:
+    """Says nothing of how far a run has come."""
+
+
+def _watched_by(notify: Notify | None) -> Watch:
+    """Every run of a sweep by one and the same function."""
+    return lambda recipe: nullcontext(notify or _silent)
+
+
+def sweep(
+    recipe: Recipe,
+    *,
+    watch: Watch | None = None,
+    model: Model | None = None,
+    data: object = None,
+    parts: UserParts = NO_PARTS,
+) -> Sweep:
+    """A run for each figure of the budget, below the recipe's folder; groups and scores are found once.
+
+    `watch` gives a run's `notify` while it lasts; `model`, `data` and `parts` as in `run`. A run that its budget or a
+    gate ends does not end the others. Raises the first one's error where none is left.
+    """
+    points = recipes_of(recipe)
+    require_free(recipe, points)
+    runs: list[Run] = []
+    ended: list[Ended] = []
+    for point in points:
+        share([earlier.recipe for earlier in ended], point)
+        try:
+            with (watch or _watched_by(None))(point) as notify:
+                runs.append(run(point, notify=notify, model=model, data=data, parts=parts))
+        except (BudgetError, GateError) as error:
+            ended.append(Ended(point, error=error))
+        else:
+            ended.append(Ended(point, runs[-1].summary))
+
+    first_error = ended[0].error
+    if not runs and first_error is not None:
+        raise first_error
+    summary = summarise(recipe, ended)
+    write_page(recipe, summary)
+    return Sweep(recipe.folder, recipe, tuple(runs), summary)
+
+
+def _run(recipe: Recipe, notify: Notify, model: Model | None, data: object, parts: UserParts) -> Run:
+    work = prepare(recipe, notify, model, data, parts=parts, spare=spare_of(recipe))
     if recipe.as_it_is:
         return _ship_as_it_is(work)
     structure, spent = find_units(work)

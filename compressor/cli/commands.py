@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from ..budgets import points_of
 from ..errors import InputError
 from ..listing import LISTS, rows_of
 from ..recipe import Recipe
@@ -93,19 +94,40 @@ def compress(
     console.quiet = quiet
     announce(_task(recipe), recipe)
     if dry_run:
-        from ..inspecting import predict
-
-        with StageBars(None) as notify:
-            prediction = predict(recipe, notify=notify)
-        tables.predicted(prediction, recipe)
-        print(json.dumps(prediction))
+        print(json.dumps(_predicted(recipe)))
         return
     from .. import pipeline
 
+    if len(points_of(recipe.budget)) > 1:
+        sweep = pipeline.sweep(recipe, watch=_watched)
+        tables.swept(sweep.summary)
+        print(json.dumps(sweep.summary))
+        return
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _predicted(recipe: Recipe) -> dict[str, object]:
+    """What a run would cost, shown and as it is printed; of a sweep every run's."""
+    from ..inspecting import predict
+    from ..sweeping import recipes_of
+
+    points = recipes_of(recipe)
+    with StageBars(None) as notify:
+        predictions = [predict(point, notify=notify) for point in points]
+    for point, prediction in zip(points, predictions, strict=True):
+        tables.predicted(prediction, point)
+    if len(points) == 1:
+        return predictions[0]
+    return {"model": recipe.model, "budget": recipe.budget, "points": predictions}
+
+
+def _watched(recipe: Recipe) -> StageBars:
+    """One run of a sweep, on the screen."""
+    announce(_task(recipe), recipe)
+    return StageBars(recipe)
 
 
 def _task(recipe: Recipe) -> str:

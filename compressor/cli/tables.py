@@ -137,6 +137,21 @@ def compressed(run: Run) -> None:
     _closing_lines(summary)
 
 
+def swept(summary: Summary) -> None:
+    """A finished sweep's summary: a row for each budget, then why some gave none."""
+    table = Table(title=f"{summary['model']}: {counted(len(summary['points']), 'budget')}")
+    for column in ("budget", "top-1", "MMACs", "parameters", "bundle"):
+        table.add_column(column, justify="left" if column in ("budget", "bundle") else "right")
+    for name, row in [("dense", summary["dense"]), *((row["budget"], row) for row in summary["points"])]:
+        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:.2%}"
+        macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
+        parameters = f"{row['params']:,}" if "params" in row else ""
+        table.add_row(name, accuracy, macs, parameters, row.get("bundle", ""))
+    console.print(table)
+    warn(f"{row['budget']}: {row['failure']}" for row in summary["points"] if row["failure"])
+    say_lines([f"page: {summary['page']}"])
+
+
 def _add_accuracies(table: Table, summary: Summary) -> None:
     """The shipped network's, and below it those of the networks on the way there."""
     shipped = f"{summary['accuracy_shipped']:.2%} ({summary['shipped']})"

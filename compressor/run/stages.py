@@ -26,6 +26,7 @@ from ..files import (
     read_record,
     read_signed,
     recorded,
+    replacing,
     signed,
     write_json,
     write_record,
@@ -250,6 +251,43 @@ def recorded_files(folder: Path) -> dict[str, str]:
         except (FolderError, OSError):
             continue
     return hashes
+
+
+def hand_on(source: Path, target: Path, names: Iterable[str], *, begun: Iterable[str] = ()) -> None:
+    """Copies finished stages of one run to another of the same model and data, which need not be there yet.
+
+    Whether a stage stands for the other run's inputs is its key's to tell, as ever: what does not is done again. Stages
+    that the other has with the same key stay, and those of `begun` whatever their key is. Raises FolderError where
+    somebody writes to the other folder.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    begun = tuple(begun)
+    with locked(target):
+        if not (target / "run.json").is_file():  # first, so that a copy that was cut off is a run's folder
+            _copy(source, target, "run.json")
+        for name in (*names, *begun):
+            marker = _marker_at(source, name)
+            other = _marker_at(target, name)
+            if marker is None or changed_files(source, marker.files):
+                continue
+            if other is not None and (name in begun or other.key == marker.key):
+                continue
+            for file in (*marker.files, f"stages/{name}.json"):  # the marker last
+                _copy(source, target, file)
+
+
+def _marker_at(folder: Path, name: str) -> Marker | None:
+    """None where the stage was not finished, or can't be read."""
+    path = folder / "stages" / f"{name}.json"
+    try:
+        return _read_marker(path) if path.is_file() else None
+    except (FolderError, OSError):
+        return None
+
+
+def _copy(source: Path, target: Path, file: str) -> None:
+    with replacing(target / file) as temporary:
+        shutil.copyfile(source / file, temporary)
 
 
 def changed_files(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:

@@ -124,7 +124,8 @@ def test_a_run_that_ends_early_is_a_row_with_its_reason(sweeping: Sweeping, tmp_
     first, second = sweep.summary["points"]
     assert "can't be met" in first["failure"]
     assert (second["failure"], sweep.summary["failed"]) == ("", ["macs 0.001"])
-    assert "can't be met" in (sweep.folder / "sweep.html").read_text()
+    assert "macs 0.001 came to no bundle: budget 'macs 0.001' can't be met" in (sweep.folder / "sweep.md").read_text()
+    assert "macs 0.001 came to no bundle" in (sweep.folder / "sweep.html").read_text()
 
 
 def test_where_no_run_is_left_the_first_ones_error_is_raised(sweeping: Sweeping, tmp_path: Path) -> None:

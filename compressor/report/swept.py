@@ -52,14 +52,16 @@ def write_sweep_report(report: SweepReport, folder: Path, content: Mapping[str, 
     Raises FolderError when the disk is in the way.
     """
     images = draw(_drawings(report))
-    failures = tuple((point.budget, point.failure) for point in report.points if point.failure)
     page = Page(
         title=f"{facts.model_name(report.model)}: {facts.counted(len(report.points), 'budget')}",
         verdict=(_verdict(report),),
-        failures=failures,
+        failures=(),
         key_figures=(),
         sections=(_curves(report, tuple(images)),),
         images=images,
+        warnings=tuple(
+            f"{point.budget} came to no bundle: {point.failure}" for point in report.points if point.failure
+        ),
     )
     return write_page(page, folder, "sweep", content)
 

@@ -118,15 +118,16 @@ _AXES: Mapping[str, tuple[str, Read]] = {
 
 
 def _curve(report: SweepReport, title: str, read: Read) -> Sheet | None:
-    """Top-1 over one cost, the points joined in the cost's order; None where fewer than two runs have both."""
+    """Top-1 over one cost, the points joined in the cost's order; None where fewer than two networks have both."""
     known = [(x, point.top1) for point in report.points if (x := read(point)) is not None and point.top1 is not None]
-    if len(known) < 2:
+    dense_x, dense_top1 = read(report.dense), report.dense.top1
+    has_dense = dense_x is not None and dense_top1 is not None
+    if len(known) + has_dense < 2:
         return None
     known.sort()
     sheet = Sheet(figsize=(WIDTH_IN, 3.0), layout="constrained")
     axes = sheet.add_subplot()
     axes.plot([x for x, _ in known], [100 * top1 for _, top1 in known], color=KEPT, marker="o", label="shipped")
-    dense_x, dense_top1 = read(report.dense), report.dense.top1
     if dense_x is not None and dense_top1 is not None:
         axes.scatter(dense_x, 100 * dense_top1, color=DENSE, marker="s", label="dense", zorder=3)
     axes.set_xlim(left=0)

@@ -286,7 +286,7 @@ def _facts_of(budget: Budget, met: Met, dense_ms: float) -> dict[str, object]:
     measured = met.trial.measured
     times_ms = {"asked_ms": budget.amount, "dense_ms": dense_ms, "measured_ms": measured.value * dense_ms}
     return {
-        "asked": budget.share,
+        "asked": round(budget.share, 6),
         **{name: round(time_ms, 4) for name, time_ms in times_ms.items() if budget.amount},
         "runtime": budget.runtime,
         "batch": budget.batch,

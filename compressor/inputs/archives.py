@@ -19,7 +19,7 @@ from PIL import Image
 from ..errors import DataError
 from ..records import IntArray
 from .entries import ANY_SIGNATURE, Signature, read_batch
-from .examples import Examples, held_examples
+from .examples import Examples, examples_in_memory
 from .folders import with_targets
 from .images import Images, numbered
 from .samples import MOST_CLASSES, UNKNOWN, TargetKind
@@ -118,7 +118,7 @@ def _examples(
     if not len(batch):
         raise DataError(f"{str(path)!r} holds no samples")
     notes = [f"entries that forward has no parameter for are left out: {', '.join(batch.left_out)}"]
-    return held_examples(
+    return examples_in_memory(
         str(path),
         batch.samples(),
         numbered(len(batch)),

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from .trust import is_installed
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback as text, which a worker process sends
 
@@ -17,8 +19,8 @@ def raised(error: BaseException) -> str:
     words = (lines[-1] if "Traceback" in str(error) else lines[0])[:300] if lines else "no message"
     kind = type(error).__name__
     named = words if words.startswith(f"{kind}:") else f"{kind}: {words}"
-    own_lines = [place for place in _places(error) if _is_users(place[0])]
-    return f"{named}, at {own_lines[-1][0]}:{own_lines[-1][1]}" if own_lines else named
+    users = [f"{file}:{line}" for file, line in _places(error) if _is_users(file)]
+    return f"{named}, at {users[-1]}" if users else named
 
 
 def _places(error: BaseException) -> Iterator[tuple[str, int]]:
@@ -30,6 +32,5 @@ def _places(error: BaseException) -> Iterator[tuple[str, int]]:
 
 
 def _is_users(file: str) -> bool:
-    path = Path(file)
-    installed = {"site-packages", "dist-packages"}.intersection(path.parts) or path.parts[-2:-1] == ("importlib",)
-    return path.suffix == ".py" and not installed and not path.resolve().is_relative_to(_PACKAGE)
+    path = Path(file).resolve()
+    return path.suffix == ".py" and not is_installed(path) and not path.is_relative_to(_PACKAGE)

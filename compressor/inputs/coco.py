@@ -96,10 +96,10 @@ def _file_name(row: Mapping[str, Any], file: Path) -> str:
     return name
 
 
-def _reference(row: Mapping[str, Any], key: str, known: Mapping[int, object], file: Path) -> int:
+def _reference(row: Mapping[str, Any], key: str, rows: Mapping[int, object], file: Path) -> int:
     """The id of an image or a category that an annotation is of."""
     identity = row.get(key)
-    if not isinstance(identity, int) or identity not in known:
+    if not isinstance(identity, int) or identity not in rows:
         raise DataError(f"{str(file)!r} has an annotation whose {key} is {shown(str(identity))}, which is not in it")
     return identity
 

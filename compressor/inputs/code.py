@@ -78,8 +78,8 @@ def _file_module(path: Path, role: str, kind: type[InputError]) -> ModuleType:
 def _attribute(
     module: ModuleType, name: str, place: str, *, role: str, error: type[InputError], callables: bool
 ) -> object:
-    held: object = getattr(module, name, None)
-    if held is None or (callables and not callable(held)):
-        choices = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    value: object = getattr(module, name, None)
+    if value is None or (callables and not callable(value)):
+        choices = [key for key, other in vars(module).items() if callable(other) and not key.startswith("_")]
         raise error(f"{place!r} has no {role} {name!r}.{did_you_mean(name, choices)}")
-    return held
+    return value

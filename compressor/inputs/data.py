@@ -27,7 +27,7 @@ from ..records import IntArray
 from .blame import raised
 from .datasets import Dataset, as_picture, dataset_images, dataset_labels
 from .entries import ANY_SIGNATURE, Batch, Signature, is_array, read_batch, read_entry
-from .examples import Examples, hashes_of, held_examples, numbered_classes
+from .examples import Examples, examples_in_memory, hashes_of, numbered_classes
 from .images import Images, numbered
 from .samples import BOXES, Sample, class_index, kind_of
 from .streams import Streamed, streamed
@@ -115,7 +115,7 @@ def _of_columns(source: str, data: object, signature: Signature) -> Images | Exa
     if _is_picture(pixels[0], signature) and _in_range(pixels):
         return dataset_images(source, _Rows(batch))
     notes = _notes(batch.samples()[:1], signature, batch.left_out)
-    return held_examples(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
+    return examples_in_memory(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
 
 
 def _is_picture(value: object, signature: Signature) -> bool:
@@ -158,7 +158,7 @@ def _of_stream(stream: Streamed, source: str, signature: Signature) -> Images | 
     if all(isinstance(tensor, Tensor) and _is_picture(tensor, signature) for tensor in pixels):
         return dataset_images(source, [(sample.inputs, sample.target) for sample in stream.samples])
     notes = _notes(stream.samples, signature, stream.left_out)
-    return held_examples(source, stream.samples, stream.names, input_names=stream.input_names, notes=notes)
+    return examples_in_memory(source, stream.samples, stream.names, input_names=stream.input_names, notes=notes)
 
 
 def _of_list(source: str, entries: Sequence[Any], signature: Signature) -> Images | Examples:
@@ -270,7 +270,7 @@ def _of_dataset(
         raise DataError(f"{source} holds no samples")
     entries = _Entries(source, dataset, signature, collate)
     entry = entries.raw(chosen[0])
-    if _is_picture(_image_of(entry), signature):
+    if _is_picture(_image_of(entry), signature) and (signature.preprocessed or collate is None):
         pairs = _Pairs(dataset, signature) if isinstance(entry, Mapping) else dataset
         images = dataset_images(source, pairs)
         return images if len(chosen) == len(images) else images.subset(chosen)

@@ -128,7 +128,7 @@ class Examples:
         return self.seen[name]
 
 
-def held_examples(
+def examples_in_memory(
     source: str,
     samples: Sequence[Sample],
     names: Sequence[str],

@@ -106,12 +106,13 @@ def _objection(path: Path, sha256: str, folder: Path) -> str:
         return "which is not the file it was made with: its hash is another"
     if resolved.is_relative_to(folder.resolve()):
         return "which came along inside it: that its hash fits says nothing"
-    if _is_installed(resolved):
+    if is_installed(resolved):
         return "which is an installed library's: any of its functions could be named"
     return ""
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
+    """Whether a file is Python's or a library's, and not the user's."""
     if {"site-packages", "dist-packages"}.intersection(path.parts):
         return True
     folders = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]

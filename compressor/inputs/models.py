@@ -223,5 +223,3 @@ def _factory(spec: str, weights: str) -> Built:
         else:
             module = called(lambda: factory(**arguments), spec, downloads=False)
     return Built(module, _of_config(module))
-
-

@@ -78,8 +78,8 @@ _NOTHING_REMOVED = "Nothing was removed: the network ships as it is."
 def _accuracy_sentence(run: ReportInput) -> list[str]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     if dense is not None and run.as_it_is:
-        top1 = facts.percent(dense.accuracy.top1)
-        return [f"Top-1 on {dense.accuracy.n:,} {dense.images} images is {top1}."]
+        metric, value = _capitalised(dense.accuracy.metric), facts.value_of(dense.accuracy)
+        return [f"{metric} on {dense.accuracy.n:,} {dense.images} images is {value}."]
     if dense is None or final is None:
         return ["Accuracy before and after was not measured."]
     lost = facts.loss_of(dense.accuracy, dense.accuracy.lost(final.accuracy))

@@ -78,9 +78,7 @@ class NetworkTask:
         return with_user_parts(task, dense=predict, **functions)
 
 
-def make_task(
-    stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Known, origin: str
-) -> NetworkTask:
+def make_task(stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Known, origin: str) -> NetworkTask:
     """The mean answer is taken over the calibration images, unless classes alone are told apart.
 
     `origin` is the key of the stage that stands for the dense network.

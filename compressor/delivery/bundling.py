@@ -12,9 +12,11 @@ from ..device import feeds
 from ..device.bundle import Leaf, Manifest, ModelFile, declared, write_bundle
 from ..device.feeds import Arrays
 from ..device.images import Preprocessing
+from ..device.manifest import Decode
 from ..device.parity import Limits, limits_around
 from ..graph.cost import measure_cost
 from ..graph.interface import answers, input_names, output_names
+from ..inputs.decoding import NamedDecode
 from ..records import Cost
 from ..run.work import Work
 from .results import Delivery, Engine, Outcome
@@ -91,7 +93,14 @@ def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost:
         inputs=ends.inputs,
         outputs=ends.outputs,
         task=work.chosen.name,
+        decode=_decode(work),
     )
+
+
+def _decode(work: Work) -> Decode | None:
+    """How outputs become boxes, where a device knows that way by name; a function of the user's it does not know."""
+    decode = work.chosen.parts.functions.get("decode")
+    return Decode(decode.kind, dict(decode.parameters)) if isinstance(decode, NamedDecode) else None
 
 
 def _preprocessing(work: Work) -> Preprocessing | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import ModelError
 from .code import at_line
+from .decoding import NamedDecode
 from .images import Preprocessing
 
 _LONGEST_LINE = 300  # characters of a library's own error that are shown
@@ -25,6 +26,7 @@ class Built:
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    decode: NamedDecode | None = None
 
 
 def called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Module:

@@ -13,7 +13,7 @@ LIBRARIES = ("torchvision", "timm", "transformers")
 def names_code(text: str) -> bool:
     """Whether it is `file.py:name` or `package.module:name`, with arguments or without: code of the user's."""
     place, _, name = text.partition("(")[0].rpartition(":")
-    if not name.isidentifier() or place in (*LIBRARIES, "digits"):
+    if not name.isidentifier() or place in (*LIBRARIES, "digits", "digits-masks", "digits-boxes"):
         return False
     return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import FloatArray, IntArray
-from .sources import load_images
+from .scans import digit_scans
 
 SIDE_PX = 64
 CLASSES = 11  # of a mask: background, then the ten digits
@@ -86,7 +86,7 @@ def digit_canvases(part: str, count: int, seed: int) -> Canvases:
 
     Size, ink, background and noise differ from canvas to canvas. Raises DataError for a part that digits don't have.
     """
-    source = load_images(f"digits:{part}" if part else "digits")
+    source = digit_scans(f"digits:{part}" if part else "digits")
     scans = np.stack([np.asarray(source.read(name)) for name in source.names]) / 255  # [scans, 8, 8]
 
     composed = [_composed(scans, source.labels, _Draws(seed, part, index)) for index in range(count)]

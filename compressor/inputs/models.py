@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from .builders import Built, called
 from .calls import parse_call
 from .checkpoints import fill, require_values, state_hash
 from .code import code_of
+from .decoding import NamedDecode
 from .detectors import Decoder, split_detector
 from .images import Interpolation, Preprocessing, overridden
 from .torchvision_models import torchvision_model, torchvision_names, without_training_heads
@@ -46,10 +47,23 @@ class Model:
     class_names: tuple[str, ...] | None
     sha256: str
     notes: tuple[str, ...] = ()
-    decode: Decoder | None = None
+    decode: Decoder | NamedDecode | None = None
 
 
-class _Embedded(TypedDict):
+class _Decode(TypedDict):
+    """A way to boxes by name."""
+
+    kind: str
+    parameters: dict[str, Any]
+
+
+class _Decoded(TypedDict, total=False):
+    """What a detector's row has beside the others."""
+
+    decode: _Decode
+
+
+class _Embedded(_Decoded):
     """A row of models/index.json; `builder` and `file` are paths from the project's root and from models/."""
 
     builder: str
@@ -89,7 +103,8 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Model
 
 def _ready(built: Built, spec: str, weights: str) -> Model:
     """The network alone, without what serves training, and without what follows it in a detector."""
-    module, preprocessing, decode = built.module.cpu(), built.preprocessing, None
+    module, preprocessing = built.module.cpu(), built.preprocessing
+    decode: Decoder | NamedDecode | None = built.decode
     notes = built.notes + without_training_heads(module)
     if is_detector(module):
         split = split_detector(module)
@@ -139,7 +154,9 @@ def _embedded(spec: str, weights: str) -> Built:
         if not file.is_file() or file_sha256(file) != entry["sha256"]:
             raise ModelError(f"{str(file)!r} is not the file models/index.json names; check it out again")
         fill(built.module, file)
-    return Built(built.module, overridden(None, **entry["preprocessing"]))
+    named = entry.get("decode")
+    decode = None if named is None else NamedDecode(named["parameters"], named["kind"])
+    return Built(built.module, overridden(None, **entry["preprocessing"]), decode=decode)
 
 
 def _index() -> dict[str, _Embedded]:

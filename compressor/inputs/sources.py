@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, MissingPackageError, did_you_mean
-from .archives import images_of_array, npz_data, too_large_label
+from ..errors import DataError, did_you_mean
+from .archives import npz_data, too_large_label
 from .calls import names_code
 from .coco import annotations_of, coco_images
 from .data import given_data
 from .datasets import library_images
+from .digits import digits_images, names_digits
 from .entries import ANY_SIGNATURE, Signature
 from .examples import Examples
 from .folders import SUFFIXES, image_files, images_of_files, require_files, shown
@@ -28,7 +29,6 @@ from .images import Images, Source, Storage
 from .loaders import called_loader
 from .paired import paired_images
 from .samples import MOST_CLASSES
-from .splits import stratified_order
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "calibration"}
 _FILE_COLUMNS = ("filename", "file", "path", "filepath", "image", "name")
@@ -36,8 +36,6 @@ _LABEL_COLUMNS = ("label", "class", "index", "target", "class_name", "category")
 
 _LONGEST_NAME = 1000  # characters of a class name
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-DIGITS_HELD_OUT = 0.4  # share of scikit-learn's digits the embedded models never saw
-DIGITS_SEED = 0
 
 # how images of each kind are given their labels
 _LABELLED: Mapping[Storage, str] = {
@@ -72,8 +70,8 @@ def load_source(
 
     Runs the user's code where the source names it (`file.py:loader`); `trust` says when that may be.
     """
-    if source == "digits" or source.startswith("digits:"):
-        return _digits(source)
+    if names_digits(source):
+        return digits_images(source)
     if source.startswith("torchvision:"):
         return library_images(source, root)
     path = Path(source).expanduser()
@@ -265,23 +263,3 @@ def _is_number(text: str) -> bool:
     characters = set(text)
     digits = {character for character in characters if character.isdigit()}
     return bool(digits) and characters - digits <= set("+-.,eE")
-
-
-def _digits(source: str) -> Images:
-    """1,797 scans of 8 x 8 pixels with 17 grey levels; `training` and `evaluation` are fixed, disjoint parts."""
-    _, _, part = source.partition(":")
-    if part not in ("", "training", "evaluation"):
-        raise DataError(f"{source!r}: digits has no part {part!r}; use digits, digits:training or digits:evaluation")
-    try:
-        from sklearn.datasets import load_digits  # brings scipy, and only this source needs it
-    except ImportError as error:
-        raise MissingPackageError("'digits' comes with scikit-learn; pip install 'compressor[compress]'") from error
-    scans = load_digits()
-    pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]  # 0-16 to 0-255, [N, 8, 8, 1]
-    images = images_of_array(source, pixels, scans.target.astype(np.int64), ())
-    if not part:
-        return images
-    order = stratified_order(images.names, images.labels, DIGITS_SEED)
-    held_out = round(DIGITS_HELD_OUT * len(images))
-    chosen = order[:held_out] if part == "evaluation" else order[held_out:]
-    return images.subset(np.sort(chosen))

@@ -60,8 +60,10 @@ def parted_options(options: Mapping[str, Any]) -> tuple[UserParts, dict[str, Any
     return UserParts(functions), {name: value for name, value in options.items() if name not in functions}
 
 
-def parts_of(recipe: Recipe, given: UserParts) -> UserParts:
+def parts_of(recipe: Recipe, given: UserParts, decode: Callable[..., Any] | None = None) -> UserParts:
     """The functions that were given, and those that the recipe names (`metrics.py:my_map`).
+
+    `decode` is the model's own, for where there is no other.
 
     Raises RecipeError where there is no such function, or its file raises.
     """
@@ -74,6 +76,8 @@ def parts_of(recipe: Recipe, given: UserParts) -> UserParts:
                 raise RecipeError(f"{part} = {spec!r} names no function; write file.py:function")
             with code_of(place, name, role="function", error=RecipeError) as function:
                 functions[part] = function
+    if decode is not None:
+        functions.setdefault("decode", decode)
     return UserParts(functions)
 
 
@@ -115,4 +119,6 @@ def choose(recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: U
     leaves = answers(dense, inputs_to(inputs, device_of(dense)))
     named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
     name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
+    if name == "any" and "decode" in parts.functions:
+        name, reason = "detection", "taken as detection: there is a decode, which makes boxes of the answer"
     return Chosen(name, reason, parts, labelled)

@@ -117,7 +117,11 @@ def prepare(
     for part in (splits.calibration, splits.search, splits.evaluation):
         require_decodable(part)
     calibration = batches(splits.calibration, recipe.batch_size)
-    chosen = choose(recipe, dense, calibration, parts_of(recipe, parts))
+    decode = None
+    if model.decode is not None:
+        height, width = read.inputs[0].shape[-2:]
+        decode = model.decode.at((height, width))
+    chosen = choose(recipe, dense, calibration, parts_of(recipe, parts, decode))
     if chosen.name == CLASSES:
         splits = with_labels(splits, dense, model, recipe, chosen)
         calibration = batches(splits.calibration, recipe.batch_size)

@@ -89,6 +89,9 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         shipped=ships,
         choice=text_of(choice) if choice else "",
         busy=delivery.latency.busy,
+        task=work.chosen.name,
+        task_reason=work.chosen.reason,
+        fidelity=outcome.fidelity,
     )
 
 
@@ -293,5 +296,8 @@ def _trade(accuracy: Mapping[str, Figure], ships: str, share: float) -> list[Tra
         if name == "shipped":
             continue
         macs_share = 1.0 if name == "dense" else share
-        points.append(TradePoint(name, macs_share, measured.value, chosen=name == ships))
+        point = TradePoint(
+            name, macs_share, measured.value, chosen=name == ships, metric=measured.metric, is_share=measured.is_share
+        )
+        points.append(point)
     return points

@@ -158,12 +158,17 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class TradePoint:
-    """One point of the trade-off: share of the dense MACs kept, top-1; `chosen` is the network that ships."""
+    """One point of the trade-off: share of the dense MACs kept, and the figure's `value`; `chosen` is what ships.
+
+    `metric` is what the figure is called; where `is_share`, it is a share of one.
+    """
 
     label: str
     macs_share: float
-    accuracy: float
+    value: float
     chosen: bool = False
+    metric: str = "top-1"
+    is_share: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,20 @@ class ParetoPoint:
     runtime: str = "onnxruntime"
     batch: int = 1
     reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """One evaluation image with both networks' answers; `name` is its PNG's, `image` what the data call it.
+
+    `distance` is the shipped answer's from the dense one, squared: 1 is as far off as the mean answer. `shows` says in
+    words what was drawn of the answers.
+    """
+
+    name: str
+    image: str
+    distance: float
+    shows: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +214,9 @@ class ReportInput:
     """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value.
 
     `warnings` stand above everything else. `shipped` is which of repaired and tuned ships, `choice` says why.
-    `busy` says how crowded the machine was when networks were timed, and is empty where it was not.
+    `busy` says how crowded the machine was when networks were timed, and is empty where it was not. `task` is what the
+    answers were taken for, `task_reason` why. `fidelity` has a figure for each smaller network in PyTorch. `pictures`
+    are of the images on which the networks differ most, of the `pictured_of` that were looked at.
     """
 
     model: str
@@ -227,6 +248,11 @@ class ReportInput:
     shipped: str = ""
     choice: str = ""
     busy: str = ""
+    task: str = ""
+    task_reason: str = ""
+    fidelity: Mapping[str, Figure] = field(default_factory=dict)
+    pictures: tuple[PictureRow, ...] = ()
+    pictured_of: int = 0
 
     @property
     def as_it_is(self) -> bool:

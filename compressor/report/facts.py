@@ -13,7 +13,7 @@ from pathlib import PurePath
 import numpy as np
 
 from ..records import Accuracy, FloatArray, Quality
-from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput
+from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint
 
 ORDER = ("dense", "removed", "repaired", "tuned", "shipped")
 STAGES = {
@@ -25,8 +25,10 @@ STAGES = {
     "budget": "meeting the latency budget",
     "repair": "removing units and repairing what is left",
     "finetune": "fine-tuning",
+    "mean answer": "what an ordinary answer of the dense network is",
     "accuracy": "accuracy of the networks",
     "network": "keeping the network as it is",
+    "fidelity": "comparing the networks' answers with the dense one's",
     "onnx": "exporting to ONNX",
     "fp16": "making the fp16 file",
     "int8": "making the int8 files",
@@ -35,7 +37,10 @@ STAGES = {
     "engines": "building engines",
     "latency": "timing networks and files",
     "layers": "timing layer by layer",
+    "pictures": "drawing what the networks see",
 }
+FIDELITY = "fidelity"
+MEANING_OF_FIDELITY = "1: the same answers; 0: as far off as the mean answer"
 ROOM_FOR_OURS = 0.5  # a run's own work is in the load average too, and must not look like a crowd
 
 
@@ -69,7 +74,31 @@ def same_conditions(a: AccuracyRow, b: AccuracyRow) -> bool:
     return (a.images, a.runtime, a.precision) == (b.images, b.runtime, b.precision)
 
 
-def value_of(figure: Accuracy | Quality) -> str:
+def metric_in_words(metric: str) -> str:
+    """A measure's name in a sentence: some have nothing but the dense network to be one with."""
+    if metric.endswith("agreement"):
+        return f"{metric} with the dense network"
+    return f"{metric} to the dense network" if metric in (FIDELITY, "mean cosine") else metric
+
+
+def capitalised(metric: str) -> str:
+    """`top-1` is Top-1, `mIoU` stays."""
+    return metric[:1].upper() + metric[1:] if metric.islower() or metric[:3] == "top" else metric
+
+
+def metric_of(run: ReportInput) -> str:
+    """What the run's networks are judged by."""
+    return run.accuracy[0].accuracy.metric if run.accuracy else "top-1"
+
+
+def fidelity_of(run: ReportInput) -> Accuracy | Quality | None:
+    """The shipped network's fidelity to the dense one; None where it is the measure itself, or was not taken."""
+    if metric_of(run) == FIDELITY:
+        return None
+    return run.fidelity.get("shipped")
+
+
+def value_of(figure: Accuracy | Quality | TradePoint) -> str:
     """A figure as it is printed: per cent where it is a share, else the number."""
     return percent(figure.value) if figure.is_share else f"{figure.value:.2f}"
 
@@ -83,12 +112,12 @@ def interval_of(figure: Accuracy | Quality) -> str:
 
 
 def loss_of(figure: Accuracy | Quality, lost: float) -> str:
-    """What was lost, in points of a share, else in per cent of the dense network's figure."""
-    return points(lost) if figure.is_share else f"{lost:.2f} %"
+    """The signed difference, a loss below 0: points of a share, else per cent of the dense network's figure."""
+    return points(lost) if figure.is_share else f"{points(lost)} %"
 
 
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
-    """What was lost, as points of top-1, against the dense model on the same images (whatever its precision)."""
+    """What was lost against the dense model on the same images (whatever its precision): points, else per cent."""
     dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
     alike = [dense for dense in dense_rows if same_conditions(dense, row)]
     references = alike or dense_rows

@@ -8,9 +8,17 @@ from .sections import Figure, Section
 from .tables import Table
 
 
-def to_markdown(title: str, verdict: Sequence[str], sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
-    """Title, warnings, the verdict as one paragraph, then the sections; blocks are apart by an empty line."""
+def to_markdown(
+    title: str,
+    verdict: Sequence[str],
+    sections: Sequence[Section],
+    warnings: Sequence[str] = (),
+    subtitle: str = "",
+) -> str:
+    """Title, what stands under it, warnings, the verdict as one paragraph, then the sections; empty lines between."""
     blocks = [f"# {title}"]
+    if subtitle:
+        blocks.append(subtitle)
     blocks.extend(f"> **Warning:** {warning}." for warning in warnings)
     blocks.append(" ".join(verdict))
     for section in sections:

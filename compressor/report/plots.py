@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ..records import Accuracy, FloatArray, Quality
 from . import facts
-from .contents import GroupRow, LatencyRow, ParetoPoint, ReportInput
+from .contents import GroupRow, LatencyRow, ParetoPoint, ReportInput, TradePoint
 from .sections import slug
 from .tables import SLOWEST, subject
 
@@ -203,19 +203,24 @@ def _trade(run: ReportInput) -> Figure | None:
     for network in dict.fromkeys(point.label for point in run.trade):
         points = [point for point in run.trade if point.label == network]
         colour, marker, size = _NETWORKS.get(network, (INK, "^", 40))
-        label = f"{network}: {100 * points[0].accuracy:.1f} %" if len(points) == 1 else network
+        label = f"{network}: {facts.value_of(points[0])}" if len(points) == 1 else network
         x = [100 * point.macs_share for point in points]
-        y = [100 * point.accuracy for point in points]
+        y = [_scaled(point, point.value) for point in points]
         axes.scatter(x, y, s=size, marker=marker, color=colour, label=label, zorder=3)
     for point in run.trade:
         if point.chosen:
-            axes.scatter(100 * point.macs_share, 100 * point.accuracy, s=190, **_RING)
+            axes.scatter(100 * point.macs_share, _scaled(point, point.value), s=190, **_RING)
     axes.set_xlabel("MACs kept, % of dense")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(_axis_of(run.trade[0]))
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(fontsize=9, loc="outside upper left", ncols=3)
     return figure
+
+
+def _axis_of(figure: Accuracy | Quality | TradePoint) -> str:
+    """`top-1, %`; without the per cent where it is no share."""
+    return f"{figure.metric}, %" if figure.is_share else figure.metric
 
 
 _COLOURS = (KEPT, REMOVED, "#38761d", "#741b47", "#444444")
@@ -230,8 +235,8 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     axes = figure.add_subplot()
     front = facts.pareto_front(points)
     front_ms = [point.ms for point in front]
-    front_top1 = [_scaled(point.accuracy, point.accuracy.value) for point in front]
-    axes.plot(front_ms, front_top1, color="#888888", linewidth=1.4, zorder=1)
+    front_values = [_scaled(point.accuracy, point.accuracy.value) for point in front]
+    axes.plot(front_ms, front_values, color="#888888", linewidth=1.4, zorder=1)
     for index, point in enumerate(points):
         colour = DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
         _pareto_point(axes, point, colour, _MARKERS[index % len(_MARKERS)])
@@ -239,13 +244,12 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(fontsize=8, loc="outside upper left", ncols=1 if len(points) < 4 else 2)
     axes.set_xlabel(f"median milliseconds, batch {points[0].batch}, {points[0].runtime}")
-    figures = points[0].accuracy
-    axes.set_ylabel(f"{figures.metric}, %" if figures.is_share else figures.metric)
+    axes.set_ylabel(_axis_of(points[0].accuracy))
     axes.grid(color="#dddddd", linewidth=0.6)
     return figure
 
 
-def _scaled(figure: Accuracy | Quality, value: float) -> float:
+def _scaled(figure: Accuracy | Quality | TradePoint, value: float) -> float:
     """In per cent where the figure is a share."""
     return 100 * value if figure.is_share else value
 
@@ -253,10 +257,10 @@ def _scaled(figure: Accuracy | Quality, value: float) -> float:
 def _pareto_point(axes: Axes, point: ParetoPoint, colour: str, marker: str) -> None:
     """The point, and its accuracy's interval as a bar."""
     low, high = (_scaled(point.accuracy, bound) for bound in (point.accuracy.low, point.accuracy.high))
-    top1 = _scaled(point.accuracy, point.accuracy.value)
+    value = _scaled(point.accuracy, point.accuracy.value)
     axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
     label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {facts.value_of(point.accuracy)}"
-    axes.scatter(point.ms, top1, s=44, marker=marker, color=colour, label=label, zorder=3)
+    axes.scatter(point.ms, value, s=44, marker=marker, color=colour, label=label, zorder=3)
 
 
 def _time(run: ReportInput) -> Figure | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from . import facts, tables
-from .contents import LatencyRow, ParetoPoint, ReportInput
+from .contents import LatencyRow, ParetoPoint, PictureRow, ReportInput
 from .tables import Table
 
 
@@ -45,7 +45,7 @@ class KeyFigure:
 def build_sections(run: ReportInput, plots: Collection[str]) -> tuple[Section, ...]:
     """All sections in their order; `plots` names those that could be drawn, the figures of others are left out."""
     builders: tuple[Callable[[ReportInput], Section], ...] = (
-        _gates, _removed, _cost, _gain, _time, _not_done, _how,
+        _gates, _removed, _cost, _seen, _gain, _time, _not_done, _how,
     )  # fmt: skip
     return tuple(_without_missing_plots(build(run), plots) for build in builders)
 
@@ -57,6 +57,14 @@ def _without_missing_plots(section: Section, plots: Collection[str]) -> Section:
 
 def _has_content(element: Table | Figure, plots: Collection[str]) -> bool:
     return element.name in plots if isinstance(element, Figure) else bool(element.rows)
+
+
+def subtitle(run: ReportInput) -> str:
+    """What the network's answers were taken for and why; where that was a guess, how to say otherwise."""
+    if not run.task_reason:
+        return ""
+    words = f"Task {run.task_reason}" if run.task_reason.startswith("taken as") else f"Task: {run.task_reason}"
+    return words + (" (--task on the command line)." if "say task=" in words else ".")
 
 
 def verdict(run: ReportInput) -> tuple[str, ...]:
@@ -84,16 +92,12 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
         return ["Accuracy before and after was not measured."]
     lost = facts.loss_of(dense.accuracy, dense.accuracy.lost(final.accuracy))
     unit = " points" if dense.accuracy.is_share else ""
+    metric = facts.capitalised(facts.metric_in_words(dense.accuracy.metric))
     return [
-        f"{_capitalised(dense.accuracy.metric)} on {final.accuracy.n:,} {final.images} images went from "
+        f"{metric} on {final.accuracy.n:,} {final.images} images went from "
         f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
         f"{_reached(run, final.variant)})."
     ]
-
-
-def _capitalised(metric: str) -> str:
-    """`top-1` is Top-1, `mIoU` stays."""
-    return metric[:1].upper() + metric[1:] if metric.islower() or metric[:3] == "top" else metric
 
 
 def _reached(run: ReportInput, variant: str) -> str:
@@ -147,12 +151,13 @@ def failures(run: ReportInput) -> tuple[tuple[str, str], ...]:
 
 
 def key_figures(run: ReportInput) -> tuple[KeyFigure, ...]:
-    """Costs, accuracy where it was measured, and at most three latencies."""
+    """Costs, accuracy and fidelity where they were measured, and at most three latencies."""
     dense, shipped = run.cost_dense, run.cost_shipped
     return (
         _cost_figure("MACs", dense.macs, shipped.macs),
         _cost_figure("Parameters", dense.parameters, shipped.parameters),
         *_accuracy_figure(run),
+        *_fidelity_figure(run),
         *(_latency_figure(run, reference, row) for reference, row in _headline_pairs(run)),
     )
 
@@ -172,7 +177,16 @@ def _accuracy_figure(run: ReportInput) -> list[KeyFigure]:
     if dense is None or final is None:
         return []
     detail = f"dense {facts.value_of(dense.accuracy)}; 95 % interval {facts.interval_of(final.accuracy)}"
-    return [KeyFigure(_capitalised(dense.accuracy.metric), facts.value_of(final.accuracy), detail)]
+    label = facts.capitalised(facts.metric_in_words(dense.accuracy.metric))
+    return [KeyFigure(label, facts.value_of(final.accuracy), detail)]
+
+
+def _fidelity_figure(run: ReportInput) -> list[KeyFigure]:
+    """One figure, or none where fidelity is the measure itself or was not taken."""
+    figure = facts.fidelity_of(run)
+    if figure is None:
+        return []
+    return [KeyFigure("Fidelity to the dense network", f"{figure.value:.3f}", facts.MEANING_OF_FIDELITY)]
 
 
 def _latency_figure(run: ReportInput, reference: LatencyRow, row: LatencyRow) -> KeyFigure:
@@ -259,13 +273,39 @@ def _cost(run: ReportInput) -> Section:
         text.append(run.choice)
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
+    metric = facts.metric_in_words(facts.metric_of(run))
     trade = Figure(
         "trade",
-        "Points: top-1 against the share of MACs kept",
-        "Accuracy against the MACs kept; the ring is what ships.",
+        f"Points: {metric} against the share of MACs kept",
+        f"{tables.accuracy_title(run)} against the MACs kept; the ring is what ships.",
     )
-    elements = (tables.accuracy_table(run), trade, tables.repair_table(run), tables.parity_table(run))
+    elements = (
+        tables.accuracy_table(run),
+        tables.fidelity_table(run),
+        trade,
+        tables.repair_table(run),
+        tables.parity_table(run),
+    )
     return Section("cost", "What it cost", tuple(text), elements)
+
+
+def _seen(run: ReportInput) -> Section:
+    if not run.pictures:
+        return Section("seen", "What it sees", ("No picture was drawn.",))
+    images = facts.counted(len(run.pictures), "image")
+    text = (
+        f"The {images} of {run.pictured_of:,} on which the shipped network differs most from the dense one, the "
+        "farthest off first: the worst that was looked at, and not typical. Above, what both answer "
+        f"({run.pictures[0].shows}); below, which pixels speak for the dense network's answer (warm colours) and "
+        "against it (cold ones), in each network.",
+    )
+    figures = (_picture(row) for row in run.pictures)
+    return Section("seen", "What it sees", text, tuple(figures))
+
+
+def _picture(row: PictureRow) -> Figure:
+    caption = f"Image '{row.image}': distance {row.distance:.3g}, where 1 is as far off as the mean answer."
+    return Figure(row.name, f"Image, answers and relevance of both networks: {row.image}", caption)
 
 
 def _gain(run: ReportInput) -> Section:
@@ -278,16 +318,20 @@ def _gain(run: ReportInput) -> Section:
     for runtime in dict.fromkeys(row.runtime for row in run.latency):
         alt = f"Curves: share of runs finished by a given time on {runtime}, dense and shipped"
         elements.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
-    elements.append(Figure("pareto", "Points: top-1 against median latency of every file", pareto_caption(run.pareto)))
+    metric = facts.metric_in_words(facts.metric_of(run))
+    pareto_alt = f"Points: {metric} against median latency of every file"
+    elements.append(Figure("pareto", pareto_alt, pareto_caption(run.pareto)))
     elements += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
     return Section("gain", "What it bought", tuple(text), tuple(elements))
 
 
 def pareto_caption(points: Sequence[ParetoPoint]) -> str:
     """How to read the plot; which points lie on the front, or the only one that does."""
+    metric = points[0].accuracy.metric if points else "top-1"
+    name = "accuracy" if metric == "top-1" else facts.metric_in_words(metric)
     return (
-        "Accuracy against median latency, every file where it was timed; up and to the left is better; "
-        f"{_front_clause(points)}. Bars: 95 % interval of the accuracy."
+        f"{facts.capitalised(name)} against median latency, every file where it was timed; up and to the left is "
+        f"better; {_front_clause(points)}. Bars: 95 % interval of the {name}."
     )
 
 

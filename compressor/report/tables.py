@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..records import Accuracy
+from ..records import Accuracy, Quality
 from . import facts
 from .contents import (
     AccuracyRow,
@@ -148,27 +148,64 @@ def accuracy_table(run: ReportInput) -> Table:
     for row in run.accuracy:
         heading = f"{conditions(row)}, {row.accuracy.n:,} {row.images} images"
         rows.append((heading, _accuracy_cells(run, row)))
+    head: Cells = ("network", facts.metric_of(run), _lost_head(run), "95 % interval", "top-5")
+    align = "lrrrr"
+    if not any(top5_of(row.accuracy) for row in run.accuracy):
+        rows = [(heading, cells[:-1]) for heading, cells in rows]
+        head, align = head[:-1], align[:-1]
     note = (
-        "Wilson interval. Points: difference from the dense network on the same images. Removed: units gone, nothing "
-        "else done; repaired: by least squares; tuned: fine-tuned after the repair; shipped: what is in the files."
+        f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
+        "fine-tuned after the repair; shipped: what is in the files."
     )
-    figure = run.accuracy[0].accuracy if run.accuracy else None
-    metric = "top-1" if figure is None else figure.metric
-    lost = "points" if figure is None or figure.is_share else "lost"
-    head = ("network", metric, lost, "95 % interval", "top-5")
-    return Table("Accuracy", head, "lrrrr", _headed(rows), note)
+    return Table(accuracy_title(run), head, align, _headed(rows), note)
+
+
+def accuracy_title(run: ReportInput) -> str:
+    """`Accuracy` where right answers are counted, else by the measure."""
+    metric = facts.metric_of(run)
+    return "Accuracy" if metric == "top-1" else facts.capitalised(facts.metric_in_words(metric))
+
+
+def _lost_head(run: ReportInput) -> str:
+    return "points" if all(row.accuracy.is_share for row in run.accuracy) else "change"
+
+
+def _difference_note(run: ReportInput) -> str:
+    """How interval and difference are to be read."""
+    intervals = "Wilson interval. " if all(isinstance(row.accuracy, Accuracy) for row in run.accuracy) else ""
+    if _lost_head(run) == "points":
+        return f"{intervals}Points: difference from the dense network on the same images."
+    return f"{intervals}Change: from the dense network on the same images, in per cent of its figure."
 
 
 def _accuracy_cells(run: ReportInput, row: AccuracyRow) -> Cells:
     figure, lost = row.accuracy, facts.lost_points(run, row)
-    top5 = figure.correct_top5 if isinstance(figure, Accuracy) else -1
     return (
         network(run, row),
         facts.value_of(figure),
         "" if row.variant == "dense" or lost is None else facts.loss_of(figure, lost),
         facts.interval_of(figure),
-        facts.percent(top5 / figure.n) if top5 >= 0 else "–",
+        top5_of(figure) or "–",
     )
+
+
+def top5_of(figure: Accuracy | Quality) -> str:
+    """The share of images whose class is among the first five; empty where that was not counted."""
+    if not isinstance(figure, Accuracy) or figure.correct_top5 < 0:
+        return ""
+    return facts.percent(figure.correct_top5 / figure.n)
+
+
+def fidelity_table(run: ReportInput) -> Table:
+    """How near each smaller network's answers are to the dense one's; empty where that is the measure itself."""
+    figures = {} if facts.metric_of(run) == facts.FIDELITY else run.fidelity
+    rows = []
+    for variant, figure in figures.items():
+        name = f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
+        rows.append((name, f"{figure.value:.3f}", f"{figure.low:.3f}–{figure.high:.3f}", f"{figure.n:,}"))
+    note = f"{facts.MEANING_OF_FIDELITY}. It is of the whole answer, not only of what is decided by it."
+    head = ("network", "fidelity", "95 % interval", "images")
+    return Table("Fidelity to the dense network", head, "lrrr", tuple(rows), note)
 
 
 def network(run: ReportInput, row: AccuracyRow) -> str:

@@ -18,7 +18,7 @@ from ..files import write_bytes, write_json, write_text
 from . import facts
 from .contents import LatencyRow, ReportInput
 from .markdown import to_markdown
-from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, verdict
+from .sections import Figure, KeyFigure, Section, build_sections, failures, key_figures, subtitle, verdict
 
 SCHEMA = "report/2"
 
@@ -44,16 +44,20 @@ class Page:
     sections: tuple[Section, ...]
     images: Mapping[str, bytes]
     warnings: tuple[str, ...] = ()
+    subtitle: str = ""
 
 
-def write_report(run: ReportInput, folder: str | Path) -> ReportPaths:
-    """Writes into `folder`, which is made if need be. Raises FolderError when the disk is in the way."""
+def write_report(run: ReportInput, folder: str | Path, pictures: Mapping[str, bytes] | None = None) -> ReportPaths:
+    """Writes into `folder`, which is made if need be; `pictures` are PNGs by the names that the run's pictures have.
+
+    Raises FolderError when the disk is in the way.
+    """
     from .plots import draw_plots  # brings matplotlib, and the report is a run's last stage
 
-    images = draw_plots(run)
+    images = {**draw_plots(run), **(pictures or {})}
     sections = build_sections(run, images.keys())
     title = f"{facts.model_name(run.model)}, {'as it is' if run.as_it_is else 'made smaller'}"
-    page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, run.warnings)
+    page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, run.warnings, subtitle(run))
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
 
 
@@ -68,7 +72,7 @@ def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, 
     )
     for path, image in zip(paths.plots, page.images.values(), strict=True):
         write_bytes(path, image)
-    write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections, page.warnings))
+    write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections, page.warnings, page.subtitle))
     write_json(paths.json, content)
     write_text(paths.html, _to_html(page, stem))
     return paths
@@ -82,8 +86,11 @@ def summarise(run: ReportInput) -> dict[str, Any]:
         "verdict": list(verdict(run)),
         "macs_removed_share": facts.removed_share(cost_dense.macs, cost_shipped.macs),
         "parameters_removed_share": facts.removed_share(cost_dense.parameters, cost_shipped.parameters),
+        "task": run.task,
+        "metric": None if dense is None else dense.accuracy.metric,
         "accuracy_dense": None if dense is None else dense.accuracy.value,
         "accuracy_final": None if final is None else final.accuracy.value,
+        "fidelity_shipped": run.fidelity["shipped"].value if "shipped" in run.fidelity else None,
         "final_variant": None if final is None else final.variant,
         "shipped": run.shipped,
         "warnings": list(run.warnings),
@@ -134,6 +141,7 @@ def _to_html(page: Page, stem: str) -> str:
     environment.tests["figure"] = lambda element: isinstance(element, Figure)
     return environment.get_template("page.html.j2").render(
         title=page.title,
+        subtitle=page.subtitle,
         verdict=page.verdict,
         failures=page.failures,
         warnings=page.warnings,

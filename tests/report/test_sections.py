@@ -31,7 +31,7 @@ from compressor.report.sections import (
 )
 from compressor.report.tables import Table
 
-ANCHORS = ["gates", "removed", "cost", "gain", "time", "not-done", "how"]
+ANCHORS = ["gates", "removed", "cost", "seen", "gain", "time", "not-done", "how"]
 
 
 def section(run: ReportInput, anchor: str) -> Section:

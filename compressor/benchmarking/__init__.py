@@ -75,7 +75,8 @@ def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> Summ
         "benchmark": str(out / f"{STEM}.json"),
         "page": str(out / f"{STEM}.html"),
         "fingerprint": measured.environment.fingerprint,
-        "accuracy": {row.name: _top1(row) for row in measured.subjects},
+        "metric": next((row.accuracy.metric for row in measured.subjects if row.accuracy is not None), None),
+        "accuracy": {row.name: _accuracy(row) for row in measured.subjects},
         "p50_ms": _medians_ms(measured),
         "speed_up": _ratios(measured),
         "changes": [(change.subject, change.runtime, change.scenario, *_rounded(change.speedup)) for change in changes],
@@ -84,8 +85,8 @@ def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> Summ
     }
 
 
-def _top1(row: SubjectRow) -> float | None:
-    return None if row.accuracy is None else round(row.accuracy.top1, 4)
+def _accuracy(row: SubjectRow) -> float | None:
+    return None if row.accuracy is None else round(row.accuracy.value, 4)
 
 
 def _medians_ms(measured: Measured) -> dict[str, float]:

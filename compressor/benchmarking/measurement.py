@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..delivery.answers import predict_of_file
 from ..delivery.gates import accuracy_of
 from ..delivery.networks import WAYS, unavailable
 from ..device.environment import affinity, cache_bytes, read_environment
 from ..device.runtimes import available, runtime_names
 from ..device.timing import Schedule, Timing, from_json, to_json
 from ..device.worker import time_files
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, MissingPackageError, did_you_mean
 from ..files import file_sha256, read_json, write_json
-from ..records import Accuracy
+from ..records import Figure, figure_fields, figure_of
+from ..run.choosing import CLASSES
 from ..run.stages import Notify, Stages
+from ..tasks import is_labelled, task_named
 from .network_worker import MODULE, VARIANTS
 from .places import Place
 from .records import (
@@ -65,7 +68,9 @@ def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify
     subjects: list[SubjectRow] = []
     for place in places:
         not_run += place.lacks
-        subjects += _subjects(bench, place)
+        for row, lack in _subjects(bench, place):
+            subjects.append(row)
+            not_run += [lack] if lack else []
 
     cold: list[ColdStart] = []
     timings: list[ScenarioTiming] = []
@@ -158,11 +163,17 @@ def _model_files(place: Place) -> dict[str, Path]:
     return {file.artifact.subject: file.path for file in place.files}
 
 
-def _subjects(bench: _Bench, place: Place) -> Iterator[SubjectRow]:
+def _subjects(bench: _Bench, place: Place) -> Iterator[tuple[SubjectRow, str]]:
+    """Every file, and why its accuracy could not be measured where there are images; empty where it was."""
     for file in place.files:
         artifact = file.artifact
         name = subject_name(bench.places, place, artifact.subject)
-        yield SubjectRow(
+        lack = ""
+        try:
+            accuracy = _accuracy(bench, place, name, file.path)
+        except (InputError, MissingPackageError) as error:  # a detector's boxes are made by code that no folder holds
+            accuracy, lack = None, f"accuracy of {name}: {error}"
+        row = SubjectRow(
             name=name,
             place=place.label,
             variant=artifact.variant,
@@ -172,20 +183,34 @@ def _subjects(bench: _Bench, place: Place) -> Iterator[SubjectRow]:
             budget=place.budget if artifact.variant == "shipped" else "",
             macs=file.macs,
             parameters=file.parameters,
-            accuracy=_accuracy(bench, place, name, file.path),
+            accuracy=accuracy,
         )
+        yield row, lack
 
 
-def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Accuracy | None:
+def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Figure | None:
+    """By the task's measure; without labels, against the dense file's answers. Raises DataError where that is missing.
+
+    TaskError for a task that is judged by a user's own function.
+    """
     images = place.evaluation
     if images is None:
         return None
+    labelled = any(is_labelled(targets) for _, targets in images)
 
     def take() -> dict[str, object]:
-        return asdict(accuracy_of(path, images))
+        if place.task == CLASSES and labelled:
+            return figure_fields(accuracy_of(path, images))
+        dense = _dense_file(place)
+        task = task_named(place.task, dense=None if dense is None else predict_of_file(dense))
+        return figure_fields(task.quality(predict_of_file(path), images))
 
-    key = [file_sha256(path), place.evaluation_hash]
-    return Accuracy(**_taken_once(bench, f"accuracy of {name}", key, take))
+    key = [file_sha256(path), place.evaluation_hash, place.task]
+    return figure_of(_taken_once(bench, f"accuracy of {name}", key, take))
+
+
+def _dense_file(place: Place) -> Path | None:
+    return next((file.path for file in place.files if file.artifact.variant == "dense"), None)
 
 
 def _cold_of(taken: Sequence[ScenarioTiming]) -> list[ColdStart]:

@@ -11,11 +11,11 @@ import numpy as np
 from ..device.percentiles import CONFIDENCE, estimate, least_samples
 from ..device.runtimes import REFERENCE
 from ..device.timing import Speedup, Timing, compare, summarise
-from ..records import Accuracy
+from ..records import Accuracy, Quality
 from ..report import LatencyRow, ParetoPoint, facts
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
 from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
-from ..report.tables import TOO_FEW, Table, pairs_table
+from ..report.tables import TOO_FEW, Table, pairs_table, top5_of
 from ..report.write import Page
 from .comparison import Change
 from .records import SINGLE, ColdStart, Measured, ScenarioTiming, SubjectRow
@@ -107,7 +107,7 @@ def _key_figures(measured: Measured) -> tuple[KeyFigure, ...]:
     figures = []
     for timing in _single_on_reference(measured)[:_MOST_FIGURES]:
         accuracy = accuracies.get(timing.name)
-        detail = "accuracy not measured" if accuracy is None else f"{facts.percent(accuracy.top1)} top-1"
+        detail = "accuracy not measured" if accuracy is None else f"{facts.value_of(accuracy)} {accuracy.metric}"
         figures.append(KeyFigure(f"{timing.name}, p50", f"{facts.milliseconds(timing.p50_ms)} ms", detail))
     return tuple(figures)
 
@@ -192,17 +192,39 @@ def _speedup_cells(speedup: Speedup | None) -> tuple[str, str]:
 
 
 def _accuracy(measured: Measured) -> Section:
-    rows = tuple(_subject_cells(row) for row in measured.subjects)
-    head = ("subject", "top-1", "95 % interval", "top-5", "n", "MACs", "FLOPs", "parameters", "size", "file")
-    note = "ONNX Runtime on held-out images; Wilson interval. FLOPs are 2 per MAC. MACs and parameters: of the network."
-    elements: list[Table | Figure] = [Table("Subjects", head, "crrrrrrrrc", rows, note)]
+    elements: list[Table | Figure] = [_subject_table(measured)]
     points = _points(measured)
     if len(points) > 1:
-        alt = "Points: top-1 against median latency of every file"
+        alt = f"Points: {facts.metric_in_words(_metric(measured))} against median latency of every file"
         elements.append(Figure("pareto", alt, pareto_caption(points)))
     is_measured = any(row.accuracy is not None for row in measured.subjects)
     text = () if is_measured else ("Accuracy was not measured; see what was not run.",)
     return Section("accuracy", "Accuracy and size", text, tuple(elements))
+
+
+def _metric(measured: Measured) -> str:
+    """What the files are judged by."""
+    return next((row.accuracy.metric for row in measured.subjects if row.accuracy is not None), "top-1")
+
+
+def _subject_table(measured: Measured) -> Table:
+    """A row for each file; a column of top-5 where some row has it."""
+    figures = [row.accuracy for row in measured.subjects if row.accuracy is not None]
+    rows = tuple(_subject_cells(row) for row in measured.subjects)
+    head = ("subject", _metric(measured), "95 % interval", "top-5", "n", "MACs", "FLOPs", "parameters", "size", "file")
+    align = "crrrrrrrrc"
+    if not any(top5_of(figure) for figure in figures):
+        rows, head, align = tuple(_without_top5(cells) for cells in rows), _without_top5(head), "crrrrrrrc"
+    interval = "; Wilson interval" if all(isinstance(figure, Accuracy) for figure in figures) else ""
+    note = f"ONNX Runtime on held-out images{interval}. FLOPs are 2 per MAC. MACs and parameters: of the network."
+    return Table("Subjects", head, align, rows, note)
+
+
+_TOP5 = 3  # the column
+
+
+def _without_top5(cells: tuple[str, ...]) -> tuple[str, ...]:
+    return cells[:_TOP5] + cells[_TOP5 + 1 :]
 
 
 def _subject_cells(row: SubjectRow) -> tuple[str, ...]:
@@ -211,16 +233,14 @@ def _subject_cells(row: SubjectRow) -> tuple[str, ...]:
     return (row.name, *_accuracy_cells(row.accuracy), *counts, facts.size(row.bytes), row.file)
 
 
-def _accuracy_cells(accuracy: Accuracy | None) -> tuple[str, str, str, str]:
-    """Top-1, its interval, top-5 and the number of images."""
+def _accuracy_cells(accuracy: Accuracy | Quality | None) -> tuple[str, str, str, str]:
+    """The figure, its interval, top-5 and the number of images."""
     if accuracy is None:
         return "–", "–", "–", "–"
-    low, high = accuracy.interval
-    top5 = accuracy.correct_top5
     return (
-        facts.percent(accuracy.top1),
-        f"{100 * low:.1f}–{100 * high:.1f}",
-        facts.percent(top5 / accuracy.n) if top5 >= 0 else "–",
+        facts.value_of(accuracy),
+        facts.interval_of(accuracy),
+        top5_of(accuracy) or "–",
         f"{accuracy.n:,}",
     )
 

@@ -22,6 +22,7 @@ from ..inputs.models import load_model
 from ..inputs.sources import load_images
 from ..inputs.trust import require_trusted
 from ..recipe import Recipe, read_recipe
+from ..run.choosing import CLASSES
 from ..run.reading import read_data
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
@@ -43,7 +44,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`label` names the place among others; `images` [N, C, H, W] are real ones, as the network takes them."""
+    """`label` names the place among others; `images` [N, C, H, W] are real ones, as the network takes them.
+
+    `task` is what the network's answers mean.
+    """
 
     label: str
     folder: Path
@@ -54,6 +58,7 @@ class Place:
     lacks: tuple[str, ...]
     networks: Path | None = None
     evaluation_hash: str = ""
+    task: str = CLASSES
 
 
 def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trust: bool = False) -> Place:
@@ -98,6 +103,7 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         lacks=tuple(lacks),
         networks=folder if network.builder else None,
         evaluation_hash=_hash_of(evaluation),
+        task=str(read_json(folder / "summary.json", "summary/2").get("task") or CLASSES),
     )
 
 
@@ -194,6 +200,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
         evaluation=evaluation,
         lacks=tuple(lacks),
         evaluation_hash=_hash_of(evaluation),
+        task=manifest.task or CLASSES,
     )
 
 

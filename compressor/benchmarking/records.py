@@ -11,7 +11,7 @@ from ..device.environment import Environment
 from ..device.timing import Timing, from_json, to_json
 from ..errors import InputError
 from ..files import read_json, write_json
-from ..records import Accuracy
+from ..records import Figure, figure_fields, figure_of
 
 SCHEMA = "benchmark/2"
 SINGLE, OFFLINE, CAMERA = "single-stream", "offline", "camera"
@@ -49,7 +49,7 @@ class SubjectRow:
     budget: str = ""
     macs: int = -1
     parameters: int = -1
-    accuracy: Accuracy | None = None
+    accuracy: Figure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Measured:
 
 
 class Summary(TypedDict):
-    """What the command prints last. `benchmark` and `page` are paths, accuracies shares of one.
+    """What the command prints last. `benchmark` and `page` are paths; accuracies are in `metric`, most often a share.
 
     `p50_ms` is of single images, by `subject on runtime`. `speed_up` is the ratio to dense with the ends of its
     interval, by runtime, scenario and subject.
@@ -97,6 +97,7 @@ class Summary(TypedDict):
     benchmark: str
     page: str
     fingerprint: str
+    metric: str | None
     accuracy: dict[str, float | None]
     p50_ms: dict[str, float]
     speed_up: dict[str, dict[str, dict[str, tuple[float, float, float]]]]
@@ -116,7 +117,7 @@ def write_measured(measured: Measured, path: Path) -> None:
         "seconds": measured.seconds,
         "environment": asdict(measured.environment),
         "options": asdict(measured.options),
-        "subjects": [asdict(row) for row in measured.subjects],
+        "subjects": [_subject_fields(row) for row in measured.subjects],
         "cold": [asdict(row) for row in measured.cold],
         "timings": timings,
         "schema": SCHEMA,
@@ -157,8 +158,12 @@ def _measured_of(content: Content) -> Measured:
     )
 
 
+def _subject_fields(row: SubjectRow) -> dict[str, object]:
+    return {**asdict(row), "accuracy": None if row.accuracy is None else figure_fields(row.accuracy)}
+
+
 def _subject(content: Content) -> SubjectRow:
-    accuracy = Accuracy(**content["accuracy"]) if content["accuracy"] else None
+    accuracy = figure_of(content["accuracy"]) if content["accuracy"] else None
     return SubjectRow(**{**content, "accuracy": accuracy})
 
 

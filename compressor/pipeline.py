@@ -664,6 +664,7 @@ def finish(
         "run_dir": str(work.stages.folder),
         "task": work.chosen.name,
         "metric": accuracy["dense"].metric,
+        "is_share": accuracy["dense"].is_share,
         **{f"accuracy_{name}": values.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
         "fidelity_shipped": 1.0 if near_dense is None else round(near_dense.value, 4),
         "shipped": shipped,

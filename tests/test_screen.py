@@ -21,7 +21,10 @@ SUMMARY: dict[str, Any] = {
     "accuracy_repaired": 0.97,
     "accuracy_tuned": 0.98,
     "accuracy_shipped": 0.98,
+    "fidelity_shipped": 0.9421,
     "shipped": "tuned",
+    "metric": "top-1",
+    "is_share": True,
 }
 
 
@@ -58,12 +61,27 @@ def test_each_network_of_a_run_has_one_name_and_the_shipped_one_says_which_it_is
         ["  removed", "", "10.00%"],
         ["  repaired", "", "97.00%"],
         ["  tuned", "", "98.00%"],
+        ["fidelity to the dense network (1: the same)", "", "0.942"],
     ]
+
+
+def test_a_figure_is_under_its_measures_name_and_has_no_per_cent_where_it_is_no_share() -> None:
+    def shown(**changes: object) -> list[list[str]]:
+        table = Table("", "dense", "shipped")
+        tables._add_accuracies(table, {**SUMMARY, **changes})
+        return cells(table)
+
+    decibels = shown(metric="PSNR", is_share=False, accuracy_dense=30.25, accuracy_shipped=29.5)
+    assert decibels[0] == ["PSNR, 719 held out", "30.25", "29.50 (tuned)"]
+    assert shown(metric="agreement")[0][0] == "agreement with the dense network, 719 held out"
+    assert [row[0] for row in shown(metric="fidelity")].count("fidelity to the dense network (1: the same)") == 0
 
 
 def test_a_gate_that_shows_nothing_is_not_among_those_that_passed() -> None:
     assert tables._gates_line({"a": "passed"}) == "all 1 gate passed"
-    assert tables._gates_line({"a": "passed", "b": "not shown"}) == "1 of 2 gates passed; not shown: b"
+    line = tables._gates_line({"a": "passed", "b": "not shown"})
+    assert line.startswith("1 of 2 gates passed; not shown (")
+    assert line.endswith("): b")
 
 
 def test_what_a_busy_machine_timed_is_doubted_beside_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

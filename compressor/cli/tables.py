@@ -118,7 +118,7 @@ def compressed(run: Run) -> None:
     """A finished run's summary: dense against shipped, then `_closing_lines`."""
     summary = run.summary
     removed = f"{summary['macs_kept']:.1%} of the MACs kept" if summary["shipped"] != "dense" else "nothing was removed"
-    table = Table(title=f"{summary['model']}: {removed}")
+    table = Table(title=f"{summary['model']}, {summary['task']}: {removed}")
     for column in ("", "dense", "shipped"):
         table.add_column(column, justify="right" if column else "left")
     _add_accuracies(table, summary)
@@ -127,7 +127,7 @@ def compressed(run: Run) -> None:
     table.add_row("ONNX, bytes", f"{summary['onnx_bytes_dense']:,}", f"{summary['onnx_bytes_shipped']:,}")
     for name, file in summary["precisions"].items():
         if file["precision"] != "fp32":
-            table.add_row(name, "", f"{file['bytes']:,} bytes, {file['accuracy']:.2%}")
+            table.add_row(name, "", f"{file['bytes']:,} bytes, {_quality(summary, file['accuracy'])}")
     for runtime, batches in summary["latency_ms"].items():
         for batch, statistics in batches.items():
             table.add_row(f"{runtime}, batch {batch}, p50 ms", *_latency_cells(statistics))
@@ -153,13 +153,25 @@ def swept(summary: Summary) -> None:
 
 
 def _add_accuracies(table: Table, summary: Summary) -> None:
-    """The shipped network's, and below it those of the networks on the way there."""
-    shipped = f"{summary['accuracy_shipped']:.2%} ({summary['shipped']})"
-    table.add_row(f"top-1, {summary['evaluation_images']:,} held out", f"{summary['accuracy_dense']:.2%}", shipped)
+    """The shipped network's, below it those of the networks on the way there, and how near its answers are to dense."""
+    from ..report import facts  # brings jinja2, which most commands do without
+
+    metric = facts.metric_in_words(summary["metric"])
+    shipped = f"{_quality(summary, summary['accuracy_shipped'])} ({summary['shipped']})"
+    held_out = f"{metric}, {summary['evaluation_images']:,} held out"
+    table.add_row(held_out, _quality(summary, summary["accuracy_dense"]), shipped)
     for name in ("removed", "repaired", "tuned"):
         accuracy = summary[f"accuracy_{name}"]
         if accuracy is not None:
-            table.add_row(f"  {name}", "", f"{accuracy:.2%}")
+            table.add_row(f"  {name}", "", _quality(summary, accuracy))
+    if summary["metric"] != facts.FIDELITY:
+        words = facts.metric_in_words(facts.FIDELITY)
+        table.add_row(f"{words} (1: the same)", "", f"{summary['fidelity_shipped']:.3f}")
+
+
+def _quality(summary: Summary, value: float) -> str:
+    """A figure by the run's measure: per cent of a share, else the number."""
+    return f"{value:.2%}" if summary["is_share"] else f"{value:.2f}"
 
 
 def _latency_cells(statistics: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:

@@ -211,7 +211,7 @@ def _subject_table(measured: Measured) -> Table:
     """A row for each file; a column of top-5 where some row has it."""
     figures = [row.accuracy for row in measured.subjects if row.accuracy is not None]
     rows = tuple(_subject_cells(row) for row in measured.subjects)
-    head = ("subject", _metric(measured), "95 % interval", "top-5", "n", "MACs", "FLOPs", "parameters", "size", "file")
+    head: tuple[str, ...] = ("subject", _metric(measured), "95 % interval", "top-5", *_COSTS)
     align = "crrrrrrrrc"
     if not any(top5_of(figure) for figure in figures):
         rows, head, align = tuple(_without_top5(cells) for cells in rows), _without_top5(head), "crrrrrrrc"
@@ -220,6 +220,7 @@ def _subject_table(measured: Measured) -> Table:
     return Table("Subjects", head, align, rows, note)
 
 
+_COSTS = ("n", "MACs", "FLOPs", "parameters", "size", "file")
 _TOP5 = 3  # the column
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from compressor.benchmarking import measurement
 from compressor.benchmarking.measurement import measure, pool_of, resolved, subject_name
@@ -17,6 +18,7 @@ from compressor.benchmarking.records import CAMERA, OFFLINE, SINGLE, Options
 from compressor.delivery.artifacts import Artifact
 from compressor.device.timing import Schedule, Timing
 from compressor.errors import InputError
+from compressor.tasks import Predict
 
 from .made import ENVIRONMENT, timing
 
@@ -187,3 +189,43 @@ def test_networks_in_pytorch_are_timed_by_one_process_each(
     alone = measure([place_of(tmp_path)], replace(OPTIONS, on=("pytorch",)), tmp_path / "other", _silent)
     assert alone.timings == ()
     assert isinstance(taken.timings[0].timing, Timing)
+
+
+LEAVES = {"dense": torch.eye(3), "shipped": torch.eye(3)[[0, 1, 1]]}  # the shipped network is wrong on the third
+
+
+def judged_place(folder: Path, monkeypatch: pytest.MonkeyPatch, labels: list[int], task: str) -> Place:
+    """Two files of which each answers three images with three classes."""
+
+    def predict_of_file(path: Path) -> Predict:
+        return lambda inputs: {"output": LEAVES["dense" if "dense" in path.name else "shipped"]}
+
+    monkeypatch.setattr(measurement, "predict_of_file", predict_of_file)
+    evaluation: Any = [(torch.zeros(3, 1), torch.tensor(labels))]
+    return replace(place_of(folder), evaluation=evaluation, task=task)
+
+
+def test_files_are_judged_by_the_task_and_without_labels_by_the_dense_file(
+    tmp_path: Path, timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task, metric in (("classification", "agreement"), ("any", "fidelity")):
+        place = judged_place(tmp_path, monkeypatch, [-1, -1, -1], task)
+        dense, shipped = measure([place], OPTIONS, tmp_path / task, _silent).subjects
+        assert dense.accuracy is not None
+        assert shipped.accuracy is not None
+        assert (dense.accuracy.metric, dense.accuracy.value) == (metric, 1.0)
+        assert shipped.accuracy.value < 1
+    agreeing = measure([judged_place(tmp_path, monkeypatch, [-1] * 3, "classification")], OPTIONS, tmp_path, _silent)
+    assert agreeing.subjects[1].accuracy is not None
+    assert agreeing.subjects[1].accuracy.value == pytest.approx(2 / 3)
+
+
+def test_what_only_a_users_code_can_judge_is_a_line_of_what_was_not_run(
+    tmp_path: Path, timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = judged_place(tmp_path, monkeypatch, [-1, -1, -1], "detection")
+    taken = measure([place], OPTIONS, tmp_path / "out", _silent)
+    assert [row.accuracy for row in taken.subjects] == [None, None]
+    assert [line.partition(": ")[0] for line in taken.not_run[1:]] == ["accuracy of dense", "accuracy of shipped"]
+    assert all("decode" in line for line in taken.not_run[1:])
+    assert taken.timings != ()

@@ -13,6 +13,7 @@ from compressor.benchmarking import pages
 from compressor.benchmarking.comparison import Change
 from compressor.benchmarking.records import OFFLINE, SINGLE, ColdStart, Measured, ScenarioTiming
 from compressor.device.timing import Speedup, compare
+from compressor.records import Quality
 from compressor.report.sections import Figure, Section
 from compressor.report.tables import Table
 from compressor.report.write import Page
@@ -222,3 +223,15 @@ def test_no_table_stands_empty(changes: dict[str, Any]) -> None:
     taken: Measured = measured(**changes)
     tables = [part for section in pages.page_of(taken).sections for part in section.parts if isinstance(part, Table)]
     assert all(one.rows for one in tables)
+
+
+def test_another_tasks_files_stand_under_its_measure_without_a_column_of_top5() -> None:
+    iou = Quality("mIoU", 0.8, 100, 0.75, 0.85)
+    page = pages.page_of(measured(subjects=(subject("dense", None, accuracy=iou), subject("shipped", None))))
+    rows = table(page, "accuracy", "Subjects")
+    assert rows.head[:4] == ("subject", "mIoU", "95 % interval", "n")
+    assert len(rows.align) == len(rows.head)
+    assert list(cells(rows, "dense").values())[1:4] == ["80.0 %", "75.0–85.0", "100"]
+    assert list(cells(rows, "shipped").values())[1:4] == ["–", "–", "–"]
+    assert "Wilson" not in rows.note
+    assert page.key_figures[0].detail == "80.0 % mIoU"

@@ -12,12 +12,15 @@ import pytest
 
 from compressor.benchmarking.records import read_measured, write_measured
 from compressor.errors import FolderError, GateError, InputError
+from compressor.records import Quality
 
 from .made import measured, subject, timing
 
 
 def test_a_benchmark_comes_back_as_it_went(tmp_path: Path) -> None:
-    taken = measured(not_run=("openvino: not installed",), subjects=(subject("dense", None), subject("shipped", 3)))
+    decibels = Quality("PSNR", 30.0, 100, 29.0, 31.0, is_share=False)
+    subjects = (subject("dense", None), subject("shipped", 3), subject("other", None, accuracy=decibels))
+    taken = measured(not_run=("openvino: not installed",), subjects=subjects)
     write_measured(taken, tmp_path / "benchmark.json")
     assert read_measured(tmp_path / "benchmark.json") == taken
 

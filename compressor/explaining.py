@@ -13,7 +13,7 @@ from torch import fx
 
 from .errors import DataError, RecipeError
 from .graph import trace
-from .inputs.images import Images, Preprocessing, overridden
+from .inputs.images import Images, overridden, visible
 from .inputs.models import Model, load_model
 from .inputs.sources import load_images
 from .placement import computing, device_of, placed, resolve, to_device
@@ -57,7 +57,7 @@ def _explained(recipe: Recipe, index: int) -> Explanation:
     scores = torch.softmax(_logits(graph, image), dim=1)[0]  # [classes]
     return Explanation(
         _title(recipe, images, index, scores, int(label)),
-        _visible(image[0].numpy(), preprocessing),
+        visible(image[0].numpy(), preprocessing),
         relevance[placeholder][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
         tuple(_layers(groups, relevance)),
         *_heads(groups, relevance),
@@ -97,16 +97,6 @@ def _title(recipe: Recipe, images: Images, index: int, scores: torch.Tensor, lab
 def _class_name(images: Images, index: int) -> str:
     names = images.class_names
     return names[index] if index < len(names) else str(index)
-
-
-def _visible(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
-    """[C, H, W] as the network takes it, back to [H, W, 3] in 0-1."""
-    mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
-    std = np.array(preprocessing.std).reshape(-1, 1, 1)
-    shown: FloatArray = np.clip(pixels * std + mean, 0, 1)
-    if len(shown) == 1:
-        shown = np.repeat(shown, 3, axis=0)
-    return shown.transpose(1, 2, 0)
 
 
 def _units(relevance: dict[str, torch.Tensor], site: Site, size: int) -> FloatArray:

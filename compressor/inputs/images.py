@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import DataError, RecipeError
 from ..files import content_hash
-from ..records import IntArray
+from ..records import FloatArray, IntArray
 from ..tensors import Inputs
 from .cropping import Crop, crop_of, cropped
 from .samples import Sample, Target, TargetKind, Targets, stacked_targets
@@ -320,6 +320,16 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, -1, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, -1, 1, 1)
     return (pixels.float() / 255 - mean) / std
+
+
+def visible(image: FloatArray, preprocessing: Preprocessing) -> FloatArray:
+    """[C, H, W] as the network takes it, back to [H, W, 3] in 0-1."""
+    mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
+    std = np.array(preprocessing.std).reshape(-1, 1, 1)
+    shown: FloatArray = np.clip(image * std + mean, 0, 1)
+    if len(shown) == 1:
+        shown = np.repeat(shown, 3, axis=0)
+    return shown.transpose(1, 2, 0)
 
 
 Kind = TypeVar("Kind", bound="Source")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ..records import FloatArray
 from .plots import LABELS, STYLE, label_step, shortened, to_png
@@ -103,17 +104,28 @@ def pooled(heat: FloatArray, finest: int = 72) -> FloatArray:
     return sums
 
 
-def _draw_heat(figure: Figure, axes: Axes, explanation: Explanation) -> None:
-    heat = pooled(explanation.heat)
-    # a few pixels carry most relevance: the scale ends at the 99.5th percentile so that the rest can be seen
-    limit = float(np.quantile(np.abs(heat), 0.995)) or 1.0
-    height, width = explanation.heat.shape
+def limit_of(heat: FloatArray) -> float:
+    """Where the colours of [H, W] relevance end; 1 where all is zero.
+
+    A few pixels carry most of it: the scale ends at the 99.5th percentile so that the rest can be seen.
+    """
+    return float(np.quantile(np.abs(pooled(heat)), 0.995)) or 1.0
+
+
+def draw_relevance(axes: Axes, heat: FloatArray, image: FloatArray, limit: float) -> AxesImage:
+    """[H, W] relevance over the image [H, W, 3] in grey; colours end at plus and minus `limit`."""
+    height, width = heat.shape
     extent = (0, width, height, 0)  # pixels of the image, so that pooled blocks lie where their pixels are
-    grey = explanation.image.mean(axis=2)  # [H, W]
+    grey = image.mean(axis=2)  # [H, W]
     axes.imshow(grey, cmap="gray", alpha=0.35, interpolation="nearest", extent=extent)
-    heat_map = axes.imshow(
-        heat, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent
+    return axes.imshow(
+        pooled(heat), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent
     )
+
+
+def _draw_heat(figure: Figure, axes: Axes, explanation: Explanation) -> None:
+    limit = limit_of(explanation.heat)
+    heat_map = draw_relevance(axes, explanation.heat, explanation.image, limit)
     bar = figure.colorbar(heat_map, ax=axes, shrink=0.8, ticks=[-limit, 0, limit])
     bar.ax.set_yticklabels(["against", "0", "for"], fontsize=8)
     _bare(axes, "relevance of each pixel")

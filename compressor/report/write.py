@@ -57,7 +57,8 @@ def write_report(run: ReportInput, folder: str | Path, pictures: Mapping[str, by
     images = {**draw_plots(run), **(pictures or {})}
     sections = build_sections(run, images.keys())
     title = f"{facts.model_name(run.model)}, {'as it is' if run.as_it_is else 'made smaller'}"
-    page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, run.warnings, subtitle(run))
+    warnings = tuple(warning for warning in run.warnings if warning != run.task_reason)  # which stands under the title
+    page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, warnings, subtitle(run))
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from compressor.records import Accuracy, Quality
-from compressor.report import AccuracyRow, ParetoPoint, PictureRow, ReportInput, TradePoint, facts, plots, tables
+from compressor.report import (
+    AccuracyRow,
+    ParetoPoint,
+    PictureRow,
+    ReportInput,
+    TradePoint,
+    facts,
+    plots,
+    tables,
+    write_report,
+)
 from compressor.report.sections import Figure, build_sections, key_figures, pareto_caption, subtitle, verdict
 from compressor.report.write import summarise
 
@@ -91,6 +102,15 @@ def test_which_task_it_is_and_how_to_say_otherwise_stands_under_the_title(
     bare: ReportInput, reason: str, said: str
 ) -> None:
     assert subtitle(replace(bare, task_reason=reason)) == said
+
+
+def test_a_guess_is_said_under_the_title_and_not_a_second_time_as_a_warning(bare: ReportInput, tmp_path: Path) -> None:
+    guess = "taken as any: several outputs, and no labels; say task=... otherwise"
+    run = replace(bare, groups=(), task_reason=guess, warnings=("careful", guess))
+    paths = write_report(run, tmp_path, {})
+    for page in (paths.markdown.read_text(), paths.html.read_text()):
+        assert page.count("several outputs, and no labels") == 1
+        assert "careful" in page
 
 
 def test_a_machine_reads_task_measure_and_fidelity(bare: ReportInput) -> None:

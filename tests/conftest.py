@@ -84,9 +84,10 @@ def shorten() -> Shortened:
 
     def patched(patch: pytest.MonkeyPatch) -> None:
         from compressor.delivery import latency
-        from compressor.report import plots
+        from compressor.report import pictures, plots
 
         patch.setattr(plots, "draw_plots", lambda run: {})
+        patch.setattr(pictures, "draw_comparison", lambda comparison: b"")
         patch.setattr(latency, "Schedule", partial(Schedule, warmup_s=0.0, warmup_limit_s=0.0))
         patch.setattr(latency, "time_files", _timed_here)
 

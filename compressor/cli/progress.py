@@ -124,10 +124,10 @@ def course_of(recipe: Recipe) -> Course:
 
 def _delivery_stages(recipe: Recipe) -> list[str]:
     """What every network goes through, whatever was removed from it."""
-    stages = ["accuracy", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
+    stages = ["accuracy", "fidelity", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
     if recipe.targets:
         stages.append("engines")
-    return [*stages, "latency", "layers"]
+    return [*stages, "latency", "layers", "pictures"]
 
 
 def _made_precisions(recipe: Recipe) -> list[str]:

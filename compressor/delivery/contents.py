@@ -92,6 +92,8 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         task=work.chosen.name,
         task_reason=work.chosen.reason,
         fidelity=outcome.fidelity,
+        pictures=delivery.pictures.rows,
+        pictured_of=delivery.pictures.looked_at,
     )
 
 

@@ -28,6 +28,7 @@ from .contents import report_of
 from .engines import build_engines
 from .gates import accuracy_checks, measure_files, measure_parity
 from .latency import measure_latency, measure_layers
+from .pictures import make_pictures
 from .precisions import make_precisions
 from .results import Delivery, Files, Outcome
 from .summary import summary_of
@@ -51,12 +52,14 @@ def deliver(work: Work, outcome: Outcome) -> Delivered:
     outcome = replace(outcome, network=placed(outcome.network, CPU), task=task)
     release()
     delivery, failure = _delivered(work, outcome)
+    # a failed gate is a reason to look; before the bundle, since a stage that is made takes away what shipped
+    delivery = replace(delivery, pictures=make_pictures(work, outcome))
     if failure is None:
         bundle(work, outcome, delivery)
     else:
         work.stages.retract()
 
-    write_report(report_of(work, outcome, delivery), work.stages.folder)
+    write_report(report_of(work, outcome, delivery), work.stages.folder, delivery.pictures.images)
     if failure is not None:
         raise failure
 

@@ -16,6 +16,7 @@ from ..device.timing import Timing
 from ..pruning import Structure
 from ..records import Figure, Plan
 from ..repair.choice import Choice
+from ..report import PictureRow
 from ..run.checks import Checks
 from ..run.tasking import NetworkTask
 from .artifacts import Artifact
@@ -150,6 +151,16 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """`images` are PNGs by the names of the rows, which say what they are of; `looked_at` images were compared."""
+
+    rows: tuple[PictureRow, ...] = ()
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    looked_at: int = 0
+    checks: Checks = field(default_factory=Checks)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """All that was made and measured. `network` is what was checked of the network itself before any file was made.
 
@@ -163,11 +174,12 @@ class Delivery:
     engines: Engines = field(default_factory=Engines)
     latency: Latency = field(default_factory=Latency)
     layer_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=Pictures)
 
     @property
     def checks(self) -> Checks:
         """Of all stages, in their order."""
         total = self.network
-        for result in (self.files, self.parity, self.accuracy, self.engines, self.latency):
+        for result in (self.files, self.parity, self.accuracy, self.engines, self.latency, self.pictures):
             total += result.checks
         return total

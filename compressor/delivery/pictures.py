@@ -1,0 +1,219 @@
+"""Pictures of what both networks answer, and which pixels speak for it, on the images where they differ most.
+
+Two networks, a task and some evaluation images in, a PNG for each of the images that were chosen out: the task's
+distance chooses, LRP to the input shows. It tells a reader something and judges nothing: what can't be drawn is said
+and ends no run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, fx
+
+from ..errors import CompressorError
+from ..files import file_sha256, read_json, write_bytes, write_json
+from ..graph.interface import input_nodes
+from ..inputs.images import Batches, Preprocessing, batches, visible
+from ..records import FloatArray
+from ..relevance.lrp import LrpOptions, Prepared
+from ..relevance.lrp import prepare as prepare_lrp
+from ..relevance.spelling import composite_of
+from ..relevance.starts import objective_of
+from ..report import PictureRow
+from ..report.views import Comparison
+from ..run.checks import Checks
+from ..run.fingerprints import PACKAGE, Known
+from ..run.stages import Keeper, Progress
+from ..run.tasking import NetworkTask, predict_of
+from ..run.work import Work
+from ..tasks import Leaves, Predict, Targets, Task, reference_of
+from ..tasks.comparison import classes_of, labels_of, pixels_of
+from ..tensors import Inputs, as_tuple, cut
+from .results import Outcome, Pictures
+from .views import Pair, views_of
+
+LOOKED_AT = 64
+PICTURES = 4
+_DRAWING = ("explanation.py", "pictures.py", "plots.py")  # of the report, whose sources are in no stage's key
+
+
+def make_pictures(work: Work, outcome: Outcome) -> Pictures:
+    """Drawn once; where that fails, none and a line that says why."""
+    count = min(LOOKED_AT, len(work.splits.evaluation))
+    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
+    keys = work.stages.keys
+    try:
+        return work.stages.make(
+            "pictures",
+            _drawn,
+            Keeper(_write, _read),
+            place=[file_sha256(PACKAGE / "report" / name) for name in _DRAWING],
+            networks=Known({"dense": work.dense, "shipped": outcome.network}, [keys["groups"], keys["finetune"]]),
+            images=Known(some_images, [work.evaluation_images.stands_for, count]),
+            task=outcome.task.itself,
+            lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
+            preprocessing=work.preprocessing,
+            names=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
+        )
+    except OSError:  # a disk that is full stops more than pictures
+        raise
+    except Exception as error:  # whatever it is, nothing of the run depends on it
+        return Pictures(checks=Checks(not_checked=(f"what the networks see was not drawn: {_reason(error)}",)))
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else "no message"
+    return text if isinstance(error, CompressorError) else f"{type(error).__name__}: {text}"
+
+
+def _drawn(
+    networks: Mapping[str, fx.GraphModule],
+    images: Batches,
+    task: NetworkTask,
+    lrp: LrpOptions,
+    preprocessing: Preprocessing | None,
+    names: tuple[str, ...],
+    progress: Progress,
+) -> Pictures:
+    from ..report.pictures import draw_comparison  # brings matplotlib, which only what is drawn needs
+
+    dense, shipped = predict_of(networks["dense"]), predict_of(networks["shipped"])
+    judge = replace(task, reference=task.reference or reference_of(dense, images)).against(dense)
+    distances = distances_between(judge, dense, shipped, images)
+    chosen = farthest(distances, PICTURES)
+    samples = samples_at(images, chosen)
+    asked = [_asked(task, dense(inputs), targets) for inputs, targets in samples]
+    progress(0.0, "which pixels they see")
+    heats, lack = _relevances(networks, lrp, judge, [inputs for inputs, _ in samples], asked)
+
+    rows: list[PictureRow] = []
+    drawings: dict[str, bytes] = {}
+    for number, (index, (inputs, _)) in enumerate(zip(chosen, samples, strict=True)):
+        answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
+        (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
+        comparison = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+
+        name = f"seen-{number + 1}"
+        rows.append(PictureRow(name, str(images.images.names[index]), float(distances[index]), shows))
+        drawings[name] = draw_comparison(comparison)
+    return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=lack))
+
+
+def distances_between(judge: Task, dense: Predict, shipped: Predict, images: Batches) -> FloatArray:
+    """[images] by the task's distance, infinite where an answer is not finite."""
+    parts = [judge.distance(shipped(inputs), dense(inputs)).double().numpy() for inputs, _ in images]
+    distances: FloatArray = np.nan_to_num(np.concatenate(parts), nan=np.inf, posinf=np.inf)
+    return distances
+
+
+def farthest(distances: FloatArray, count: int) -> list[int]:
+    """The `count` images of the largest distances, the largest first; of equal ones the earlier."""
+    return [int(index) for index in np.argsort(-distances, kind="stable")[:count]]
+
+
+def samples_at(images: Batches, chosen: Sequence[int]) -> list[tuple[Inputs, Targets]]:
+    """The chosen images one by one, [1, ...], with their targets, in the order that they were chosen in."""
+    samples: dict[int, tuple[Inputs, Targets]] = {}
+    start = 0
+    for inputs, targets in images:
+        end = start + len(as_tuple(inputs)[0])
+        for index in chosen:
+            if start <= index < end:
+                place = index - start  # in the batch
+                samples[index] = cut(inputs, place, place + 1), targets[place : place + 1]
+        start = end
+    return [samples[index] for index in chosen]
+
+
+Heats = tuple[FloatArray, ...]  # [H, W] of both networks; none of an input that is no image
+
+
+def _relevances(
+    networks: Mapping[str, fx.GraphModule],
+    lrp: LrpOptions,
+    judge: Task,
+    inputs: Sequence[Inputs],
+    targets: Sequence[Targets],
+) -> tuple[list[Heats], tuple[str, ...]]:
+    """For every image its pixels' relevance in both networks; where that fails for none, and why."""
+    try:
+        prepared = [
+            prepare_lrp(network, replace(lrp, objective=objective_of(network, judge))) for network in networks.values()
+        ]
+        return [_heats(prepared, *sample) for sample in zip(inputs, targets, strict=True)], ()
+    except Exception as error:  # the answers are drawn without it
+        return [() for _ in inputs], (f"which pixels the networks see was not drawn: {_reason(error)}",)
+
+
+def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> Heats:
+    if _image_of(inputs) < 0:
+        return ()
+    return tuple(_relevance(network, inputs, targets) for network in prepared)
+
+
+def _asked(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
+    """What relevance is asked of both networks: the dense one's decisions, so that they are asked the same.
+
+    A user's own `says` gets the data's targets, as everywhere.
+    """
+    decide = {"classification": classes_of, "multi-label": labels_of, "segmentation": pixels_of}.get(task.chosen.name)
+    if decide is None or "says" in task.chosen.parts.functions:
+        return targets
+    return decide(dense)
+
+
+def _relevance(prepared: Prepared, inputs: Inputs, targets: Targets) -> FloatArray:
+    """[H, W] of the image, summed over its channels."""
+    node = input_nodes(prepared.graph)[_image_of(inputs)].name
+    relevance = prepared(inputs, targets, [node])[node]
+    summed: FloatArray = relevance[0].sum(0).double().numpy()
+    return summed
+
+
+def _image_of(inputs: Inputs) -> int:
+    """Which of the inputs is shown: the first of real numbers [1, C, H, W]; -1 where none is."""
+    for index, tensor in enumerate(as_tuple(inputs)):
+        if tensor.dim() == 4 and tensor.is_floating_point():
+            return index
+    return -1
+
+
+def _visible(inputs: Inputs, preprocessing: Preprocessing | None) -> FloatArray | None:
+    """[H, W, 3] in 0-1; the first channel in grey where the pre-processing is not known. None where it is no image."""
+    index = _image_of(inputs)
+    if index < 0:
+        return None
+    image: Tensor = as_tuple(inputs)[index][0]  # [C, H, W]
+    if preprocessing is not None and len(image) == len(preprocessing.mean):
+        return visible(image.double().numpy(), preprocessing)
+    first = image[0].double()
+    low, high = float(first.min()), float(first.max())
+    grey = ((first - low) / (high - low or 1.0)).numpy()
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _write(folder: Path, pictures: Pictures) -> None:
+    for name, png in pictures.images.items():
+        write_bytes(_file(folder, name), png)
+    rows = [asdict(replace(row, distance=min(row.distance, _FAR))) for row in pictures.rows]
+    content = {"rows": rows, "looked_at": pictures.looked_at, "not_checked": list(pictures.checks.not_checked)}
+    write_json(folder / "pictures.json", {"schema": "pictures/1", **content})
+
+
+_FAR = 1e30  # JSON knows no infinity
+
+
+def _read(folder: Path) -> Pictures:
+    content = read_json(folder / "pictures.json", "pictures/1")
+    rows = tuple(PictureRow(**row) for row in content["rows"])
+    images = {row.name: _file(folder, row.name).read_bytes() for row in rows}
+    return Pictures(rows, images, content["looked_at"], Checks(not_checked=tuple(content["not_checked"])))
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "plots" / f"{name}.png"

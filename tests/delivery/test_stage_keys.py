@@ -23,9 +23,11 @@ from compressor.errors import EngineError, MissingPackageError
 from compressor.export.int8 import Quantised
 from compressor.files import write_bytes
 from compressor.inputs.images import Preprocessing
-from compressor.records import Accuracy
+from compressor.records import Accuracy, InputSpec
+from compressor.run.choosing import Chosen
 from compressor.run.fingerprints import Known
 from compressor.run.stages import Stages, open_run
+from compressor.run.tasking import NetworkTask
 from compressor.run.work import Work
 
 NOT_HERE = "an engine for SM86 needs: not installed: pip install tensorrt-rtx"
@@ -43,6 +45,7 @@ RECIPE: dict[str, Any] = {
     "max_int8_loss": 100.0,
     "batch_size": 8,
 }
+TASK = NetworkTask(Chosen("classification", "as asked for"), None, fx.symbolic_trace(nn.Linear(4, 4)), "classes")
 SAME = Parity(16, 0.0, 0.0, 1.0, 300.0, 1.0, 1.0)
 
 
@@ -79,7 +82,7 @@ class Machine:
     def _measures(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(gates, "version_of", lambda name: self.onnxruntime)
         patch.setattr(gates, "measure_export", lambda path, network, images, fused: {1: SAME})
-        patch.setattr(gates, "accuracy_of", lambda path, images, fused: Accuracy(900, 1000))
+        patch.setattr(gates, "accuracy_of", lambda path, images, fused, metric: Accuracy(900, 1000, metric=metric))
         patch.setattr(latency, "read_environment", lambda: SimpleNamespace(fingerprint=self.fingerprint))
         patch.setattr(latency, "available", lambda: {"tensorrt_rtx": "", "onnxruntime": ""})
         patch.setattr(latency, "time_files", self.time)
@@ -135,6 +138,8 @@ def _work(folder: Path, *, hashes: dict[str, str] | None = None, pixel: float = 
             splits=SimpleNamespace(hashes=parts, calibration=range(40), search=range(0)),
             dense=fx.symbolic_trace(nn.Linear(4, 4)),
             calibration=None,
+            prepared_as={},
+            inputs=(InputSpec((3, 8, 8)),),
             evaluation_images=Known(None, parts["evaluation"]),
             preprocessing=Preprocessing((8, 8), (8,), "bilinear", (0.5,) * 3, (0.5,) * 3),
             sample=lambda count: np.full((count, 3, 8, 8), pixel, np.float32),
@@ -149,7 +154,7 @@ def _delivered(work: Work) -> Delivery:
     """All of delivery's stages."""
     accuracy = {"dense": Accuracy(900, 1000), "shipped": Accuracy(900, 1000)}
     nothing: Any = None
-    return list(flow._steps(work, Outcome(nothing, nothing, work.dense, accuracy)))[-1]
+    return list(flow._steps(work, Outcome(nothing, nothing, work.dense, accuracy, {}, TASK)))[-1]
 
 
 STAGES = {"onnx", "fp16", "int8", "parity", "accuracy of the files", "engines", "latency", "layers"}
@@ -314,7 +319,7 @@ def test_a_gate_that_fails_ends_the_stages_and_is_the_last_of_the_checks(machine
     work = _work(tmp_path / "run", max_accuracy_loss=-1.0)
     nothing: Any = None
     accuracy = {"dense": Accuracy(900, 1000), "shipped": Accuracy(890, 1000)}
-    delivery, failure = flow._delivered(work, Outcome(nothing, nothing, work.dense, accuracy))
+    delivery, failure = flow._delivered(work, Outcome(nothing, nothing, work.dense, accuracy, {}, TASK))
     assert "accuracy: top-1 lost" in str(failure)
     assert [gate.failed for gate in delivery.checks.gates] == [True]
     assert set(work.stages.costs) == set()
@@ -330,7 +335,7 @@ def test_a_file_that_cannot_be_measured_is_a_failed_gate_behind_those_that_were(
     work = _work(tmp_path / "run")
     nothing: Any = None
     accuracy = {"dense": Accuracy(900, 1000), "shipped": Accuracy(900, 1000)}
-    delivery, failure = flow._delivered(work, Outcome(nothing, nothing, work.dense, accuracy))
+    delivery, failure = flow._delivered(work, Outcome(nothing, nothing, work.dense, accuracy, {}, TASK))
     assert str(failure) == "the file has a fixed batch"
     names = [gate.name for gate in delivery.checks.gates]
     assert names[0] == "accuracy: top-1 lost"

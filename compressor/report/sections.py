@@ -86,7 +86,7 @@ _NOTHING_REMOVED = "Nothing was removed: the network ships as it is."
 def _accuracy_sentence(run: ReportInput) -> list[str]:
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     if dense is not None and run.as_it_is:
-        metric, value = _capitalised(dense.accuracy.metric), facts.value_of(dense.accuracy)
+        metric, value = facts.capitalised(facts.metric_in_words(dense.accuracy.metric)), facts.value_of(dense.accuracy)
         return [f"{metric} on {dense.accuracy.n:,} {dense.images} images is {value}."]
     if dense is None or final is None:
         return ["Accuracy before and after was not measured."]

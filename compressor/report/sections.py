@@ -296,11 +296,18 @@ def _seen(run: ReportInput) -> Section:
     text = (
         f"The {images} of {run.pictured_of:,} on which the shipped network differs most from the dense one, the "
         "farthest off first: the worst that was looked at, and not typical. Above, what both answer "
-        f"({run.pictures[0].shows}); below, which pixels speak for the dense network's answer (warm colours) and "
-        "against it (cold ones), in each network.",
+        f"({run.pictures[0].shows}); below, in each network, which pixels speak for {_spoken_for(run)} (warm colours) "
+        "and against it (cold ones).",
     )
     figures = (_picture(row) for row in run.pictures)
     return Section("seen", "What it sees", text, tuple(figures))
+
+
+_DECIDING = ("classification", "multi-label", "segmentation")  # both networks are asked for the same decision
+
+
+def _spoken_for(run: ReportInput) -> str:
+    return "the dense network's answer" if run.task in _DECIDING else "its own answer"
 
 
 def _picture(row: PictureRow) -> Figure:

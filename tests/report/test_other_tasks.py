@@ -130,6 +130,9 @@ def test_pictures_are_named_as_the_worst_and_each_has_its_distance(bare: ReportI
     assert "2 images of 64" in seen.text[0]
     assert "not typical" in seen.text[0]
     assert "coloured masks" in seen.text[0]
+    assert "for its own answer (warm" in seen.text[0]
+    segmenting = build_sections(replace(run, task="segmentation"), ())
+    assert "for the dense network's answer (warm" in next(one for one in segmenting if one.anchor == "seen").text[0]
     figures = [part for part in seen.parts if isinstance(part, Figure)]
     assert [figure.name for figure in figures] == ["seen-1", "seen-2"]
     assert figures[0].caption == "Image 'a.png': distance 0.831, where 1 is as far off as the mean answer."

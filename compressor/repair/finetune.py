@@ -143,13 +143,18 @@ class _Lesson:
 
     def _of_the_task(self, task: Task, images: Inputs, targets: Targets) -> Tensor:
         leaves = _leaves(self.network, images)
-        share = self.options.distillation if is_labelled(targets) else 1.0
-        loss = torch.zeros((), device=device_of(self.network))
+        share = self.options.distillation if task.learns and is_labelled(targets) else 1.0
+        terms = []
         if self.teacher is not None and share:
-            loss = loss + share * task.distance(leaves, _taught_leaves(self.teacher, images)).mean()
+            terms.append(share * task.distance(leaves, _taught_leaves(self.teacher, images)).mean())
         if share < 1:
-            loss = loss + (1 - share) * task.loss(leaves, targets).mean()
-        return loss
+            terms.append((1 - share) * task.loss(leaves, targets).mean())
+        if not terms:
+            raise DataError(
+                f"there is nothing to fine-tune towards: for {task.name} no label is followed, and the dense network's "
+                "share is 0; say --distillation 0.9, or --loss file.py:function"
+            )
+        return torch.stack(terms).sum()
 
 
 def _leaves(network: nn.Module, images: Inputs) -> dict[str, Tensor]:

@@ -108,6 +108,8 @@ def _figures(summary: Mapping[str, Any], variant: str) -> dict[str, Any]:
             batch: subjects[variant]["p50"] for batch, subjects in batches.items() if variant in subjects
         }
     return {
+        "metric": summary["metric"],
+        "is_share": summary["is_share"],
         "accuracy": summary[f"accuracy_{variant}"],
         "evaluation_images": summary["evaluation_images"],
         "macs": summary[f"macs_{variant}"],
@@ -138,6 +140,8 @@ def write_page(recipe: Recipe, summary: Mapping[str, Any]) -> None:
         points=tuple(_point(row["budget"], row, recipe.folder) for row in rows),
         images=int(dense.get("evaluation_images", 0)),
         runtime=REFERENCE,
+        metric=dense.get("metric", "top-1"),
+        is_share=dense.get("is_share", True),
     )
     write_sweep_report(report, recipe.folder, {"schema": SCHEMA, **summary})
 
@@ -148,7 +152,7 @@ def _point(budget: str, row: Mapping[str, Any], folder: Path | None = None) -> A
     bundle = row.get("bundle", "")
     return SweptPoint(
         budget=budget,
-        top1=row.get("accuracy"),
+        quality=row.get("accuracy"),
         macs=row.get("macs"),
         bytes=row.get("onnx_bytes"),
         ms=row.get("latency_ms", {}).get(REFERENCE, {}).get("1"),

@@ -140,10 +140,11 @@ def compressed(run: Run) -> None:
 def swept(summary: Summary) -> None:
     """A finished sweep's summary: a row for each budget, then why some gave none."""
     table = Table(title=f"{summary['model']}: {counted(len(summary['points']), 'budget')}")
-    for column in ("budget", "top-1", "MMACs", "parameters", "bundle"):
+    metric, is_share = summary["dense"].get("metric", "top-1"), summary["dense"].get("is_share", True)
+    for column in ("budget", metric, "MMACs", "parameters", "bundle"):
         table.add_column(column, justify="left" if column in ("budget", "bundle") else "right")
     for name, row in [("dense", summary["dense"]), *((row["budget"], row) for row in summary["points"])]:
-        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:.2%}"
+        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
         macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
         parameters = f"{row['params']:,}" if "params" in row else ""
         table.add_row(name, accuracy, macs, parameters, row.get("bundle", ""))

@@ -21,13 +21,13 @@ from .write import Page, ReportPaths, write_page
 
 @dataclass(frozen=True, slots=True)
 class SweptPoint:
-    """One run: `top1` a share, `ms` the median of one image on the reference runtime; None where it is not known.
+    """One run: `quality` by the report's metric, `ms` the median of one image on the reference runtime; None: unknown.
 
     `bundle` is empty where none shipped; `failure` says why.
     """
 
     budget: str
-    top1: float | None = None
+    quality: float | None = None
     macs: int | None = None
     bytes: int | None = None
     ms: float | None = None
@@ -37,13 +37,33 @@ class SweptPoint:
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """`dense` is the network that all points were made from; `images` evaluated them, on `runtime` they were timed."""
+    """`dense` is the network that all points were made from; `images` evaluated them, on `runtime` they were timed.
+
+    Qualities are by `metric`, shares of one where `is_share`; the higher the better.
+    """
 
     model: str
     dense: SweptPoint
     points: tuple[SweptPoint, ...]
     images: int
     runtime: str
+    metric: str = "top-1"
+    is_share: bool = True
+
+    @property
+    def axis(self) -> str:
+        """What stands beside the curve's values."""
+        return f"{self.metric}, %" if self.is_share else self.metric
+
+    def value(self, quality: float) -> str:
+        return facts.percent(quality) if self.is_share else f"{quality:.2f}"
+
+    def change(self, quality: float) -> float | None:
+        """What is lost against dense: points of a share, else per cent of the dense value."""
+        dense = self.dense.quality
+        if dense is None or (not self.is_share and dense == 0):
+            return None
+        return 100 * (dense - quality) if self.is_share else 100 * (dense - quality) / abs(dense)
 
 
 def write_sweep_report(report: SweepReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
@@ -74,26 +94,31 @@ def _verdict(report: SweepReport) -> str:
 
 
 def _curves(report: SweepReport, drawn: tuple[str, ...]) -> Section:
+    metric = facts.capitalised(facts.metric_in_words(report.metric))
     captions = {
-        name: f"Top-1 against {title}; the grey mark is the dense network." for name, (title, _) in _AXES.items()
+        name: f"{metric} against {title}; the grey mark is the dense network." for name, (title, _) in _AXES.items()
     }
     figures = tuple(Figure(name, f"Points: {captions[name]}", captions[name]) for name in drawn)
-    text = f"Top-1 on {report.images:,} evaluation images; milliseconds are medians of one image on {report.runtime}."
+    timed = f"milliseconds are medians of one image on {report.runtime}"
+    text = f"{metric} on {report.images:,} evaluation images; {timed}."
     return Section("curve", "What is left at each budget", (text,), (*figures, _table(report)))
 
 
 def _table(report: SweepReport) -> Table:
-    rows = tuple(_cells(report.dense, point) for point in (report.dense, *report.points))
-    head = ("budget", "top-1", "points", "MACs", "kept", "fp32 file", "ms", "bundle")
-    return Table("Runs", head, "crrrrrrc", rows, "Points: of top-1, against the dense network.")
+    rows = tuple(_cells(report, point) for point in (report.dense, *report.points))
+    change = "points" if report.is_share else "change, %"
+    head = ("budget", report.metric, change, "MACs", "kept", "fp32 file", "ms", "bundle")
+    note = f"{facts.capitalised(change)}: of {facts.metric_in_words(report.metric)}, against the dense network."
+    return Table("Runs", head, "crrrrrrc", rows, note)
 
 
-def _cells(dense: SweptPoint, point: SweptPoint) -> tuple[str, ...]:
-    lost = None if point is dense or point.top1 is None or dense.top1 is None else 100 * (dense.top1 - point.top1)
+def _cells(report: SweepReport, point: SweptPoint) -> tuple[str, ...]:
+    dense = report.dense
+    lost = None if point is dense or point.quality is None else report.change(point.quality)
     share = None if point.macs is None or not dense.macs else point.macs / dense.macs
     return (
         point.budget,
-        "–" if point.top1 is None else facts.percent(point.top1),
+        "–" if point.quality is None else report.value(point.quality),
         "" if lost is None else facts.points(lost),
         "–" if point.macs is None else facts.count(point.macs),
         "–" if share is None else facts.percent(share),
@@ -118,21 +143,26 @@ _AXES: Mapping[str, tuple[str, Read]] = {
 
 
 def _curve(report: SweepReport, title: str, read: Read) -> Sheet | None:
-    """Top-1 over one cost, the points joined in the cost's order; None where fewer than two networks have both."""
-    known = [(x, point.top1) for point in report.points if (x := read(point)) is not None and point.top1 is not None]
-    dense_x, dense_top1 = read(report.dense), report.dense.top1
-    has_dense = dense_x is not None and dense_top1 is not None
+    """Quality over one cost, the points joined in the cost's order; None where fewer than two networks have both."""
+    scale = 100 if report.is_share else 1
+    known = [
+        (x, scale * point.quality)
+        for point in report.points
+        if (x := read(point)) is not None and point.quality is not None
+    ]
+    dense_x, dense_quality = read(report.dense), report.dense.quality
+    has_dense = dense_x is not None and dense_quality is not None
     if len(known) + has_dense < 2:
         return None
     known.sort()
     sheet = Sheet(figsize=(WIDTH_IN, 3.0), layout="constrained")
     axes = sheet.add_subplot()
-    axes.plot([x for x, _ in known], [100 * top1 for _, top1 in known], color=KEPT, marker="o", label="shipped")
-    if dense_x is not None and dense_top1 is not None:
-        axes.scatter(dense_x, 100 * dense_top1, color=DENSE, marker="s", label="dense", zorder=3)
+    axes.plot([x for x, _ in known], [quality for _, quality in known], color=KEPT, marker="o", label="shipped")
+    if dense_x is not None and dense_quality is not None:
+        axes.scatter(dense_x, scale * dense_quality, color=DENSE, marker="s", label="dense", zorder=3)
     axes.set_xlim(left=0)
     axes.set_xlabel(title)
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(report.axis)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="lower right")
     return sheet

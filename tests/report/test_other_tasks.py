@@ -20,6 +20,7 @@ from compressor.report import (
     write_report,
 )
 from compressor.report.sections import Figure, build_sections, key_figures, pareto_caption, subtitle, verdict
+from compressor.report.swept import SweepReport, SweptPoint, write_sweep_report
 from compressor.report.write import summarise
 
 IOU, PSNR = Quality("mIoU", 0.8, 100, 0.75, 0.85), Quality("PSNR", 30.0, 100, 29.0, 31.0, is_share=False)
@@ -138,3 +139,21 @@ def test_pictures_are_named_as_the_worst_and_each_has_its_distance(bare: ReportI
     assert figures[0].caption == "Image 'a.png': distance 0.831, where 1 is as far off as the mean answer."
     none = next(section for section in build_sections(bare, ()) if section.anchor == "seen")
     assert (none.text, none.parts) == (("No picture was drawn.",), ())
+
+
+@pytest.mark.parametrize(("is_share", "dense", "change"), [(True, "92.0 %", "−2.0"), (False, "31.50", "−3.2")])
+def test_a_sweep_is_told_in_the_metric_of_its_task(tmp_path: Path, is_share: bool, dense: str, change: str) -> None:
+    qualities = (0.92, 0.90) if is_share else (31.5, 30.5)
+    report = SweepReport(
+        model="digits-unet",
+        dense=SweptPoint("dense", qualities[0], macs=100),
+        points=(SweptPoint("macs 0.5", qualities[1], macs=50, bundle="macs-0.5/bundle"),),
+        images=400,
+        runtime="onnxruntime",
+        metric="mIoU" if is_share else "PSNR",
+        is_share=is_share,
+    )
+    page = write_sweep_report(report, tmp_path, {"schema": "sweep/1"}).markdown.read_text()
+    assert "top-1" not in page.lower()
+    assert f"| `dense` | {dense} |" in page
+    assert f"| {change} |" in page

@@ -195,17 +195,17 @@ class RecipeFields(TypedDict, total=False):
     evaluation_data: str
     calibration: int
     evaluation: float
+    size: Sequence[int] | int
+    resize: Sequence[int] | int
+    interpolation: str
+    mean: Sequence[float] | float
+    std: Sequence[float] | float
     task: str
     quality: str | Callable[..., Any]
     loss: str | Callable[..., Any]
     says: str | Callable[..., Any]
     distance: str | Callable[..., Any]
     decode: str | Callable[..., Any]
-    size: Sequence[int] | int
-    resize: Sequence[int] | int
-    interpolation: str
-    mean: Sequence[float] | float
-    std: Sequence[float] | float
     batch_size: int
     seed: int
     device: str

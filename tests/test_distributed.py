@@ -17,6 +17,9 @@ from compressor.graph import trace
 from compressor.records import FloatArray, Group, Groups, Site
 from compressor.relevance import CRITERIA, score
 from compressor.relevance.criteria import OnWeights
+from compressor.relevance.starts import CLASSES, Objective
+from compressor.tasks import Targets
+from compressor.tensors import Inputs
 
 # Two halves are added in another order than one whole.
 ORDER_TOLERANCE = 1e-6
@@ -46,7 +49,10 @@ class Work:
         return found.values["g"], found.samples
 
 
-def pixels(graph: fx.GraphModule, images: Tensor, targets: Tensor, weights: Sequence[str]) -> Mapping[str, Tensor]:
+def pixels(
+    graph: fx.GraphModule, images: Inputs, targets: Targets, weights: Sequence[str], objective: Objective = CLASSES
+) -> Mapping[str, Tensor]:
+    assert isinstance(images, Tensor)
     return {name: images.double().abs().sum() * torch.ones(4, 3, 3, 3, dtype=torch.float64) for name in weights}
 
 

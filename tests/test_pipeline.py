@@ -35,6 +35,7 @@ from compressor.repair.choice import Choice, Judged
 from compressor.run import stages
 from compressor.run.judges import judges_of, spare_of
 from compressor.run.saved import rebuild
+from compressor.run.tasking import NetworkTask, make_task
 from compressor.run.work import Work, prepare
 
 SUMMARY = (
@@ -131,7 +132,11 @@ def _planned(recipe: Recipe, *, model: nn.Module | None = None, images: Images |
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)
-        return work, pipeline.remove_and_repair(work, structure)
+        return work, pipeline.remove_and_repair(work, structure, _task_of(work))
+
+
+def _task_of(work: Work) -> NetworkTask:
+    return make_task(work.stages, work.chosen, work.dense, work.calibration_images, work.stages.keys["groups"])
 
 
 # what a run gives
@@ -427,7 +432,7 @@ def test_the_better_of_repaired_and_tuned_ships_and_it_is_said_which(run: compre
 def test_what_ships_are_the_weights_of_the_better_one(
     tiny: nn.Module, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str
 ) -> None:
-    def chosen(repaired: nn.Module, tuned: nn.Module, batches: Any, *, source: str) -> Choice:
+    def chosen(repaired: nn.Module, tuned: nn.Module, batches: Any, *, source: str, **others: object) -> Choice:
         seen.extend(image.numpy().tobytes() for batch, _ in batches for image in batch)
         return Choice(better, source, Judged(1, 2, 0.5), Judged(1, 2, 0.5))  # type: ignore[arg-type]
 
@@ -437,7 +442,7 @@ def test_what_ships_are_the_weights_of_the_better_one(
     work, pruned = _planned(recipe, model=tiny, images=images)
     small = pruned.network
     structure, _ = pipeline.find_units(work)
-    recovered = pipeline.recover(work, structure, pruned)
+    recovered = pipeline.recover(work, structure, pruned, _task_of(work))
     assert recovered.tuned is not None
     expected = small if better == "repaired" else recovered.tuned
     other = recovered.tuned if better == "repaired" else small
@@ -445,10 +450,11 @@ def test_what_ships_are_the_weights_of_the_better_one(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
     assert any(not torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     right = itertools.count()
-    monkeypatch.setattr(pipeline, "evaluate", lambda network, batches, *, progress: Accuracy(next(right), 18))
-    accuracy = pipeline.measure_accuracy(work, structure, pruned, recovered)
+    monkeypatch.setattr(pipeline, "evaluate", lambda network, batches, **others: Accuracy(next(right), 18))
+    accuracy = pipeline.measure_accuracy(work, structure, pruned, recovered, _task_of(work))
     assert accuracy["shipped"] == accuracy[better]
-    assert [accuracy[name].correct for name in ("dense", "removed", "repaired", "tuned")] == [0, 1, 2, 3]
+    in_order = [accuracy[name] for name in ("dense", "removed", "repaired", "tuned")]
+    assert in_order == [Accuracy(correct, 18) for correct in range(4)]
     evaluated = {image.numpy().tobytes() for batch, _ in work.evaluation for image in batch}
     judges = judges_of(work)
     assert judges is not None

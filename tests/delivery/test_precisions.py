@@ -29,6 +29,7 @@ from compressor.inputs.images import Images, batches
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
 from compressor.records import Plan
+from compressor.run.tasking import make_task
 from compressor.run.work import prepare
 
 from .conftest import QUICK, Small
@@ -274,7 +275,8 @@ def test_images_that_served_nothing_judge_where_there_are_enough(
     assert len(judged) == len(labels) == judges.count == 12
     served = {image.numpy().tobytes() for part in (work.calibration, work.evaluation) for b, _ in part for image in b}
     assert served.isdisjoint(image.tobytes() for image in judged)
-    assert "12 spare images" in precisions._gate_name(INT8, judges)
+    task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, "")
+    assert precisions._gate_name(INT8, judges, task) == "int8: top-1 lost on 12 spare images"
 
 
 # what the last line, the bundle and the report say of one run is what its files hold

@@ -49,6 +49,7 @@ from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores
 from compressor.run import baseline as run_baseline
 from compressor.run import plans
+from compressor.run.tasking import make_task
 from compressor.run.work import prepare
 
 EXACT = 1e-9  # float64 sums in another order
@@ -486,7 +487,9 @@ def _planned(images: Images, out: Path, **options: Any) -> pipeline.Pruned:
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)
-        return pipeline.remove_and_repair(work, structure)
+        origin = work.stages.keys["groups"]
+        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
+        return pipeline.remove_and_repair(work, structure, task)
 
 
 def test_rounds_end_at_the_same_budget(images: Images, tmp_path: Path, ruled: list[str]) -> None:

@@ -577,11 +577,11 @@ def test_without_optuna_the_search_names_the_package_to_install(monkeypatch: pyt
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Any]]:
-    """Recipe and images that each search would begin with; none goes further."""
+    """Recipe and data that each search would begin with; none goes further."""
     beginnings: list[tuple[Recipe, Any]] = []
 
-    def begin(recipe: Recipe, options: SearchOptions, *, images: Any, **others: object) -> None:
-        beginnings.append((recipe, images))
+    def begin(recipe: Recipe, options: SearchOptions, *, data: Any, **others: object) -> None:
+        beginnings.append((recipe, data))
 
     monkeypatch.setattr(load_flow(), "run_search", begin)
     return beginnings
@@ -592,13 +592,18 @@ def test_a_search_begins_with_what_it_was_given(begun: list[tuple[Recipe, Any]])
     compressor.search("digits-resnet", (pixels, labels))
     compressor.search(nn.Flatten(), Path("train.npz"))
     (_, arrays), (recipe, nothing) = begun
-    assert arrays.labels.tolist() == labels.tolist()
+    assert arrays[0] is pixels
+    assert arrays[1] is labels
     assert (recipe.data, nothing) == ("train.npz", None)
 
 
-def test_what_is_neither_images_nor_a_model_begins_no_search(begun: list[tuple[Recipe, Any]]) -> None:
+def test_what_is_no_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="given as a list"):
-        compressor.search("digits-resnet", [1, 2])
+        compressor.search("digits-resnet", [1, 2], out=str(tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_model_begins_no_search(begun: list[tuple[Recipe, Any]]) -> None:
     with pytest.raises(ModelError, match="the class Flatten, expected a module made of it"):
         compressor.search(nn.Flatten)  # type: ignore[arg-type]
     assert begun == []

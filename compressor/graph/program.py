@@ -32,6 +32,10 @@ _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
 )
 _LONGEST_LINE = 300  # characters of an error that are shown
+_SPLIT = (
+    ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads as the "
+    "model, and keep what follows as its decode"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,7 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
             reasons.append(f"{first_line(error)}{_at(place)}")
     remedy = "its forward must not branch on values nor fix the batch size"
     if "data-dependent" in reasons[0]:
-        remedy += (
-            ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads "
-            "as the model, and keep what follows as its decode"
-        )
+        remedy += _SPLIT
     raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {remedy}")
 
 
@@ -200,11 +201,13 @@ def _constant_leaves(
         if other is None or other.shape != leaf.shape:
             raise ModelError(
                 f"the model's answer {name!r} is {list(leaf.shape)} for {count(example)} samples, expected them on its "
-                "first axis; wrap the model so that its forward returns [N, ...]"
+                f"first axis; wrap the model so that its forward returns [N, ...]{_SPLIT}"
             )
         constant.append(name)
     if len(constant) == len(answer):
-        raise ModelError("nothing in the model's answer depends on how many samples it gets; it must return [N, ...]")
+        raise ModelError(
+            f"nothing in the model's answer depends on how many samples it gets; it must return [N, ...]{_SPLIT}"
+        )
     return tuple(constant)
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from ..errors import DataError
+from ..errors import DataError, with_article
 from ..records import IntArray
 from .blame import raised
 from .datasets import Dataset, as_picture, dataset_images, dataset_labels
@@ -53,7 +53,8 @@ def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Imag
         raise DataError(f"the data are the class {data.__name__}, expected one made of it: {data.__name__}(...)")
     if isinstance(data, Iterator):
         raise DataError(
-            f"a {name} can be gone through once, and the data are needed often; give a function that returns one"
+            f"{with_article(name)} can be gone through once, and the data are needed often; give a function that "
+            "returns one"
         )
     if isinstance(data, DataLoader):
         return _of_loader(name, data, signature)
@@ -69,7 +70,7 @@ def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Imag
         return _of_stream(streamed(name, lambda: data, signature), name, signature)
     if callable(data):
         return _of_function(data, signature)
-    raise DataError(f"data are given as a {name}, expected {_KINDS}")
+    raise DataError(f"data are given as {with_article(name)}, expected {_KINDS}")
 
 
 def _is_columns(data: object) -> bool:
@@ -113,7 +114,7 @@ def _of_columns(source: str, data: object, signature: Signature) -> Images | Exa
         raise DataError(f"{source} holds no samples")
     pixels = batch.inputs[0]
     if _is_picture(pixels[0], signature) and _in_range(pixels):
-        return dataset_images(source, _Rows(batch))
+        return dataset_images(source, _Rows(batch), storage="arrays")
     notes = _notes(batch.samples()[:1], signature, batch.left_out)
     return examples_in_memory(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, with_article
 from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
 from .targets import values_of
 
@@ -200,7 +200,7 @@ def _tensor(column: object, where: str) -> Tensor:
         tensor = torch.from_numpy(np.require(column, requirements=["C", "W"]))
     else:
         kind = f"array of {column.dtype}" if isinstance(column, np.ndarray) else type(column).__name__
-        raise DataError(f"{where} is a {kind}, expected a tensor or a numpy array of numbers")
+        raise DataError(f"{where} is {with_article(kind)}, expected a tensor or a numpy array of numbers")
     if not tensor.ndim:
         raise DataError(f"{where} is a single number, expected samples on its first axis")
     return tensor.float() if tensor.is_floating_point() else tensor

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import compressor
 from compressor import pipeline
 from compressor.errors import DataError, ModelError
+from compressor.inputs.data import given_data
+from compressor.inputs.examples import Examples
 from compressor.inputs.images import Images
-from compressor.inputs.in_memory import given_images
 from compressor.inputs.sources import require_labels
 from compressor.recipe import Recipe
 
@@ -34,7 +35,7 @@ class Pictures(Dataset[Any]):
 
 
 def first(given: Any) -> Images:
-    images = given_images(given)
+    images = given_data(given)
     assert isinstance(images, Images)
     return images
 
@@ -66,12 +67,26 @@ def test_images_alone_have_no_labels() -> None:
 
 
 def test_a_path_is_a_source_and_none_is_none() -> None:
-    assert given_images(Path("photos")) == "photos"
-    assert given_images("digits") == "digits"
-    assert given_images(None) is None
+    assert given_data(Path("photos")) == "photos"
+    assert given_data("digits") == "digits"
+    assert given_data(None) is None
 
 
-class Endless(IterableDataset[Any]):
+def test_a_dict_of_images_alone_are_images_whatever_they_are_called() -> None:
+    images = first({"images": PIXELS})
+    assert images.labels.tolist() == [-1] * 6
+    assert np.array_equal(np.asarray(images.read(images.names[4])), PIXELS[4])
+
+
+def test_labels_that_are_no_whole_numbers_are_targets_and_no_classes() -> None:
+    images = first((PIXELS, LABELS + 0.5))
+    assert images.target_kind == "values"
+    assert images.labels.tolist() == [-1] * 6
+    assert images.target_of is not None
+    assert float(images.target_of(images.names[4])) == LABELS[4] + 0.5  # type: ignore[arg-type]
+
+
+class Empty(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from ()
 
@@ -80,25 +95,36 @@ class Endless(IterableDataset[Any]):
     ("given", "words"),
     [
         ([1, 2], "given as a list"),
-        ({"images": PIXELS}, "given as a dict"),
+        ({}, "given as a dict yields nothing"),
+        ({"images": PIXELS, "others": PIXELS}, "holds 2 entries, forward takes 1 input"),
         (3, "given as an int"),
-        (Endless(), "can't be read by index"),
-        (DataLoader(Endless()), "can't be read by index"),
-        ((PIXELS, LABELS[:3]), "6 images and 3 labels"),
-        ((PIXELS, LABELS.astype(float)), "expected whole numbers"),
+        (Empty(), "Empty yields nothing"),
+        (DataLoader(Empty()), "DataLoader yields nothing"),
+        ((PIXELS, LABELS[:3]), "6 of the input, 3 of targets"),
+        ((PIXELS, LABELS.astype(str)), "expected a tensor, numbers"),
     ],
 )
 def test_what_holds_no_images_is_refused_by_name(given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        given_images(given)
+        given_data(given)
 
 
-def test_normalised_floats_are_refused_when_they_are_read() -> None:
-    images = first((torch.randn(4, 3, 8, 8), np.zeros(4, dtype=np.int64)))
+def test_normalised_floats_are_taken_as_the_network_takes_them_and_that_is_said() -> None:
+    normalised = torch.randn(4, 3, 8, 8)
+    examples = given_data((normalised, np.zeros(4, dtype=np.int64)))
+    assert isinstance(examples, Examples)
+    assert torch.equal(examples.inputs(range(4)), normalised)  # type: ignore[arg-type]
+    (note,) = examples.notes
+    assert "which are no pixels: they are taken as the network takes them, without pre-processing" in note
+
+
+def test_normalised_floats_behind_pixels_are_refused_when_they_are_read() -> None:
+    pixels = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
+    images = first([(pixels[0], 0), (pixels[1] - 1, 1)])
     with pytest.raises(TypeError, match="before normalisation"):
-        images.read(images.names[0])
-    with pytest.raises(DataError, match=r"before normalisation, which is done here\); correct the array of images"):
-        images.pixel_hash(images.names[0])
+        images.read(images.names[1])
+    with pytest.raises(DataError, match=r"before normalisation, which is done here\); correct what the data set gives"):
+        images.pixel_hash(images.names[1])
 
 
 class Net(nn.Module):
@@ -109,16 +135,16 @@ class Begun(Exception):
     """What ends a run where it begins."""
 
 
-Beginnings = list[tuple[Recipe, Images | None]]
+Beginnings = list[tuple[Recipe, object]]
 
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> Beginnings:
-    """Recipe and images that each run would begin with; none goes further."""
+    """Recipe and data that each run would begin with; none goes further."""
     beginnings: Beginnings = []
 
-    def begin(recipe: Recipe, *, images: Images | None, **others: object) -> None:
-        beginnings.append((recipe, images))
+    def begin(recipe: Recipe, *, data: object, **others: object) -> None:
+        beginnings.append((recipe, data))
         raise Begun
 
     monkeypatch.setattr(pipeline, "run", begin)
@@ -138,17 +164,17 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Beginnings:
 def test_a_run_begins_with_the_images_it_was_given(begun: Beginnings, model: Any, given: Any) -> None:
     with pytest.raises(Begun):
         compressor.compress(model, given, size=8, mean=0.5, std=0.5)
-    ((_, images),) = begun
-    assert images is not None
-    assert images.labels.tolist() == LABELS.tolist()
+    ((_, data),) = begun
+    assert data is given
+    assert first(data).labels.tolist() == LABELS.tolist()
 
 
 @pytest.mark.parametrize("model", ["digits-resnet", Net()], ids=["name", "module"])
 def test_a_path_is_the_source_of_a_runs_images(begun: Beginnings, model: Any) -> None:
     with pytest.raises(Begun):
         compressor.compress(model, Path("train.npz"), size=8, mean=0.5, std=0.5)
-    ((recipe, images),) = begun
-    assert (recipe.data, images) == ("train.npz", None)
+    ((recipe, data),) = begun
+    assert (recipe.data, data) == ("train.npz", None)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +192,13 @@ def test_anything_but_a_module_or_a_name_is_refused(begun: Beginnings, model: An
     assert begun == []
 
 
-def test_what_holds_no_images_begins_no_run(begun: Beginnings) -> None:
+def test_what_holds_no_images_begins_no_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="given as a list"):
-        compressor.compress("digits-resnet", [1, 2])
-    assert begun == []
+        compressor.compress("digits-resnet", [1, 2], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_that_are_none_never_become_the_embedded_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="/nowhere/photos"):
         compressor.compress("digits-resnet", Path("/nowhere/photos"), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

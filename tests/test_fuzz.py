@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import random
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from compressor.latency.tables import Kept
 from compressor.pruning import find_structure
 from compressor.pruning.check import random_units
 from compressor.recipe import Recipe, read_recipe, to_toml
-from compressor.records import Accuracy, Group, Groups, Plan, Scores, Site
+from compressor.records import Accuracy, Group, Groups, InputSpec, Plan, Scores, Site
 from compressor.relevance.spelling import composite_of
 from compressor.run.saved import (
     Network,
@@ -154,11 +155,16 @@ def _network(folder: Path) -> Reader:
     graph = trace(model, example_of((3, 8, 8)))
     structure = find_structure(graph, example_of((3, 8, 8)))
     kept = random_units(structure, 0)
-    save(folder, Network("", (3, 8, 8), structure.tied, structure.frozen, kept), rebuild(graph, structure, kept))
+    save(
+        folder,
+        Network("", (InputSpec((3, 8, 8)),), structure.tied, structure.frozen, kept),
+        rebuild(graph, structure, kept),
+    )
 
     def read() -> object:
         network = read_network(folder)
-        return load_saved(folder, model) if np.prod(network.shape) <= 3 * 64 * 64 else network
+        numbers = sum(math.prod(spec.shape) for spec in network.inputs)
+        return load_saved(folder, model) if numbers <= 3 * 64 * 64 else network
 
     return Reader(folder / "network.json", read)
 

@@ -85,7 +85,7 @@ def test_the_other_verbs_say_what_to_install(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "compressor", "compress")
     assert done.returncode == 6
     assert done.stderr.count("\n") == 1
-    assert "everything but verify, run, build and benchmark of a bundle" in done.stderr
+    assert "everything but verify, run, build, list and benchmark of a bundle" in done.stderr
     assert "pip install 'compressor[compress]'" in done.stderr
 
 

@@ -19,8 +19,6 @@ from compressor.errors import ModelError
 from compressor.graph import trace
 from compressor.graph.wrappers import plain
 from compressor.inputs.checkpoints import state_hash
-from compressor.inputs.images import Images
-from compressor.inputs.in_memory import given_images
 from compressor.inputs.models import Model
 from compressor.pruning import find_structure
 from compressor.recipe import make_recipe
@@ -130,7 +128,5 @@ def test_what_was_done_to_the_model_is_said(tmp_path: Path) -> None:
     recipe = replace(recipe, mean=(0.5,) * 3, std=(0.25,) * 3)
     ready = plain(nn.DataParallel(network().half()))
     model = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
-    images = given_images((pixels, np.arange(24) % 4))
-    assert isinstance(images, Images)
-    work = prepare(recipe, lambda stage, share: None, model, images)
+    work = prepare(recipe, lambda stage, share: None, model, (pixels, np.arange(24) % 4))
     assert [any(word in said for said in work.warnings) for word in ("DataParallel", "float32")] == [True, True]

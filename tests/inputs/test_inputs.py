@@ -114,7 +114,7 @@ def _load_nested(folder: Path) -> Arguments:
 
 
 def _load_without_weights(folder: Path) -> Arguments:
-    (folder / "network.json").write_text('{"schema": "network/2"}')
+    (folder / "network.json").write_text('{"schema": "network/3"}')
     return ["load", str(folder)]
 
 

@@ -17,7 +17,7 @@ from compressor.graph import trace
 from compressor.inputs.models import load_model
 from compressor.pruning import find_structure, prune
 from compressor.pruning.check import random_units
-from compressor.records import Plan
+from compressor.records import InputSpec, Plan
 from compressor.run.saved import Network, example_of, load_saved, read_network, read_weights, save, write_weights
 
 FACTORY = """
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in small.parameters():  # as recovery would: nothing may come from the builder
             parameter.mul_(1.25)
-    save(folder, Network(builder, (3, 16, 16), structure.tied, structure.frozen, kept), small)
+    save(folder, Network(builder, (InputSpec((3, 16, 16)),), structure.tied, structure.frozen, kept), small)
     np.save(folder / "expected.npy", small(example).detach().numpy())
     return folder
 
@@ -64,7 +64,7 @@ def test_the_same_outputs_in_a_fresh_process(folder: Path) -> None:
 
 def test_what_is_written_is_read(folder: Path) -> None:
     held = read_network(folder)
-    assert held.shape == (3, 16, 16)
+    assert held.inputs == (InputSpec((3, 16, 16)),)
     assert held.kept
     assert all(units.dtype == np.int64 for units in held.kept.values())
 

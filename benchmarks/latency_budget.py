@@ -41,6 +41,7 @@ from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Plan, Scores
 from compressor.run.baseline import baseline_of, measure_ratio
 from compressor.run.plans import set_aim
+from compressor.run.tasking import NetworkTask, make_task
 from compressor.run.work import Work, prepare
 
 NETWORKS = Path(__file__).with_name("networks.toml")
@@ -71,7 +72,7 @@ def study_seed(recipe: Recipe, out: Path, multiples: Sequence[int]) -> list[Row]
     structure, spent = find_units(timed)
     with timed.stages.begun():
         keep_units(timed, structure, spent)
-        pruned = remove_and_repair(timed, structure)
+        pruned = remove_and_repair(timed, structure, _task_of(timed))
     facts = pruned.budget_facts["latency_budget"]
     ratio = (facts["measured"], *facts["interval"])
     rows = [_once(folder / "latency.json", [*_inputs(recipe), ratio], lambda: _row(timed, 0, pruned, ratio))]
@@ -102,16 +103,22 @@ def _prepared(recipe: Recipe) -> Work:
     )
 
 
+def _task_of(work: Work) -> NetworkTask:
+    """What the answers mean; the groups are kept already."""
+    return make_task(work.stages, work.chosen, work.dense, work.calibration_images, work.stages.keys["groups"])
+
+
 def _same_latency(recipe: Recipe, structure: Structure, budget: Budget, rival: fx.GraphModule) -> Row:
     """The largest MAC budget whose network takes what the latency budget's does, found by timing."""
     work = _prepared(replace(recipe, budget="macs 0.5"))
     with work.stages.begun():
         keep_units(work, structure)
-        share, found = _met_by_macs(work, structure, find_scores(work, 1, work.dense, structure), budget)
+        scores = find_scores(work, 1, work.dense, structure, _task_of(work))
+        share, found = _met_by_macs(work, structure, scores, budget)
     work = _prepared(replace(recipe, budget=f"macs {share * (1 + 1e-6):.6f}"))
     with work.stages.begun():
         keep_units(work, structure)
-        pruned = remove_and_repair(work, structure)
+        pruned = remove_and_repair(work, structure, _task_of(work))
     row = _row(work, recipe.multiple, pruned, (found.value, found.low, found.high))
     return replace(row, kind="macs", against=_beside(work, pruned.network, rival, budget))
 

@@ -40,8 +40,8 @@ from compressor.pruning import Structure, find_structure
 from compressor.recipe import Recipe, read_recipe
 from compressor.records import Scores
 from compressor.rounds import Prunable, pruning_round, score_units
+from compressor.run.reading import read_data
 from compressor.run.saved import example_of
-from compressor.run.work import read_images
 
 mpl.use("agg")
 
@@ -50,6 +50,7 @@ FOLDER = "COMPRESSOR_DATA"  # names the folder that networks.toml's paths begin 
 ENOUGH = 0.98  # a point is "at equal MACs" when it keeps at least this share of what it may keep
 WIDE = 50.0  # per cent of accuracy below which an axis begins at 0
 EVERYTHING = 10**9  # more images than there are
+TASK_FIELDS = ("task", "quality", "loss", "says", "distance", "decode")  # not asked for: studies count right answers
 COLOURS = {"lrp": "C3", "gradient": "C0", "gradient_x_input": "C4", "taylor": "C1", "l1": "C2", "random": "C7"}
 COLOURS |= {"activation": "C5", "loss measured": "C9", "searched": "C6"}
 REPAIRS: Mapping[str, bool] = {"raw": False, "repaired": True}
@@ -106,8 +107,7 @@ def subjects_of(study: Study, seed: int) -> Subjects:
     """The network and the images of its recipe."""
     recipe = replace(study.recipe, seed=seed)
     model = load_model(recipe.model, recipe.weights or None)
-    splits, _ = read_images(recipe, model, None)
-    return make_subjects(recipe, model, splits.calibration, splits.evaluation)
+    return make_subjects(recipe, model, *_images_of(recipe, model))
 
 
 def make_subjects(recipe: Recipe, model: Model, calibration: Images, evaluation: Images) -> Subjects:
@@ -129,8 +129,16 @@ def make_subjects(recipe: Recipe, model: Model, calibration: Images, evaluation:
 
 def pool_of(recipe: Recipe, model: Model) -> tuple[Images, Images]:
     """All images that may calibrate, in an order that the seed decides, and those that evaluate: disjoint."""
-    splits, _ = read_images(replace(recipe, calibration=EVERYTHING), model, None)
-    return splits.calibration, splits.evaluation
+    return _images_of(replace(recipe, calibration=EVERYTHING), model)
+
+
+def _images_of(recipe: Recipe, model: Model) -> tuple[Images, Images]:
+    """Those that calibrate and those that evaluate. Raises DataError for what is no images."""
+    splits = read_data(recipe, model, None).splits
+    calibration, evaluation = splits.calibration, splits.evaluation
+    if not isinstance(calibration, Images) or not isinstance(evaluation, Images):
+        raise DataError(f"{calibration.source} holds tensors, and a study takes images; give their files or pixels")
+    return calibration, evaluation
 
 
 def draw_each(pool: Images, per_class: int) -> Images:
@@ -315,7 +323,7 @@ def add_flags(parser: argparse.ArgumentParser, *, kept: str, out: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(out))
     flags = parser.add_argument_group("recipe, as in `compressor compress`")
     for f in fields(Recipe):
-        if f.name not in ("seed", "out"):
+        if f.name not in ("seed", "out", *TASK_FIELDS):
             flags.add_argument(f"--{f.name.replace('_', '-')}", dest=f"recipe_{f.name}")
 
 

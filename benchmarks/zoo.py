@@ -49,7 +49,7 @@ from compressor.pipeline import Run, compress
 from compressor.planning import RankingOptions, make_plan
 from compressor.planning.budget import least_share
 from compressor.pruning import Structure, analyse, find_structure, identity_error, prune
-from compressor.records import Compensation, Plan
+from compressor.records import Compensation, InputSpec, Plan
 from compressor.relevance import ScoreOptions, score
 from compressor.run.saved import Network, example_of, load_saved, read_network, save
 
@@ -300,7 +300,8 @@ def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> It
         _second_size(model.module, structure, plan, small, shape, log)
     yield
     with log.stage("save"):
-        save(folder, Network(name, shape, structure.tied, structure.frozen, dict(plan.kept)), small)
+        inputs = (InputSpec(shape),)
+        save(folder, Network(name, inputs, structure.tied, structure.frozen, dict(plan.kept)), small)
     yield
 
 

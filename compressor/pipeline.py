@@ -60,6 +60,7 @@ from .run.saved import (
 )
 from .run.stages import Keeper, Notify, kept_as_record
 from .run.tasking import NetworkTask, make_task, metric_of, predict_of
+from .run.user_code import code_sha256s
 from .run.work import Work, prepare
 from .sweeping import Ended, is_sweep, recipes_of, require_free, share, summarise, write_page
 from .tasks import Task, fidelity
@@ -281,7 +282,8 @@ def keep_network(work: Work) -> None:
         dense=Known(work.dense, _group_inputs(work)),
     )
     _keep_inputs(work)
-    write_network(work.stages.folder, Network(work.model.builder, work.inputs, (), (), {}, work.keywords))
+    code = code_sha256s(work.recipe)
+    write_network(work.stages.folder, Network(work.model.builder, work.inputs, (), (), {}, work.keywords, code))
 
 
 def _unchanged(dense: fx.GraphModule, progress: Progress) -> fx.GraphModule:
@@ -491,7 +493,8 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
         task=task.known,
     )
     kept = dict(pruned.plan.kept)
-    network = Network(work.model.builder, work.inputs, structure.tied, structure.frozen, kept, work.keywords)
+    code = code_sha256s(recipe)
+    network = Network(work.model.builder, work.inputs, structure.tied, structure.frozen, kept, work.keywords, code)
     write_network(folder, network)
     return replace(recovered, checks=Checks(not_checked=not_checked))
 

@@ -26,6 +26,7 @@ from ..run.choosing import CLASSES
 from ..run.reading import read_data
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
+from ..run.user_code import require_trusted_data
 from .records import Content
 
 BATCH = 32
@@ -63,7 +64,8 @@ class Place:
 
 def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trust: bool = False) -> Place:
     """Raises FolderError when `folder` is neither a finished run's nor a bundle, or was changed since; GateError for a
-    damaged bundle; ModelError for a run whose model is code that nothing speaks for, unless with `trust`.
+    damaged bundle; ModelError or DataError for a run whose model is built or whose data are read by code that nothing
+    speaks for, unless with `trust`.
     """
     label = label or folder.resolve().name
     if (folder / MANIFEST).is_file():
@@ -81,6 +83,7 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         sha256 = network.builder_sha256 if network.builder == recipe.model else ""
         require_trusted(recipe.model, sha256, folder, trust=trust)
         require_trusted(network.builder, network.builder_sha256, folder, trust=trust)
+        require_trusted_data(recipe, network.code_sha256s, folder, trust=trust)
     files = _files_of(folder)
     _require_unchanged(folder, [file.path.name for file in files])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Network:
     """What rebuilds a pruned network: `inputs` are what it was traced with, `tied`, `frozen` what its check found.
 
     `keywords` name the inputs where forward takes them by name. `builder_sha256` is of the file the builder's code lies
-    in, `weights_sha256` of the file of tensors; empty where there is none.
+    in, `weights_sha256` of the file of tensors; empty where there is none. `code_sha256s` are of the files of the other
+    code that the run's recipe names, by what it writes (`user_code`).
     """
 
     builder: str
@@ -52,6 +53,7 @@ class Network:
     frozen: tuple[str, ...]
     kept: dict[str, IntArray]
     keywords: tuple[str, ...] = ()
+    code_sha256s: Mapping[str, str] = field(default_factory=dict)
     builder_sha256: str = ""
     weights_sha256: str = ""
 
@@ -102,6 +104,7 @@ def _network_of(content: Mapping[str, Any]) -> Network:
     """Raises one of many errors for anything but what `write_network` wrote."""
     texts = [content[name] for name in ("builder", "builder_sha256", "weights_sha256")]
     names = [*content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
+    names += [text for pair in content["code_sha256s"].items() for text in pair]
     if not all(isinstance(text, str) for text in (*texts, *names)):
         raise TypeError("a name is no text")
     inputs = tuple(_spec_of(entry) for entry in content["inputs"])
@@ -114,6 +117,7 @@ def _network_of(content: Mapping[str, Any]) -> Network:
         frozen=tuple(content["frozen"]),
         kept={name: np.array(units, dtype=np.int64) for name, units in content["kept"].items()},
         keywords=tuple(content["keywords"]),
+        code_sha256s=dict(content["code_sha256s"]),
         builder_sha256=texts[1],
         weights_sha256=texts[2],
     )

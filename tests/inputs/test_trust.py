@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compressor.__main__ import main
-from compressor.benchmarking import open_place
+from compressor.benchmarking import open_place, places
 from compressor.errors import CompressorError, DataError, FolderError, ModelError
-from compressor.files import read_signed, signed, write_json
+from compressor.files import file_sha256, read_signed, signed, write_json
 from compressor.graph import trace
 from compressor.inputs.models import load_model
 from compressor.inputs.trust import loader_sha256, require_trusted, require_trusted_loader
 from compressor.pruning import find_structure
 from compressor.pruning.check import random_units
+from compressor.recipe import make_recipe, read_recipe, to_toml
+from compressor.records import InputSpec
 from compressor.run.saved import Network, example_of, load_saved, read_network, rebuild, save
+from compressor.run.user_code import code_sha256s
 
 SHAPE = (3, 8, 8)
 FACTORY = """
@@ -41,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = trace(load_model(builder, "none").module, example_of(SHAPE))
     structure = find_structure(graph, example_of(SHAPE))
     kept = random_units(structure, 0)
-    network = Network(builder, SHAPE, structure.tied, structure.frozen, kept)
+    network = Network(builder, (InputSpec(SHAPE),), structure.tied, structure.frozen, kept)
     save(folder / "run", network, rebuild(graph, structure, kept))
     return folder
 
@@ -58,7 +62,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def _rewrite(run: Path, **fields: Any) -> None:
     """As somebody who can make a right digest would."""
-    content = read_signed(run / "network.json", "network/2")
+    content = read_signed(run / "network.json", "network/3")
     write_json(run / "network.json", signed({**content, **fields}))
 
 
@@ -134,9 +138,16 @@ def test_models_of_libraries_need_no_trust(builder: str, recwarn: pytest.Warning
 @pytest.mark.parametrize(
     "fields",
     [
-        {"shape": [3, 10**6, 10**6]},
-        {"shape": [3, -8, 8]},
-        {"shape": "abc"},
+        {"inputs": [{"shape": [3, 10**6, 10**6], "dtype": "float32"}]},
+        {"inputs": [{"shape": [3, -8, 8], "dtype": "float32"}]},
+        {"inputs": [{"shape": "abc", "dtype": "float32"}]},
+        {"inputs": [{"shape": [3, 8, 8], "dtype": "object"}]},
+        {"inputs": [{"shape": [3, 8, 8], "dtype": "float32"}] * 65},
+        {"inputs": []},
+        {"inputs": "abc"},
+        {"keywords": [1]},
+        {"code_sha256s": []},
+        {"code_sha256s": {"data.py:loader": 1}},
         {"kept": {"g": [10**30]}},
         {"kept": {"g": [[1], 2]}},
         {"kept": []},
@@ -171,6 +182,100 @@ def test_the_recipe_of_a_run_names_no_other_code(folder: Path, capsys: pytest.Ca
     assert main(["benchmark", str(folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not _ran(folder)
+
+
+LOADER = """
+from pathlib import Path
+import numpy as np
+
+Path(__file__).with_name("ran").touch()
+
+def loader():
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 8
+
+def judge(predict, data):
+    return 1.0
+"""
+TASK_PARTS = ("quality", "loss", "says", "distance", "decode")
+
+
+@pytest.fixture
+def run_of_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run's folder with a recipe whose data and quality are in `code/mine.py`; no other file of a run is there."""
+    (tmp_path / "code").mkdir()
+    mine = tmp_path / "code" / "mine.py"
+    mine.write_text(LOADER)
+    _name(folder, data=f"{mine}:loader", quality=f"{mine}:judge")
+    _rewrite(folder, code_sha256s=code_sha256s(read_recipe(folder / "recipe.toml")))
+    write_json(folder / "summary.json", {"schema": "summary/2"})
+    monkeypatch.setattr(places, "_files_of", lambda folder: ())
+    monkeypatch.setattr(places, "_require_unchanged", lambda folder, names: None)
+    return folder
+
+
+def _name(run: Path, **fields: str) -> None:
+    """The folder's recipe, of its own model without trained weights and with few images."""
+    builder = read_network(run).builder
+    recipe = make_recipe({"model": builder, "weights": "none", "size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    (run / "recipe.toml").write_text(to_toml(replace(recipe, calibration=10, **fields)))
+
+
+def _code_ran(run: Path) -> bool:
+    return (run.parent.parent / "code" / "ran").exists()
+
+
+def test_the_recorded_loader_is_run_without_a_word(run_of_code: Path) -> None:
+    place = open_place(run_of_code)
+    assert place.evaluation is not None
+    assert len(place.evaluation.images) == 12  # 30 % of 40
+    assert place.lacks == ()
+    assert _code_ran(run_of_code)
+
+
+@pytest.mark.parametrize("field", ["data", "evaluation_data"])
+def test_another_loader_is_named_and_runs_only_with_trust(run_of_code: Path, field: str) -> None:
+    mine = run_of_code.parent.parent / "code" / "mine.py"
+    _name(run_of_code, **{"data": "digits", field: f"{mine}:loader"})
+    mine.write_text(f"{LOADER}# edited\n")
+    with pytest.raises(DataError, match=r"names code to run, '.*mine\.py', which .*--trust") as caught:
+        open_place(run_of_code)
+    assert "\n" not in str(caught.value)
+    assert main(["benchmark", str(run_of_code)]) == 2
+    assert not _code_ran(run_of_code)
+    open_place(run_of_code, trust=True)
+    assert _code_ran(run_of_code)
+
+
+@pytest.mark.parametrize("name", ["inside", "another function", "a module", "nowhere"])
+def test_no_other_loader_is_run(run_of_code: Path, name: str) -> None:
+    mine = run_of_code.parent.parent / "code" / "mine.py"
+    shutil.copy(mine, run_of_code / "mine.py")
+    loader = {
+        "inside": f"{run_of_code / 'mine.py'}:loader",
+        "another function": f"{mine}:judge",
+        "a module": "subprocess:call(args=['touch', 'ran'])",
+        "nowhere": "nowhere/none.py:loader",
+    }[name]
+    _name(run_of_code, data=loader)
+    recorded = read_network(run_of_code).code_sha256s[f"{mine}:loader"]
+    if name == "inside":
+        _rewrite(run_of_code, code_sha256s={loader: recorded})
+    with pytest.raises(DataError, match="came along inside it" if name == "inside" else "the folder .* names"):
+        open_place(run_of_code)
+    assert not _code_ran(run_of_code)
+    assert not _ran(run_of_code)
+
+
+@pytest.mark.parametrize("part", TASK_PARTS)
+def test_code_of_the_task_is_recorded_and_no_folder_runs_it(run_of_code: Path, part: str) -> None:
+    code = run_of_code.parent.parent / "code"
+    (code / "judging.py").write_text(LOADER.replace('"ran"', '"judged"'))
+    _name(run_of_code, data="digits", quality="", **{part: f"{code / 'judging.py'}:judge"})
+    recipe = read_recipe(run_of_code / "recipe.toml")
+    assert code_sha256s(recipe) == {f"{code / 'judging.py'}:judge": file_sha256(code / "judging.py")}
+    open_place(run_of_code, trust=True)
+    assert not (code / "judged").exists()
 
 
 def test_a_loader_is_trusted_as_a_builder_is(tmp_path: Path) -> None:

@@ -99,8 +99,11 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
         left_alone = [asdict(layer) for layer in structure.groups.left_alone]
         units = {"groups": len(structure.groups.groups), "left_alone": left_alone}
     sizes = [list(spec.shape) for spec in specs_of(example)]
+    if work is not None:
+        costs["warnings"] = [*work.warnings, *costs["warnings"]]
     return {
         "model": recipe.model,
+        "task": work and work.chosen.name,
         "budget": recipe.budget,
         "size": sizes[0] if len(sizes) == 1 else sizes,
         "images": work and _counts(work),

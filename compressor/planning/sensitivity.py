@@ -316,7 +316,7 @@ class _Bench:
         self.graph, self.structure, self.layers = graph, structure, layers
         self.walk = _Walk(graph, images)
         self.names = output_names(graph)
-        self.task = None if task is None or task.name == "classification" else task
+        self.task = None if task is None or task.classifies else task
         self.expected = [self._answer(graph, values) for values in self.walk.just_before(0)]
 
     def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:

@@ -33,7 +33,7 @@ class Objective:
     @property
     def classifies(self) -> bool:
         """Whether relevance starts at a class."""
-        return self.task is None or self.task.name == "classification"
+        return self.task is None or self.task.classifies
 
     def seeds(self, answer: Sequence[Tensor], targets: Targets, start: Start) -> Seeds:
         """One for each tensor of the answer, of its shape; None for one that the start does not depend on.

@@ -118,7 +118,7 @@ def _restore(network: nn.Module, old_state: dict[str, Tensor]) -> None:
 
 
 def _classifies(task: Task | None) -> bool:
-    return task is None or task.name == "classification"
+    return task is None or task.classifies
 
 
 @dataclass(frozen=True, slots=True, eq=False)

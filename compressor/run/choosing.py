@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..errors import DataError, RecipeError
-from ..graph.interface import answers, output_names
+from ..graph.interface import answers, output_names, output_nodes
 from ..inputs.code import code_of
 from ..inputs.images import Batches
 from ..placement import device_of, inputs_to
@@ -83,22 +83,26 @@ def parts_of(recipe: Recipe, given: UserParts, decode: Callable[..., Any] | None
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The task's name, why it was taken, and the user's parts of it; `labelled`: whether the data have targets."""
+    """The task's name, why it was taken, and the user's parts of it.
+
+    `labelled`: whether the data have targets; `alone`: whether the network answers with one tensor.
+    """
 
     name: str
     reason: str
     parts: UserParts = field(default_factory=UserParts)
     labelled: bool = True
+    alone: bool = True
 
     @property
     def classifies(self) -> bool:
         """Whether it is the classifier's plain one."""
-        return self.name == CLASSES and not self.parts
+        return self.name == CLASSES and self.alone and not self.parts
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader is told of a guess; nothing of a classifier with labels, or where the task was asked for."""
-        is_plain = self.name == CLASSES and self.labelled
+        is_plain = self.name == CLASSES and self.labelled and self.alone
         return () if is_plain or self.reason.endswith("as asked for") else (self.reason,)
 
 
@@ -112,13 +116,13 @@ def choose(recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: U
     if first is None:
         raise DataError("there are no calibration images; give some")
     inputs, targets = first
-    labelled = is_labelled(targets)
+    labelled, alone = is_labelled(targets), len(output_nodes(dense)) == 1
     if recipe.task:
         task_named(recipe.task)
-        return Chosen(recipe.task, f"{recipe.task}, as asked for", parts, labelled)
+        return Chosen(recipe.task, f"{recipe.task}, as asked for", parts, labelled, alone)
     leaves = answers(dense, inputs_to(inputs, device_of(dense)))
     named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
     name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
     if name == "any" and "decode" in parts.functions:
         name, reason = "detection", "taken as detection: there is a decode, which makes boxes of the answer"
-    return Chosen(name, reason, parts, labelled)
+    return Chosen(name, reason, parts, labelled, alone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class NetworkTask:
         """The task's record, with another network's answers for the dense one's."""
         functions: dict[str, Any] = dict(self.chosen.parts.functions)
         task = task_named(self.chosen.name, reference=self.reference, dense=predict)
+        if not self.chosen.alone:
+            task = replace(task, classifies=False)
         return with_user_parts(task, dense=predict, **functions)
 
 

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
-from ..graph.interface import answers, constant_outputs, output_nodes
+from ..graph.interface import answers, constant_outputs, output_names, output_nodes
 from ..inputs.images import Batches, Preprocessing, Source, batches, require_decodable
 from ..inputs.models import Model, load_model
 from ..inputs.sources import require_labels
@@ -26,6 +26,7 @@ from ..inputs.splits import Splits
 from ..placement import CPU, device_of, inputs_to, placed, resolve
 from ..recipe import Recipe
 from ..records import InputSpec
+from ..tasks import class_leaf
 from ..tensors import Inputs, noise_like
 from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, parts_of
 from .fingerprints import Known
@@ -153,10 +154,14 @@ def _notes(model: Model, dense: fx.GraphModule) -> tuple[str, ...]:
 
 def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Recipe, chosen: Chosen) -> Splits:
     """The parts as a classifier is judged on them: with labels that are its own, or the dense network's where there
-    are none. Raises DataError for labels that it can't give, and for images of which only some have one."""
-    (node,) = output_nodes(dense)
-    outputs = int(node.meta["val"].shape[1])
+    are none, but for a task that compares the answers itself. Raises DataError for labels that it can't give, and for
+    images of which only some have one, ModelError for a network without an answer [N, classes]."""
+    named = dict(zip(output_names(dense), output_nodes(dense), strict=True))
+    _, logits = class_leaf({name: node.meta["val"] for name, node in named.items()})
+    outputs = int(logits.shape[1])
     if not chosen.labelled:
+        if not chosen.classifies:
+            return splits
         return replace(
             splits,
             calibration=_labelled_by(dense, splits.calibration, recipe.batch_size),

@@ -113,8 +113,8 @@ def _run_search(
     work = prepare(in_folder, notify or (lambda stage, share: None), model, data, search=options.search_images)
     if not work.chosen.classifies:
         raise RecipeError(
-            f"the task is {work.chosen.name}: a search counts right answers, so it serves classifiers alone; "
-            "`compressor compress` takes any task"
+            f"the task is {work.chosen.name}: a search counts right answers, so it serves classifiers of one output "
+            "alone; `compressor compress` takes any task"
         )
     structure, spent = find_units(work)
     bench = Bench(

@@ -9,7 +9,7 @@ from .comparison import agreement, fidelity
 from .detection import average_precision, matched_f1
 from .distances import relative_error
 from .presets import TASKS, any_task, judged, task_named
-from .record import Boxes, Data, Decode, Leaves, Predict, Targets, Task, is_labelled
+from .record import Boxes, Data, Decode, Leaves, Predict, Targets, Task, class_leaf, is_labelled
 from .reference import LeafReference, Reference, reference_of
 from .user_parts import with_user_parts
 
@@ -28,6 +28,7 @@ __all__ = [
     "any_task",
     "average_precision",
     "choose_task",
+    "class_leaf",
     "fidelity",
     "is_labelled",
     "judged",

@@ -51,7 +51,8 @@ def judged(labelled: Judge | None, unlabelled: Comparison, dense: Predict | None
 
 def _classification(reference: Reference | None, dense: Predict | None, decode: Decode | None) -> Task:
     quality = judged(qualities.top1, comparison.agreement, dense)
-    return Task("classification", class_said, class_loss, quality, class_distance(reference, class_leaf))
+    distance = class_distance(reference, class_leaf)
+    return Task("classification", class_said, class_loss, quality, distance, classifies=True)
 
 
 def _multi_label(reference: Reference | None, dense: Predict | None, decode: Decode | None) -> Task:

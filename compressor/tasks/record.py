@@ -39,6 +39,8 @@ class Task:
     distance: [N], squared, each leaf over its spread, from the second leaves (the dense network's); 1 is as far off as
     the mean answer. Its mean over samples is the relative error that measured loss and tuning go by.
     learns: whether following `loss` brings the answer nearer to the labels; else tuning follows `distance`.
+    classifies: whether the answer is one [N, classes] alone and what it says, loses and differs by is a classifier's
+    own; relevance, measured loss and tuning then take a classifier's shorter ways, which come to the same.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Task:
     quality: Judge
     distance: Distance
     learns: bool = True
+    classifies: bool = False
 
 
 def is_labelled(targets: Targets) -> bool:
@@ -66,7 +69,10 @@ def float_leaves(leaves: Leaves) -> dict[str, Tensor]:
 
 
 def class_leaf(leaves: Leaves) -> tuple[str, Tensor]:
-    """The first leaf [N, C] and its name. Raises ModelError where there is none."""
+    """The leaf [N, C] called logits, else the first one, and its name. Raises ModelError where there is none."""
+    logits = float_leaves(leaves).get("logits")
+    if logits is not None and logits.dim() == 2:
+        return "logits", logits
     return _first(leaves, lambda leaf: leaf.dim() == 2, "[N, classes] or [N, features]")
 
 

@@ -44,11 +44,11 @@ def with_user_parts(
     if quality is not None:
         task = replace(task, quality=_user_quality(quality))
     if loss is not None:
-        task = replace(task, loss=_user_objective(loss, "loss"), learns=True)
+        task = replace(task, loss=_user_objective(loss, "loss"), learns=True, classifies=False)
     if says is not None:
-        task = replace(task, says=_user_objective(says, "says"))
+        task = replace(task, says=_user_objective(says, "says"), classifies=False)
     if distance is not None:
-        task = replace(task, distance=_user_distance(distance))
+        task = replace(task, distance=_user_distance(distance), classifies=False)
     return task
 
 

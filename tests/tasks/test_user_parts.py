@@ -12,7 +12,8 @@ from torch import Tensor
 
 from compressor.errors import DataError, InputError, TaskError
 from compressor.records import Accuracy, Quality
-from compressor.tasks import Task, task_named, with_user_parts
+from compressor.relevance.starts import Objective
+from compressor.tasks import Task, class_leaf, task_named, with_user_parts
 
 from .answers import corners, data, network, unlabelled
 
@@ -132,3 +133,23 @@ def test_tuning_follows_a_users_loss_and_a_users_decoder_judges() -> None:
     }
     task = with_user_parts(task, decode=corners, dense=network(**boxes))
     assert task.quality(network(**boxes), unlabelled([2])).metric == "box F1 to dense"
+
+
+def test_relevance_of_a_classifier_starts_where_a_user_says() -> None:
+    task = with_user_parts(task_named("classification"), says=lambda leaves, targets: leaves["output"].square().sum(1))
+    (seed,) = Objective(task, ("output",)).seeds([LEAF], LABELS, "one")
+    assert seed is not None
+    assert torch.equal(seed, 2 * LEAF)
+
+
+@pytest.mark.parametrize("part", ["says", "loss", "distance"])
+def test_a_classifier_with_a_function_of_a_users_is_no_plain_one(part: str) -> None:
+    functions: dict[str, Any] = {part: lambda leaves, other: leaves["output"].sum(1)}
+    assert not with_user_parts(task_named("classification"), **functions).classifies
+    assert with_user_parts(task_named("classification"), quality=my_metric).classifies
+
+
+def test_of_several_leaves_the_logits_are_counted() -> None:
+    leaves = {"pooled": LEAF.flip(1), "logits": LEAF}
+    assert class_leaf(leaves)[0] == "logits"
+    assert class_leaf({"pooled": LEAF, "maps": LEAF[..., None]})[0] == "pooled"

@@ -45,9 +45,13 @@ def gated(classes=2):
     torch.manual_seed(0)
     return Gated(classes)
 
-class Tuple(Gated):
+class Pair(Gated):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.maps = nn.Conv2d(3, 4, 3)
+
     def forward(self, x):
-        return super().forward(x), x
+        return self.maps(x), super().forward(x)
 
 class Branching(Gated):
     def forward(self, x):
@@ -57,7 +61,7 @@ class Failing(Gated):
     def forward(self, x):
         return self.head(self.stem(x))
 
-pair, branching, failing = lambda: Tuple(2), lambda: Branching(2), lambda: Failing(2)
+pair, branching, failing = lambda: Pair(2), lambda: Branching(2), lambda: Failing(2)
 """
 RGB = "--size 16 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"
 QUICK = "--criterion l1 --finetune-epochs 0 --latency-seconds 0 --latency-batches 1 --targets= --multiple 2"
@@ -176,7 +180,11 @@ def test_a_dry_run_shows_what_it_would_cost_and_does_nothing_else(command: Comma
 
 
 DRY_REFUSED: dict[str, tuple[list[str], int, str]] = {
-    "no label": (["--data", "unlabelled"], 2, "have no label"),
+    "label outside": (
+        ["--model", "models.py:gated(classes=1)", "--task", "classification"],
+        2,
+        "tells 1 classes apart",
+    ),
     "corrupt image": (["--data", "corrupt"], 2, "can't be decoded"),
     "more outputs than classes": (["--model", "models.py:gated(classes=3)"], 2, "for 2 classes"),
     "budget out of reach": (["--budget", "macs 0.001"], 3, "ask for at least --budget 'macs 0."),
@@ -218,6 +226,37 @@ def test_a_dry_run_names_the_budget_that_the_run_names(command: Command, tmp_pat
     ]
     assert refusals[0] == refusals[1]
     assert "ask for at least --budget 'macs 0." in refusals[0]
+
+
+GUESSED = {
+    "without labels": (["--data", "unlabelled"], "classification", "one output [4, 2], no labels"),
+    "one output for two classes": (["--model", "models.py:gated(classes=1)"], "multi-label", "labels that are 0 or 1"),
+    "two outputs": (["--model", "models.py:pair"], "classification", "one output [17, 2]"),
+}
+
+
+@pytest.mark.parametrize("case", GUESSED)
+def test_a_dry_run_warns_of_the_task_that_the_run_would_guess(command: Command, tmp_path: Path, case: str) -> None:
+    words, task, because = GUESSED[case]
+    answer = _compress(command, tmp_path / "new", "--dry-run", *words)
+    assert answer.code == 0, answer.stderr
+    predicted = json.loads(answer.stdout)
+    (warning,) = predicted["warnings"]
+    assert predicted["task"] == task
+    assert warning.startswith(f"taken as {task}: ")
+    assert because in warning
+    assert f"warning: {warning}" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_of_two_outputs_the_one_that_tells_classes_is_counted(command: Command, tmp_path: Path) -> None:
+    answer = _compress(command, tmp_path / "run", model="models.py:pair")
+    assert answer.code == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert (summary["task"], summary["metric"]) == ("classification", "top-1")
+    assert 0.49 <= summary["macs_kept"] <= 0.5
+    assert command("verify", str(tmp_path / "run" / "bundle")).code == 0
 
 
 def test_least_runs_has_the_devices_name_too(command: Command) -> None:
@@ -335,13 +374,16 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "unknown factory": (["--model", "models.py:gate"], 2, "Did you mean 'gated'"),
     "forward fails": (["--model", "models.py:failing"], 2, "forward fails on an input of shape [2, 3, 16, 16]"),
     "forward branches": (["--model", "models.py:branching"], 2, "must not branch on values"),
-    "two outputs": (["--model", "models.py:pair"], 2, "expected one tensor [N, classes]"),
     "no images": (["--data", "empty"], 2, "holds no images"),
     "no folder": (["--data", "nowhere"], 2, "neither a folder nor a file"),
     "corrupt image": (["--data", "corrupt"], 2, "'bees/1.png' of corrupt can't be decoded"),
     "images twice": (["--evaluation-data", "images"], 2, "are also among the evaluation images"),
     "none held out": (["--evaluation", "0"], 2, "0 are held out for evaluation"),
-    "label outside": (["--model", "models.py:gated(classes=1)"], 2, "tells 1 classes apart"),
+    "label outside": (
+        ["--model", "models.py:gated(classes=1)", "--task", "classification"],
+        2,
+        "tells 1 classes apart",
+    ),
     "more outputs than classes": (
         ["--model", "torchvision:resnet18", "--weights", "none"],
         2,

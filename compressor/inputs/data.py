@@ -113,7 +113,7 @@ def _of_columns(source: str, data: object, signature: Signature) -> Images | Exa
     if not len(batch):
         raise DataError(f"{source} holds no samples")
     pixels = batch.inputs[0]
-    if _is_picture(pixels[0], signature) and _in_range(pixels):
+    if len(batch.inputs) == 1 and _is_picture(pixels[0], signature) and _in_range(pixels):
         return dataset_images(source, _Rows(batch), storage="arrays")
     notes = _notes(batch.samples()[:1], signature, batch.left_out)
     return examples_in_memory(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
@@ -271,7 +271,7 @@ def _of_dataset(
         raise DataError(f"{source} holds no samples")
     entries = _Entries(source, dataset, signature, collate)
     entry = entries.raw(chosen[0])
-    if _is_picture(_image_of(entry), signature) and (signature.preprocessed or collate is None):
+    if _is_picture(_image_of(entry, signature), signature) and (signature.preprocessed or collate is None):
         pairs = _Pairs(dataset, signature) if isinstance(entry, Mapping) else dataset
         images = dataset_images(source, pairs)
         return images if len(chosen) == len(images) else images.subset(chosen)
@@ -314,11 +314,13 @@ def _class_names(dataset: Dataset, labels: IntArray) -> tuple[str, ...]:
     return tuple(map(str, classes)) if classes else numbered_classes(labels)
 
 
-def _image_of(entry: object) -> object:
-    """The image of an entry: alone, the first of a pair, or PIL's in a dict."""
+def _image_of(entry: object, signature: Signature) -> object:
+    """The image of an entry: alone, the first of a pair, or PIL's in a dict where forward takes nothing else of it."""
     if isinstance(entry, Mapping):
-        pictures = [value for value in entry.values() if isinstance(value, Image.Image)]
-        return pictures[0] if pictures else None
+        others = {str(key): value for key, value in entry.items() if not signature.is_target(str(key))}
+        inputs = [name for name in signature.parameters if name in others]
+        pictures = [others[name] for name in inputs or others if isinstance(others[name], Image.Image)]
+        return pictures[0] if pictures and len(inputs) <= 1 else None
     return entry[0] if isinstance(entry, (tuple, list)) and entry else entry
 
 
@@ -335,4 +337,4 @@ class _Pairs:
         entry = self.dataset[index]
         assert isinstance(entry, Mapping)
         targets = [value for key, value in entry.items() if self.signature.is_target(str(key))]
-        return _image_of(entry), targets[0] if targets else -1
+        return _image_of(entry, self.signature), targets[0] if targets else -1

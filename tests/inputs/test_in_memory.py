@@ -17,6 +17,7 @@ import compressor
 from compressor import pipeline
 from compressor.errors import DataError, ModelError
 from compressor.inputs.data import given_data
+from compressor.inputs.entries import Signature
 from compressor.inputs.examples import Examples
 from compressor.inputs.images import Images
 from compressor.inputs.sources import require_labels
@@ -24,6 +25,17 @@ from compressor.recipe import Recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(6) % 3
+
+
+class Entries(Dataset[Any]):
+    def __init__(self, entries: list[Any]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.entries[index]
 
 
 class Pictures(Dataset[Any]):
@@ -76,6 +88,24 @@ def test_a_dict_of_images_alone_are_images_whatever_they_are_called() -> None:
     images = first({"images": PIXELS})
     assert images.labels.tolist() == [-1] * 6
     assert np.array_equal(np.asarray(images.read(images.names[4])), PIXELS[4])
+
+
+def test_of_several_inputs_none_is_dropped_for_the_image() -> None:
+    two = Signature(1, ("image", "depth"))  # depth is one that forward can do without
+    made = given_data({"image": PIXELS, "depth": PIXELS}, two)
+    assert isinstance(made, Examples)
+    assert made.input_names == ("image", "depth")
+    entry = {"depth": np.zeros((8, 8)), "image": Image.fromarray(PIXELS[0]), "label": 1}
+    with pytest.raises(DataError, match="expected a tensor or a numpy array"):
+        given_data(Entries([entry]), two)
+
+
+@pytest.mark.parametrize("target", ["label", "mask"])
+def test_the_image_of_a_dict_is_not_its_target(target: str) -> None:
+    picture, mask = Image.fromarray(PIXELS[0]), Image.fromarray(PIXELS[0, :, :, 0])
+    images = first(Entries([{target: mask if target == "mask" else 1, "image": picture}]))
+    assert np.array_equal(np.asarray(images.read(images.names[0])), PIXELS[0])
+    assert images.target_kind == ("mask" if target == "mask" else "class")
 
 
 def test_labels_that_are_no_whole_numbers_are_targets_and_no_classes() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..errors import ModelError
 from ..placement import placed
 from ..tensors import Inputs, as_tuple
+from .forms import unify
 from .interface import input_nodes, name_outputs, output_node
 from .operators import arguments
 from .program import Program, evaluating, export_program, place_in
@@ -61,7 +62,8 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
     _refuse_random(graph)
     _name_ends(graph, program)
 
-    _record_shapes(graph, example)  # folding reads the types of values that depend on the input
+    _record_shapes(graph, example)  # what follows reads the shapes and types of values that depend on the input
+    unify(graph)
     _fold_constants(graph)
     note_dropouts(graph)
     _record_shapes(graph, example)

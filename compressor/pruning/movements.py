@@ -320,9 +320,10 @@ def filled(ledger: Ledger, call: Call) -> Value:
     aten.full_like.default,
     aten.empty_like.default,
     aten.dropout.default,
+    aten.type_as.default,
 )
 def passing(ledger: Ledger, call: Call) -> Value:
-    """As long as what it is made after, whatever that loses; dropout in evaluation is the tensor itself."""
+    """As long as what it is made after, whatever that loses; dropout in evaluation, or a cast, is the tensor itself."""
     return Value(call.input.shape, call.input.facets)
 
 

@@ -34,7 +34,7 @@ UNTAGGED = (
     aten.masked_fill.Scalar,
     aten._to_copy.default,
     aten.to.dtype,
-    aten.type_as.default,
+    aten.copy.default,
     aten.square.default,
     aten.div.Tensor_mode,
     aten.maximum.default,

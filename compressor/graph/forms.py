@@ -1,0 +1,145 @@
+"""One form for what ATen has under several names: a traced graph with shapes in, the same function in fewer words.
+
+Other names of an operation (`concat`, `swapaxes`) become its first one; a cast to the type that a tensor has, a copy
+over the whole of another and a write to all of an axis become the tensor itself. So the rooms behind handle one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from .operators import arguments
+
+aten = torch.ops.aten
+
+# each takes the same arguments, in the same order
+_FIRST_NAMES: Mapping[object, object] = {
+    aten.concat.default: aten.cat.default,
+    aten.concatenate.default: aten.cat.default,
+    aten.swapaxes.default: aten.transpose.int,
+    aten.swapdims.default: aten.transpose.int,
+    aten.moveaxis.int: aten.movedim.int,
+    aten.multiply.Tensor: aten.mul.Tensor,
+    aten.subtract.Tensor: aten.sub.Tensor,
+    aten.divide.Tensor: aten.div.Tensor,
+    aten.true_divide.Tensor: aten.div.Tensor,
+    aten.negative.default: aten.neg.default,
+    aten.absolute.default: aten.abs.default,
+    aten.clip.default: aten.clamp.default,
+}
+_CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default)
+_TO_THE_END = 1 << 62  # an end further on than any axis is long
+
+Rewrite = Callable[[fx.Node], "fx.Node | None"]  # the node that says the same; None where this one does
+
+
+def unify(graph: fx.GraphModule) -> None:
+    """Rewrites the graph in place. New nodes carry the `val`, layer and place of what they say."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        node.target = _FIRST_NAMES.get(node.target, node.target)
+        rewrite = _REWRITES.get(node.target)
+        same = None if rewrite is None else rewrite(node)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _value(node: object) -> Tensor | None:
+    """What the trace says of a node that gives one tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _cast(node: fx.Node) -> fx.Node | None:
+    """`x.to(y.dtype)` and `x.type_as(y)`: x itself where it is of that type, else a cast that reads x alone."""
+    source = node.args[0]
+    before, after = _value(source), _value(node)
+    if before is None or after is None or not isinstance(source, fx.Node):
+        return None
+    if before.dtype == after.dtype:
+        return source
+    if node.target is aten.type_as.default:
+        node.target, node.args = aten.to.dtype, (source, after.dtype)
+    return None
+
+
+def _copy(node: fx.Node) -> fx.Node | None:
+    """`copy(x, y)`, x with all its values overwritten by y's: y, cast where the types differ."""
+    settings = arguments(node)
+    source = settings["src"]
+    before, after = _value(source), _value(node)
+    if before is None or after is None or before.shape != after.shape:
+        return None  # y is stretched over x
+    if before.dtype == after.dtype:
+        return source  # type: ignore[no-any-return]
+    node.target, node.args, node.kwargs = aten.to.dtype, (source, after.dtype), {}
+    return None
+
+
+def _slice_scatter(node: fx.Node) -> fx.Node | None:
+    """What is written over all of an axis is the result."""
+    settings = arguments(node)
+    start, end, step = settings["start"], settings["end"], settings["step"]
+    to_the_end = end is None or (isinstance(end, int) and end > _TO_THE_END)
+    patch = settings["src"]
+    before, after = _value(patch), _value(node)
+    if start in (None, 0) and to_the_end and step == 1 and before is not None and after is not None:
+        return patch if before.dtype == after.dtype else None
+    return None
+
+
+def _select_scatter(node: fx.Node) -> fx.Node | None:
+    """`x[:, 3] = y`, as writing y with an axis of one over `x[:, 3:4]`."""
+    settings = arguments(node)
+    patch, axis, index = settings["src"], settings["dim"], settings["index"]
+    before, after = _value(patch), _value(node)
+    if before is None or after is None or not isinstance(index, int):
+        return None
+    axis %= after.ndim
+    end = _TO_THE_END + 1 if index == -1 else index + 1
+    with node.graph.inserting_before(node):
+        row = node.graph.call_function(aten.unsqueeze.default, (patch, axis))
+    row.meta = {**node.meta, "val": before.unsqueeze(axis)}
+    node.target, node.args, node.kwargs = aten.slice_scatter.default, (settings["self"], row, axis, index, end), {}
+    return None
+
+
+def _stacked(axis: int) -> Rewrite:
+    """`hstack` and the like of tensors that have the axis already."""
+
+    def rewrite(node: fx.Node) -> None:
+        pieces = arguments(node)["tensors"]
+        values = [_value(piece) for piece in pieces]
+        if all(value is not None and value.ndim > max(axis, 1) for value in values):
+            node.target, node.args, node.kwargs = aten.cat.default, (pieces, axis), {}
+
+    return rewrite
+
+
+def _tile(node: fx.Node) -> None:
+    """`repeat`, which wants a number for every axis."""
+    settings = arguments(node)
+    before = _value(settings["self"])
+    if before is not None:
+        repeats = list(settings["dims"])
+        repeats = [1] * (before.ndim - len(repeats)) + repeats
+        node.target, node.args, node.kwargs = aten.repeat.default, (settings["self"], repeats), {}
+
+
+_REWRITES: Mapping[object, Rewrite] = {
+    **dict.fromkeys(_CASTS, _cast),
+    aten.copy.default: _copy,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.hstack.default: _stacked(1),
+    aten.vstack.default: _stacked(0),
+    aten.dstack.default: _stacked(2),
+    aten.tile.default: _tile,
+}

@@ -1,0 +1,75 @@
+"""Operations with several names come out of tracing under one, and what changes nothing comes out as nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.graph import trace
+
+aten = torch.ops.aten
+TOLERANCE = 1e-6  # the same operations under other names; a wrong axis or row shows as O(1)
+
+
+class Renamed(nn.Module):
+    """The same operations as plain code has them, by other names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.concat([x, torch.absolute(x)], 1)  # [N, 8, 6]
+        y = torch.hstack([y, torch.multiply(x, 2.0)]).swapaxes(1, 2).tile(2, 1)  # [N, 12, 12]
+        return torch.clip(torch.subtract(y, 0.1), -1.0, 1.0)
+
+
+class Written(nn.Module):
+    """Writes to parts of a tensor, by index and by slice, and to all of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 0] = x[:, 1]
+        y[:, -1] = 3 * x[:, 2]
+        y[:, 1:3, 2:] = x[:, :2, 2:] + 1
+        z = torch.empty_like(x)
+        z[:] = y
+        return z
+
+
+class Cast(nn.Module):
+    """A table that takes its type from the input, and casts to the type that is there already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(torch.arange(4).type_as(x), torch.arange(6).to(x.dtype), indexing="ij")
+        return (x.float().type_as(rows) + rows * columns).to(torch.float32)
+
+
+def _targets(model: nn.Module) -> set[object]:
+    """The operations of the trace, which must compute what the model does at another batch size."""
+    graph = trace(model, torch.randn(2, 4, 6))
+    images = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(graph(images), model(images), atol=TOLERANCE)
+    assert all("val" in node.meta for node in graph.graph.nodes if node.op != "output")
+    return {node.target for node in graph.graph.nodes if node.op == "call_function"}
+
+
+def test_other_names_become_the_first() -> None:
+    expected = {aten.cat.default, aten.abs.default, aten.mul.Tensor, aten.transpose.int, aten.repeat.default}
+    assert _targets(Renamed()) == expected | {aten.sub.Tensor, aten.clamp.default}
+
+
+def test_a_write_to_a_part_is_one_operation_and_to_the_whole_none() -> None:
+    targets = _targets(Written())
+    assert aten.slice_scatter.default in targets
+    assert targets.isdisjoint({aten.copy.default, aten.select_scatter.default})
+
+
+def test_a_cast_to_the_same_type_is_dropped_and_a_table_of_the_inputs_type_is_a_constant() -> None:
+    assert _targets(Cast()) == {aten.add.Tensor}
+
+
+def test_a_cast_to_another_type_stays() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).type_as(x) * x.half().float()
+
+    targets = _targets(Halves())
+    assert aten.to.dtype in targets or aten._to_copy.default in targets
+    assert aten.type_as.default not in targets

@@ -1,11 +1,11 @@
 """Does the job hold for every network? One line per model, no per-model recipe, random weights.
 
-In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all). Every model gets a process
-and a time limit for the whole default job (relevance, measured loss, repair, accuracy, fp32 and int8 files, parity,
-an engine, the bundle) on few small images, and a fresh one in which the bundle verifies. With `--parts` it is pruned
-by random scores, stage by stage: one process prunes and checks, a fresh one rebuilds from the saved plan, exports and
-runs. What they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as the last
-line, one JSON object; DIR/points.jsonl holds what is done, so a run continues.
+In: names (`--models resnet18,timm:cait_xxs24_224`, or the lists torchvision, timm, all, tasks). Every model gets a
+process and a time limit for the whole default job (relevance, measured loss, repair, accuracy, fp32 and int8 files,
+parity, an engine, the bundle) on few small images, and a fresh one in which the bundle verifies. With `--parts` it is
+pruned by random scores, stage by stage: one process prunes and checks, a fresh one rebuilds from the saved plan,
+exports and runs. What they see is noise, or the first of the images in `--images`. Out: a table, DIR/zoo.csv and, as
+the last line, one JSON object; DIR/points.jsonl holds what is done, so a run continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zoo_tasks
 from safetensors.torch import save_model
 from torch import Tensor, fx, nn
 
@@ -52,8 +54,9 @@ from compressor.pruning import Structure, analyse, find_structure, identity_erro
 from compressor.records import Compensation, InputSpec, Plan
 from compressor.relevance import ScoreOptions, score
 from compressor.run.saved import Network, example_of, load_saved, read_network, save
+from compressor.tensors import Inputs, as_tuple
 
-JOB = ("build", "job", "repair", "verify")
+JOB = ("build", "job", "repair", "planted", "verify")
 STAGES = (
     *("build", "trace", "groups", "plan", "prune", "identity", "forward", "retraced at a second size", "save"),
     *("replay", "export", "parity", "engine"),
@@ -95,6 +98,7 @@ RECIPE: dict[str, Any] = {  # the default but for what only costs time here: tun
 }
 PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = [Path(__file__).stem, "timm", "torch._dynamo", "onnxscript", "onnxslim"]  # seconds, in every process
+PRELOADED += ["transformers", "segmentation_models_pytorch"]  # where they are installed
 
 
 @dataclass
@@ -138,7 +142,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="torchvision", help="names, or: torchvision, timm, all")
+    parser.add_argument("--models", default="torchvision", help="names, or: torchvision, timm, all, tasks")
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--limit-seconds", type=float, default=900, help="for each of a model's two processes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -154,6 +158,8 @@ def names_of(text: str) -> list[str]:
     """The lists' names, cheapest first where the library says what a model costs."""
     import torchvision.models as library
 
+    if text == "tasks":
+        return zoo_tasks.names()
     known = library.list_models(module=library)
     if text in ("torchvision", "all"):
         known.sort(key=lambda n: library.get_model_weights(n).DEFAULT.meta["_ops"])
@@ -220,6 +226,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         out = csv.writer(file)
         columns = ("model", "passed", "stage", "reason", "macs_kept", "identity", "parity", "groups", "left_alone")
+        columns += ("library", "task", "identity_catches", "parity_catches", "place")
         columns += ("px", "error_removed", "error_repaired", "layers_repaired", "peak_bytes", "total_s")
         timed = tuple(dict.fromkeys((*JOB, *STAGES)))
         out.writerow([*columns, *(f"{s}_s" for s in timed)])
@@ -245,18 +252,39 @@ def _work(work: str, name: str, folder: Path, options: argparse.Namespace) -> No
     state = folder / "state.json"
     log = Log(state, json.loads(state.read_text()) if state.is_file() else {})
     try:
-        for _ in {"prune": _prune, "replay": _replay, "job": _job}[work](name, folder, log, options):
+        for _ in _works_on(name)[work](name, folder, log, options):
             if log.found["stage"] == options.until:
                 break
     except CompressorError as error:
+        log.found["place"] = _place_of(error)
+        log.write()
         sys.exit(f"{type(error).__name__}: {error}")
     except Exception as error:
+        log.found["place"] = _place_of(error)
+        log.write()
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next
         where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else ""
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         sys.exit(f"{type(error).__name__} at {where}: {text}")
+
+
+def _place_of(error: Exception) -> str:
+    """The product's innermost function that the error came through, as `pruning/groups.py:_visit`."""
+    places = [
+        f"{frame.filename.partition('/compressor/')[2]}:{frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/compressor/" in frame.filename
+    ]
+    return places[-1] if places else ""
+
+
+def _works_on(name: str) -> dict[str, Callable[..., Iterator[None]]]:
+    """What a process may do with a network of that name."""
+    if name.startswith(zoo_tasks.PREFIX):
+        return {"job": zoo_tasks.job}
+    return {"prune": _prune, "replay": _replay, "job": _job}
 
 
 def _prune(name: str, folder: Path, log: Log, options: argparse.Namespace) -> Iterator[None]:
@@ -422,7 +450,7 @@ def images_for(how: Preprocessing, source: str) -> Tensor:
 
 
 @torch.no_grad()
-def disturb(module: nn.Module, images: Tensor) -> None:
+def disturb(module: nn.Module, images: Inputs) -> None:
     """Weights whose every index matters: statistics of real activations, no parameter constant over its channels."""
     generator = torch.Generator().manual_seed(2)
     for parameter in module.parameters():
@@ -443,9 +471,10 @@ def disturb(module: nn.Module, images: Tensor) -> None:
         norm.running_mean = x.mean(others) + 0.2 * spread * torch.randn(spread.shape, generator=generator)
         norm.running_var = spread.square() * (0.5 + torch.rand(spread.shape, generator=generator))
 
-    norms = [m for m in module.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = module.eval().modules()
+    norms = [layer for layer in layers if isinstance(getattr(layer, "running_var", None), Tensor)]  # frozen ones too
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    module(images)
+    module(*as_tuple(images))
     for hook in hooks:
         hook.remove()
 

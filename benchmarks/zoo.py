@@ -53,7 +53,7 @@ from compressor.planning.budget import least_share
 from compressor.pruning import Structure, analyse, find_structure, identity_error, prune
 from compressor.records import Compensation, InputSpec, Plan
 from compressor.relevance import ScoreOptions, score
-from compressor.run.saved import Network, example_of, load_saved, read_network, save
+from compressor.run.saved import Network, example_of, load_graph, read_network, save
 from compressor.tensors import Inputs, as_tuple
 
 JOB = ("build", "job", "repair", "planted", "verify")
@@ -434,7 +434,7 @@ def _gained(folder: Path, module: nn.Module, how: Preprocessing) -> dict[str, An
     network = read_network(folder)
     structure = analyse(graph, network.tied, network.frozen)
     bare, _ = prune(graph, structure, network.kept)
-    repaired = load_saved(folder, module)
+    repaired = load_graph(folder, module)
     images = normalised(_smooth_noise(8, how, seed=5), how)
     dense, cut, mended = (_first(net(images)).double() for net in (graph, bare, repaired))
     errors = [float((out - dense).square().sum() / dense.square().sum()) for out in (cut, mended)]
@@ -521,7 +521,7 @@ def _replay(name: str, folder: Path, log: Log, _: argparse.Namespace) -> Iterato
     held = np.load(folder / "expected.npz")
     images = torch.from_numpy(held["images"])
     with log.stage("replay"), torch.no_grad():
-        small = load_saved(folder)
+        small = load_graph(folder)
         for n, key in ((1, "one"), (3, "three")):
             got = _first(small(images[:n])).numpy()
             _require(np.allclose(got, held[key], rtol=1e-5, atol=1e-5), "the rebuilt network computes something else")

@@ -50,6 +50,7 @@ from .run.plans import kept_of, make_step, require_reachable, set_aim, summary_o
 from .run.saved import (
     WEIGHTS,
     Network,
+    load_graph,
     load_module,
     load_saved,
     read_network,
@@ -686,7 +687,7 @@ def finish(
 
 def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """A run's network rebuilt in this process: its size and a hash of its outputs on fixed noise."""
-    network = load_saved(folder, trust=trust)
+    network = load_graph(folder, trust=trust)
     example = read_network(Path(folder)).example
     with torch.inference_mode():
         outputs = [leaf.numpy() for leaf in answers(network, example)]

@@ -18,7 +18,7 @@ from ..device.runtimes import Session
 from ..device.worker import Worker
 from ..graph import trace
 from ..graph.interface import input_names
-from ..run.saved import load_dense, load_saved, read_network
+from ..run.saved import load_dense, load_graph, read_network
 
 MODULE = "compressor.benchmarking.network_worker"
 VARIANTS = ("dense", "shipped")
@@ -31,7 +31,7 @@ def _open(path: Path, runtime: str, threads: int) -> Session:
     folder = path.parent
     inputs = read_network(folder).inputs
     # who started this process has looked at the builder: `places` opens no folder whose code is not trusted
-    network = load_saved(folder, trust=True) if path.name == "shipped" else _dense(folder)
+    network = load_graph(folder, trust=True) if path.name == "shipped" else _dense(folder)
     run = caller(network, runtime)
     ports = tuple(
         Port(name, (-1, *spec.shape), spec.dtype) for name, spec in zip(input_names(network), inputs, strict=True)

@@ -88,7 +88,7 @@ def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.expor
 
 def call(model: nn.Module, inputs: Inputs, keywords: Sequence[str] = ()) -> object:
     """The model's answer to inputs that are given by position, or by the names in `keywords`."""
-    return _call_by(model, as_tuple(inputs), keywords, by_name=bool(keywords) and _takes_by_name(model, keywords))
+    return _call_by(model, as_tuple(inputs), keywords, by_name=bool(keywords) and takes_by_name(model, keywords))
 
 
 def _call_by(
@@ -101,7 +101,7 @@ def _call_by(
     return forward(**named) if by_name else forward(named)
 
 
-def _takes_by_name(model: nn.Module, keywords: Sequence[str]) -> bool:
+def takes_by_name(model: nn.Module, keywords: Sequence[str]) -> bool:
     """Whether forward has those parameters; else it takes the dictionary itself."""
     parameters = _parameters(model)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -146,7 +146,7 @@ def _input_names(model: nn.Module, given: int, keywords: Sequence[str]) -> tuple
 def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> None:
     """Raises ModelError where forward needs more inputs than there are."""
     wanted = inputs_wanted(model)
-    if keywords and not _takes_by_name(model, keywords):  # as one dictionary
+    if keywords and not takes_by_name(model, keywords):  # as one dictionary
         given = 1
     missing = [name for name in wanted if name not in keywords] if keywords and given > 1 else list(wanted[given:])
     if not missing:
@@ -229,7 +229,7 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
         leaves = named_leaves(_call_by(original, tensors, keywords, by_name=by_name))
         return leaves[outputs[0]] if len(outputs) == 1 else tuple(leaves[name] for name in outputs)
 
-    by_name = bool(keywords) and _takes_by_name(model, keywords)
+    by_name = bool(keywords) and takes_by_name(model, keywords)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(f"input_{index}", kind) for index in range(len(inputs))]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # the exporter counts them

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .nesting import Nesting, with_nesting
+
 aten = torch.ops.aten
 
 _DROPOUTS = {
@@ -74,11 +76,23 @@ def set_training(graph: fx.GraphModule, training: bool) -> None:
 
 
 class TrainableGraph(fx.GraphModule):
-    """The same graph with its dropouts back, in evaluation mode; it follows `train()` and `eval()` as a module does."""
+    """The same graph with its dropouts back, in evaluation mode; it follows `train()` and `eval()` as a module does.
 
-    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "TrainableGraph") -> None:
+    With a `nesting` it is called as the model is and answers in the model's containers; a deep copy of it, too.
+    """
+
+    nesting: Nesting | None = None
+
+    def __init__(
+        self,
+        root: nn.Module | dict[str, Any],
+        graph: fx.Graph,
+        class_name: str = "TrainableGraph",
+        nesting: Nesting | None = None,
+    ) -> None:
         super().__init__(root, graph, class_name)
         _insert_dropouts(self)
+        self.nesting = nesting
         self.eval()
 
     def train(self, mode: bool = True) -> TrainableGraph:
@@ -86,6 +100,21 @@ class TrainableGraph(fx.GraphModule):
         super().train(mode)
         set_training(self, mode)
         return self
+
+    def recompile(self) -> Any:
+        """Writes the graph's code anew; the flat forward that comes of it is wrapped."""
+        code = super().recompile()
+        if self.nesting is not None:
+            kind = type(self)  # a class of this very graph: fx makes one for each
+            kind.forward = with_nesting(kind.forward, self.nesting)  # type: ignore[method-assign]
+        return code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Moving averages of weights are deep copies, which fx makes of the graph alone."""
+        copied = super().__deepcopy__(memo)
+        copied.nesting = self.nesting
+        copied.recompile()
+        return copied
 
 
 def _insert_dropouts(graph: fx.GraphModule) -> None:

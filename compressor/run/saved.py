@@ -22,11 +22,12 @@ from torch import Tensor, fx, nn
 from ..errors import FolderError, ModelError
 from ..files import file_sha256, read_signed, signed, write_bytes, write_json
 from ..graph import fetch, trace
+from ..graph.nesting import nesting_of
 from ..graph.training import TrainableGraph
 from ..graph.wrappers import plain
 from ..inputs.models import load_model
 from ..inputs.trust import builder_sha256, require_trusted
-from ..placement import CPU
+from ..placement import CPU, placed
 from ..pruning import Structure, analyse, prune
 from ..records import InputSpec, IntArray, Slices
 from ..tensors import Inputs, as_tuple, noise_like
@@ -170,12 +171,19 @@ def _state(graph: nn.Module) -> dict[str, Tensor]:
 def load_saved(folder: str | Path, module: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
     """The pruned network of a run's folder, in evaluation mode; the same outputs as when it was written.
 
+    It is called as the model is and answers in the model's own containers (a dictionary, a dataclass, a tuple).
     `module` stands for the dense network where the builder can't be called here (it was given as an object). With
     `trust`, the builder's code is run whatever is known of it. `train()` gives batch normalisation its batch statistics
     and dropout its chances back, `eval()` takes them away. Raises FolderError for a folder that was changed.
     """
-    small = _replayed(Path(folder), module, trust)[1]
-    return TrainableGraph(small, small.graph)
+    dense, small, _, network = _replayed(Path(folder), module, trust)
+    nesting = nesting_of(placed(dense, CPU), small, network.example, network.keywords)
+    return TrainableGraph(small, small.graph, nesting=nesting)
+
+
+def load_graph(folder: str | Path, module: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
+    """The same as a flat graph, whose inputs and answers are tensors in their order (`graph.interface`)."""
+    return _replayed(Path(folder), module, trust)[1]
 
 
 def load_module(folder: str | Path, module: nn.Module | None = None, *, trust: bool = False) -> nn.Module:

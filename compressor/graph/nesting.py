@@ -1,0 +1,136 @@
+"""A flat graph's forward in, one that is called as the model is and answers in the model's own containers out.
+
+For whoever trains the network further: their loop passes a dictionary or keywords where the model takes them, and reads
+the loss's inputs out of a dictionary, a dataclass or a tuple. Graphs inside the program stay flat (`interface`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..tensors import OUTPUT, Inputs, as_tuple, mapped
+from .interface import input_nodes, output_names
+from .program import call, evaluating, parameter_names, takes_by_name
+
+_KINDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nesting:
+    """How a model is called, and an answer of its own, `template`, whose tensors others take the place of.
+
+    `inputs` are forward's names of the graph's inputs, in the graph's order, `positions` the same names in the order in
+    which forward takes them. With `as_mapping`, forward takes one dictionary with those names.
+    """
+
+    inputs: tuple[str, ...]
+    positions: tuple[str, ...]
+    as_mapping: bool
+    outputs: tuple[str, ...]
+    template: object
+
+    def flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The graph's inputs, in its order. Raises TypeError, as any function does, for what forward does not take."""
+        if self.as_mapping and len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
+            args, kwargs = (), args[0]
+        if len(args) > len(self.positions):
+            raise TypeError(f"forward() takes {len(self.positions)} inputs but {len(args)} were given")
+        named = dict(zip(self.positions, args, strict=False))
+        for name, value in kwargs.items():
+            if name in named or name not in self.inputs:
+                problem = "got several values for" if name in named else "was traced without the argument"
+                raise TypeError(f"forward() {problem} {name!r}; its inputs are {', '.join(self.inputs)}")
+            named[name] = value
+        missing = [name for name in self.inputs if name not in named]
+        if missing:
+            raise TypeError(f"forward() lacks {', '.join(map(repr, missing))}; its inputs are {', '.join(self.inputs)}")
+        return [named[name] for name in self.inputs]
+
+    def nested(self, answer: Tensor | Sequence[Tensor]) -> object:
+        """The graph's answer in the model's own containers."""
+        tensors = (answer,) if isinstance(answer, Tensor) else tuple(answer)
+        return _filled(self.template, dict(zip(self.outputs, tensors, strict=True)), "")
+
+
+def nesting_of(
+    model: nn.Module, graph: fx.GraphModule, example: Inputs, keywords: Sequence[str] = ()
+) -> Nesting | None:
+    """What `model`, which the graph was traced from, is called with and answers with; None where the graph's is that.
+
+    `model` lies where `example` does.
+    """
+    given, parameters = len(as_tuple(example)), parameter_names(model)
+    by_name = bool(keywords) and takes_by_name(model, keywords)
+    with torch.no_grad(), evaluating(model):
+        answer = call(model, mapped(Tensor.clone, example), keywords)
+    placeholders = tuple(node.name for node in input_nodes(graph))
+    positions = parameters[:given] if len(parameters) >= given else placeholders
+    if isinstance(answer, Tensor) and not keywords and positions == placeholders:
+        return None
+    if keywords:
+        inputs = tuple(keywords)
+        positions = tuple(name for name in parameters if name in keywords) if by_name else inputs
+        positions = positions if len(positions) == len(inputs) else inputs
+    else:
+        inputs = positions
+    outputs = output_names(graph)
+    hollow = {name: torch.empty(0) for name in outputs}
+    return Nesting(inputs, positions, bool(keywords) and not by_name, outputs, _filled(answer, hollow, ""))
+
+
+def with_nesting(forward: Callable[..., Any], nesting: Nesting) -> Callable[..., Any]:
+    """A method that is called as the model is, around the flat one."""
+
+    def nested(self: nn.Module, *args: Any, **kwargs: Any) -> object:
+        return nesting.nested(forward(self, *nesting.flat(args, kwargs)))
+
+    parameters = [inspect.Parameter(name, _KINDS) for name in ("self", *nesting.positions) if name.isidentifier()]
+    nested.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a later tracing counts them
+    return nested
+
+
+def _filled(template: Any, leaves: Mapping[str, Tensor], path: str) -> Any:
+    """The template with tensors by the names that `tensors.named_leaves` gives them; what has none stays."""
+    if isinstance(template, Tensor):
+        return leaves.get(path or OUTPUT, template)
+    if isinstance(template, Mapping):
+        return _mapping_like(
+            template, {key: _filled(value, leaves, _below(path, key)) for key, value in template.items()}
+        )
+    if dataclasses.is_dataclass(template) and not isinstance(template, type):
+        filled = copy.copy(template)
+        for field in dataclasses.fields(template):
+            value = _filled(getattr(template, field.name), leaves, _below(path, field.name))
+            object.__setattr__(filled, field.name, value)  # frozen ones too
+        return filled
+    if isinstance(template, tuple) and hasattr(template, "_fields"):
+        entries = zip(template._fields, template, strict=True)
+        return type(template)(*(_filled(value, leaves, _below(path, name)) for name, value in entries))
+    if isinstance(template, (tuple, list)):
+        return type(template)(_filled(value, leaves, _below(path, index)) for index, value in enumerate(template))
+    return template
+
+
+def _below(path: str, key: object) -> str:
+    if not path and isinstance(key, int):
+        return f"{OUTPUT}.{key}"
+    return f"{path}.{key}" if path else str(key)
+
+
+def _mapping_like(template: Mapping[Any, Any], entries: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Of the template's own class, where that is made of its entries; else a dictionary."""
+    try:
+        if dataclasses.is_dataclass(template):  # Hugging Face's answers are both
+            return type(template)(**entries)  # type: ignore[no-any-return]
+        made: Mapping[Any, Any] = type(template)(entries)  # type: ignore[call-arg]
+    except Exception:  # a class of the user's own, made in some other way
+        return entries
+    return made

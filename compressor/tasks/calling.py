@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable
 
 import torch
 
 from ..errors import CompressorError, TaskError
+from ..inputs.blame import raised
 
 
 def call(function: Callable[..., object], role: str, *arguments: object) -> object:
@@ -19,11 +19,7 @@ def call(function: Callable[..., object], role: str, *arguments: object) -> obje
     except (CompressorError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise TaskError(
-            f"{place_of(function)}, given as {role}, raises {type(error).__name__}: {error} "
-            f"({frame.filename}, line {frame.lineno})"
-        ) from error
+        raise TaskError(f"{place_of(function)}, given as {role}, raises {raised(error)}") from error
 
 
 def place_of(function: Callable[..., object]) -> str:

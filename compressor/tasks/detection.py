@@ -50,7 +50,11 @@ def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
     if not isinstance(image, Mapping) or any(key not in image for key in keys):
         entries = f"with {', '.join(map(str, image))}" if isinstance(image, Mapping) else f"({type(image).__name__})"
         raise TaskError(f"{who} has an image {entries}, expected a dict of {', '.join(keys)}")
-    tensors = {key: torch.as_tensor(image[key]).detach().cpu() for key in keys}
+    try:
+        tensors = {key: torch.as_tensor(image[key]).detach().cpu() for key in keys}
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(f"{key} ({type(image[key]).__name__})" for key in keys)
+        raise TaskError(f"{who} has an image of {kinds}, expected tensors of numbers") from error
     boxes = tensors["boxes"].reshape(-1, 4) if tensors["boxes"].numel() == 0 else tensors["boxes"]
     boxes = boxes.double()
     if boxes.dim() != 2 or boxes.shape[1] != 4 or any(len(values) != len(boxes) for values in tensors.values()):
@@ -58,6 +62,8 @@ def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
         raise TaskError(f"{who} has an image of {shapes}, expected boxes [k, 4] and the others [k]")
     if not all(bool(tensors[key].double().isfinite().all()) for key in keys):
         raise TaskError(f"{who} has a box or a score that is not finite")
+    if bool((tensors["labels"].double() % 1).any()):
+        raise TaskError(f"{who} has labels that are no whole numbers")
     return {**tensors, "boxes": boxes}
 
 

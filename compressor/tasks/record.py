@@ -83,8 +83,8 @@ def map_leaf(leaves: Leaves) -> tuple[str, Tensor]:
 
 def leaf_like(leaves: Leaves, targets: Tensor) -> tuple[str, Tensor]:
     """The first leaf with as many values a sample as the targets have, and its name. Raises ModelError."""
-    shape = list(targets.shape)
-    return _first(leaves, lambda leaf: _squeezed(leaf) == _squeezed(targets), f"{shape}, as the targets are")
+    shape = f"of {list(targets.shape)}, as the targets are, and"
+    return _first(leaves, lambda leaf: _squeezed(leaf) == _squeezed(targets), shape)
 
 
 def _squeezed(tensor: Tensor) -> list[int]:

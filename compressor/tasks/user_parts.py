@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from ..errors import TaskError
@@ -74,7 +75,7 @@ def _user_quality(quality: UserQuality) -> Judge:
     def judged(predict: Predict, data: Data) -> Quality:
         counted = _Counted(data)
         answer = call(quality, "quality", predict, counted)
-        if isinstance(answer, Tensor) and answer.numel() == 1:
+        if isinstance(answer, Tensor) and answer.numel() == 1 and answer.dtype != torch.bool:
             answer = answer.item()
         if isinstance(answer, Accuracy):
             answer = Quality(answer.metric, answer.value, answer.n, answer.low, answer.high, answer.chance)
@@ -100,11 +101,7 @@ def _user_objective(objective: Objective, role: str) -> Objective:
     def checked(leaves: Leaves, targets: Targets) -> Tensor:
         answer = call(objective, role, leaves, targets)
         values = _per_sample(answer, _samples(leaves, targets), objective, role)
-        if any(leaf.requires_grad for leaf in leaves.values()) and not values.requires_grad:
-            raise TaskError(
-                f"{place_of(objective)}, given as {role}, has no gradient; expected torch operations on the leaves, "
-                "without detach, numpy or no_grad"
-            )
+        _require_gradient(values, leaves, objective, role)
         _refuse_not_finite(values, objective, role)
         return values
 
@@ -115,8 +112,14 @@ def _user_distance(distance: Distance) -> Distance:
     def checked(leaves: Leaves, dense: Leaves) -> Tensor:
         answer = call(distance, "distance", leaves, dense)
         values = _per_sample(answer, _samples(dense, None), distance, "distance")
+        _require_gradient(values, leaves, distance, "distance")
         if all(bool(leaf.isfinite().all()) for leaf in leaves.values()):  # a broken network may be infinitely far off
             _refuse_not_finite(values, distance, "distance")
+        if bool((values < 0).any()):
+            raise TaskError(
+                f"{place_of(distance)}, given as distance, answers with {values.min().item():.3g}; expected squared "
+                "distances, which are 0 or more"
+            )
         return values
 
     return checked
@@ -135,6 +138,14 @@ def _per_sample(answer: object, samples: int, function: Callable[..., object], r
             f"sample, a tensor [{samples}] (of torch's losses, those with reduction='none')"
         )
     return answer
+
+
+def _require_gradient(values: Tensor, leaves: Leaves, function: Callable[..., object], role: str) -> None:
+    if any(leaf.requires_grad for leaf in leaves.values()) and not values.requires_grad:
+        raise TaskError(
+            f"{place_of(function)}, given as {role}, has no gradient; expected torch operations on the leaves, "
+            "without detach, numpy or no_grad"
+        )
 
 
 def _refuse_not_finite(values: Tensor, function: Callable[..., object], role: str) -> None:

@@ -105,7 +105,7 @@ def fails(leaves: Mapping[str, Tensor]) -> Any:
         (None, "needs decode"),
         (
             fails,
-            r"fails \(.*test_detection.py, line \d+\), given as decode, raises ValueError: no such leaf \(.*line \d+\)",
+            r"fails \(.*test_detection.py, line \d+\), given as decode, raises ValueError: no such leaf, at .*py:\d+",
         ),
         (lambda leaves: None, "answers with a NoneType, expected a list of 6 dicts"),
         (lambda leaves: corners(leaves)[:2], "answers with a list of 2, expected a list of 6"),

@@ -62,12 +62,13 @@ def broken(predict: Any, batches: Any) -> float:
     [
         (
             broken,
-            r"broken \(.*test_user_parts.py, line \d+\), given as quality, raises KeyError: 'out' \(.*, line \d+\)",
+            r"broken \(.*test_user_parts.py, line \d+\), given as quality, raises KeyError: 'out', at .*_parts.py:\d+",
         ),
         (lambda predict, batches: float("nan"), "answers with nan, expected a finite number"),
         (lambda predict, batches: Quality("q", float("inf"), 1, 0, 1), "answers with inf"),
         (lambda predict, batches: None, "answers with a NoneType, expected a number or a Quality"),
         (lambda predict, batches: True, "answers with a bool"),
+        (lambda predict, batches: torch.tensor(True), r"answers with a tensor \[\] of bool"),
         (lambda predict, batches: torch.ones(2), r"answers with a tensor \[2\] of float32"),
         (partial(MyMetric(), value="0.5"), r"MyMetric \(.*test_user_parts.py, line \d+\), .*answers with a str"),
     ],
@@ -98,7 +99,7 @@ def test_an_objective_is_one_finite_number_a_sample(role: str) -> None:
     def with_part(function: Callable[..., Any]) -> Task:
         return with_user_parts(task_named("any"), **{role: function})
 
-    assert said(with_part(lambda leaves, other: leaves["output"].sum(1)), role).shape == (5,)
+    assert said(with_part(lambda leaves, other: leaves["output"].square().sum(1)), role).shape == (5,)
     for function, words in {
         (
             lambda leaves, other: leaves["output"].sum()
@@ -110,14 +111,28 @@ def test_an_objective_is_one_finite_number_a_sample(role: str) -> None:
     }.items():
         with pytest.raises(TaskError, match=f"given as {role}, .*{words}|given as {role}, {words}"):
             said(with_part(function), role)
-    if role != "distance":
-        with pytest.raises(TaskError, match="has no gradient"):
-            said(with_part(lambda leaves, other: leaves["output"].detach().sum(1)), role)
+    with pytest.raises(TaskError, match="has no gradient"):
+        said(with_part(lambda leaves, other: leaves["output"].detach().sum(1)), role)
+
+
+def test_a_distance_is_not_negative() -> None:
+    task = with_user_parts(task_named("any"), distance=lambda leaves, dense: -leaves["output"].square().sum(1))
+    with pytest.raises(TaskError, match=r"given as distance, answers with -\d.*; expected squared distances"):
+        said(task, "distance")
+
+
+@pytest.mark.parametrize("role", ["says", "loss", "distance"])
+def test_a_classifier_with_a_function_of_a_users_is_no_plain_one(role: str) -> None:
+    """Whoever takes a short way for plain classifiers would drop the function."""
+    task = task_named("classification")
+    assert task.classifies
+    assert with_user_parts(task, quality=my_metric).classifies
+    assert not with_user_parts(task, **{role: lambda leaves, other: leaves["output"].sum(1)}).classifies
 
 
 def test_a_distance_to_a_broken_network_may_be_infinite() -> None:
     task = with_user_parts(
-        task_named("any"), distance=lambda leaves, dense: (leaves["output"] - dense["output"]).sum(1)
+        task_named("any"), distance=lambda leaves, dense: (leaves["output"] - dense["output"]).square().sum(1)
     )
     assert not task.distance({"output": LEAF / 0}, {"output": LEAF}).isfinite().any()
 

@@ -157,8 +157,9 @@ class Recipe:
         for f in fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value not in choices:
+                named = [choice for choice in choices if choice]  # "" leaves it to the run
                 raise RecipeError(
-                    f"{f.name} = {value!r} is not one of {', '.join(choices)}.{did_you_mean(str(value), list(choices))}"
+                    f"{f.name} = {value!r} is not one of {', '.join(named)}.{did_you_mean(str(value), named)}"
                 )
         for name, known in _choices_of_lists().items():
             for value in getattr(self, name):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError, with_article
 from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
-from .targets import values_of
+from .targets import require_boxes, values_of
 
 Array = Tensor | NDArray[np.generic]
 
@@ -261,4 +261,8 @@ def _boxes(target: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
         ) from error
     if len(boxes) != len(labels) or labels.is_floating_point():
         raise DataError(f"a target of {where} has {len(boxes)} boxes and {len(labels)} labels, or labels no indices")
+    try:
+        require_boxes(boxes)
+    except ValueError as error:
+        raise DataError(f"a target of {where} is unusable: {error}; correct it") from error
     return {BOXES: boxes, LABELS: labels}

@@ -70,10 +70,16 @@ def _guarded(source: str, passes: Callable[[], Iterable[object]]) -> Iterator[ob
 def _consistent(batch: Batch, earlier: Batch | None, where: str) -> Batch:
     if earlier is not None and earlier.names != batch.names:
         raise DataError(
-            f"{where} has the inputs {', '.join(batch.names)}, those before it {', '.join(earlier.names)}; give the "
-            "same in all"
+            f"{where} has the inputs {_named(batch)}, those before it {_named(earlier)}; give the same in all"
         )
+    if earlier is not None and (earlier.targets is None) != (batch.targets is None):
+        has, had = ("no targets", "some") if batch.targets is None else ("targets", "none")
+        raise DataError(f"{where} has {has}, those before it have {had}; give targets in all batches or in none")
     return batch
+
+
+def _named(batch: Batch) -> str:
+    return ", ".join(batch.names) or "without names"
 
 
 def _require_room(source: str, size: int, count: int) -> None:

@@ -86,11 +86,33 @@ def _boxes(stored: object, picture: Image.Image, crop: Crop) -> dict[str, Tensor
     labels = np.asarray(stored[LABELS], dtype=np.int64).reshape(-1)
     if len(boxes) != len(labels):
         raise ValueError(f"it has {len(boxes)} boxes and {len(labels)} labels")
-    if not np.isfinite(boxes).all():
-        raise ValueError("it has a box with NaN or infinity")
+    require_boxes(torch.from_numpy(boxes))
+    beyond = (boxes[:, :2] > (picture.width, picture.height)).any(1) | (boxes[:, 2:] < 0).any(1)
+    if beyond.any():
+        raise ValueError(
+            f"it has the box {in_words(boxes[beyond][0])}, outside of {picture.width} x {picture.height} pixels; "
+            "expected x0 y0 x1 y1 in pixels of the image"
+        )
     moved = moved_boxes(boxes, picture, crop)
     remains = (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
     return {BOXES: torch.from_numpy(moved[remains]), LABELS: torch.from_numpy(labels[remains])}
+
+
+def require_boxes(boxes: Tensor) -> None:
+    """Raises ValueError for a box of [k, 4] that is not finite, or ends before it begins."""
+    if not bool(boxes.isfinite().all()):
+        raise ValueError("it has a box with NaN or infinity")
+    turned = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if bool(turned.any()):
+        raise ValueError(
+            f"it has the box {in_words(boxes[turned][0].numpy())}, which ends before it begins; expected x0 y0 x1 y1, "
+            "not centres or sizes"
+        )
+
+
+def in_words(box: NDArray[np.float32]) -> str:
+    """`4 1 1 4`."""
+    return " ".join(f"{value:g}" for value in box.tolist())
 
 
 def _enlarged_picture(stored: object, picture: Image.Image) -> Image.Image:

@@ -59,7 +59,8 @@ def _library(spec: str) -> ModuleType:
             f"'transformers:{spec}' needs the package transformers, which is not installed: "
             "pip install 'compressor[transformers]'"
         ) from error
-    return cast(ModuleType, transformers)
+    library: ModuleType = transformers
+    return library
 
 
 def _refuse_code(spec: str, fields: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import DataError, RecipeError
+from ..errors import DataError, RecipeError, with_article
 from ..graph.interface import answers, output_names, output_nodes
 from ..inputs.code import code_of
 from ..inputs.images import Batches
@@ -55,7 +55,12 @@ NO_PARTS = UserParts()
 
 
 def parted_options(options: Mapping[str, Any]) -> tuple[UserParts, dict[str, Any]]:
-    """The functions among a Python caller's options, and the others."""
+    """The functions among a Python caller's options, and the others. Raises RecipeError for a part that is none."""
+    for part in PARTS:
+        function = options.get(part)
+        if function is not None and not callable(function) and not isinstance(function, str):
+            kind = with_article(type(function).__name__)
+            raise RecipeError(f"{part} is {kind}, expected a function, or file.py:function")
     functions = {part: options[part] for part in PARTS if callable(options.get(part))}
     return UserParts(functions), {name: value for name, value in options.items() if name not in functions}
 
@@ -106,11 +111,25 @@ class Chosen:
         return () if is_plain or self.reason.endswith("as asked for") else (self.reason,)
 
 
+def _without_decode(name: str, parts: UserParts, *, decoded: bool) -> UserParts:
+    """A task that has no boxes has no use for the model's own decode; a user's is refused there (RecipeError)."""
+    if "decode" not in parts.functions or name in ("detection", "any"):
+        return parts
+    if not decoded:
+        raise RecipeError(
+            f"decode makes boxes, and the task is {name}; leave decode out, or say task='detection' and give boxes, or "
+            "no labels"
+        )
+    return UserParts({part: function for part, function in parts.functions.items() if part != "decode"})
+
+
 @torch.no_grad()
-def choose(recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: UserParts) -> Chosen:
+def choose(
+    recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: UserParts, *, decoded: bool = False
+) -> Chosen:
     """By one batch of the calibration images. Raises DataError without any, RecipeError for a task that there is not.
 
-    Where a task is asked for, labels that it can't use are none.
+    Where a task is asked for, labels that it can't use are none. `decoded`: the decode among `parts` is the model's.
     """
     first = next(iter(calibration), None)
     if first is None:
@@ -119,10 +138,17 @@ def choose(recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: U
     labelled, alone = is_labelled(targets), len(output_nodes(dense)) == 1
     if recipe.task:
         task_named(recipe.task)
+        parts = _without_decode(recipe.task, parts, decoded=decoded)
         return Chosen(recipe.task, f"{recipe.task}, as asked for", parts, labelled, alone)
     leaves = answers(dense, inputs_to(inputs, device_of(dense)))
     named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
     name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
-    if name == "any" and "decode" in parts.functions:
+    if name == CLASSES and len(named) > 1:
+        name, reason = (
+            "any",
+            f"taken as any: {len(named)} outputs, of which a classifier has one; say task=... otherwise",
+        )
+    if "decode" in parts.functions and (name == "any" or not labelled):
         name, reason = "detection", "taken as detection: there is a decode, which makes boxes of the answer"
+    parts = _without_decode(name, parts, decoded=decoded)
     return Chosen(name, reason, parts, labelled, alone)

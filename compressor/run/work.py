@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..graph.behaviour import require_function
 from ..graph.interface import answers, constant_outputs, output_names, output_nodes
 from ..inputs.images import Batches, Preprocessing, Source, batches, require_decodable
 from ..inputs.models import Model, load_model
+from ..inputs.samples import TargetKind
 from ..inputs.sources import require_labels
 from ..inputs.splits import Splits
 from ..placement import CPU, device_of, inputs_to, placed, resolve
@@ -31,6 +33,7 @@ from ..tensors import Inputs, noise_like
 from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, parts_of
 from .fingerprints import Known
 from .reading import read_data
+from .rehearsal import rehearse
 from .stages import Notify, Stages, open_run
 
 
@@ -122,10 +125,14 @@ def prepare(
     if model.decode is not None:
         height, width = read.inputs[0].shape[-2:]
         decode = model.decode.at((height, width))
-    chosen = choose(recipe, dense, calibration, parts_of(recipe, parts, decode))
+    functions = parts_of(recipe, parts, decode)
+    decoded = decode is not None and functions.functions["decode"] is decode
+    chosen = choose(recipe, dense, calibration, functions, decoded=decoded)
     if chosen.name == CLASSES:
         splits = with_labels(splits, dense, model, recipe, chosen)
         calibration = batches(splits.calibration, recipe.batch_size)
+    evaluation = batches(splits.evaluation, recipe.batch_size)
+    rehearse(chosen, dense, calibration, evaluation)
     identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
     return Work(
         recipe,
@@ -134,7 +141,7 @@ def prepare(
         splits,
         dense,
         calibration,
-        batches(splits.evaluation, recipe.batch_size),
+        evaluation,
         read.preprocessing,
         read.inputs,
         chosen,
@@ -152,6 +159,14 @@ def _notes(model: Model, dense: fx.GraphModule) -> tuple[str, ...]:
     return tuple(notes)
 
 
+_TARGETS: Mapping[TargetKind, str] = {
+    "mask": "masks",
+    "boxes": "boxes",
+    "image": "images",
+    "values": "other numbers than one whole one a sample",
+}
+
+
 def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Recipe, chosen: Chosen) -> Splits:
     """The parts as a classifier is judged on them: with labels that are its own, or the dense network's where there
     are none, but for a task that compares the answers itself. Raises DataError for labels that it can't give, and for
@@ -167,6 +182,12 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
             calibration=_labelled_by(dense, splits.calibration, recipe.batch_size),
             search=_labelled_by(dense, splits.search, recipe.batch_size),
             evaluation=_labelled_by(dense, splits.evaluation, recipe.batch_size),
+        )
+    source, kind = splits.calibration.source, splits.calibration.target_kind
+    if kind != "class":
+        raise DataError(
+            f"the targets of {source} are {_TARGETS[kind]}, and classification takes one whole number a sample, its "
+            "class; give those, or say another task"
         )
     require_own_classes(splits.calibration, outputs, model)
     for part in (splits.calibration, splits.search, splits.evaluation):

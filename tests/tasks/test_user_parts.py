@@ -157,13 +157,6 @@ def test_relevance_of_a_classifier_starts_where_a_user_says() -> None:
     assert torch.equal(seed, 2 * LEAF)
 
 
-@pytest.mark.parametrize("part", ["says", "loss", "distance"])
-def test_a_classifier_with_a_function_of_a_users_is_no_plain_one(part: str) -> None:
-    functions: dict[str, Any] = {part: lambda leaves, other: leaves["output"].sum(1)}
-    assert not with_user_parts(task_named("classification"), **functions).classifies
-    assert with_user_parts(task_named("classification"), quality=my_metric).classifies
-
-
 def test_of_several_leaves_the_logits_are_counted() -> None:
     leaves = {"pooled": LEAF.flip(1), "logits": LEAF}
     assert class_leaf(leaves)[0] == "logits"

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ..tensors import OUTPUT, Inputs, as_tuple
 
-_NAMES, _CONSTANT = "names", "constant"  # of an output node's metadata
+_NAMES, _PATHS, _CONSTANT = "names", "paths", "constant"  # of an output node's metadata
 
 
 def input_nodes(graph: fx.GraphModule) -> list[fx.Node]:
@@ -51,15 +51,32 @@ def output_names(graph: fx.GraphModule) -> tuple[str, ...]:
     return (OUTPUT,) if len(leaves) == 1 else tuple(f"{OUTPUT}.{index}" for index in range(len(leaves)))
 
 
+def output_paths(graph: fx.GraphModule) -> tuple[str, ...]:
+    """Where the tensors stand in the model's own answer, as `named_leaves` calls them, in the order of the names."""
+    paths: tuple[str, ...] = output_node(graph).meta.get(_PATHS, ())
+    return paths or output_names(graph)
+
+
 def constant_outputs(graph: fx.GraphModule) -> tuple[str, ...]:
     """What of the model's answer is the same for every sample, and so is no output of the graph."""
     names: tuple[str, ...] = output_node(graph).meta.get(_CONSTANT, ())
     return names
 
 
-def name_outputs(graph: fx.GraphModule, names: Sequence[str], constant: Sequence[str] = ()) -> None:
-    """Notes the names, one for each of `output_nodes`, and those of `constant_outputs`."""
-    output_node(graph).meta |= {_NAMES: tuple(names), _CONSTANT: tuple(constant)}
+def name_outputs(graph: fx.GraphModule, paths: Sequence[str], constant: Sequence[str] = ()) -> None:
+    """Notes the names, one for each of `output_nodes`, and those of `constant_outputs`.
+
+    A path is its name, but where an input is called the same: a file has one value of a name, so that `left` beside an
+    input `left` is `output.left`.
+    """
+    inputs = input_names(graph)
+    names: list[str] = []
+    for path in paths:
+        name = path
+        while name in inputs or (name != path and (name in paths or name in names)):
+            name = f"{OUTPUT}.{name}"
+        names.append(name)
+    output_node(graph).meta |= {_NAMES: tuple(names), _PATHS: tuple(paths), _CONSTANT: tuple(constant)}
 
 
 def answers(graph: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, ...]:

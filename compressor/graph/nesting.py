@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..tensors import OUTPUT, Inputs, as_tuple, mapped
-from .interface import input_nodes, output_names
+from .interface import input_nodes, output_paths
 from .program import call, evaluating, parameter_names, takes_by_name
 
 _KINDS = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -81,7 +81,7 @@ def nesting_of(
         positions = positions if len(positions) == len(inputs) else inputs
     else:
         inputs = positions
-    outputs = output_names(graph)
+    outputs = output_paths(graph)
     hollow = {name: torch.empty(0) for name in outputs}
     return Nesting(inputs, positions, bool(keywords) and not by_name, outputs, _filled(answer, hollow, ""))
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import store
-from ..graph.interface import answers, output_names
+from ..graph.interface import answers, output_paths
 from ..graph.program import call
 from ..placement import CPU, placed
 from ..records import IntArray, Slices
@@ -111,7 +111,7 @@ def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Inputs, ke
         leaves = named_leaves(call(copy.deepcopy(placed(small, CPU)).double(), images, keywords))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ModelError(f"the class {type(small).__name__} can't follow: {error}; {remedy}") from error
-    outputs = [leaves[name] for name in output_names(pruned)]
+    outputs = [leaves[name] for name in output_paths(pruned)]
     error_share = max(_difference(one, other) for one, other in zip(outputs, expected, strict=True))
     if error_share > AGREEMENT:
         raise ModelError(f"the class {type(small).__name__} gives other outputs ({error_share:.1e}); {remedy}")

@@ -147,8 +147,10 @@ class Recipe:
     latency_seconds: float = _option(
         5.0, "time for each network and batch size; 2/5 of it where its percentiles have their runs"
     )
-    max_accuracy_loss: float = _option(3.0, "gate: points of top-1 the shipped network may lose")
-    max_int8_loss: float = _option(1.0, "gate: points of top-1 int8 may lose; above it, layers stay in float")
+    max_accuracy_loss: float = _option(
+        3.0, "gate: quality that the shipped network may lose: points of a share, else per cent"
+    )
+    max_int8_loss: float = _option(1.0, "gate: quality that int8 may lose, said alike; above it, layers stay in float")
     max_identity_error: float = _option(1e-9, "gate: pruned against masked original, float64, relative")
     max_parity: float = _option(1e-3, "gate: ONNX against PyTorch, relative to the largest output")
     out: str = _option("", "the run's folder; runs/<model> by default")
@@ -268,8 +270,8 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("distillation", 0, 1),
     ("latency_batches", 1, 10**6),
     ("latency_seconds", 0, 10**6),
-    ("max_accuracy_loss", -100, 100),
-    ("max_int8_loss", -100, 100),
+    ("max_accuracy_loss", -100, 1e9),
+    ("max_int8_loss", -100, 1e9),
     ("max_identity_error", 0, 10**6),
     ("max_parity", 0, 10**6),
 )

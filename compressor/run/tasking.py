@@ -107,7 +107,7 @@ def _referenced(dense: fx.GraphModule, images: Batches, progress: Progress) -> R
     return reference_of(predict_of(dense), images)
 
 
-_FIGURES = ("spread", "class_spread", "unit_spread", "square", "low", "high")
+_FIGURES = ("spread", "class_spread", "unit_spread", "square", "low", "high", "sure_spread")
 
 
 def _write_reference(folder: Path, reference: Reference) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..distributed import sum_over_ranks
 from ..errors import DataError, ModelError
+from .places import divergence, probabilities, score_leaves, weights
 from .record import Distance, Leaves, Pick, Task, class_leaf, finite, float_leaves, in_words, per_sample, real
 from .reference import CONSTANT, Reference, leaf_in
 
@@ -86,6 +87,37 @@ def _scale(leaf: Tensor) -> float:
     square = float(per_sample(values.square()).mean())
     spread = float(per_sample((values - values.mean(0)).square()).mean())
     return (spread if spread > CONSTANT * square else 0.0) or square or 1.0
+
+
+def place_distance(reference: Reference | None) -> Distance:
+    """[N]: a detector's. Scores differ by the divergence of their probabilities, boxes count by how sure those are.
+
+    Each leaf is over its `sure_spread`, so that 1 is the mean answer's; the mean over leaves. Leaves of other forms are
+    compared as by `leaf_distance`, and so are all of a network that calls none of them scores.
+    """
+    plain = leaf_distance(reference)
+
+    def distance(leaves: Leaves, dense: Leaves) -> Tensor:
+        entries = {} if reference is None else {name: leaf_in(reference, name, dense) for name in reference.leaves}
+        sure = {name: entry for name, entry in entries.items() if entry is not None and entry.sure_spread > CONSTANT}
+        scores = [name for name in score_leaves(dense) if name in sure]
+        if not scores:
+            return plain(leaves, dense)
+        ends = {name: (entry.low, entry.high) for name, entry in sure.items()}
+        seen = weights({name: dense[name].detach() for name in sure}, ends)
+        terms = []
+        for name, entry in entries.items():
+            if name in scores:
+                ours, theirs = (probabilities(values, *ends[name]) for values in both(leaves, dense, name))
+                terms.append(per_sample(divergence(ours, theirs)) / sure[name].sure_spread)
+            elif name in seen:
+                ours, theirs = both(leaves, dense, name)
+                terms.append(per_sample(seen[name] * (ours - theirs).square()) / sure[name].sure_spread)
+            elif entry is not None:
+                terms.append(_squares(leaves, dense, name) / entry.scale)
+        return torch.stack(terms).mean(0)
+
+    return distance
 
 
 def class_distance(reference: Reference | None, pick: Pick) -> Distance:

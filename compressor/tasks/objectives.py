@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError, ModelError
+from .places import FLOOR, probabilities, score_leaves, weights
 from .record import (
     Leaves,
     Objective,
@@ -193,6 +194,36 @@ def spread_said(reference: Reference | None, pick: Pick | None = None) -> Object
                 f"{reference.samples} images; give more images, trained weights, or says=..."
             )
         return torch.stack([_deviation(reference, name, leaves) for name in names]).sum(0)
+
+    return said
+
+
+def places_said(reference: Reference | None) -> Objective:
+    """What a detector says without labels: as above, each place by how sure the scores are there.
+
+    Each leaf is over what it says of the batch on the whole, which weighs leaves alike. Without a leaf called scores it
+    is what is said of every leaf.
+    """
+    plain = spread_said(reference)
+
+    def said(leaves: Leaves, targets: Targets) -> Tensor:
+        varying = {name: leaves[name] for name in (reference.varying if reference else ()) if name in leaves}
+        if reference is None or not score_leaves(varying):
+            return plain(leaves, targets)
+        ends = {name: (entry.low, entry.high) for name, entry in reference.leaves.items()}
+        constants = {name: leaf.detach() for name, leaf in varying.items()}
+        sure = weights(constants, ends)
+        sure |= {name: probabilities(finite(constants[name]), *ends[name]) + FLOOR for name in score_leaves(varying)}
+        terms = []
+        for name, leaf in varying.items():
+            entry = leaf_in(reference, name, leaves)
+            assert entry is not None
+            values = finite(leaf)
+            from_mean = (values - entry.mean.to(values)).detach()
+            weight = sure.get(name, torch.ones_like(values))
+            scale = per_sample(weight * from_mean.square()).mean()
+            terms.append(per_sample(values * weight * from_mean) / scale.clamp(min=1e-30))
+        return torch.stack(terms).sum(0)
 
     return said
 

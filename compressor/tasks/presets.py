@@ -14,7 +14,7 @@ from ..errors import DataError, RecipeError, did_you_mean
 from ..records import Quality
 from . import comparison, qualities
 from .detection import average_precision, matched_f1
-from .distances import class_distance, cosine_distance, leaf_distance
+from .distances import class_distance, cosine_distance, leaf_distance, place_distance
 from .objectives import (
     absolute_loss,
     class_loss,
@@ -24,6 +24,7 @@ from .objectives import (
     minus,
     pixels_loss,
     pixels_said,
+    places_said,
     spread_said,
 )
 from .record import Data, Decode, Judge, Predict, Task, class_leaf, is_labelled, map_leaf
@@ -67,9 +68,9 @@ def _segmentation(reference: Reference | None, dense: Predict | None, decode: De
 
 
 def _detection(reference: Reference | None, dense: Predict | None, decode: Decode | None) -> Task:
-    said = spread_said(reference)
+    said = places_said(reference)
     quality = judged(average_precision(decode), matched_f1(decode), dense)
-    return Task("detection", said, minus(said), quality, leaf_distance(reference), learns=False)
+    return Task("detection", said, minus(said), quality, place_distance(reference), learns=False)
 
 
 def _embedding(reference: Reference | None, dense: Predict | None, decode: Decode | None) -> Task:

@@ -17,6 +17,7 @@ from ..distributed import joined_over_ranks, sum_over_ranks
 from ..errors import DataError, ModelError
 from ..records import FloatArray
 from ..tensors import Inputs, count
+from .places import entropy, probabilities, score_leaves, weights
 from .record import Leaves, Predict, Targets, finite, float_leaves, in_words
 
 CONSTANT = 1e-10  # of the mean square: a spread below is what rounding leaves of a leaf that never changes
@@ -29,7 +30,9 @@ class LeafReference:
     `mean` is the leaf's shape without its samples, float32. `spread` is the squared distance from that mean, 0 where
     the leaf never changes; `class_spread` the one from each sample's own mean over axis 1 (classes), `unit_spread` the
     one of rows of length one from the mean row of length one: NaN where the leaf has no such axis, is no [N, D].
-    `square` is the distance from 0; `low` and `high` are the smallest and the largest value.
+    `square` is the distance from 0; `low` and `high` are the smallest and the largest value. `sure_spread` is what a
+    detector's leaf is off where its mean answer stands for it: of scores the divergence, of what lies at their places
+    the squared distance by how sure they are there (`places`); NaN of others.
     """
 
     mean: Tensor
@@ -39,6 +42,7 @@ class LeafReference:
     square: float
     low: float
     high: float
+    sure_spread: float = np.nan
 
     @property
     def scale(self) -> float:
@@ -75,6 +79,7 @@ def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]]) ->
         for name, leaf in float_leaves(leaves).items():
             if len(leaf) == count(inputs):
                 _add(sums, ends, name, finite(leaf).double().cpu())
+        _add_sureness(sums, ends, {name: leaf.cpu() for name, leaf in leaves.items() if name in ends})
     if samples == 0:
         raise DataError("there are no images to take the mean answer of; expected at least one batch")
     if not ends:
@@ -106,6 +111,31 @@ def _add(sums: dict[str, FloatArray], ends: dict[str, tuple[float, float]], name
         ends[name] = min(low, float(values.min())), max(high, float(values.max()))
 
 
+def _add_sureness(sums: dict[str, FloatArray], ends: Mapping[str, tuple[float, float]], leaves: Leaves) -> None:
+    """Adds what `sure_spread` is made of; whether scores are probabilities is told from the images so far."""
+    parts: dict[str, Tensor] = {}
+    for name in score_leaves(leaves):
+        probability = probabilities(finite(leaves[name]).double(), *ends[name])
+        parts |= {f"{name}|yes": probability.sum(0), f"{name}|entropy": entropy(probability).sum()}
+    for name, weight in weights(leaves, ends).items():
+        values, weight = finite(leaves[name]).double(), weight.double()
+        parts |= {f"{name}|weight": weight.sum(0), f"{name}|weighted": (weight * values).sum(0)}
+        parts[f"{name}|weighted square"] = (weight * values.square()).sum()
+    for key, total in parts.items():
+        sums[key] = sums.get(key, 0.0) + total.numpy()
+
+
+def _sure_spread(name: str, totals: Mapping[str, FloatArray], mean: FloatArray, samples: int) -> float:
+    if f"{name}|yes" in totals:
+        of_mean = float(entropy(torch.from_numpy(np.asarray(totals[f"{name}|yes"] / samples))).sum())
+        return of_mean - float(totals[f"{name}|entropy"]) / samples  # the mean divergence from the mean probability
+    if f"{name}|weight" not in totals:
+        return np.nan
+    crossed = (mean * totals[f"{name}|weighted"]).sum()
+    squares = totals[f"{name}|weighted square"] - 2 * crossed + (np.square(mean) * totals[f"{name}|weight"]).sum()
+    return float(squares) / samples
+
+
 def _leaf_reference(name: str, totals: Mapping[str, FloatArray], samples: int, ends: FloatArray) -> LeafReference:
     mean = totals[f"{name}|sum"] / samples
     square = float(totals[f"{name}|square"]) / samples
@@ -122,6 +152,7 @@ def _leaf_reference(name: str, totals: Mapping[str, FloatArray], samples: int, e
         square=square,
         low=float(ends[:, 0].min()),
         high=float(ends[:, 1].max()),
+        sure_spread=_sure_spread(name, totals, np.asarray(mean, np.float64), samples),
     )
 
 

@@ -83,7 +83,10 @@ def _name(node: fx.Node) -> str:
 
 
 def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
+    """Of its result, of the first where it has several."""
     value = node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
     if isinstance(value, Tensor):
         return tuple(value.shape)
     raise ModelError(
@@ -151,6 +154,15 @@ def _bilinear(node: fx.Node) -> int:
     """x1 W x2 with W [out, in1, in2]: first x1 W, then its product with x2."""
     _, in1, in2 = _shape(node.args[2])
     return prod(_shape(node)) * (in1 * in2 + in2)
+
+
+def _recurrent(node: fx.Node) -> int:
+    """Every step of every sample meets each weight matrix once: those of the inputs and of the state, of all layers."""
+    steps = prod(_shape(node.args[0])[:2])  # [steps, N, in] or [N, steps, in]
+    parameters = node.args[2]
+    assert isinstance(parameters, (list, tuple))
+    shapes = [_shape(parameter) for parameter in parameters]
+    return steps * sum(prod(shape) for shape in shapes if len(shape) == 2)
 
 
 def _einsum(node: fx.Node) -> int:
@@ -229,6 +241,10 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::bilinear": _bilinear,
     "aten::einsum": _einsum,
     "aten::scaled_dot_product_attention": _attention,
+    "aten::lstm": _recurrent,
+    "aten::gru": _recurrent,
+    "aten::rnn_tanh": _recurrent,
+    "aten::rnn_relu": _recurrent,
 }
 """MACs of a node, over the whole example batch, from the shapes of its arguments and its result."""
 

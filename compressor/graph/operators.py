@@ -42,6 +42,11 @@ NORMALISATIONS: tuple[object, ...] = (
     *(aten.batch_norm.default, aten.instance_norm.default, aten.group_norm.default),
     *(aten.layer_norm.default, aten.rms_norm.default),
 )
+# (input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+RECURRENT: tuple[object, ...] = (
+    *(aten.lstm.input, aten.gru.input),
+    *(aten.rnn_tanh.input, aten.rnn_relu.input),
+)
 
 
 def arguments(node: fx.Node) -> Arguments:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .nesting import Nesting, with_nesting
+from .operators import RECURRENT
 
 aten = torch.ops.aten
 
@@ -66,10 +67,15 @@ def note_dropouts(graph: fx.GraphModule) -> None:
 
 
 def set_training(graph: fx.GraphModule, training: bool) -> None:
-    """Switches every batch normalisation between batch and running statistics, and every dropout on or off."""
+    """Switches every batch normalisation between batch and running statistics, and every dropout on or off.
+
+    A recurrent layer's dropout is between its layers; cuDNN gives it a gradient in training only.
+    """
     for node in graph.graph.nodes:
         if node.target is aten.batch_norm.default:
             node.update_arg(5, training)  # (x, weight, bias, mean, var, training, ...)
+        elif node.target in RECURRENT:
+            node.update_arg(6, training)  # (x, state, parameters, has_biases, layers, dropout, training, ...)
         elif node.target in _DROPOUTS:
             node.update_arg(2, training)  # (x, p, training)
     graph.recompile()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..graph import aten
-from ..graph.operators import ALL_CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments
+from ..graph.operators import ALL_CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
 from .handlers import Call, Table, blank, unknown
 from .labels import Ledger, Result, Value, compress, values_in
 from .relations import (
@@ -153,3 +153,23 @@ def attention(ledger: Ledger, call: Call) -> Result:
         weights = merge(ledger, operands, weights.shape, call.name)
     weights = pin_along(ledger, weights, [len(front) + 1], call.name, "is normalised by softmax")
     return contract(ledger, weights, v, f"{front}nm,{front}me->{front}ne", call.name)
+
+
+@TABLE.handles(*RECURRENT)
+def recurrent(ledger: Ledger, call: Call) -> Result:
+    """[steps, N, in] or [N, steps, in]: its first layer's input weights [gates, in] are products with the features.
+
+    What the features are multiplied with goes with them; everything else of a recurrent layer stays as wide as it is.
+    """
+    directions = 2 if call.argument("bidirectional") else 1
+    parameters = list(values_in(call.argument("params")))
+    per_direction = len(parameters) // (directions * call.integer("num_layers"))  # weights, and biases if it has any
+    readers = parameters[: directions * per_direction : per_direction]
+    reason = "is inside a recurrent layer, which keeps its width"
+    for weight in readers:
+        gates = contract(ledger, call.input, weight, "abi,oi->abo", call.name)
+        freeze_all(ledger, call.name, gates, reason)
+
+    others = [parameter for parameter in parameters if all(parameter is not reader for reader in readers)]
+    freeze_all(ledger, call.name, [call.argument("hx"), others], reason)
+    return blank(call.node.meta["val"])

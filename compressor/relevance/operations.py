@@ -217,7 +217,8 @@ def _normalise(call: Call) -> Sequence[Contribution]:
 _AVERAGES = (
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "mean sum upsample_nearest2d upsample_bilinear2d upsample_bicubic2d cumsum addmm baddbmm addcmul lerp "
-    "linalg_vector_norm std col2im grid_sampler conv_transpose1d conv_transpose2d conv_transpose3d convolution dot mv"
+    "linalg_vector_norm std col2im grid_sampler affine_grid_generator conv_transpose1d conv_transpose2d "
+    "conv_transpose3d convolution dot mv"
 ).split()
 # each value of the output is one of those read
 _WINNERS = (

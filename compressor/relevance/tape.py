@@ -7,10 +7,12 @@ gradient unless asked for. Knows neither units nor criteria.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, fx
 
+from ..graph.operators import RECURRENT
 from ..tasks import Targets
 from ..tensors import Inputs, as_tuple
 from .starts import CLASSES, Objective, Seeds, Start
@@ -25,7 +27,8 @@ class _Tape(fx.Interpreter):
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
+        with _differentiable(n):
+            value = super().run_node(n)
         if n.op == "get_attr" and isinstance(value, Tensor):
             value = value.detach()
         if n.name in self.names:
@@ -33,6 +36,11 @@ class _Tape(fx.Interpreter):
                 value = value.detach().requires_grad_()
             self.values[n.name] = value
         return value
+
+
+def _differentiable(node: fx.Node) -> AbstractContextManager[object]:
+    """cuDNN's recurrent layers have a gradient in training only."""
+    return torch.backends.cudnn.flags(enabled=False) if node.target in RECURRENT else nullcontext()
 
 
 def record(

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.lockstep import attribute, run_node
-from ..graph.operators import CONVOLUTIONS, LINEAR, PRODUCTS, TRANSPOSED_CONVOLUTIONS, arguments
+from ..graph.operators import CONVOLUTIONS, LINEAR, PRODUCTS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
 from ..graph.windows import Window
 from ..records import LeftAlone
 from .clamped import Bounds
@@ -84,6 +84,8 @@ def find_layers(
                 layers[node] = _layer(graph, node, uses, changed)
         elif node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
             reason = "a transposed convolution's outputs share no common row of inputs"
+        elif node.target in RECURRENT and arguments(node)["input"] in changed:
+            reason = "a recurrent layer's outputs are no products of its inputs alone"
         elif node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
             reason = "a product with a parameter outside linear and convolution"
         if reason:

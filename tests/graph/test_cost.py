@@ -31,6 +31,18 @@ class Apply(nn.Module):
         return self.function(self.weight, x)
 
 
+class First(nn.Module):
+    """The first of a recurrent layer's results, the outputs at every step, of [N, steps, features]."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x.transpose(0, 1))[0]
+        return outputs.transpose(0, 1)
+
+
 def macs_of(model: nn.Module, *shape: int, batch: int = 2) -> int:
     return measure_cost(trace(model, torch.randn(batch, *shape))).macs
 
@@ -46,6 +58,12 @@ CLOSED_FORMS: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
     ("transposed convolution", nn.ConvTranspose2d(3, 4, 3, stride=2), (3, 5, 6), 5 * 6 * 3 * 4 * 9),
     ("grouped transposed convolution", nn.ConvTranspose2d(4, 6, 2, groups=2), (4, 5, 6), 30 * 4 * 3 * 4),
     ("linear on tokens", nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
+    (
+        "recurrent, two layers both ways",
+        First(nn.GRU(5, 3, 2, bidirectional=True)),
+        (7, 5),
+        7 * 2 * 9 * (5 + 3 + 6 + 3),
+    ),
     ("matmul", Apply(lambda w, x: x @ w, 5, 6), (4, 5), 4 * 5 * 6),
     ("matmul of two images' maps", Apply(lambda w, x: (x * w) @ x.transpose(1, 2), 5), (4, 5), 4 * 4 * 5),
     ("matrix by vector", Apply(lambda w, x: x @ w, 5), (4, 5), 4 * 5),

@@ -64,3 +64,19 @@ def test_a_copy_follows_too() -> None:
     again = copy.deepcopy(graph)
     assert not torch.equal(again.train()(EXAMPLE), again(EXAMPLE))
     assert torch.equal(graph(EXAMPLE), graph(EXAMPLE))
+
+
+def test_a_recurrent_layer_trains_with_its_own_dropout() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTM(24, 8, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x.flatten(1, 2).transpose(1, 2))[0][:, -1]  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    traced = trace(Columns().eval(), EXAMPLE)
+    graph = TrainableGraph(traced, traced.graph)
+    assert torch.equal(graph(EXAMPLE), graph(EXAMPLE))
+    assert not torch.equal(graph.train()(EXAMPLE), graph(EXAMPLE))

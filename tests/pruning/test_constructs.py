@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.graph import trace
+from compressor.graph.cost import measure_cost
 from compressor.graph.lockstep import changed_nodes
 from compressor.planning import RankingOptions, measure_scores
 from compressor.pruning import Structure, find_structure, identity_error, prune
@@ -82,16 +84,32 @@ class Pooled(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Columns through a GRU (or LSTM): the layers in front go, what it reads is named."""
+    """Columns through recurrent layers: what they read goes, and their input weights with it; their width stays."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 8, 3, 2, 1)
-        self.cell, self.head = kind(8 * 4, 16, batch_first=True, bidirectional=True), nn.Linear(32, 5)
+        self.cell = kind(8 * 4, 16, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.b(F.relu(self.a(x)))).permute(0, 3, 1, 2).flatten(2)
         return self.head(self.cell(y)[0][:, -1])  # type: ignore[no-any-return]
+
+
+class Overwritten(nn.Module):
+    """A map that is written to by index and by slice, as shifts along time or space are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 24, 3, 1, 1), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        shifted = torch.zeros_like(y)
+        shifted[:, :, 1:] = y[:, :, :-1]
+        shifted[:, :, :, 0] = y[:, :, :, 1]
+        return self.head(F.relu(self.b(y + shifted)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 class Attended(nn.Module):
@@ -173,8 +191,10 @@ CONSTRUCTS = [
     named(lambda: Pooled(lambda y: y.flatten(2).logsumexp(2)), "logsumexp", "a", "b"),
     named(lambda: Pooled(lambda y: y.flatten(2).cumsum(2)[..., -1]), "cumsum", "a", "b"),
     named(lambda: Pooled(lambda y: F.max_pool2d(y, 2, return_indices=True)[0].mean((2, 3))), "with indices", "a", "b"),
-    named(lambda: Recurrent(nn.GRU), "gru", "a"),
-    named(lambda: Recurrent(nn.LSTM), "lstm", "a"),
+    named(lambda: Recurrent(nn.GRU), "gru", "a", "b"),
+    named(lambda: Recurrent(nn.LSTM), "lstm", "a", "b"),
+    named(lambda: Recurrent(partial(nn.RNN, nonlinearity="relu", bias=False)), "rnn without bias", "a", "b"),
+    named(Overwritten, "overwritten", "a", "b"),
     named(Attended, "tokens first", "fc1", "attention"),
     named(lambda: Attended(batch_first=True), "batch first", "fc1", "attention"),
     named(Queried, "queries", "decoder.layers.0.linear1"),
@@ -233,6 +253,22 @@ def test_scores_measuring_and_repair_hold(make: Callable[[], nn.Module], units: 
 
 def nothing_gone(structure: Structure) -> Plan:
     return Plan({group.name: np.arange(group.size) for group in structure.groups.groups}, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_recurrent_layers_weights_lose_its_inputs_and_nothing_else(kind: type[nn.RNNBase]) -> None:
+    model, images = built(lambda: Recurrent(kind))
+    graph = trace(model, images[:2])
+    structure = find_structure(graph, images[:2])
+    kept = nothing_gone(structure).kept | {"b": np.array([0, 2, 3, 5, 7])}
+    small, slices = prune(graph, structure, Plan(kept, 0, 0))
+    features = [channel * 4 + row for channel in kept["b"] for row in range(4)]  # [channels, 4 rows] in one
+    for name, dense in model.cell.named_parameters():
+        remaining = dict(small.named_parameters())[f"cell.{name}"]
+        expected = dense[:, features] if "ih_l0" in name and "weight" in name else dense
+        assert torch.equal(remaining, expected)
+    assert any(layer.layer == "cell" for layer in compensate(graph, small, slices, [images]).left_alone)
+    assert measure_cost(small).macs < measure_cost(graph).macs
 
 
 @pytest.mark.parametrize(("make", "units"), CONSTRUCTS)

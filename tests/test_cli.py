@@ -241,7 +241,8 @@ def test_a_dry_run_warns_of_the_task_that_the_run_would_guess(command: Command, 
     answer = _compress(command, tmp_path / "new", "--dry-run", *words)
     assert answer.code == 0, answer.stderr
     predicted = json.loads(answer.stdout)
-    (warning,) = predicted["warnings"]
+    warning, *of_the_budget = predicted["warnings"]
+    assert all("may stay" in text for text in of_the_budget)
     assert predicted["task"] == task
     assert warning.startswith(f"taken as {task}: ")
     assert because in warning
@@ -255,7 +256,7 @@ def test_of_two_outputs_the_one_that_tells_classes_is_counted(command: Command, 
     assert answer.code == 0, answer.stderr
     summary = json.loads(answer.stdout)
     assert (summary["task"], summary["metric"]) == ("classification", "top-1")
-    assert 0.49 <= summary["macs_kept"] <= 0.5
+    assert summary["macs_kept"] <= 0.5
     assert command("verify", str(tmp_path / "run" / "bundle")).code == 0
 
 

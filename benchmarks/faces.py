@@ -88,7 +88,7 @@ class Detector:
     @torch.no_grad()
     def probabilities(self, stage: str, inputs: Tensor) -> Tensor:
         """[N]: of a face; of P-Net's maps the highest."""
-        answers = [self.networks[stage](part)[-1][:, 1].flatten(1) for part in inputs.split(512)]
+        answers = [self.networks[stage](part)[-1][:, 1:].flatten(1) for part in inputs.split(512)]
         return torch.cat(answers).amax(1)
 
     @torch.no_grad()

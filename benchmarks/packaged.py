@@ -297,6 +297,7 @@ def measure(
     """Every point of one network; it is read only if a point is missing."""
     subject = functools.cache(read)
     dense = functools.cache(lambda: subject().judge(subject().network))
+    folders = [folder and folder.name for folder in (options.photos, options.evaluation_photos)]
     for seed in seeds_of(options):
         drawn = functools.cache(lambda seed=seed: draw_calibration(subject(), seed))
         for method in options.methods:
@@ -305,7 +306,7 @@ def measure(
                 named = {"network": name, "seed": seed, "asked": share, "method": method, "variant": method}
                 yield points.measure(
                     named,
-                    [asdict(recipe), asdict(sizes)],
+                    [asdict(recipe), asdict(sizes), folders],
                     lambda d=drawn, r=recipe, s=share, m=method: attempt(d(), dense(), r, s, m),
                 )
 

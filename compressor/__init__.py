@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pipeline import Sweep as Sweep
     from .pipeline import compress as compress
     from .pipeline import load as load
+    from .pipeline import ship as ship
     from .recipe import Recipe as Recipe
     from .recipe import read_recipe as read_recipe
     from .rounds import Prunable as Prunable
@@ -47,6 +48,7 @@ _HOMES = {
     "compress": "pipeline",
     "detector_network": "inputs.detectors",
     "load": "pipeline",
+    "ship": "pipeline",
     "search": "searching",
     "Run": "pipeline",
     "Sweep": "pipeline",

@@ -26,7 +26,7 @@ from .delivery import Delivered, Outcome, deliver
 from .delivery.summary import stage_costs
 from .device import feeds, usage
 from .device.usage import Usage
-from .errors import BudgetError, GateError, ModelError, with_article
+from .errors import BudgetError, GateError, ModelError, RecipeError, with_article
 from .files import content_hash, read_json, read_record, write_json, write_record, write_text
 from .graph.cost import measure_cost
 from .graph.interface import answers
@@ -45,6 +45,7 @@ from .rounds import Prunable, measure_units, repair_layers, score_units
 from .run.checks import Checks, gate, require_passed
 from .run.choosing import NO_PARTS, UserParts, parted_options
 from .run.fingerprints import Known
+from .run.finished import Finished, kept_facts, read_finished, require_same, require_trusted_code
 from .run.judges import judges_of, spare_of
 from .run.plans import kept_of, make_step, require_reachable, set_aim, summary_of_budgets, warn_below, words_of
 from .run.saved import (
@@ -59,10 +60,11 @@ from .run.saved import (
     write_network,
     write_weights,
 )
-from .run.stages import Keeper, Notify, kept_as_record
+from .run.stages import Keeper, Notify, copy_stages, kept_as_record, open_run, recorded_files, require_finished
 from .run.tasking import NetworkTask, make_task, metric_of, predict_of
+from .run.trained import state_of, with_trained
 from .run.user_code import code_sha256s
-from .run.work import Work, prepare
+from .run.work import Work, prepare, read_work
 from .sweeping import Ended, is_sweep, recipes_of, require_free, share, summarise, write_page
 from .tasks import Task, fidelity
 
@@ -70,9 +72,11 @@ if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers 
     from typing_extensions import Unpack
 
 IDENTITY_IMAGES = 4
+FIGURE_NOISE = 1e-6  # of a figure that is counted again on the same images: sums in another order
 FIDELITY_IMAGES = 256  # of the evaluation images; more would cost as much again as the accuracy does
 Progress = Callable[[float], None]
 Watch = Callable[[Recipe], AbstractContextManager[Notify]]
+VARIANTS = ("dense", "removed", "repaired", "tuned", "trained", "shipped")
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 
 
@@ -80,13 +84,16 @@ READING = ("criterion", "composite", "start", "start_class", "sign", "per", "pla
 class Run:
     """A finished run. `summary` is the command's last line; `network()` rebuilds the network that ships.
 
-    `dense` is the module that `compress` was given, where it was given one: the folder alone can't rebuild that.
+    `dense` is the module that `compress` was given, where it was given one: the folder alone can't rebuild that. `data`
+    and `parts`, of the task, are what it was given in memory beside it.
     """
 
     folder: Path
     recipe: Recipe
     summary: dict[str, Any]
     dense: nn.Module | None = field(default=None, repr=False, compare=False)
+    data: object = field(default=None, repr=False, compare=False)
+    parts: UserParts = field(default=NO_PARTS, repr=False, compare=False)
 
     def network(self, model: nn.Module | None = None, *, trust: bool = False) -> fx.GraphModule:
         """The network that ships, rebuilt from the folder; `model` in place of `dense` (see `load`)."""
@@ -95,6 +102,19 @@ class Run:
     def module(self, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
         """The same in the model's own class, where its code can follow (ModelError where not)."""
         return load_module(self.folder, self.dense if model is None else model, trust=trust)
+
+    def ship(
+        self,
+        trained: object,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        entry: str = "",
+        notify: Notify | None = None,
+    ) -> Run:
+        """The network with the weights of your own training, shipped as this run's was: see `compressor.ship`."""
+        asked = Asked(self.folder, out, entry, recipe=self.recipe)
+        with computing():
+            return _ship(asked, trained, self.dense, self.data, self.parts, notify or _silent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +201,7 @@ def run(
     """
     parse_budgets(recipe.budget)
     with computing():
-        return _run(recipe, notify or _silent, model, data, parts)
+        return replace(_run(recipe, notify or _silent, model, data, parts), data=data, parts=parts)
 
 
 def _silent(stage: str, share: float) -> None:
@@ -253,10 +273,9 @@ def _run(recipe: Recipe, notify: Notify, model: Model | None, data: object, part
             recovered.choice,
             checks,
             budget=pruned.budget,
+            shipped=name_of_shipped(recovered),
         )
-        delivered = deliver(work, outcome)
-        shipped, choice = name_of_shipped(recovered), recovered.choice
-        return finish(work, outcome, delivered, shipped, choice, pruned.budget_facts)
+        return finish(work, outcome, deliver(work, outcome), pruned.budget_facts)
 
 
 def _ship_as_it_is(work: Work) -> Run:
@@ -266,8 +285,9 @@ def _ship_as_it_is(work: Work) -> Run:
         origin = work.stages.keys["network"]
         task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
         accuracy = _stage_accuracy(work, {"dense": work.dense}, origin, task)
-        outcome = Outcome(None, None, work.dense, accuracy, {}, task, checks=Checks(warnings=work.warnings))
-        return finish(work, outcome, deliver(work, outcome), "dense")
+        checks = Checks(warnings=work.warnings)
+        outcome = Outcome(None, None, work.dense, accuracy, {}, task, checks=checks, shipped="dense")
+        return finish(work, outcome, deliver(work, outcome))
 
 
 def keep_network(work: Work) -> None:
@@ -295,8 +315,7 @@ def _keep_inputs(work: Work) -> None:
     """The resolved recipe, and hashes of the images, for a reader of the folder."""
     folder = work.stages.folder
     write_text(folder / "recipe.toml", to_toml(work.recipe))
-    splits = {"hashes": dict(work.splits.hashes), "left_out": list(work.splits.left_out)}
-    write_json(folder / "splits.json", {"schema": "splits/1", **splits})
+    write_json(folder / "splits.json", kept_facts(work))
 
 
 def find_units(work: Work) -> tuple[Structure, Usage]:
@@ -624,17 +643,22 @@ def measure_fidelity(work: Work, pruned: Pruned, recovered: Recovered) -> dict[s
     networks = {"repaired": pruned.network}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned
+    near_dense = _stage_fidelity(work, networks, work.stages.keys["finetune"])
+    return {**near_dense, "shipped": near_dense[name_of_shipped(recovered)]}
+
+
+def _stage_fidelity(work: Work, networks: Mapping[str, fx.GraphModule], origin: str) -> dict[str, Accuracy | Quality]:
+    """Of each network by its name; `origin` is the key of the stage that made the last."""
     count = min(FIDELITY_IMAGES, len(work.splits.evaluation))
     some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
-    near_dense = work.stages.make(
+    return work.stages.make(
         "fidelity",
         _compared,
         _kept_as_figures("fidelity.json", list(networks)),
-        dense=Known(work.dense, work.stages.keys["groups"]),
-        networks=Known(networks, [work.stages.keys["finetune"], list(networks)]),
+        dense=Known(work.dense, work.stages.keys.get("groups", origin)),
+        networks=Known(networks, [origin, list(networks)]),
         images=Known(some_images, [work.evaluation_images.stands_for, count]),
     )
-    return {**near_dense, "shipped": near_dense[name_of_shipped(recovered)]}
 
 
 def _compared(
@@ -655,11 +679,10 @@ def finish(
     work: Work,
     outcome: Outcome,
     delivered: Delivered,
-    shipped: str,
-    choice: Choice | None = None,
     budget_facts: Mapping[str, object] = MappingProxyType({}),
 ) -> Run:
-    """The run's summary, written and returned; `shipped` names the network that ships, `choice` says why."""
+    """The run's summary, written and returned."""
+    shipped, choice = outcome.shipped, outcome.choice
     accuracy = {**outcome.accuracy, "shipped": outcome.accuracy[shipped]}
     values = {name: round(figure.value, 4) for name, figure in accuracy.items()}
     near_dense = outcome.fidelity.get("shipped")
@@ -669,7 +692,7 @@ def finish(
         "task": work.chosen.name,
         "metric": accuracy["dense"].metric,
         "is_share": accuracy["dense"].is_share,
-        **{f"accuracy_{name}": values.get(name) for name in ("dense", "removed", "repaired", "tuned", "shipped")},
+        **{f"accuracy_{name}": values.get(name) for name in VARIANTS},
         "fidelity_shipped": 1.0 if near_dense is None else round(near_dense.value, 4),
         "shipped": shipped,
         "choice": choice and text_of(choice),
@@ -683,6 +706,204 @@ def finish(
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/2", **summary})
     return Run(work.stages.folder, work.recipe, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which run's network ships with weights trained afterwards, and where to; None for `out`: beside the run.
+
+    `entry` is where in a checkpoint the weights lie. `recipe` stands in place of the folder's; of the folder's, `data`
+    and `evaluation_data` may be replaced where images have moved.
+    """
+
+    folder: Path
+    out: str | os.PathLike[str] | None = None
+    entry: str = ""
+    trust: bool = False
+    recipe: Recipe | None = None
+    data: str = ""
+    evaluation_data: str = ""
+
+
+def ship(
+    folder: str | os.PathLike[str],
+    trained: object,
+    *,
+    model: nn.Module | None = None,
+    images: object = None,
+    out: str | os.PathLike[str] | None = None,
+    entry: str = "",
+    evaluation_data: str = "",
+    trust: bool = False,
+    notify: Notify | None = None,
+    **parts: Callable[..., Any],
+) -> Run:
+    """Ships a run's network with the weights of your own training: same plan, dense reference, precisions and gates.
+
+    `trained` is what `Run.network` or `Run.module` gave, trained, or their state dict, or a training loop's checkpoint
+    (`entry` names what to take of one that holds several, such as `state_dict_ema`). `model`, `images` and `parts` of
+    the task (`quality=...`) are those that `compress` was given in memory. Everything is written to `out`, beside the
+    run (`RUN-trained`) by default; the run stays as it is. The same call goes on where an earlier one stopped. Raises
+    ModelError for weights that don't fit, FolderError for a run that is not finished or an `out` that holds others.
+    """
+    functions, others = parted_options(parts)
+    if others:
+        raise RecipeError(f"ship takes no {next(iter(others))!r}; what a run was asked for stays as it was")
+    data = os.fspath(images) if isinstance(images, (str, os.PathLike)) else ""
+    asked = Asked(Path(folder), out, entry, trust, data=data, evaluation_data=evaluation_data)
+    with computing():
+        return _ship(asked, trained, model, None if data else images, functions, notify or _silent)
+
+
+def _ship(
+    asked: Asked, trained: object, module: nn.Module | None, data: object, parts: UserParts, notify: Notify
+) -> Run:
+    finished = _finished(asked)
+    if asked.recipe is None:  # what a folder says: that of a run in hand is the user's own
+        in_hand = {
+            *parts.functions,
+            *(("data",) if asked.data or data is not None else ()),
+            *(("evaluation_data",) if asked.evaluation_data else ()),
+        }
+        require_trusted_code(finished, model=module is not None, in_hand=in_hand, trust=asked.trust)
+    recipe = finished.recipe
+    state = state_of(trained, asked.entry)  # before anything long
+    model = None
+    if module is not None:
+        ready = plain(module)
+        model = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+    work = read_work(recipe, notify, model, data, parts=parts, spare=spare_of(recipe))
+    require_same(finished, work)
+
+    structure = _structure_of(work, finished)
+    kept = dict(finished.network.kept)
+    bare = copy.deepcopy(work.dense) if structure is None else rebuild(work.dense, structure, kept)
+    network = with_trained(bare, state, work.model.module)
+    identity = {**work.stages.identity, "trained": state_hash(network)}
+    work = replace(
+        work,
+        stages=open_run(recipe.folder, identity, notify),
+        warnings=(*work.warnings, *state.notes),
+    )
+    with work.stages.begun():
+        shipped = _shipped_with(work, finished, structure, bare, network)
+    return replace(shipped, dense=None if module is None else work.model.module, data=data, parts=parts)
+
+
+def _finished(asked: Asked) -> Finished:
+    """The run, its recipe for the folder that is shipped to."""
+    finished = read_finished(asked.folder, asked.recipe)
+    folder = asked.folder if asked.folder.name not in ("", "..") else asked.folder.resolve()
+    out = Path(asked.out) if asked.out is not None else folder.with_name(f"{folder.name}-trained")
+    recipe = replace(finished.recipe, out=str(out))
+    if asked.data:
+        recipe = replace(recipe, data=asked.data)
+    if asked.evaluation_data:
+        recipe = replace(recipe, evaluation_data=asked.evaluation_data)
+    return replace(finished, recipe=recipe)
+
+
+def _structure_of(work: Work, finished: Finished) -> Structure | None:
+    """The dense network's groups as the run's check left them; None where nothing was removed."""
+    if not finished.network.kept:
+        return None
+    return analyse(work.dense, finished.network.tied, finished.network.frozen)
+
+
+def _shipped_with(
+    work: Work,
+    finished: Finished,
+    structure: Structure | None,
+    bare: fx.GraphModule,
+    network: fx.GraphModule,
+) -> Run:
+    """All that a run does once its network is there, with `network`; `bare` is the dense one without the units."""
+    folder, kept = work.stages.folder, dict(finished.network.kept)
+    again = ("groups", "mean answer", *finished.stages)
+    copy_stages(finished.folder, folder, again)
+    require_finished(folder, finished.stages, remedy="delete that folder, and ship again")
+    checks, plan = Checks(warnings=work.warnings), None
+    if structure is not None:
+        keep_units(work, structure)
+        plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(network).macs, work.recipe.budget)
+        write_record(folder / "plan.json", plan)
+        identity = _identity_gate(work, work.dense, bare, structure, plan)
+        require_passed(work.stages, identity)
+        checks += identity
+    _keep_inputs(work)
+    network = _stage_trained(work, network)
+    replayed = finished.network
+    write_network(
+        folder,
+        Network(work.model.builder, work.inputs, replayed.tied, replayed.frozen, kept, work.keywords),
+    )
+
+    origin = work.stages.keys["trained"]
+    dense_origin = work.stages.keys.get("groups", origin)
+    task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, dense_origin)
+    accuracy = _stage_accuracy(work, {"dense": work.dense, "trained": network}, origin, task)
+    earlier, note = _earlier_figures(finished.folder, accuracy["dense"])
+    near_dense = _stage_fidelity(work, {"trained": network}, origin)
+    figures = {"dense": accuracy["dense"], **earlier, "trained": accuracy["trained"], "shipped": accuracy["trained"]}
+    outcome = Outcome(
+        structure,
+        plan,
+        network,
+        figures,
+        {**near_dense, "shipped": near_dense["trained"]},
+        task,
+        checks=checks + note,
+        shipped="trained",
+    )
+    return finish(work, outcome, deliver(work, outcome), _budget_facts(finished.folder))
+
+
+def _stage_trained(work: Work, network: fx.GraphModule) -> fx.GraphModule:
+    """The trained network to disk, and as it lies there."""
+
+    def write(folder: Path, result: fx.GraphModule) -> None:
+        write_weights(folder / WEIGHTS, result)
+
+    def read(folder: Path) -> fx.GraphModule:
+        again = copy.deepcopy(network)
+        read_weights(folder / WEIGHTS, again)
+        return again
+
+    of_dense = work.stages.keys.get("groups", content_hash(_group_inputs(work)))
+    return work.stages.make(
+        "trained",
+        _unchanged,
+        Keeper(write, read),
+        dense=Known(network, [of_dense, work.stages.identity["trained"]]),
+    )
+
+
+def _earlier_figures(folder: Path, dense: Accuracy | Quality) -> tuple[dict[str, Accuracy | Quality], Checks]:
+    """What the run's own networks came to on the same images; none, and a warning, where its dense figure is another.
+
+    Empty where the run has not come so far.
+    """
+    path = folder / "accuracy.json"
+    if not path.is_file() or "accuracy.json" not in recorded_files(folder):
+        return {}, Checks()
+    rows = read_json(path, "figures/1")["networks"]
+    figures = {name: figure_of(fields) for name, fields in rows.items()}
+    before = figures.pop("dense")
+    same = (before.metric, before.n) == (dense.metric, dense.n) and abs(before.value - dense.value) <= FIGURE_NOISE
+    if not same:
+        text = (
+            f"the dense network's {dense.metric} is {dense.value:.4g} on {dense.n} images, and was {before.metric} "
+            f"{before.value:.4g} on {before.n} in {folder}: what that run's networks came to is left out"
+        )
+        return {}, Checks(warnings=(text,))
+    return {name: figure for name, figure in figures.items() if name in ("removed", "repaired", "tuned")}, Checks()
+
+
+def _budget_facts(folder: Path) -> dict[str, object]:
+    """How the run's budgets were met, which training changes nothing of; empty where a gate ended the run."""
+    path = folder / "summary.json"
+    summary = read_json(path, "summary/2") if path.is_file() else {}
+    return {"budgets": summary["budgets"]} if "budgets" in summary else {}
 
 
 def replay(folder: str | Path, *, trust: bool = False) -> dict[str, Any]:

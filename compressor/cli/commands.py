@@ -24,7 +24,7 @@ from ..searching import load_flow
 from ..searching.options import SearchOptions
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
-from .screen import StageBars, announce, console, search_bars
+from .screen import StageBars, announce, console, say_now, search_bars
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
 _WrongUsage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -261,6 +261,39 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
         finished_search = run_search(recipe, options, notify=notify, on_trial=on_trial)
     tables.searched(finished_search.summary)
     print(json.dumps(finished_search.summary))
+
+
+@app.command()
+def ship(
+    folder: Annotated[Path, typer.Argument(help="the folder of a run whose network you trained", metavar="RUN")],
+    weights: Annotated[
+        Path, typer.Argument(help="what your training left: a state dict or a loop's checkpoint", metavar="WEIGHTS")
+    ],
+    out: Path | None = typer.Option(None, help="folder to ship to; RUN-trained by default", metavar="FOLDER"),
+    entry: str = typer.Option("", help="what to take of a checkpoint that holds several, such as state_dict_ema"),
+    data: str = typer.Option("", help="the run's images, where they have moved"),
+    evaluation_data: str = typer.Option("", help="its evaluation images, where they have moved"),
+    trust: bool = _TRUST,
+    quiet: bool = _QUIET,
+) -> None:
+    """Ships a run's network with the weights of your own training: the same plan, gates, files, report and bundle."""
+    console.quiet = quiet
+    say_now(f"ship {folder} with the weights of {weights}")
+    from .. import pipeline
+
+    with StageBars(None) as notify:
+        run = pipeline.ship(
+            folder,
+            weights,
+            images=data or None,
+            out=out,
+            entry=entry,
+            evaluation_data=evaluation_data,
+            trust=trust,
+            notify=notify,
+        )
+    tables.compressed(run)
+    print(json.dumps(run.summary))
 
 
 @app.command()

@@ -161,8 +161,8 @@ def _add_accuracies(table: Table, summary: Summary) -> None:
     shipped = f"{_quality(summary, summary['accuracy_shipped'])} ({summary['shipped']})"
     held_out = f"{metric}, {summary['evaluation_images']:,} held out"
     table.add_row(held_out, _quality(summary, summary["accuracy_dense"]), shipped)
-    for name in ("removed", "repaired", "tuned"):
-        accuracy = summary[f"accuracy_{name}"]
+    for name in ("removed", "repaired", "tuned", "trained"):
+        accuracy = summary.get(f"accuracy_{name}")
         if accuracy is not None:
             table.add_row(f"  {name}", "", _quality(summary, accuracy))
     if summary["metric"] != facts.FIDELITY:

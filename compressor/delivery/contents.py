@@ -53,7 +53,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
     dense_cost, cost = measure_cost(work.dense), measure_cost(outcome.network)
     environment = read_environment()
     choice, checks = outcome.choice, delivery.checks
-    ships = choice.shipped if choice else "dense" if recipe.as_it_is else "repaired"
+    ships = outcome.shipped
     return ReportInput(
         model=recipe.model,
         recipe=asdict(recipe),
@@ -77,7 +77,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         uncovered=scores.uncovered,
         layers=tuple(_layer_rows(work.dense, outcome.network, dense_cost, cost, delivery.layer_ms)),
         parity=tuple(_parity_rows(delivery, recipe.max_parity)),
-        latency=tuple(_latency_row(timing, recipe.as_it_is) for timing in delivery.latency.timings),
+        latency=tuple(_latency_row(timing, outcome.is_dense) for timing in delivery.latency.timings),
         files=tuple(_file_rows(delivery.files)),
         engines=tuple(_engine_row(engine) for engine in delivery.engines.built),
         gates=checks.gates,
@@ -249,9 +249,9 @@ def _width(node: fx.Node) -> int:
     return int(node.meta["val"].shape[axis])
 
 
-def _latency_row(timing: Timing, as_it_is: bool) -> LatencyRow:
+def _latency_row(timing: Timing, is_dense: bool) -> LatencyRow:
     """Where a network ships as it is, its fp32 file is the dense one that the others are compared with."""
-    variant, precision = of_subject("dense" if as_it_is and timing.name == "shipped" else timing.name)
+    variant, precision = of_subject("dense" if is_dense and timing.name == "shipped" else timing.name)
     figures = summarise(timing)
     return LatencyRow(
         runtime=timing.runtime,

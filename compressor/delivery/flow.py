@@ -30,7 +30,7 @@ from .gates import accuracy_checks, measure_files, measure_parity
 from .latency import measure_latency, measure_layers
 from .pictures import make_pictures
 from .precisions import make_precisions
-from .results import Delivery, Files, Outcome
+from .results import Delivery, Files, Outcome, stands_for
 from .summary import summary_of
 
 
@@ -84,13 +84,11 @@ def _steps(work: Work, outcome: Outcome) -> Iterator[Delivery]:
 
     Every result is handed out, so that a reader who stops at one has what came before.
     """
-    keys = work.stages.keys
     networks = {"dense": work.dense, "shipped": outcome.network}
     dense = outcome.accuracy["dense"]
-    inputs = Known(networks, [keys[name] for name in ("groups", "finetune") if name in keys])
-    if work.recipe.as_it_is:  # one network, so one file
+    if outcome.is_dense:  # one network, so one file
         networks = {"shipped": outcome.network}
-        inputs = Known(networks, [keys["network"]])
+    inputs = Known(networks, stands_for(work.stages.keys))
 
     delivery = Delivery(outcome.checks + accuracy_checks(outcome.accuracy, work.recipe.max_accuracy_loss))
     yield delivery

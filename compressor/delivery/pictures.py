@@ -33,7 +33,7 @@ from ..run.work import Work
 from ..tasks import Leaves, Predict, Targets, Task, reference_of
 from ..tasks.comparison import classes_of, labels_of, pixels_of
 from ..tensors import Inputs, as_tuple, cut
-from .results import Outcome, Pictures
+from .results import Outcome, Pictures, stands_for
 from .views import Pair, views_of
 
 LOOKED_AT = 64
@@ -42,17 +42,18 @@ _DRAWING = ("explanation.py", "pictures.py", "plots.py")  # of the report, whose
 
 
 def make_pictures(work: Work, outcome: Outcome) -> Pictures:
-    """Drawn once; where that fails, none and a line that says why."""
+    """Drawn once; where that fails, none and a line that says why. None where both networks are one."""
+    if outcome.is_dense:
+        return Pictures()
     count = min(LOOKED_AT, len(work.splits.evaluation))
     some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
-    keys = work.stages.keys
     try:
         return work.stages.make(
             "pictures",
             _drawn,
             Keeper(_write, _read),
             place=[file_sha256(PACKAGE / "report" / name) for name in _DRAWING],
-            networks=Known({"dense": work.dense, "shipped": outcome.network}, [keys["groups"], keys["finetune"]]),
+            networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
             images=Known(some_images, [work.evaluation_images.stands_for, count]),
             task=outcome.task.itself,
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),

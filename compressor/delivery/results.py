@@ -28,8 +28,8 @@ class Outcome:
 
     `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch by the task's measure, `dense` and
     `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. Of a network that ships
-    as it is, structure and plan are None, `accuracy` is the dense one's alone and there is no fidelity. `choice` says
-    why this network ships, where there was one; `budget` is what was asked for, in words.
+    as it is, structure and plan are None, `accuracy` is the dense one's alone and there is no fidelity. `shipped` names
+    the network, `choice` says why it ships, where there was one; `budget` is what was asked for, in words.
     """
 
     structure: Structure | None
@@ -41,6 +41,17 @@ class Outcome:
     choice: Choice | None = None
     checks: Checks = field(default_factory=Checks)
     budget: str = ""
+    shipped: str = "repaired"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether dense and shipped are one network."""
+        return self.shipped == "dense"
+
+
+def stands_for(keys: Mapping[str, str]) -> list[str]:
+    """What dense and shipped network stand for in stages' keys: the keys of the stages that made them."""
+    return [keys[name] for name in ("network", "groups", "finetune", "trained") if name in keys]
 
 
 @dataclass(frozen=True, slots=True)

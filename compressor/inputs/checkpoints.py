@@ -6,9 +6,10 @@ architecture; the guesses in its messages come from names and shapes alone.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -60,6 +61,35 @@ def fill(module: nn.Module, path: str | Path) -> None:
     except Exception as error:  # of a module's own way of loading
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(f"checkpoint {str(path)!r} has the model's names and shapes, but {reason}") from error
+
+
+def fitting(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    *,
+    where: str,
+    remedy: str,
+    optional: Collection[str] = (),
+    spare: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The tensors of `state` that are expected; `optional` ones may be missing, `spare` ones be there.
+
+    Raises ModelError, with `where` they are from and the remedy, for what is missing, unexpected, of another shape or
+    no trained weight.
+    """
+    whole = _with_tied(dict(state), expected)
+    misfit = _misfit(expected, whole)
+    misfit = _Misfit(
+        missing=[name for name in misfit.missing if name not in optional],
+        unexpected=[name for name in misfit.unexpected if name not in spare],
+        unequal=misfit.unequal,
+    )
+    if not misfit.is_none:
+        raise ModelError(f"{where} doesn't fit the network: {_differences(expected, whole, misfit)}. {remedy}")
+    fitting_ones = {name: tensor for name, tensor in whole.items() if name in expected}
+    for name, tensor in fitting_ones.items():
+        _require_usable(name, tensor, expected[name], where)
+    return fitting_ones
 
 
 def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,22 +173,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
     Raises ModelError where the file is missing, damaged, or holds code beside its tensors.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ModelError(f"weights {str(path)!r} don't exist; give 'none', 'default' or a file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol; the error below says what matters
-            value = _load(file)
-    except Exception as error:
-        reason = "neither tensors alone nor complete"
-        if not isinstance(error, UnpicklingError):  # whose text advises to load the file unsafely
-            text = str(error).strip() or type(error).__name__
-            reason = text.splitlines()[0][:200]
-        raise ModelError(
-            f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
-            "save it with safetensors, or torch.save(model.state_dict(), ...)"
-        ) from error
+    value = load_checkpoint(path)
     state = _nested(value)
     if state is None:
         raise ModelError(
@@ -168,12 +183,54 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def load_checkpoint(path: str | Path) -> object:
+    """What the file holds as it lies there. Raises ModelError as `read_state` does."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelError(f"weights {str(path)!r} don't exist; give 'none', 'default' or a file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol; the error below says what matters
+            return _load(file)
+    except Exception as error:
+        reason = "neither tensors alone nor complete"
+        if not isinstance(error, UnpicklingError):  # whose text advises to load the file unsafely
+            text = str(error).strip() or type(error).__name__
+            reason = text.splitlines()[0][:200]
+        raise ModelError(
+            f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
+            "save it with safetensors, or torch.save(model.state_dict(), ...)"
+        ) from error
+
+
+def state_in(value: object, entry: str = "") -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """The tensors by name that a checkpoint holds, or those of its `entry`; and names of entries that hold others.
+
+    An entry is a key, or what names begin with (`ema.`). None where there is no such thing.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    others = [nest for nest in _NESTS if nest != entry and _nested(value.get(nest)) is not None]
+    if entry and isinstance(value.get(entry), Mapping):
+        state = _nested(value[entry])
+        return None if state is None else (state, tuple(others))
+    state = _nested(value)
+    if state is None:
+        return None
+    if entry:
+        below = entry.rstrip(".") + "."
+        state = {name.removeprefix(below): tensor for name, tensor in state.items() if name.startswith(below)}
+        return (state, ()) if state else None
+    return state, tuple(others[1:])
+
+
 def _load(file: Path) -> object:
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's checkpoints hold their options, plain values
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _nested(value: object) -> dict[str, Tensor] | None:

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ..errors import CompressorError, DataError, ModelError
+from ..errors import CompressorError, DataError, ModelError, RecipeError
 from ..files import file_sha256
 from .calls import LIBRARIES, names_code, parse_call
 
@@ -52,6 +52,13 @@ def require_trusted_loader(source: str, sha256: str, folder: Path, *, trust: boo
     objection = _objection_to(source, sha256, folder, role="loader", instead="other data")
     if objection:
         raise DataError(objection)
+
+
+def require_trusted_function(spec: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
+    """As `require_trusted`, with RecipeError, of a function that the folder's recipe names (`metrics.py:quality`)."""
+    objection = "" if trust else _objection_to(spec, sha256, folder, role="function", instead="the function itself")
+    if objection:
+        raise RecipeError(objection)
 
 
 def _objection_to(code: str, sha256: str, folder: Path, *, role: str, instead: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from ..budgets import is_none
 from ..records import Compensation, Cost, Figure, FloatArray, IntArray, LeftAlone
 
-Variant = Literal["dense", "removed", "repaired", "tuned", "shipped"]
+Variant = Literal["dense", "removed", "repaired", "tuned", "trained", "shipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class StageRow:
 class ReportInput:
     """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value.
 
-    `warnings` stand above everything else. `shipped` is which of repaired and tuned ships, `choice` says why.
+    `warnings` stand above everything else. `shipped` is which network ships, `choice` says why.
     `busy` says how crowded the machine was when networks were timed, and is empty where it was not. `task` is what the
     answers were taken for, `task_reason` why. `fidelity` has a figure for each smaller network in PyTorch. `pictures`
     are of the images on which the networks differ most, of the `pictured_of` that were looked at.
@@ -257,4 +257,4 @@ class ReportInput:
     @property
     def as_it_is(self) -> bool:
         """Whether nothing was to be removed: dense and shipped are one network."""
-        return is_none(self.budget)
+        return is_none(self.budget) and self.shipped != "trained"

@@ -15,7 +15,7 @@ import numpy as np
 from ..records import Accuracy, FloatArray, Quality
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint
 
-ORDER = ("dense", "removed", "repaired", "tuned", "shipped")
+ORDER = ("dense", "removed", "repaired", "tuned", "trained", "shipped")
 STAGES = {
     "groups": "finding the units that hang together, and checking them",
     "latency-model": "timing single layers, for the latency budget",
@@ -28,6 +28,7 @@ STAGES = {
     "mean answer": "what an ordinary answer of the dense network is",
     "accuracy": "accuracy of the networks",
     "network": "keeping the network as it is",
+    "trained": "keeping the weights of your training",
     "fidelity": "comparing the networks' answers with the dense one's",
     "onnx": "exporting to ONNX",
     "fp16": "making the fp16 file",

@@ -184,6 +184,7 @@ _NETWORKS: dict[str, tuple[str, str, float]] = {
     "removed": (REMOVED, "o", 60),
     "repaired": ("#6fa8dc", "D", 76),
     "tuned": (KEPT, "o", 26),
+    "trained": (KEPT, "^", 40),
 }
 _RING: Any = {
     "facecolors": "none",

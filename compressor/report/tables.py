@@ -155,9 +155,13 @@ def accuracy_table(run: ReportInput) -> Table:
         head, align = head[:-1], align[:-1]
     note = (
         f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
-        "fine-tuned after the repair; shipped: what is in the files."
+        f"fine-tuned after the repair; {_trained_note(run)}shipped: what is in the files."
     )
     return Table(accuracy_title(run), head, align, _headed(rows), note)
+
+
+def _trained_note(run: ReportInput) -> str:
+    return "trained: by you, afterwards; " if run.shipped == "trained" else ""
 
 
 def accuracy_title(run: ReportInput) -> str:

@@ -261,19 +261,34 @@ def hand_on(source: Path, target: Path, names: Iterable[str], *, begun: Iterable
     somebody writes to the other folder.
     """
     target.mkdir(parents=True, exist_ok=True)
-    begun = tuple(begun)
     with locked(target):
         if not (target / "run.json").is_file():  # first, so that a copy that was cut off is a run's folder
             _copy(source, target, "run.json")
-        for name in (*names, *begun):
-            marker = _marker_at(source, name)
-            other = _marker_at(target, name)
-            if marker is None or changed_files(source, marker.files):
-                continue
-            if other is not None and (name in begun or other.key == marker.key):
-                continue
-            for file in (*marker.files, f"stages/{name}.json"):  # the marker last
-                _copy(source, target, file)
+        copy_stages(source, target, names, begun=begun)
+
+
+def copy_stages(source: Path, target: Path, names: Iterable[str], *, begun: Iterable[str] = ()) -> None:
+    """The same into a folder that this process writes to."""
+    begun = tuple(begun)
+    for name in (*names, *begun):
+        marker = _marker_at(source, name)
+        other = _marker_at(target, name)
+        if marker is None or changed_files(source, marker.files):
+            continue
+        if other is not None and (name in begun or other.key == marker.key):
+            continue
+        for file in (*marker.files, f"stages/{name}.json"):  # the marker last
+            _copy(source, target, file)
+
+
+def require_finished(folder: Path, names: Iterable[str], *, remedy: str) -> None:
+    """Raises FolderError, with the remedy, for a stage that was not done, or whose files are not as it left them."""
+    for name in names:
+        marker = _marker_at(folder, name)
+        if marker is None:
+            raise FolderError(f"the run in {folder} has not come past {name!r}; {remedy}")
+        for file, reason in changed_files(folder, marker.files).items():
+            raise FolderError(f"{file} in {folder} {reason}; {remedy}")
 
 
 def _marker_at(folder: Path, name: str) -> Marker | None:
@@ -347,7 +362,10 @@ def _difference(key: str, was: object, now: str) -> str:
     """What the run in a folder is of, in words; of weights and images there are hashes alone, which say nothing."""
     if key == "model":
         return f"model {was!r} (now {now!r})"
-    return {"weights": "other weights", "data": "other evaluation images"}.get(key, f"another {key}")
+    if key == "trained" and not was:
+        return "the network as it was before your training"
+    others = {"weights": "other weights", "data": "other evaluation images", "trained": "other trained weights"}
+    return others.get(key, f"another {key}")
 
 
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
@@ -359,8 +377,9 @@ def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     require_unlocked(folder)
     earlier = _identity_in(folder)
     if earlier is not None:
+        expected = {"trained": "", **identity}
         differences = [
-            _difference(key, earlier.get(key), now) for key, now in identity.items() if earlier.get(key) != now
+            _difference(key, earlier.get(key), now) for key, now in expected.items() if earlier.get(key, "") != now
         ]
         if differences:
             raise FolderError(

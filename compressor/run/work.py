@@ -108,6 +108,21 @@ def prepare(
     `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave. `parts` are a
     user's own functions of the task, `data` what a Python caller gave in place of the recipe's.
     """
+    work = read_work(recipe, notify, model, data, parts=parts, search=search, spare=spare)
+    return replace(work, stages=open_run(recipe.folder, work.stages.identity, notify))
+
+
+def read_work(
+    recipe: Recipe,
+    notify: Notify,
+    model: Model | None,
+    data: object,
+    *,
+    parts: UserParts = NO_PARTS,
+    search: int = 0,
+    spare: int = 0,
+) -> Work:
+    """The same, whatever its folder holds: nobody has looked at that yet."""
     require_known(recipe)
     model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     read = read_data(recipe, model, data, search=search, spare=spare)
@@ -136,7 +151,7 @@ def prepare(
     identity = {"model": recipe.model, "weights": model.sha256, "data": splits.hashes["evaluation"]}
     return Work(
         recipe,
-        open_run(recipe.folder, identity, notify),
+        Stages(recipe.folder, notify, identity),
         model,
         splits,
         dense,

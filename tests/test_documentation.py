@@ -164,6 +164,12 @@ def test_a_module_and_arrays_in_memory_are_an_example(tmp_path: Path) -> None:
     assert "Linear" in _example("your_own_module", tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_training_afterwards_and_shipping_is_an_example(tmp_path: Path) -> None:
+    assert "trained" in _example("ship_after_training", tmp_path / "run")
+    assert (tmp_path / "run-trained" / "bundle" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize(("name", "words"), [("prune_in_memory", "of the MACs stay"), ("what_can_go", "head")])
 def test_what_needs_no_folder_is_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, words: str

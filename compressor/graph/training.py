@@ -112,12 +112,12 @@ class TrainableGraph(fx.GraphModule):
         code = super().recompile()
         if self.nesting is not None:
             kind = type(self)  # a class of this very graph: fx makes one for each
-            kind.forward = with_nesting(kind.forward, self.nesting)  # type: ignore[method-assign]
+            kind.forward = with_nesting(kind.forward, self.nesting)
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Moving averages of weights are deep copies, which fx makes of the graph alone."""
-        copied = super().__deepcopy__(memo)
+        copied: Any = super().__deepcopy__(memo)
         copied.nesting = self.nesting
         copied.recompile()
         return copied

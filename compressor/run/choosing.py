@@ -5,9 +5,12 @@ Known before anything is computed over the data; what the task needs of the dens
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 import torch
@@ -43,12 +46,28 @@ class UserParts:
 
 
 def _print_of(function: Callable[..., Any]) -> str:
-    """Of a Python function its own code and constants; what it calls is not followed."""
+    """Of a Python function its own code and constants, of an object that is called its class's and what it holds.
+
+    What it calls is not followed.
+    """
+    if isinstance(function, functools.partial):
+        return f"{_print_of(function.func)} {function.args!r} {function.keywords!r}"
+    held = repr(function) if dataclasses.is_dataclass(function) else ""
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    if code is None:
-        return name
-    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()}"
+    return f"{name} {held} {_code_hash(code)}" if isinstance(code, CodeType) else f"{name} {held}"
+
+
+def _code_hash(code: CodeType) -> str:
+    """The same in every process: constants that are code themselves (comprehensions) print as where they lie."""
+    constants = [_constant(value) for value in code.co_consts]
+    return hashlib.sha256(code.co_code + "\n".join([*constants, *code.co_names]).encode()).hexdigest()
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, CodeType):
+        return _code_hash(value)
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 NO_PARTS = UserParts()

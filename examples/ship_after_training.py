@@ -9,8 +9,8 @@ from compressor.inputs.images import batches, overridden
 from compressor.inputs.models import load_model
 from compressor.inputs.sources import load_images
 
-out = sys.argv[1] if len(sys.argv) > 1 else "runs/digits-resnet"
-run = compressor.compress("digits-resnet", budget="macs 0.35", max_accuracy_loss=100, out=out)
+out = sys.argv[1] if len(sys.argv) > 1 else "runs/digits-untuned"
+run = compressor.compress("digits-resnet", finetune_epochs=0, out=out)
 images = load_images("digits:training").prepared(overridden(load_model("digits-resnet").preprocessing))
 network = run.network().train()
 optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)

@@ -40,7 +40,7 @@ class Nesting:
     def flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The graph's inputs, in its order. Raises TypeError, as any function does, for what forward does not take."""
         if self.as_mapping and len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
-            kwargs, args = args[0], ()
+            kwargs, args = args[0], []
         if len(args) > len(self.positions):
             raise TypeError(f"forward() takes {len(self.positions)} inputs but {len(args)} were given")
         named = dict(zip(self.positions, args, strict=False))
@@ -127,10 +127,11 @@ def _below(path: str, key: object) -> str:
 
 def _mapping_like(template: Mapping[Any, Any], entries: dict[Any, Any]) -> Mapping[Any, Any]:
     """Of the template's own class, where that is made of its entries; else a dictionary."""
+    made: Callable[..., Any] = type(template)
     try:
-        if dataclasses.is_dataclass(template):  # Hugging Face's answers are both
-            return type(template)(**entries)
-        made: Mapping[Any, Any] = type(template)(entries)  # type: ignore[call-arg]
+        # Hugging Face's answers are both a dictionary and a dataclass
+        mapping = made(**entries) if dataclasses.is_dataclass(template) else made(entries)
+        assert isinstance(mapping, Mapping)
     except Exception:  # a class of the user's own, made in some other way
         return entries
-    return made
+    return mapping

@@ -257,4 +257,9 @@ class ReportInput:
     @property
     def as_it_is(self) -> bool:
         """Whether nothing was to be removed: dense and shipped are one network."""
-        return is_none(self.budget) and self.shipped != "trained"
+        return self.whole and self.shipped != "trained"
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was to be removed, whatever its weights were trained to afterwards."""
+        return is_none(self.budget)

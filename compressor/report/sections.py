@@ -74,6 +74,8 @@ def verdict(run: ReportInput) -> tuple[str, ...]:
     lines = [f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."]
     if run.as_it_is:
         lines = [_NOTHING_REMOVED]
+    elif run.whole:
+        lines = [_TRAINED_ALONE]
     lines.extend(_accuracy_sentence(run))
     lines.append(_speed_sentence(run))
     lines.append(_gate_sentence(run))
@@ -81,6 +83,7 @@ def verdict(run: ReportInput) -> tuple[str, ...]:
 
 
 _NOTHING_REMOVED = "Nothing was removed: the network ships as it is."
+_TRAINED_ALONE = "Nothing was removed: the network ships with the weights of your training."
 
 
 def _accuracy_sentence(run: ReportInput) -> list[str]:

@@ -56,7 +56,8 @@ def write_report(run: ReportInput, folder: str | Path, pictures: Mapping[str, by
 
     images = {**draw_plots(run), **(pictures or {})}
     sections = build_sections(run, images.keys())
-    title = f"{facts.model_name(run.model)}, {'as it is' if run.as_it_is else 'made smaller'}"
+    how = "as it is" if run.as_it_is else "trained" if run.whole else "made smaller"
+    title = f"{facts.model_name(run.model)}, {how}"
     warnings = tuple(warning for warning in run.warnings if warning != run.task_reason)  # which stands under the title
     page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, warnings, subtitle(run))
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})

@@ -98,6 +98,7 @@ RECIPE: dict[str, Any] = {  # the default but for what only costs time here: tun
 }
 PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = [Path(__file__).stem, "timm", "torch._dynamo", "onnxscript", "onnxslim"]  # seconds, in every process
+PRELOADED += ["matplotlib.pyplot", "onnxruntime", "jinja2"]
 PRELOADED += ["transformers", "segmentation_models_pytorch"]  # where they are installed
 
 

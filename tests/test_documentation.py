@@ -182,6 +182,57 @@ def test_what_needs_no_folder_is_an_example(
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("any_task", "same_pixels "),
+        ("two_inputs", "[16, 1, 12, 12]]"),
+        ("as_it_is", "manifest.json"),
+        ("sweep", "sweep.html"),
+    ],
+)
+def test_every_task_and_budget_is_an_example(tmp_path: Path, name: str, words: str) -> None:
+    assert words in _example(name, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_tasks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.scores, self.sides = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.stem(x).relu()
+            return {"scores": self.scores(x), "sides": self.sides(x)}
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    quick = {"finetune_epochs": 1, "targets": (), "latency_seconds": 0.0, "max_accuracy_loss": 100.0, "multiple": 1}
+    real = compressor.compress
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+        names = {
+            "torch": torch,
+            "compressor": compressor,
+            "segmenter": nn.Sequential(*body, nn.Conv2d(16, 5, 1)),
+            "detector": Detector(),
+            "images": torch.randn(40, 3, 12, 12),
+            "masks": torch.randint(0, 5, (40, 12, 12)),
+        }
+        for number, block in enumerate(blocks):
+            out = tmp_path / str(number)
+            monkeypatch.setattr(
+                compressor, "compress", lambda *a, out=out, **o: real(*a, out=out, calibration=20, **quick, **o)
+            )
+            exec(block, names)
+    assert names["run"].summary["metric"] == "box F1 to dense"
+
+
 def _example(name: str, *arguments: Path) -> str:
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

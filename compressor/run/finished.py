@@ -15,8 +15,7 @@ import numpy as np
 
 from ..errors import DataError, FolderError, ModelError, RecipeError
 from ..files import read_json, read_record
-from ..inputs.calls import names_code
-from ..inputs.trust import builder_sha256, require_trusted, require_trusted_function, require_trusted_loader
+from ..inputs.trust import require_trusted, require_trusted_function, require_trusted_loader
 from ..recipe import Recipe, read_recipe
 from ..records import Plan
 from .choosing import PARTS
@@ -55,14 +54,11 @@ class Finished:
 
 def kept_facts(work: Work) -> dict[str, Any]:
     """What `splits.json` says of a run's data and task: hashes and names."""
-    recipe = work.recipe
-    specs = [recipe.data, recipe.evaluation_data, *(getattr(recipe, part) for part in PARTS)]
     return {
         "schema": "splits/1",
         "hashes": dict(work.splits.hashes),
         "left_out": list(work.splits.left_out),
         "parts": sorted(work.chosen.parts.functions),
-        "code": {spec: builder_sha256(spec) for spec in specs if names_code(spec)},
     }
 
 
@@ -80,7 +76,7 @@ def read_finished(folder: Path, recipe: Recipe | None = None) -> Finished:
         weights=str(read_json(folder / "run.json", "run/1").get("weights", "")),
         splits=dict(splits.get("hashes", {})),
         parts=tuple(splits.get("parts", ())),
-        code=dict(splits.get("code", {})),
+        code=network.code_sha256s,
     )
     require_finished(folder, finished.stages, remedy=_AGAIN)
     if network.kept:

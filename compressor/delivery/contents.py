@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from ..choices import ranking_of
 from ..device.environment import read_environment
@@ -246,7 +246,9 @@ def _layer_rows(
 def _width(node: fx.Node) -> int:
     """Output units of a weighted node: channels of [N, C, ...], features of [..., C]."""
     axis = 1 if "conv" in str(node.target) else -1
-    return int(node.meta["val"].shape[axis])
+    results = node.meta["val"]
+    outputs = results if isinstance(results, Tensor) else results[0]  # a recurrent layer gives its state too
+    return int(outputs.shape[axis])
 
 
 def _latency_row(timing: Timing, is_dense: bool) -> LatencyRow:

@@ -7,6 +7,7 @@ oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -101,24 +102,26 @@ def collect(
     if layouts is None:
         layouts = layouts_of(graph, layers, batches[0]) if batches else {}
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
-    input_layouts = {node: layouts.get(arguments(node)["input"].name) for node in layers}
-    sums = {node: _Sums(width) for node, width in widths.items() if width and input_layouts[node] is not None}
+    used = {use.node: node for node, layer in layers.items() for use in layer.uses}
+    input_layouts = {use: layouts.get(arguments(use)["input"].name) for use in used}
+    untold = {node for use, node in used.items() if input_layouts[use] is None}
+    sums = {node: _Sums(width) for node, width in widths.items() if width and node not in untold}
 
     device = device_of(graph)
     n = 0  # images of the batch that passes, for `watch`
 
     def watch(node: fx.Node, value: object) -> object:
-        samples = input_layouts.get(node)
-        if node in sums and samples is not None:
-            window = window_of(node, fetch(graph, layers[node].weight))
+        samples, of_layer = input_layouts.get(node), used.get(node)
+        if of_layer is not None and of_layer in sums and samples is not None:
+            window = window_of(node, fetch(graph, layers[of_layer].weight))
             x = samples.images_first(walk.env[arguments(node)["input"]], n)
             if window.linear:
                 x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
-            wanted = rows_wanted(widths[node], options)
+            wanted = math.ceil(rows_wanted(widths[of_layer], options) / len(layers[of_layer].uses))
             entries = len(x) // n  # windows or frames of one image that lie on the first axis
             positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
             rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
-            sums[node].add(rows.flatten(0, 2))
+            sums[of_layer].add(rows.flatten(0, 2))
         return value
 
     walk = Watcher(graph, watch)

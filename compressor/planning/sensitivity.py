@@ -18,14 +18,13 @@ from torch import Tensor, fx
 
 from ..distributed import sum_over_ranks
 from ..errors import DataError
-from ..graph import fetch, store
+from ..graph import fetch
 from ..graph.interface import output_names
 from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, run_node
-from ..graph.operators import arguments
 from ..placement import device_of, release
 from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
-from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of
+from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of, means_of, store_under
 from ..repair.consumers import Layer, find_layers
 from ..tasks import Task
 from ..tensors import Inputs as NetworkInputs
@@ -421,13 +420,14 @@ def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: S
     shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
     outputs = torch.from_numpy(kept[0]).to(rows.device)
     old = fetch(small, layer.weight)
-    store(small, layer.weight, fitted[outputs].reshape(old.shape).to(old))
+    store_under(small, [use.weight for use in layer.uses], fitted[outputs].reshape(old.shape).to(old))
     if layer.bias:
         bias = fetch(small, layer.bias)
-        store(small, layer.bias, bias + shift[outputs].to(bias))
+        store_under(small, [use.bias for use in layer.uses], bias + shift[outputs].to(bias))
     elif layer.norm is not None:
-        name = str(arguments(layer.norm)["running_mean"].target)
-        store(small, name, fetch(small, name) - shift[outputs].to(fetch(small, name)))
+        names = means_of(layer)
+        mean = fetch(small, names[0])
+        store_under(small, names, mean - shift[outputs].to(mean))
 
 
 def taken_over(weights: Tensor, inputs: Inputs, stays: Tensor, goes: Tensor) -> Tensor:

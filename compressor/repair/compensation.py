@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..distributed import sum_count
 from ..errors import DataError
@@ -27,7 +27,7 @@ from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..tensors import Inputs, as_tuple, count, cut
 from . import clamped, dual, least_squares
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
-from .gathering import Fit, Gathering, Statistics
+from .gathering import Fit, Gathering, Statistics, Use
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 LEAST_HELD = 2  # rows a feature; with fewer in memory a clamp is not looked at
@@ -100,12 +100,11 @@ def compensate(
     if layouts is None:
         layouts = layouts_of(dense, layers, images[0])
     order = schedule(dense, layers)
-    # a partner's value has to live until its layer is solved, for that is fitted to what the stream lacks
-    partners = {node: (layer.partner,) for node, layer in layers.items() if layer.partner is not None}
+    needed = {node: _needed(layer) for node, layer in layers.items()}
     folds = [fold_of(batch) for batch in images]
 
     repaired: list[LayerRepair] = []
-    with Lockstep(dense, pruned, order, images, changed, partners, options.limit_bytes) as walk:
+    with Lockstep(dense, pruned, order, images, changed, needed, options.limit_bytes) as walk:
         for stop, node in enumerate(order):
             if node not in layers:
                 continue
@@ -118,11 +117,18 @@ def compensate(
     return Compensation(tuple(repaired), left_alone)
 
 
-def layouts_of(dense: fx.GraphModule, layers: Iterable[fx.Node], images: Inputs) -> Layouts:
+def _needed(layer: Layer) -> tuple[fx.Node, ...]:
+    """What has to live until the layer is solved: what its uses read, and the streams whose lack it makes up for."""
+    read_again = [arguments(use.node)["input"] for use in layer.again]
+    return (*read_again, *(use.partner for use in layer.uses if use.partner is not None))
+
+
+def layouts_of(dense: fx.GraphModule, layers: Mapping[fx.Node, Layer], images: Inputs) -> Layouts:
     """Where the inputs and outputs of layers keep the images, by node name; None where that can't be told."""
     names: set[str] = set()
-    for node in layers:
-        names |= {node.name, arguments(node)["input"].name}
+    for layer in layers.values():
+        for use in layer.uses:
+            names |= {use.node.name, arguments(use.node)["input"].name}
     if not names:
         return {}
     return sample_layouts(dense, names, inputs_to(cut(images, 0, 1), device_of(dense)), strict=False)
@@ -143,18 +149,18 @@ def rows_wanted(features: int, options: CompensationOptions) -> int:
 
 def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> Fit:
     weight = fetch(walk.pruned, layer.weight).detach()
-    window = window_of(walk.twin(layer.node), weight)
+    groups = window_of(walk.twin(layer.node), weight).groups
     indices = slices.kept.get(layer.weight)
     width = fetch(walk.dense, layer.weight).shape[0]
     kept = torch.arange(width) if indices is None else torch.from_numpy(indices[0])
 
     scale = output_scale(walk.pruned, walk.twins, layer, weight.shape[0])
-    scale = scale.reshape(window.groups, -1)  # [groups, outputs]
+    scale = scale.reshape(groups, -1)  # [groups, outputs]
     start = weight.double().reshape(*scale.shape, -1) * scale.unsqueeze(-1)  # [groups, outputs, features]
     offset = 0 * scale
     if layer.bias:
         offset = fetch(walk.pruned, layer.bias).detach().double().reshape(scale.shape) * scale
-    return Fit(layer, window, kept.to(weight.device), scale, start, offset)
+    return Fit(layer, kept.to(weight.device), scale, start, offset)
 
 
 def _repair(
@@ -198,16 +204,14 @@ def _gathering_of(
     """How the layer is looked at; a text where it can't be refitted."""
     layer = fit.layer
     groups, outputs, features = fit.start.shape
-    input_layout = layouts.get(arguments(layer.node)["input"].name)
-    output_layout = layouts.get(layer.node.name)
-    if input_layout is None or output_layout is None:
-        return "its inputs can't be told apart by image"
-    if layer.channel_axis == 1 and (input_layout.axis or output_layout.axis):
-        return "it is convolved with the images on another axis than the first"
+    uses = _uses_of(walk, layer, layouts)
+    if isinstance(uses, str):
+        return uses
 
     image_count = sum_count(sum(map(len, folds)))
     wanted = rows_wanted(features, options)
-    available = min(wanted, image_count * _rows_per_image(layer, traced_count(walk.dense)))
+    rows_per_image = sum(_rows_per_image(use, traced_count(walk.dense)) for use in layer.uses)
+    available = min(wanted, image_count * rows_per_image)
     by_rows = groups == 1 and (features > options.widest or available < features)
     if not by_rows and features > options.widest:
         return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
@@ -216,21 +220,37 @@ def _gathering_of(
     held = min(wanted, options.limit_bytes // 2 // row_bytes)
     bounds: clamped.Bounds | None = None
     # what the clamp takes is known only where what the outputs are added to comes before the layer
-    partner_known = layer.partner is None or layer.partner in walk.order[:stop]
-    if options.clamps and partner_known and held >= LEAST_HELD * features and not by_rows:
+    before = walk.order[:stop]
+    partners_known = all(use.partner is None or use.partner in before for use in layer.uses)
+    if options.clamps and partners_known and held >= LEAST_HELD * features and not by_rows:
         bounds = layer.bounds
     return Gathering(
         walk,
         fit,
         folds,
-        (input_layout, output_layout),
+        uses,
         seed=options.seed,
         image_count=image_count,
-        wanted_rows=min(wanted, options.rows_of_wide) if by_rows else wanted,
-        held_rows=held,
+        wanted_rows=math.ceil((min(wanted, options.rows_of_wide) if by_rows else wanted) / len(uses)),
+        held_rows=held // len(uses),
         bounds=bounds,
         sample=[] if by_rows else None,
     )
+
+
+def _uses_of(walk: Lockstep, layer: Layer, layouts: Layouts) -> list[Use] | str:
+    """How each node of the layer reads its input; a text where the layer can't be refitted."""
+    uses: list[Use] = []
+    for use in layer.uses:
+        input_layout = layouts.get(arguments(use.node)["input"].name)
+        output_layout = layouts.get(use.node.name)
+        if input_layout is None or output_layout is None:
+            return "its inputs can't be told apart by image"
+        if layer.channel_axis == 1 and (input_layout.axis or output_layout.axis):
+            return "it is convolved with the images on another axis than the first"
+        window = window_of(walk.twin(use.node), fetch(walk.pruned, layer.weight))
+        uses.append(Use(use, window, (input_layout, output_layout)))
+    return uses
 
 
 def _rows_per_image(layer: Layer, traced_images: int) -> int:
@@ -313,17 +333,31 @@ def _write(pruned: fx.GraphModule, fit: Fit, weights: Tensor, offset: Tensor) ->
     old = fetch(pruned, fit.layer.weight).detach()
     old_rows = old.double().reshape(weights.shape)  # [groups, outputs, features]
     fitted = torch.where(reaches_stream.unsqueeze(-1), weights / divisor.unsqueeze(-1), old_rows)
-    store(pruned, fit.layer.weight, fitted.reshape(old.shape).to(old.dtype))
+    store_under(pruned, [use.weight for use in fit.layer.uses], fitted.reshape(old.shape).to(old.dtype))
     if not fit.has_intercept:
         return
 
     if fit.layer.bias:
         bias = fetch(pruned, fit.layer.bias).detach()
         new_bias = torch.where(reaches_stream, offset / divisor, bias.double().reshape(offset.shape))
-        store(pruned, fit.layer.bias, new_bias.flatten().to(bias.dtype))
+        store_under(pruned, [use.bias for use in fit.layer.uses], new_bias.flatten().to(bias.dtype))
     elif fit.layer.norm is not None:
         # the normalisation subtracts its mean from the outputs: what is added to them is taken off it
-        name = str(arguments(fit.layer.norm)["running_mean"].target)
-        mean = fetch(pruned, name)
+        names = means_of(fit.layer)
+        mean = fetch(pruned, names[0])
         shift = torch.where(reaches_stream, offset / divisor, 0.0).flatten()
-        store(pruned, name, (mean.double() - shift).to(mean.dtype))
+        store_under(pruned, names, (mean.double() - shift).to(mean.dtype))
+
+
+def means_of(layer: Layer) -> list[str]:
+    """The names of the running mean behind a layer, one for each use; none where no normalisation is behind it."""
+    norms = [use.norm for use in layer.uses if use.norm is not None]
+    return [str(arguments(norm)["running_mean"].target) for norm in norms]
+
+
+def store_under(graph: fx.GraphModule, names: Sequence[str], value: Tensor) -> None:
+    """Puts one tensor in the place of all that have those names: tied ones stay tied."""
+    if isinstance(fetch(graph, names[0]), nn.Parameter):
+        value = nn.Parameter(value)
+    for name in set(names):
+        store(graph, name, value)

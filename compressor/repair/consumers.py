@@ -1,15 +1,16 @@
 """Which weighted nodes of a graph can be refitted, and what becomes of their outputs: a traced graph in, `Layer`s out.
 
 A layer's outputs may pass a batch normalisation or stored per-channel factors before they are added to a
-stream; `schedule` puts what they are added to before the layer. Knows neither scores nor plans, and solves nothing.
+stream; `schedule` puts what they are added to before the layer, and all inputs of a weight that is used several times
+before its first use. Knows neither scores nor plans, and solves nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -41,7 +42,8 @@ class Layer:
 
     `norm` is the batch normalisation right behind it, `chain` that and the stored factors that follow, and
     `partner` the other operand of the sum the outputs then enter. `bounds` are where what alone takes the
-    chain's end or that sum is flat, as ReLU is below zero.
+    chain's end or that sum is flat, as ReLU is below zero. `again` are the further nodes that read the same weight
+    (twin towers, a head on several maps), with the same bias and the same chain.
     """
 
     node: fx.Node
@@ -51,6 +53,12 @@ class Layer:
     chain: tuple[fx.Node, ...]
     partner: fx.Node | None
     bounds: Bounds | None = None
+    again: tuple[Layer, ...] = ()
+
+    @property
+    def uses(self) -> tuple[Layer, ...]:
+        """The layer itself, then `again`."""
+        return (self, *self.again)
 
     @property
     def name(self) -> str:
@@ -73,24 +81,58 @@ def find_layers(
             uses[id(attribute(graph, node))] += len(node.users)
 
     layers: dict[fx.Node, Layer] = {}
+    reasons: dict[fx.Node, str] = {}
+    together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
+    for nodes in _by_weight(graph):
+        if all(arguments(node)["input"] not in changed for node in nodes):
+            continue
+        reason = _obstacle(graph, nodes, uses)
+        if not reason and len(nodes) > 1 and _wait_for_themselves(nodes, together):
+            reason = "its weight is used again on what was made with it"
+        if reason:
+            reasons[nodes[0]] = reason
+        else:
+            layers[nodes[0]] = _layer_of(graph, nodes, uses, changed)
+            together |= dict.fromkeys(nodes, nodes)
+
     left_alone: list[LeftAlone] = []
     for node in graph.graph.nodes:
-        reason = ""
-        if node.target is LINEAR or node.target in CONVOLUTIONS:
-            if arguments(node)["input"] not in changed:
-                continue
-            reason = _obstacle(graph, node, uses)
-            if not reason:
-                layers[node] = _layer(graph, node, uses, changed)
-        elif node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
-            reason = "a transposed convolution's outputs share no common row of inputs"
-        elif node.target in RECURRENT and arguments(node)["input"] in changed:
-            reason = "a recurrent layer's outputs are no products of its inputs alone"
-        elif node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
-            reason = "a product with a parameter outside linear and convolution"
+        reason = reasons.get(node) or _other_obstacle(graph, node, changed)
         if reason:
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
+
+
+def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
+    """The convolutions and linear nodes, those together that read one weight in one way, each in the graph's order."""
+    nodes_of: dict[object, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if node.target is not LINEAR and node.target not in CONVOLUTIONS:
+            continue
+        settings = arguments(node)
+        weight = settings["weight"]
+        key: object = node
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            key = id(attribute(graph, weight)), node.target, settings.get("groups", 1)
+        nodes_of.setdefault(key, []).append(node)
+    return [tuple(nodes) for nodes in nodes_of.values()]
+
+
+def _wait_for_themselves(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> bool:
+    """Whether what one of the nodes reads needs another of them, be it through others that are refitted together."""
+    inputs = [source for node in nodes for source in node.all_input_nodes]
+    return any(_depends(source, nodes, (), together) for source in inputs)
+
+
+def _other_obstacle(graph: fx.GraphModule, node: fx.Node, changed: Collection[fx.Node]) -> str:
+    """Why a node with weights that is neither a convolution nor linear keeps them; empty for any other node."""
+    if node.target in RECURRENT and arguments(node)["input"] in changed:
+        return "a recurrent layer's outputs are no products of its inputs alone"
+    if node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
+        return "a transposed convolution's outputs share no common row of inputs"
+    if node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
+        return "a product with a parameter outside linear and convolution"
+    return ""
 
 
 def _name_of(node: fx.Node) -> str:
@@ -102,29 +144,55 @@ def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
     return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in stored)
 
 
-def _obstacle(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int]) -> str:
-    """Why the layer can't be refitted; empty where it can."""
-    args = arguments(node)
+def _obstacle(graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int]) -> str:
+    """Why a layer, of several nodes where they read one weight, can't be refitted; empty where it can."""
     for name in ("weight", "bias"):
-        source = args[name]
-        if source is None:
+        sources = [arguments(node)[name] for node in nodes]
+        if all(source is None for source in sources):
             continue
-        if not isinstance(source, fx.Node) or source.op != "get_attr":
+        if None in sources:
+            return f"its weight is used with and without a {name}"
+        if not all(isinstance(source, fx.Node) and source.op == "get_attr" for source in sources):
             return f"its {name} is computed, not a plain parameter"
-        if uses[id(attribute(graph, source))] > 1:
+        tensors = {id(attribute(graph, source)) for source in sources}
+        if len(tensors) > 1 or uses[tensors.pop()] > len(nodes):
             return f"its {name} is shared with another node"
     return ""
 
 
-def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], changed: Collection[fx.Node]) -> Layer:
+def _layer_of(
+    graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int], changed: Collection[fx.Node]
+) -> Layer:
+    """The layer of all nodes that read one weight: what is behind them counts where it is the same behind each."""
+    layers = [_layer(graph, node, uses, changed, times=len(nodes)) for node in nodes]
+    if len({_stored_behind(graph, layer) for layer in layers}) > 1:
+        layers = [_layer(graph, node, uses, changed, times=0) for node in nodes]
+    if len({layer.bounds for layer in layers}) > 1:
+        layers = [replace(layer, bounds=None) for layer in layers]
+    return replace(layers[0], again=tuple(layers[1:]))
+
+
+def _stored_behind(graph: fx.GraphModule, layer: Layer) -> tuple[object, ...]:
+    """The operations of a layer's chain, each with the tensors it reads by identity."""
+    behind: list[object] = []
+    for node in layer.chain:
+        stored = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
+        behind.append((node.target, *(id(attribute(graph, operand)) for operand in stored)))
+    return tuple(behind)
+
+
+def _layer(
+    graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], changed: Collection[fx.Node], *, times: int
+) -> Layer:
+    """One use of a weight that is used so many times; 0 where what is behind it is not looked at."""
     args = arguments(node)
     norm: fx.Node | None = None
     chain: list[fx.Node] = []
     end = node
-    while len(end.users) == 1:
+    while times and len(end.users) == 1:
         (user,) = end.users
         # right behind the layer alone: there the mean is in the outputs' own units, and can take an offset
-        if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses):
+        if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses, times):
             norm = user
         elif user.target is not aten.mul.Tensor or factor_of(user, end) is None:
             break
@@ -137,9 +205,10 @@ def _layer(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], change
     return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
 
 
-def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int]) -> bool:
+def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int], times: int) -> bool:
+    """Whether the normalisation's mean is read behind the layer alone, as often as its weight."""
     mean = arguments(norm)["running_mean"]
-    return isinstance(mean, fx.Node) and mean.op == "get_attr" and uses[id(attribute(graph, mean))] == 1
+    return isinstance(mean, fx.Node) and mean.op == "get_attr" and uses[id(attribute(graph, mean))] == times
 
 
 def factor_of(product: fx.Node, value: fx.Node) -> fx.Node | None:
@@ -265,7 +334,17 @@ def output_scale(pruned: fx.GraphModule, twins: Mapping[fx.Node, fx.Node], layer
 
 
 def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx.Node, ...]:
-    """All nodes in an order in which, wherever it can, a layer's partner comes before the layer."""
+    """All nodes in an order in which, wherever it can, a layer's partner comes before the layer.
+
+    The nodes of a layer that is used several times come one behind the other, the one it stands by in `layers` first.
+    """
+    together: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    partners: dict[fx.Node, fx.Node | None] = {}
+    for layer in layers.values():
+        nodes = tuple(use.node for use in layer.uses)
+        together |= dict.fromkeys(nodes, nodes)
+        partners |= {use.node: use.partner for use in layer.uses}
+
     order: list[fx.Node] = []
     done: set[fx.Node] = set()
     begun: set[fx.Node] = set()
@@ -276,22 +355,35 @@ def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx
             if node in done:
                 stack.pop()
                 continue
-            needed = list(node.all_input_nodes)
-            partner = layers[node].partner if node in layers else None
-            # a partner that itself waits for a node that has begun would close a circle
-            if partner is not None and not _depends(partner, begun | {node}, done):
-                needed.append(partner)
-            begun.add(node)
+            nodes = together.get(node, (node,))
+            needed = _needed(node, together)
+            for use in nodes:
+                partner = partners.get(use)
+                # a partner that itself waits for a node that has begun would close a circle
+                if partner is not None and not _depends(partner, begun | {*nodes}, done, together):
+                    needed.append(partner)
+            begun.update(nodes)
             waiting = [used for used in needed if used not in done]
             if waiting:
                 stack.extend(reversed(waiting))
             else:
-                done.add(stack.pop())
-                order.append(node)
+                stack.pop()
+                done.update(nodes)
+                order.extend(nodes)
     return tuple(order)
 
 
-def _depends(node: fx.Node, targets: Collection[fx.Node], done: Collection[fx.Node]) -> bool:
+def _needed(node: fx.Node, together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> list[fx.Node]:
+    """What a node reads, and what the nodes read that come with it."""
+    return [source for use in together.get(node, (node,)) for source in use.all_input_nodes]
+
+
+def _depends(
+    node: fx.Node,
+    targets: Collection[fx.Node],
+    done: Collection[fx.Node],
+    together: Mapping[fx.Node, tuple[fx.Node, ...]],
+) -> bool:
     """Whether a node that is not done needs one of the targets that is not done either."""
     seen: set[fx.Node] = set()
     stack = [node]
@@ -302,5 +394,5 @@ def _depends(node: fx.Node, targets: Collection[fx.Node], done: Collection[fx.No
         if current in targets:
             return True
         seen.add(current)
-        stack.extend(current.all_input_nodes)
+        stack.extend(_needed(current, together))
     return False

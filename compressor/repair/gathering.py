@@ -28,6 +28,15 @@ ROW_ENTRIES = 1 << 23  # rows are unfolded so many numbers at a time: 64 MB in f
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """One node of a layer: how it reads its input, and where its input and its output keep the images."""
+
+    layer: Layer
+    window: Window
+    layouts: tuple[Samples, Samples]
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """A layer as the solver sees it: outputs times `scale` [groups, outputs] are what reaches the stream.
 
@@ -36,7 +45,6 @@ class Fit:
     """
 
     layer: Layer
-    window: Window
     kept: Tensor
     scale: Tensor
     start: Tensor
@@ -73,15 +81,15 @@ class Statistics:
 class Gathering:
     """Sums or keeps a layer's rows and targets while both graphs pass it, in two folds of images.
 
-    `folds` [N] has each batch's. `image_count` images are seen by all ranks, of which a layer looks at `wanted_rows`
-    and keeps `held_rows` of them in front of a clamp. After `visit`, an `obstacle` that is not empty says why the
-    layer can't be refitted.
+    Those of all its `uses` are rows of one problem, for they have one weight. `folds` [N] has each batch's.
+    `image_count` images are seen by all ranks, of which each use looks at `wanted_rows` and keeps `held_rows` of them
+    in front of a clamp. After `visit`, an `obstacle` that is not empty says why the layer can't be refitted.
     """
 
     walk: Lockstep
     fit: Fit
     folds: Sequence[Tensor]
-    layouts: tuple[Samples, Samples]  # of the input and of the output
+    uses: Sequence[Use]
     seed: int
     image_count: int
     wanted_rows: int
@@ -94,48 +102,52 @@ class Gathering:
 
     def visit(self, batch: int, dense: Values, pruned: Values) -> None:
         """Takes in one batch."""
-        fit, node, axis = self.fit, self.fit.layer.node, self.fit.layer.channel_axis
+        for use in self.uses:
+            if not self.obstacle:
+                self._take_in(use, batch, dense, pruned)
+
+    def _take_in(self, use: Use, batch: int, dense: Values, pruned: Values) -> None:
+        node, axis = use.layer.node, use.layer.channel_axis
         outputs = dense[node] = run_node(self.walk.dense, node, dense)
         source = arguments(node)["input"]
         if _without_channels(pruned[source], axis) != _without_channels(dense[source], axis):
             self.obstacle = "its positions change with what was removed"
-        if self.obstacle:
             return
 
         n = len(self.folds[batch])
-        target = self._outputs_by_image(outputs.index_select(axis, fit.kept), n)
-        lack = self._lack_of_the_stream(dense, pruned, n)
-        clamp_input = self._clamp_input(dense, n)
-        x = self.layouts[0].images_first(pruned[source], n)
-        if fit.window.linear:
+        target = _outputs_by_image(use, outputs.index_select(axis, self.fit.kept), n)
+        lack = self._lack_of_the_stream(use, dense, pruned, n)
+        clamp_input = self._clamp_input(use, dense, n)
+        x = use.layouts[0].images_first(pruned[source], n)
+        if use.window.linear:
             x = _tokens_of(x, n)
-        self._take_chunks(x, target, lack, clamp_input, self.folds[batch])
+        self._take_chunks(use.window, x, target, lack, clamp_input, self.folds[batch])
 
-    def _outputs_by_image(self, outputs: Tensor, n: int) -> Tensor:
-        """[N * entries, ...], or [N, tokens, width] of a linear layer: a value that lies as the layer's outputs do."""
-        by_image = self.layouts[1].images_first(outputs, n)
-        return _tokens_of(by_image, n) if self.fit.window.linear else by_image
-
-    def _lack_of_the_stream(self, dense: Values, pruned: Values, n: int) -> Tensor | None:
+    def _lack_of_the_stream(self, use: Use, dense: Values, pruned: Values, n: int) -> Tensor | None:
         """What the pruned stream, which the outputs are added to, lacks; None where there is none to make up for."""
-        partner = self.fit.layer.partner
+        partner = use.layer.partner
         if partner in dense and partner in pruned:
-            lack = _difference(dense[partner], pruned[partner], self.fit.kept, self.fit.layer.channel_axis)
-            return self._outputs_by_image(lack, n)
+            lack = _difference(dense[partner], pruned[partner], self.fit.kept, use.layer.channel_axis)
+            return _outputs_by_image(use, lack, n)
         return None
 
-    def _clamp_input(self, dense: Values, n: int) -> Tensor | None:
+    def _clamp_input(self, use: Use, dense: Values, n: int) -> Tensor | None:
         """What the dense network's clamp behind the layer takes; None where no clamp is looked at."""
         if self.bounds is None:
             return None
-        clamp_input = _input_of_the_clamp(self.walk, self.fit.layer, dense)
-        return self._outputs_by_image(clamp_input.index_select(self.fit.layer.channel_axis, self.fit.kept), n)
+        clamp_input = _input_of_the_clamp(self.walk, use.layer, dense)
+        return _outputs_by_image(use, clamp_input.index_select(use.layer.channel_axis, self.fit.kept), n)
 
     def _take_chunks(
-        self, x: Tensor, target: Tensor, lack: Tensor | None, clamp_input: Tensor | None, folds: Tensor
+        self,
+        window: Window,
+        x: Tensor,
+        target: Tensor,
+        lack: Tensor | None,
+        clamp_input: Tensor | None,
+        folds: Tensor,
     ) -> None:
         """Unfolds a batch's inputs [N * entries, ...] into rows, so many at a time that they stay small."""
-        window = self.fit.window
         groups, _, features = self.fit.start.shape
         entries = len(x) // len(folds)  # windows or frames of one image that lie on the first axis
         fold = folds.to(x.device).repeat_interleave(entries)  # [N * entries]
@@ -207,6 +219,12 @@ class Gathering:
         empty = clamped.Rows.empty(groups, features, outputs, device)
         rows = clamped.Rows.joined([empty, *first, *second])
         return Statistics(totals, self.bounds, rows, sum(chunk.x.shape[1] for chunk in first))
+
+
+def _outputs_by_image(use: Use, outputs: Tensor, n: int) -> Tensor:
+    """[N * entries, ...], or [N, tokens, width] of a linear layer: a value that lies as the node's outputs do."""
+    by_image = use.layouts[1].images_first(outputs, n)
+    return _tokens_of(by_image, n) if use.window.linear else by_image
 
 
 def _tokens_of(value: Tensor, n: int) -> Tensor:

@@ -154,7 +154,7 @@ def test_frames_beside_images_are_convolved_and_repaired() -> None:
     small, slices = sliced(graph, {"first.weight": {0: half}, "first.bias": {0: half}, "second.weight": {1: half}})
     record = compensate(graph, small, slices, x.split(4))
     node = next(n for n in graph.graph.nodes if n.meta.get("layer") == "second" and "conv" in str(n.target))
-    layouts = subject.layouts_of(graph, [node], x)
+    layouts = subject.layouts_of(graph, find_layers(graph, set(graph.graph.nodes))[0], x)
     assert layouts[arguments(node)["input"].name] == Samples(0, 4)
     assert [layer.layer for layer in record.repaired] == ["second"]
     with torch.no_grad():

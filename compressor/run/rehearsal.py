@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def rehearse(chosen: Chosen, dense: fx.GraphModule, calibration: Batches, evalua
     if not {"says", "distance", "quality"} <= set(functions):
         require_answer(chosen.name, leaves)
     if chosen.name != CLASSES and not {"says", "loss", "quality"} <= set(functions):
-        for _, labels in (*calibration, *evaluation):
+        for _, labels in chain(calibration, evaluation) if chosen.labelled else ():
             require_targets(chosen.name, leaves, labels, image_shape)
 
     task = with_user_parts(task_named(chosen.name, dense=predict), dense=predict, **functions)

@@ -36,7 +36,7 @@ from compressor.inputs.models import load_model
 from compressor.pipeline import Run
 from compressor.pruning import Structure, analyse, identity_error, prune
 from compressor.records import Groups, InputSpec, IntArray
-from compressor.run.saved import load_saved, read_network
+from compressor.run.saved import load_graph, read_network
 from compressor.tensors import Inputs, as_tuple, cut
 
 PREFIX = "tasks:"
@@ -459,7 +459,7 @@ def _planted(run: Run, module: nn.Module, inputs: Inputs) -> dict[str, Any]:
     dense = trace(module, network.example, network.keywords)
     structure = analyse(dense, network.tied, network.frozen)
     removed, _ = prune(dense, structure, network.kept)
-    shipped = load_saved(run.folder, module)
+    shipped = load_graph(run.folder, module)
     identity = _identity(dense, structure, network.kept, cut(inputs, 0, 2))
     parity = _parity(run.folder / SHIPPED_FILE, inputs)
 

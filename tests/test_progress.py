@@ -67,8 +67,10 @@ def test_a_log_is_told_the_quarters_of_what_takes_long() -> None:
 
 def test_a_network_that_ships_as_it_is_goes_through_delivery_alone() -> None:
     course = course_of(make_recipe({"budget": "none", "targets": ""}))
-    assert str(course.read("network")) == "1 of 7: keeping the network as it is"
-    assert list(course.stages)[1:] == ["accuracy", "onnx", "parity", "accuracy of the files", "latency", "layers"]
+    assert str(course.read("network")) == "1 of 9: keeping the network as it is"
+    assert list(course.stages)[1:] == [
+        *("accuracy", "fidelity", "onnx", "parity", "accuracy of the files", "latency", "layers", "pictures")
+    ]
 
 
 def test_what_is_no_stage_is_said_as_it_is() -> None:

@@ -49,9 +49,9 @@ def test_a_network_of_two_inputs_goes_the_whole_way_and_planted_changes_are_caug
     row = json.loads((tmp_path / "state.json").read_text())
     assert row["identity_catches"]
     assert row["parity_catches"]
-    assert set(row["planted"]) <= {"likeness", "left", "right"}
+    assert set(row["planted"]) <= {"likeness", "output.left", "output.right"}
     assert row["macs_kept"] <= 0.5
-    assert (row["inputs"], row["outputs"]) == (["left", "right"], ["likeness", "left", "right"])
+    assert (row["inputs"], row["outputs"]) == (["left", "right"], ["likeness", "output.left", "output.right"])
 
 
 def test_a_check_that_passes_a_planted_change_is_a_failure(zoo: Any) -> None:

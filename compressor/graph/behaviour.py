@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..errors import ModelError
 from ..placement import CPU, placed
 from ..tensors import Inputs, Outputs, as_tuple, count, cut, mapped, moved, named_leaves
-from .interface import answers, output_names
+from .interface import answers, output_paths
 from .operators import arguments
 from .program import call, evaluating, first_line
 from .tracing import aten, place_of
@@ -38,7 +38,7 @@ def require_function(model: nn.Module, graph: fx.GraphModule, example: Inputs, k
     The model is left as it was.
     """
     module, graph = plain(model, convert=False).module, placed(graph, CPU)
-    names = output_names(graph)
+    names = output_paths(graph)
 
     def answer(inputs: Inputs) -> Outputs:
         leaves = named_leaves(call(module, inputs, keywords))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from ..tensors import OUTPUT, Inputs, as_tuple
+from ..tensors import OUTPUT, Inputs, as_tuple, named_leaves
 
 _NAMES, _PATHS, _CONSTANT = "names", "paths", "constant"  # of an output node's metadata
 
@@ -81,5 +81,10 @@ def name_outputs(graph: fx.GraphModule, paths: Sequence[str], constant: Sequence
 
 def answers(graph: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, ...]:
     """The tensors that the graph answers with, in the order of `output_names`."""
-    answer: Tensor | tuple[Tensor, ...] = graph(*as_tuple(inputs))
-    return as_tuple(tuple(answer) if isinstance(answer, list) else answer)
+    answer = graph(*as_tuple(inputs))
+    if isinstance(answer, Tensor):
+        return (answer,)
+    if isinstance(answer, (tuple, list)) and all(isinstance(leaf, Tensor) for leaf in answer):
+        return tuple(answer)
+    leaves = named_leaves(answer)  # a network that answers in its model's own containers
+    return tuple(leaves[path] for path in output_paths(graph))

@@ -162,11 +162,6 @@ def choose(
     leaves = answers(dense, inputs_to(inputs, device_of(dense)))
     named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
     name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
-    if name == CLASSES and len(named) > 1:
-        name, reason = (
-            "any",
-            f"taken as any: {len(named)} outputs, of which a classifier has one; say task=... otherwise",
-        )
     if "decode" in parts.functions and (name == "any" or not labelled):
         name, reason = "detection", "taken as detection: there is a decode, which makes boxes of the answer"
     parts = _without_decode(name, parts, decoded=decoded)

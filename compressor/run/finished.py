@@ -22,6 +22,7 @@ from .choosing import PARTS
 from .locks import require_unlocked
 from .saved import Network, read_network
 from .stages import require_finished
+from .user_code import line_of
 from .work import Work
 
 _AGAIN = "finish that run first: the command that began it goes on where it stopped"
@@ -109,7 +110,7 @@ def require_trusted_code(finished: Finished, *, model: bool, in_hand: Collection
         if not spec:
             continue
         require = require_trusted_function if field in PARTS else require_trusted_loader
-        require(spec, finished.code.get(spec, ""), folder, trust=trust)
+        require(spec, finished.code.get(line_of(field, spec), ""), folder, trust=trust)
 
 
 def require_same(finished: Finished, work: Work) -> None:

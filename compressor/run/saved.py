@@ -45,7 +45,7 @@ class Network:
 
     `keywords` name the inputs where forward takes them by name. `builder_sha256` is of the file the builder's code lies
     in, `weights_sha256` of the file of tensors; empty where there is none. `code_sha256s` are of the files of the other
-    code that the run's recipe names, by what it writes (`user_code`).
+    code that the run's recipe names, by what it says (`user_code`).
     """
 
     builder: str

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..choices import require_known
 from ..device import feeds
 from ..device.feeds import Arrays
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..export.exportable import require_exportable
 from ..graph import trace
 from ..graph.behaviour import require_function
@@ -187,8 +187,14 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
     are none, but for a task that compares the answers itself. Raises DataError for labels that it can't give, and for
     images of which only some have one, ModelError for a network without an answer [N, classes]."""
     named = dict(zip(output_names(dense), output_nodes(dense), strict=True))
-    _, logits = class_leaf({name: node.meta["val"] for name, node in named.items()})
-    outputs = int(logits.shape[1])
+    answer = {name: node.meta["val"] for name, node in named.items()}
+    if all(leaf.ndim != 2 for leaf in answer.values()):
+        forms = ", ".join(str(["N", *map(int, leaf.shape[1:])]).replace("'", "") for leaf in answer.values())
+        raise ModelError(
+            f"the network answers with {forms}, and classification takes one answer [N, classes]; say another task, or "
+            "wrap the model so that its forward returns class scores"
+        )
+    outputs = int(class_leaf(answer)[1].shape[1])
     if not chosen.labelled:
         if not chosen.classifies:
             return splits

@@ -77,8 +77,8 @@ def test_canvases_stay_what_they_are(drawn: Canvases) -> None:
 
 def test_only_the_scans_of_the_part_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     sources: list[str] = []
-    load = canvases.load_images
-    monkeypatch.setattr(canvases, "load_images", lambda source: sources.append(source) or load(source))
+    load = canvases.digit_scans
+    monkeypatch.setattr(canvases, "digit_scans", lambda source: sources.append(source) or load(source))
     for part in ("training", "evaluation", ""):
         digit_canvases(part, 1, seed=0)
     assert sources == ["digits:training", "digits:evaluation", "digits"]

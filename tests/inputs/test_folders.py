@@ -340,7 +340,7 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (_npz(inputs=FLOATS, targets=FLOATS[:2]), "holds 3 of the input, 2 of targets"),
     (_npz(inputs=FLOATS * np.nan), "holds NaN"),
     (_npz(inputs=np.array(3.0)), "'inputs' in .* is no array of samples"),
-    (_npz(inputs=np.array(["a", "b"])), "is a array of <U1"),
+    (_npz(inputs=np.array(["a", "b"])), "is an array of <U1"),
     (_npz(**{"inputs": FLOATS, "input.a": FLOATS}), "holds 'inputs' and 'input.a'; keep one"),
     (_npz(**{"input.a": FLOATS, "input.b": FLOATS[:2]}), "holds 3 of a, 2 of b"),
 ]

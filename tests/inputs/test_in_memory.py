@@ -125,8 +125,7 @@ class Empty(IterableDataset[Any]):
     ("given", "words"),
     [
         ([1, 2], "given as a list"),
-        ({}, "given as a dict yields nothing"),
-        ({"images": PIXELS, "others": PIXELS}, "holds 2 entries, forward takes 1 input"),
+        ({}, "dict holds no samples"),
         (3, "given as an int"),
         (Empty(), "Empty yields nothing"),
         (DataLoader(Empty()), "DataLoader yields nothing"),

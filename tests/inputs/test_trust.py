@@ -147,7 +147,7 @@ def test_models_of_libraries_need_no_trust(builder: str, recwarn: pytest.Warning
         {"inputs": "abc"},
         {"keywords": [1]},
         {"code_sha256s": []},
-        {"code_sha256s": {"data.py:loader": 1}},
+        {"code_sha256s": {"data = my.py:loader": 1}},
         {"kept": {"g": [10**30]}},
         {"kept": {"g": [[1], 2]}},
         {"kept": []},
@@ -237,8 +237,9 @@ def test_the_recorded_loader_is_run_without_a_word(run_of_code: Path) -> None:
 def test_another_loader_is_named_and_runs_only_with_trust(run_of_code: Path, field: str) -> None:
     mine = run_of_code.parent.parent / "code" / "mine.py"
     _name(run_of_code, **{"data": "digits", field: f"{mine}:loader"})
+    _rewrite(run_of_code, code_sha256s=code_sha256s(read_recipe(run_of_code / "recipe.toml")))
     mine.write_text(f"{LOADER}# edited\n")
-    with pytest.raises(DataError, match=r"names code to run, '.*mine\.py', which .*--trust") as caught:
+    with pytest.raises(DataError, match=r"names code to run, '.*mine\.py', which is not the file .*--trust") as caught:
         open_place(run_of_code)
     assert "\n" not in str(caught.value)
     assert main(["benchmark", str(run_of_code)]) == 2
@@ -258,9 +259,8 @@ def test_no_other_loader_is_run(run_of_code: Path, name: str) -> None:
         "nowhere": "nowhere/none.py:loader",
     }[name]
     _name(run_of_code, data=loader)
-    recorded = read_network(run_of_code).code_sha256s[f"{mine}:loader"]
     if name == "inside":
-        _rewrite(run_of_code, code_sha256s={loader: recorded})
+        _rewrite(run_of_code, code_sha256s={f"data = {loader}": file_sha256(mine)})
     with pytest.raises(DataError, match="came along inside it" if name == "inside" else "the folder .* names"):
         open_place(run_of_code)
     assert not _code_ran(run_of_code)
@@ -271,9 +271,10 @@ def test_no_other_loader_is_run(run_of_code: Path, name: str) -> None:
 def test_code_of_the_task_is_recorded_and_no_folder_runs_it(run_of_code: Path, part: str) -> None:
     code = run_of_code.parent.parent / "code"
     (code / "judging.py").write_text(LOADER.replace('"ran"', '"judged"'))
-    _name(run_of_code, data="digits", quality="", **{part: f"{code / 'judging.py'}:judge"})
+    judge = f"{code / 'judging.py'}:judge"
+    _name(run_of_code, data="digits", **{part: judge})
     recipe = read_recipe(run_of_code / "recipe.toml")
-    assert code_sha256s(recipe) == {f"{code / 'judging.py'}:judge": file_sha256(code / "judging.py")}
+    assert code_sha256s(recipe) == {f"{part} = {judge}": file_sha256(code / "judging.py")}
     open_place(run_of_code, trust=True)
     assert not (code / "judged").exists()
 

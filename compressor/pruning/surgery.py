@@ -50,12 +50,21 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
 def prune(
     graph: fx.GraphModule, structure: Structure, plan: Plan | Mapping[str, IntArray], *, share: bool = False
 ) -> tuple[fx.GraphModule, Slices]:
-    """The pruned graph and what stayed of each parameter. Raises ModelError for a plan of another model.
+    """The pruned graph and what stayed of each parameter.
+
+    Raises ModelError for a plan of another model, and where groups that can go one by one can't go together.
 
     A plan, or the units it keeps of each group. With `share`, parameters that lose nothing are the graph's own and no
     code is made: quicker, for a trial that is run node by node and writes no parameter in place.
     """
-    return remove(graph, structure, removed_classes(structure, _kept_of(plan)), share=share)
+    gone = removed_classes(structure, _kept_of(plan))
+    try:
+        return remove(graph, structure, gone, share=share)
+    except RaggedError as error:
+        raise ModelError(
+            f"the groups of this plan can't go together: at {error.node!r} {error}; leave a kind of units out "
+            "(--units), and report the model"
+        ) from error
 
 
 def _kept_of(plan: Plan | Mapping[str, IntArray]) -> Mapping[str, IntArray]:

@@ -21,8 +21,9 @@ from torchvision.models import VisionTransformer
 
 from compressor.errors import GateError, ModelError
 from compressor.graph import fetch, trace
-from compressor.pruning import Structure, find_structure, identity_error, prune
+from compressor.pruning import Structure, find_structure, identity_error, prune, surgery
 from compressor.pruning.check import random_units
+from compressor.pruning.compaction import RaggedError
 from compressor.records import Group, IntArray, Plan
 
 from .conftest import TOLERANCE, images, randomised, removed_channels
@@ -525,6 +526,21 @@ def test_a_plan_of_another_model_is_refused() -> None:
     structure = find_structure(graph, images((3, 6, 6)).float())
     with pytest.raises(ModelError, match="other_layer"):
         prune(graph, structure, Plan({"other_layer": np.array([0])}, 0, 0))
+
+
+def test_groups_that_cannot_go_together_are_an_error_with_place_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), images())
+    structure = find_structure(graph, images())
+
+    def ragged(*arguments: object, **options: object) -> None:
+        error = RaggedError("rows would keep 3 to 4 units")
+        error.node = "view_7"
+        raise error
+
+    monkeypatch.setattr(surgery, "remove", ragged)
+    kept = {structure.groups[0].name: np.arange(4)}
+    with pytest.raises(ModelError, match=r"can't go together: at 'view_7' rows would keep .* \(--units\)"):
+        prune(graph, structure, kept)
 
 
 def test_the_graph_that_came_in_is_not_touched() -> None:

@@ -529,8 +529,8 @@ def test_a_plan_of_another_model_is_refused() -> None:
 
 
 def test_groups_that_cannot_go_together_are_an_error_with_place_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), images())
-    structure = find_structure(graph, images())
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 8, 8))
+    structure = find_structure(graph, torch.randn(2, 3, 8, 8))
 
     def ragged(*arguments: object, **options: object) -> None:
         error = RaggedError("rows would keep 3 to 4 units")

@@ -47,6 +47,7 @@ class Course:
     """How one model is trained; epoch e sees the canvases of seed `seed` + e.
 
     `loss` takes an answer, the canvases and which of them were shown; `figures` are of canvases never trained on.
+    `decode` is how boxes are made of the answer, as the index says it.
     """
 
     build: Callable[[], nn.Module]
@@ -58,6 +59,7 @@ class Course:
     weight_decay: float = 0.02
     most_gradient: float = math.inf  # norm over all parameters
     seed: int = 0
+    decode: dict[str, Any] | None = None
 
 
 def masks_loss(logits: Tensor, canvases: Canvases, shown: Indices) -> Tensor:
@@ -104,6 +106,7 @@ COURSES = {
         epochs=24,
         rate=2e-3,
         most_gradient=5.0,
+        decode={"kind": "dense", "parameters": DETECTION},
     ),
 }
 
@@ -163,6 +166,7 @@ def entry(name: str, course: Course, model: nn.Module) -> dict[str, object]:
             "evaluation_hash": scans["evaluation"].content_hash(),
         },
         "licence": "Apache-2.0",
+        **({"decode": course.decode} if course.decode else {}),
     }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.files import file_sha256, replacing, write_json
 from compressor.inputs.images import Preprocessing
-from compressor.inputs.sources import DIGITS_HELD_OUT, DIGITS_SEED
+from compressor.inputs.scans import DIGITS_HELD_OUT, DIGITS_SEED
 
 HERE = Path(__file__).resolve().parent
 

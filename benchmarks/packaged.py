@@ -340,7 +340,9 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
         column[0].set(title=network, ylabel=f"{part.metric.iloc[0]}, %")
         column[1].set(xlabel="MACs kept, %", ylabel="fidelity, %")
     axes[0, 0].invert_xaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + len(networks), fontsize=8
+    )
     figure.savefig(folder / "packaged.png", dpi=150)
     plt.close(figure)
 

@@ -9,7 +9,7 @@ import pytest
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
-from compressor.cli import tables
+from compressor.cli import screen, tables
 from compressor.cli.screen import StageBars
 from compressor.recipe import make_recipe
 from compressor.records import Groups, LeftAlone
@@ -26,6 +26,12 @@ SUMMARY: dict[str, Any] = {
     "metric": "top-1",
     "is_share": True,
 }
+
+
+@pytest.fixture(autouse=True)
+def _talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of another test in this process may have been asked to be quiet."""
+    monkeypatch.setattr(screen.console, "quiet", False)
 
 
 def cells(table: Table) -> list[list[str]]:

@@ -93,6 +93,7 @@ def make_task(stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Kno
         Keeper(_write_reference, _read_reference),
         dense=Known(dense, origin),
         images=images,
+        by_place=chosen.name == "detection",
     )
     return NetworkTask(chosen, reference, dense, [chosen.name, chosen.parts.prints, stages.keys["mean answer"]])
 
@@ -103,8 +104,8 @@ def remembered(predict: Predict, data: Sequence[tuple[Inputs, Any]]) -> Predict:
     return lambda inputs: answers_by_batch[id(inputs)]
 
 
-def _referenced(dense: fx.GraphModule, images: Batches, progress: Progress) -> Reference:
-    return reference_of(predict_of(dense), images)
+def _referenced(dense: fx.GraphModule, images: Batches, by_place: bool, progress: Progress) -> Reference:
+    return reference_of(predict_of(dense), images, by_place=by_place)
 
 
 _FIGURES = ("spread", "class_spread", "unit_spread", "square", "low", "high", "sure_spread")

@@ -64,8 +64,10 @@ class Reference:
 
 
 @torch.no_grad()
-def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]]) -> Reference:
+def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]], *, by_place: bool = False) -> Reference:
     """One pass of the dense network. Raises DataError without any image, ModelError where no leaf has samples.
+
+    With `by_place` a detector's `sure_spread` is taken, too.
 
     A leaf whose first axis does not follow the samples (anchors, a scale) is left out, and so is one that is not of
     real numbers; values that are not finite count as 0.
@@ -79,7 +81,8 @@ def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]]) ->
         for name, leaf in float_leaves(leaves).items():
             if len(leaf) == count(inputs):
                 _add(sums, ends, name, finite(leaf).double().cpu())
-        _add_sureness(sums, ends, {name: leaf.cpu() for name, leaf in leaves.items() if name in ends})
+        if by_place:
+            _add_sureness(sums, ends, {name: leaf.cpu() for name, leaf in leaves.items() if name in ends})
     if samples == 0:
         raise DataError("there are no images to take the mean answer of; expected at least one batch")
     if not ends:

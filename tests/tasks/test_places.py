@@ -29,7 +29,7 @@ def answers(layout: str, *, samples: int = 12, as_probabilities: bool = False) -
 
 
 def reference(leaves: dict[str, Tensor]) -> Reference:
-    return reference_of(lambda inputs: leaves, [(torch.zeros(len(leaves["boxes"]), 1), None)])
+    return reference_of(lambda inputs: leaves, [(torch.zeros(len(leaves["boxes"]), 1), None)], by_place=True)
 
 
 @pytest.mark.parametrize("as_probabilities", [False, True])

@@ -28,7 +28,27 @@ from ..tensors import as_tuple, count
 
 ROWS = CompensationOptions(rows_per_feature=4.0, rows_least=4096)  # shrinkage makes up for what more would tell
 _NOTHING = 1e-60  # mean variance of the inputs of a layer that gets the same from every image
+FEW = 0.5  # rows for each feature: fewer are kept, for products of rows with each other are the smaller matrix
 ROUGH = 5e-3  # shrunk by so much, no direction of the correlations is too thin for an inverse in float32
+
+
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """A covariance as `rows.mT @ rows + diag(ridge)`, of far fewer rows [n, features] than features."""
+
+    rows: Tensor
+    ridge: Tensor
+
+    def inverse(self, precision: torch.dtype) -> Tensor:
+        """[features, features] by Woodbury's identity, `E - E X.T (I + X E X.T)^-1 X E` with E the ridge's inverse."""
+        rows, ridge = self.rows.double(), self.ridge.double()
+        scaled = rows / ridge  # [n, features]
+        inner = scaled @ rows.mT  # [n, n]
+        inner.diagonal().add_(1)
+        root = torch.linalg.solve_triangular(stable_factor(inner), scaled, upper=False).to(precision)
+        inverse: Tensor = -(root.mT @ root)
+        inverse.diagonal().add_((1 / ridge).to(precision))
+        return inverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +58,16 @@ class Inputs:
     mean: Tensor
     covariance: Tensor
     precision: torch.dtype = torch.float64  # of the inverse
+    few: FewRows | None = None  # the same covariance, where there are few rows
     _inverse: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def inverse(self) -> Tensor:
         """[features, features], made once: orders and repairs of every group the layer reads stand on it."""
         if not self._inverse:
-            self._inverse.append(_inverse_of(self.covariance, self.precision))
+            few = self.few
+            inverse = _inverse_of(self.covariance, self.precision) if few is None else few.inverse(self.precision)
+            self._inverse.append(inverse)
         return self._inverse[0]
 
 
@@ -141,24 +164,36 @@ class _Sums:
         self.count = 0
         self.origin = torch.zeros(features, dtype=torch.float64)
         self.x = self.xx = torch.zeros(0)
+        self.rows: list[Tensor] = []  # those that `xx` does not hold yet
 
     def add(self, rows: Tensor) -> None:
         """Takes in rows [n, features]."""
         if not self.count:
             self.dtype = rows.dtype
             self.origin = rows.double().mean(0)
-            features = len(self.origin)
-            self.x, self.xx = self.origin.new_zeros(features), self.origin.new_zeros(features, features)
+            self.x = torch.zeros_like(self.origin)
         rows = rows - self.origin.to(rows)
         self.count += len(rows)
         self.x += rows.sum(0, dtype=torch.float64)
-        least_squares.add_lower_product(self.xx, rows)
+        self.rows.append(rows)
+        if self.count > FEW * self.features:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Brings `xx` up to date."""
+        if not len(self.xx):
+            self.xx = self.origin.new_zeros(self.features, self.features)
+        for rows in self.rows:
+            least_squares.add_lower_product(self.xx, rows)
+        self.rows = []
 
     def inputs(self, device: torch.device) -> Inputs:
         """Mean and shrunk covariance of the rows that all ranks saw."""
         if not self.count:  # a rank may have no image
             self.x = torch.zeros(self.features, dtype=torch.float64)
-            self.xx = torch.zeros(self.features, self.features, dtype=torch.float64)
+        if world() == 1 and self.rows and not len(self.xx):
+            return self._of_few()
+        self._multiply()
         origin, count = self.origin.to(self.x), float(self.count)
         sums = {"n": torch.tensor(count, dtype=torch.float64), "x": self.x + count * origin}
         sums["xx"] = least_squares.mirrored(self.xx)  # of rows counted from the origin
@@ -173,8 +208,22 @@ class _Sums:
         # E (x - a)(x - a).T less (m - a)(m - a).T is the covariance, wherever a lies
         covariance = sums["xx"] / count - (mean - origin).outer(mean - origin)
         strength = shrinkage(covariance, count)
+        return Inputs(mean, shrunk(covariance, strength), self._precision_at(strength))
+
+    def _of_few(self) -> Inputs:
+        shift = self.x / self.count
+        rows = torch.cat(self.rows)  # [n, features]
+        rows = rows - shift.to(rows)  # about their mean
+        covariance = (rows.mT @ rows).double() / self.count
+        strength = shrinkage(covariance, self.count)
+        ridge = strength * covariance.diagonal() + _floor(covariance)
+        few = FewRows(rows * math.sqrt((1 - strength) / self.count), ridge)
+        return Inputs(self.origin + shift, shrunk(covariance, strength), self._precision_at(strength), few)
+
+    def _precision_at(self, strength: float) -> torch.dtype:
+        """Of the inverse of a covariance so strongly shrunk."""
         rough = self.dtype == torch.float32 and strength >= ROUGH
-        return Inputs(mean, shrunk(covariance, strength), torch.float32 if rough else torch.float64)
+        return torch.float32 if rough else torch.float64
 
 
 def shrinkage(covariance: Tensor, rows: float) -> float:

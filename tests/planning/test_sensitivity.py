@@ -13,7 +13,7 @@ from torch.nn import functional
 from compressor.errors import DataError
 from compressor.graph import fetch, trace
 from compressor.planning import RankingOptions, measure_scores
-from compressor.planning.covariance import Inputs, collect, features_of, shrinkage, shrunk
+from compressor.planning.covariance import Inputs, _Sums, collect, features_of, shrinkage, shrunk
 from compressor.planning.redundancy import consumers_of, counts_of, order_of_loss
 from compressor.planning.sensitivity import SensitivityOptions, repair, rising_slopes, slope_of_each
 from compressor.pruning import Structure, find_structure, prune
@@ -81,6 +81,26 @@ def test_shrinking_brings_a_small_sample_nearer_to_the_truth() -> None:
     truth = mix.T @ mix
     sample = torch.cov((rows(15, 20, seed=4) @ mix).T, correction=0)
     assert float((shrunk(sample, shrinkage(sample, 15)) - truth).norm()) < float((sample - truth).norm())
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, EXACT), (torch.float32, 1e-3)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 12, 30, 31])
+def test_of_few_rows_the_covariance_and_its_inverse_are_the_same(dtype: torch.dtype, close: float, count: int) -> None:
+    x = 10 + rows(count, 60) @ rows(60, 60, seed=2)
+    x[:, 7] = 3.0  # a dead input
+    sums = _Sums(60)
+    for part in x.to(dtype).split(5):
+        sums.add(part)
+    found = sums.inputs(torch.device("cpu"))
+    assert (found.few is None) == (count > 30)
+    expected = torch.cov(x.T, correction=0)
+    expected = shrunk(expected, shrinkage(expected, count))
+    size = float(expected.diagonal().max())
+    assert torch.allclose(found.mean, x.mean(0), rtol=close, atol=close)
+    assert torch.allclose(found.covariance, expected, rtol=0, atol=close * size)
+    scale = found.covariance.diagonal().sqrt()  # of features that differ in size by orders
+    unit = (scale.outer(scale) * found.inverse.double()) @ (found.covariance / scale.outer(scale))
+    assert torch.allclose(unit, torch.eye(60, dtype=torch.float64), rtol=0, atol=close)
 
 
 def test_a_constant_input_does_no_harm() -> None:

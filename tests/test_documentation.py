@@ -190,6 +190,7 @@ def test_what_needs_no_folder_is_an_example(
         ("two_inputs", "[16, 1, 12, 12]]"),
         ("as_it_is", "manifest.json"),
         ("sweep", "sweep.html"),
+        ("milliseconds", " ms shipped"),
     ],
 )
 def test_every_task_and_budget_is_an_example(tmp_path: Path, name: str, words: str) -> None:

@@ -79,7 +79,7 @@ def areas_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _area(part: pd.DataFrame) -> float:
-    return area([Kept(p.asked, p.macs_kept, round(p.accuracy * p.images), p.images) for p in part.itertuples()])
+    return area([Kept(p.asked, p.macs_kept, p.accuracy, p.images) for p in part.itertuples()])
 
 
 def summarise(table: pd.DataFrame) -> list[Row]:

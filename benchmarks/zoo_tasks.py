@@ -408,20 +408,21 @@ def _compressed(module: nn.Module, data: object, folder: Path, log: Any) -> Run:
 
     options: dict[str, Any] = {**RECIPE, "out": str(folder), "notify": notify, "budget": "macs 0.5"}
     notes: list[str] = log.found.setdefault("notes", [])
-    try:
-        run = compressor.compress(module, data, **options)
-    except BudgetError as refusal:
-        reachable = re.findall(_LEAST_SHARE, str(refusal))
-        if not reachable:
-            raise
-        notes.append(f"0.5 of the MACs is out of reach, {reachable[-1]} taken")
-        options["budget"] = f"macs {reachable[-1]}"
-        run = compressor.compress(module, data, **options)
-    except GateError as refusal:  # no limit allows a fidelity below zero
-        if not str(refusal).startswith("gate 'accuracy"):
-            raise
-        notes.append(str(refusal).partition(";")[0])
-        run = compressor.compress(module, data, quality=_ungraded, **options)
+    while True:
+        try:
+            run = compressor.compress(module, data, **options)
+            break
+        except BudgetError as refusal:  # again, where scores show that a group can't go
+            reachable = re.findall(_LEAST_SHARE, str(refusal))
+            if len(reachable) < 2 or reachable[-1] == reachable[0]:
+                raise
+            notes.append(f"macs {reachable[0]} is out of reach, {reachable[-1]} taken")
+            options["budget"] = f"macs {reachable[-1]}"
+        except GateError as refusal:  # no limit allows a fidelity below zero
+            if "quality" in options or not str(refusal).startswith("gate 'accuracy"):
+                raise
+            notes.append(str(refusal).partition(";")[0])
+            options["quality"] = _ungraded
     log.found["job_s"] = round(time.perf_counter() - begun, 1)
     return run
 

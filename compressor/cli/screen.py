@@ -23,6 +23,7 @@ from ..recipe import Recipe
 
 if TYPE_CHECKING:
     from ..searching.study import Progress as StudyProgress  # brings optuna
+    from ..searching.study import TrialRow
 
 console = Console(stderr=True)
 
@@ -135,15 +136,23 @@ def _trial_line(progress: StudyProgress) -> str:
     row, best = progress.row, progress.best
     preset = f" [{row.preset}]" if row.preset else ""
     leads = " (best)" if best is not None and best.number == row.number else ""
-    accuracies = ", ".join(f"{point.budget:g}: {100 * point.accuracy:.1f}" for point in row.points)
+    qualities = ", ".join(f"{point.budget:g}: {_told(point.quality, row)}" for point in row.points)
     return (
-        f"{progress.done}/{progress.total} trial {row.number}{preset} {row.state}: area {percent(row.value)}{leads}; "
-        f"{accuracies or row.why}; {row.seconds:.1f} s, {minutes(progress.left_s)} left, best {_best_area(progress)}"
+        f"{progress.done}/{progress.total} trial {row.number}{preset} {row.state}: "
+        f"area {_told(row.value, row)}{leads}; "
+        f"{qualities or row.why}; {row.seconds:.1f} s, {minutes(progress.left_s)} left, best {_best_area(progress)}"
     )
 
 
 def _best_area(progress: StudyProgress) -> str:
-    return percent(None if progress.best is None else progress.best.value)
+    return percent(None) if progress.best is None else _told(progress.best.value, progress.best)
+
+
+def _told(value: float | None, row: TrialRow) -> str:
+    """A trial's quality: in per cent where it is a share."""
+    if value is None or all(point.is_share for point in row.points):
+        return percent(value)
+    return f"{value:.2f}"
 
 
 def percent(share: float | None) -> str:

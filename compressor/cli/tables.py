@@ -210,7 +210,8 @@ def searched(summary: SearchSummary) -> None:
     """A finished search's summary: areas of the chosen recipe and of the presets, on each part of the images."""
     table = Table(title=f"{Path(summary['model']).name}: {summary['trials']} trials, best {summary['best']}")
     image_parts = list(summary["area"])
-    table.add_column("area under accuracy over MACs kept")
+    told = percent if summary["is_share"] else "{:.2f}".format
+    table.add_column(f"area under {summary['metric']} over MACs kept")
     for image_part in image_parts:
         table.add_column(f"{image_part} images", justify="right")
     areas_by_name = dict(summary["area_presets"])
@@ -218,7 +219,7 @@ def searched(summary: SearchSummary) -> None:
         areas_by_name = {summary["best"]: summary["area"], **areas_by_name}
     for name, areas in areas_by_name.items():
         chosen = " (chosen)" if name == summary["best"] else ""
-        table.add_row(name + chosen, *(percent(areas[image_part]) for image_part in image_parts))
+        table.add_row(name + chosen, *(told(areas[image_part]) for image_part in image_parts))
     console.print(table)
     console.print(f"recipe: {summary['recipe']}", highlight=False, soft_wrap=True)
     console.print(f"report: {Path(summary['run_dir']) / 'search.html'}", highlight=False, soft_wrap=True)

@@ -26,12 +26,13 @@ from .tables import Table
 from .write import Page, ReportPaths, write_page
 
 _PART_TITLES = {"search": "search images", "evaluation": "images the search never saw"}
+COUNTED = ("top-1", "agreement")  # metrics that are shares of right answers
 _LINES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One finalist on one part of the images: (budget, accuracy, MACs kept, images) at each budget."""
+    """One finalist on one part of the images: (budget, quality, MACs kept, images) at each budget."""
 
     name: str
     part: str
@@ -43,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One trial: (budget, accuracy) at each budget it reached."""
+    """One trial: (budget, quality) at each budget it reached."""
 
     number: int
     state: str
@@ -55,12 +56,15 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """`dense` is the dense network's accuracy on each part; `preset` the best preset's name on the search images."""
+    """`dense` is the dense network's quality on each part, by `metric`; `preset` the best preset's name on the search
+    images. Where `is_share`, a quality of 1 is the best there is and all are told in per cent."""
 
     model: str
     best: str
     preset: str
     dense: Mapping[str, float]
+    metric: str
+    is_share: bool
     settings: tuple[tuple[str, str], ...]
     composite: tuple[tuple[str, str], ...]
     curves: tuple[Curve, ...]
@@ -119,12 +123,39 @@ def _verdict(report: SearchReport) -> Iterator[str]:
     if best.preset:
         yield "No trial beat the best preset on the search images: the recipe is that preset's."
         return
-    lead = 100 * (best.area - rival.area)
+    lead = _scale(report) * (best.area - rival.area)
     yield (
-        f"On {_PART_TITLES[image_part]} its area under accuracy over MACs is {100 * best.area:.2f} %, {abs(lead):.2f} "
-        f"points {_standing(lead)} the best preset there ({rival.name}, {100 * rival.area:.2f} %)."
+        f"On {_PART_TITLES[image_part]} its area under {report.metric} over MACs is {_told(report, best.area)}, "
+        f"{abs(lead):.2f} {'points' if report.is_share else ''} {_standing(lead)} the best preset there ({rival.name}, "
+        f"{_told(report, rival.area)})."
     )
+    if not _counts(report):
+        return
     yield f"{_images_of(best)} images carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
+
+
+def _scale(report: SearchReport) -> float:
+    return 100.0 if report.is_share else 1.0
+
+
+def _told(report: SearchReport, value: float, digits: int = 2) -> str:
+    """With its unit, where it is a share."""
+    return f"{_scale(report) * value:.{digits}f}" + (" %" if report.is_share else "")
+
+
+def _heading(metric: str) -> str:
+    """`Top-1`, and `mIoU` as it is."""
+    return metric.capitalize() if metric.islower() else metric
+
+
+def _unit(report: SearchReport) -> str:
+    """Behind a column's or an axis's name."""
+    return ", %" if report.is_share else ""
+
+
+def _counts(report: SearchReport) -> bool:
+    """Whether a quality is a share of right answers, whose noise follows from how many there are."""
+    return report.metric in COUNTED
 
 
 def _standing(lead: float) -> str:
@@ -136,17 +167,17 @@ def _standing(lead: float) -> str:
 def _all_alike(report: SearchReport) -> bool:
     """Whether the best and the worst complete trial differ by less than one of them may by chance."""
     areas = [trial.value for trial in report.tried if trial.state == "complete" and trial.value is not None]
-    if len(areas) < 2:
+    if len(areas) < 2 or not _counts(report):
         return False
     images = max(1, report.trial_images)
-    best = Accuracy(round(max(areas) * images), images)  # an area is a mean accuracy, so as uncertain as one
+    best = Accuracy(round(max(areas) * images), images)  # an area is a mean of shares, so as uncertain as one
     low, _ = best.interval
     return min(areas) >= low
 
 
 def _noise(curve: Curve) -> float:
     """Half of a 95 % interval of the curve's mean accuracy, in points: 1.96 standard errors of a share."""
-    mean = float(np.mean([accuracy for _, accuracy, _, _ in curve.points]))
+    mean = float(np.mean([quality for _, quality, _, _ in curve.points]))
     variance = max(mean * (1 - mean), 0.0)
     return 196 * float(np.sqrt(variance / _images_of(curve)))
 
@@ -160,8 +191,8 @@ def _figures(report: SearchReport) -> Iterator[KeyFigure]:
     for image_part in _image_parts(report):
         best, rival = _best_on(report, image_part), _best_preset_on(report, image_part)
         if best is not None:
-            detail = "no preset was completed" if rival is None else f"best preset there {100 * rival.area:.2f} %"
-            yield KeyFigure(f"Area, {image_part} images", f"{100 * best.area:.2f} %", detail)
+            detail = "no preset was completed" if rival is None else f"best preset there {_told(report, rival.area)}"
+            yield KeyFigure(f"Area, {image_part} images", _told(report, best.area), detail)
     total_s = sum(trial.seconds for trial in report.tried)
     yield KeyFigure("Trials", str(len(report.tried)), f"{total_s:.0f} s in all")
 
@@ -184,8 +215,8 @@ def _sections(report: SearchReport, images: Mapping[str, bytes]) -> tuple[Sectio
 
 def _curve_figure(report: SearchReport) -> Figure:
     repair = "repaired, no fine-tuning" if report.repaired else "neither repaired nor fine-tuned"
-    caption = f"Top-1 over the MACs that may stay, on {_PART_TITLES[_judged(report)]}; {repair}."
-    return Figure("search-curve", "accuracy over MACs kept, best against presets", caption)
+    caption = f"{_heading(report.metric)} over the MACs that may stay, on {_PART_TITLES[_judged(report)]}; {repair}."
+    return Figure("search-curve", "quality over MACs kept, best against presets", caption)
 
 
 def _choices(*, weights_drawn: bool) -> Section:
@@ -224,32 +255,35 @@ def _recipe_tables(report: SearchReport) -> tuple[Table, ...]:
 def _curve_tables(report: SearchReport) -> Iterator[Table]:
     for image_part in _image_parts(report):
         curves = sorted(_curves_on(report, image_part), key=lambda curve: -curve.area)
-        rows = tuple(_curve_cells(curve) for curve in curves)
+        rows = tuple(_curve_cells(report, curve) for curve in curves)
         budgets = tuple(f"{100 * budget:g} % of MACs" for budget, *_ in curves[0].points)
-        head = ("recipe", "area, %", *budgets)
-        note = f"Top-1 in %, {_images_of(curves[0])} images; dense {100 * report.dense[image_part]:.1f}."
+        head = ("recipe", f"area{_unit(report)}", *budgets)
+        dense = _scale(report) * report.dense[image_part]
+        measured_in = " in %" if report.is_share else ""
+        note = f"{_heading(report.metric)}{measured_in}, {_images_of(curves[0])} images; dense {dense:.1f}."
         yield Table(f"On {_PART_TITLES[image_part]}", head, "lr" + "r" * len(budgets), rows, note)
 
 
-def _curve_cells(curve: Curve) -> tuple[str, ...]:
+def _curve_cells(report: SearchReport, curve: Curve) -> tuple[str, ...]:
     name = f"{curve.name} (chosen)" if curve.best else curve.name
-    accuracies = [f"{100 * accuracy:.1f}" for _, accuracy, _, _ in curve.points]
-    return (name, f"{100 * curve.area:.2f}", *accuracies)
+    qualities = [f"{_scale(report) * quality:.1f}" for _, quality, _, _ in curve.points]
+    return (name, f"{_scale(report) * curve.area:.2f}", *qualities)
 
 
 def _trial_table(report: SearchReport) -> Table:
-    rows = tuple(_trial_cells(trial) for trial in report.tried)
-    head = ("trial", "state", "preset", "area, %", "top-1 at each budget, the lowest first", "seconds")
+    rows = tuple(_trial_cells(report, trial) for trial in report.tried)
+    at_each = f"{report.metric} at each budget, the lowest first"
+    head = ("trial", "state", "preset", f"area{_unit(report)}", at_each, "seconds")
     return Table("Trials", head, "rllrlr", rows, "A stopped trial's area is that of the budgets it reached.")
 
 
-def _trial_cells(trial: Tried) -> tuple[str, ...]:
+def _trial_cells(report: SearchReport, trial: Tried) -> tuple[str, ...]:
     return (
         str(trial.number),
         trial.state,
         trial.preset or "–",
-        "" if trial.value is None else f"{100 * trial.value:.2f}",
-        ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in trial.points),
+        "" if trial.value is None else f"{_scale(report) * trial.value:.2f}",
+        ", ".join(f"{_scale(report) * quality:.1f}" for _, quality in trial.points),
         f"{trial.seconds:.1f}",
     )
 
@@ -261,7 +295,7 @@ def _hash_table(report: SearchReport) -> Table:
 
 def _drawings(report: SearchReport) -> Iterator[tuple[str, Drawing]]:
     yield "search-curve", lambda: _curve(report)
-    yield _HISTORY.name, lambda: _history(report.tried)
+    yield _HISTORY.name, lambda: _history(report)
     yield _WEIGHTS.name, lambda: _importance(report.importance)
 
 
@@ -272,14 +306,16 @@ def _curve(report: SearchReport) -> Sheet:
     best_last = sorted(shown, key=lambda curve: (curve.best, curve.area))  # so that it lies on top
     for curve, line in zip(best_last, cycle(_LINES)):
         budgets = [100 * budget for budget, *_ in curve.points]
-        accuracies = [100 * accuracy for _, accuracy, *_ in curve.points]
+        qualities = [_scale(report) * quality for _, quality, *_ in curve.points]
         style: dict[str, Any] = {"color": DENSE, "linestyle": line, "markersize": 3}
         if curve.best:
             style = {"color": KEPT, "linewidth": 2.2, "markersize": 5}
-        axes.plot(budgets, accuracies, marker="o", label=f"{curve.name}: area {100 * curve.area:.1f} %", **style)
-    axes.axhline(100 * report.dense[image_part], color=REMOVED, linewidth=0.9, label="dense")
+        axes.plot(
+            budgets, qualities, marker="o", label=f"{curve.name}: area {_told(report, curve.area, digits=1)}", **style
+        )
+    axes.axhline(_scale(report) * report.dense[image_part], color=REMOVED, linewidth=0.9, label="dense")
     axes.set_xlabel("MACs that may stay, % of dense")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(f"{report.metric}{_unit(report)}")
     figure.legend(loc="outside upper left", fontsize=8)
     return figure
 
@@ -305,19 +341,19 @@ def _mark_of(trial: Tried) -> str:
     return "complete" if trial.state == "complete" else "stopped"
 
 
-def _history(tried: Sequence[Tried]) -> Sheet:
+def _history(report: SearchReport) -> Sheet:
     figure, axes = _sheet(3.0)
     for mark, style in _MARKS.items():
-        numbers, areas = _numbered_areas([trial for trial in tried if _mark_of(trial) == mark])
+        numbers, areas = _numbered_areas([trial for trial in report.tried if _mark_of(trial) == mark])
         if numbers:
-            axes.scatter(numbers, [100 * area for area in areas], label=mark, zorder=3, **style)
-    numbers, areas = _numbered_areas([trial for trial in tried if trial.state == "complete"])
+            axes.scatter(numbers, [_scale(report) * area for area in areas], label=mark, zorder=3, **style)
+    numbers, areas = _numbered_areas([trial for trial in report.tried if trial.state == "complete"])
     if numbers:
-        best = 100 * np.maximum.accumulate(areas)
+        best = _scale(report) * np.maximum.accumulate(areas)
         axes.step(numbers, best, where="post", color=KEPT, linewidth=1, label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("trial")
-    axes.set_ylabel("area, %")
+    axes.set_ylabel(f"area{_unit(report)}")
     figure.legend(loc="outside upper left", ncols=4, fontsize=8)
     return figure
 

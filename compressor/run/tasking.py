@@ -98,6 +98,14 @@ def make_task(stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Kno
     return NetworkTask(chosen, reference, dense, [chosen.name, chosen.parts.prints, stages.keys["mean answer"]])
 
 
+def task_in_memory(chosen: Chosen, dense: fx.GraphModule, images: Batches) -> Task | None:
+    """The task without a stage: what it needs to know of the dense network's answers is taken of the images now."""
+    if chosen.classifies:
+        return None
+    reference = reference_of(predict_of(dense), images, by_place=chosen.name == "detection")
+    return NetworkTask(chosen, reference, dense, None).task
+
+
 def remembered(predict: Predict, data: Sequence[tuple[Inputs, Any]]) -> Predict:
     """The same answers, computed once for each of the batches, which are told by being the very same objects."""
     answers_by_batch = {id(inputs): predict(inputs) for inputs, _ in data}

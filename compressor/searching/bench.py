@@ -21,42 +21,45 @@ from ..planning import make_plan
 from ..planning.budget import least_share
 from ..pruning import Structure, prune
 from ..recipe import Recipe
-from ..records import Accuracy, Plan, Scores
+from ..records import Figure, Plan, Scores
 from ..relevance import score
 from ..repair import CompensationOptions
 from ..rounds import Prunable, measure_units, repair_layers
+from ..run.tasking import metric_of, predict_of
 from ..run.work import Work
-from ..tensors import as_tuple
+from ..tasks import Targets, Task
+from ..tensors import Inputs, as_tuple, count, cut
 from .options import USUAL_BUDGETS
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Targets]
 PROBE_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What was right of `n` images with at most `budget` of the MACs; `macs` is the share that stayed."""
+    """How good a network with at most `budget` of the MACs is on `n` images; `macs` is the share that stayed.
+
+    `quality` is the task's, of which more is better: a classifier's is the share of right answers. Where `is_share`,
+    1 is the best there is.
+    """
 
     budget: float
     macs: float
-    correct: int
+    quality: float
     n: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n
+    is_share: bool = True
 
 
 def area(points: Sequence[Kept]) -> float:
-    """Mean height of the straight lines through accuracy over budget; of one budget, its accuracy.
+    """Mean height of the straight lines through quality over budget; of one budget, its quality.
 
     0.6 at 0.4, 0.8 at 0.5, 0.9 at 0.8: (0.07 + 0.255) / 0.4 = 0.8125.
     """
     ordered = sorted(points, key=lambda point: point.budget)
     if len(ordered) == 1:
-        return ordered[0].accuracy
+        return ordered[0].quality
     x = np.array([point.budget for point in ordered])
-    y = np.array([point.accuracy for point in ordered])
+    y = np.array([point.quality for point in ordered])
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / (x[-1] - x[0]))
 
 
@@ -72,20 +75,22 @@ def light(seed: int) -> CompensationOptions:
 class Bench:
     """What all trials share. A trial is scored and repaired on batches of `score_images`, judged on `trial_images`.
 
-    Both are ([N, C, H, W], [N]), of the calibration and of the search images. `judged` holds the accuracy of every
-    plan that was made once, by the hash of what it keeps.
+    Both are (inputs [N, ...], targets), of the calibration and of the search images. `task` says what an answer means,
+    None where the network is a classifier. `judged` holds the quality of every plan that was made once, by the hash of
+    what it keeps.
     """
 
     work: Work
     structure: Structure
     score_images: tuple[Batch, ...]
     trial_images: tuple[Batch, ...]
-    judged: dict[str, Accuracy] = field(default_factory=dict)
+    task: Task | None = None
+    judged: dict[str, Figure] = field(default_factory=dict)
 
     @property
     def trial_image_count(self) -> int:
         """How many images judge a trial."""
-        return sum(len(labels) for _, labels in self.trial_images)
+        return sum(count(inputs) for inputs, _ in self.trial_images)
 
     def within_reach(self, shares: Sequence[float]) -> tuple[float, ...]:
         """Rising: the hardest comes first, as there recipes differ most. Without any, the usual ones that can be met.
@@ -108,22 +113,26 @@ class Bench:
         """The criterion's own, as the recipe reads them. Raises CompressorError's subclasses for what it refuses."""
         scoring = scoring_of(recipe)
         groups = self.structure.groups
-        return score(self.work.dense, groups, images, criterion=scoring.criterion, options=scoring.options)
+        return score(
+            self.work.dense, groups, images, criterion=scoring.criterion, options=scoring.options, task=self.task
+        )
 
     def comparable(self, recipe: Recipe, images: Sequence[Batch]) -> Scores:
         """What plans are made of; probes need scores alone."""
         scores = self.scores(recipe, images)
         if not scoring_of(recipe).measured:
             return scores
-        return measure_units(Prunable(self.work.dense, self.structure), scores, images, ranking_of(recipe))
+        subject = Prunable(self.work.dense, self.structure)
+        return measure_units(subject, scores, images, ranking_of(recipe), task=self.task)
 
     def probe(self, recipe: Recipe) -> Scores:
-        """A few images with wrong labels, so that the labelled and the predicted class differ."""
-        images, labels = self.score_images[0]
-        images, labels = images[:PROBE_IMAGES], labels[:PROBE_IMAGES]
-        logits = self.work.dense(*as_tuple(inputs_to(self.work.example, self.work.device)))
-        classes = int(logits.shape[1])
-        return self.scores(recipe, [(images, (labels + 1) % classes)])
+        """A few images; a classifier's with wrong labels, so that the labelled and the predicted class differ."""
+        inputs, targets = self.score_images[0]
+        inputs, targets = cut(inputs, 0, PROBE_IMAGES), None if targets is None else targets[:PROBE_IMAGES]
+        if self.task is None and isinstance(targets, Tensor):
+            logits = self.work.dense(*as_tuple(inputs_to(self.work.example, self.work.device)))
+            targets = (targets + 1) % int(logits.shape[1])
+        return self.scores(recipe, [(inputs, targets)])
 
     def plan(self, recipe: Recipe, scores: Scores, share: float) -> Plan:
         """Any plan below the line will do: rankings are compared under the same limit."""
@@ -135,8 +144,14 @@ class Bench:
         key = content_hash(plan.kept, recipe.seed)
         if key not in self.judged:
             network = self.reduced(plan, self.score_images, light(recipe.seed))
-            self.judged[key] = evaluate(network, self.trial_images)
+            self.judged[key] = self.quality(network, self.trial_images)
         return _kept(share, plan, self.judged[key])
+
+    def quality(self, network: fx.GraphModule, images: Batches | Sequence[Batch]) -> Figure:
+        """By the task's measure, on images that may be gone through again."""
+        if self.task is None:
+            return evaluate(network, images, metric=metric_of(self.work.chosen))
+        return self.task.quality(predict_of(network), images)
 
     def reduced(
         self, plan: Plan, images: Sequence[Batch], options: CompensationOptions | None = None
@@ -158,12 +173,12 @@ class Bench:
         for share in shares:
             plan = self.plan(recipe, scores, share)
             network = self.reduced(plan, calibration)
-            accuracies = {split: evaluate(network, images) for split, images in images_by_split.items()}
-            yield {split: _kept(share, plan, accuracy) for split, accuracy in accuracies.items()}
+            figures = {split: self.quality(network, images) for split, images in images_by_split.items()}
+            yield {split: _kept(share, plan, figure) for split, figure in figures.items()}
 
 
-def _kept(share: float, plan: Plan, accuracy: Accuracy) -> Kept:
-    return Kept(share, plan.macs_kept / plan.macs_dense, accuracy.correct, accuracy.n)
+def _kept(share: float, plan: Plan, figure: Figure) -> Kept:
+    return Kept(share, plan.macs_kept / plan.macs_dense, figure.value, figure.n, figure.is_share)
 
 
 def first_images(images: Source, count: int, batch_size: int) -> tuple[Batch, ...]:

@@ -25,7 +25,7 @@ _PLACE_FIELDS = ("model", "data", "evaluation_data", "out", "weights", "device")
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """A trial made again with all calibration images; `points[split]` holds its accuracies there, budget by budget."""
+    """A trial made again with all calibration images; `points[split]` holds its qualities there, budget by budget."""
 
     row: TrialRow
     recipe: Recipe
@@ -37,7 +37,7 @@ class Finalist:
         return self.row.preset or f"trial {self.row.number}"
 
     def area(self, split: str) -> float:
-        """Mean accuracy over the budgets (see `bench.area`), on the images of that split."""
+        """Mean quality over the budgets (see `bench.area`), on the images of that split."""
         return area(self.points[split])
 
 
@@ -76,7 +76,7 @@ def _checked(
     """The points of each split, from the file an earlier start left or made now and kept."""
     path = _file_of(bench, recipe, budgets, images_by_split)
     with suppress(FolderError):  # gone or damaged: judged again
-        saved_points = read_signed(path, "finalist/2")["points"]
+        saved_points = read_signed(path, "finalist/3")["points"]
         return {split: _points_of(rows) for split, rows in saved_points.items()}
 
     steps = list(bench.check(recipe, budgets, images_by_split))
@@ -86,7 +86,7 @@ def _checked(
         points[split] = tuple(step[split] for step in steps)
         plain_points[split] = [asdict(point) for point in points[split]]
     path.parent.mkdir(exist_ok=True)
-    write_json(path, signed({"schema": "finalist/2", "points": plain_points}))
+    write_json(path, signed({"schema": "finalist/3", "points": plain_points}))
     return points
 
 
@@ -96,10 +96,10 @@ def _points_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Kept, ...]:
 
 
 def _file_of(bench: Bench, recipe: Recipe, budgets: Sequence[float], splits: Iterable[str]) -> Path:
-    """Named by the hash of what a finalist's accuracies depend on."""
+    """Named by the hash of what a finalist's qualities depend on."""
     hashes = {split: bench.work.splits.hashes[split] for split in ("calibration", *splits)}
     fields = {name: value for name, value in asdict(recipe).items() if name not in _PLACE_FIELDS}
-    key = content_hash(fields, hashes, list(budgets), bench.work.model.sha256)
+    key = content_hash(fields, hashes, list(budgets), bench.work.model.sha256, bench.work.chosen.parts.prints)
     return bench.work.stages.folder / "finalists" / f"{key[:16]}.json"
 
 
@@ -120,8 +120,8 @@ def best_preset(finalists: Sequence[Finalist]) -> Finalist | None:
 
 def plain_row(row: TrialRow) -> dict[str, object]:
     """A trial as JSON."""
-    accuracies = {f"{point.budget:g}": round(point.accuracy, 4) for point in row.points}
-    return {**asdict(row), "accuracy": accuracies}
+    qualities = {f"{point.budget:g}": round(point.quality, 4) for point in row.points}
+    return {**asdict(row), "quality": qualities}
 
 
 def plain_finalist(finalist: Finalist) -> dict[str, object]:
@@ -135,4 +135,4 @@ def plain_finalist(finalist: Finalist) -> dict[str, object]:
 
 
 def _plain_points(points: Sequence[Kept]) -> list[dict[str, object]]:
-    return [{**asdict(point), "accuracy": round(point.accuracy, 4)} for point in points]
+    return [{**asdict(point), "quality": round(point.quality, 4)} for point in points]

@@ -18,7 +18,6 @@ from pathlib import Path
 from torch import nn
 
 from .. import __version__
-from ..accuracy import evaluate
 from ..errors import FolderError, RecipeError
 from ..files import content_hash, write_json
 from ..inputs.checkpoints import state_hash
@@ -28,7 +27,9 @@ from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
+from ..run.choosing import NO_PARTS, UserParts, parted_options
 from ..run.stages import Notify
+from ..run.tasking import task_in_memory
 from ..run.work import Work, prepare
 from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
@@ -52,10 +53,11 @@ def search(
 ) -> SearchResult:
     """Searches a recipe for a model; `options` are SearchOptions' fields and the recipe's.
 
-    `model` and `images` are as in `compress`. Raises CompressorError's subclasses.
+    `model`, `images` and the task's functions are as in `compress`. Raises CompressorError's subclasses.
     """
     search_fields = SearchOptions.__dataclass_fields__
     search_values = {name: options.pop(name) for name in search_fields if name in options}
+    parts, options = parted_options(options)
 
     if isinstance(images, (str, os.PathLike)):
         options["data"] = os.fspath(images)
@@ -76,6 +78,7 @@ def search(
         on_trial=on_trial,
         model=model_in_memory,
         data=images,
+        parts=parts,
     )
 
 
@@ -87,14 +90,16 @@ def run_search(
     on_trial: Callable[[Progress], None] | None = None,
     model: Model | None = None,
     data: object = None,
+    parts: UserParts = NO_PARTS,
 ) -> SearchResult:
     """One search from a recipe, continued or joined where its study stands.
 
-    `notify` gets stages and the share done, `on_trial` every trial of this process; `model` and `data` those in memory.
+    `notify` gets stages and the share done, `on_trial` every trial of this process; `model`, `data` and the task's
+    `parts` are those in memory.
     Raises CompressorError's subclasses.
     """
     with computing():
-        return _run_search(recipe, options, notify, on_trial, model, data)
+        return _run_search(recipe, options, notify, on_trial, model, data, parts)
 
 
 def _run_search(
@@ -104,18 +109,16 @@ def _run_search(
     on_trial: Callable[[Progress], None] | None,
     model: Model | None,
     data: object,
+    parts: UserParts,
 ) -> SearchResult:
     began = time.monotonic()
     families = tuple(dict.fromkeys((*options.families, recipe.criterion)))
     _require_searchable(recipe, families, options)
 
     in_folder = replace(recipe, out=str(folder_of(recipe)))
-    work = prepare(in_folder, notify or (lambda stage, share: None), model, data, search=options.search_images)
-    if not work.chosen.classifies:
-        raise RecipeError(
-            f"the task is {work.chosen.name}: a search counts right answers, so it serves classifiers of one output "
-            "alone; `compressor compress` takes any task"
-        )
+    work = prepare(
+        in_folder, notify or (lambda stage, share: None), model, data, parts=parts, search=options.search_images
+    )
     structure, spent = find_units(work)
     bench = Bench(
         work,
@@ -127,6 +130,7 @@ def _run_search(
 
     with _begun(work):
         keep_units(work, structure, spent)
+        bench = replace(bench, task=task_in_memory(work.chosen, work.dense, work.calibration))
         work.stages.notify("what counts on this network", 0.0)
         space = find_space(recipe, families, structure.groups.groups, bench.probe, options.held)
         trials, weights = _try(bench, space, families, options, began, on_trial)
@@ -162,7 +166,7 @@ def _try(
     with open_study(url, name, seed=space.base.seed, images=bench.trial_image_count) as study:
         enqueue_presets(study, presets(space, families))
 
-        def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
+        def qualities(point: dict[str, str | float]) -> Iterator[Kept]:
             recipe = recipe_at(space, point)
             scores = bench.comparable(recipe, bench.score_images)
             for share in options.budgets:
@@ -171,7 +175,7 @@ def _try(
         run_trials(
             study,
             space,
-            accuracies,
+            qualities,
             total=options.trials,
             steps=len(options.budgets),
             until=deadline,
@@ -198,7 +202,7 @@ def _choose(
     if options.evaluate:
         images_by_split["evaluation"] = work.evaluation
     finalists = check_finalists(bench, space, chosen, options.budgets, images_by_split, notify=work.stages.notify)
-    dense = {split: evaluate(work.dense, images).top1 for split, images in images_by_split.items()}
+    dense = {split: bench.quality(work.dense, images) for split, images in images_by_split.items()}
 
     seconds = time.monotonic() - began
     return Outcome(work, options, space.axes, tuple(trials), tuple(finalists), weights, dense, seconds)
@@ -209,7 +213,8 @@ def _study_name(work: Work, space: Space, options: SearchOptions) -> str:
     recipe = {name: getattr(space.base, name) for name in (*_KEY_FIELDS, "compensate", "reestimate", "seed")}
     sizes = [options.budgets, options.trial_images, options.score_images]
     hashes = {split: work.splits.hashes[split] for split in ("calibration", "search")}
-    key = content_hash(__version__, work.model.sha256, recipe, space.axes, sizes, hashes, work.prepared_as)
+    recipe["task"] = [work.chosen.name, work.chosen.parts.prints]
+    key = content_hash(__version__, "quality", work.model.sha256, recipe, space.axes, sizes, hashes, work.prepared_as)
     return f"{space.base.model.split('/')[-1]} {key[:12]}"
 
 

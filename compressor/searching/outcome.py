@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from ..files import Json, write_text
 from ..recipe import Recipe, to_toml
+from ..records import Figure
 from ..relevance.composite import Axis
 from ..report.searched import Curve, SearchReport, Tried, write_search_report
 from ..run.work import Work
@@ -39,13 +40,17 @@ class SearchSummary(TypedDict):
     """What the command prints last, and the head of `search.json`.
 
     `run_dir` and `recipe` are paths. `composite` is a preset's name or the table that a recipe spells as JSON. Areas
-    are mean accuracies over the budgets, shares of one, by the split of the images.
+    are mean qualities over the budgets, by the split of the images: in the task's `metric`, of which 1 is the best
+    where `is_share`.
     """
 
     model: str
     run_dir: str
     recipe: str
     best: str
+    task: str
+    metric: str
+    is_share: bool
     criterion: str
     composite: Json
     area: dict[str, float]
@@ -69,7 +74,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's accuracy by split."""
+    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's quality by split."""
 
     work: Work
     options: SearchOptions
@@ -77,8 +82,18 @@ class Outcome:
     rows: tuple[TrialRow, ...]
     finalists: tuple[Finalist, ...]
     importance: Mapping[str, float]
-    dense: Mapping[str, float]
+    dense: Mapping[str, Figure]
     seconds: float
+
+    @property
+    def metric(self) -> str:
+        """What the task's quality is called."""
+        return next(figure.metric for figure in self.dense.values())
+
+    @property
+    def is_share(self) -> bool:
+        """Whether 1 is the best there is."""
+        return next(figure.is_share for figure in self.dense.values())
 
 
 def write_outcome(outcome: Outcome) -> SearchResult:
@@ -90,12 +105,12 @@ def write_outcome(outcome: Outcome) -> SearchResult:
     summary = _summary(outcome, best, recipe)
     splits = {"hashes": dict(outcome.work.splits.hashes), "images": _sizes(outcome.work)}
     record = {
-        "schema": "search/1",
+        "schema": "search/2",
         **summary,
         "options": {**asdict(outcome.options), "storage": masked(outcome.options.storage)},
         "space": [asdict(axis) for axis in outcome.axes],
         "importance": dict(outcome.importance),
-        "dense": dict(outcome.dense),
+        "dense": {split: figure.value for split, figure in outcome.dense.items()},
         "finalists": [plain_finalist(finalist) for finalist in outcome.finalists],
         "history": [plain_row(row) for row in outcome.rows],
         "splits": splits,
@@ -115,6 +130,9 @@ def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
         "run_dir": str(folder),
         "recipe": str(folder / "best.toml"),
         "best": best.name,
+        "task": outcome.work.chosen.name,
+        "metric": outcome.metric,
+        "is_share": outcome.is_share,
         "criterion": recipe.criterion,
         "composite": composite,
         "area": _areas(best),
@@ -144,7 +162,9 @@ def _report(outcome: Outcome, best: Finalist) -> SearchReport:
         model=work.recipe.model,
         best=best.name,
         preset=preset.name if preset else "",
-        dense=outcome.dense,
+        dense={split: figure.value for split, figure in outcome.dense.items()},
+        metric=outcome.metric,
+        is_share=outcome.is_share,
         settings=settings,
         composite=tuple(_composite_rows(best.recipe)),
         curves=tuple(_curves(outcome.finalists, best)),
@@ -159,7 +179,7 @@ def _report(outcome: Outcome, best: Finalist) -> SearchReport:
 
 
 def _tried(row: TrialRow) -> Tried:
-    points = tuple((point.budget, point.accuracy) for point in row.points)
+    points = tuple((point.budget, point.quality) for point in row.points)
     return Tried(row.number, row.state, row.value, row.preset, points, row.seconds)
 
 
@@ -167,7 +187,7 @@ def _curves(finalists: tuple[Finalist, ...], best: Finalist) -> Iterator[Curve]:
     """Each finalist's curve on every split it was judged on."""
     for finalist in finalists:
         for split, points in finalist.points.items():
-            figures = tuple((point.budget, point.accuracy, point.macs, point.n) for point in points)
+            figures = tuple((point.budget, point.quality, point.macs, point.n) for point in points)
             yield Curve(finalist.name, split, figures, finalist.area(split), finalist is best, finalist.row.preset)
 
 

@@ -1,6 +1,6 @@
 """A study of trials, shared by any number of processes.
 
-In: a space, presets, a function from a point to accuracies budget by budget. Out: the finished trials. What a
+In: a space, presets, a function from a point to qualities budget by budget. Out: the finished trials. What a
 process that died was doing is taken up again, and no point is tried twice.
 """
 
@@ -14,7 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -27,7 +27,7 @@ from .bench import Kept, area
 from .sampling import FINISHED, JUDGES
 from .space import Space
 
-Accuracies = Callable[[dict[str, str | float]], Iterator[Kept]]
+Qualities = Callable[[dict[str, str | float]], Iterator[Kept]]
 WAIT_S = 1.0
 REPEATS = 100  # in a row: the space holds nothing new
 
@@ -73,7 +73,7 @@ def enqueue_presets(study: Study, presets: Mapping[str, Mapping[str, str | float
 def run_trials(
     study: Study,
     space: Space,
-    accuracies: Accuracies,
+    qualities: Qualities,
     *,
     total: int,
     steps: int,
@@ -97,7 +97,7 @@ def run_trials(
             continue
 
         try:
-            study.optimize(lambda trial: _try(trial, space, accuracies, worker, total, steps), n_trials=1)
+            study.optimize(lambda trial: _try(trial, space, qualities, worker, total, steps), n_trials=1)
         except (RepeatedError, UpdateFinishedTrialError):  # the latter: taken for dead, and another's by now
             repeats += 1
             continue
@@ -121,8 +121,8 @@ def _last_of(study: Study, worker: str) -> TrialRow:
     return next(row for row in reversed(finished) if trials[row.number].user_attrs.get("worker") == worker)
 
 
-def _try(trial: Trial, space: Space, accuracies: Accuracies, worker: str, total: int, steps: int) -> float:
-    """The area under the trial's accuracies; what it reached is kept with it after every budget.
+def _try(trial: Trial, space: Space, qualities: Qualities, worker: str, total: int, steps: int) -> float:
+    """The area under the trial's qualities; what it reached is kept with it after every budget.
 
     Raises TrialPruned when it is given up, RepeatedError when it need not be tried.
     """
@@ -133,11 +133,11 @@ def _try(trial: Trial, space: Space, accuracies: Accuracies, worker: str, total:
     points: list[Kept] = []
     start = time.perf_counter()
     try:
-        for step, kept in enumerate(accuracies(point)):
+        for step, kept in enumerate(qualities(point)):
             points.append(kept)
-            trial.set_user_attr("points", [[done.budget, done.macs, done.correct, done.n] for done in points])
+            trial.set_user_attr("points", [list(astuple(done)) for done in points])
             trial.set_user_attr("seconds", round(time.perf_counter() - start, 2))
-            trial.report(statistics.fmean(done.accuracy for done in points), step)
+            trial.report(statistics.fmean(done.quality for done in points), step)
             budgets_are_left = step + 1 < steps
             if budgets_are_left and trial.should_prune():
                 raise optuna.TrialPruned
@@ -217,7 +217,7 @@ def rows(study: Study) -> list[TrialRow]:
 def _row(trial: FrozenTrial) -> TrialRow:
     attributes = trial.user_attrs
     saved_points = attributes.get("points", [])
-    points = tuple(Kept(budget, macs, int(correct), int(n)) for budget, macs, correct, n in saved_points)
+    points = tuple(Kept(*fields) for fields in saved_points)
 
     if trial.state == TrialState.COMPLETE:
         state, value = "complete", trial.value

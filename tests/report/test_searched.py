@@ -30,6 +30,8 @@ def report() -> SearchReport:
         best="trial 7",
         preset="epsilon",
         dense={"search": 0.95, "evaluation": 0.94},
+        metric="top-1",
+        is_share=True,
         settings=(("normalisation", "mean"),),
         composite=(("conv2d", "gamma 0.25"),),
         curves=(
@@ -143,7 +145,7 @@ def test_the_best_curve_is_drawn_last_and_other_trials_not_at_all(report: Search
 
 def test_the_line_of_the_best_rises_over_complete_trials_alone(report: SearchReport) -> None:
     trials = (tried(0, 0.5), tried(1, 0.9, state="stopped"), tried(2, 0.4), tried(3, 0.7), tried(4, None))
-    axes = searched._history(trials).axes[0]
+    axes = searched._history(replace(report, tried=trials)).axes[0]
     (best,) = axes.lines
     assert np.asarray(best.get_xdata(orig=True)).tolist() == [0, 2, 3]
     assert np.asarray(best.get_ydata(orig=True)) == pytest.approx([50.0, 50.0, 70.0])

@@ -25,12 +25,12 @@ from compressor.searching.study import TrialRow
 
 
 def row(number: int, value: float | None, *, preset: str = "", state: str = "complete") -> TrialRow:
-    points = () if value is None else (Kept(0.5, 0.49, round(100 * value), 100),)
+    points = () if value is None else (Kept(0.5, 0.49, round(value, 2), 100),)
     return TrialRow(number, state, value, {"n": float(number)}, points, 1.0, preset)
 
 
 def finalist(number: int, right: int, *, preset: str = "", unseen: int = 0) -> Finalist:
-    points = {"search": (Kept(0.5, 0.49, right, 100),), "evaluation": (Kept(0.5, 0.49, unseen, 100),)}
+    points = {"search": (Kept(0.5, 0.49, right / 100, 100),), "evaluation": (Kept(0.5, 0.49, unseen / 100, 100),)}
     return Finalist(row(number, 0.1, preset=preset), Recipe(), points)
 
 
@@ -44,7 +44,7 @@ def finalist(number: int, right: int, *, preset: str = "", unseen: int = 0) -> F
     ],
 )
 def test_an_area_is_the_mean_height_in_any_order(points: tuple[tuple[float, int], ...], expected: float) -> None:
-    assert area([Kept(budget, budget, right, 100) for budget, right in points]) == pytest.approx(expected)
+    assert area([Kept(budget, budget, right / 100, 100) for budget, right in points]) == pytest.approx(expected)
 
 
 def test_the_best_complete_trials_go_on_with_every_preset_behind() -> None:
@@ -79,11 +79,11 @@ def test_of_equals_a_preset_wins_and_then_the_earlier() -> None:
 
 
 def test_trials_and_finalists_as_json_are_rounded_and_whole() -> None:
-    assert plain_row(row(3, 0.67))["accuracy"] == {"0.5": 0.67}
+    assert plain_row(row(3, 0.67))["quality"] == {"0.5": 0.67}
     plain = plain_finalist(finalist(3, 67, unseen=50))
     assert (plain["name"], plain["trial"]) == ("trial 3", 3)
     assert plain["area"] == {"search": 0.67, "evaluation": 0.5}
-    assert plain["points"]["search"] == [{"budget": 0.5, "macs": 0.49, "correct": 67, "n": 100, "accuracy": 0.67}]
+    assert plain["points"]["search"] == [{"budget": 0.5, "macs": 0.49, "quality": 0.67, "n": 100, "is_share": True}]
 
 
 class Bench:
@@ -93,13 +93,14 @@ class Bench:
         hashes = {"calibration": "c", "search": "s"}
         stages, splits, model = SimpleNamespace(folder=folder), SimpleNamespace(hashes=hashes), SimpleNamespace()
         model.sha256 = weights
-        self.work = SimpleNamespace(stages=stages, splits=splits, model=model)
+        chosen = SimpleNamespace(parts=SimpleNamespace(prints={}))
+        self.work = SimpleNamespace(stages=stages, splits=splits, model=model, chosen=chosen)
         self.asked: list[Recipe] = []
 
     def check(self, recipe: Recipe, shares: Sequence[float], splits: Mapping[str, Any]) -> Iterator[dict[str, Kept]]:
         self.asked.append(recipe)
         for share in shares:
-            yield {split: Kept(share, share, 90, 100) for split in splits}
+            yield {split: Kept(share, share, 0.9, 100) for split in splits}
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def checked(bench: Bench, rows: list[TrialRow], budgets: tuple[float, ...] = (0.
 def test_what_was_checked_is_not_checked_again(recipes: None, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     first = checked(bench, [row(1, 0.5), row(2, 0.4)])
-    assert [one.points["search"] for one in first] == [(Kept(0.3, 0.3, 90, 100), Kept(0.6, 0.6, 90, 100))] * 2
+    assert [one.points["search"] for one in first] == [(Kept(0.3, 0.3, 0.9, 100), Kept(0.6, 0.6, 0.9, 100))] * 2
     again = Bench(tmp_path)
     assert checked(again, [row(1, 0.5), row(2, 0.4)]) == first
     assert (len(bench.asked), len(again.asked)) == (2, 0)
@@ -139,6 +140,6 @@ def test_another_question_is_judged_anew(recipes: None, tmp_path: Path, change: 
         bench.work.splits.hashes["search"] = "other"
     if change == "damage":
         (saved,) = (tmp_path / "finalists").iterdir()
-        saved.write_text(saved.read_text().replace("90", "99"))
+        saved.write_text(saved.read_text().replace("0.9", "0.8"))
     checked(bench, [row(2 if change == "recipe" else 1, 0.5)], (0.3,) if change == "budgets" else (0.3, 0.6))
     assert len(bench.asked) == 1

@@ -327,19 +327,19 @@ def test_a_recipe_the_space_cannot_say_is_refused() -> None:
 
 
 def test_area_is_the_mean_height_under_straight_lines() -> None:
-    points = [Kept(0.8, 0.79, 90, 100), Kept(0.4, 0.4, 60, 100), Kept(0.5, 0.5, 80, 100)]
+    points = [Kept(0.8, 0.79, 0.9, 100), Kept(0.4, 0.4, 0.6, 100), Kept(0.5, 0.5, 0.8, 100)]
     assert area(points) == pytest.approx(((0.6 + 0.8) / 2 * 0.1 + (0.8 + 0.9) / 2 * 0.3) / 0.4, abs=EXACT)
     assert area(points[:1]) == 0.9
 
 
 def _row(number: int, value: float, preset: str = "", state: str = "complete") -> TrialRow:
-    return TrialRow(number, state, value, {}, (Kept(0.5, 0.5, round(100 * value), 100),), 1.0, preset)
+    return TrialRow(number, state, value, {}, (Kept(0.5, 0.5, value, 100),), 1.0, preset)
 
 
 def test_finalists_are_the_best_and_every_preset_and_a_preset_wins_a_draw() -> None:
     tried = [_row(0, 0.5, "a"), _row(1, 0.9), _row(2, 0.7), _row(3, 0.9), _row(4, 0.95, state="stopped")]
     assert [row.number for row in finalists_of(tried, 2)] == [1, 3, 0]
-    made = [Finalist(row, Recipe(), {"search": (Kept(0.5, 0.5, 90, 100),)}) for row in finalists_of(tried, 2)]
+    made = [Finalist(row, Recipe(), {"search": (Kept(0.5, 0.5, 0.9, 100),)}) for row in finalists_of(tried, 2)]
     assert winner_of(made).row.preset == "a"
 
 
@@ -376,7 +376,7 @@ def _height(point: dict[str, str | float]) -> float:
 
 def _accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
     for budget in (0.3, 0.6):
-        yield Kept(budget, budget, round(1000 * _height(point)), 1000)
+        yield Kept(budget, budget, round(_height(point), 3), 1000)
 
 
 def _run(url: str, total: int, accuracies: Any = _accuracies, named: Any = None, **more: Any) -> list[TrialRow]:
@@ -421,13 +421,13 @@ def test_every_other_of_the_first_trials_varies_the_best_one(url: str) -> None:
     preset = {f"axis{i}": "a" for i in range(8)}
 
     def accuracies(point: dict[str, str | float]) -> Iterator[Kept]:
-        yield Kept(0.5, 0.5, sum(value == "a" for value in point.values()), 8)
+        yield Kept(0.5, 0.5, sum(value == "a" for value in point.values()) / 8, 8)
 
     with open_study(url, "test", seed=0, images=1000) as study:
         enqueue_presets(study, {"recipe": preset})
         run_trials(study, WIDE, accuracies, total=STARTUP_TRIALS + 1, steps=1)
         found = rows(study)
-    varied, drawn = ([8 * r.points[0].accuracy for r in found[1:STARTUP_TRIALS] if r.number % 2 == i] for i in (0, 1))
+    varied, drawn = ([8 * r.points[0].quality for r in found[1:STARTUP_TRIALS] if r.number % 2 == i] for i in (0, 1))
     assert found[0].point == preset
     assert sum(drawn) / len(drawn) < 4.0 < sum(varied) / len(varied) < 8.0
     assert len({json.dumps(row.point, sort_keys=True) for row in found}) == len(found)
@@ -438,9 +438,7 @@ def test_hopeless_trials_are_stopped_before_their_last_budget(url: str) -> None:
     stopped = [r for r in found if r.state == "stopped"]
     assert stopped
     assert all(len(r.points) == 1 for r in stopped)
-    assert max(r.points[0].accuracy for r in stopped) < max(
-        r.points[0].accuracy for r in found if r.state == "complete"
-    )
+    assert max(r.points[0].quality for r in stopped) < max(r.points[0].quality for r in found if r.state == "complete")
 
 
 def test_what_ctrl_c_interrupted_is_tried_again(url: str) -> None:
@@ -679,7 +677,9 @@ def _report(areas: list[float], tmp_path: Path) -> tuple[Any, Path]:
     curve = Curve("trial 0", "search", ((0.5, areas[0], 0.5, 200),), areas[0], True, "")
     settings = {"settings": (("criterion", "lrp"),), "composite": (), "importance": (), "hashes": {}, "images": {}}
     counts: dict[str, Any] = {"trial_images": 200, "score_images": 64, "repaired": True}
-    report = SearchReport("m", "trial 0", "", {"search": 1.0}, curves=(curve,), tried=tried, **settings, **counts)
+    report = SearchReport(
+        "m", "trial 0", "", {"search": 1.0}, "top-1", True, curves=(curve,), tried=tried, **settings, **counts
+    )
     return report, write_search_report(report, tmp_path, {"schema": "search/1"}).markdown
 
 

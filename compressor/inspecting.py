@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.utils import _pytree as tree
 
 from .choices import given_preprocessing, require_known
 from .errors import RecipeError
@@ -15,7 +18,7 @@ from .graph import trace
 from .graph.behaviour import require_function
 from .graph.cost import measure_cost
 from .inputs.images import overridden
-from .inputs.models import load_model
+from .inputs.models import Model, load_model
 from .placement import computing
 from .planning import make_plan
 from .pruning import Structure, find_structure, prune
@@ -27,7 +30,10 @@ from .run.plans import below_budget, kept_of, ranking_here, require_reachable, s
 from .run.saved import example_of
 from .run.stages import Notify
 from .run.work import Work, prepare
-from .tensors import specs_of
+from .tensors import as_tuple, specs_of
+
+STRIDE = 32  # pixels that most networks divide an image into
+ROUNDING = 1e-4  # of float32 sums in another order, on answers of about 1
 
 
 def _say_nothing(step: str, share: float) -> None:
@@ -41,16 +47,49 @@ def _step(notify: Notify, name: str) -> Iterator[None]:
     notify(name, 1.0)
 
 
-def inspect(recipe: Recipe, *, notify: Notify = _say_nothing) -> Groups:
-    """The groups a recipe's model has and what is left alone; no images are needed. `notify` is told each step."""
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The units a model can lose and what is left alone; and, in words, which sizes of image it takes."""
+
+    groups: Groups
+    image_size: str
+
+
+def inspect(recipe: Recipe, *, notify: Notify = _say_nothing) -> Inspection:
+    """What a recipe's model is made of; no images are needed. `notify` is told each step."""
     with _step(notify, "reading the model and trying it"):
-        graph, example = _without_images(recipe)
+        model, graph, example = _without_images(recipe)
+        image_size = _sizes_in_words(model.module, graph, example)
     with _step(notify, "groups"):
-        return find_structure(graph, example, recipe.seed).groups
+        return Inspection(find_structure(graph, example, recipe.seed).groups, image_size)
 
 
-def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
-    """The traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless they are named.
+@torch.no_grad()
+def _sizes_in_words(module: nn.Module, graph: fx.GraphModule, example: Tensor) -> str:
+    """Which sizes the model takes and which its files will: a trace computes with the sizes it was made at."""
+    height, width = example.shape[-2:]
+    here = f"{height} x {width}"
+    other = functional.pad(example, (0, STRIDE, 0, STRIDE))
+    try:
+        expected = tree.tree_leaves(module(other))
+    except Exception:  # whatever a model raises that was built for one size
+        return f"{here} alone: the model itself refuses {height + STRIDE} x {width + STRIDE}"
+    fixed = f"the model takes other sizes too, its files take {here} alone (--size makes them for another)"
+    try:
+        answers = as_tuple(graph(other))
+    except Exception:  # reshapes to sizes of the traced image
+        return fixed
+    leaves = [leaf for leaf in expected if isinstance(leaf, Tensor)]
+    same = len(leaves) == len(answers) and all(map(_alike, leaves, answers))
+    return f"{fixed}; nothing in the graph depends on it" if same else fixed
+
+
+def _alike(leaf: Tensor, answer: Tensor) -> bool:
+    return leaf.shape == answer.shape and torch.allclose(leaf, answer, rtol=ROUNDING, atol=ROUNDING)
+
+
+def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[Model, fx.GraphModule, Tensor]:
+    """The model and its traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless named.
 
     `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
     """
@@ -65,7 +104,7 @@ def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[fx.GraphMod
     example = example_of(overridden(model.preprocessing, **given).shape)
     graph = trace(model.module, example)
     require_function(model.module, graph, example)
-    return graph, example
+    return model, graph, example
 
 
 def predict(recipe: Recipe, *, notify: Notify = _say_nothing) -> dict[str, Any]:
@@ -86,7 +125,7 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
             graph, example = work.dense, work.example
     else:
         with _step(notify, "reading the model and trying it"):
-            graph, example = _without_images(recipe, sized=True)
+            _, graph, example = _without_images(recipe, sized=True)
     dense = measure_cost(graph)
     units: dict[str, Any] = {"groups": 0, "left_alone": []}
     costs: dict[str, Any] = {"macs_predicted": dense.macs, "params_predicted": dense.parameters, "warnings": []}

@@ -24,6 +24,7 @@ from compressor import inspecting, pipeline
 from compressor.budgets import SLACK
 from compressor.device.bundle import verify_bundle
 from compressor.errors import BudgetError, GateError, ModelError
+from compressor.graph import trace
 from compressor.graph.cost import measure_cost
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
@@ -390,9 +391,38 @@ def test_only_the_allowed_kinds_of_units_go(tmp_path: Path) -> None:
     assert measure_cost(small).macs <= 0.7 * measure_cost(work.dense).macs
 
 
+class _Sized(nn.Module):
+    """A network whose forward treats the size of its image in one of three ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.stem, self.head = way, nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4 * 16 * 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).relu()
+        if self.way == "flattened":
+            return self.head(y.flatten(1))
+        return nn.functional.interpolate(y, size=x.shape[-2:]) if self.way == "resized" else y
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("flattened", "32 x 32 alone: the model itself refuses 64 x 64"),
+        ("resized", "the model takes other sizes too, its files take 32 x 32 alone (--size makes them for another)"),
+        ("free", "(--size makes them for another); nothing in the graph depends on it"),
+    ],
+)
+def test_which_sizes_of_image_fit_is_said(way: str, said: str) -> None:
+    module, example = _Sized(way).eval(), torch.randn(2, 3, 32, 32)
+    assert inspecting._sizes_in_words(module, trace(module, example), example).endswith(said)
+
+
 def test_inspecting_and_predicting_need_neither_images_nor_weights() -> None:
     recipe = make_recipe({"model": "torchvision:resnet18", "size": 32, "budget": "macs 0.4"})
-    groups = inspecting.inspect(recipe)
+    inspection = inspecting.inspect(recipe)
+    groups = inspection.groups
+    assert "takes other sizes too" in inspection.image_size
     assert {g.kind for g in groups.groups} == {"channel", "stream"} or len(groups.groups) >= 8
     assert [x for x in groups.left_alone if x.layer == "fc"] != []
     predicted = inspecting.predict(recipe)

@@ -152,13 +152,15 @@ def inspect(
         _draw(recipe, image, relevance)
         return
     with StageBars(None) as notify:
-        groups = inspecting.inspect(recipe, notify=notify)
+        inspection = inspecting.inspect(recipe, notify=notify)
+    groups = inspection.groups
     if as_json:
         plain_groups = [_brief(group, recipe) for group in groups.groups]
         left_alone = [asdict(layer) for layer in groups.left_alone]
-        print(json.dumps({"groups": plain_groups, "left_alone": left_alone}))
+        content = {"groups": plain_groups, "left_alone": left_alone, "image_size": inspection.image_size}
+        print(json.dumps(content))
         return
-    tables.units(recipe, groups)
+    tables.units(recipe, groups, inspection.image_size)
 
 
 def _draw(recipe: Recipe, image: int, path: Path) -> None:

@@ -28,8 +28,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def units(recipe: Recipe, groups: Groups) -> None:
-    """Groups and what was left alone, on stdout: it is what was asked for."""
+def units(recipe: Recipe, groups: Groups, image_size: str) -> None:
+    """Groups, what was left alone and which images fit, on stdout: it is what was asked for."""
     table = Table(title=f"{recipe.model}: {counted(len(groups.groups), 'group')} of units that go together")
     for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
         table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
@@ -44,6 +44,7 @@ def units(recipe: Recipe, groups: Groups) -> None:
     out = Console()
     out.print(table)
     out.print(left_alone)
+    out.print(f"size of images: {image_size}", highlight=False, soft_wrap=True)
 
 
 def _producers(group: Group) -> str:

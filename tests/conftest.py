@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def short_runs(shorten: Shortened) -> Iterator[None]:
     """Every run of the module's tests in its short form."""
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_operators() -> Iterator[None]:
+    """PyTorch's exporter reads the source of a thousand functions at every call: half of what a small export takes."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    @cache
+    def operators() -> Any:
+        return type(onnxscript_apis).__getattr__(onnxscript_apis, "get_torchlib_ops")()  # imports onnxscript, if asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(onnxscript_apis.__dict__, "get_torchlib_ops", operators)
         yield
 
 

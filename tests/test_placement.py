@@ -517,7 +517,7 @@ def lines(notified: list[str], said: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "normalisation"),
     [
-        ("attention", "mean"),
+        pytest.param("attention", "mean", marks=pytest.mark.slow),
         pytest.param("convolutions", "mean", marks=pytest.mark.slow),  # of the next, less
         ("convolutions", "measured"),
     ],

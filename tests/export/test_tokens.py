@@ -132,7 +132,7 @@ def test_a_softmax_over_another_axis_stays_as_it_is() -> None:
 
 
 @pytest.mark.skipif(bool(tensorrt.buildable("tensorrt_rtx")), reason=tensorrt.buildable("tensorrt_rtx"))
-@pytest.mark.parametrize("form", ["call", "windows"])
+@pytest.mark.parametrize("form", [pytest.param("call", marks=pytest.mark.slow), "windows"])
 def test_fp32_engines_hold_no_pad_kernels(form: str, tmp_path: Path) -> None:
     path, images = exported(49, form, tmp_path)
     profile = image_profile(images.shape[1:], batches=(1, 1, 4))

@@ -118,7 +118,7 @@ META = "meta"  # only shapes are read, so nothing need be computed
 NETWORKS: list[tuple[str, Callable[[], nn.Module], int, str]] = [
     ("resnet18", torchvision.models.resnet18, 64, META),
     ("mobilenet_v2", torchvision.models.mobilenet_v2, 64, META),
-    ("vit_b_16", lambda: torchvision.models.VisionTransformer(48, 16, 12, 12, 768, 3072), 48, META),
+    ("vision transformer", lambda: torchvision.models.VisionTransformer(48, 16, 3, 4, 64, 128), 48, META),
     ("swin_t", torchvision.models.swin_t, 64, "cpu"),
 ]
 
@@ -126,7 +126,7 @@ NETWORKS: list[tuple[str, Callable[[], nn.Module], int, str]] = [
 @pytest.mark.parametrize(
     ("build", "size", "device"),
     [
-        pytest.param(*n[1:], id=n[0], marks=[] if n[0] in ("resnet18", "vit_b_16") else pytest.mark.slow)
+        pytest.param(*n[1:], id=n[0], marks=[] if n[0] in ("resnet18", "vision transformer") else pytest.mark.slow)
         for n in NETWORKS
     ],
 )

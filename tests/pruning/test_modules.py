@@ -26,8 +26,10 @@ def _pruned(model: nn.Module, example: torch.Tensor):
 
 @pytest.mark.parametrize(
     "model",
-    [ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), MobileNetV2(num_classes=7, width_mult=0.35)],
-    ids=["residual", "inverted residual"],
+    [
+        pytest.param(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), id="residual"),
+        pytest.param(MobileNetV2(num_classes=7, width_mult=0.35), id="inverted residual", marks=pytest.mark.slow),
+    ],
 )
 def test_a_class_that_takes_its_widths_from_its_layers_follows(model: nn.Module) -> None:
     example = torch.randn(2, 3, 32, 32)

@@ -176,7 +176,7 @@ NETWORKS = ("resnet18", "vgg11_bn", "densenet121", "mobilenet_v2")
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("resnet18", "vgg11_bn") else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+    [name if name == "resnet18" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
 )
 @pytest.mark.parametrize("biases", [False, True])
 def test_relevance_is_conserved(name: str, biases: bool) -> None:
@@ -285,7 +285,10 @@ def _by_zennit(model: nn.Module, images: Tensor, target: Tensor, canonizer: Any)
 
 @pytest.mark.parametrize(
     ("name", "canonizer"),
-    [("resnet18", zennit.torchvision.ResNetCanonizer), ("vgg11_bn", zennit.torchvision.VGGCanonizer)],
+    [
+        ("resnet18", zennit.torchvision.ResNetCanonizer),
+        pytest.param("vgg11_bn", zennit.torchvision.VGGCanonizer, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("quick", [True, False])
 def test_network_equals_zennit_end_to_end(name: str, canonizer: Any, quick: bool) -> None:

@@ -177,6 +177,7 @@ def test_the_same_call_goes_on_and_other_weights_are_refused(
     assert _hashes(run.folder.parent / "run-trained") == before
 
 
+@pytest.mark.slow
 def test_one_that_was_cut_off_goes_on_where_it_stopped(
     run: compressor.Run, trained: nn.Module, shipped: compressor.Run, tmp_path: Path
 ) -> None:
@@ -363,6 +364,7 @@ def test_code_and_data_are_those_of_the_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_network_of_which_nothing_was_removed_ships_trained_beside_the_dense_one(
     place: Path, short_runs: None, tmp_path: Path
 ) -> None:
@@ -407,7 +409,10 @@ def _block(heading: str) -> str:
     return code[1]
 
 
-@pytest.mark.parametrize(("heading", "library"), [("PyTorch", "torch"), ("timm", "timm"), ("Lightning", "lightning")])
+@pytest.mark.parametrize(
+    ("heading", "library"),
+    [("PyTorch", "torch"), pytest.param("timm", "timm", marks=pytest.mark.slow), ("Lightning", "lightning")],
+)
 def test_the_pages_loop_trains_and_ships(run: compressor.Run, tmp_path: Path, heading: str, library: str) -> None:
     code = _block(heading)
     ast.parse(code)

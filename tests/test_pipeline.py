@@ -28,6 +28,7 @@ from compressor.graph.cost import measure_cost
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
+from compressor.pipeline import quality, recovery
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Accuracy
@@ -437,7 +438,7 @@ def test_what_ships_are_the_weights_of_the_better_one(
         return Choice(better, source, Judged(1, 2, 0.5), Judged(1, 2, 0.5))  # type: ignore[arg-type]
 
     seen: list[bytes] = []
-    monkeypatch.setattr(pipeline, "choose", chosen)
+    monkeypatch.setattr(recovery, "choose", chosen)
     recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
     work, pruned = _planned(recipe, model=tiny, images=images)
     small = pruned.network
@@ -450,7 +451,7 @@ def test_what_ships_are_the_weights_of_the_better_one(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
     assert any(not torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     right = itertools.count()
-    monkeypatch.setattr(pipeline, "evaluate", lambda network, batches, **others: Accuracy(next(right), 18))
+    monkeypatch.setattr(quality, "evaluate", lambda network, batches, **others: Accuracy(next(right), 18))
     accuracy = pipeline.measure_accuracy(work, structure, pruned, recovered, _task_of(work))
     assert accuracy["shipped"] == accuracy[better]
     in_order = [accuracy[name] for name in ("dense", "removed", "repaired", "tuned")]

@@ -26,7 +26,7 @@ from .run.judges import spare_of
 from .run.plans import below_budget, kept_of, ranking_here, require_reachable, shares_of
 from .run.saved import example_of
 from .run.stages import Notify
-from .run.work import Work, prepare
+from .run.work import Request, Work, prepare
 from .tensors import specs_of
 
 
@@ -82,7 +82,7 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
     work: Work | None = None
     if recipe.data:
         with _step(notify, "reading the model and the images, and trying the model"):
-            work = prepare(recipe, _say_nothing, None, None, spare=spare_of(recipe))
+            work = prepare(Request(recipe, spare=spare_of(recipe)), _say_nothing)
             graph, example = work.dense, work.example
     else:
         with _step(notify, "reading the model and trying it"):

@@ -29,7 +29,7 @@ from ..run.plans import require_reachable
 from ..run.saved import load_module, load_saved
 from ..run.stages import Notify
 from ..run.tasking import make_task
-from ..run.work import Work, prepare
+from ..run.work import Request, Work, prepare
 from .quality import measure_accuracy, measure_fidelity, measure_networks
 from .recovery import name_of_shipped, recover
 from .removal import remove_and_repair
@@ -91,19 +91,20 @@ def run(
     """
     parse_budgets(recipe.budget)
     with computing():
-        return replace(_run(recipe, notify or silent, model, data, parts), data=data, parts=parts)
+        request = Request(recipe, model, data, parts, spare=spare_of(recipe))
+        return replace(_run(request, notify or silent), data=data, parts=parts)
 
 
 def silent(stage: str, share: float) -> None:
     """Says nothing of how far a run has come."""
 
 
-def _run(recipe: Recipe, notify: Notify, model: Model | None, data: object, parts: UserParts) -> Run:
-    work = prepare(recipe, notify, model, data, parts=parts, spare=spare_of(recipe))
-    if recipe.as_it_is:
+def _run(request: Request, notify: Notify) -> Run:
+    work = prepare(request, notify)
+    if request.recipe.as_it_is:
         return _ship_as_it_is(work)
     structure, spent = find_units(work)
-    require_reachable(work.dense, structure, recipe)
+    require_reachable(work.dense, structure, request.recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
         origin = work.stages.keys["groups"]

@@ -28,7 +28,7 @@ from ..run.saved import Network, rebuild, write_network
 from ..run.stages import Notify, copy_stages, open_run, recorded_files, require_finished
 from ..run.tasking import make_task
 from ..run.trained import state_of, with_trained
-from ..run.work import Work, read_work
+from ..run.work import Request, Work, read_work
 from .quality import measure_nearness, measure_networks
 from .removal import identity_gate
 from .units import keep_units
@@ -88,7 +88,7 @@ def read_shipping(
     recipe = finished.recipe
     state = state_of(trained, asked.entry)  # before anything long
     model = None if module is None else model_in_hand(module)
-    work = read_work(recipe, notify, model, data, parts=parts, spare=spare_of(recipe))
+    work = read_work(Request(recipe, model, data, parts, spare=spare_of(recipe)), notify)
     require_same(finished, work)
 
     structure = _structure_of(work, finished)

@@ -29,7 +29,7 @@ from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
 from ..run.stages import Notify
-from ..run.work import Work, prepare
+from ..run.work import Request, Work, prepare
 from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options
@@ -110,7 +110,8 @@ def _run_search(
     _require_searchable(recipe, families, options)
 
     in_folder = replace(recipe, out=str(folder_of(recipe)))
-    work = prepare(in_folder, notify or (lambda stage, share: None), model, data, search=options.search_images)
+    request = Request(in_folder, model, data, search=options.search_images)
+    work = prepare(request, notify or (lambda stage, share: None))
     if not work.chosen.classifies:
         raise RecipeError(
             f"the task is {work.chosen.name}: a search counts right answers, so it serves classifiers of one output "

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..delivery.artifacts import DENSE, SHIPPED, Artifact
 from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
 from ..device.runtimes import kind_of
-from ..errors import CompressorError, FolderError, InputError, ModelError
+from ..errors import CompressorError, FolderError, InputError, ModelError, first_line
 from ..files import read_json
 from ..inputs.images import Batches, Images, batches, overridden
 from ..inputs.models import load_model
@@ -173,7 +173,7 @@ def _golden(bundle: Path) -> NDArray[np.float32]:
         if images.ndim != 4 or not images.size:
             raise ValueError(f"inputs of shape {list(images.shape)}")
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise FolderError(
             f"{bundle / GOLDEN} holds no golden inputs ({reason}); run the command that made it again"
         ) from error

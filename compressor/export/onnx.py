@@ -24,7 +24,7 @@ import torch
 from onnx import numpy_helper
 from torch import fx, nn
 
-from ..errors import FolderError, GateError, ModelError
+from ..errors import FolderError, GateError, ModelError, first_line
 from ..files import note, write_bytes
 from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed
@@ -123,8 +123,7 @@ def _reason(error: BaseException) -> str:
     """The innermost cause's first line: the exporter wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return first_line(error, longest=300)
 
 
 def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

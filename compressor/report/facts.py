@@ -177,6 +177,11 @@ def _progress(variant: str) -> int:
     return ORDER.index(variant) if variant in ORDER else -1
 
 
+def layer_name(layer: str) -> str:
+    """The layer as the model calls it; what lies in none of its modules has no name there."""
+    return layer or "(top level)"
+
+
 def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
     """Milliseconds of every timed layer of the shipped network, slowest first."""
     timed = [(row.ms_shipped, row) for row in run.layers if row.ms_shipped is not None]

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import FolderError, ModelError
+from ..errors import FolderError, ModelError, first_line
 from ..files import file_sha256, read_signed, signed, write_bytes, write_json
 from ..graph import fetch, trace
 from ..graph.nesting import nesting_of
@@ -158,7 +158,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise FolderError(f"{path} doesn't exist; {_AGAIN}") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+        reason = first_line(error, longest=80)
         raise FolderError(f"{path} is not a safetensors file ({reason}); {_AGAIN}") from error
     return tensors
 

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import fx
 
 from ..device import feeds
@@ -31,6 +30,7 @@ from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, metric_of
 from ..run.work import Work, arrays_of
+from ..tensors import from_arrays
 from .answers import predict_of_file
 from .artifacts import Artifact, FileRefused
 from .results import FileAccuracies, Files, Parities
@@ -156,7 +156,7 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
         return Parities(checks=row + Checks(refusal=str(error)))
 
     def rounding_of(artifact: Artifact) -> float:
-        images = tuple(torch.from_numpy(array) for array in feeds.as_tuple(work.sample(PARITY_IMAGES)))
+        images = from_arrays(work.sample(PARITY_IMAGES))
         return rounding_error(networks.value[artifact.variant], images)
 
     return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity, rounding_of)))

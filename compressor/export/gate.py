@@ -20,7 +20,7 @@ from ..device.runtimes import REFERENCE, open_model
 from ..errors import GateError, ModelError
 from ..graph.interface import answers
 from ..placement import CPU, placed
-from ..tensors import named_leaves
+from ..tensors import from_arrays, named_leaves
 from .onnx import check_structure
 
 _REFERENCE_BATCH = 8
@@ -102,7 +102,7 @@ def _reference_outputs(reference: nn.Module, images: Arrays) -> Arrays:
         for module in modes:
             module.training = False  # not by eval(), which exported graphs refuse
         for part in feeds.parted(images, _REFERENCE_BATCH):
-            inputs = tuple(torch.from_numpy(array) for array in feeds.as_tuple(part))
+            inputs = from_arrays(part)
             leaves = answers(reference, inputs) if isinstance(reference, fx.GraphModule) else _leaves(reference, inputs)
             outputs.append(_arrays(leaves))
     finally:
@@ -117,8 +117,7 @@ def _leaves(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
 
 def _arrays(leaves: Sequence[Tensor]) -> Arrays:
     """One array alone, or a tuple of several; whole numbers and booleans stay what they are."""
-    arrays = tuple(_array(leaf) for leaf in leaves)
-    return arrays[0] if len(arrays) == 1 else arrays
+    return feeds.unwrapped(tuple(_array(leaf) for leaf in leaves))
 
 
 def _array(leaf: Tensor) -> Array:

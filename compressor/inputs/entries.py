@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, with_article
+from ..tensors import unwrapped
 from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
 from .targets import require_boxes, values_of
 
@@ -68,7 +69,7 @@ class Batch:
         target: Target = unknown_class() if self.targets is None else self.targets[index]
         if isinstance(target, Tensor):
             target = target.clone()
-        return Sample(inputs[0] if len(inputs) == 1 else inputs, target)
+        return Sample(unwrapped(inputs), target)
 
 
 def is_array(value: object) -> TypeGuard[Array]:

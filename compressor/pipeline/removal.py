@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from ..choices import Repairing, measuring_of, repairing_of, scoring_of
-from ..device import feeds
 from ..files import read_record, write_record
 from ..graph.cost import measure_cost
 from ..inputs.images import Batches
@@ -30,6 +28,7 @@ from ..run.saved import read_weights, write_weights
 from ..run.stages import Keeper, Progress, kept_as_record
 from ..run.tasking import NetworkTask
 from ..run.work import Work
+from ..tensors import from_arrays
 from .weights import keep_inputs
 
 IDENTITY_IMAGES = 4
@@ -159,7 +158,7 @@ def _repaired(
 
 def identity_gate(work: Work, graph: fx.GraphModule, raw: fx.GraphModule, units: Structure, step: Plan) -> Checks:
     """The first thing believed of a pruned network: it is the original without the removed units."""
-    images = tuple(torch.from_numpy(array) for array in feeds.as_tuple(work.sample(IDENTITY_IMAGES)))
+    images = from_arrays(work.sample(IDENTITY_IMAGES))
     return gate(
         "identity: removed = masked original",
         identity_error(graph, raw, units, step.kept, images),

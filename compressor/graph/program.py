@@ -244,16 +244,25 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode; modes and buffers are as before afterwards, whatever the model's forward writes."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Whatever is switched inside, every module trains or evaluates afterwards as it did before."""
+    modes = {module: module.training for module in network.modules()}
     try:
-        model.eval()
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; modes and buffers are as before afterwards, whatever the model's forward writes."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
+    try:
+        with modes_kept(model):
+            model.eval()
+            yield
+    finally:
         for name, buffer in model.named_buffers():
             before = buffers.get(name)  # None for a buffer that forward made
             if before is not None and before.shape == buffer.shape and not torch.equal(before, buffer):

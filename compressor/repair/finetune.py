@@ -20,6 +20,7 @@ from ..accuracy import LabelledBatches, evaluating, logits_of
 from ..errors import DataError
 from ..graph.interface import answers as graph_answers
 from ..graph.interface import output_names
+from ..graph.program import modes_kept
 from ..graph.training import set_training
 from ..placement import device_of, inputs_to, to_device
 from ..tasks import Targets, Task, is_labelled
@@ -92,22 +93,20 @@ def finetune(
     on the network's device. Raises DataError where there is no batch.
     """
     old_state = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
-    modes = {module: module.training for module in network.modules()}
-    try:
-        device = device_of(network)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay its own
-            torch.manual_seed(options.seed)
+    device = device_of(network)
+    drawing_devices = [device] if device.type == "cuda" else []
+    with modes_kept(network), torch.random.fork_rng(drawing_devices):  # the caller's draws stay its own
+        torch.manual_seed(options.seed)
+        try:
             lesson = _Lesson(network, options, teacher, None if _classifies(task) else task)
             return _train(lesson, batches, augment, progress)
-    except BaseException:
-        _restore(network, old_state)
-        raise
-    finally:
-        _set_norms(network, training=False)
-        for module, training in modes.items():
-            module.training = training
-        for parameter in network.parameters():
-            parameter.grad = None
+        except BaseException:
+            _restore(network, old_state)
+            raise
+        finally:
+            _set_norms(network, training=False)
+            for parameter in network.parameters():
+                parameter.grad = None
 
 
 def _restore(network: nn.Module, old_state: dict[str, Tensor]) -> None:

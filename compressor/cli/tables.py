@@ -143,14 +143,20 @@ def swept(summary: Summary) -> None:
     metric, is_share = summary["dense"].get("metric", "top-1"), summary["dense"].get("is_share", True)
     for column in ("budget", metric, "MMACs", "parameters", "bundle"):
         table.add_column(column, justify="left" if column in ("budget", "bundle") else "right")
-    for name, row in [("dense", summary["dense"]), *((row["budget"], row) for row in summary["points"])]:
-        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
-        macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
-        parameters = f"{row['params']:,}" if "params" in row else ""
-        table.add_row(name, accuracy, macs, parameters, row.get("bundle", ""))
+    table.add_row("dense", *_swept_cells(summary["dense"], is_share=is_share))
+    for row in summary["points"]:
+        table.add_row(row["budget"], *_swept_cells(row, is_share=is_share))
     console.print(table)
     warn(f"{row['budget']}: {row['failure']}" for row in summary["points"] if row["failure"])
     say_lines([f"page: {summary['page']}"])
+
+
+def _swept_cells(row: Summary, *, is_share: bool) -> tuple[str, str, str, str]:
+    """Quality, MACs in millions, parameters and bundle; empty where a run came to none."""
+    accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
+    macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
+    parameters = f"{row['params']:,}" if "params" in row else ""
+    return accuracy, macs, parameters, row.get("bundle", "")
 
 
 def _add_accuracies(table: Table, summary: Summary) -> None:

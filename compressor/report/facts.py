@@ -6,7 +6,7 @@ Knows neither Markdown nor HTML nor plots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
 
@@ -240,6 +240,11 @@ def split_scores(group: GroupRow) -> tuple[FloatArray, FloatArray]:
         return np.empty(0), np.empty(0)
     kept, finite = kept_mask(group), np.isfinite(group.scores)
     return group.scores[kept & finite], group.scores[~kept & finite]
+
+
+def written(number: float | None, write: Callable[[float], str], unknown: str = "–") -> str:
+    """The number as `write` has it, `unknown` where there is none."""
+    return unknown if number is None else write(number)
 
 
 def percent(share: float, digits: int = 1) -> str:

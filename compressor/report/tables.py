@@ -259,7 +259,7 @@ def _latency_cells(row: LatencyRow, ratio: float | None) -> Cells:
     return (
         subject(row),
         _percentile(row, "p50"),
-        "" if ratio is None else f"{ratio:.2f}×",
+        facts.written(ratio, "{:.2f}×".format, unknown=""),
         _percentile(row, "p90"),
         _percentile(row, "p99"),
         f"{row.samples_ms.size:,}",
@@ -335,8 +335,8 @@ def _engine_cells(engine: EngineRow) -> Cells:
         engine.precision,
         engine.variant,
         engine.runtime,
-        "–" if engine.kernels is None else f"{engine.kernels:,}",
-        "–" if engine.build_s is None else f"{engine.build_s:.1f}",
+        facts.written(engine.kernels, "{:,}".format),
+        facts.written(engine.build_s, "{:.1f}".format),
     )
 
 
@@ -416,7 +416,7 @@ def slowest_table(run: ReportInput) -> Table:
 def _timed_cells(layer: LayerRow, ms: float, total_ms: float) -> Cells:
     return (
         facts.layer_name(layer.layer),
-        "–" if layer.ms_dense is None else facts.milliseconds(layer.ms_dense),
+        facts.written(layer.ms_dense, facts.milliseconds),
         facts.milliseconds(ms),
         facts.percent(ms / total_ms if total_ms else 0.0),
         layer.operation,

@@ -75,20 +75,14 @@ def find_layers(
     graph: fx.GraphModule, changed: Collection[fx.Node]
 ) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
     """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
-    uses: Counter[int] = Counter()  # of each tensor, by identity: several nodes may name one
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            uses[id(attribute(graph, node))] += len(node.users)
-
+    uses = _uses(graph)
     layers: dict[fx.Node, Layer] = {}
     reasons: dict[fx.Node, str] = {}
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
     for nodes in _by_weight(graph):
         if all(arguments(node)["input"] not in changed for node in nodes):
             continue
-        reason = _obstacle(graph, nodes, uses)
-        if not reason and len(nodes) > 1 and _wait_for_themselves(nodes, together):
-            reason = "its weight is used again on what was made with it"
+        reason = _obstacle(graph, nodes, uses) or _circle(nodes, together)
         if reason:
             reasons[nodes[0]] = reason
         else:
@@ -101,6 +95,15 @@ def find_layers(
         if reason:
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
+
+
+def _uses(graph: fx.GraphModule) -> Counter[int]:
+    """How many nodes read each tensor, by its identity: several get_attr nodes may name one."""
+    uses: Counter[int] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            uses[id(attribute(graph, node))] += len(node.users)
+    return uses
 
 
 def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
@@ -118,10 +121,16 @@ def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
     return [tuple(nodes) for nodes in nodes_of.values()]
 
 
-def _wait_for_themselves(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> bool:
-    """Whether what one of the nodes reads needs another of them, be it through others that are refitted together."""
+def _circle(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> str:
+    """Why nodes of one weight can't be refitted together; empty where they can.
+
+    What one of them reads may need another, be it through others that are refitted together.
+    """
+    if len(nodes) == 1:
+        return ""
     inputs = [source for node in nodes for source in node.all_input_nodes]
-    return any(_depends(source, nodes, (), together) for source in inputs)
+    waiting = any(_depends(source, nodes, (), together) for source in inputs)
+    return "its weight is used again on what was made with it" if waiting else ""
 
 
 def _other_obstacle(graph: fx.GraphModule, node: fx.Node, changed: Collection[fx.Node]) -> str:

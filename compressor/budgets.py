@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, inf, log10
 from typing import Literal, get_args
 
 from .device.runtimes import canonical_name, layer_timers, row_of, runtime_names
@@ -216,8 +216,8 @@ def _budget_of(words: _Words, text: str) -> Budget:
     if words.unit and words.unit not in _UNITS[kind]:
         units = ", ".join(_UNITS[kind])
         raise RecipeError(f"budget '{text}': {kind} is not counted in {words.unit}; there are {units}")
-    in_range = 0 < words.number < (float("inf") if words.unit else 1)
-    if not in_range or not isfinite(words.number):
+    most = inf if words.unit else 1
+    if not 0 < words.number < most:
         raise _not_understood(text, kind)
     if kind != "latency" and words.ending:
         figure = "amount" if words.unit else "share"

@@ -47,9 +47,9 @@ _REMEDIES = {
 
 
 def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
-    """What the shipped network lost in PyTorch, points of top-1 or of the task's measure, of which `limit` may go.
+    """The gate of what the shipped network lost in PyTorch: `limit` is in points of a share, else per cent.
 
-    No gate where it is the dense one.
+    A warning where the dense network seems to guess. No gate where the dense network is the one that ships.
     """
     dense = accuracy["dense"]
     guessing = no_better_than_chance(dense)
@@ -100,7 +100,7 @@ def no_better_than_chance(dense: Figure) -> str:
 
 
 def too_few(images: int, limit: float) -> str:
-    """Whether more than `limit` points may be lost although not one image is: what that many images can't rule out."""
+    """Why so many images, none of them lost, can't rule out a loss above `limit` points; empty where they can."""
     least = least_images(limit)
     if images >= least:
         return ""

@@ -69,7 +69,7 @@ def compress(
 
 
 def require_name(model: object) -> str:
-    """Raises ModelError for what is neither a module nor a name; nothing is taken in its place."""
+    """The model's name. Raises ModelError for what is none: nothing is taken in its place."""
     if isinstance(model, str):
         return model
     if isinstance(model, type) and issubclass(model, nn.Module):

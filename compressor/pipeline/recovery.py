@@ -123,4 +123,5 @@ def _choice_of(saved: dict[str, Any] | None) -> Choice | None:
 
 
 def name_of_shipped(recovered: Recovered) -> str:
+    """`repaired` or `tuned`."""
     return recovered.choice.shipped if recovered.choice is not None else "repaired"

@@ -103,7 +103,11 @@ def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
 def targets_of(
     graph: fx.GraphModule, images: Inputs, labels: Targets, *, predicted: bool, objective: Objective = CLASSES
 ) -> Targets:
-    """The class relevance starts from; one forward pass only where a label is unknown (-1). Others' as they are."""
+    """[N] the class that relevance starts from: the label, or the predicted class where it is unknown (-1).
+
+    With `predicted` it is always the predicted one. A forward pass is made only where one is needed. Targets of an
+    objective that is no classifier's come back as they are.
+    """
     if not objective.classifies:
         return labels
     assert isinstance(labels, Tensor)

@@ -86,8 +86,9 @@ def finetune(
 ) -> Finetuning:
     """Trains on (inputs [N, ...], targets) batches; a label of -1 is learned from the teacher alone.
 
-    Without a `task`, or for classification, it is as said above. Any other task's share of the loss is its own, and the
-    teacher's the task's distance to the teacher's answers, which is all of it where there are no targets.
+    Without a `task`, or for classification, targets are [N] classes and the loss is cross-entropy and distillation.
+    Any other task brings its own loss, and its distance to the teacher's answers, which is all of the loss where there
+    are no targets.
 
     `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back. The teacher lies
     on the network's device. Raises DataError where there is no batch.

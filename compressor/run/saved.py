@@ -87,7 +87,7 @@ def write_network(folder: Path, network: Network) -> None:
 
 
 def read_network(folder: Path) -> Network:
-    """Raises FolderError where there is none, or one that is not as it was written."""
+    """What `network.json` says. Raises FolderError where there is none, or one that is not as it was written."""
     if not (folder / NETWORK).is_file():
         raise FolderError(f"{folder} holds no pruned network ({NETWORK} is missing); give the folder of a finished run")
     content = read_signed(folder / NETWORK, _SCHEMA)
@@ -250,4 +250,5 @@ def _require_units(folder: Path, structure: Structure, kept: Mapping[str, IntArr
 
 
 def rebuild(graph: fx.GraphModule, structure: Structure, kept: dict[str, IntArray]) -> fx.GraphModule:
+    """The graph with those units alone, its weights cut and not repaired."""
     return prune(graph, structure, kept)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +98,8 @@ def benchmarked(summary: BenchmarkSummary) -> None:
     table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
     for column in ("runtime", "scenario", "subject", "speed-up"):
         table.add_column(column, justify="right" if column == "speed-up" else "left")
-    for runtime, scenarios in summary["speed_up"].items():
-        for scenario, subjects in scenarios.items():
-            for name, (ratio, low, high) in subjects.items():
-                table.add_row(runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})")
+    for cells in _speed_up_cells(summary):
+        table.add_row(*cells)
     if table.row_count:
         console.print(table)
 
@@ -112,6 +110,14 @@ def benchmarked(summary: BenchmarkSummary) -> None:
         warn([f"{summary['busy']} when the timing began: times and ratios may be off; measure again on a quiet one"])
     say_lines(f"not run: {line}" for line in summary["not_run"])
     say_lines([f"page: {summary['page']}"])
+
+
+def _speed_up_cells(summary: BenchmarkSummary) -> Iterator[tuple[str, str, str, str]]:
+    """Runtime, scenario, subject and speed-up with its interval."""
+    for runtime, scenarios in summary["speed_up"].items():
+        for scenario, subjects in scenarios.items():
+            for name, (ratio, low, high) in subjects.items():
+                yield runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def compressed(run: Run) -> None:

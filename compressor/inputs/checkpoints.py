@@ -210,17 +210,17 @@ def state_in(value: object, entry: str = "") -> tuple[dict[str, Tensor], tuple[s
     if not isinstance(value, Mapping):
         return None
     others = [nest for nest in _NESTS if nest != entry and _nested(value.get(nest)) is not None]
-    if entry and isinstance(value.get(entry), Mapping):
+    if not entry:
+        state = _nested(value)
+        return None if state is None else (state, tuple(others[1:]))
+    if isinstance(value.get(entry), Mapping):
         state = _nested(value[entry])
         return None if state is None else (state, tuple(others))
-    state = _nested(value)
-    if state is None:
-        return None
-    if entry:
-        below = entry.rstrip(".") + "."
-        state = {name.removeprefix(below): tensor for name, tensor in state.items() if name.startswith(below)}
-        return (state, ()) if state else None
-    return state, tuple(others[1:])
+
+    below = entry.rstrip(".") + "."
+    tensors = _nested(value) or {}
+    state = {name.removeprefix(below): tensor for name, tensor in tensors.items() if name.startswith(below)}
+    return (state, ()) if state else None
 
 
 def _load(file: Path) -> object:

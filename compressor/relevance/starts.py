@@ -62,8 +62,8 @@ class Objective:
             differentiable = [leaf for leaf in leaves if leaf.requires_grad]
             gradients = torch.autograd.grad(said.sum(), differentiable, allow_unused=True)
 
-        of_leaf = dict(zip(map(id, differentiable), gradients, strict=True))
-        seeds = [of_leaf.get(id(leaf)) for leaf in leaves]
+        in_order = iter(gradients)
+        seeds = [next(in_order) if leaf.requires_grad else None for leaf in leaves]
         if start != "logit":
             return tuple(seeds)
         return tuple(None if one is None else one * leaf.detach() for one, leaf in zip(seeds, leaves, strict=True))

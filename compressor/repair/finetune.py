@@ -173,12 +173,9 @@ def _taught_leaves(teacher: nn.Module, images: Inputs) -> dict[str, Tensor]:
 
 def _train(lesson: _Lesson, batches: LabelledBatches, augment: Augment | None, progress: Progress | None) -> Finetuning:
     network, options = lesson.network, lesson.options
-    teacher = lesson.teacher if options.distillation else None  # without a share of the loss it need not be asked
-    lesson = replace(lesson, teacher=teacher)
-    taught = None
-    if teacher is not None and augment is None and lesson.task is None:  # every epoch shows the same images
-        taught = _answers(teacher, batches)
-
+    if not options.distillation:
+        lesson = replace(lesson, teacher=None)  # without a share of the loss it need not be asked
+    taught = None if augment is not None else _taught_once(lesson, batches)
     steps_per_epoch = sum(1 for _ in batches) if taught is None else len(taught)
     if steps_per_epoch == 0:
         raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
@@ -209,6 +206,14 @@ def _train(lesson: _Lesson, batches: LabelledBatches, augment: Augment | None, p
         _set_norms(network, training=False)
         reestimate(network, (images for images, _ in batches))
     return Finetuning(tuple(losses), len(losses) * steps_per_epoch, stopped)
+
+
+def _taught_once(lesson: _Lesson, batches: LabelledBatches) -> list[Tensor] | None:
+    """The teacher's logits of every batch, for epochs that all show the same images; None where it has to be asked."""
+    teacher = lesson.teacher
+    if teacher is None or lesson.task is not None:
+        return None
+    return [_answer(teacher, images) for images, _ in batches]
 
 
 def _descend(network: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -242,11 +247,6 @@ def _schedule(options: FinetuneOptions, steps: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
     return factor
-
-
-def _answers(teacher: nn.Module, batches: LabelledBatches) -> list[Tensor]:
-    """The teacher's logits for every batch as it lies: where images are not augmented, every epoch's are these."""
-    return [_answer(teacher, images) for images, _ in batches]
 
 
 @torch.no_grad()

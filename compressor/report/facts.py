@@ -132,12 +132,8 @@ def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
     """
     dense_rows = {(row.precision, *_place(row)): row for row in run.latency if row.variant == "dense"}
     for row in run.latency:
-        if row.variant == "dense":
-            continue
-        dense = dense_rows.get((row.precision, *_place(row)))
-        if dense is None:
-            dense = dense_rows.get(("fp32", *_place(row)))
-        if dense is not None:
+        dense = dense_rows.get((row.precision, *_place(row))) or dense_rows.get(("fp32", *_place(row)))
+        if row.variant != "dense" and dense is not None:
             yield dense, row
 
 

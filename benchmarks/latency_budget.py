@@ -42,7 +42,7 @@ from compressor.records import Plan, Scores
 from compressor.run.baseline import baseline_of, measure_ratio
 from compressor.run.plans import set_aim
 from compressor.run.tasking import NetworkTask, make_task
-from compressor.run.work import Work, prepare
+from compressor.run.work import Request, Work, prepare
 
 NETWORKS = Path(__file__).with_name("networks.toml")
 SCHEMA = "latency-budget/1"
@@ -98,9 +98,7 @@ def _once(path: Path, inputs: Sequence[Any], find: Callable[[], Row]) -> Row:
 
 
 def _prepared(recipe: Recipe) -> Work:
-    return prepare(
-        recipe, lambda stage, share: console.print(f"  {stage}") if share in (0.0, 1.0) else None, None, None
-    )
+    return prepare(Request(recipe), lambda stage, share: console.print(f"  {stage}") if share in (0.0, 1.0) else None)
 
 
 def _task_of(work: Work) -> NetworkTask:

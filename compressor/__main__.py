@@ -35,19 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compress(arguments: list[str]) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing and arguments in _HELP:
-        return on_device([])  # the help of what works here
-    if missing and arguments[:1] == ["benchmark"]:
-        return on_device(arguments)  # times a bundle's models with a runtime alone
-    if missing and arguments[:1] == ["list"]:
-        from .listing import print_lists
-
-        return print_lists(arguments[1:])
     if missing:
-        raise MissingPackageError(
-            f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)}, list and benchmark of a "
-            "bundle needs: pip install 'compressor[compress]'"
-        )
+        return _without(missing, arguments)
     try:
         app = importlib.import_module("compressor.cli").app
         app(args=arguments, prog_name="compressor")
@@ -58,6 +47,23 @@ def _compress(arguments: list[str]) -> int:
         print(f"interrupted{goes_on}", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _without(missing: Sequence[str], arguments: list[str]) -> int:
+    """What works without the compressor's own packages. Raises MissingPackageError for anything else."""
+    if arguments in _HELP:
+        return on_device([])  # the help of what works here
+    verb = arguments[0]
+    if verb == "benchmark":
+        return on_device(arguments)  # times a bundle's models with a runtime alone
+    if verb == "list":
+        from .listing import print_lists
+
+        return print_lists(arguments[1:])
+    raise MissingPackageError(
+        f"{', '.join(missing)} not installed, which everything but {', '.join(VERBS)}, list and benchmark of a "
+        "bundle needs: pip install 'compressor[compress]'"
+    )
 
 
 if __name__ == "__main__":

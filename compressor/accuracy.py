@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from .distributed import sum_over_ranks
 from .errors import DataError
 from .graph import aten
+from .graph.program import modes_kept
 from .graph.training import set_training
 from .placement import device_of, inputs_to
 from .records import Accuracy, IntArray
@@ -37,19 +38,17 @@ def logits_of(network: nn.Module, images: Inputs) -> Tensor:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode; every module's mode and every traced normalisation is put back."""
-    modes = {module: module.training for module in network.modules()}
     # a traced normalisation holds its mode as an argument; graphs that evaluate anyway are not recompiled
     graph_flags = {graph: [node.args[5] for node in batch_norms(graph)] for graph in _graphs(network)}
     training_graphs = {graph: flags for graph, flags in graph_flags.items() if any(flags)}
     try:
-        for module in modes:
-            module.training = False  # not .eval(): an exported graph refuses it
-        for graph in training_graphs:
-            set_training(graph, False)
-        yield network
+        with modes_kept(network):
+            for module in network.modules():
+                module.training = False  # not .eval(): an exported graph refuses it
+            for graph in training_graphs:
+                set_training(graph, False)
+            yield network
     finally:
-        for module, training in modes.items():
-            module.training = training
         for graph, flags in training_graphs.items():
             for node, flag in zip(batch_norms(graph), flags, strict=True):
                 node.update_arg(5, flag)

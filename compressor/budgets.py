@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, inf, log10
 from typing import Literal, get_args
 
 from .device.runtimes import canonical_name, layer_timers, row_of, runtime_names
@@ -140,8 +140,7 @@ def points_of(text: str) -> tuple[str, ...]:
         return (NONE,)
     parts = [_read_words(part, text) for part in text.split(",")]
     first, *others = parts
-    kind = first.kind or _SAYS_KIND.get(first.unit, "")
-    follow = [not part.kind and _SAYS_KIND.get(part.unit, kind) == kind for part in others]
+    follow = [not part.kind and part.asked_kind in ("", first.asked_kind) for part in others]
     if not any(follow):
         return (text,)
     if not all(follow):
@@ -151,7 +150,7 @@ def points_of(text: str) -> tuple[str, ...]:
 
 def _swept(parts: Sequence[_Words], text: str) -> Iterator[Budget]:
     """A budget for each figure: all of the first's kind, and all on the runtime that one of them names."""
-    kind = parts[0].kind or _SAYS_KIND.get(parts[0].unit, "")
+    kind = parts[0].asked_kind
     endings = {part.ending for part in parts if part.ending}
     if len(endings) > 1:
         raise RecipeError(f"budget '{text}' is a sweep on different runtimes; name one of them, at the end")
@@ -180,6 +179,11 @@ class _Words:
     number: float
     unit: str
     ending: tuple[str, ...]
+
+    @property
+    def asked_kind(self) -> Kind | Literal[""]:
+        """The kind that is named, or else that the unit says; empty where neither does."""
+        return self.kind or _SAYS_KIND.get(self.unit, "")
 
 
 def _read_words(part: str, text: str) -> _Words:
@@ -210,14 +214,14 @@ def _not_understood(text: str, kind: str) -> RecipeError:
 
 def _budget_of(words: _Words, text: str) -> Budget:
     """What the words ask for; `text` is the whole that messages name."""
-    kind = words.kind or _SAYS_KIND.get(words.unit)
-    if kind is None:
+    kind = words.asked_kind
+    if not kind:
         raise _not_understood(text, "")
     if words.unit and words.unit not in _UNITS[kind]:
         units = ", ".join(_UNITS[kind])
         raise RecipeError(f"budget '{text}': {kind} is not counted in {words.unit}; there are {units}")
-    in_range = 0 < words.number < (float("inf") if words.unit else 1)
-    if not in_range or not isfinite(words.number):
+    most = inf if words.unit else 1
+    if not 0 < words.number < most:
         raise _not_understood(text, kind)
     if kind != "latency" and words.ending:
         figure = "amount" if words.unit else "share"

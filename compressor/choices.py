@@ -20,6 +20,9 @@ from .relevance.spelling import composite_of
 from .repair import CompensationOptions
 from .repair.finetune import FinetuneOptions
 
+READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
+"""The fields of a recipe that say how units are scored: a search keeps what it found under them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scoring:

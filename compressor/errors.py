@@ -74,6 +74,12 @@ class MissingPackageError(CompressorError):
     exit_code = 6
 
 
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """The first line of an error's text, at most `longest` characters of it; its type's name where it has no text."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:longest]
+
+
 def with_article(noun: str) -> str:
     """`a list`, `an OrderedDict`: the name of a type as a message says it."""
     vowel = noun[:1].lower() in "aeio" or noun.startswith("nd")  # numpy's array begins with the letter's name

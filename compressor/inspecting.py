@@ -29,7 +29,7 @@ from .run.judges import spare_of
 from .run.plans import below_budget, kept_of, ranking_here, require_reachable, shares_of
 from .run.saved import example_of
 from .run.stages import Notify
-from .run.work import Work, prepare
+from .run.work import Request, Work, prepare
 from .tensors import as_tuple, specs_of
 
 STRIDE = 32  # pixels that most networks divide an image into
@@ -121,7 +121,7 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
     work: Work | None = None
     if recipe.data:
         with _step(notify, "reading the model and the images, and trying the model"):
-            work = prepare(recipe, _say_nothing, None, None, spare=spare_of(recipe))
+            work = prepare(Request(recipe, spare=spare_of(recipe)), _say_nothing)
             graph, example = work.dense, work.example
     else:
         with _step(notify, "reading the model and trying it"):

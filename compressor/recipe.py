@@ -156,6 +156,15 @@ class Recipe:
     out: str = _option("", "the run's folder; runs/<model> by default")
 
     def __post_init__(self) -> None:
+        self._require_choices()
+        self._require_entries()
+        self._require_bounds()
+        for point in points_of(self.budget):
+            parse_budgets(point)
+        for target in self.targets:
+            resolve_target(target)
+
+    def _require_choices(self) -> None:
         for f in fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value not in choices:
@@ -163,21 +172,21 @@ class Recipe:
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(named)}.{did_you_mean(str(value), named)}"
                 )
+
+    def _require_entries(self) -> None:
         for name, known in _choices_of_lists().items():
             for value in getattr(self, name):
                 if value not in known:
                     raise RecipeError(
                         f"{name} has no {value!r}; there are {', '.join(known)}.{did_you_mean(value, list(known))}"
                     )
+
+    def _require_bounds(self) -> None:
         for name, low, high in _BOUNDS:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if not low <= number <= high:
                     raise RecipeError(f"{name} = {number} must lie between {low:g} and {high:g}")
-        for point in points_of(self.budget):
-            parse_budgets(point)
-        for target in self.targets:
-            resolve_target(target)
 
     @property
     def as_it_is(self) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .records import InputSpec
@@ -29,6 +30,17 @@ def as_tuple(tensors: Inputs) -> tuple[Tensor, ...]:
 def mapped(function: Callable[[Tensor], Tensor], tensors: Inputs) -> Inputs:
     """The function's result for each."""
     return function(tensors) if isinstance(tensors, Tensor) else tuple(function(tensor) for tensor in tensors)
+
+
+def unwrapped(tensors: tuple[Tensor, ...]) -> Inputs:
+    """The tensor alone where there is but one."""
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def from_arrays(arrays: NDArray[Any] | tuple[NDArray[Any], ...]) -> tuple[Tensor, ...]:
+    """A tensor for each array, on the CPU and on the array's own memory."""
+    one_by_one = arrays if isinstance(arrays, tuple) else (arrays,)
+    return tuple(torch.from_numpy(array) for array in one_by_one)
 
 
 def count(tensors: Inputs) -> int:
@@ -73,7 +85,7 @@ def noise_like(specs: Sequence[InputSpec], count: int = 2, seed: int = 0) -> Inp
     """Samples made of nothing, the same in every process: noise, pixels of 0 to 255, and 0 where it may be an index."""
     generator = torch.Generator().manual_seed(seed)
     tensors = tuple(_noise(spec, count, generator) for spec in specs)
-    return tensors[0] if len(tensors) == 1 else tensors
+    return unwrapped(tensors)
 
 
 def _noise(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:

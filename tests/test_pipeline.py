@@ -29,6 +29,7 @@ from compressor.graph.cost import measure_cost
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
+from compressor.pipeline import quality, recovery
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Accuracy
@@ -37,7 +38,7 @@ from compressor.run import stages
 from compressor.run.judges import judges_of, spare_of
 from compressor.run.saved import rebuild
 from compressor.run.tasking import NetworkTask, make_task
-from compressor.run.work import Work, prepare
+from compressor.run.work import Request, Work, prepare
 
 SUMMARY = (
     "model run_dir accuracy_dense accuracy_removed accuracy_repaired accuracy_tuned accuracy_shipped shipped choice "
@@ -129,7 +130,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _planned(recipe: Recipe, *, model: nn.Module | None = None, images: Images | None = None) -> Planned:
     """A run as far as its repaired network."""
     given = Model(model, "", "given", None, None, state_hash(model)) if model else None
-    work = prepare(recipe, lambda stage, share: None, given, images)
+    work = prepare(Request(recipe, given, images), lambda stage, share: None)
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)
@@ -314,7 +315,7 @@ def test_repeated_images_are_left_out_and_do_not_stop_a_run(tmp_path: Path, tiny
     twice = images.subset([*range(20), *range(10)])
     recipe = make_recipe({**QUICK, "model": "Tiny", "out": tmp_path / "twice"})
     model = Model(tiny, "", "given", None, None, "")
-    work = prepare(recipe, lambda stage, share: None, model, twice)
+    work = prepare(Request(recipe, model, twice), lambda stage, share: None)
     parts = [work.splits.calibration, work.splits.evaluation]
     digests = [p.digest(name) for p in parts for name in p.names]
     assert len(digests) == len(set(digests)) == 20
@@ -467,7 +468,7 @@ def test_what_ships_are_the_weights_of_the_better_one(
         return Choice(better, source, Judged(1, 2, 0.5), Judged(1, 2, 0.5))  # type: ignore[arg-type]
 
     seen: list[bytes] = []
-    monkeypatch.setattr(pipeline, "choose", chosen)
+    monkeypatch.setattr(recovery, "choose", chosen)
     recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
     work, pruned = _planned(recipe, model=tiny, images=images)
     small = pruned.network
@@ -480,7 +481,7 @@ def test_what_ships_are_the_weights_of_the_better_one(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
     assert any(not torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     right = itertools.count()
-    monkeypatch.setattr(pipeline, "evaluate", lambda network, batches, **others: Accuracy(next(right), 18))
+    monkeypatch.setattr(quality, "evaluate", lambda network, batches, **others: Accuracy(next(right), 18))
     accuracy = pipeline.measure_accuracy(work, structure, pruned, recovered, _task_of(work))
     assert accuracy["shipped"] == accuracy[better]
     in_order = [accuracy[name] for name in ("dense", "removed", "repaired", "tuned")]
@@ -499,7 +500,7 @@ def test_images_left_over_judge_and_all_calibration_images_teach(
 ) -> None:
     recipe = make_recipe({**QUICK, "model": "Tiny", "calibration": 20, "out": tmp_path / "run"})
     given = Model(tiny, "", "given", None, None, state_hash(tiny))
-    work = prepare(recipe, lambda stage, share: None, given, images, spare=spare_of(recipe))
+    work = prepare(Request(recipe, given, images, spare=spare_of(recipe)), lambda stage, share: None)
     judges = judges_of(work)
     assert judges is not None
     assert (len(judges.lessons.images), len(judges.images.images)) == (20, 22)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import compressor
-from compressor import choices, explaining, pipeline
+from compressor import choices, explaining
 from compressor.accuracy import evaluate
 from compressor.budgets import Budget
 from compressor.delivery import Delivered
@@ -25,6 +25,7 @@ from compressor.files import read_record
 from compressor.graph import fetch, trace
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
+from compressor.pipeline import flow
 from compressor.placement import (
     CPU,
     code_of,
@@ -490,7 +491,7 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undelivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end before files are made, which takes longer than all before and is on the CPU anyway."""
-    monkeypatch.setattr(pipeline, "deliver", lambda *args: Delivered({}, Checks()))
+    monkeypatch.setattr(flow, "deliver", lambda *args: Delivered({}, Checks()))
 
 
 QUICK: dict[str, Any] = {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..delivery.artifacts import DENSE, SHIPPED, Artifact
 from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
 from ..device.runtimes import kind_of
-from ..errors import CompressorError, FolderError, InputError, ModelError
+from ..errors import CompressorError, FolderError, InputError, ModelError, first_line
 from ..files import read_json
 from ..inputs.images import Batches, Images, batches, overridden
 from ..inputs.models import load_model
@@ -139,13 +139,13 @@ def _files_of(folder: Path) -> tuple[File, ...]:
     if outside:
         raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
 
-    as_it_is = summary.get("shipped") == "dense"
-    artifacts = [Artifact(SHIPPED.name, "dense") if as_it_is else DENSE]
-    for name, precision in precisions.items():
-        if as_it_is and name == SHIPPED.name:
-            continue
-        if "tensorrt" not in name:  # its form of Q/DQ is for an engine's parser and is not itself run
-            artifacts.append(Artifact(name, "shipped", precision))
+    # TensorRT's form of Q/DQ is for an engine's parser and is not itself run
+    run_precisions = {name: precision for name, precision in precisions.items() if "tensorrt" not in name}
+    dense = DENSE
+    if summary.get("shipped") == "dense":  # one file, which is both
+        dense = Artifact(SHIPPED.name, "dense")
+        run_precisions.pop(SHIPPED.name, None)
+    artifacts = [dense, *(Artifact(name, "shipped", precision) for name, precision in run_precisions.items())]
     return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
 
 
@@ -173,7 +173,7 @@ def _golden(bundle: Path) -> NDArray[np.float32]:
         if images.ndim != 4 or not images.size:
             raise ValueError(f"inputs of shape {list(images.shape)}")
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise FolderError(
             f"{bundle / GOLDEN} holds no golden inputs ({reason}); run the command that made it again"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +99,8 @@ def benchmarked(summary: BenchmarkSummary) -> None:
     table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
     for column in ("runtime", "scenario", "subject", "speed-up"):
         table.add_column(column, justify="right" if column == "speed-up" else "left")
-    for runtime, scenarios in summary["speed_up"].items():
-        for scenario, subjects in scenarios.items():
-            for name, (ratio, low, high) in subjects.items():
-                table.add_row(runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})")
+    for cells in _speed_up_cells(summary):
+        table.add_row(*cells)
     if table.row_count:
         console.print(table)
 
@@ -113,6 +111,14 @@ def benchmarked(summary: BenchmarkSummary) -> None:
         warn([f"{summary['busy']} when the timing began: times and ratios may be off; measure again on a quiet one"])
     say_lines(f"not run: {line}" for line in summary["not_run"])
     say_lines([f"page: {summary['page']}"])
+
+
+def _speed_up_cells(summary: BenchmarkSummary) -> Iterator[tuple[str, str, str, str]]:
+    """Runtime, scenario, subject and speed-up with its interval."""
+    for runtime, scenarios in summary["speed_up"].items():
+        for scenario, subjects in scenarios.items():
+            for name, (ratio, low, high) in subjects.items():
+                yield runtime, scenario, name, f"{ratio:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def compressed(run: Run) -> None:
@@ -144,14 +150,20 @@ def swept(summary: Summary) -> None:
     metric, is_share = summary["dense"].get("metric", "top-1"), summary["dense"].get("is_share", True)
     for column in ("budget", metric, "MMACs", "parameters", "bundle"):
         table.add_column(column, justify="left" if column in ("budget", "bundle") else "right")
-    for name, row in [("dense", summary["dense"]), *((row["budget"], row) for row in summary["points"])]:
-        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
-        macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
-        parameters = f"{row['params']:,}" if "params" in row else ""
-        table.add_row(name, accuracy, macs, parameters, row.get("bundle", ""))
+    table.add_row("dense", *_swept_cells(summary["dense"], is_share=is_share))
+    for row in summary["points"]:
+        table.add_row(row["budget"], *_swept_cells(row, is_share=is_share))
     console.print(table)
     warn(f"{row['budget']}: {row['failure']}" for row in summary["points"] if row["failure"])
     say_lines([f"page: {summary['page']}"])
+
+
+def _swept_cells(row: Summary, *, is_share: bool) -> tuple[str, str, str, str]:
+    """Quality, MACs in millions, parameters and bundle; empty where a run came to none."""
+    accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
+    macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
+    parameters = f"{row['params']:,}" if "params" in row else ""
+    return accuracy, macs, parameters, row.get("bundle", "")
 
 
 def _add_accuracies(table: Table, summary: Summary) -> None:

@@ -19,6 +19,7 @@ from ..graph.interface import answers, input_names, output_names
 from ..inputs.decoding import NamedDecode
 from ..records import Cost
 from ..run.work import Work
+from ..tensors import from_arrays
 from .results import Delivery, Engine, Outcome
 
 GOLDEN_IMAGES = 8
@@ -61,12 +62,12 @@ def _golden(work: Work, network: fx.GraphModule) -> tuple[Arrays, Arrays]:
     fitting = GOLDEN_BYTES // max(1, feeds.sample_bytes(first) + answer_bytes)
     images = work.sample(max(1, min(GOLDEN_IMAGES, fitting)))  # [N, ...]
     outputs = tuple(leaf.numpy() for leaf in _leaves_of(network, images))
-    return images, outputs[0] if len(outputs) == 1 else outputs
+    return images, feeds.unwrapped(outputs)
 
 
 @torch.no_grad()
 def _leaves_of(network: fx.GraphModule, images: Arrays) -> tuple[Tensor, ...]:
-    return answers(network, tuple(torch.from_numpy(array) for array in feeds.as_tuple(images)))
+    return answers(network, from_arrays(images))
 
 
 def _engine_file(engine: Engine, limits: Limits) -> ModelFile:

@@ -19,6 +19,7 @@ from ..device.timing import Timing, summarise
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..graph.cost import macs_by_layer, measure_cost
+from ..graph.interface import nodes_by_name
 from ..planning import RankingOptions, importance
 from ..records import Compensation, Cost, Figure, Scores
 from ..repair.choice import text_of
@@ -217,7 +218,7 @@ def _layer_rows(
     macs_before, macs_after = macs_by_layer(dense, before), macs_by_layer(shipped, after)
     ms_dense = layer_ms.get("dense", {})
     ms_shipped = layer_ms.get("shipped", {})
-    twins = {node.name: node for node in shipped.graph.nodes}
+    twins = nodes_by_name(shipped)
 
     rows: dict[str, LayerRow] = {}
     for node in dense.graph.nodes:

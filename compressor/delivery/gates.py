@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import fx
 
 from ..device import feeds
@@ -31,6 +30,7 @@ from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, metric_of
 from ..run.work import Work, arrays_of
+from ..tensors import from_arrays
 from .answers import predict_of_file
 from .artifacts import Artifact, FileRefused
 from .results import FileAccuracies, Files, Parities
@@ -47,9 +47,9 @@ _REMEDIES = {
 
 
 def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
-    """What the shipped network lost in PyTorch, points of top-1 or of the task's measure, of which `limit` may go.
+    """The gate of what the shipped network lost in PyTorch: `limit` is in points of a share, else per cent.
 
-    No gate where it is the dense one.
+    A warning where the dense network seems to guess. No gate where the dense network is the one that ships.
     """
     dense = accuracy["dense"]
     guessing = no_better_than_chance(dense)
@@ -100,7 +100,7 @@ def no_better_than_chance(dense: Figure) -> str:
 
 
 def too_few(images: int, limit: float) -> str:
-    """Whether more than `limit` points may be lost although not one image is: what that many images can't rule out."""
+    """Why so many images, none of them lost, can't rule out a loss above `limit` points; empty where they can."""
     least = least_images(limit)
     if images >= least:
         return ""
@@ -156,7 +156,7 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
         return Parities(checks=row + Checks(refusal=str(error)))
 
     def rounding_of(artifact: Artifact) -> float:
-        images = tuple(torch.from_numpy(array) for array in feeds.as_tuple(work.sample(PARITY_IMAGES)))
+        images = from_arrays(work.sample(PARITY_IMAGES))
         return rounding_error(networks.value[artifact.variant], images)
 
     return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity, rounding_of)))

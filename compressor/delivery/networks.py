@@ -15,7 +15,7 @@ from ..device.feeds import Arrays, as_tuple
 from ..device.runtimes import runtime_names
 from ..errors import EngineError, InputError, did_you_mean
 from ..placement import placed, resolve
-from ..tensors import Outputs
+from ..tensors import Outputs, from_arrays
 
 Caller = Callable[[Arrays], Arrays]
 WAYS = runtime_names("network")
@@ -66,7 +66,7 @@ def _graphed(network: nn.Module) -> Caller:
     captures: dict[tuple[tuple[int, ...], ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Outputs]] = {}
 
     def call(inputs: Arrays) -> Arrays:
-        tensors = [torch.from_numpy(array) for array in as_tuple(inputs)]
+        tensors = from_arrays(inputs)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         if shapes not in captures:
             captures[shapes] = captured(network, *(tensor.cuda() for tensor in tensors))

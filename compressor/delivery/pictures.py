@@ -42,7 +42,10 @@ _DRAWING = ("explanation.py", "pictures.py", "plots.py")  # of the report, whose
 
 
 def make_pictures(work: Work, outcome: Outcome) -> Pictures:
-    """Drawn once; where that fails, none and a line that says why. None where both networks are one."""
+    """Images on which both networks differ most, and what each sees in them.
+
+    None where both are one network. Where drawing fails there is none either, and `checks` say why.
+    """
     if outcome.is_dense:
         return Pictures()
     count = min(LOOKED_AT, len(work.splits.evaluation))

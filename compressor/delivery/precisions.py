@@ -38,7 +38,7 @@ from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, metric_of, remembered
 from ..run.work import Work, arrays_of
 from ..tasks import Boxes, relative_error
-from ..tensors import Inputs
+from ..tensors import Inputs, from_arrays, unwrapped
 from .answers import predict_of_file
 from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, FileRefused, wanted_precisions
 from .gates import kernels_here, too_few
@@ -84,8 +84,7 @@ class JudgeImages:
         images, targets = self.read()
         for start in range(0, feeds.count(images), size):
             part = feeds.cut(images, start, start + size)
-            tensors = tuple(torch.from_numpy(array) for array in feeds.as_tuple(part))
-            yield tensors[0] if len(tensors) == 1 else tensors, targets[start : start + size]
+            yield unwrapped(from_arrays(part)), targets[start : start + size]
 
     def read(self) -> LabelledImages:
         """[N, ...] of each input, with their targets."""

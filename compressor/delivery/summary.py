@@ -25,9 +25,10 @@ Latencies = dict[str, dict[str, dict[str, Percentiles]]]  # [runtime][batch size
 
 
 def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Figure) -> dict[str, object]:
-    """`accuracy` is the dense network's figure, which the precisions' losses count from.
+    """What a run's summary says of its files, engines and timings; `dense` and `cost` are those of both networks.
 
-    Sizes are bytes, latencies milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
+    `accuracy` is the dense network's figure, which the precisions' losses count from. Sizes are bytes, latencies
+    milliseconds, `macs_kept` a share of one. Only for a run that no gate stopped.
     """
     latency, files = _latency(delivery), delivery.files
     dense_file = files.paths.get(DENSE, files.paths[SHIPPED])  # one file where the network ships as it is

@@ -19,8 +19,9 @@ from ..device.parity import LIMITS, Limits, Parity, compare, failures
 from ..device.runtimes import REFERENCE, open_model
 from ..errors import GateError, ModelError
 from ..graph.interface import answers
+from ..graph.program import modes_kept
 from ..placement import CPU, placed
-from ..tensors import named_leaves
+from ..tensors import from_arrays, named_leaves
 from .onnx import check_structure
 
 _REFERENCE_BATCH = 8
@@ -96,18 +97,14 @@ def _load_structure(path: Path) -> onnx.ModelProto:
 def _reference_outputs(reference: nn.Module, images: Arrays) -> Arrays:
     """In evaluation mode, on the CPU; a traced graph has none to switch and is in it already."""
     reference = placed(reference, CPU)
-    modes = {module: module.training for module in reference.modules()}
     outputs = []
-    try:
-        for module in modes:
+    with modes_kept(reference):
+        for module in reference.modules():
             module.training = False  # not by eval(), which exported graphs refuse
         for part in feeds.parted(images, _REFERENCE_BATCH):
-            inputs = tuple(torch.from_numpy(array) for array in feeds.as_tuple(part))
+            inputs = from_arrays(part)
             leaves = answers(reference, inputs) if isinstance(reference, fx.GraphModule) else _leaves(reference, inputs)
             outputs.append(_arrays(leaves))
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return feeds.joined(outputs)
 
 
@@ -117,8 +114,7 @@ def _leaves(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
 
 def _arrays(leaves: Sequence[Tensor]) -> Arrays:
     """One array alone, or a tuple of several; whole numbers and booleans stay what they are."""
-    arrays = tuple(_array(leaf) for leaf in leaves)
-    return arrays[0] if len(arrays) == 1 else arrays
+    return feeds.unwrapped(tuple(_array(leaf) for leaf in leaves))
 
 
 def _array(leaf: Tensor) -> Array:

@@ -13,7 +13,7 @@ import logging
 import math
 import string
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from onnx import numpy_helper
 from torch import fx, nn
 
-from ..errors import FolderError, GateError, ModelError
+from ..errors import FolderError, GateError, ModelError, first_line
 from ..files import note, write_bytes
 from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed
@@ -123,8 +123,7 @@ def _reason(error: BaseException) -> str:
     """The innermost cause's first line: the exporter wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return first_line(error, longest=300)
 
 
 def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
@@ -196,9 +195,8 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     content once: equal products of them may become one.
     """
     sizes = _sizes(model)
-    contents = {tensor.name: tensor.name for tensor in model.graph.initializer}
-    if equal_once:
-        contents = {tensor.name: _content(tensor) for tensor in model.graph.initializer}
+    content_of = _content if equal_once else _name_of
+    contents = {tensor.name: content_of(tensor) for tensor in model.graph.initializer}
     whole_contents = set(contents.values())  # slices of them (a joint q, k, v) may be equal where they are not
 
     image_tensors = {tensor.name for tensor in model.graph.input} - contents.keys()
@@ -206,9 +204,9 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     for node in model.graph.node:
         reads_image = not image_tensors.isdisjoint(node.input)
         if node.op_type in _WEIGHTED and reads_image:
-            operands = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
-            constants = [name for name in operands if name not in image_tensors]
-            counted += [(contents.get(name, name), sizes.get(name, 0)) for name in constants]
+            for name in _factors(node):
+                if name not in image_tensors:
+                    counted.append((contents.get(name, name), sizes.get(name, 0)))
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
@@ -218,8 +216,14 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
             image_tensors.update(node.output)
 
     if equal_once:
-        return sum(size for content, size in dict(counted).items() if content in whole_contents)
+        counted = [(content, size) for content, size in dict(counted).items() if content in whole_contents]
     return sum(size for _, size in counted)
+
+
+def _factors(node: onnx.NodeProto) -> Sequence[str]:
+    """The operands that may be weights: either side of a product, a convolution's second."""
+    factors: Sequence[str] = node.input[:2] if node.op_type in ("MatMul", "Gemm") else node.input[1:2]
+    return factors
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:
@@ -232,6 +236,10 @@ def _sizes(model: onnx.ModelProto) -> dict[str, int]:
     for constant in model.graph.initializer:
         sizes[constant.name] = math.prod(constant.dims)
     return sizes
+
+
+def _name_of(tensor: onnx.TensorProto) -> str:
+    return tensor.name
 
 
 def _content(tensor: onnx.TensorProto) -> str:

@@ -15,6 +15,11 @@ from ..tensors import OUTPUT, Inputs, as_tuple, named_leaves
 _NAMES, _PATHS, _CONSTANT = "names", "paths", "constant"  # of an output node's metadata
 
 
+def nodes_by_name(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """Every node; a pruned graph's have the names of the dense one's."""
+    return {node.name: node for node in graph.graph.nodes}
+
+
 def input_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """The placeholders, in the order of the inputs."""
     return [node for node in graph.graph.nodes if node.op == "placeholder"]

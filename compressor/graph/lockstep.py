@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from ..placement import device_of, to_device
 from ..tensors import Inputs, as_tuple
+from .interface import nodes_by_name
 from .tracing import fetch
 
 Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
@@ -61,7 +62,7 @@ def attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:
 
 def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]:
     """The dense graph's nodes whose values may differ in the pruned one: cut, rewritten, or fed by such a node."""
-    twins = {node.name: node for node in pruned.graph.nodes}
+    twins = nodes_by_name(pruned)
     changed: set[fx.Node] = set()
     for node in dense.graph.nodes:
         if node.op == "get_attr":
@@ -130,7 +131,7 @@ class Lockstep:
     _last_use: dict[fx.Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pruned_nodes = {node.name: node for node in self.pruned.graph.nodes}
+        pruned_nodes = nodes_by_name(self.pruned)
         self.twins = {node: pruned_nodes[node.name] for node in self.dense.graph.nodes}
         for index, node in enumerate(self.order):
             for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):

@@ -68,22 +68,21 @@ def nesting_of(
     `model` lies where `example` does.
     """
     given, parameters = len(as_tuple(example)), parameter_names(model)
-    by_name = bool(keywords) and takes_by_name(model, keywords)
     with torch.no_grad(), evaluating(model):
         answer = call(model, mapped(Tensor.clone, example), keywords)
+    outputs = output_paths(graph)
+    hollow = _filled(answer, {name: torch.empty(0) for name in outputs}, "")
+    if keywords:
+        by_name = takes_by_name(model, keywords)
+        in_order = tuple(name for name in parameters if name in keywords) if by_name else ()
+        positions = in_order if len(in_order) == len(keywords) else tuple(keywords)
+        return Nesting(tuple(keywords), positions, not by_name, outputs, hollow)
+
     placeholders = tuple(node.name for node in input_nodes(graph))
     positions = parameters[:given] if len(parameters) >= given else placeholders
-    if isinstance(answer, Tensor) and not keywords and positions == placeholders:
+    if isinstance(answer, Tensor) and positions == placeholders:
         return None
-    if keywords:
-        inputs = tuple(keywords)
-        positions = tuple(name for name in parameters if name in keywords) if by_name else inputs
-        positions = positions if len(positions) == len(inputs) else inputs
-    else:
-        inputs = positions
-    outputs = output_paths(graph)
-    hollow = {name: torch.empty(0) for name in outputs}
-    return Nesting(inputs, positions, bool(keywords) and not by_name, outputs, _filled(answer, hollow, ""))
+    return Nesting(positions, positions, False, outputs, hollow)
 
 
 def with_nesting(forward: Callable[..., Any], nesting: Nesting) -> Callable[..., Any]:

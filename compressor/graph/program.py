@@ -189,14 +189,14 @@ def _constant_leaves(
 
     Raises ModelError for one that holds the samples on another axis than the first, and where nothing is left.
     """
-    if all(leaf.ndim and len(leaf) == count(example) for leaf in answer.values()):
+    if all(_has_samples(leaf, count(example)) for leaf in answer.values()):
         return ()
     more = mapped(lambda tensor: torch.cat([tensor, tensor[:1]]), example)
     longer = _trial(model, more, keywords)
     constant = []
     for name, leaf in answer.items():
         other = longer.get(name)
-        if leaf.ndim and len(leaf) == count(example) and other is not None and len(other) == count(more):
+        if _has_samples(leaf, count(example)) and _has_samples(other, count(more)):
             continue
         if other is None or other.shape != leaf.shape:
             raise ModelError(
@@ -209,6 +209,11 @@ def _constant_leaves(
             f"nothing in the model's answer depends on how many samples it gets; it must return [N, ...]{_SPLIT}"
         )
     return tuple(constant)
+
+
+def _has_samples(leaf: Tensor | None, samples: int) -> bool:
+    """Whether the first axis has one place for each sample."""
+    return leaf is not None and leaf.ndim > 0 and len(leaf) == samples
 
 
 @contextlib.contextmanager
@@ -244,16 +249,25 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode; modes and buffers are as before afterwards, whatever the model's forward writes."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Whatever is switched inside, every module trains or evaluates afterwards as it did before."""
+    modes = {module: module.training for module in network.modules()}
     try:
-        model.eval()
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; modes and buffers are as before afterwards, whatever the model's forward writes."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
+    try:
+        with modes_kept(model):
+            model.eval()
+            yield
+    finally:
         for name, buffer in model.named_buffers():
             before = buffers.get(name)  # None for a buffer that forward made
             if before is not None and before.shape == buffer.shape and not torch.equal(before, buffer):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..records import IntArray
 from .entries import ANY_SIGNATURE, Signature, read_batch
 from .examples import Examples, examples_in_memory
@@ -152,7 +152,7 @@ def _npz_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]
             "or give a folder of files"
         ) from error
     except Exception as error:  # a damaged archive's errors are of every kind, among them that it declares terabytes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise DataError(
             f"{str(path)!r} is not an .npz of images and labels ({reason}); write it with np.savez"
         ) from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import ModelError, with_article
+from ..errors import ModelError, first_line, with_article
 from ..files import content_hash
 
 _NESTS = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "model", "net", "params")
@@ -59,7 +59,7 @@ def fill(module: nn.Module, path: str | Path) -> None:
     try:
         module.load_state_dict(_of_this_version(fitting, expected), strict=False)
     except Exception as error:  # of a module's own way of loading
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise ModelError(f"checkpoint {str(path)!r} has the model's names and shapes, but {reason}") from error
 
 
@@ -195,8 +195,7 @@ def load_checkpoint(path: str | Path) -> object:
     except Exception as error:
         reason = "neither tensors alone nor complete"
         if not isinstance(error, UnpicklingError):  # whose text advises to load the file unsafely
-            text = str(error).strip() or type(error).__name__
-            reason = text.splitlines()[0][:200]
+            reason = first_line(error)
         raise ModelError(
             f"{str(path)!r} is not a checkpoint that can be read safely ({reason}); "
             "save it with safetensors, or torch.save(model.state_dict(), ...)"
@@ -211,17 +210,17 @@ def state_in(value: object, entry: str = "") -> tuple[dict[str, Tensor], tuple[s
     if not isinstance(value, Mapping):
         return None
     others = [nest for nest in _NESTS if nest != entry and _nested(value.get(nest)) is not None]
-    if entry and isinstance(value.get(entry), Mapping):
+    if not entry:
+        state = _nested(value)
+        return None if state is None else (state, tuple(others[1:]))
+    if isinstance(value.get(entry), Mapping):
         state = _nested(value[entry])
         return None if state is None else (state, tuple(others))
-    state = _nested(value)
-    if state is None:
-        return None
-    if entry:
-        below = entry.rstrip(".") + "."
-        state = {name.removeprefix(below): tensor for name, tensor in state.items() if name.startswith(below)}
-        return (state, ()) if state else None
-    return state, tuple(others[1:])
+
+    below = entry.rstrip(".") + "."
+    tensors = _nested(value) or {}
+    state = {name.removeprefix(below): tensor for name, tensor in tensors.items() if name.startswith(below)}
+    return (state, ()) if state else None
 
 
 def _load(file: Path) -> object:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, with_article
+from ..tensors import unwrapped
 from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
 from .targets import require_boxes, values_of
 
@@ -68,7 +69,7 @@ class Batch:
         target: Target = unknown_class() if self.targets is None else self.targets[index]
         if isinstance(target, Tensor):
             target = target.clone()
-        return Sample(inputs[0] if len(inputs) == 1 else inputs, target)
+        return Sample(unwrapped(inputs), target)
 
 
 def is_array(value: object) -> TypeGuard[Array]:
@@ -222,21 +223,32 @@ def _targets(targets: object, where: str) -> Targets | None:
     if isinstance(targets, (tuple, list)):
         if targets and all(isinstance(target, Mapping) for target in targets):
             return [_boxes(target, where) for target in targets]
-        if targets and all(is_array(target) for target in targets):
-            targets = _stacked([values_of(target) for target in targets], f"the targets of {where}")
-        else:
-            targets = np.asarray(targets) if all(isinstance(target, (int, float)) for target in targets) else targets
-    if not is_array(targets) or (isinstance(targets, np.ndarray) and targets.dtype.kind not in "fiub"):
-        kind = type(targets[0] if isinstance(targets, (tuple, list)) and targets else targets).__name__
-        raise DataError(
-            f"the targets of {where} are of the type {kind}, expected a tensor, numbers, or a dict of 'boxes' and "
-            "'labels' a sample"
-        )
-    values = values_of(targets)
+        targets = _as_one(targets, where)
+    values = values_of(_numbers_in(targets, where))
     if not values.ndim:
         raise DataError(f"the targets of {where} are a single number, expected one a sample")
     is_column = values.ndim == 2 and values.shape[1] == 1 and not values.is_floating_point()
     return values[:, 0] if is_column else values  # class indices [N, 1] to [N]
+
+
+def _as_one(targets: Sequence[object], where: str) -> object:
+    """Arrays or numbers that come one a sample as one array; anything else as it is."""
+    if targets and all(is_array(target) for target in targets):
+        return _stacked([values_of(target) for target in targets], f"the targets of {where}")
+    if all(isinstance(target, (int, float)) for target in targets):
+        return np.asarray(targets)
+    return targets
+
+
+def _numbers_in(targets: object, where: str) -> Array:
+    """The same array. Raises DataError for what is none, or none of numbers."""
+    if isinstance(targets, Tensor) or (isinstance(targets, np.ndarray) and targets.dtype.kind in "fiub"):
+        return targets
+    first = targets[0] if isinstance(targets, (tuple, list)) and targets else targets
+    raise DataError(
+        f"the targets of {where} are of the type {type(first).__name__}, expected a tensor, numbers, or a dict of "
+        "'boxes' and 'labels' a sample"
+    )
 
 
 def _of_columns(targets: Mapping[Any, Any], where: str) -> Targets:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..files import file_sha256
 from .images import Images
 from .samples import UNKNOWN, TargetKind
@@ -112,11 +112,7 @@ def read_json_object(path: Path) -> Mapping[str, Any]:
             raise DataError(f"{str(path)!r} has more than {_MOST_JSON_BYTES >> 30} GB; give a part of it")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is not JSON ({_first_line(error)}); write it again") from error
+        raise DataError(f"{str(path)!r} is not JSON ({first_line(error)}); write it again") from error
     if not isinstance(value, dict):
         raise DataError(f"{str(path)!r} holds a {type(value).__name__}, expected an object")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataError, RecipeError
+from ..errors import DataError, RecipeError, first_line
 from ..files import content_hash
 from ..records import FloatArray, IntArray
 from ..tensors import Inputs
@@ -301,7 +301,7 @@ def _target(images: Images, index: int, picture: Image.Image) -> Target:
     except DataError:
         raise
     except Exception as error:  # a decoder's errors are of every kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise DataError(f"image {name!r} of {images.source} has no usable target: {reason}; correct it") from error
 
 

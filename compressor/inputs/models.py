@@ -50,6 +50,15 @@ class Model:
     decode: Decoder | NamedDecode | None = None
 
 
+def model_in_hand(module: nn.Module) -> Model:
+    """A caller's own module, made a plain one (see `wrappers.plain`); nothing is known of its images and classes.
+
+    Raises ModelError for a module that can't be read as a plain one.
+    """
+    ready = plain(module)
+    return Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
+
+
 class _Decode(TypedDict):
     """A way to boxes by name."""
 

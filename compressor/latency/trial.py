@@ -24,7 +24,7 @@ from ..device.timing import Schedule, Timing, time_interleaved
 from ..device.worker import time_files
 from ..export.onnx import export_onnx
 from ..placement import CPU, placed
-from ..tensors import Inputs
+from ..tensors import Inputs, from_arrays
 from .clocks import is_busy
 from .correction import Ratio, ratio_of
 
@@ -106,6 +106,6 @@ def _turn_medians(timing: Timing) -> NDArray[np.float64]:
 def _caller(network: nn.Module) -> Callable[[Images], object]:
     def call(images: Images) -> object:
         with torch.inference_mode():
-            return network(*(torch.from_numpy(array) for array in feeds.as_tuple(images)))
+            return network(*from_arrays(images))
 
     return call

@@ -78,7 +78,7 @@ def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatAr
 
 
 def channels_per_unit(group: Group) -> float:
-    """A head's dimensions, for instance; the mean over the group's sites."""
+    """How many channels go with a unit (a head's dimensions, for instance), as a mean over the group's sites."""
     shares = [np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites]
     return float(np.mean(shares))
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ..errors import ModelError
 from ..graph import fetch
 from ..graph.double import doubled
+from ..graph.interface import nodes_by_name
 from ..placement import CPU, placed
 from ..records import Group, IntArray
 from ..tensors import Inputs, as_tuple, moved
@@ -103,7 +104,7 @@ def _failures(
             small, _ = remove(graph, structure, gone, share=True)
         except RaggedError as error:
             return _ragged_origins(graph, structure, gone) or [error.node]
-        trials.append(_Trial(gone, small, {node.name: node for node in small.graph.nodes}))
+        trials.append(_Trial(gone, small, nodes_by_name(small)))
 
     lockstep = _Lockstep(graph, structure, trials)
     lockstep.run(*as_tuple(example))
@@ -146,7 +147,7 @@ class _Lockstep(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, structure: Structure, trials: Sequence[_Trial]) -> None:
         super().__init__(graph)
         self.structure, self.trials = structure, trials
-        self.nodes = {node.name: node for node in graph.graph.nodes}
+        self.nodes = nodes_by_name(graph)
         self.inexact = inexact_nodes(structure)
         self.failed: list[str] = []
 

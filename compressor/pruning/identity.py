@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..errors import GateError
 from ..graph.double import Double, exactly, parameters_late
-from ..graph.interface import traced_count
+from ..graph.interface import nodes_by_name, traced_count
 from ..placement import CPU, placed
 from ..records import IntArray
 from ..tensors import Inputs, count, cut, moved
@@ -78,7 +78,7 @@ class _MaskedRun(Double):
         super().__init__(graph)
         self.structure, self.gone = structure, gone
         self.inexact = inexact_nodes(structure)
-        self.small_nodes = {node.name: node for node in pruned.graph.nodes}
+        self.small_nodes = nodes_by_name(pruned)
 
     def run_node(self, n: fx.Node) -> object:
         if n.name in self.inexact:

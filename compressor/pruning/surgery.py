@@ -52,10 +52,9 @@ def prune(
 ) -> tuple[fx.GraphModule, Slices]:
     """The pruned graph and what stayed of each parameter.
 
-    Raises ModelError for a plan of another model, and where groups that can go one by one can't go together.
-
-    A plan, or the units it keeps of each group. With `share`, parameters that lose nothing are the graph's own and no
-    code is made: quicker, for a trial that is run node by node and writes no parameter in place.
+    `plan` may also be the units that stay of each group. With `share`, parameters that lose nothing are the graph's own
+    and no code is made: quicker, for a trial that is run node by node and writes no parameter in place. Raises
+    ModelError for a plan of another model, and where groups that can go one by one can't go together.
     """
     gone = removed_classes(structure, _kept_of(plan))
     try:

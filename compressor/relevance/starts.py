@@ -62,8 +62,8 @@ class Objective:
             differentiable = [leaf for leaf in leaves if leaf.requires_grad]
             gradients = torch.autograd.grad(said.sum(), differentiable, allow_unused=True)
 
-        of_leaf = dict(zip(map(id, differentiable), gradients, strict=True))
-        seeds = [of_leaf.get(id(leaf)) for leaf in leaves]
+        in_order = iter(gradients)
+        seeds = [next(in_order) if leaf.requires_grad else None for leaf in leaves]
         if start != "logit":
             return tuple(seeds)
         return tuple(None if one is None else one * leaf.detach() for one, leaf in zip(seeds, leaves, strict=True))
@@ -103,7 +103,11 @@ def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
 def targets_of(
     graph: fx.GraphModule, images: Inputs, labels: Targets, *, predicted: bool, objective: Objective = CLASSES
 ) -> Targets:
-    """The class relevance starts from; one forward pass only where a label is unknown (-1). Others' as they are."""
+    """[N] the class that relevance starts from: the label, or the predicted class where it is unknown (-1).
+
+    With `predicted` it is always the predicted one. A forward pass is made only where one is needed. Targets of an
+    objective that is no classifier's come back as they are.
+    """
     if not objective.classifies:
         return labels
     assert isinstance(labels, Tensor)

@@ -108,7 +108,10 @@ def _scatter(x: Tensor, reading: Reading) -> Tensor:
 def readings(
     graph: fx.GraphModule, group: Group, place: Place, samples: Mapping[str, Samples | None]
 ) -> dict[int, Reading]:
-    """By their place in the group, the sites that have samples to tell apart."""
+    """How each site of a group is read, by its number in `group.sites`.
+
+    Left out are sites whose tensor keeps no images apart, or has its units on the axis that does.
+    """
     by_place = {}
     for i, site in enumerate(group.sites):
         node = place_of(graph, site, place).name

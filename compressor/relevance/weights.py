@@ -25,6 +25,7 @@ from .tape import record
 from .units import is_elementwise, named, shape
 
 Rows = Sequence[Tensor]  # per unit, flat, in float64
+# rows and, where the criterion collects any, sums over images shaped like them in; [units] scores out
 Weigh = Callable[[Rows, Rows], Tensor]
 # graph, images, targets, names of weight nodes and objective in; what one batch adds to each weight's sum out
 Collect = Callable[[fx.GraphModule, Inputs, Targets, Sequence[str], Objective], Mapping[str, Tensor]]
@@ -65,7 +66,7 @@ def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
 def sum_gradients(
     graph: fx.GraphModule, images: Inputs, targets: Targets, weights: Sequence[str], objective: Objective = CLASSES
 ) -> Mapping[str, Tensor]:
-    """Of the task's loss (a classifier's cross-entropy), summed over the batch, in float64 by the weight's node."""
+    """Gradients of the task's loss (a classifier's cross-entropy), summed over the batch; float64, by weight node."""
     _, gradients = record(graph, images, targets, weights, start="loss", objective=objective)
     return {name: gradient.double() for name, gradient in gradients.items()}
 
@@ -73,7 +74,10 @@ def sum_gradients(
 def sum_squared_gradients(
     graph: fx.GraphModule, images: Inputs, targets: Targets, weights: Sequence[str], objective: Objective = CLASSES
 ) -> Mapping[str, Tensor]:
-    """Sample by sample: the square of a sum over samples is not the sum of their squares."""
+    """Squares of each sample's own gradient, summed over the batch; float64, by weight node.
+
+    One pass a sample, as the square of a sum over samples is not the sum of their squares.
+    """
     total: dict[str, Tensor] = {}
     for i in range(count(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
         one, its_target = cut(images, i, i + 1), None if targets is None else targets[i : i + 1]

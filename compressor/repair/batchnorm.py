@@ -36,7 +36,8 @@ def reestimate(
 
     With the dense graph as `reference` (and the pruned one's `slices`), every normalisation's output gets the
     mean and variance the dense one's has on the same images: sampling noise cancels, and statistics that never
-    were the data's (folded normalisations) keep their meaning. A module that is no graph is traced for it.
+    were the data's (folded normalisations) keep their meaning. A module that is no graph is traced for it, and
+    gets the statistics of the images: a `reference` is for graphs alone.
     Values that wait between layers lie in files beyond `limit_bytes`.
     """
     images = [images_of(batch) for batch in batches]

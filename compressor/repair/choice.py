@@ -58,9 +58,10 @@ def choose(
     task: Task | None = None,
     dense: fx.GraphModule | None = None,
 ) -> Choice:
-    """Iterates over `batches` twice and more; raises DataError where there is no image to judge on.
+    """The better of the two on `batches`, which are gone through more than once: by quality, of equal ones by loss.
 
-    With a `task`, both are traced graphs and so is `dense`, whose answers theirs are compared with.
+    With a `task`, both are traced graphs and so is `dense`, whose answers theirs are compared with. Raises DataError
+    where there is no image to judge on.
     """
     if task is None:
         judged_repaired, judged_tuned = judge(repaired, batches), judge(tuned, batches)
@@ -75,7 +76,10 @@ def choose(
 
 @torch.no_grad()
 def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
-    """In evaluation mode, over [N, C, H, W] images and [N] labels. Raises DataError where there is no image."""
+    """A classifier's right answers and mean cross-entropy over inputs [N, ...] and labels [N], in evaluation mode.
+
+    Raises DataError where there is no image.
+    """
     correct, loss, seen = 0, 0.0, 0
     device = device_of(network)
     with evaluating(network):

@@ -75,20 +75,14 @@ def find_layers(
     graph: fx.GraphModule, changed: Collection[fx.Node]
 ) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
     """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
-    uses: Counter[int] = Counter()  # of each tensor, by identity: several nodes may name one
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            uses[id(attribute(graph, node))] += len(node.users)
-
+    uses = _uses(graph)
     layers: dict[fx.Node, Layer] = {}
     reasons: dict[fx.Node, str] = {}
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
     for nodes in _by_weight(graph):
         if all(arguments(node)["input"] not in changed for node in nodes):
             continue
-        reason = _obstacle(graph, nodes, uses)
-        if not reason and len(nodes) > 1 and _wait_for_themselves(nodes, together):
-            reason = "its weight is used again on what was made with it"
+        reason = _obstacle(graph, nodes, uses) or _circle(nodes, together)
         if reason:
             reasons[nodes[0]] = reason
         else:
@@ -101,6 +95,15 @@ def find_layers(
         if reason:
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
+
+
+def _uses(graph: fx.GraphModule) -> Counter[int]:
+    """How many nodes read each tensor, by its identity: several get_attr nodes may name one."""
+    uses: Counter[int] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            uses[id(attribute(graph, node))] += len(node.users)
+    return uses
 
 
 def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
@@ -118,10 +121,16 @@ def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
     return [tuple(nodes) for nodes in nodes_of.values()]
 
 
-def _wait_for_themselves(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> bool:
-    """Whether what one of the nodes reads needs another of them, be it through others that are refitted together."""
+def _circle(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> str:
+    """Why nodes of one weight can't be refitted together; empty where they can.
+
+    What one of them reads may need another, be it through others that are refitted together.
+    """
+    if len(nodes) == 1:
+        return ""
     inputs = [source for node in nodes for source in node.all_input_nodes]
-    return any(_depends(source, nodes, (), together) for source in inputs)
+    waiting = any(_depends(source, nodes, (), together) for source in inputs)
+    return "its weight is used again on what was made with it" if waiting else ""
 
 
 def _other_obstacle(graph: fx.GraphModule, node: fx.Node, changed: Collection[fx.Node]) -> str:
@@ -140,8 +149,17 @@ def _name_of(node: fx.Node) -> str:
 
 
 def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
-    stored = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
-    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in stored)
+    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in _stored_operands(node))
+
+
+def _stored_operands(node: fx.Node) -> list[fx.Node]:
+    """The parameters and buffers among a node's operands."""
+    return [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one; None where there are several, or none."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _obstacle(graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int]) -> str:
@@ -176,8 +194,7 @@ def _stored_behind(graph: fx.GraphModule, layer: Layer) -> tuple[object, ...]:
     """The operations of a layer's chain, each with the tensors it reads by identity."""
     behind: list[object] = []
     for node in layer.chain:
-        stored = [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
-        behind.append((node.target, *(id(attribute(graph, operand)) for operand in stored)))
+        behind.append((node.target, *(id(attribute(graph, operand)) for operand in _stored_operands(node))))
     return tuple(behind)
 
 
@@ -189,8 +206,10 @@ def _layer(
     norm: fx.Node | None = None
     chain: list[fx.Node] = []
     end = node
-    while times and len(end.users) == 1:
-        (user,) = end.users
+    while times:
+        user = _only_user(end)
+        if user is None:
+            break
         # right behind the layer alone: there the mean is in the outputs' own units, and can take an offset
         if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses, times):
             norm = user
@@ -235,10 +254,10 @@ def _from_convolution(node: fx.Node) -> bool:
 
 def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     """What a chain's end is added to, where that is a changed value of the same shape."""
-    if len(end.users) != 1:
+    user = _only_user(end)
+    if user is None or user.target is not aten.add.Tensor or len(user.all_input_nodes) != 2:
         return None
-    (user,) = end.users
-    if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1 or len(user.all_input_nodes) != 2:
+    if user.kwargs.get("alpha", 1) != 1:
         return None
     (operand,) = (node for node in user.all_input_nodes if node is not end)
     value = operand.meta.get("val")
@@ -254,17 +273,20 @@ def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, lik
     if partner is not None:
         (end,) = end.users
     responses = _TRIED.to(like)
-    while len(end.users) == 1:
-        (user,) = end.users
-        stored = [operand for operand in user.all_input_nodes if operand is not end]
-        if user.target not in _POINTWISE or not all(_is_stored_number(operand) for operand in stored):
-            break
+    user = _only_user(end)
+    while user is not None and _is_function_of(user, end):
         responses = run_node(graph, user, {end: responses.clone()})  # operations in place write to what they get
-        end = user
+        end, user = user, _only_user(user)
 
     responses = responses.detach().cpu()
     low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
     return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
+
+
+def _is_function_of(node: fx.Node, value: fx.Node) -> bool:
+    """Whether the node takes every number of `value` by itself, and nothing else but stored numbers."""
+    others = [operand for operand in node.all_input_nodes if operand is not value]
+    return node.target in _POINTWISE and all(_is_stored_number(operand) for operand in others)
 
 
 def _is_stored_number(node: fx.Node) -> bool:

@@ -55,12 +55,8 @@ def fit(
 
     ridge = sorted(ridges)[len(ridges) // 2]
     if all(len(rows) for rows in folds):
-        orders = (folds, folds[::-1])
-        trials = [_HeldOut(kernel, unexplained, fitted, judge, features, intercept) for fitted, judge in orders]
-        ridge, error = least_of(sorted(ridges), lambda strength: sum(trial.error(strength) for trial in trials))
-        lacks = [unexplained[rows] - offset.to(unexplained) for rows in folds]
-        unchanged = [lack.square().sum(dtype=torch.float64) / len(lack) for lack in lacks]
-        if error > float(sum(unchanged)):
+        ridge, error = _held_out_ridge(kernel, unexplained, folds, ridges, features, intercept)
+        if error > _held_out_error(unexplained, offset, folds):
             return None
 
     mean_y = unexplained.mean(0) if intercept else torch.zeros_like(unexplained[0])
@@ -72,6 +68,22 @@ def fit(
     weights = start + change.double()
     refitted_offset = mean_y.double() - change.double() @ mean_x.double() if intercept else offset * 0
     return ridge, weights, refitted_offset
+
+
+def _held_out_ridge(
+    kernel: Tensor, unexplained: Tensor, folds: list[Tensor], ridges: Sequence[float], features: int, intercept: bool
+) -> tuple[float, float]:
+    """The ridge that errs least where either fold is fitted and the other judges, and that error."""
+    trials = [
+        _HeldOut(kernel, unexplained, fitted, judge, features, intercept) for fitted, judge in (folds, folds[::-1])
+    ]
+    return least_of(sorted(ridges), lambda strength: sum(trial.error(strength) for trial in trials))
+
+
+def _held_out_error(unexplained: Tensor, offset: Tensor, folds: Sequence[Tensor]) -> float:
+    """What is left where nothing is refitted: squares summed over outputs, a mean over each fold's rows."""
+    lacks = [unexplained[rows] - offset.to(unexplained) for rows in folds]
+    return float(sum(lack.square().sum(dtype=torch.float64) / len(lack) for lack in lacks))
 
 
 def _kernel(x: Tensor, centred: bool) -> Tensor:

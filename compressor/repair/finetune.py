@@ -20,6 +20,7 @@ from ..accuracy import LabelledBatches, evaluating, logits_of
 from ..errors import DataError
 from ..graph.interface import answers as graph_answers
 from ..graph.interface import output_names
+from ..graph.program import modes_kept
 from ..graph.training import set_training
 from ..placement import device_of, inputs_to, to_device
 from ..tasks import Targets, Task, is_labelled
@@ -85,29 +86,28 @@ def finetune(
 ) -> Finetuning:
     """Trains on (inputs [N, ...], targets) batches; a label of -1 is learned from the teacher alone.
 
-    Without a `task`, or for classification, it is as said above. Any other task's share of the loss is its own, and the
-    teacher's the task's distance to the teacher's answers, which is all of it where there are no targets.
+    Without a `task`, or for classification, targets are [N] classes and the loss is cross-entropy and distillation.
+    Any other task brings its own loss, and its distance to the teacher's answers, which is all of the loss where there
+    are no targets.
 
     `progress(epoch, mean loss)` may return False to stop there. The network's mode is put back. The teacher lies
     on the network's device. Raises DataError where there is no batch.
     """
     old_state = {name: tensor.detach().clone() for name, tensor in network.state_dict(keep_vars=True).items()}
-    modes = {module: module.training for module in network.modules()}
-    try:
-        device = device_of(network)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws stay its own
-            torch.manual_seed(options.seed)
+    device = device_of(network)
+    drawing_devices = [device] if device.type == "cuda" else []
+    with modes_kept(network), torch.random.fork_rng(drawing_devices):  # the caller's draws stay its own
+        torch.manual_seed(options.seed)
+        try:
             lesson = _Lesson(network, options, teacher, None if _classifies(task) else task)
             return _train(lesson, batches, augment, progress)
-    except BaseException:
-        _restore(network, old_state)
-        raise
-    finally:
-        _set_norms(network, training=False)
-        for module, training in modes.items():
-            module.training = training
-        for parameter in network.parameters():
-            parameter.grad = None
+        except BaseException:
+            _restore(network, old_state)
+            raise
+        finally:
+            _set_norms(network, training=False)
+            for parameter in network.parameters():
+                parameter.grad = None
 
 
 def _restore(network: nn.Module, old_state: dict[str, Tensor]) -> None:
@@ -173,12 +173,9 @@ def _taught_leaves(teacher: nn.Module, images: Inputs) -> dict[str, Tensor]:
 
 def _train(lesson: _Lesson, batches: LabelledBatches, augment: Augment | None, progress: Progress | None) -> Finetuning:
     network, options = lesson.network, lesson.options
-    teacher = lesson.teacher if options.distillation else None  # without a share of the loss it need not be asked
-    lesson = replace(lesson, teacher=teacher)
-    taught = None
-    if teacher is not None and augment is None and lesson.task is None:  # every epoch shows the same images
-        taught = _answers(teacher, batches)
-
+    if not options.distillation:
+        lesson = replace(lesson, teacher=None)  # without a share of the loss it need not be asked
+    taught = None if augment is not None else _taught_once(lesson, batches)
     steps_per_epoch = sum(1 for _ in batches) if taught is None else len(taught)
     if steps_per_epoch == 0:
         raise DataError("there are no images to fine-tune on; expected at least one batch; check the calibration split")
@@ -209,6 +206,14 @@ def _train(lesson: _Lesson, batches: LabelledBatches, augment: Augment | None, p
         _set_norms(network, training=False)
         reestimate(network, (images for images, _ in batches))
     return Finetuning(tuple(losses), len(losses) * steps_per_epoch, stopped)
+
+
+def _taught_once(lesson: _Lesson, batches: LabelledBatches) -> list[Tensor] | None:
+    """The teacher's logits of every batch, for epochs that all show the same images; None where it has to be asked."""
+    teacher = lesson.teacher
+    if teacher is None or lesson.task is not None:
+        return None
+    return [_answer(teacher, images) for images, _ in batches]
 
 
 def _descend(network: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -242,11 +247,6 @@ def _schedule(options: FinetuneOptions, steps: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
     return factor
-
-
-def _answers(teacher: nn.Module, batches: LabelledBatches) -> list[Tensor]:
-    """The teacher's logits for every batch as it lies: where images are not augmented, every epoch's are these."""
-    return [_answer(teacher, images) for images, _ in batches]
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ class MomentSums:
         self.xy += x.mT @ y.to(x.dtype)
 
     def moments(self) -> Moments:
-        """The sums of rows and targets themselves, no longer counted from the origin."""
+        """The sums of the rows and targets as they were given, counted from zero again."""
         n = torch.tensor(float(self.count), dtype=torch.float64, device=self.x.device)
         a, b = (point.double() for point in self.origin)
         # sum (x + a)(x + a).T = sum x x.T + a (sum x).T + (sum x) a.T + n a a.T, and so on

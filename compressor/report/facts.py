@@ -6,7 +6,7 @@ Knows neither Markdown nor HTML nor plots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import PurePath
 
@@ -132,12 +132,8 @@ def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
     """
     dense_rows = {(row.precision, *_place(row)): row for row in run.latency if row.variant == "dense"}
     for row in run.latency:
-        if row.variant == "dense":
-            continue
-        dense = dense_rows.get((row.precision, *_place(row)))
-        if dense is None:
-            dense = dense_rows.get(("fp32", *_place(row)))
-        if dense is not None:
+        dense = dense_rows.get((row.precision, *_place(row))) or dense_rows.get(("fp32", *_place(row)))
+        if row.variant != "dense" and dense is not None:
             yield dense, row
 
 
@@ -175,6 +171,11 @@ def last_variant(run: ReportInput) -> str:
 
 def _progress(variant: str) -> int:
     return ORDER.index(variant) if variant in ORDER else -1
+
+
+def layer_name(layer: str) -> str:
+    """The layer as the model calls it; what lies in none of its modules has no name there."""
+    return layer or "(top level)"
 
 
 def timed_layers(run: ReportInput) -> list[tuple[float, LayerRow]]:
@@ -235,6 +236,11 @@ def split_scores(group: GroupRow) -> tuple[FloatArray, FloatArray]:
         return np.empty(0), np.empty(0)
     kept, finite = kept_mask(group), np.isfinite(group.scores)
     return group.scores[kept & finite], group.scores[~kept & finite]
+
+
+def written(number: float | None, write: Callable[[float], str], unknown: str = "–") -> str:
+    """The number as `write` has it, `unknown` where there is none."""
+    return unknown if number is None else write(number)
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -172,7 +172,7 @@ def _layers(run: ReportInput) -> Figure | None:
     shipped = np.array([layer.macs_shipped for layer in layers]) / 1e6
     axes.barh(rows, dense, color="#d5d5d5", height=0.8, label="dense")
     axes.barh(rows, shipped, color=KEPT, height=0.5, label="shipped")
-    _name_rows(axes, [layer.layer or "(top level)" for layer in layers])
+    _name_rows(axes, [facts.layer_name(layer.layer) for layer in layers])
     axes.set_xlabel("million MACs per image")
     _above(axes, 2)
     return figure
@@ -272,7 +272,7 @@ def _time(run: ReportInput) -> Figure | None:
     rows = np.arange(len(timed))
     axes.barh(rows, [layer.ms_dense or 0.0 for layer in timed], color="#d5d5d5", height=0.8, label="dense")
     axes.barh(rows, [layer.ms_shipped or 0.0 for layer in timed], color=KEPT, height=0.5, label="shipped")
-    _name_rows(axes, [layer.layer or "(top level)" for layer in timed])
+    _name_rows(axes, [facts.layer_name(layer.layer) for layer in timed])
     axes.set_xlabel("milliseconds")
     _above(axes, 2)
     return figure

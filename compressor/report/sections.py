@@ -387,7 +387,7 @@ def _undone(run: ReportInput) -> list[str]:
     lines += [f"group {name} was not scored, so all its units stayed" for name in run.unscored]
     lines += [f"operation {name} has no relevance rule; it was passed by input x gradient" for name in run.uncovered]
     lines += [f"operation {name} could not be counted, so MACs are a lower bound" for name in uncounted]
-    lines += [f"layer {row.layer or '(top level)'} was not repaired: {row.reason}" for row in run.repair.left_alone]
+    lines += [f"layer {facts.layer_name(row.layer)} was not repaired: {row.reason}" for row in run.repair.left_alone]
     if run.left_alone:
         were = "was" if len(run.left_alone) == 1 else "were"
         lines.append(f"{facts.counted(len(run.left_alone), 'layer')} {were} left alone, for the reason given above")

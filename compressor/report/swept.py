@@ -118,12 +118,12 @@ def _cells(report: SweepReport, point: SweptPoint) -> tuple[str, ...]:
     share = None if point.macs is None or not dense.macs else point.macs / dense.macs
     return (
         point.budget,
-        "–" if point.quality is None else report.value(point.quality),
-        "" if lost is None else facts.points(lost),
-        "–" if point.macs is None else facts.count(point.macs),
-        "–" if share is None else facts.percent(share),
-        "–" if point.bytes is None else facts.size(point.bytes),
-        "–" if point.ms is None else facts.milliseconds(point.ms),
+        facts.written(point.quality, report.value),
+        facts.written(lost, facts.points, unknown=""),
+        facts.written(point.macs, facts.count),
+        facts.written(share, facts.percent),
+        facts.written(point.bytes, facts.size),
+        facts.written(point.ms, facts.milliseconds),
         point.bundle,
     )
 

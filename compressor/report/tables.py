@@ -113,7 +113,7 @@ def layer_table(run: ReportInput) -> Table:
 
 def _layer_cells(layer: LayerRow) -> Cells:
     return (
-        layer.layer or "(top level)",
+        facts.layer_name(layer.layer),
         f"{layer.width_dense:,} → {layer.width_shipped:,}",
         f"{facts.count(layer.macs_dense)} → {facts.count(layer.macs_shipped)}",
         facts.percent(facts.removed_share(layer.macs_dense, layer.macs_shipped), 0),
@@ -123,7 +123,7 @@ def _layer_cells(layer: LayerRow) -> Cells:
 
 def left_alone_table(run: ReportInput) -> Table:
     """The layers whose units could not go, with the operation in the way and the reason."""
-    rows = tuple((layer.layer or "(top level)", layer.operation, layer.reason) for layer in run.left_alone)
+    rows = tuple((facts.layer_name(layer.layer), layer.operation, layer.reason) for layer in run.left_alone)
     return Table("Left alone", ("layer", "operation in the way", "reason"), "ccl", rows)
 
 
@@ -131,7 +131,7 @@ def repair_table(run: ReportInput) -> Table:
     """The layers refitted by least squares, with their errors before and after."""
     rows = tuple(
         (
-            layer.layer or "(top level)",
+            facts.layer_name(layer.layer),
             facts.percent(layer.error_before),
             facts.percent(layer.error_after),
             f"{layer.rows:,}",
@@ -259,7 +259,7 @@ def _latency_cells(row: LatencyRow, ratio: float | None) -> Cells:
     return (
         subject(row),
         _percentile(row, "p50"),
-        "" if ratio is None else f"{ratio:.2f}×",
+        facts.written(ratio, "{:.2f}×".format, unknown=""),
         _percentile(row, "p90"),
         _percentile(row, "p99"),
         f"{row.samples_ms.size:,}",
@@ -335,8 +335,8 @@ def _engine_cells(engine: EngineRow) -> Cells:
         engine.precision,
         engine.variant,
         engine.runtime,
-        "–" if engine.kernels is None else f"{engine.kernels:,}",
-        "–" if engine.build_s is None else f"{engine.build_s:.1f}",
+        facts.written(engine.kernels, "{:,}".format),
+        facts.written(engine.build_s, "{:.1f}".format),
     )
 
 
@@ -415,8 +415,8 @@ def slowest_table(run: ReportInput) -> Table:
 
 def _timed_cells(layer: LayerRow, ms: float, total_ms: float) -> Cells:
     return (
-        layer.layer or "(top level)",
-        "–" if layer.ms_dense is None else facts.milliseconds(layer.ms_dense),
+        facts.layer_name(layer.layer),
+        facts.written(layer.ms_dense, facts.milliseconds),
         facts.milliseconds(ms),
         facts.percent(ms / total_ms if total_ms else 0.0),
         layer.operation,

@@ -105,6 +105,7 @@ def baseline_of(work: Work, structure: Structure, budget: Budget) -> Baseline:
 
 
 def any_scores(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> Scores:
+    """Random scores by the recipe's seed, for what does not depend on them: how far a budget can be reached."""
     return score(graph, structure.groups, [], criterion="random", options=ScoreOptions(seed=recipe.seed))
 
 
@@ -284,7 +285,7 @@ def _dense_path(folder: Path) -> Path:
 
 
 def drop_dense_file(folder: Path) -> None:
-    """Once no more networks are timed against it."""
+    """Deletes the dense network's exported file, once no more networks are timed against it."""
     for scratch in (_dense_path(folder), _dense_path(folder).with_suffix(".sha256")):
         scratch.unlink(missing_ok=True)
 
@@ -304,7 +305,7 @@ def _refuse_early(baseline: Baseline, budget: Budget, model: LatencyModel) -> No
 
 
 def measure_ratio(baseline: Baseline, budget: Budget, small: fx.GraphModule) -> Ratio:
-    """Of the dense network's time, both timed now."""
+    """The share of the dense network's time that the small one takes on the budget's runtime, both timed now."""
     release()
     if _takes_networks(budget):
         return time_ratio_eager((baseline.dense, small), baseline.images, budget)

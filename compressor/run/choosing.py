@@ -87,9 +87,8 @@ def parted_options(options: Mapping[str, Any]) -> tuple[UserParts, dict[str, Any
 def parts_of(recipe: Recipe, given: UserParts, decode: Callable[..., Any] | None = None) -> UserParts:
     """The functions that were given, and those that the recipe names (`metrics.py:my_map`).
 
-    `decode` is the model's own, for where there is no other.
-
-    Raises RecipeError where there is no such function, or its file raises.
+    `decode` is the model's own, for where there is no other. Raises RecipeError where there is no such function, or its
+    file raises.
     """
     functions = dict(given.functions)
     for part in PARTS:
@@ -146,9 +145,10 @@ def _without_decode(name: str, parts: UserParts, *, decoded: bool) -> UserParts:
 def choose(
     recipe: Recipe, dense: fx.GraphModule, calibration: Batches, parts: UserParts, *, decoded: bool = False
 ) -> Chosen:
-    """By one batch of the calibration images. Raises DataError without any, RecipeError for a task that there is not.
+    """The task, by one batch of the calibration images.
 
     Where a task is asked for, labels that it can't use are none. `decoded`: the decode among `parts` is the model's.
+    Raises DataError without images, RecipeError for a task that there is not.
     """
     first = next(iter(calibration), None)
     if first is None:

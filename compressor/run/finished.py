@@ -64,7 +64,10 @@ def kept_facts(work: Work) -> dict[str, Any]:
 
 
 def read_finished(folder: Path, recipe: Recipe | None = None) -> Finished:
-    """`recipe` in place of the folder's. Raises FolderError for what holds no run, or one that made no network yet."""
+    """The run in a folder, with `recipe` in place of its own where it is given.
+
+    Raises FolderError for what holds no run, or one that made no network yet.
+    """
     require_unlocked(folder)
     if not (folder / "run.json").is_file():
         raise FolderError(f"{folder} holds no run; give the folder that `compress` wrote")

@@ -75,7 +75,7 @@ class Kept:
 
     @property
     def of_allowed(self) -> float:
-        """1 where nothing more could stay."""
+        """The share kept over the share asked for: 1 where nothing more could stay."""
         return self.share / self.budget.share
 
 
@@ -244,6 +244,7 @@ class Timed:
         return self.plan_at(self.now * (1 + 1e-9))[1] * (1 + 1e-9) if self.also else 1.0
 
     def measure(self, plan: Plan) -> Ratio:
+        """The share of the dense network's time that the planned one takes, as timed."""
         return measure_ratio(self.baseline, self.aim.budget, prune(self.graph, self.units, plan)[0])
 
 

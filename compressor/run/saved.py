@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import FolderError, ModelError
+from ..errors import FolderError, ModelError, first_line
 from ..files import file_sha256, read_signed, signed, write_bytes, write_json
 from ..graph import fetch, trace
 from ..graph.nesting import nesting_of
@@ -87,7 +87,7 @@ def write_network(folder: Path, network: Network) -> None:
 
 
 def read_network(folder: Path) -> Network:
-    """Raises FolderError where there is none, or one that is not as it was written."""
+    """What `network.json` says. Raises FolderError where there is none, or one that is not as it was written."""
     if not (folder / NETWORK).is_file():
         raise FolderError(f"{folder} holds no pruned network ({NETWORK} is missing); give the folder of a finished run")
     content = read_signed(folder / NETWORK, _SCHEMA)
@@ -158,7 +158,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise FolderError(f"{path} doesn't exist; {_AGAIN}") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+        reason = first_line(error, longest=80)
         raise FolderError(f"{path} is not a safetensors file ({reason}); {_AGAIN}") from error
     return tensors
 
@@ -250,4 +250,5 @@ def _require_units(folder: Path, structure: Structure, kept: Mapping[str, IntArr
 
 
 def rebuild(graph: fx.GraphModule, structure: Structure, kept: dict[str, IntArray]) -> fx.GraphModule:
+    """The graph with those units alone, its weights cut and not repaired."""
     return prune(graph, structure, kept)[0]

@@ -99,6 +99,7 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
+        """What each stage took when it was done."""
         return {name: cost.seconds for name, cost in self.costs.items()}
 
     def holds(self, name: str, inputs: object) -> bool:

@@ -81,9 +81,9 @@ class NetworkTask:
 
 
 def make_task(stages: Stages, chosen: Chosen, dense: fx.GraphModule, images: Known, origin: str) -> NetworkTask:
-    """The mean answer is taken over the calibration images, unless classes alone are told apart.
+    """What the run's network is judged by: the chosen task and, unless classes alone are told apart, the mean answer.
 
-    `origin` is the key of the stage that stands for the dense network.
+    The mean is over `images`. `origin` is the key of the stage that stands for the dense network.
     """
     if chosen.classifies:
         return NetworkTask(chosen, None, dense, [CLASSES, chosen.labelled])

@@ -93,39 +93,37 @@ def arrays_of(inputs: Inputs) -> Arrays:
     return inputs.numpy() if isinstance(inputs, Tensor) else tuple(tensor.numpy() for tensor in inputs)
 
 
-def prepare(
-    recipe: Recipe,
-    notify: Notify,
-    model: Model | None,
-    data: object,
-    *,
-    parts: UserParts = NO_PARTS,
-    search: int = 0,
-    spare: int = 0,
-) -> Work:
-    """What the run is made of, read and checked; nothing is written. Raises InputError's subclasses.
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A recipe, and what a Python caller has in memory in place of what it names.
 
-    `search` images are set apart from calibration and evaluation, or at most `spare` of what both leave. `parts` are a
-    user's own functions of the task, `data` what a Python caller gave in place of the recipe's.
+    `parts` are a user's own functions of the task. `search` images are set apart from calibration and evaluation, or at
+    most `spare` of what both leave.
     """
-    work = read_work(recipe, notify, model, data, parts=parts, search=search, spare=spare)
-    return replace(work, stages=open_run(recipe.folder, work.stages.identity, notify))
+
+    recipe: Recipe
+    model: Model | None = None
+    data: object = None
+    parts: UserParts = NO_PARTS
+    search: int = 0
+    spare: int = 0
 
 
-def read_work(
-    recipe: Recipe,
-    notify: Notify,
-    model: Model | None,
-    data: object,
-    *,
-    parts: UserParts = NO_PARTS,
-    search: int = 0,
-    spare: int = 0,
-) -> Work:
+def prepare(request: Request, notify: Notify) -> Work:
+    """What the run is made of, read and checked; nothing is written.
+
+    Raises InputError's subclasses, and FolderError where the recipe's folder holds something else.
+    """
+    work = read_work(request, notify)
+    return replace(work, stages=open_run(request.recipe.folder, work.stages.identity, notify))
+
+
+def read_work(request: Request, notify: Notify) -> Work:
     """The same, whatever its folder holds: nobody has looked at that yet."""
+    recipe = request.recipe
     require_known(recipe)
-    model = model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    read = read_data(recipe, model, data, search=search, spare=spare)
+    model = request.model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
+    read = read_data(recipe, model, request.data, search=request.search, spare=request.spare)
     splits, keywords, device = read.splits, read.keywords, resolve(recipe.device)
     example = noise_like(read.inputs)
     traced = trace(model.module, example, keywords)
@@ -140,7 +138,7 @@ def read_work(
     if model.decode is not None:
         height, width = read.inputs[0].shape[-2:]
         decode = model.decode.at((height, width))
-    functions = parts_of(recipe, parts, decode)
+    functions = parts_of(recipe, request.parts, decode)
     decoded = decode is not None and functions.functions["decode"] is decode
     chosen = choose(recipe, dense, calibration, functions, decoded=decoded)
     if chosen.name == CLASSES:

@@ -30,7 +30,7 @@ from ..relevance.criteria import criterion_named
 from ..run.choosing import NO_PARTS, UserParts, parted_options
 from ..run.stages import Notify
 from ..run.tasking import task_in_memory
-from ..run.work import Work, prepare
+from ..run.work import Request, Work, prepare
 from .bench import Bench, Kept, first_images
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options
@@ -116,9 +116,8 @@ def _run_search(
     _require_searchable(recipe, families, options)
 
     in_folder = replace(recipe, out=str(folder_of(recipe)))
-    work = prepare(
-        in_folder, notify or (lambda stage, share: None), model, data, parts=parts, search=options.search_images
-    )
+    request = Request(in_folder, model, data, parts, search=options.search_images)
+    work = prepare(request, notify or (lambda stage, share: None))
     structure, spent = find_units(work)
     bench = Bench(
         work,

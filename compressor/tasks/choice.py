@@ -6,6 +6,7 @@ A guess is told as one: the reason ends in how to say otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,15 @@ SCALES = (1, 2, 4)  # of an answered image to the one that went in
 UNIT = 1e-3  # how far from 1 the length of a normalised row may be, in half precision too
 
 
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A task's name, what speaks for it, and in words that end in a colon or semicolon what may be otherwise."""
+
+    name: str
+    because: str
+    doubt: str = ""
+
+
 def choose_task(leaves: Leaves, targets: Targets, image_shape: Sequence[int]) -> tuple[str, str]:
     """A task's name and why it was taken; `image_shape` is that of the first input, its samples first.
 
@@ -27,98 +37,85 @@ def choose_task(leaves: Leaves, targets: Targets, image_shape: Sequence[int]) ->
     if not reals:
         raise ModelError(f"the network answers with {in_words(leaves)}, expected a leaf of real numbers")
     if not is_labelled(targets):
-        name, because, doubt = _unlabelled(reals, image_shape)
+        guess = _unlabelled(reals, image_shape)
     elif not isinstance(targets, Tensor):
-        name, because, doubt = "detection", "targets are boxes", ""
+        return "detection", "taken as detection: targets are boxes"
     else:
-        name, because, doubt = _labelled(reals, targets, image_shape)
-    otherwise = f"; {doubt}say task=... otherwise" if doubt or name != "detection" else ""
-    return name, f"taken as {name}: {because}{otherwise}"
+        guess = _labelled(reals, targets, image_shape)
+    return guess.name, f"taken as {guess.name}: {guess.because}; {guess.doubt}say task=... otherwise"
 
 
-def _labelled(leaves: dict[str, Tensor], targets: Tensor, image_shape: Sequence[int]) -> tuple[str, str, str]:
+def _labelled(leaves: dict[str, Tensor], targets: Tensor, image_shape: Sequence[int]) -> _Guess:
     whole = not targets.is_floating_point()
     if whole and targets.dim() == 1:
         return _of_indices(leaves, targets)
     if targets.dim() == 2 and _are_flags(targets):
         for leaf in leaves.values():
             if leaf.shape == targets.shape:
-                return "multi-label", f"one output {list(leaf.shape)} and labels of 0 and 1 of that shape", ""
+                return _Guess("multi-label", f"one output {list(leaf.shape)} and labels of 0 and 1 of that shape")
     if whole and targets.dim() >= 3:
         for leaf in leaves.values():
             if leaf.dim() >= 4 and _are_masks(targets, leaf):
-                return "segmentation", f"one output {list(leaf.shape)} and masks {list(targets.shape)}", ""
+                return _Guess("segmentation", f"one output {list(leaf.shape)} and masks {list(targets.shape)}")
     try:
         _, leaf = leaf_like(leaves, targets)
     except ModelError:
         because = f"targets {list(targets.shape)} fit no output, there are {in_words(leaves)}"
-        return "any", because, "labels are not used; "
+        return _Guess("any", because, "labels are not used; ")
     if _is_image(leaf, image_shape):
-        return "image-to-image", f"outputs and targets are images {list(leaf.shape)}", ""
-    return "regression", f"targets {list(targets.shape)} of the shape of an output", ""
+        return _Guess("image-to-image", f"outputs and targets are images {list(leaf.shape)}")
+    return _Guess("regression", f"targets {list(targets.shape)} of the shape of an output")
 
 
-def _of_indices(leaves: dict[str, Tensor], labels: Tensor) -> tuple[str, str, str]:
+def _of_indices(leaves: dict[str, Tensor], labels: Tensor) -> _Guess:
     """Of one whole number a sample: a class, an identity, or a flag."""
     heads = _heads(leaves)
-    if not heads:
-        return (
-            "any",
-            f"labels are one whole number a sample, which no output fits: {in_words(leaves)}",
-            "labels are not used; ",
-        )
-    if len(heads) > 1:
-        return (
-            "any",
-            f"labels are one whole number a sample, of which output is open: {in_words(leaves)}",
-            "labels are not used; ",
-        )
+    if len(heads) != 1:
+        open_question = "of which output is open" if heads else "which no output fits"
+        because = f"labels are one whole number a sample, {open_question}: {in_words(leaves)}"
+        return _Guess("any", because, "labels are not used; ")
     (leaf,) = heads.values()
     size, highest = list(leaf.shape), int(labels.max())
     if leaf.shape[1] == 1:
         if highest <= 1:
-            return "multi-label", f"one output {size} and labels that are 0 or 1", ""
-        return "regression", f"one output {size} and labels up to {highest}", ""
+            return _Guess("multi-label", f"one output {size} and labels that are 0 or 1")
+        return _Guess("regression", f"one output {size} and labels up to {highest}")
     if _are_unit_rows(leaf):
-        return "embedding", f"one output {size}, rows of length one, and labels that are identities", ""
+        return _Guess("embedding", f"one output {size}, rows of length one, and labels that are identities")
     if highest >= leaf.shape[1]:
-        return (
-            "embedding",
-            f"one output {size} and labels up to {highest}, which are no classes of it but identities",
-            "",
-        )
-    return "classification", f"one output {size} and labels that are whole numbers", ""
+        because = f"one output {size} and labels up to {highest}, which are no classes of it but identities"
+        return _Guess("embedding", because)
+    return _Guess("classification", f"one output {size} and labels that are whole numbers")
 
 
-def _unlabelled(leaves: dict[str, Tensor], image_shape: Sequence[int]) -> tuple[str, str, str]:
+def _unlabelled(leaves: dict[str, Tensor], image_shape: Sequence[int]) -> _Guess:
     heads = _heads(leaves)
-    maps = [leaf for leaf in leaves.values() if leaf.dim() == 4]
-    if len(leaves) > 1:
-        if len(heads) == 1 and "logits" in heads:
-            return "classification", f"an output 'logits' {list(heads['logits'].shape)}, no labels", ""
-        if len(maps) == len(leaves) and len({leaf.shape for leaf in maps}) == 1:
-            leaves = dict([next(iter(leaves.items()))])  # an answer and its auxiliary one
-        else:
-            return "any", f"several outputs, {in_words(leaves)}, and no labels", ""
-    (leaf,) = leaves.values()
+    first = next(iter(leaves.values()))
+    if len(leaves) == 1:
+        return _unlabelled_leaf(first, image_shape)
+    if "logits" in heads:
+        return _Guess("classification", f"an output 'logits' {list(heads['logits'].shape)}, no labels")
+    if first.dim() == 4 and all(leaf.shape == first.shape for leaf in leaves.values()):
+        return _unlabelled_leaf(first, image_shape)  # the others are auxiliary ones
+    return _Guess("any", f"several outputs, {in_words(leaves)}, and no labels")
+
+
+def _unlabelled_leaf(leaf: Tensor, image_shape: Sequence[int]) -> _Guess:
     size = list(leaf.shape)
     if leaf.dim() == 2 and leaf.shape[1] > 1:
         if _are_unit_rows(leaf):
-            return "embedding", f"one output {size} with rows of length one, no labels", ""
-        return "classification", f"one output {size}, no labels", "it may be an embedding or a vector: "
+            return _Guess("embedding", f"one output {size} with rows of length one, no labels")
+        return _Guess("classification", f"one output {size}, no labels", "it may be an embedding or a vector: ")
     if leaf.dim() <= 2:
-        return "regression", f"one output {size}, no labels", ""
+        return _Guess("regression", f"one output {size}, no labels")
     if _is_image(leaf, image_shape):
-        return "image-to-image", f"one output {size} for images {list(image_shape)}, no labels", ""
-    if leaf.dim() == 4 and leaf.shape[1] not in (1, 3) and _is_in_proportion(leaf, image_shape):
-        return (
-            "segmentation",
-            f"one output {size} in proportion to the images, no labels",
-            "it may be a map of values: ",
-        )
+        return _Guess("image-to-image", f"one output {size} for images {list(image_shape)}, no labels")
     if leaf.dim() == 4 and _is_in_proportion(leaf, image_shape):
-        return "regression", f"one output {size} in proportion to the images, no labels", ""
-    return "any", f"one output {size}, no labels", "where it holds boxes, task='detection' with decode=...; "
+        because = f"one output {size} in proportion to the images, no labels"
+        if leaf.shape[1] in (1, 3):
+            return _Guess("regression", because)
+        return _Guess("segmentation", because, "it may be a map of values: ")
+    return _Guess("any", f"one output {size}, no labels", "where it holds boxes, task='detection' with decode=...; ")
 
 
 def _heads(leaves: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -55,9 +55,11 @@ def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = ", ".join(f"{key} ({type(image[key]).__name__})" for key in keys)
         raise TaskError(f"{who} has an image of {kinds}, expected tensors of numbers") from error
-    boxes = tensors["boxes"].reshape(-1, 4) if tensors["boxes"].numel() == 0 else tensors["boxes"]
-    boxes = boxes.double()
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or any(len(values) != len(boxes) for values in tensors.values()):
+    boxes = tensors["boxes"].double()
+    if not boxes.numel():
+        boxes = boxes.reshape(-1, 4)
+    are_boxes = boxes.dim() == 2 and boxes.shape[1] == 4
+    if not are_boxes or any(len(values) != len(boxes) for values in tensors.values()):
         shapes = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
         raise TaskError(f"{who} has an image of {shapes}, expected boxes [k, 4] and the others [k]")
     if not all(bool(tensors[key].double().isfinite().all()) for key in keys):

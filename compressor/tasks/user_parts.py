@@ -74,19 +74,8 @@ class _Counted:
 def _user_quality(quality: UserQuality) -> Judge:
     def judged(predict: Predict, data: Data) -> Quality:
         counted = _Counted(data)
-        answer = call(quality, "quality", predict, counted)
-        if isinstance(answer, Tensor) and answer.numel() == 1 and answer.dtype != torch.bool:
-            answer = answer.item()
-        if isinstance(answer, Accuracy):
-            answer = Quality(answer.metric, answer.value, answer.n, answer.low, answer.high, answer.chance)
-        if isinstance(answer, Quality):
-            value = answer.value
-        elif isinstance(answer, Real) and not isinstance(answer, bool):
-            value = float(answer)
-        else:
-            raise TaskError(
-                f"{place_of(quality)}, given as quality, answers with a {_kind(answer)}, expected a number or a Quality"
-            )
+        answer = _figure_in(call(quality, "quality", predict, counted), quality)
+        value = answer.value if isinstance(answer, Quality) else answer
         if not math.isfinite(value):
             raise TaskError(f"{place_of(quality)}, given as quality, answers with {value}, expected a finite number")
         if isinstance(answer, Quality):
@@ -95,6 +84,21 @@ def _user_quality(quality: UserQuality) -> Judge:
         return Quality(name_of(quality), value, samples, value, value, is_share=0 <= value <= 1)
 
     return judged
+
+
+def _figure_in(answer: object, quality: UserQuality) -> Quality | float:
+    """The figure that a user's quality answers with. Raises TaskError for what is none."""
+    if isinstance(answer, Tensor) and answer.numel() == 1 and answer.dtype != torch.bool:
+        answer = answer.item()
+    if isinstance(answer, Quality):
+        return answer
+    if isinstance(answer, Accuracy):
+        return Quality(answer.metric, answer.value, answer.n, answer.low, answer.high, answer.chance)
+    if isinstance(answer, Real) and not isinstance(answer, bool):
+        return float(answer)
+    raise TaskError(
+        f"{place_of(quality)}, given as quality, answers with a {_kind(answer)}, expected a number or a Quality"
+    )
 
 
 def _user_objective(objective: Objective, role: str) -> Objective:

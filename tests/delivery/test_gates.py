@@ -37,7 +37,7 @@ from compressor.recipe import make_recipe
 from compressor.records import Accuracy
 from compressor.run.checks import Checks, gate, require_passed, until_failed
 from compressor.run.saved import example_of
-from compressor.run.work import Work, prepare
+from compressor.run.work import Request, Work, prepare
 
 from .conftest import QUICK
 
@@ -46,7 +46,7 @@ from .conftest import QUICK
 def work(small: nn.Module, images: Images, tmp_path: Path) -> Work:
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run", "max_accuracy_loss": 3.0})
     given = Model(small, "", "given", None, None, state_hash(small))
-    return prepare(recipe, lambda stage, share: None, given, images)
+    return prepare(Request(recipe, given, images), lambda stage, share: None)
 
 
 LIMIT = 3.0  # points

@@ -30,7 +30,7 @@ from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
 from compressor.records import Plan
 from compressor.run.tasking import make_task
-from compressor.run.work import prepare
+from compressor.run.work import Request, prepare
 
 from .conftest import QUICK, Small
 
@@ -252,7 +252,7 @@ def test_the_embedded_model_keeps_its_accuracy_in_every_precision(tmp_path: Path
 def test_no_image_gives_ranges_and_judges_them(small: nn.Module, images: Images, tmp_path: Path) -> None:
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run"})
     given = Model(small, "", "given", None, None, state_hash(small))
-    work = prepare(recipe, lambda stage, share: None, given, images)
+    work = prepare(Request(recipe, given, images), lambda stage, share: None)
     ranged, _ = precisions.gathered(work.calibration, precisions._range_count(work))
     judges = precisions.judge_images_of(work)
     judged, labels = judges.read()
@@ -269,7 +269,7 @@ def test_images_that_served_nothing_judge_where_there_are_enough(
     monkeypatch.setattr(precisions, "LEAST_SPARE", 8)
     recipe = make_recipe({**QUICK, "model": "Small", "out": tmp_path / "run", "calibration": 16})
     given = Model(small, "", "given", None, None, state_hash(small))
-    work = prepare(recipe, lambda stage, share: None, given, images, spare=12)
+    work = prepare(Request(recipe, given, images, spare=12), lambda stage, share: None)
     judges = precisions.judge_images_of(work)
     judged, labels = judges.read()
     assert len(judged) == len(labels) == judges.count == 12

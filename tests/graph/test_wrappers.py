@@ -22,7 +22,7 @@ from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.models import Model
 from compressor.pruning import find_structure
 from compressor.recipe import make_recipe
-from compressor.run.work import prepare
+from compressor.run.work import Request, prepare
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -128,5 +128,5 @@ def test_what_was_done_to_the_model_is_said(tmp_path: Path) -> None:
     recipe = replace(recipe, mean=(0.5,) * 3, std=(0.25,) * 3)
     ready = plain(nn.DataParallel(network().half()))
     model = Model(ready.module, "", "given", None, None, state_hash(ready.module), ready.notes)
-    work = prepare(recipe, lambda stage, share: None, model, (pixels, np.arange(24) % 4))
+    work = prepare(Request(recipe, model, (pixels, np.arange(24) % 4)), lambda stage, share: None)
     assert [any(word in said for said in work.warnings) for word in ("DataParallel", "float32")] == [True, True]

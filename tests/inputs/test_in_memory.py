@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import compressor
-from compressor import pipeline
 from compressor.errors import DataError, ModelError
 from compressor.inputs.data import given_data
 from compressor.inputs.entries import Signature
 from compressor.inputs.examples import Examples
 from compressor.inputs.images import Images
 from compressor.inputs.sources import require_labels
+from compressor.pipeline import api
 from compressor.recipe import Recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -176,7 +176,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Beginnings:
         beginnings.append((recipe, data))
         raise Begun
 
-    monkeypatch.setattr(pipeline, "run", begin)
+    monkeypatch.setattr(api, "run", begin)
     return beginnings
 
 

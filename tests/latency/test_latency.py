@@ -50,7 +50,7 @@ from compressor.records import Plan, Scores
 from compressor.run import baseline as run_baseline
 from compressor.run import plans
 from compressor.run.tasking import make_task
-from compressor.run.work import prepare
+from compressor.run.work import Request, prepare
 
 EXACT = 1e-9  # float64 sums in another order
 INTERPOLATED = 0.03  # between lattice points of a law with a square in it
@@ -483,7 +483,9 @@ def _planned(images: Images, out: Path, **options: Any) -> pipeline.Pruned:
     """A run as far as its plan."""
     module = _model()
     given = Model(module, "", "given", None, None, state_hash(module))
-    work = prepare(make_recipe({**QUICK, "out": str(out), **options}), lambda stage, share: None, given, images)
+    work = prepare(
+        Request(make_recipe({**QUICK, "out": str(out), **options}), given, images), lambda stage, share: None
+    )
     structure, spent = pipeline.find_units(work)
     with work.stages.begun():
         pipeline.keep_units(work, structure, spent)

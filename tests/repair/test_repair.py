@@ -15,7 +15,7 @@ from compressor.pruning import Structure, find_structure, prune
 from compressor.recipe import make_recipe
 from compressor.records import Plan
 from compressor.rounds import repair_layers
-from compressor.run.work import Work, prepare
+from compressor.run.work import Request, Work, prepare
 from compressor.searching.bench import Bench, light
 
 READER, STATISTICS = {"3.weight", "3.bias", "7.weight", "7.bias"}, {"4.running_mean", "4.running_var"}
@@ -31,7 +31,7 @@ def prepared(folder: Path, **asked: bool) -> tuple[Work, Structure, Plan]:
     """Half of the first convolution goes."""
     options = {"data": "digits", "size": 16, "mean": 0.5, "std": 0.5, "calibration": 64, "out": str(folder)}
     model = Model(network().eval(), "", "given", None, None, "0" * 64)
-    work = prepare(make_recipe({"model": "small", **options, **asked}), lambda stage, share: None, model, None)
+    work = prepare(Request(make_recipe({"model": "small", **options, **asked}), model), lambda stage, share: None)
     structure = find_structure(work.dense, work.example)
     first = next(group for group in structure.groups.groups if group.size == 8)
     return work, structure, Plan({first.name: np.arange(4)}, 0, 0)

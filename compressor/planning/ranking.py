@@ -79,8 +79,8 @@ def importance(group: Group, scores: Scores, options: RankingOptions) -> FloatAr
 
 def channels_per_unit(group: Group) -> float:
     """How many channels go with a unit (a head's dimensions, for instance), as a mean over the group's sites."""
-    shares = [np.count_nonzero(site.units >= 0) / len(np.unique(site.units)) for site in group.sites]
-    return float(np.mean(shares))
+    own = [site.units[site.units >= 0] for site in group.sites]  # -1 is a channel of another group
+    return float(np.mean([len(units) / len(np.unique(units)) for units in own]))
 
 
 def bundles_of(groups: Sequence[Group], coupled: Sequence[Collection[str]]) -> list[list[Group]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compressor.planning.ranking import RankingOptions, order_of_removal
+from compressor.planning.ranking import RankingOptions, channels_per_unit, order_of_removal
 from compressor.records import Group, Scores, Site
 
 
@@ -15,6 +15,13 @@ def group(name: str, size: int, *, rows: int = 1) -> Group:
 
 def scores(**values: list[float]) -> Scores:
     return Scores("given", {n: np.array([v]) for n, v in values.items()}, 1)
+
+
+def test_a_units_channels_are_counted_without_those_of_other_groups() -> None:
+    heads = np.repeat(np.arange(3), 4)  # three heads of four dimensions
+    beside = np.concatenate([heads, np.full(4, -1)])  # and four channels of somebody else
+    sites = (Site("a", "a", (1,), heads), Site("b", "b", (1,), beside))
+    assert channels_per_unit(Group("g", "head", 3, sites, np.zeros(3, dtype=np.int64))) == 4.0
 
 
 def test_lowest_scores_go_first() -> None:

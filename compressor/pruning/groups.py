@@ -175,7 +175,7 @@ def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
     attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
     if attended or whole_head is None:
         return attended or sites
-    repeats = all(len(np.unique(site.units)) < len(site.units) for _, site in sites)
+    repeats = any(len(np.unique(site.units)) < len(site.units) for _, site in sites)
     return [whole_head] if repeats else sites
 
 

@@ -146,6 +146,23 @@ class FixedTable(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class HeadsInPositions(nn.Module):
+    """Cosine attention whose bias a layer makes of relative places, one number for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.bias = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM), nn.Linear(2, HEADS)
+        self.scale = nn.Parameter(torch.ones(HEADS, 1, 1))
+        places = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"), -1).flatten(0, 1)
+        self.register_buffer("places", (places[:, None] - places).float())  # [tokens, tokens, 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
+        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale.exp()
+        y = (logits + self.bias(self.places).permute(2, 0, 1).sigmoid()).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
 class Weighed(nn.Module):
     """PyTorch's own attention that also gives out its weights: images and heads in one axis."""
 
@@ -171,6 +188,7 @@ ATTENTIONS = {
     "rotary, normed": partial(Encoder, partial(Rotary, half_split, normed=True), 1),
     "rotary, of a part": partial(Encoder, partial(Rotary, partly), 1),
     "fixed": partial(Encoder, FixedTable),
+    "cosine": partial(Encoder, HeadsInPositions),
     "weighed": partial(Encoder, Weighed),
 }
 
@@ -210,6 +228,8 @@ def test_any_units_go_exactly(name: str) -> None:
         kept = random_units(structure, seed, share=(seed + 1) / 4)
         small, _ = prune(graph, structure, kept)
         assert identity_error(graph, small, structure, kept, pixels) < TOLERANCE
+        for count in (1, 5):  # heads of all images in one axis are as many as the batch says
+            assert small(images((3, 4 * SIDE, 4 * SIDE), count).float()).shape == (count, 5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..records import IntArray
-from .grids import Mask, cells_of, column_ties, components, pairs_of, shared_between_rows
+from .grids import Mask, cells_of, column_ties, components, pairs_of, shared_between_rows, unboxed_ties
 from .labels import Ledger, Rows, axes, reduce_to
 
 
@@ -61,6 +61,8 @@ def resolve(ledger: Ledger) -> Classes:
         is_cell = cells_of(class_of, columns)
         if implied.shape[1] == 0:
             implied, rows = _row_ties(class_of, rows, is_cell)
+        if implied.shape[1] == 0:
+            implied, columns = unboxed_ties(class_of, rows, columns)
         if implied.shape[1] == 0:
             break
         edges = np.concatenate([edges, implied], axis=1)

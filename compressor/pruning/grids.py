@@ -51,6 +51,30 @@ def column_ties(
     return _ties_of_fixed(view, rows), columns
 
 
+def unboxed_ties(
+    class_of: IntArray, rows: Sequence[Rows], columns: Sequence[Columns]
+) -> tuple[IntArray, list[Columns]]:
+    """Ties of columns over rows of which some lie in more places than others, [2, T], and the columns that remain.
+
+    Queries, keys and values of one layer as [3, heads, d], where queries' and keys' heads are not those of the values
+    (talking heads): a head that goes in two of three places leaves no box, so only dimensions may go, from all heads.
+    """
+    row_of = np.full(len(class_of), -1, dtype=np.int64)
+    for relation in rows:
+        children = class_of[relation.children.numpy()]
+        row_of[children] = class_of[relation.parents.numpy()][:, None]
+    ties = [np.zeros((2, 0), dtype=np.int64)]
+    remaining: list[Columns] = []
+    for relation_of_columns in columns:
+        parents = row_of[class_of[relation_of_columns.children.numpy()[:, 0]]]
+        _, counts = np.unique(parents[parents > 0], return_counts=True)
+        if len(np.unique(counts)) > 1:
+            ties.append(pairs_of(relation_of_columns))
+        else:
+            remaining.append(relation_of_columns)
+    return np.concatenate(ties, axis=1), remaining
+
+
 def pairs_of(relation: Columns) -> IntArray:
     """[2, R * K] each column's label with those of its cells."""
     children: IntArray = relation.children.numpy()

@@ -174,6 +174,19 @@ class Weighed(nn.Module):
         return self.attention(x, x, x)[0]  # type: ignore[no-any-return]
 
 
+class Talking(nn.Module):
+    """Weights mixed over heads: a head of the queries and keys is none of the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.mix = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM), nn.Linear(HEADS, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
+        mixed = self.mix((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.proj((mixed.softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
 ATTENTIONS = {
     "relative": partial(Encoder, RelativePositions),
     "relative, fused": partial(Encoder, partial(RelativePositions, fused=True)),
@@ -255,6 +268,18 @@ def test_a_table_of_positions_loses_the_dimensions_its_queries_lose() -> None:
     small, slices = prune(graph, structure, kept)
     assert slices.kept["attention.rows"][1].tolist() == [1, 3, 5, 7]
     assert dict(small.named_parameters())["attention.qkv.weight"].shape == (3 * DIM // 2, DIM)
+
+
+def test_of_talking_heads_dimensions_go_from_all_of_them() -> None:
+    torch.manual_seed(0)
+    pixels = images((3, 4 * SIDE, 4 * SIDE)).float()
+    graph = trace(randomised(Encoder(Talking)), pixels)
+    structure = find_structure(graph, pixels)
+    (dimensions,) = [group for group in structure.groups.groups if group.sites[0].layer == "attention.qkv"]
+    assert dimensions.size == HEAD_DIM
+    kept = random_units(structure, 0)
+    small, _ = prune(graph, structure, kept)
+    assert identity_error(graph, small, structure, kept, pixels) < TOLERANCE
 
 
 def test_fixed_dimensions_stay_and_those_of_the_values_go() -> None:

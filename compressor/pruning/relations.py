@@ -169,11 +169,14 @@ def aligned(value: Value, axis: int, shape: Sequence[int]) -> Operand:
     return Operand(facets, sizes)
 
 
-def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Value:
+def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str, *, own: bool = True) -> Value:
     """`letters` as in einsum, `bi,oi->bo`: ties both sides of the summed letters, keeps the rest.
 
     A linear layer on x [b, i] with weight [o, i]: the space is `boi`, x has the shape [b, 1, i] in it and the weight
     [1, o, i]. Their labels along i become one, what is left of the weight are its labels along o: [b, o].
+
+    Where `own`, labels on (heads, i) leave rows for heads that the other operand lacks. A layer has none: its outputs
+    and those rows would share an axis where heads are joined again, and become one unit.
     """
     inputs, letters_out = letters.split("->")
     letters_a, letters_b = inputs.split(",")
@@ -189,7 +192,8 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     lifted_b = Operand(_lift(b, letters_b, space, sizes), _own_sizes(space, letters_b, sizes))
     for axis in summed:
         _relate_summed(ledger, lifted_a, lifted_b, axis, node)
-    own_a, own_b = _own_axes(letters_out, letters_a, letters_b), _own_axes(letters_out, letters_b, letters_a)
+    own_a = _own_axes(letters_out, letters_a, letters_b) if own else []
+    own_b = _own_axes(letters_out, letters_b, letters_a) if own else []
     kept_a, rows_a = parents(ledger, lifted_a.facets, summed, [shared, own_a], node)
     facets_b = lifted_b.facets
     if any(_lies_along(row, shared) for row in rows_a):

@@ -187,6 +187,19 @@ class Talking(nn.Module):
         return self.proj((mixed.softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class SharedLayer(nn.Module):
+    """One layer that all heads of the values go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.shared = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM), nn.Linear(HEAD_DIM, HEAD_DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ self.shared(v)
+        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
 ATTENTIONS = {
     "relative": partial(Encoder, RelativePositions),
     "relative, fused": partial(Encoder, partial(RelativePositions, fused=True)),
@@ -277,6 +290,17 @@ def test_of_talking_heads_dimensions_go_from_all_of_them() -> None:
     structure = find_structure(graph, pixels)
     (dimensions,) = [group for group in structure.groups.groups if group.sites[0].layer == "attention.qkv"]
     assert dimensions.size == HEAD_DIM
+    kept = random_units(structure, 0)
+    small, _ = prune(graph, structure, kept)
+    assert identity_error(graph, small, structure, kept, pixels) < TOLERANCE
+
+
+def test_a_layer_that_all_heads_share_loses_outputs() -> None:
+    torch.manual_seed(0)
+    pixels = images((3, 4 * SIDE, 4 * SIDE)).float()
+    graph = trace(randomised(Encoder(SharedLayer)), pixels)
+    structure = find_structure(graph, pixels)
+    assert structure.groups["attention.shared"].size == HEAD_DIM
     kept = random_units(structure, 0)
     small, _ = prune(graph, structure, kept)
     assert identity_error(graph, small, structure, kept, pixels) < TOLERANCE

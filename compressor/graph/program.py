@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError, with_article
-from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, mapped, named_leaves
+from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mapped, named_leaves
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen", "<string>", "<eval")
@@ -31,6 +31,7 @@ _LIBRARIES = ("site-packages", "dist-packages", "<frozen", "<string>", "<eval")
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
 )
+_FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward compares with a number
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
     ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads as the "
@@ -65,11 +66,15 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
     outputs = tuple(name for name in answer if name not in constant)
     inputs = _input_names(model, len(as_tuple(example)), keywords)
 
-    reasons = []
-    for strict in (False, True):  # the strict reading alone follows `len(x)`, the other follows more of Python
+    reasons: list[str] = []
+    # the strict reading alone follows `len(x)`, the other follows more of Python; and a model may remember the shape it
+    # was last called with and compare: of another batch that tells nothing
+    for samples, strict in ((example, False), (example, True), (_one_more(example), False)):
+        if samples is not example and _FIXED_BATCH not in reasons[0]:
+            break
         try:
             with _flat(model, inputs, keywords, outputs):
-                return Program(_exported(model, example, strict=strict), inputs, outputs, constant)
+                return Program(_exported(model, samples, strict=strict), inputs, outputs, constant)
         except Exception as error:
             place = place_in(str(error)) or raised_at(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
@@ -77,6 +82,11 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
     if "data-dependent" in reasons[0]:
         remedy += _SPLIT
     raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {remedy}")
+
+
+def _one_more(example: Inputs) -> Inputs:
+    """[N + 1, ...]: the first sample once more at the end."""
+    return joined([example, cut(example, 0, 1)])
 
 
 def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:

@@ -93,8 +93,8 @@ def consumers_of(structure: Structure, layers: Mapping[fx.Node, Layer]) -> dict[
         for facet_axes, members in structure.lying(source):
             if facet_axes != (axis,):
                 continue
-            # a channel goes with its own unit, or with the row (a head) that it lies in
-            for classes in (members, structure.classes.parent[members]):  # [channels]
+            # a channel goes with its own unit (a column's, if it is a cell), or with the row (a head) that it lies in
+            for classes in (structure.classes.units(members), structure.classes.parent[members]):  # [channels]
                 group_of_channel = np.where(classes > 0, structure.group_of[classes], -1)
                 for number in np.unique(group_of_channel[group_of_channel >= 0]).tolist():
                     units = np.where(group_of_channel == number, structure.unit_of[classes], -1)

@@ -1,4 +1,4 @@
-"""The resolved ledger: ties to classes by connected components, rows to parents, contradictions to what never goes.
+"""The resolved ledger: ties to classes, rows to parents, columns to cells, contradictions to what never goes.
 
 What the walk over a graph tied goes in; the class of every label, the row it lies in and why it may not go come out.
 """
@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import torch
 from torch import Tensor
 
 from ..records import IntArray
+from .grids import Mask, cells_of, column_ties, components, pairs_of, shared_between_rows, unboxed_ties
 from .labels import Ledger, Rows, axes, reduce_to
 
 
@@ -26,11 +26,14 @@ class Classes:
 
     `parent[class]` is the class of the row it lies in, -1 for none; rows of one relation keep equal counts,
     and `relations[class]` names the relations a child takes part in, `row[class]` its row there.
+    `column[class]` is the class of the column that a cell lies in, -1 for what is no cell: a cell is where a row meets
+    a column, it goes with either and never alone.
     `reasons[label]` is (node, reason) of a label that may not go, `inexact[class]` the nodes marked so.
     """
 
     of: IntArray
     parent: IntArray
+    column: IntArray
     row: IntArray
     relations: dict[int, tuple[int, ...]]
     reasons: dict[int, tuple[str, str]]
@@ -41,24 +44,35 @@ class Classes:
         over = axes(facet)
         return over, self.of[reduce_to(facet, over).numpy()]
 
+    def units(self, classes: IntArray) -> IntArray:
+        """The classes with columns in place of cells: what goes by itself."""
+        return np.where(self.column[classes] >= 0, self.column[classes], classes)
+
 
 def resolve(ledger: Ledger) -> Classes:
-    """Ties to classes, rows to parents; contradictions between rows end in class 0 or in columns."""
+    """Ties to classes, rows to parents, columns to cells; contradictions between rows end in class 0 or in columns."""
     nothing = np.zeros((2, 0), dtype=np.int64)
     edges = np.concatenate([nothing, *(pairs.numpy() for pairs in ledger.pairs)], axis=1)  # [2, ties]
-    rows = list(ledger.rows)
-    # a tie that rows imply may make other rows' members one, so until nothing is new
+    rows, columns = list(ledger.rows), list(ledger.columns)
+    # a tie that rows or columns imply may make other rows' members one, so until nothing is new
     while True:
-        class_of = _components(edges, ledger.count)
-        implied, rows = _row_ties(class_of, rows)
+        class_of = components(edges, ledger.count)
+        implied, columns = column_ties(class_of, rows, columns, edges)
+        is_cell = cells_of(class_of, columns)
+        if implied.shape[1] == 0:
+            implied, rows = _row_ties(class_of, rows, is_cell)
+        if implied.shape[1] == 0:
+            implied, columns = unboxed_ties(class_of, rows, columns)
         if implied.shape[1] == 0:
             break
         edges = np.concatenate([edges, implied], axis=1)
 
-    class_of = _counted(class_of)
+    joined = np.concatenate([edges, *(pairs_of(relation) for relation in columns)], axis=1)
+    class_of, column_of = _named(class_of, components(joined, ledger.count), is_cell)
     parent = np.full(int(class_of.max()) + 1, -1, dtype=np.int64)
-    row = np.zeros(len(parent), dtype=np.int64)
+    column, row = parent.copy(), np.zeros(len(parent), dtype=np.int64)
     relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
+    column[class_of[is_cell]] = column_of[is_cell]
     for number, relation in enumerate(rows):
         children = class_of[relation.children.numpy()]  # [R, K]
         parent[children] = class_of[relation.parents.numpy()][:, None]
@@ -66,38 +80,44 @@ def resolve(ledger: Ledger) -> Classes:
         for child in np.unique(children).tolist():
             relations[child] += (number,)
 
-    for cells in _cells(class_of, rows):
-        blocks = _blocks(cells)  # in place of the rows of one relation: they keep those of all
+    for parts in _parts(class_of, rows, is_cell):
+        blocks = _blocks(parts)  # in place of the rows of one relation: they keep those of all
         row[list(blocks)] = list(blocks.values())
     parent[0] = -1
-    return Classes(class_of, parent, row, dict(relations), _reasons(ledger, edges), _inexact(ledger, class_of))
+    inexact = _inexact(ledger, column_of)
+    return Classes(class_of, parent, column, row, dict(relations), _reasons(ledger, joined), inexact)
 
 
-def _components(edges: IntArray, count: int) -> IntArray:
-    """[labels] the smallest label each is tied to, over [2, E] ties."""
-    graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0], edges[1])), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    # the smallest label names its class, so that 0 stays 0
-    smallest = np.full(component.max() + 1, count, dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(count))
-    class_of: IntArray = smallest[component]
-    return class_of
+def _named(class_of: IntArray, joined: IntArray, is_cell: Mask) -> tuple[IntArray, IntArray]:
+    """[labels] classes, and of cells the columns they lie in, numbered together in the order of their smallest labels.
+
+    `joined` are the classes where columns are ties: a column is named by the smallest of its labels that is no cell's.
+    """
+    count = len(class_of)
+    smallest = np.full(count, count, dtype=np.int64)
+    others = np.flatnonzero(~is_cell)
+    np.minimum.at(smallest, joined[others], others)
+    column_of = smallest[joined]
+    class_of = np.where(is_cell, class_of, column_of)
+    column_of = np.where(is_cell, column_of, class_of)
+    numbered = _counted(np.concatenate([class_of, column_of]))
+    return numbered[:count], numbered[count:]
 
 
 def _counted(class_of: IntArray) -> IntArray:
     """Classes named by their smallest labels, numbered in that order: [0, 1, 1, 3, 1] becomes [0, 1, 1, 2, 1]."""
-    names_a_class = np.zeros(len(class_of), dtype=np.int64)
-    names_a_class[class_of] = 1
-    counted: IntArray = (np.cumsum(names_a_class) - 1)[class_of]
+    _, counted = np.unique(class_of, return_inverse=True)
     return counted
 
 
-def _row_ties(class_of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows]]:
+def _row_ties(class_of: IntArray, rows: Sequence[Rows], is_cell: Mask) -> tuple[IntArray, list[Rows]]:
     """Further ties that rows imply, [2, T], and the rows that remain rows."""
     ties: list[tuple[int, int]] = []
     remaining: list[Rows] = []
     row_of_member: dict[int, int] = {}
-    crossing = _crossing(_places(class_of, rows))
+    repeats, rows = _each_once(class_of, rows)
+    ties += repeats
+    crossing = _crossing(_places(class_of, rows, is_cell))
 
     for number, relation in enumerate(rows):
         parents = class_of[relation.parents.numpy()]  # [R]
@@ -108,7 +128,7 @@ def _row_ties(class_of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows
             pairs = zip(parents.tolist(), children[:, 0].tolist(), strict=True)
             ties += [(parent, child) for parent, child in pairs if parent != child]
             continue
-        if _shared_between_rows(children):  # columns run through all rows: no row can go alone
+        if shared_between_rows(children):  # columns run through all rows: no row can go alone
             ties += none_may_go
             continue
 
@@ -121,6 +141,27 @@ def _row_ties(class_of: IntArray, rows: list[Rows]) -> tuple[IntArray, list[Rows
         ties += _member_ties(parents, children, row_of_member)
 
     return np.array(ties, dtype=np.int64).reshape(-1, 2).T, remaining
+
+
+def _each_once(class_of: IntArray, rows: Sequence[Rows]) -> tuple[list[tuple[int, int]], list[Rows]]:
+    """Rows without those of the same members as an earlier one, whose parents are tied to its own.
+
+    [batch * heads, d] lists the rows of its heads once for each image.
+    """
+    ties: list[tuple[int, int]] = []
+    distinct: list[Rows] = []
+    for relation in rows:
+        children = np.sort(class_of[relation.children.numpy()], axis=1)
+        _, first, number = np.unique(children, axis=0, return_index=True, return_inverse=True)
+        if len(first) in (1, len(children)):
+            distinct.append(relation)
+            continue
+        parents = class_of[relation.parents.numpy()]
+        earlier = parents[first[number.reshape(-1)]]
+        ties += [(a, b) for a, b in zip(earlier.tolist(), parents.tolist(), strict=True) if a != b]
+        places = torch.from_numpy(np.sort(first))
+        distinct.append(Rows(relation.parents[places], relation.children[places], relation.node))
+    return ties, distinct
 
 
 def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int, int]) -> list[tuple[int, int]]:
@@ -140,81 +181,74 @@ def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int,
 
 def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
     """Relations that part the same units in two ways of which neither refines the other (4 rows of 24, 6 of 16)."""
-    cells_of: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    parts_of: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
     for row_in in places.values():
         for (first, row_in_first), (second, row_in_second) in itertools.combinations(row_in.items(), 2):
-            cells_of[first, second].add((row_in_first, row_in_second))
+            parts_of[first, second].add((row_in_first, row_in_second))
 
     crossing: set[int] = set()
-    for pair, cells in cells_of.items():
-        if _cross(cells):
+    for pair, parts in parts_of.items():
+        if _cross(parts):
             crossing.update(pair)
     return crossing
 
 
-def _places(class_of: IntArray, rows: Sequence[Rows]) -> dict[int, dict[int, int]]:
-    """For each class the relations it takes part in and its row there."""
+def _places(class_of: IntArray, rows: Sequence[Rows], is_cell: Mask) -> dict[int, dict[int, int]]:
+    """For each class, but cells, the relations it takes part in and its row there; `is_cell` is [labels]."""
     places: dict[int, dict[int, int]] = defaultdict(dict)
     for number, relation in enumerate(rows):
-        for row, children in enumerate(class_of[relation.children.numpy()]):  # [R, K]
+        labels = relation.children.numpy()
+        alone = np.where(is_cell[labels], 0, class_of[labels])  # [R, K]
+        for row, children in enumerate(alone):
             for child in np.unique(children[children != 0]).tolist():
                 places[child][number] = row
     return places
 
 
-def _cross(cells: Collection[tuple[int, int]]) -> bool:
-    """Whether, of two ways to part units, neither refines the other; a cell is a row of each that share units.
+def _cross(parts: Collection[tuple[int, int]]) -> bool:
+    """Whether, of two ways to part units, neither refines the other; a part is a row of each that share units.
 
-    Rows of 24 and of 16 among 48 units share cells (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
+    Rows of 24 and of 16 among 48 units share parts (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
     """
-    rows_left, rows_right = {left for left, _ in cells}, {right for _, right in cells}
-    return len(cells) > max(len(rows_left), len(rows_right))
+    rows_left, rows_right = {left for left, _ in parts}, {right for _, right in parts}
+    return len(parts) > max(len(rows_left), len(rows_right))
 
 
-def _cells(class_of: IntArray, rows: Sequence[Rows]) -> Iterator[dict[int, tuple[int, ...]]]:
+def _parts(class_of: IntArray, rows: Sequence[Rows], is_cell: Mask) -> Iterator[dict[int, tuple[int, ...]]]:
     """For each set of crossing relations that share units: the row of every unit in each of them."""
-    places = _places(class_of, rows)
+    places = _places(class_of, rows, is_cell)
     crossing = _crossing(places)
-    cells_of: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
+    parts_of: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = defaultdict(dict)
     for unit, row_in in places.items():
         relations = tuple(number for number in row_in if number in crossing)
         if relations:
-            cells_of[relations][unit] = tuple(row_in[number] for number in relations)
-    yield from cells_of.values()
+            parts_of[relations][unit] = tuple(row_in[number] for number in relations)
+    yield from parts_of.values()
 
 
-def _blocks(cells: dict[int, tuple[int, ...]]) -> dict[int, int]:
+def _blocks(parts: dict[int, tuple[int, ...]]) -> dict[int, int]:
     """Classes and the rows each lies in; blocks out that all of those rows are made of, where rows cross.
 
-    Rows of 24 and of 16 cut 48 units into cells of 16, 8, 8 and 16. Blocks of 8 that each lose equally many leave
+    Rows of 24 and of 16 cut 48 units into parts of 16, 8, 8 and 16. Blocks of 8 that each lose equally many leave
     equally many in every row.
     """
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit in sorted(cells):
-        members[cells[unit]].append(unit)
+    for unit in sorted(parts):
+        members[parts[unit]].append(unit)
     size = math.gcd(*(len(units) for units in members.values()))
 
     blocks: dict[int, int] = {}
-    first = 0  # the number of this cell's first block
+    first = 0  # the number of this part's first block
     for units in members.values():
         blocks |= {unit: first + place // size for place, unit in enumerate(units)}
         first += len(units) // size
     return blocks
 
 
-def _shared_between_rows(children: IntArray) -> bool:
-    """Whether some class but 0 lies in more than one row of [R, K]."""
-    per_row = [np.unique(row[row != 0]) for row in children]
-    if not per_row:
-        return False
-    listed = np.concatenate(per_row)
-    return len(np.unique(listed)) < len(listed)
-
-
 def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
     """For each label frozen by what it is tied to: the node and reason found first among those ties."""
     # without ties to 0, which would join everything frozen whatever the reason
-    island_of = _components(edges[:, (edges != 0).all(axis=0)], ledger.count)
+    island_of = components(edges[:, (edges != 0).all(axis=0)], ledger.count)
     reason_of: dict[int, tuple[str, str]] = {}
     for labels, node, reason in ledger.frozen:
         for island in np.unique(island_of[labels.numpy()]).tolist():

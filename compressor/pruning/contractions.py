@@ -33,7 +33,7 @@ def linear(ledger: Ledger, call: Call) -> Value:
     """[..., in] and a weight [out, in] to [..., out]."""
     x, weight = call.input, call.operand(1)
     front = _FRONT[: len(x.shape) - 1]
-    out = contract(ledger, x, weight, f"{front}i,oi->{front}o", call.name)
+    out = contract(ledger, x, weight, f"{front}i,oi->{front}o", call.name, own=False)
     return _with_bias(ledger, call, out, axis=len(front))
 
 

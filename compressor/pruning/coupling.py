@@ -22,9 +22,11 @@ def spans_of(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
     for _, classes in _facets(structure):
         members = np.unique(classes)
         while members[0] > 0:  # nothing in it has to stay
-            owners = structure.group_of[members]
-            units = structure.unit_of[members[owners == owners[0]]]
-            sets_of[int(owners[0])].add(frozenset(units.tolist()))
+            goes = np.unique(structure.classes.units(members))
+            if goes[0] > 0:
+                owners = structure.group_of[goes]
+                units = structure.unit_of[goes[owners == owners[0]]]
+                sets_of[int(owners[0])].add(frozenset(units.tolist()))
             members = np.unique(parent[members])  # then the rows they lie in
     return {
         groups[number].name: _smallest(sets, groups[number].size) for number, sets in sets_of.items() if number >= 0
@@ -55,7 +57,7 @@ def coupled_groups(structure: Structure) -> tuple[frozenset[str], ...]:
     for over, classes in _facets(structure):
         if len(over) < 2:
             continue
-        numbers = _apart(structure.group_of, classes)
+        numbers = _apart(structure.group_of, structure.classes.units(classes))
         if numbers:
             coupled = _with_joined(coupled, {groups[number].name for number in numbers})
     return tuple(frozenset(names) for names in coupled)

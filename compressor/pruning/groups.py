@@ -30,6 +30,9 @@ ATTENTIONS = (
     aten.einsum.default,
 )
 
+BATCHED = ATTENTIONS[:3]
+"""Attentions whose heads lie in front of the last two axes."""
+
 Shown = tuple[fx.Node, Site]  # a node, and the units that its result shows
 
 
@@ -47,8 +50,9 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
         axis = channel_axis(node)
         if axis is not None:
             produced[node] = _produced(results[node.name], axis)
-    inner = _components([classes.of[labels] for labels in produced.values()], classes)
-    rows = _parents(inner, classes)
+    channels = [classes.of[labels] for labels in produced.values()]
+    inner = _components(channels, classes)
+    rows = _parents([*inner, *_cells(channels, classes)], classes)
 
     group_of = np.full(len(classes.parent), -1, dtype=np.int64)
     unit_of = np.full(len(classes.parent), -1, dtype=np.int64)
@@ -87,8 +91,10 @@ def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
 
     for produced in producers:
         for members in _alike(produced, classes):
-            for member in members:
-                root[root_of(member)] = root_of(members[0])
+            units = np.unique(classes.units(np.array(members)))
+            units = units[units > 0]
+            for unit in units.tolist():
+                root[root_of(unit)] = root_of(int(units[0]))
 
     components: dict[int, list[int]] = defaultdict(list)
     for member in sorted(root):
@@ -103,10 +109,17 @@ def _alike(produced: IntArray, classes: Classes) -> list[list[int]]:
     another relation than those of the values: two lists.
     """
     is_row = np.isin(produced, classes.parent)
-    by_relations: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    by_relations: dict[tuple[bool, tuple[int, ...]], list[int]] = defaultdict(list)
     for member in np.unique(produced[(produced > 0) & ~is_row]).tolist():
-        by_relations[classes.relations.get(member, ())].append(member)
+        is_cell = bool(classes.column[member] >= 0)
+        by_relations[is_cell, classes.relations.get(member, ())].append(member)
     return list(by_relations.values())
+
+
+def _cells(produced: Sequence[IntArray], classes: Classes) -> list[list[int]]:
+    """The cells among the producers' channels, one list for all of a producer that lie in the same relations."""
+    alike = [members for channels in produced for members in _alike(channels, classes)]
+    return [members for members in alike if classes.column[members[0]] >= 0]
 
 
 def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
@@ -130,6 +143,7 @@ def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
 def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]]:
     """Where each group shows: producers' channel axes; for rows, results whose elements lie in them."""
     sites: dict[int, list[Shown]] = defaultdict(list)
+    whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
         axis = channel_axis(node)
         if axis is None and node.target not in ATTENTIONS:
@@ -138,19 +152,31 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
             rows = structure.classes.parent[members]
             if axis is None:  # an attention, which shows heads alone
                 shown = _shown(structure, node, over, rows)
+                if node.target in BATCHED and over[-1] < len(structure.shape(node)) - 2:
+                    whole_heads.update(
+                        (number, (node, site)) for number, site in _shown(structure, node, over, members)
+                    )
             elif over == (axis,):
-                shown = [*_shown(structure, node, over, members), *_shown(structure, node, over, rows)]
+                units = structure.classes.units(members)
+                shown = [*_shown(structure, node, over, units), *_shown(structure, node, over, rows)]
             else:
                 continue
             for number, site in shown:
                 sites[number].append((node, site))
-    return {number: _attended(shown) for number, shown in sites.items()}
+    return {number: _attended(shown, whole_heads.get(number)) for number, shown in sites.items()}
 
 
-def _attended(sites: list[Shown]) -> list[Shown]:
-    """Heads show at what attention gives out, not at the layers before it."""
+def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
+    """Heads show at what attention gives out, not at the layers before it.
+
+    Heads of which no dimension may go by itself are units of their layers and not rows: they show where attention last
+    gave out `whole_head`, if a layer has several channels of each.
+    """
     attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
-    return attended or sites
+    if attended or whole_head is None:
+        return attended or sites
+    repeats = any(len(np.unique(site.units)) < len(site.units) for _, site in sites)
+    return [whole_head] if repeats else sites
 
 
 def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray) -> list[tuple[int, Site]]:
@@ -166,12 +192,16 @@ def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
     """The records; the first `n_rows` lists of classes are rows of those behind them."""
     sites, classes = _sites(graph, structure), structure.classes
+    rows_across = np.full(len(classes.parent), -1, dtype=np.int64)  # of a column, one of the rows that it crosses
+    rows_across[classes.column] = classes.parent
     groups: list[Group] = []
     for number, units in enumerate(members):
         # rows precede what lies in them, so a parent's name and kind are known by now
         first_row = int(classes.parent[units[0]])
         parent = groups[structure.group_of[first_row]] if first_row > 0 else None
-        if parent is not None and parent.kind == "head":
+        crossed = int(rows_across[units[0]])
+        above = groups[structure.group_of[crossed]] if crossed > 0 else parent
+        if above is not None and above.kind == "head":
             kind: UnitKind = "head_dim"
         else:
             kind = _kind(number < n_rows, sites[number])
@@ -221,9 +251,10 @@ def _name(kind: UnitKind, sites: list[Shown], earlier: Sequence[Group]) -> str:
 
 def _kind(is_row: bool, sites: list[Shown]) -> UnitKind:
     nodes = [node for node, _ in sites]
+    if any(node.target in ATTENTIONS for node in nodes):
+        return "head"
     if is_row:
-        attends = any(node.target in ATTENTIONS for node in nodes)
-        return "head" if attends else "conv_group"
+        return "conv_group"
     # a depthwise convolution hands channels on and is no second producer
     mixing = {node for node in nodes if not _is_depthwise(node)}
     if len(mixing) > 1:

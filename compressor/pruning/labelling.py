@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from ..graph import aten, fetch
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
 from .handlers import Call, left_alone, unknown
-from .labels import Ledger, Result, Value, along, axes, facets_in, first_along, values_in
+from .labels import Ledger, Result, Value, along, axes, facets_in, values_in
 from .operations import handler_of
 from .relations import freeze_all, spread_over_space
 
@@ -87,12 +87,12 @@ def _handled(ledger: Ledger, call: Call) -> Result:
 
 
 def _tie_rows(ledger: Ledger, tree: object) -> None:
-    """Of [heads, d] labels, every head's become those of the first: a dimension goes from all heads at once."""
+    """Of [heads, d] labels, every head's become columns: a dimension goes from all heads at once."""
     for facet in facets_in(tree):
-        over = axes(facet)
-        if len(over) > 1:
-            first_head = first_along(facet, over[:-1])
-            ledger.tie(facet, first_head.expand(facet.shape))
+        *row_axes, last = axes(facet)
+        if row_axes:
+            columns = along(ledger.fresh(facet.shape[last]), last, facet.shape)
+            ledger.relate_columns(columns, facet, row_axes)
 
 
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:

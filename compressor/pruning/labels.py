@@ -8,7 +8,7 @@ pairs and resolved once (`classes.py`). Knows no operation: how they use labels 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +44,18 @@ class Rows:
     node: str
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Column k of `children` [R, K] goes as a whole when `parents[k]` does; one of its units goes only with its row.
+
+    `parents` is [K]. A scale [64] of twelve heads is R = 12, K = 64: its dimensions go from all heads at once. Where
+    the children lie in no rows (`Rows`), a column is one unit.
+    """
+
+    parents: Tensor
+    children: Tensor
+
+
 @dataclass
 class Ledger:
     """Everything the walk over a graph found out about labels, in the order it was found.
@@ -55,6 +67,7 @@ class Ledger:
     count: int = 1
     pairs: list[Tensor] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    columns: list[Columns] = field(default_factory=list)
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
     inexact: list[tuple[Tensor, str]] = field(default_factory=list)
 
@@ -64,6 +77,15 @@ class Ledger:
         labels = torch.arange(self.count, self.count + n).reshape(shape)
         self.count += n
         return labels
+
+    def fresh_rows(self, facet: Tensor, row_axes: Collection[int]) -> Tensor:
+        """New labels in the facet's shape that depend on those axes alone, the same for rows of the same labels.
+
+        [1, heads, 1, 1] for one each head, [batch * heads, 1, 1] for as many, once for every image.
+        """
+        _, number = torch.unique(_table(facet, facet, row_axes), dim=0, return_inverse=True)  # [R]
+        sizes = [n if axis in row_axes else 1 for axis, n in enumerate(facet.shape)]
+        return self.fresh(int(number.max()) + 1)[number].reshape(sizes).expand(facet.shape)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Makes equally placed labels one; a and b broadcast."""
@@ -89,10 +111,10 @@ class Ledger:
             self.freeze(facet, node, reason)
             return None
 
-        # [heads, d] pinned along d: each head's labels become the one of its first dimension
-        across = set(range(facet.ndim)) - row_axes
-        row = first_along(facet, across).expand(facet.shape)
-        self.tie(facet, row)
+        # [heads, d] pinned along d: a head may go, of its dimensions none
+        row = self.fresh_rows(facet, row_axes)
+        self.relate(row, facet, node)
+        self.relate_columns(torch.zeros((), dtype=torch.int64).expand(facet.shape), facet, row_axes)
         self.frozen.append((distinct(facet), node, reason))
         return row
 
@@ -106,17 +128,29 @@ class Ledger:
         Parents [1, heads, 1, 1] and children [1, heads, 1, d] become R = heads rows of K = d children.
         """
         row_axes = axes(parents)
-        inner_axes = [axis for axis in axes(children) if axis not in row_axes]
-        order = [*row_axes, *inner_axes]
-        # of axes 3 (rows) and 1, `reduce_to` leaves 1 at place 0 and 3 at place 1: rows first is (1, 0)
-        places = {axis: place for place, axis in enumerate(sorted(order))}
-        rows_first = [places[axis] for axis in order]
+        parents = _table(parents.expand(children.shape), children, row_axes)[:, 0]  # [R]
+        table = _table(children, children, row_axes)  # [R, K]
+        listed = torch.unique(torch.cat([parents[:, None], table], 1), dim=0)  # once for all images of the batch
+        self.rows.append(Rows(listed[:, 0].clone(), listed[:, 1:].clone(), node))
 
-        n_rows = math.prod(children.shape[axis] for axis in row_axes)
-        parents = reduce_to(parents.expand(children.shape), order)
-        parents = parents.permute(rows_first).reshape(n_rows, -1)  # [R, K]
-        children = reduce_to(children, order).permute(rows_first).reshape(n_rows, -1)  # [R, K]
-        self.rows.append(Rows(parents[:, 0].clone(), children.clone(), node))
+    def relate_columns(self, parents: Tensor, children: Tensor, row_axes: Collection[int]) -> None:
+        """Makes columns across the rows that lie on `row_axes`. Both have the same rank; parents vary on others alone.
+
+        Parents [1, 1, 1, d] and children [1, heads, 1, d] with rows on axis 1: K = d columns of R = heads children.
+        """
+        parents = _table(parents.expand(children.shape), children, row_axes)  # [R, K]
+        self.columns.append(Columns(parents[0].clone(), _table(children, children, row_axes)))
+
+
+def _table(facet: Tensor, children: Tensor, row_axes: Collection[int]) -> Tensor:
+    """[R, K] the facet's labels on the axes of `children`, which has its shape: rows along some, the rest inside."""
+    rows = sorted(row_axes)
+    order = [*rows, *(axis for axis in axes(children) if axis not in rows)]
+    # of axes 3 (rows) and 1, `reduce_to` leaves 1 at place 0 and 3 at place 1: rows first is (1, 0)
+    places = {axis: place for place, axis in enumerate(sorted(order))}
+    rows_first = [places[axis] for axis in order]
+    n_rows = math.prod(children.shape[axis] for axis in rows)
+    return reduce_to(facet, order).permute(rows_first).reshape(n_rows, -1)
 
 
 def axes(facet: Tensor) -> tuple[int, ...]:
@@ -144,14 +178,31 @@ def compress(facet: Tensor) -> Tensor:
 def reduce_to(facet: Tensor, keep: Iterable[int]) -> Tensor:
     """The facet indexed at 0 on every axis not in `keep`; those axes are gone, the others keep their order."""
     wanted = set(keep)
+    if 0 in facet.shape:
+        facet = _filled(facet)
     index = [slice(None) if axis in wanted else 0 for axis in range(facet.ndim)]
     return facet[tuple(index)]
+
+
+def _filled(facet: Tensor) -> Tensor:
+    """A facet of an empty tensor with one entry along its empty axes: what it says of the other axes still holds.
+
+    No register token [1, 0, C] has channels. Of a copy, which holds no label any more, 0.
+    """
+    sizes = [max(1, n) for n in facet.shape]
+    strides = [stride if n > 1 else 0 for n, stride in zip(facet.shape, facet.stride(), strict=True)]
+    last = facet.storage_offset() + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
+    if last >= facet.untyped_storage().nbytes() // facet.element_size():
+        return torch.zeros((), dtype=torch.int64).expand(sizes)
+    return facet.as_strided(sizes, strides)
 
 
 def first_along(facet: Tensor, over: Iterable[int]) -> Tensor:
     """The facet's first entry along the axes `over`, which stay with size 1."""
     narrowed = set(over)
-    index = [slice(0, 1) if axis in narrowed else slice(None) for axis in range(facet.ndim)]
+    index = [slice(0, 1 if axis in narrowed else n) for axis, n in enumerate(facet.shape)]
+    if 0 in facet.shape:
+        facet = _filled(facet)
     return facet[tuple(index)]
 
 

@@ -140,7 +140,7 @@ def concatenate(ledger: Ledger, call: Call) -> Value:
     """Labels along the joined axis lie one behind another, those across it meet as in a sum."""
     shape = call.shape
     axis = call.integer("dim") % len(shape)
-    pieces = [piece for piece in values_in(call.args[0]) if 0 not in piece.shape]
+    pieces = [piece for piece in values_in(call.args[0]) if len(piece.shape) == len(shape)]  # not the old empty [0]
     merged = merge(ledger, [_across(piece, axis, shape) for piece in pieces], shape, call.name)
 
     labels = [_labels_along(ledger, piece, axis, call.name) for piece in pieces]

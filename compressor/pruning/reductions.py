@@ -127,7 +127,7 @@ def _reduce(ledger: Ledger, call: Call) -> Value:
     x, over = call.input, _axes_of(call)
     # labels on (heads, d), summed over d, leave a row for each head
     remaining = [axis for axis in range(len(x.shape)) if axis not in over]
-    kept, rows = parents(ledger, x.facets, over, remaining, call.name)
+    kept, rows = parents(ledger, x.facets, over, [remaining], call.name)
     return Value(call.shape, _drop([*kept, *rows], over, call.shape))
 
 

@@ -61,19 +61,30 @@ def _joined(
     whose heads have become its rows, so one facet remains.
     """
     number, facet = newcomer
-    sizes = operands[number].sizes
+    sizes = _fixed_beside(operands[number], facet)
     remaining = merged
     spoken_for = False
     for entry in merged:
         met_number, met_facet = entry
         if met_number == number:
             continue
-        speaker = _relate(ledger, facet, met_facet, sizes, operands[met_number].sizes, node)
+        met_sizes = _fixed_beside(operands[met_number], met_facet)
+        speaker = _relate(ledger, facet, met_facet, sizes, met_sizes, node)
         if speaker is met_facet:
             spoken_for = True
         if speaker is facet:
             remaining = [kept for kept in remaining if kept is not entry]
     return remaining if spoken_for else [*remaining, newcomer]
+
+
+def _fixed_beside(operand: Operand, facet: Tensor) -> list[int]:
+    """The operand's sizes, 1 also where its other facets lie: a table [heads, d] fixes nothing beside heads."""
+    sizes = list(operand.sizes)
+    for other in operand.facets:
+        if other is not facet:
+            for axis in axes(other):
+                sizes[axis] = 1
+    return sizes
 
 
 def _unless_fixed(ledger: Ledger, numbered: Numbered, operands: Sequence[Operand], node: str) -> Tensor | None:
@@ -85,7 +96,8 @@ def _unless_fixed(ledger: Ledger, numbered: Numbered, operands: Sequence[Operand
             continue
         fixed = [axis for axis in over if met.sizes[axis] > 1]
         if fixed:
-            return ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
+            row = ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
+            return None if row is None else facet
     return facet
 
 
@@ -109,15 +121,25 @@ def _relate(
         return None
 
     small, big, small_sizes = (a, b, sizes_a) if axes_a < axes_b else (b, a, sizes_b)
-    inner = axes_a ^ axes_b  # axes of the big one alone
-    rows_first = min(inner) > max(axes(small))
-    stretched = all(small_sizes[axis] == 1 for axis in inner)
-    # [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it
-    if rows_first and stretched:
+    _relate_nested(ledger, small, big, small_sizes, node)
+    return big
+
+
+def _relate_nested(ledger: Ledger, small: Tensor, big: Tensor, small_sizes: Sequence[int], node: str) -> None:
+    """Relates two facets of which the big one lies on further axes, too: `small` are its rows, its columns or tied.
+
+    [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it. [d] meets
+    [heads, d]: a dimension is a column.
+    """
+    over = axes(small)
+    further = [axis for axis in axes(big) if axis not in over]
+    stretched = all(small_sizes[axis] == 1 for axis in further)
+    if stretched and min(further) > max(over):
         ledger.relate(small, big, node)
+    elif stretched and max(further) < min(over):
+        ledger.relate_columns(small, big, further)
     else:
         ledger.tie(small, big)
-    return big
 
 
 def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
@@ -125,18 +147,12 @@ def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
     axes_a, axes_b = set(axes(a)), set(axes(b))
     shared = axes_a & axes_b
     if max(shared) < min(axes_a ^ axes_b):  # rows come first: [heads, n, 1] and [heads, 1, d]
-        row_labels = _fresh_rows(ledger, a, shared)
+        row_labels = ledger.fresh_rows(a, shared)
         ledger.relate(row_labels, a, node)
         ledger.relate(row_labels, b, node)
         return
     ledger.freeze(a, node, "two ways of grouping its channels meet")
     ledger.freeze(b, node, "two ways of grouping its channels meet")
-
-
-def _fresh_rows(ledger: Ledger, facet: Tensor, row_axes: Collection[int]) -> Tensor:
-    """New labels in the facet's shape that depend on those of its axes alone: [1, heads, 1, 1] for one each head."""
-    sizes = [n if axis in row_axes else 1 for axis, n in enumerate(facet.shape)]
-    return ledger.fresh(*sizes).expand(facet.shape)
 
 
 def broadcast(value: Value, shape: Sequence[int]) -> Operand:
@@ -153,11 +169,14 @@ def aligned(value: Value, axis: int, shape: Sequence[int]) -> Operand:
     return Operand(facets, sizes)
 
 
-def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Value:
+def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str, *, own: bool = True) -> Value:
     """`letters` as in einsum, `bi,oi->bo`: ties both sides of the summed letters, keeps the rest.
 
     A linear layer on x [b, i] with weight [o, i]: the space is `boi`, x has the shape [b, 1, i] in it and the weight
     [1, o, i]. Their labels along i become one, what is left of the weight are its labels along o: [b, o].
+
+    Where `own`, labels on (heads, i) leave rows for heads that the other operand lacks. A layer has none: its outputs
+    and those rows would share an axis where heads are joined again, and become one unit.
     """
     inputs, letters_out = letters.split("->")
     letters_a, letters_b = inputs.split(",")
@@ -169,12 +188,18 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     shared = [axis for axis, letter in enumerate(letters_out) if letter in everywhere]  # heads, convolution groups
     sizes = _sizes(space, (letters_a, a.shape), (letters_b, b.shape))
 
-    facets_a, facets_b = _lift(a, letters_a, space, sizes), _lift(b, letters_b, space, sizes)
+    lifted_a = Operand(_lift(a, letters_a, space, sizes), _own_sizes(space, letters_a, sizes))
+    lifted_b = Operand(_lift(b, letters_b, space, sizes), _own_sizes(space, letters_b, sizes))
     for axis in summed:
-        _tie_summed(ledger, facets_a, facets_b, axis, node)
-    # both sides of a sum are tied by now, so one of them speaks for the rows of both
-    kept_a, rows_a = parents(ledger, facets_a, summed, shared, node)
-    kept_b, rows_b = parents(ledger, facets_b, summed, [] if rows_a else shared, node)
+        _relate_summed(ledger, lifted_a, lifted_b, axis, node)
+    own_a = _own_axes(letters_out, letters_a, letters_b) if own else []
+    own_b = _own_axes(letters_out, letters_b, letters_a) if own else []
+    kept_a, rows_a = parents(ledger, lifted_a.facets, summed, [shared, own_a], node)
+    facets_b = lifted_b.facets
+    if any(_lies_along(row, shared) for row in rows_a):
+        # both sides of a sum are related by now, so one of them speaks for the rows of both
+        facets_b = [facet for facet in facets_b if not (_lies_along(facet, shared) and _lies_along(facet, summed))]
+    kept_b, rows_b = parents(ledger, facets_b, summed, [shared, own_b], node)
     facets_a, facets_b = [*kept_a, *rows_a, *rows_b], [*kept_b, *rows_a, *rows_b]
 
     # rows are in both lists: reduced to one tensor, by which `merge` knows them again
@@ -186,9 +211,18 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str) -> Val
     return merge(ledger, operands, sizes[:rank], node)
 
 
-def _own_sizes(letters_out: str, letters: str, sizes: Sequence[int]) -> list[int]:
-    """An operand's sizes on the result's axes, 1 where it lacks the letter: `bi` of `bo` is (b, 1)."""
-    return [size if letter in letters else 1 for letter, size in zip(letters_out, sizes, strict=False)]
+def _own_sizes(space: str, letters: str, sizes: Sequence[int]) -> list[int]:
+    """An operand's sizes on the axes of a space, 1 where it lacks the letter: `bi` of `bo` is (b, 1)."""
+    return [size if letter in letters else 1 for letter, size in zip(space, sizes, strict=False)]
+
+
+def _lies_along(facet: Tensor, over: Collection[int]) -> bool:
+    return not set(axes(facet)).isdisjoint(over)
+
+
+def _own_axes(letters_out: str, letters: str, others: str) -> list[int]:
+    """The result's axes that one operand has and the other lacks."""
+    return [axis for axis, letter in enumerate(letters_out) if letter in letters and letter not in others]
 
 
 def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
@@ -213,11 +247,17 @@ def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[
     return lifted
 
 
-def _tie_summed(ledger: Ledger, facets_a: list[Tensor], facets_b: list[Tensor], axis: int, node: str) -> None:
-    left = [facet for facet in facets_a if axis in axes(facet)]
-    right = [facet for facet in facets_b if axis in axes(facet)]
+def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str) -> None:
+    left = [facet for facet in a.facets if axis in axes(facet)]
+    right = [facet for facet in b.facets if axis in axes(facet)]
     for facet_a, facet_b in itertools.product(left, right):
-        ledger.tie(facet_a, facet_b)
+        axes_a, axes_b = set(axes(facet_a)), set(axes(facet_b))
+        if axes_a < axes_b:
+            _relate_nested(ledger, facet_a, facet_b, _fixed_beside(a, facet_a), node)
+        elif axes_b < axes_a:
+            _relate_nested(ledger, facet_b, facet_a, _fixed_beside(b, facet_b), node)
+        else:
+            ledger.tie(facet_a, facet_b)
     if left and right:
         return
     for facet in left or right:
@@ -225,22 +265,23 @@ def _tie_summed(ledger: Ledger, facets_a: list[Tensor], facets_b: list[Tensor], 
 
 
 def parents(
-    ledger: Ledger, facets: Sequence[Tensor], summed: Sequence[int], shared: Sequence[int], node: str
+    ledger: Ledger, facets: Sequence[Tensor], summed: Sequence[int], shared: Sequence[Sequence[int]], node: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The facets on no summed axis, and rows in place of those that also depend on a shared axis (heads).
+    """The facets on no summed axis, and rows in place of those that also depend on other axes (heads).
 
-    q k^T of [heads, n, d] sums over d: labels on (heads, d) are gone from [heads, n, m], one row for each head stays.
+    `shared` lists axes by which such rows are told apart, of which the first that a facet lies on count. q k^T of
+    [heads, n, d] sums over d: labels on (heads, d) are gone from [heads, n, m], one row for each head stays.
     """
     kept: list[Tensor] = []
     rows: list[Tensor] = []
     for facet in facets:
-        over = axes(facet)
-        if set(over).isdisjoint(summed):
+        over = set(axes(facet))
+        if over.isdisjoint(summed):
             kept.append(facet)
             continue
-        row_axes = [axis for axis in over if axis in shared]
+        row_axes = next((over.intersection(choice) for choice in shared if not over.isdisjoint(choice)), None)
         if row_axes:
-            row_labels = _fresh_rows(ledger, facet, row_axes)
+            row_labels = ledger.fresh_rows(facet, row_axes)
             ledger.relate(row_labels, facet, node)
             rows.append(row_labels)
     return kept, rows

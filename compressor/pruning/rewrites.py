@@ -112,6 +112,8 @@ def _bounds(first: int) -> Rewrite:
         end = size if settings["end"] is None else settings["end"]
         if not (isinstance(start, int) and isinstance(end, int)):  # computed from the batch
             return
+        if start == 0 and end > size and step == 1:  # all of it, also where heads of a larger batch lie on the axis
+            return
 
         # [a b c d e f] by 1::2 is b d f: three strides of two from 0, of each the second (phase 1). Without c and d
         # four entries are in front of the last stride's end, so 1:4:2 of [a b e f] is b f

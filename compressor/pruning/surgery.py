@@ -36,13 +36,14 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
         goes[units] = False
         gone[members[goes[structure.unit_of[members]]]] = True
 
-    parent = structure.classes.parent
-    inside = parent > 0
+    classes = structure.classes
     grows = True
     while grows:  # rows of rows
-        inherited = gone[parent[inside]] & ~gone[inside]
-        gone[inside] |= inherited
-        grows = bool(inherited.any())
+        before = np.count_nonzero(gone)
+        for whole in (classes.parent, classes.column):
+            inside = whole > 0
+            gone[inside] |= gone[whole[inside]]
+        grows = bool(np.count_nonzero(gone) > before)
     gone[0] = False
     return gone
 

@@ -121,3 +121,27 @@ def test_attention_is_read_as_it_computes(name: str) -> None:
     assert nn.MultiheadAttention.forward is theirs
     moved = [n for n in graph.graph.nodes if n.target in (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)]
     assert (len(moved) == 3) == (name in ("plain", "by position"))  # the images' own, qkv's and the heads'
+
+
+class Remembering(nn.Module):
+    """As detectors do: positions are made again only where the shape is another than that of the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shape, self.places = nn.Conv2d(3, 4, 3, padding=1), None, torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.shape != x.shape:
+            self.shape, self.places = x.shape, torch.arange(x.shape[-1], dtype=x.dtype)
+        return x + self.places
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+@pytest.mark.parametrize("last_batch", [1, 2, 3, 8])
+def test_the_batch_a_model_was_last_called_with_does_not_matter(last_batch: int) -> None:
+    model, images = Remembering().eval(), torch.randn(8, 3, 6, 6)
+    expected = model(images)
+    for count in (2, 3, 8):
+        model(images[:last_batch])
+        assert torch.allclose(trace(model, images[:count])(images), expected, atol=1e-6)

@@ -45,6 +45,69 @@ def test_rows_keep_their_parents() -> None:
     assert classes.row[classes.of[children.reshape(-1).numpy()]].tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def grid(ledger: Ledger) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of 2 rows and 3 columns of units, which are related to them: [2, 1], [1, 3] and [2, 3]."""
+    rows, columns, cells = ledger.fresh(2, 1), ledger.fresh(1, 3), ledger.fresh(2, 3)
+    ledger.relate(rows.expand(2, 3), cells, "node")
+    ledger.relate_columns(columns.expand(2, 3), cells, [0])
+    return rows, columns, cells
+
+
+def test_cells_go_with_their_row_or_their_column() -> None:
+    ledger = Ledger()
+    rows, columns, cells = grid(ledger)
+    classes = resolve(ledger)
+    of = classes.of[cells.numpy()]
+    assert len(set(of.ravel().tolist())) == 6
+    assert classes.parent[of].tolist() == classes.of[rows.expand(2, 3).numpy()].tolist()
+    assert classes.column[of].tolist() == classes.of[columns.expand(2, 3).numpy()].tolist()
+
+
+def test_columns_without_rows_are_units() -> None:
+    ledger = Ledger()
+    columns, cells = ledger.fresh(1, 3), ledger.fresh(2, 3)
+    ledger.relate_columns(columns.expand(2, 3), cells, [0])
+    classes = resolve(ledger)
+    assert classes.of[cells.numpy()].tolist() == classes.of[columns.expand(2, 3).numpy()].tolist()
+    assert (classes.column == -1).all()
+
+
+def test_columns_that_cut_rows_unalike_are_units() -> None:
+    ledger = Ledger()
+    rows, columns, children = ledger.fresh(2, 1), ledger.fresh(1, 3), ledger.fresh(2, 3)
+    ledger.relate(rows.expand(2, 3), children, "node")
+    ledger.relate_columns(columns, children[:1], [0])  # of the first row alone
+    classes = resolve(ledger)
+    assert (classes.column == -1).all()
+    assert classes.of[children[0].numpy()].tolist() == classes.of[columns[0].numpy()].tolist()
+
+
+def test_of_a_frozen_column_the_rows_still_go_and_of_a_frozen_cell_neither() -> None:
+    ledger = Ledger()
+    rows, columns, cells = grid(ledger)
+    ledger.freeze(columns[:, :1], "node", "why")
+    classes = resolve(ledger)
+    assert classes.column[classes.of[cells[:, 0].numpy()]].tolist() == [0, 0]
+    assert (classes.of[rows.numpy()] > 0).all()
+    ledger.freeze(cells[:1, 1:2], "node", "why")
+    classes = resolve(ledger)
+    assert (classes.of[rows.numpy()] == 0).all()
+    assert classes.of[columns.numpy()].ravel().tolist()[:2] == [0, 0]
+
+
+def test_fixed_rows_are_units_and_rows_listed_for_each_image_are_the_same() -> None:
+    ledger = Ledger()
+    heads = ledger.fresh(2, 3)
+    batch = heads.repeat(2, 1)  # [batch * heads, d]
+    rows = ledger.pin(batch, [1], "node", "why")
+    assert rows is not None
+    classes = resolve(ledger)
+    of_rows = classes.of[rows[:, 0].numpy()]
+    assert of_rows[:2].tolist() == of_rows[2:].tolist()
+    assert len(set(of_rows.tolist())) == 2
+    assert classes.of[heads.numpy()].tolist() == [[row] * 3 for row in of_rows[:2]]
+
+
 def test_compress_finds_the_axes_labels_depend_on() -> None:
     facet = along(torch.arange(1, 5), 1, (3, 4, 2))
     dense = facet.contiguous()

@@ -25,7 +25,7 @@ class GateOptions:
     """
 
     steps: int = 240
-    travel: float = 24.0
+    travel: float = 36.0
     weight_decay: float = 1e-3
     least: float = 0.1
     falls: bool = True

@@ -19,7 +19,7 @@ from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
 from .repair.finetune import FinetuneOptions
-from .steering import GATES, LEARNED, SteeringOptions
+from .steering import GATES, LEARNED, SELECTORS, SteeringOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ def steering_of(recipe: Recipe) -> SteeringOptions:
     gates = GATES[recipe.gates_schedule]
     return SteeringOptions(
         gates=replace(gates, steps=recipe.gates_steps or gates.steps),
+        selector=SELECTORS[recipe.gates_schedule],
         schedule=recipe.gates_schedule,
         explanation=recipe.explanation if recipe.criterion == "isp" else 0.0,
         start=recipe.gates_start,

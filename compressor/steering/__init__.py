@@ -7,7 +7,8 @@ Interpretations Steered Network Pruning via Amortized Inferred Saliency Maps (EC
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,33 @@ from ..records import FloatArray, Scores
 from ..tasks import Task
 from ..tensors import as_tuple
 from .checkpoints import Checkpoint
+from .explanation import both_lost
 from .gates import learn_gates
 from .gating import Gated, Gating, find_gates
 from .lessons import Lessons, image_count
-from .objectives import answers_lost
-from .options import GATES, GateOptions, SteeringOptions
+from .masks import side_of
+from .objectives import answers_lost, distance_of
+from .options import GATES, SELECTORS, GateOptions, SelectorOptions, SteeringOptions, selector_options
+from .predictor import require_images, train_predictor
+from .saving import read_selector, write_selector
+from .selector import Selector, make_selector, train_selector
+from .training import TrainingOptions, parted
 
-__all__ = ["GATES", "LEARNED", "GateOptions", "SteeringOptions", "learn_scores"]
+__all__ = [
+    "GATES",
+    "LEARNED",
+    "SELECTORS",
+    "GateOptions",
+    "SelectorOptions",
+    "SteeringOptions",
+    "learn_scores",
+    "learn_selector",
+    "read_selector",
+    "start_logits",
+]
 
 LEARNED = ("gates", "isp")
+STAGES = (("predictor", 0.35), ("selector", 0.25), ("gates", 0.4))  # and their shares of the time
 SPREAD = 1.5  # logits that other scores start lie this far about 0
 _SOURCES = Path(__file__).parent
 
@@ -53,20 +72,98 @@ def learn_scores(
     Targets of the batches are not used. `start` are another criterion's scores, whose order within each group the gates
     begin with. What is learned is put aside in `folder` every few seconds, and gone on with from there.
     """
+    progress_of = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
     gating = find_gates(graph, structure, options.kinds)
     belongs = [criterion, options, _hash_of(graph), _hash_of_lessons(batches), _hash_of_start(start), _hash_of_code()]
-    path = None if folder is None else folder / "stages" / f"learning-{criterion}.safetensors"
+
+    def checkpoint(stage: str) -> Checkpoint:
+        path = None if folder is None else folder / "stages" / f"learning-{criterion}-{stage}.safetensors"
+        return Checkpoint(path, [stage, *belongs])
+
+    lost = answers_lost(Gated(gating), batches, task)
+    if criterion == "isp":
+        selector = learn_selector(graph, structure, batches, options, task, checkpoint, progress_of)
+        if folder is not None:
+            write_selector(folder, selector)
+        nodes = [scale.node for scale in selector.scales]
+        lost = both_lost(
+            Gated(gating, nodes),
+            selector,
+            batches,
+            distance_of(graph, batches, task),
+            share=options.explanation,
+            as_paper=options.schedule == "isp2022",
+        )
     opened = learn_gates(
         gating,
         batches,
-        answers_lost(Gated(gating), batches, task),
+        lost,
         options=options.gates,
         seed=options.seed,
         start=start_logits(gating, start),
-        checkpoint=Checkpoint(path, belongs),
-        progress=progress,
+        checkpoint=checkpoint("gates"),
+        progress=progress_of.of("gates"),
     )
+    for stage, _ in STAGES:
+        checkpoint(stage).close()
     return _scores(criterion, gating, opened, image_count(batches))
+
+
+def learn_selector(
+    graph: fx.GraphModule,
+    structure: Structure,
+    batches: Lessons,
+    options: SteeringOptions,
+    task: Task | None,
+    checkpoint: Callable[[str], Checkpoint],
+    course: _Course,
+) -> Selector:
+    """Predictor, then selector, each chosen on a fifth of the images that it did not learn from.
+
+    Raises RecipeError for a network whose input is no image, ModelError where no layer has positions.
+    """
+    shape = require_images(graph)
+    settings = selector_options(options, side_of(shape))
+    distance = distance_of(graph, batches, task)
+    learning, held = parted(batches)
+    selector = make_selector(graph, structure, learning, options.seed)
+    predictor = train_predictor(
+        graph,
+        learning,
+        held,
+        distance,
+        options=TrainingOptions(settings.predictor_steps, settings.predictor_rate, settings.weight_decay),
+        seed=options.seed + 10_000,
+        checkpoint=checkpoint("predictor"),
+        progress=course.of("predictor"),
+    )
+    train_selector(
+        graph,
+        predictor,
+        selector,
+        learning,
+        held,
+        distance,
+        options=settings,
+        seed=options.seed + 20_000,
+        checkpoint=checkpoint("selector"),
+        progress=course.of("selector"),
+    )
+    return selector
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """One bar over several stages, each with its share of the way."""
+
+    progress: Callable[[float], None]
+    stages: Sequence[tuple[str, float]]
+
+    def of(self, stage: str) -> Callable[[float], None]:
+        names = [name for name, _ in self.stages]
+        place = names.index(stage)
+        before, width = sum(share for _, share in self.stages[:place]), self.stages[place][1]
+        return lambda share: self.progress(min(1.0, before + width * share))
 
 
 def _scores(criterion: str, gating: Gating, opened: FloatArray, samples: int) -> Scores:

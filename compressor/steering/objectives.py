@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,8 @@ from .gates import Lost
 from .gating import Gated
 from .lessons import Lessons, lessons_from
 
+Distance = Callable[[Leaves, Leaves], Tensor]
+
 _BATCHES = 8  # tell how far answers lie apart
 _LEAST = 1e-12  # of that, so that answers which are all alike are no reason to divide by nothing
 
@@ -26,23 +29,40 @@ def answers_lost(run: Gated, lessons: Lessons, task: Task | None) -> Lost:
     For classes that is KL(dense || gated), for any other task its own distance.
     """
     graph = run.gating.graph
-    classifies = task is None or task.classifies
-    scale = spread_of(graph, lessons) if classifies else 1.0
+    distance = distance_of(graph, lessons, task)
 
     def lost(inputs: Inputs, gates: Tensor) -> Tensor:
-        dense = answers_of(graph, inputs)
-        leaves = run.answers(inputs, gates)
-        if task is None or task.classifies:
-            return divergence(class_leaf(leaves)[1], class_leaf(dense)[1]) / scale
-        return task.distance(leaves, dense).mean()
+        return distance(run.answers(inputs, gates), answers_of(graph, inputs))
 
     return lost
 
 
+def distance_of(graph: fx.GraphModule, lessons: Lessons, task: Task | None) -> Distance:
+    """How far leaves are from the dense network's, differentiable in the first; the mean answer is about 1 off."""
+    if task is not None and not task.classifies:
+        asked = task
+
+        def by_task(leaves: Leaves, dense: Leaves) -> Tensor:
+            return asked.distance(leaves, dense).mean()
+
+        return by_task
+    scale = spread_of(graph, lessons)
+
+    def by_class(leaves: Leaves, dense: Leaves) -> Tensor:
+        return divergence(class_leaf(leaves)[1], class_leaf(dense)[1]) / scale
+
+    return by_class
+
+
+def leaves_of(graph: fx.GraphModule, inputs: Inputs) -> Leaves:
+    """A network's answer by name."""
+    return dict(zip(output_names(graph), answers(graph, inputs), strict=True))
+
+
 @torch.no_grad()
 def answers_of(graph: fx.GraphModule, inputs: Inputs) -> Leaves:
-    """The dense network's answer by name."""
-    return dict(zip(output_names(graph), answers(graph, inputs), strict=True))
+    """The same, without a gradient."""
+    return leaves_of(graph, inputs)
 
 
 def spread_of(graph: fx.GraphModule, lessons: Lessons) -> float:

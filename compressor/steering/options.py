@@ -7,7 +7,7 @@ arXiv 2209.02869).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..records import UnitKind
@@ -33,6 +33,26 @@ class GateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectorOptions:
+    """How predictor and selector learn.
+
+    `keeps` is the share of what an empty mask loses that a mask may lose, for which its width's price is sought, by
+    `step` at most each time; without it the price is `area` times a root (`power`) of the mask and its `roughness`.
+    """
+
+    predictor_steps: int = 120
+    steps: int = 120
+    rate: float = 3e-3
+    predictor_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    keeps: float = 0.25
+    step: float = 0.1
+    area: float = 0.0
+    power: float = 1.0
+    roughness: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SteeringOptions:
     """What a learned criterion goes by.
 
@@ -41,6 +61,7 @@ class SteeringOptions:
     """
 
     gates: GateOptions = field(default_factory=GateOptions)
+    selector: SelectorOptions = field(default_factory=SelectorOptions)
     schedule: Schedule = ""
     explanation: float = 0.0
     start: str = ""
@@ -53,3 +74,17 @@ GATES: Mapping[Schedule, GateOptions] = {
     # 200 epochs of 2,500 images in batches of 128 at a rate of 1e-3, half of the MACs
     "isp2022": GateOptions(steps=4000, travel=4.0, least=0.5, falls=False, pressure=1.0),
 }
+
+# 300 and 20 epochs of 45,000 images in batches of 128 and 16 are more than unlabelled calibration images can tell:
+# so many steps as their learning rate asks for
+_PAPERS = SelectorOptions(
+    predictor_steps=4000, steps=4000, rate=1e-4, predictor_rate=1e-4, keeps=0.0, area=0.2, power=0.3, roughness=1e-3
+)
+SELECTORS: Mapping[Schedule, SelectorOptions] = {"": SelectorOptions(), "isp2022": _PAPERS}
+
+
+def selector_options(options: SteeringOptions, side: float) -> SelectorOptions:
+    """For images of that side: the paper has other prices for 224 pixels than for 32."""
+    if options.schedule == "isp2022" and side > 100:
+        return replace(options.selector, area=1.0, power=0.5, roughness=1e-4)
+    return options.selector

@@ -95,6 +95,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         pictures=delivery.pictures.rows,
         pictured_of=delivery.pictures.looked_at,
         explanation=delivery.survival.figure,
+        selector_masks=delivery.survival.masks,
     )
 
 

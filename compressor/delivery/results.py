@@ -173,9 +173,13 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """How well the explanation survived; None where that was not measured, and then `checks` say why."""
+    """How well the explanation survived; None where that was not measured, and then `checks` say why.
+
+    `masks` is the overlap of the selector's masks of both networks, where one was learned.
+    """
 
     figure: Quality | None = None
+    masks: Quality | None = None
     checks: Checks = field(default_factory=Checks)
 
 

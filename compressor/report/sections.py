@@ -314,10 +314,20 @@ def _survived(run: ReportInput) -> tuple[str, ...]:
     if figure is None:
         return ()
     images = facts.counted(figure.n, "evaluation image")
+    masks = run.selector_masks
+    overlap = (
+        ()
+        if masks is None
+        else (
+            f"The selector's masks in both networks share {masks.value:.2f} ({masks.low:.2f} to {masks.high:.2f}) of "
+            "what either shows.",
+        )
+    )
     return (
         f"How well the explanation survived: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}), the rank "
         f"correlation of what each place of the input is worth to both networks, in the mean over {images}; 1 is the "
         "same order, 0 none.",
+        *overlap,
     )
 
 

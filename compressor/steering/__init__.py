@@ -82,7 +82,7 @@ def learn_scores(
 
     lost = answers_lost(Gated(gating), batches, task)
     if criterion == "isp":
-        selector = learn_selector(graph, structure, batches, options, task, checkpoint, progress_of)
+        selector, _ = learn_selector(graph, structure, batches, options, task, checkpoint, progress_of)
         if folder is not None:
             write_selector(folder, selector)
         nodes = [scale.node for scale in selector.scales]
@@ -113,15 +113,17 @@ def learn_selector(
     graph: fx.GraphModule,
     structure: Structure,
     batches: Lessons,
-    options: SteeringOptions,
-    task: Task | None,
-    checkpoint: Callable[[str], Checkpoint],
-    course: _Course,
-) -> Selector:
-    """Predictor, then selector, each chosen on a fifth of the images that it did not learn from.
+    options: SteeringOptions = SteeringOptions(),
+    task: Task | None = None,
+    checkpoint: Callable[[str], Checkpoint] | None = None,
+    course: _Course | None = None,
+) -> tuple[Selector, fx.GraphModule]:
+    """The selector and the predictor it learned with, each chosen on a fifth of the images that it did not learn from.
 
     Raises RecipeError for a network whose input is no image, ModelError where no layer has positions.
     """
+    checkpoint = checkpoint or (lambda stage: Checkpoint(None, stage))
+    course = course or _Course(lambda share: None, STAGES)
     shape = require_images(graph)
     settings = selector_options(options, side_of(shape))
     distance = distance_of(graph, batches, task)
@@ -149,7 +151,7 @@ def learn_selector(
         checkpoint=checkpoint("selector"),
         progress=course.of("selector"),
     )
-    return selector
+    return selector, predictor
 
 
 @dataclass(frozen=True, slots=True)

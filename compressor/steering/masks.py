@@ -113,3 +113,9 @@ def roughness(mask: Tensor) -> Tensor:
 def width_price(spots: Spots) -> Tensor:
     """The mean width over the image's side: it goes on rising where the image is open already."""
     return spots.sigma.mean() / side_of(spots.shape)
+
+
+def overlap(one: Tensor, other: Tensor) -> Tensor:
+    """[N] what two masks [N, 1, H, W] share of what either shows: 1 for the same, 0 for masks that do not meet."""
+    least, most = torch.minimum(one, other), torch.maximum(one, other)
+    return least.flatten(1).sum(1) / most.flatten(1).sum(1).clamp_min(_LEAST)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,6 +21,7 @@ from ..graph.tracing import Watcher
 from ..placement import device_of
 from ..pruning import Structure
 from ..pruning.labels import Value
+from ..pruning.structure import Keep
 from ..tasks import Leaves
 from ..tensors import Inputs, as_tuple
 from .checkpoints import Checkpoint
@@ -164,6 +166,23 @@ def features_of(graph: fx.GraphModule, inputs: Inputs, nodes: Sequence[str]) -> 
     with torch.no_grad():
         Watcher(graph, watch).run(*as_tuple(inputs))
     return features
+
+
+def in_place(
+    features: Mapping[str, Tensor], scales: Sequence[Scale], structure: Structure, gone: Keep
+) -> dict[str, Tensor]:
+    """A smaller network's features where the dense network has them, 0 where units are gone."""
+    placed = {}
+    for scale in scales:
+        labels = structure.values[scale.node]
+        assert isinstance(labels, Value)
+        ((_, classes),) = structure.lying_of(labels)
+        value = features[scale.node]
+        sizes = list(value.shape)
+        sizes[scale.channels] = scale.features
+        kept = torch.from_numpy(np.flatnonzero(~gone[classes])).to(value.device)
+        placed[scale.node] = value.new_zeros(sizes).index_copy(scale.channels, kept, value)
+    return placed
 
 
 def question_of(dense: Leaves) -> Tensor:

@@ -33,7 +33,7 @@ def classifier(seed: int) -> fx.GraphModule:
 def measured(networks: dict[str, fx.GraphModule], some: Any) -> Survival:
     chosen = Chosen("classification", "", UserParts({}), labelled=False)
     task = NetworkTask(chosen, None, networks["dense"], "classes")
-    return survival._measured(networks, some, task, LrpOptions(), lambda *_: None)
+    return survival._measured(networks, some, task, None, LrpOptions(), lambda *_: None)
 
 
 def test_ranks_are_correlated_as_scipy_does() -> None:
@@ -86,6 +86,7 @@ def test_what_fails_is_a_line_and_ends_nothing(monkeypatch: pytest.MonkeyPatch, 
     recipe = SimpleNamespace(batch_size=4, composite="", accept=())
     splits = SimpleNamespace(evaluation=images)
     work = SimpleNamespace(stages=Stages(), recipe=recipe, splits=splits, dense=None)
+    work.recipe.criterion = "lrp"
     work.evaluation_images = SimpleNamespace(stands_for="")
     outcome = SimpleNamespace(is_dense=False, network=None, task=SimpleNamespace(itself=None))
     found = survival.measure_survival(cast(Work, work), cast(Outcome, outcome))

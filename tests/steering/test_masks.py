@@ -15,6 +15,7 @@ from compressor.steering.masks import (
     first_width_at,
     length_at,
     margin_at,
+    overlap,
     random_spots,
     random_widths_at,
     roughness,
@@ -85,6 +86,13 @@ def test_the_papers_prices_are_their_closed_forms() -> None:
     # two neighbours of the corner differ by 1; of the border the corner is in its row and in its column
     assert float(roughness(mask)) == pytest.approx((2 + 0.3 * 2) / 4)
     assert float(area(torch.ones(1, 1, 2, 2), 0.5)) == pytest.approx(1.0005**0.5)
+
+
+def test_masks_overlap_by_what_both_show_of_what_either_does() -> None:
+    one, other = torch.tensor([[[[1.0, 0.5]]]]), torch.tensor([[[[0.5, 1.0]]]])
+    assert overlap(one, other).tolist() == [0.5]
+    assert overlap(one, one).tolist() == [1]
+    assert overlap(one, 1 - one.ceil()).tolist() == [0]
 
 
 def test_an_open_mask_still_pays_for_more_width_where_its_area_does_not() -> None:

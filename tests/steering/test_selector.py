@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from compressor.errors import DataError, RecipeError
 from compressor.graph import trace
 from compressor.inputs.images import Images, batches
-from compressor.pruning import find_structure
+from compressor.pruning import find_structure, prune
+from compressor.pruning.surgery import removed_classes
 from compressor.records import Scores
 from compressor.rounds import Prunable
 from compressor.steering import GateOptions, SelectorOptions, SteeringOptions, learn_scores, read_selector
@@ -21,7 +22,7 @@ from compressor.steering.explanation import both_lost
 from compressor.steering.gating import Gated, find_gates
 from compressor.steering.objectives import answers_of, distance_of
 from compressor.steering.predictor import train_predictor
-from compressor.steering.selector import features_of, find_scales, make_selector, question_of, train_selector
+from compressor.steering.selector import features_of, find_scales, in_place, make_selector, question_of, train_selector
 from compressor.steering.training import TrainingOptions, parted, train
 
 from .conftest import subject_of
@@ -184,6 +185,28 @@ def test_an_explanation_is_kept_with_all_gates_open_and_lost_with_half_of_them()
         assert float(value.detach()) > 1e-6
         (slope,) = torch.autograd.grad(value, gates)
         assert bool(slope.abs().sum() > 0)
+
+
+def test_a_smaller_networks_features_lie_where_the_dense_one_has_them() -> None:
+    of, lessons = subject()
+    images = lessons[0][0]
+    scales = find_scales(of.network, of.structure)
+    nodes = [scale.node for scale in scales]
+    kept = {group.name: np.arange(1, group.size, 2) for group in of.structure.groups.groups}
+    small, _ = prune(of.network, of.structure, kept)
+    gone = removed_classes(of.structure, kept)
+    gating = find_gates(of.network, of.structure, ("channel", "stream"))
+    gates = torch.ones(gating.count)
+    for name, units in gating.units.items():
+        gates[units] = 0
+        gates[units.start + torch.from_numpy(kept[name])] = 1
+    run = Gated(gating, nodes)
+    with torch.no_grad():
+        run.answers(images, gates)
+    placed = in_place(features_of(small, images, nodes), scales, of.structure, gone)
+    for node in nodes:
+        assert placed[node].shape == run.kept[node].shape
+        assert (placed[node] - run.kept[node]).abs().max() < 1e-5
 
 
 def test_a_selector_pays_for_width_until_it_loses_what_it_may() -> None:

@@ -201,7 +201,7 @@ def main() -> None:
             rows += measure(study, seed, points, rankings, repairs)
     table = finish(rows, options.out)
     draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
-    print(json.dumps({"selectors": judged, "points": summarise(table)}))
+    print(json.dumps({**({"selectors": judged} if judged else {}), "points": summarise(table)}))
 
 
 def _options() -> argparse.Namespace:

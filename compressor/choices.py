@@ -19,6 +19,7 @@ from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
 from .repair.finetune import FinetuneOptions
+from .steering import GATES, LEARNED, SELECTORS, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""
@@ -31,6 +32,7 @@ class Scoring:
     criterion: str = "lrp"
     options: ScoreOptions = field(default_factory=ScoreOptions)
     measured: bool = True
+    steering: SteeringOptions = field(default_factory=SteeringOptions)  # of a learned criterion
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,23 @@ def scoring_of(recipe: Recipe) -> Scoring:
     chosen = {name: value for name, value in readings.items() if value}
     lrp = LrpOptions(composite=composite_of(recipe.composite), accept=recipe.accept, strict=recipe.strict)
     options = ScoreOptions(seed=recipe.seed, target=recipe.start_class, lrp=lrp, **chosen)
-    return Scoring(recipe.criterion, options, recipe.normalisation == "measured")
+    return Scoring(recipe.criterion, options, recipe.normalisation == "measured", steering_of(recipe))
+
+
+def steering_of(recipe: Recipe) -> SteeringOptions:
+    """How a learned criterion learns; the same for every other one, so that nothing of it is in their keys."""
+    if recipe.criterion not in LEARNED:
+        return SteeringOptions()
+    gates = GATES[recipe.gates_schedule]
+    return SteeringOptions(
+        gates=replace(gates, steps=recipe.gates_steps or gates.steps),
+        selector=SELECTORS[recipe.gates_schedule],
+        schedule=recipe.gates_schedule,
+        explanation=recipe.explanation if recipe.criterion == "isp" else 0.0,
+        start=recipe.gates_start,
+        kinds=recipe.units,
+        seed=recipe.seed,
+    )
 
 
 def ranking_of(recipe: Recipe) -> RankingOptions:

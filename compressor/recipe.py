@@ -39,7 +39,11 @@ CRITERIA: Mapping[str, str] = {
     "hessian": "half the unit's squared weights times the curvature of the loss, by Fisher's diagonal "
     "(LeCun et al. 1990)",
     "random": "a seeded draw, which every criterion has to beat",
+    "gates": "learned: a gate on every unit, trained to keep the network's answers while its MACs are pressed down",
+    "isp": "learned: the same gates, trained to keep what a selector finds in each image (Ganjdanesh et al. 2022)",
 }
+LEARNED = ("gates", "isp")
+"""Criteria that train gates, for which the recipe's `gates_...` stand."""
 
 TASKS = (
     *("classification", "multi-label", "segmentation", "detection", "embedding", "image-to-image", "regression"),
@@ -59,6 +63,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 StartClass = Literal["true", "predicted"]
 Scope = Literal["global", "isomorphic", "uniform"]
 Reduction = Literal["sum", "mean", "max"]
+GatesSchedule = Literal["", "isp2022"]
 Normalisation = Literal["measured", "mean", "sum", "max", "l2", "none"]
 
 
@@ -112,6 +117,14 @@ class Recipe:
     place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)
     strict: bool = _option(False, "refuse operations that LRP has no rule for, not pass them by input x gradient")
     accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
+    gates_start: str = _option(
+        "", "criterion whose scores a learned one's gates start with", "", *(c for c in CRITERIA if c not in LEARNED)
+    )
+    gates_steps: int = _option(0, "batches that a learned criterion's gates see; 0: as its schedule says")
+    gates_schedule: GatesSchedule = _option(
+        "", "how gates learn: isp2022 as in the paper, for hours; else in about a minute", *get_args(GatesSchedule)
+    )
+    explanation: float = _option(0.5, "share of what isp keeps that is the selector's mask; the rest is the answer")
     budget: str = _option(
         "macs 0.5",
         "what may stay: 'macs 0.5', 'size 2 MB', 'latency 8 ms on onnxruntime', '30 fps on onnxruntime'; several: "
@@ -230,6 +243,10 @@ class RecipeFields(TypedDict, total=False):
     place: str
     strict: bool
     accept: Sequence[str] | str
+    gates_start: str
+    gates_steps: int
+    gates_schedule: GatesSchedule
+    explanation: float
     budget: str
     units: Sequence[str] | str
     scope: Scope
@@ -270,6 +287,8 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("evaluation", 0, 0.95),
     ("batch_size", 1, 10**6),
     ("seed", 0, 2**32 - 1),
+    ("gates_steps", 0, 10**7),
+    ("explanation", 0, 1),
     ("per_cost", 0, 100),
     ("least", 0, 1),
     ("multiple", 0, 4096),

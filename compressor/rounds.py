@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import fx, nn
 
@@ -26,6 +27,7 @@ from .records import Compensation, Cost, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
+from .steering import LEARNED, learn_scores
 from .tasks import Targets, Task
 from .tensors import Inputs, count
 
@@ -80,26 +82,56 @@ def score_units(
     scoring: Scoring = Scoring(),
     ranking: RankingOptions = RankingOptions(),
     task: Task | None = None,
+    folder: Path | None = None,
     progress: Progress = _silent,
 ) -> Scores:
     """What each unit is worth: by the criterion, and by the loss measured where `scoring` asks for that.
 
     Batches are (inputs [N, ...], targets), decoded only as they are scored. Targets are class labels [N] (-1: the
-    predicted class is taken), or what `task` takes.
+    predicted class is taken), or what `task` takes. A learned criterion goes on where it was stopped, by what it put
+    aside in `folder`.
     """
-    total = max(1, _image_count(batches))
-    scores = score(
-        subject.network,
-        subject.structure.groups,
-        batches,
-        criterion=scoring.criterion,
-        options=scoring.options,
-        task=task,
-        progress=lambda images: progress(images / total),
-    )
+    scores = _criterion_scores(subject, batches, scoring, task, folder, progress)
     if not scoring.measured:
         return scores
     return measure_units(subject, scores, batches, ranking, task=task, progress=progress)
+
+
+def _criterion_scores(
+    subject: Prunable,
+    batches: Batches | LabelledBatches,
+    scoring: Scoring,
+    task: Task | None,
+    folder: Path | None,
+    progress: Progress,
+) -> Scores:
+    total = max(1, _image_count(batches))
+
+    def read(criterion: str, progress: Progress) -> Scores:
+        return score(
+            subject.network,
+            subject.structure.groups,
+            batches,
+            criterion=criterion,
+            options=scoring.options,
+            task=task,
+            progress=lambda images: progress(images / total),
+        )
+
+    if scoring.criterion not in LEARNED:
+        return read(scoring.criterion, progress)
+    start = scoring.steering.start
+    return learn_scores(
+        subject.network,
+        subject.structure,
+        batches,
+        criterion=scoring.criterion,
+        options=scoring.steering,
+        task=task,
+        start=read(start, _silent) if start else None,
+        folder=folder,
+        progress=progress,
+    )
 
 
 def _image_count(batches: Batches | LabelledBatches) -> int:

@@ -286,7 +286,7 @@ def test_stages_are_counted_and_in_plain_words(finished: tuple[Path, Any]) -> No
     lines = [line for line in finished[1].stderr.splitlines() if " of 12: " in line and ": timing networks" not in line]
     lines = [line for line in lines if "(" not in line]  # what a stage is at
     assert [line.split(":")[0] for line in lines] == [f"{i} of 12" for i in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)]
-    assert lines[2] == "3 of 12: measuring what each layer may lose"
+    assert lines[2] == "3 of 13: measuring what each layer may lose"
     assert "measured-1" not in finished[1].stderr
 
 

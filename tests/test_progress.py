@@ -15,13 +15,13 @@ def test_a_stage_is_counted_and_named() -> None:
     course = course_of(make_recipe({}))
     said = [str(course.read(f"{name}-1")) for name in ("scores", "measured", "repair")]
     assert said == [
-        "2 of 14: scoring every unit",
-        "3 of 14: measuring what each layer may lose",
-        "4 of 14: removing units and repairing what is left",
+        "2 of 15: scoring every unit",
+        "3 of 15: measuring what each layer may lose",
+        "4 of 15: removing units and repairing what is left",
     ]
-    assert str(course.read("scores-1 (done before)")) == "2 of 14: scoring every unit (done before)"
+    assert str(course.read("scores-1 (done before)")) == "2 of 15: scoring every unit (done before)"
     again = course.read("scores-1 (again: 'scores-1.json' has schema 'x', expected 'y'; odd)")
-    assert str(again).startswith("2 of 14: scoring every unit (again: 'scores-1.json' has")
+    assert str(again).startswith("2 of 15: scoring every unit (again: 'scores-1.json' has")
 
 
 def test_what_happens_within_a_stage_belongs_to_it() -> None:
@@ -50,7 +50,7 @@ def test_every_stage_of_the_course_has_words() -> None:
 def test_a_stage_that_does_nothing_is_not_named(field: str, value: object, name: str) -> None:
     course = course_of(make_recipe({field: value}))
     assert course.read(name) is None
-    assert len(course.stages) == 13
+    assert len(course.stages) == 14
 
 
 def test_a_log_is_told_the_quarters_of_what_takes_long() -> None:
@@ -67,9 +67,19 @@ def test_a_log_is_told_the_quarters_of_what_takes_long() -> None:
 
 def test_a_network_that_ships_as_it_is_goes_through_delivery_alone() -> None:
     course = course_of(make_recipe({"budget": "none", "targets": ""}))
-    assert str(course.read("network")) == "1 of 9: keeping the network as it is"
+    assert str(course.read("network")) == "1 of 10: keeping the network as it is"
     assert list(course.stages)[1:] == [
-        *("accuracy", "fidelity", "onnx", "parity", "accuracy of the files", "latency", "layers", "pictures")
+        *(
+            "accuracy",
+            "fidelity",
+            "onnx",
+            "parity",
+            "accuracy of the files",
+            "latency",
+            "layers",
+            "explanation",
+            "pictures",
+        )
     ]
 
 

@@ -19,6 +19,10 @@ STUDIES = {
     "criteria": (*RESNET, "--kept", "0.7", "--criteria", "lrp,l1"),
     "few_shot": (*RESNET, "--kept", "0.7", "--criteria", "l1", "--counts", "2"),
     "vit_units": ("--networks", "digits-vit", *SMALL, "--kept", "0.85"),
+    "steered": (
+        *(*RESNET, "--kept", "0.7", "--rankings", "gates,l1", "--repairs", "raw", "--no-selector"),
+        *("--gates-steps", "4"),
+    ),
     "transfer": (*RESNET, "--kept", "0.85,0.7", "--criteria", "l1", "--per-class", "5", "--tunings", "no tuning"),
 }
 Study = Callable[..., dict[str, Any]]

@@ -127,7 +127,7 @@ def _delivery_stages(recipe: Recipe) -> list[str]:
     stages = ["accuracy", "fidelity", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]
     if recipe.targets:
         stages.append("engines")
-    return [*stages, "latency", "layers", "pictures"]
+    return [*stages, "latency", "layers", "explanation", "pictures"]
 
 
 def _made_precisions(recipe: Recipe) -> list[str]:

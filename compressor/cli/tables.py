@@ -181,6 +181,8 @@ def _add_accuracies(table: Table, summary: Summary) -> None:
     if summary["metric"] != facts.FIDELITY:
         words = facts.metric_in_words(facts.FIDELITY)
         table.add_row(f"{words} (1: the same)", "", f"{summary['fidelity_shipped']:.3f}")
+    if summary.get("explanation_shipped") is not None:
+        table.add_row("explanation, ranks (1: the same)", "", f"{summary['explanation_shipped']:.3f}")
 
 
 def _quality(summary: Summary, value: float) -> str:

@@ -95,6 +95,8 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         fidelity=outcome.fidelity,
         pictures=delivery.pictures.rows,
         pictured_of=delivery.pictures.looked_at,
+        explanation=delivery.survival.figure,
+        selector_masks=delivery.survival.masks,
     )
 
 

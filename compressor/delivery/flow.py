@@ -32,6 +32,7 @@ from .pictures import make_pictures
 from .precisions import make_precisions
 from .results import Delivery, Files, Outcome, stands_for
 from .summary import summary_of
+from .survival import measure_survival
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def deliver(work: Work, outcome: Outcome) -> Delivered:
     release()
     delivery, failure = _delivered(work, outcome)
     # a failed gate is a reason to look; before the bundle, since a stage that is made takes away what shipped
-    delivery = replace(delivery, pictures=make_pictures(work, outcome))
+    delivery = replace(delivery, survival=measure_survival(work, outcome), pictures=make_pictures(work, outcome))
     if failure is None:
         bundle(work, outcome, delivery)
     else:

@@ -66,10 +66,11 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
     except OSError:  # a disk that is full stops more than pictures
         raise
     except Exception as error:  # whatever it is, nothing of the run depends on it
-        return Pictures(checks=Checks(not_checked=(f"what the networks see was not drawn: {_reason(error)}",)))
+        return Pictures(checks=Checks(not_checked=(f"what the networks see was not drawn: {reason_of(error)}",)))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line of an error, with its kind where it is none of ours."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no message"
     return text if isinstance(error, CompressorError) else f"{type(error).__name__}: {text}"
@@ -91,7 +92,7 @@ def _drawn(
     distances = distances_between(judge, dense, shipped, images)
     chosen = farthest(distances, PICTURES)
     samples = samples_at(images, chosen)
-    asked = [_asked(task, dense(inputs), targets) for inputs, targets in samples]
+    asked = [asked_of(task, dense(inputs), targets) for inputs, targets in samples]
     progress(0.0, "which pixels they see")
     heats, lack = _relevances(networks, lrp, judge, [inputs for inputs, _ in samples], asked)
 
@@ -151,7 +152,7 @@ def _relevances(
         ]
         return [_heats(prepared, *sample) for sample in zip(inputs, targets, strict=True)], ()
     except Exception as error:  # the answers are drawn without it
-        return [() for _ in inputs], (f"which pixels the networks see was not drawn: {_reason(error)}",)
+        return [() for _ in inputs], (f"which pixels the networks see was not drawn: {reason_of(error)}",)
 
 
 def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> Heats:
@@ -160,7 +161,7 @@ def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> He
     return tuple(_relevance(network, inputs, targets) for network in prepared)
 
 
-def _asked(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
+def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
     """What relevance is asked of both networks: the dense one's decisions, so that they are asked the same.
 
     A user's own `says` gets the data's targets, as everywhere.

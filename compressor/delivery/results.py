@@ -14,7 +14,7 @@ from torch import fx
 from ..device.parity import Parity
 from ..device.timing import Timing
 from ..pruning import Structure
-from ..records import Figure, Plan
+from ..records import Figure, Plan, Quality
 from ..repair.choice import Choice
 from ..report import PictureRow
 from ..run.checks import Checks
@@ -172,6 +172,18 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
+class Survival:
+    """How well the explanation survived; None where that was not measured, and then `checks` say why.
+
+    `masks` is the overlap of the selector's masks of both networks, where one was learned.
+    """
+
+    figure: Quality | None = None
+    masks: Quality | None = None
+    checks: Checks = field(default_factory=Checks)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """All that was made and measured. `network` is what was checked of the network itself before any file was made.
 
@@ -186,11 +198,20 @@ class Delivery:
     latency: Latency = field(default_factory=Latency)
     layer_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=Pictures)
+    survival: Survival = field(default_factory=Survival)
 
     @property
     def checks(self) -> Checks:
         """Of all stages, in their order."""
         total = self.network
-        for result in (self.files, self.parity, self.accuracy, self.engines, self.latency, self.pictures):
+        for result in (
+            self.files,
+            self.parity,
+            self.accuracy,
+            self.engines,
+            self.latency,
+            self.pictures,
+            self.survival,
+        ):
             total += result.checks
         return total

@@ -32,6 +32,7 @@ def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Figure) ->
     """
     latency, files = _latency(delivery), delivery.files
     dense_file = files.paths.get(DENSE, files.paths[SHIPPED])  # one file where the network ships as it is
+    survived, masks = delivery.survival.figure, delivery.survival.masks
     fp32 = [artifact for artifact in files.artifacts if artifact.precision == "fp32"]
     return {
         "macs_dense": dense.macs,
@@ -49,6 +50,8 @@ def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Figure) ->
         "parity_max_abs": max(delivery.parity.worst(artifact).max_abs for artifact in fp32),
         "precisions": {artifact.name: _precision(delivery, artifact, accuracy) for artifact in files.shipped},
         "engines": [_engine(engine) for engine in delivery.engines.built],
+        "explanation_shipped": None if survived is None else round(survived.value, 4),
+        "selector_masks_shipped": None if masks is None else round(masks.value, 4),
         "not_checked": list(delivery.checks.not_checked),
     }
 

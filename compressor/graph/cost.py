@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -22,6 +23,18 @@ Shape = Sequence[int]
 Formula = Callable[[fx.Node], int]
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Stands for a tensor in a node's metadata where its sizes are no whole numbers: sums of gates."""
+
+    sizes: tuple[Any, ...]
+
+
+def formula_of(node: fx.Node) -> Formula | None:
+    """MACs of a node from its arguments' and its own shapes, over the traced batch; None where nothing is counted."""
+    return FORMULAS.get(_name(node))
+
+
 def measure_cost(graph: fx.GraphModule) -> Cost:
     """What one image costs. Tied parameters count once; activations are the outputs of counted operations.
 
@@ -33,7 +46,7 @@ def measure_cost(graph: fx.GraphModule) -> Cost:
     uncounted: set[str] = set()
     activations = 0
     for node in graph.graph.nodes:
-        formula = FORMULAS.get(_name(node))
+        formula = formula_of(node)
         if formula is None:
             if _may_multiply(node):
                 uncounted.add(str(node.target))
@@ -89,6 +102,8 @@ def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
         value = value[0]
     if isinstance(value, Tensor):
         return tuple(value.shape)
+    if isinstance(value, Sizes):
+        return value.sizes
     raise ModelError(
         f"node '{node.name}' of the graph carries no shape but {type(value).__name__}; trace the model again "
         "(compressor.graph.trace) before counting"

@@ -91,6 +91,7 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
         batches=work.calibration_images,
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
         task=task.known,
+        folder=work.stages.output,
     )
     if not scoring.measured:
         return scores

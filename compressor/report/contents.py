@@ -217,6 +217,8 @@ class ReportInput:
     `busy` says how crowded the machine was when networks were timed, and is empty where it was not. `task` is what the
     answers were taken for, `task_reason` why. `fidelity` has a figure for each smaller network in PyTorch. `pictures`
     are of the images on which the networks differ most, of the `pictured_of` that were looked at.
+    `explanation` is the rank correlation of the input's relevance in both networks, `selector_masks` the overlap of a
+    learned selector's masks.
     """
 
     model: str
@@ -253,6 +255,8 @@ class ReportInput:
     fidelity: Mapping[str, Figure] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
     pictured_of: int = 0
+    explanation: Figure | None = None
+    selector_masks: Figure | None = None
 
     @property
     def as_it_is(self) -> bool:

@@ -38,6 +38,7 @@ STAGES = {
     "engines": "building engines",
     "latency": "timing networks and files",
     "layers": "timing layer by layer",
+    "explanation": "comparing what the networks find relevant",
     "pictures": "drawing what the networks see",
 }
 FIDELITY = "fidelity"

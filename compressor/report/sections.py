@@ -293,10 +293,12 @@ def _cost(run: ReportInput) -> Section:
 
 
 def _seen(run: ReportInput) -> Section:
+    survived = _survived(run)
     if not run.pictures:
-        return Section("seen", "What it sees", ("No picture was drawn.",))
+        return Section("seen", "What it sees", (*survived, "No picture was drawn."))
     images = facts.counted(len(run.pictures), "image")
     text = (
+        *survived,
         f"The {images} of {run.pictured_of:,} on which the shipped network differs most from the dense one, the "
         "farthest off first: the worst that was looked at, and not typical. Above, what both answer "
         f"({run.pictures[0].shows}); below, in each network, which pixels speak for {_spoken_for(run)} (warm colours) "
@@ -304,6 +306,29 @@ def _seen(run: ReportInput) -> Section:
     )
     figures = (_picture(row) for row in run.pictures)
     return Section("seen", "What it sees", text, tuple(figures))
+
+
+def _survived(run: ReportInput) -> tuple[str, ...]:
+    """One sentence; none where it was not measured."""
+    figure = run.explanation
+    if figure is None:
+        return ()
+    images = facts.counted(figure.n, "evaluation image")
+    masks = run.selector_masks
+    overlap = (
+        ()
+        if masks is None
+        else (
+            f"The selector's masks in both networks share {masks.value:.2f} ({masks.low:.2f} to {masks.high:.2f}) of "
+            "what either shows.",
+        )
+    )
+    return (
+        f"How well the explanation survived: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}), the rank "
+        f"correlation of what each place of the input is worth to both networks, in the mean over {images}; 1 is the "
+        "same order, 0 none.",
+        *overlap,
+    )
 
 
 _DECIDING = ("classification", "multi-label", "segmentation")  # both networks are asked for the same decision

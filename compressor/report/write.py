@@ -93,6 +93,7 @@ def summarise(run: ReportInput) -> dict[str, Any]:
         "accuracy_dense": None if dense is None else dense.accuracy.value,
         "accuracy_final": None if final is None else final.accuracy.value,
         "fidelity_shipped": run.fidelity["shipped"].value if "shipped" in run.fidelity else None,
+        "explanation_shipped": None if run.explanation is None else run.explanation.value,
         "final_variant": None if final is None else final.variant,
         "shipped": run.shipped,
         "warnings": list(run.warnings),

@@ -25,7 +25,7 @@ from ..inputs.images import batches
 from ..inputs.models import Model
 from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
-from ..recipe import Recipe, make_recipe, read_recipe
+from ..recipe import LEARNED, Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
 from ..run.choosing import NO_PARTS, UserParts, parted_options
 from ..run.stages import Notify
@@ -138,6 +138,12 @@ def _run_search(
 
 def _require_searchable(recipe: Recipe, families: Sequence[str], options: SearchOptions) -> None:
     """Raises RecipeError for what can be refused before any image is read."""
+    learned = [name for name in families if name in LEARNED]
+    if learned:
+        raise RecipeError(
+            f"criterion {learned[0]} is learned, for a minute or more each time, and has no parameters to search; "
+            "compress with it as it is"
+        )
     for family in families:
         criterion_named(family)
     require_holdable(options.held)

@@ -122,11 +122,11 @@ def test_both_networks_are_asked_for_the_dense_ones_answer_unless_a_user_says_ot
     inputs, targets = next(iter(some))
     answer = predict_of(networks["dense"])(inputs)
     task = task_of(networks["dense"], some)
-    asked = pictures._asked(task, answer, targets)
+    asked = pictures.asked_of(task, answer, targets)
     assert isinstance(asked, Tensor)
     assert torch.equal(asked, answer["out"].argmax(1))
-    assert pictures._asked(task_of(networks["dense"], some, "regression"), answer, targets) is targets
-    assert pictures._asked(task_of(networks["dense"], some, says=lambda *given: None), answer, targets) is targets
+    assert pictures.asked_of(task_of(networks["dense"], some, "regression"), answer, targets) is targets
+    assert pictures.asked_of(task_of(networks["dense"], some, says=lambda *given: None), answer, targets) is targets
 
 
 def test_a_classifier_needs_no_reference_made_before(small: nn.Module, some: Batches, drawn: list[Comparison]) -> None:

@@ -22,6 +22,7 @@ from compressor.pruning import find_structure
 from compressor.records import Group, Groups, Scores, Site
 from compressor.relevance import CRITERIA, ScoreOptions, score
 from compressor.relevance.criteria import AtNodes, AtRandom
+from compressor.steering import LEARNED
 
 # Other batch sizes and other orders of units sum in other orders, in float32: 16 ulp of the largest score, for
 # the order is the processor's own (9 ulp were seen for sums of weight times gradient); float64 is the strict test ...
@@ -165,8 +166,9 @@ def permuted(model: nn.Module, network: Network) -> tuple[Case, Tensor]:
 
 
 def test_a_recipe_knows_the_criteria_of_the_table_by_name() -> None:
-    assert tuple(CRITERIA) == tuple(recipe.CRITERIA)
-    assert len(set(recipe.CRITERIA.values())) == len(CRITERIA)  # each with a sentence of its own
+    assert (*CRITERIA, *LEARNED) == tuple(recipe.CRITERIA)
+    assert LEARNED == recipe.LEARNED
+    assert len(set(recipe.CRITERIA.values())) == len(recipe.CRITERIA)  # each with a sentence of its own
 
 
 criteria = pytest.mark.parametrize("criterion", list(CRITERIA))

@@ -669,6 +669,8 @@ def test_what_no_search_can_do_is_refused_before_anything_is_written(place: Path
         _search(place, tmp_path / "run", 3, calibration=740)
     with pytest.raises(RecipeError, match="rounds = 2: a search judges recipes in one round"):
         _search(place, tmp_path / "run", 3, rounds=2)
+    with pytest.raises(RecipeError, match="criterion gates is learned"):
+        _search(place, tmp_path / "run", 3, criterion="gates")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,217 @@
+"""What learned gates are worth, and what it is worth to steer them by the explanation: accuracy, and what survives.
+
+    python benchmarks/steered.py --model digits-resnet
+    python benchmarks/steered.py --networks resnet20 --seeds 0 --calibration 1000
+Gates that keep the answers, the selector's masks, or both, beside LRP, gradient x input, Taylor, L1 and a draw; raw and
+with the same repair, at equal MACs, on the same images, nothing trained afterwards. Every row has the accuracy and the
+rank correlation of dense and smaller network's relevance (LRP). First the selector itself: how often its mask alone
+keeps the dense network's decision, beside masks of the same area. OUT/points.jsonl holds what is done; the last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from study import (
+    COLOURS,
+    REPAIRS,
+    Points,
+    Row,
+    Study,
+    Subjects,
+    add_flags,
+    chosen,
+    draw_panels,
+    finish,
+    ours,
+    read_studies,
+    run,
+    seeds_of,
+    spread,
+    subjects_of,
+)
+from torch import Tensor, fx
+
+from compressor.accuracy import evaluate
+from compressor.choices import scoring_of
+from compressor.delivery.survival import figure_of_images, maps_of, rank_correlations
+from compressor.errors import CompressorError
+from compressor.graph.interface import input_nodes
+from compressor.relevance.lrp import LrpOptions, prepare
+from compressor.steering import learn_selector
+from compressor.steering.masks import Spots
+from compressor.steering.objectives import answers_of
+from compressor.steering.selector import features_of, question_of
+
+IMAGES = 64  # of the evaluation images, on which explanations are compared
+LEARNED = {"normalisation": "none", "per_cost": 0.0}  # what a unit costs is in a learned score already
+RANKINGS: Mapping[str, Mapping[str, Any]] = {
+    "gates": {"criterion": "gates", **LEARNED},
+    "gates from lrp": {"criterion": "gates", "gates_start": "lrp", **LEARNED},
+    "gates, measured": {"criterion": "gates", "normalisation": "measured"},
+    "isp": {"criterion": "isp", "explanation": 1.0, **LEARNED},
+    "isp and answers": {"criterion": "isp", "explanation": 0.5, **LEARNED},
+    **{name: {"criterion": name, "normalisation": "mean"} for name in ("lrp", "gradient_x_input", "taylor", "l1")},
+    "random": {"criterion": "random", "normalisation": "mean"},
+    "loss measured": {"normalisation": "measured"},
+}
+STYLES = {"gates": "C3", "gates from lrp": "C8", "gates, measured": "black", "isp": "C0", "isp and answers": "C4"}
+
+
+def measure(study: Study, seed: int, points: Points, rankings: Iterable[str], repairs: Iterable[str]) -> Iterator[Row]:
+    """Every point of one network and one seed; the network is read only if a point is missing."""
+    subjects = functools.cache(lambda: subjects_of(study, seed))
+    for ranking in rankings:
+        for repair in repairs:
+            recipe = replace(study.recipe, seed=seed, compensate=REPAIRS[repair], **RANKINGS[ranking])
+            for share in study.kept:
+                named = {"network": study.name, "seed": seed, "asked": share, "criterion": ranking, "repair": repair}
+                named["variant"] = f"{ranking}, {repair}"
+                yield points.measure(named, asdict(recipe), lambda r=recipe, k=share: attempt(subjects, r, k))
+
+
+def attempt(subjects: Callable[[], Subjects], recipe: Any, share: float) -> Row:
+    """Accuracy and survival of what the recipe makes at that share, or why it can't be made."""
+    found = subjects()
+    bounds = {"dense": found.dense_accuracy, "chance": 1 / found.classes}
+    try:
+        network, at = ours(found, recipe, share)
+    except CompressorError as refusal:
+        return {"failed": str(refusal)[:200], **bounds}
+    accuracy = evaluate(network, found.evaluation)
+    survived = figure_of_images(survival(found, network))
+    kept = None if survived is None else round(survived.value, 4)
+    return {"macs_kept": at, "accuracy": accuracy.top1, "explanation": kept, **bounds, "images": accuracy.n}
+
+
+def first_images(found: Subjects) -> Tensor:
+    """[N, C, H, W] the first evaluation images."""
+    parts: list[Tensor] = []
+    for inputs, _ in found.evaluation:
+        parts.append(inputs)
+        if sum(map(len, parts)) >= IMAGES:
+            break
+    return torch.cat(parts)[:IMAGES]
+
+
+def survival(found: Subjects, network: fx.GraphModule) -> list[float]:
+    """Of each image, for the class that the dense network answers with."""
+    images = first_images(found)
+    answers = found.dense(images).argmax(1)
+    maps = [heats(each, images, answers) for each in (found.dense, network)]
+    return [float(value) for value in rank_correlations(*maps)]
+
+
+def heats(network: fx.GraphModule, images: Tensor, classes: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    node = input_nodes(network)[0].name
+    return maps_of(prepare(network, LrpOptions())(images, classes, [node])[node])
+
+
+def judge_selector(study: Study, seed: int) -> Row:
+    """How often a mask keeps the dense network's decision, on evaluation images; all masks are of one area.
+
+    Shown alone, to the predictor, which knows masked images, and hidden, from the network. The selector's spot, the
+    same spot in the middle, at a place by chance and where spots are in the mean, and the pixels that LRP finds most
+    relevant, as many as the spot has in all.
+    """
+    found = subjects_of(study, seed)
+    recipe = replace(study.recipe, seed=seed, criterion="isp")
+    selector, predictor = learn_selector(
+        found.dense, found.structure, list(found.calibration), scoring_of(recipe).steering
+    )
+    images = torch.cat([inputs for inputs, _ in found.evaluation])[:512]
+    with torch.no_grad():
+        dense = answers_of(found.dense, images)
+        decided = found.dense(images).argmax(1)
+        features = features_of(found.dense, images, [scale.node for scale in selector.scales])
+        spots: Spots = selector(features, question_of(dense))
+        generator = torch.Generator().manual_seed(seed)
+        low, high = spots.centre.min(0).values, spots.centre.max(0).values
+        anywhere = low + torch.rand(spots.centre.shape, generator=generator) * (high - low)
+        middle = torch.tensor([(side - 1) / 2 for side in selector.shape]).expand_as(spots.centre)
+        masks = {
+            "selector": spots.map(),
+            "by chance": replace(spots, centre=anywhere).map(),
+            "middle": replace(spots, centre=middle).map(),
+            "mean spot": replace(spots, centre=spots.centre.mean(0).expand_as(spots.centre)).map(),
+        }
+        pixels = torch.from_numpy(heats(found.dense, images, decided)).float()  # [N, places]
+        shown = masks["selector"].flatten(1).sum(1).round().long().clamp(1, pixels.shape[1])
+        ranks = pixels.argsort(1, descending=True).argsort(1)
+        masks["lrp"] = (ranks < shown[:, None]).float().reshape(masks["selector"].shape)
+        masks |= {"everything": torch.ones_like(masks["lrp"]), "nothing": torch.zeros_like(masks["lrp"])}
+        kept = {name: _same(predictor, images * mask, decided) for name, mask in masks.items()}
+        wiped = {name: _same(found.dense, images * (1 - mask), decided) for name, mask in masks.items()}
+    area = float(masks["selector"].mean())
+    centres = (spots.centre.std(0) / torch.tensor(selector.shape)).tolist()
+    return {
+        "network": study.name,
+        "seed": seed,
+        "area": round(area, 4),
+        "width": round(float(spots.sigma.mean()), 2),
+        "centres_spread": [round(value, 3) for value in centres],
+        "kept_when_shown": kept,
+        "kept_when_hidden": wiped,
+        "images": len(images),
+    }
+
+
+def _same(network: fx.GraphModule, images: Tensor, decided: Tensor) -> float:
+    """The share of images of which a network says what was decided."""
+    return round(float((network(images).argmax(1) == decided).float().mean()), 4)
+
+
+def summarise(table: pd.DataFrame) -> list[Row]:
+    """One entry for each network, repair and share: accuracy and survival of each ranking, the best accuracy first."""
+    found = []
+    for (network, repair, asked), part in table.groupby(["network", "repair", "asked"], sort=False):
+        rows = {}
+        for name, some in part.groupby("criterion", sort=False):
+            rows[str(name)] = {"accuracy": spread(some.accuracy), "explanation": spread(some.explanation.dropna())}
+        best_first = dict(sorted(rows.items(), key=lambda item: -item[1]["accuracy"]["mean"]))
+        found.append({"model": network, "repair": repair, "kept": asked, "seeds": part.seed.nunique(), **best_first})
+    return found
+
+
+def style_of(ranking: str) -> Row:
+    return {"color": STYLES.get(ranking, COLOURS.get(ranking)), "linestyle": "-" if ranking in STYLES else ":"}
+
+
+def main() -> None:
+    options = _options()
+    rankings = chosen(options.rankings, tuple(RANKINGS), "ranking")
+    repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
+    points = Points(options.out / "points.jsonl")
+    rows: list[Row] = []
+    judged: list[Row] = []
+    for study in read_studies(options):
+        for seed in seeds_of(options):
+            if options.selector:
+                judged.append(judge_selector(study, seed))
+                print(json.dumps(judged[-1]))
+            rows += measure(study, seed, points, rankings, repairs)
+    table = finish(rows, options.out)
+    draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
+    print(json.dumps({**({"selectors": judged} if judged else {}), "points": summarise(table)}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rankings", default="", help=", ".join(RANKINGS))
+    parser.add_argument("--repairs", default="", help=", ".join(REPAIRS))
+    parser.add_argument("--selector", action=argparse.BooleanOptionalAction, default=True, help="judge the selector")
+    add_flags(parser, kept="shares of the MACs that stay", out="runs/steered")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

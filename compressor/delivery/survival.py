@@ -1,0 +1,185 @@
+"""How well the explanation survived: whether the smaller network finds the same places of an input relevant.
+
+Dense and shipped network and some evaluation images in, the rank correlation of their relevance at the input (LRP) out,
+the mean over images. Like the pictures it tells a reader something and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, fx
+
+from ..files import read_json, write_json
+from ..graph.interface import input_nodes
+from ..inputs.images import Batches, batches
+from ..pruning import Structure
+from ..pruning.structure import Keep
+from ..pruning.surgery import removed_classes
+from ..records import FloatArray, Quality, figure_fields, figure_of
+from ..relevance.lrp import LrpOptions
+from ..relevance.lrp import prepare as prepare_lrp
+from ..relevance.spelling import composite_of
+from ..relevance.starts import objective_of
+from ..run.checks import Checks
+from ..run.fingerprints import Known
+from ..run.stages import Keeper, Progress
+from ..run.tasking import NetworkTask, predict_of
+from ..run.work import Work
+from ..steering import read_selector
+from ..steering.masks import overlap
+from ..steering.objectives import answers_of
+from ..steering.selector import Selector, features_of, in_place, question_of
+from ..tasks import reference_of
+from ..tensors import Inputs, as_tuple
+from .pictures import asked_of, reason_of
+from .results import Outcome, Survival, stands_for
+
+IMAGES = 64
+METRIC, MASKS = "rank correlation of relevance", "overlap of the selector's masks"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spotter:
+    """A run's selector, and which classes of the dense network's units are gone in the shipped one."""
+
+    selector: Selector
+    structure: Structure
+    gone: Keep
+
+    @torch.no_grad()
+    def overlaps(self, dense: fx.GraphModule, shipped: fx.GraphModule, inputs: Inputs) -> list[float]:
+        """Of each image's two masks; both networks are asked the dense one's question."""
+        scales = self.selector.scales
+        nodes = [scale.node for scale in scales]
+        question = question_of(answers_of(dense, inputs))
+        whole = features_of(dense, inputs, nodes)
+        small = in_place(features_of(shipped, inputs, nodes), scales, self.structure, self.gone)
+        masks = [self.selector(features, question).map() for features in (whole, small)]
+        values: list[float] = overlap(*masks).tolist()
+        return values
+
+
+def _spots_of(work: Work, outcome: Outcome) -> Known | None:
+    """None without a criterion that learns a selector."""
+    selector = read_selector(work.stages.folder) if work.recipe.criterion == "isp" else None
+    if selector is None or outcome.structure is None or outcome.plan is None:
+        return None
+    gone = removed_classes(outcome.structure, outcome.plan.kept)
+    return Known(Spotter(selector, outcome.structure, gone), work.stages.keys.get("scores-1", ""))
+
+
+def measure_survival(work: Work, outcome: Outcome) -> Survival:
+    """Taken once; where relevance can't be had, a line that says why. Nothing where both networks are one."""
+    if outcome.is_dense:
+        return Survival()
+    count = min(IMAGES, len(work.splits.evaluation))
+    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
+    try:
+        return work.stages.make(
+            "explanation",
+            _measured,
+            Keeper(_write, _read),
+            networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
+            images=Known(some_images, [work.evaluation_images.stands_for, count]),
+            task=outcome.task.itself,
+            spots=_spots_of(work, outcome),
+            lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
+        )
+    except OSError:  # a disk that is full stops more than this
+        raise
+    except Exception as error:  # whatever it is, nothing of the run depends on it
+        return Survival(checks=Checks(not_checked=(f"how well the explanation survived: {reason_of(error)}",)))
+
+
+def _measured(
+    networks: Mapping[str, fx.GraphModule],
+    images: Batches,
+    task: NetworkTask,
+    spots: Spotter | None,
+    lrp: LrpOptions,
+    progress: Progress,
+) -> Survival:
+    correlations: list[float] = []
+    overlaps: list[float] = []
+    place = _input_of(next(iter(images))[0])
+    if place < 0:
+        return Survival(checks=Checks(not_checked=("how well the explanation survived: no input of real numbers",)))
+    dense = predict_of(networks["dense"])
+    judge = replace(task, reference=task.reference or reference_of(dense, images)).against(dense)
+    prepared = [
+        prepare_lrp(network, replace(lrp, objective=objective_of(network, judge))) for network in networks.values()
+    ]
+    for done, (inputs, targets) in enumerate(images):
+        progress(done / len(images))
+        asked = asked_of(task, dense(inputs), targets)
+        maps = []
+        for each in prepared:
+            node = input_nodes(each.graph)[place].name
+            maps.append(maps_of(each(inputs, asked, [node])[node]))
+        correlations += rank_correlations(*maps).tolist()
+        if spots is not None:
+            overlaps += spots.overlaps(networks["dense"], networks["shipped"], inputs)
+    return Survival(figure_of_images(correlations), figure_of_images(overlaps, MASKS))
+
+
+def _input_of(inputs: Inputs) -> int:
+    """The first input of real numbers with several values a sample; -1 where none is."""
+    for index, tensor in enumerate(as_tuple(inputs)):
+        if tensor.is_floating_point() and tensor[0].numel() > 1:
+            return index
+    return -1
+
+
+def maps_of(relevance: Tensor) -> FloatArray:
+    """[N, places]: of images summed over their channels."""
+    summed = relevance.sum(1) if relevance.ndim >= 4 else relevance
+    maps: FloatArray = summed.detach().cpu().double().flatten(1).numpy()
+    return maps
+
+
+def rank_correlations(dense: FloatArray, other: FloatArray) -> FloatArray:
+    """Spearman's of each row of [N, places]; 0 where `other` is the same everywhere, NaN where `dense` is."""
+    ranks = [rankdata(rows, axis=1) for rows in (dense, other)]
+    centred = [rows - rows.mean(axis=1, keepdims=True) for rows in ranks]
+    norms = [np.sqrt((rows**2).sum(axis=1)) for rows in centred]
+    products = (centred[0] * centred[1]).sum(axis=1)
+    correlations = np.divide(products, norms[0] * norms[1], out=np.zeros(len(products)), where=norms[0] * norms[1] > 0)
+    correlations[norms[0] == 0] = np.nan
+    return np.asarray(correlations)
+
+
+def figure_of_images(correlations: list[float], metric: str = METRIC) -> Quality | None:
+    """Their mean and its 95 % interval; None where no image tells places apart."""
+    known = np.array([value for value in correlations if np.isfinite(value)])
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    half = 1.96 * float(known.std(ddof=1)) / np.sqrt(len(known)) if len(known) > 1 else 0.0
+    return Quality(metric, mean, len(known), max(-1.0, mean - half), min(1.0, mean + half), chance=0.0)
+
+
+def _write(folder: Path, survival: Survival) -> None:
+    figure = survival.figure and figure_fields(survival.figure)
+    masks = survival.masks and figure_fields(survival.masks)
+    content = {"figure": figure, "masks": masks, "not_checked": list(survival.checks.not_checked)}
+    write_json(folder / "explanation.json", {"schema": "explanation/1", **content})
+
+
+def _figure(entries: dict[str, Any]) -> Quality:
+    figure = figure_of(entries)
+    assert isinstance(figure, Quality)
+    return figure
+
+
+def _read(folder: Path) -> Survival:
+    content = read_json(folder / "explanation.json", "explanation/1")
+    figure = content["figure"] and _figure(content["figure"])
+    masks = content["masks"] and _figure(content["masks"])
+    return Survival(figure, masks, Checks(not_checked=tuple(content["not_checked"])))

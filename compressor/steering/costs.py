@@ -1,0 +1,135 @@
+"""MACs as a function of gates: the cost that is counted everywhere, on sizes that are sums of gates.
+
+Exactly the dense network's where all gates are open, and with gates of 0 and 1 exactly what is counted after removal;
+the formulas are those of `graph.cost`, so that the gradient says what a unit costs wherever it is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph.cost import Sizes, formula_of, measure_cost
+from ..pruning.compaction import laid
+from ..pruning.labels import Value
+from .gating import Gating, Places
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Axes of a tensor that some units share, with their lengths; `key` is the same where the same units lie."""
+
+    axes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    found: tuple[Places, ...]
+    key: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Stands for a node, or for a call with such nodes as arguments."""
+
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+    kwargs: Mapping[str, Any]
+    name: str = ""
+
+
+class MacsOfGates:
+    """MACs at batch 1 from gates [units]; `dense` is where all are open."""
+
+    def __init__(self, gating: Gating) -> None:
+        graph = gating.graph
+        cost = measure_cost(graph)
+        self.gating, self.dense = gating, cost.macs
+        self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._fixed = 0
+        self._calls: list[tuple[fx.Node, float, Callable[[Any], Any]]] = []
+        for node in graph.graph.nodes:
+            if node.name not in cost.by_node:
+                continue
+            formula = formula_of(node)
+            assert formula is not None
+            touched = False
+            for used in (node, *node.all_input_nodes):
+                if used.name not in self._blocks:
+                    self._blocks[used.name] = _blocks(gating, used)
+                touched |= bool(self._blocks[used.name])
+            macs = cost.by_node[node.name]
+            if touched and macs:
+                self._calls.append((node, macs / formula(node), formula))
+            else:
+                self._fixed += macs
+
+    def __call__(self, gates: Tensor) -> Tensor:
+        """[units] to a number in float64, differentiable."""
+        with_one = torch.cat([gates.double(), gates.new_ones(1, dtype=torch.float64)])
+        sizes: dict[Any, Sequence[Any]] = {}
+        total = with_one.new_tensor(float(self._fixed))
+        for node, scale, formula in self._calls:
+            standing = {used: self._standing(used, with_one, sizes) for used in (node, *node.all_input_nodes)}
+            args = fx.map_arg(node.args, lambda used, s=standing: s[used])  # type: ignore[misc]
+            total = total + scale * formula(_Standing(args, standing[node].meta, node.kwargs, node.name))
+        return total
+
+    def _standing(self, node: fx.Node, gates: Tensor, sizes: dict[Any, Sequence[Any]]) -> _Standing:
+        blocks = self._blocks[node.name]
+        if not blocks:
+            return _Standing((), node.meta, {}, node.name)
+        shape: list[Any] = list(self.gating.structure.shape(node))
+        for block in blocks:
+            if block.key not in sizes:
+                sizes[block.key] = _sizes(block, gates)
+            for axis, size in zip(block.axes, sizes[block.key], strict=True):
+                shape[axis] = size
+        return _Standing((), {"val": Sizes(tuple(shape))}, {}, node.name)
+
+
+def _blocks(gating: Gating, node: fx.Node) -> tuple[Block, ...]:
+    """What lies on a node's result, put together where axes are shared; empty for what is not one tensor."""
+    value = gating.structure.values.get(node.name)
+    if not isinstance(value, Value):
+        return ()
+    joint: list[tuple[set[int], list[Places]]] = []
+    for places in gating.at(node.name):
+        apart = [block for block in joint if block[0].isdisjoint(places.axes)]
+        met = [block for block in joint if not block[0].isdisjoint(places.axes)]
+        axes = set(places.axes).union(*(theirs for theirs, _ in met))
+        joint = [*apart, (axes, [*(other for _, others in met for other in others), places])]
+    return tuple(_block(sorted(axes), found, value.shape) for axes, found in joint)
+
+
+def _block(axes: Sequence[int], found: Sequence[Places], shape: Sequence[int]) -> Block:
+    """The axes counted from the first of them, so that a layer's weight and its input have the same key."""
+    lengths = tuple(shape[axis] for axis in axes)
+    content = [(tuple(axes.index(axis) for axis in p.axes), p.slots.cpu().numpy().tobytes()) for p in found]
+    return Block(tuple(axes), lengths, tuple(found), (lengths, *content))
+
+
+def _sizes(block: Block, gates: Tensor) -> list[Any]:
+    """What remains of each axis: of whole slices those with any entry, of the last axis the mean of a slice.
+
+    Three heads of four dimensions, one head shut and one dimension of each other: 2 and 3.
+    """
+    stays = gates.new_ones(())
+    for places in block.found:
+        inside = [block.axes.index(axis) for axis in places.axes]
+        stays = stays * laid(places.products(gates), inside, len(block.axes))
+    stays = stays.expand(*block.lengths)
+    if stays.ndim == 1:
+        return [stays.sum()]
+    sizes: list[Any] = []
+    for axis in range(stays.ndim - 1):
+        others = [other for other in range(stays.ndim) if other != axis]
+        sizes.append(stays.amax(others).sum())
+    return [*sizes, stays.sum() / prod(size.clamp_min(1.0) for size in sizes)]
+
+
+def opened(gates: Tensor) -> Tensor:
+    """0 or 1, whichever a gate is nearer to, with the gate's own gradient (straight through)."""
+    return (gates > 0.5).to(gates.dtype) + gates - gates.detach()

@@ -1,0 +1,271 @@
+"""What decides in an image, told at once: three scales of the frozen network in, one round spot for each image out.
+
+Where the answer's own question finds its like among the features of a scale is where the spot lies (attention over
+positions), how wide it is is read off what was found. Feature maps and tokens are alike here: positions with features.
+After the selector of Ganjdanesh et al. 2022, which is a U-Net on feature maps alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ModelError
+from ..graph.interface import input_nodes, traced_count
+from ..graph.tracing import Watcher
+from ..placement import device_of
+from ..pruning import Structure
+from ..pruning.labels import Value
+from ..pruning.structure import Keep
+from ..tasks import Leaves
+from ..tensors import Inputs, as_tuple
+from .checkpoints import Checkpoint
+from .lessons import Lessons, uniform
+from .masks import Spots, area, centre_of, drawn_mask, first_width_at, roughness, side_of, sigma_of, width_price
+from .objectives import Distance, answers_of, leaves_of
+from .options import SelectorOptions
+from .predictor import Stream, mean_over, require_images
+from .training import TrainingOptions, train
+
+SCALES = 3
+WIDTH = 32  # features that scales are compared in
+TEMPERATURE = 1.0  # of what is drawn from a spot
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A node with positions: `channels` is the axis of its features, `grid` how the others lie, `skip` tokens of none.
+
+    [N, 1 + 14 * 14, C] of a vision transformer has grid (14, 14) and skips 1.
+    """
+
+    node: str
+    channels: int
+    features: int
+    grid: tuple[int, int]
+    skip: int = 0
+
+    def positions(self, value: Tensor) -> Tensor:
+        """[N, positions, features]."""
+        last = value.movedim(self.channels, -1)
+        return last.flatten(1, -2)[:, self.skip :]
+
+    def places(self, shape: Sequence[int]) -> Tensor:
+        """[positions, 2] the middle of each, from the middle of the image, in pixels."""
+        rows, columns = self.grid
+        y = (torch.arange(rows) + 0.5) / rows - 0.5
+        x = (torch.arange(columns) + 0.5) / columns - 0.5
+        grid = torch.stack(torch.meshgrid(y * shape[0], x * shape[1], indexing="ij"), -1)
+        return grid.reshape(-1, 2)
+
+
+def find_scales(graph: fx.GraphModule, structure: Structure) -> tuple[Scale, ...]:
+    """The last node of each of the three coarsest grids; of fewer grids, nodes at a third, two thirds and the end.
+
+    Raises ModelError where no node has units at positions of an image.
+    """
+    height, width = input_nodes(graph)[0].meta["val"].shape[-2:]
+    found = [scale for node in graph.graph.nodes if (scale := _scale_of(node, graph, structure, height / width))]
+    if not found:
+        raise ModelError(
+            "no layer of this network has units at the positions of an image, which the selector of criterion isp "
+            "reads; use --criterion gates"
+        )
+    last_of_grid = {scale.grid: scale for scale in found}
+    last = sorted(last_of_grid.values(), key=lambda scale: -math.prod(scale.grid))[-SCALES:]
+    if len(last) == SCALES:
+        return tuple(last)
+    places = [len(found) * (number + 1) // SCALES - 1 for number in range(SCALES)]
+    return tuple(found[max(0, place)] for place in places)
+
+
+def _scale_of(node: fx.Node, graph: fx.GraphModule, structure: Structure, aspect: float) -> Scale | None:
+    value = structure.values.get(node.name)
+    if node.op != "call_function" or not isinstance(value, Value) or not 3 <= len(value.shape) <= 4:
+        return None
+    lying = structure.lying_of(value)
+    if len(lying) != 1 or len(lying[0][0]) != 1 or value.shape[0] != traced_count(graph):
+        return None
+    (channels,) = lying[0][0]
+    others = [size for axis, size in enumerate(value.shape) if axis not in (0, channels)]
+    if channels == 0 or math.prod(others) < 4 or not node.meta["val"].is_floating_point():
+        return None
+    if len(others) == 2:
+        return Scale(node.name, channels, value.shape[channels], (others[0], others[1]))
+    for skip in (0, 1, 2):  # tokens of a class, of a distillation
+        rows = round(math.sqrt((others[0] - skip) * aspect))
+        if rows and (others[0] - skip) % rows == 0 and (others[0] - skip) // rows == round(rows / aspect):
+            return Scale(node.name, channels, value.shape[channels], (rows, (others[0] - skip) // rows), skip)
+    return None
+
+
+class Selector(nn.Module):
+    """Features of three scales and the dense network's answer to a spot for each image."""
+
+    def __init__(self, scales: Sequence[Scale], asked: int, shape: tuple[int, int], seed: int) -> None:
+        super().__init__()
+        self.scales, self.shape = tuple(scales), shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.ModuleList(nn.Linear(scale.features, WIDTH) for scale in scales)
+            self.question = nn.Linear(max(1, asked), WIDTH * len(scales))
+            self.read = nn.Linear(WIDTH * len(scales), 3)
+        nn.init.zeros_(self.read.weight)  # begins in the middle of what was found, at the paper's width
+        nn.init.zeros_(self.read.bias)
+        self.weight = nn.Parameter(torch.zeros(len(scales)))
+        for index, scale in enumerate(scales):
+            self.register_buffer(f"places_{index}", scale.places(shape))
+            self.register_buffer(f"mean_{index}", torch.zeros(scale.features))
+            self.register_buffer(f"spread_{index}", torch.ones(scale.features))
+
+    def forward(self, features: Mapping[str, Tensor], question: Tensor) -> Spots:
+        """`features[node]` as the network has them, `question` [N, classes] of the dense one."""
+        asked = self.question(question).tanh().chunk(len(self.scales), 1)
+        centres, found = [], []
+        for index, scale in enumerate(self.scales):
+            positions = (scale.positions(features[scale.node]) - self.of("mean", index)) / self.of("spread", index)
+            embedded = self.embed[index](positions.float()).tanh()  # [N, P, WIDTH]
+            likeness = torch.einsum("npw,nw->np", embedded, asked[index])
+            attention = likeness.softmax(1)
+            centres.append(attention @ self.of("places", index))
+            found.append(torch.einsum("np,npw->nw", attention, embedded))
+        shares = self.weight.softmax(0)
+        numbers = self.read(torch.cat(found, 1))  # [N, 3]
+        side = side_of(self.shape)
+        middle = torch.stack(centres, 0).mul(shares[:, None, None]).sum(0)
+        centre = centre_of(middle + numbers[:, :2] * side / 4, self.shape)
+        first = first_width_at(side)
+        inverse = first + math.log(-math.expm1(-first))  # softplus of it is `first`
+        return Spots(centre, sigma_of(inverse + numbers[:, 2] * side / 4), self.shape)
+
+    def of(self, name: str, index: int) -> Tensor:
+        """A buffer of a scale."""
+        buffer: Tensor = getattr(self, f"{name}_{index}")
+        return buffer
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """What training changes."""
+        return dict(self.named_parameters())
+
+
+def features_of(graph: fx.GraphModule, inputs: Inputs, nodes: Sequence[str]) -> dict[str, Tensor]:
+    """What nodes give for some inputs, without a gradient."""
+    features: dict[str, Tensor] = {}
+
+    def watch(node: fx.Node, value: object) -> object:
+        if node.name in nodes and isinstance(value, Tensor):
+            features[node.name] = value
+        return value
+
+    with torch.no_grad():
+        Watcher(graph, watch).run(*as_tuple(inputs))
+    return features
+
+
+def in_place(
+    features: Mapping[str, Tensor], scales: Sequence[Scale], structure: Structure, gone: Keep
+) -> dict[str, Tensor]:
+    """A smaller network's features where the dense network has them, 0 where units are gone."""
+    placed = {}
+    for scale in scales:
+        labels = structure.values[scale.node]
+        assert isinstance(labels, Value)
+        ((_, classes),) = structure.lying_of(labels)
+        value = features[scale.node]
+        sizes = list(value.shape)
+        sizes[scale.channels] = scale.features
+        kept = torch.from_numpy(np.flatnonzero(~gone[classes])).to(value.device)
+        placed[scale.node] = value.new_zeros(sizes).index_copy(scale.channels, kept, value)
+    return placed
+
+
+def question_of(dense: Leaves) -> Tensor:
+    """[N, classes] the dense network's probabilities; [N, 1] of ones where its answer is no row of classes."""
+    leaves = [leaf for leaf in dense.values() if leaf.is_floating_point()]
+    if len(leaves) == 1 and leaves[0].ndim == 2 and leaves[0].shape[1] > 1:
+        return leaves[0].float().softmax(1)
+    return torch.ones(len(leaves[0]), 1, device=leaves[0].device)
+
+
+def make_selector(graph: fx.GraphModule, structure: Structure, lessons: Lessons, seed: int) -> Selector:
+    """Not trained, but for the mean and the spread of each feature over the first images."""
+    shape, device = require_images(graph), device_of(graph)
+    scales = find_scales(graph, structure)
+    nodes = [scale.node for scale in scales]
+    inputs = Stream(lessons, seed, device).at(0)
+    features = features_of(graph, inputs, nodes)
+    selector = Selector(scales, question_of(answers_of(graph, inputs)).shape[1], shape, seed)
+    for index, scale in enumerate(scales):
+        positions = scale.positions(features[scale.node]).float().flatten(0, 1)
+        selector.of("mean", index).copy_(positions.mean(0))
+        selector.of("spread", index).copy_(positions.std(0).clamp_min(1e-3))
+    return selector.to(device)
+
+
+def train_selector(
+    graph: fx.GraphModule,
+    predictor: fx.GraphModule,
+    selector: Selector,
+    lessons: Lessons,
+    held: Lessons,
+    distance: Distance,
+    *,
+    options: SelectorOptions,
+    seed: int,
+    checkpoint: Checkpoint,
+    progress: Callable[[float], None],
+) -> float:
+    """Trains the selector in place; gives the judgement, on images kept out, of the state that was best there.
+
+    What a spot costs is as in the paper, a root of its area, or, where `options.keeps`, its width, which costs the more
+    the better the answer is kept: as much as leaves `keeps` of what an empty mask loses.
+    """
+    device = device_of(graph)
+    stream = Stream(lessons, seed, device)
+    nodes = [scale.node for scale in selector.scales]
+    charge = {"charge": torch.tensor(1.0, dtype=torch.float64)}  # what a width of one side costs
+
+    def spots_of(inputs: Inputs) -> tuple[Spots, Leaves]:
+        dense = answers_of(graph, inputs)
+        return selector(features_of(graph, inputs, nodes), question_of(dense)), dense
+
+    def masked_loss(inputs: Inputs, draws: int, step: int) -> tuple[Tensor, Tensor, Spots]:
+        assert isinstance(inputs, Tensor)
+        spots, dense = spots_of(inputs)
+        pixels = uniform(draws, step, len(inputs), 1, *selector.shape, like=inputs)
+        mask = drawn_mask(spots.map(), pixels, TEMPERATURE)
+        return distance(leaves_of(predictor, inputs * mask), dense), mask, spots
+
+    def empty_loss(inputs: Inputs, step: int) -> Tensor:
+        dense = answers_of(graph, inputs)
+        assert isinstance(inputs, Tensor)
+        return distance(answers_of(predictor, inputs * 0), dense)
+
+    allowed = options.keeps * mean_over(held, device, empty_loss)
+
+    def loss(step: int) -> Tensor:
+        lost, mask, spots = masked_loss(stream.at(step), seed, step)
+        if not options.keeps:
+            return lost + options.area * area(mask, options.power) + options.roughness * roughness(mask)
+        over = (float(lost.detach()) - allowed) / max(allowed, 1e-9)
+        charge["charge"].mul_(math.exp(-options.step * max(-1.0, min(1.0, over)))).clamp_(1e-3, 1e3)
+        return lost + float(charge["charge"]) * allowed * width_price(spots)
+
+    def judge() -> float:
+        def judged(inputs: Inputs, step: int) -> Tensor:
+            lost, mask, spots = masked_loss(inputs, seed + 1, step)
+            if not options.keeps:
+                return lost + options.area * area(mask, options.power) + options.roughness * roughness(mask)
+            # what is allowed costs nothing, the rest ten times what it is
+            return width_price(spots) + 10 * (lost / max(allowed, 1e-9) - 1).clamp_min(0)
+
+        return mean_over(held, device, judged)
+
+    training = TrainingOptions(options.steps, options.rate, options.weight_decay)
+    return train(selector.learned, loss, judge, options=training, checkpoint=checkpoint, also=charge, progress=progress)

@@ -1,0 +1,120 @@
+"""Training of a few tensors that can be ended anywhere and gone on with; what counts is chosen on images kept out.
+
+Steps, a loss and a judgement in, the best state out. Knows neither networks nor masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..inputs.images import Batches, batches
+from ..tensors import count, cut
+from .checkpoints import Checkpoint, State, optimiser_state, restore_optimiser
+from .lessons import Lessons
+
+HELD_SHARE = 5  # one image of so many is kept out
+_BEST = "best."
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """Adam's steps; `judgements` of them are followed by one, alike apart."""
+
+    steps: int
+    rate: float = 1e-4
+    weight_decay: float = 1e-4
+    judgements: int = 8
+
+
+def parted(lessons: Lessons) -> tuple[Lessons, Lessons]:
+    """Images to learn from and those kept out, which share none: the last fifth of the order that they lie in."""
+    if isinstance(lessons, Batches):
+        images = lessons.images
+        learned = len(images) - max(1, len(images) // HELD_SHARE)
+        _require(learned)
+        parts = [images.subset(np.arange(learned)), images.subset(np.arange(learned, len(images)))]
+        first, second = (batches(part, lessons.batch_size) for part in parts)
+        return first, second
+    if len(lessons) > 1:
+        learned = len(lessons) - max(1, len(lessons) // HELD_SHARE)
+        return list(lessons[:learned]), list(lessons[learned:])
+    inputs = lessons[0][0] if lessons else None
+    images_in_all = 0 if inputs is None else count(inputs)
+    learned = images_in_all - max(1, images_in_all // HELD_SHARE)
+    _require(learned)
+    assert inputs is not None
+    return [(cut(inputs, 0, learned), None)], [(cut(inputs, learned, images_in_all), None)]
+
+
+def _require(learned: int) -> None:
+    if learned < 1:
+        raise DataError("one image can't both train and judge a selector; give at least two (--calibration)")
+
+
+def train(
+    tensors: Mapping[str, Tensor],
+    loss: Callable[[int], Tensor],
+    judge: Callable[[], float],
+    *,
+    options: TrainingOptions,
+    checkpoint: Checkpoint,
+    also: Mapping[str, Tensor],
+    progress: Callable[[float], None],
+) -> float:
+    """Trains the tensors in place and leaves the best of what was judged in them; gives its judgement, less is better.
+
+    `loss(step)` may change the tensors `also`, which belong to the training. What it began with is judged too.
+    """
+    parameters = [tensor.requires_grad_() for tensor in tensors.values()]
+    optimiser = torch.optim.Adam(parameters, lr=options.rate, weight_decay=options.weight_decay)
+    done, best = 0, math.inf
+    best_state: State = {}
+    earlier = checkpoint.read()
+    if earlier is not None:
+        done, state = earlier
+        best = float(state["judged"])
+        best_state = {name: state[_BEST + name] for name in tensors}
+        _copy(tensors, state)
+        _copy(also, state)
+        restore_optimiser(optimiser, state)
+    else:
+        best, best_state = judge(), _cloned(tensors)
+
+    for step in range(done, options.steps):
+        optimiser.zero_grad(set_to_none=True)
+        loss(step).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if _is_judged(step + 1, options):
+            judged = judge()
+            if judged < best:
+                best, best_state = judged, _cloned(tensors)
+        state = {**tensors, **also, **{_BEST + name: tensor for name, tensor in best_state.items()}}
+        state |= {"judged": torch.tensor(best, dtype=torch.float64), **optimiser_state(optimiser)}
+        checkpoint.write(step + 1, state, due=step + 1 == options.steps)
+        progress((step + 1) / options.steps)
+    _copy(tensors, best_state)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return best
+
+
+def _is_judged(step: int, options: TrainingOptions) -> bool:
+    every = max(1, options.steps // options.judgements)
+    return step % every == 0 or step == options.steps
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> State:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])

@@ -22,6 +22,7 @@ from compressor.errors import EngineError, MissingPackageError, RecipeError
 from compressor.planning import RankingOptions
 from compressor.recipe import Recipe
 from compressor.relevance import ScoreOptions
+from compressor.steering.options import selector_options
 
 PLAIN = Recipe(normalisation="mean")
 OTHER: dict[str, dict[str, Any]] = {
@@ -72,6 +73,35 @@ def test_a_field_left_empty_is_the_criterions_own_choice() -> None:
     usual, signed = scoring_of(PLAIN).options, scoring_of(replace(PLAIN, sign="signed")).options
     assert (usual.sign, signed.sign) == (ScoreOptions().sign, "signed")
     assert replace(signed, sign=usual.sign) == usual
+
+
+LEARNED = replace(PLAIN, criterion="isp")
+LEARNING = {
+    "gates_start": "lrp",
+    "gates_steps": 5,
+    "gates_schedule": "isp2022",
+    "explanation": 0.9,
+    "units": ("head",),
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize("name", list(LEARNING))
+def test_how_gates_learn_reaches_learned_criteria_alone(name: str) -> None:
+    changed = {name: LEARNING[name]}
+    assert scoring_of(replace(LEARNED, **changed)).steering != scoring_of(LEARNED).steering
+    assert scoring_of(replace(PLAIN, **changed)).steering == scoring_of(PLAIN).steering
+
+
+def test_a_schedule_brings_its_steps_unless_others_are_asked_for_and_gates_keep_no_explanation() -> None:
+    papers = scoring_of(replace(LEARNED, gates_schedule="isp2022")).steering
+    assert (papers.gates.steps, papers.gates.falls, papers.gates.least) == (4000, False, 0.5)
+    assert papers.gates.travel / papers.gates.steps == pytest.approx(1e-3)  # AdamW's rate
+    assert (papers.selector.area, papers.selector.power, papers.selector.roughness) == (0.2, 0.3, 1e-3)
+    large = selector_options(papers, 224)
+    assert (large.area, large.power, large.roughness) == (1.0, 0.5, 1e-4)
+    assert scoring_of(replace(LEARNED, gates_schedule="isp2022", gates_steps=9)).steering.gates.steps == 9
+    assert scoring_of(replace(LEARNED, criterion="gates", explanation=0.9)).steering.explanation == 0
 
 
 def test_measured_scores_rank_as_they_are_and_per_mac() -> None:

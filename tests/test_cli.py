@@ -283,9 +283,9 @@ def test_quiet_leaves_errors_and_the_last_line(command: Command, tmp_path: Path)
 
 
 def test_stages_are_counted_and_in_plain_words(finished: tuple[Path, Any]) -> None:
-    lines = [line for line in finished[1].stderr.splitlines() if " of 12: " in line and ": timing networks" not in line]
+    lines = [line for line in finished[1].stderr.splitlines() if " of 13: " in line and ": timing networks" not in line]
     lines = [line for line in lines if "(" not in line]  # what a stage is at
-    assert [line.split(":")[0] for line in lines] == [f"{i} of 12" for i in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)]
+    assert [line.split(":")[0] for line in lines] == [f"{i} of 13" for i in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13)]
     assert lines[2] == "3 of 13: measuring what each layer may lose"
     assert "measured-1" not in finished[1].stderr
 

@@ -59,12 +59,31 @@ class Grouped(nn.Module):
         return pooled
 
 
+class Normed(nn.Module):
+    """Normalisations and a mean over units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 12, 3, padding=1), nn.GroupNorm(1, 12)
+        self.same, self.second = nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(3, 12)
+        self.third = nn.RMSNorm(12)
+        self.out = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x)).relu()
+        x = x + self.second(self.same(x)).relu()
+        x = x * x.mean(1, keepdim=True).sigmoid()
+        answer: Tensor = self.out(self.third(x.mean((2, 3))))
+        return answer
+
+
 BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "resnet": resnet,
     "depthwise": depthwise,
     "vit": vit,
     "swin": swin,
     "grouped": Grouped,
+    "normed": Normed,
 }
 
 

@@ -53,7 +53,7 @@ def test_a_bar_moves_once_a_share_is_known_and_says_how_long_it_takes_yet() -> N
 
 def test_one_layer_left_alone_is_not_called_layers(capsys: pytest.CaptureFixture[str]) -> None:
     left_alone = (LeftAlone("fc", "output", "is the model's output"),)
-    tables.units(make_recipe({"model": "net"}), Groups((), left_alone))
+    tables.units(make_recipe({"model": "net"}), Groups((), left_alone), "32 x 32 alone")
     said = capsys.readouterr().out
     assert "1 layer left alone" in said
     assert "0 groups of units" in said

@@ -128,6 +128,7 @@ def test_a_run_that_ends_early_is_a_row_with_its_reason(sweeping: Sweeping, tmp_
     assert "macs 0.001 came to no bundle" in (sweep.folder / "sweep.html").read_text()
 
 
+@pytest.mark.slow
 def test_where_no_run_is_left_the_first_ones_error_is_raised(sweeping: Sweeping, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"budget 'macs 0\.001'"):
         sweeping(tmp_path / "sweep", budget="macs 0.001,0.002")

@@ -20,7 +20,7 @@ def test_a_gate_that_is_not_shown_is_explained_where_it_is_named() -> None:
 def test_a_kind_of_unit_that_the_recipe_leaves_out_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.zeros(4, dtype=np.int64)
     groups = Groups((Group("a", "head", 4, (), rows), Group("b", "head_dim", 4, (), rows)), ())
-    units(make_recipe({}), groups)
+    units(make_recipe({}), groups, "32 x 32 alone")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert shown.count("(not in") == 1
     assert "head_dim" in shown

@@ -512,6 +512,7 @@ def _dense_ms() -> float:
     return _true_us(trace(_model(), torch.randn(2, 3, 12, 12))) / 1e3
 
 
+@pytest.mark.slow
 def test_milliseconds_are_met_as_a_share_of_the_dense_networks(
     images: Images, tmp_path: Path, ruled: list[str]
 ) -> None:

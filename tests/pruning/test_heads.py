@@ -6,7 +6,7 @@ Tables of relative positions, rotations, norms and batches folded into heads, as
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -219,6 +219,7 @@ ATTENTIONS = {
 }
 
 
+@cache
 def analysed(name: str) -> tuple[torch.fx.GraphModule, Structure, Tensor]:
     torch.manual_seed(0)
     pixels = images((3, 4 * SIDE, 4 * SIDE)).float()

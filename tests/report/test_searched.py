@@ -166,7 +166,7 @@ def test_the_page_is_written_in_its_three_forms_without_the_models_folder(
     report: SearchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searched, "draw", lambda drawings: {"search-curve": b"png", "search-history": b"png"})
-    paths = write_search_report(report, tmp_path, {"schema": "search/1", "best": "trial 7"})
+    paths = write_search_report(report, tmp_path, {"schema": "search/2", "best": "trial 7"})
     text = paths.markdown.read_text()
     assert text.startswith("# mine.py:build: attribution searched for pruning")
     assert "nets/" not in text

@@ -624,7 +624,7 @@ def test_a_search_leaves_a_recipe_that_keeps_at_least_what_the_presets_keep(sear
     for name in ("search.md", "search.html", "plots/search-curve.png", "plots/search-history.png", "study.db"):
         assert (folder / name).stat().st_size > 0
     record = json.loads((folder / "search.json").read_text())
-    assert record["schema"] == "search/1"
+    assert record["schema"] == "search/2"
     assert set(record["splits"]["hashes"]) == {"calibration", "search", "evaluation"}
     assert len(set(record["splits"]["hashes"].values())) == 3
     assert [t["number"] for t in record["history"]] == list(range(4))
@@ -682,7 +682,7 @@ def _report(areas: list[float], tmp_path: Path) -> tuple[Any, Path]:
     report = SearchReport(
         "m", "trial 0", "", {"search": 1.0}, "top-1", True, curves=(curve,), tried=tried, **settings, **counts
     )
-    return report, write_search_report(report, tmp_path, {"schema": "search/1"}).markdown
+    return report, write_search_report(report, tmp_path, {"schema": "search/2"}).markdown
 
 
 def test_trials_that_cannot_be_told_apart_are_said_to_be_so(tmp_path: Path) -> None:
@@ -694,7 +694,7 @@ def test_trials_that_cannot_be_told_apart_are_said_to_be_so(tmp_path: Path) -> N
 def test_trials_are_numbered_alike_in_table_and_picture(tmp_path: Path) -> None:
     report, page = _report([0.9, 0.5, 0.7, 0.8], tmp_path)
     assert "| trial | state | preset | area, % |" in page.read_text()
-    axes = searched_pages._history(report.tried).axes[0]
+    axes = searched_pages._history(report).axes[0]
     ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     assert [tick for tick in ticks if tick != round(tick)] == []
     assert {float(x) for c in axes.collections for x, _ in c.get_offsets()} == {0.0, 1.0, 2.0, 3.0}

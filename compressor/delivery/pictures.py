@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ..errors import CompressorError
 from ..files import file_sha256, read_json, write_bytes, write_json
 from ..graph.interface import input_nodes
-from ..inputs.images import Batches, Preprocessing, batches, visible
+from ..inputs.images import Batches, Preprocessing, visible
 from ..records import FloatArray
 from ..relevance.lrp import LrpOptions, Prepared
 from ..relevance.lrp import prepare as prepare_lrp
@@ -48,8 +48,6 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
     """
     if outcome.is_dense:
         return Pictures()
-    count = min(LOOKED_AT, len(work.splits.evaluation))
-    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
     try:
         return work.stages.make(
             "pictures",
@@ -57,7 +55,7 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
             Keeper(_write, _read),
             place=[file_sha256(PACKAGE / "report" / name) for name in _DRAWING],
             networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
-            images=Known(some_images, [work.evaluation_images.stands_for, count]),
+            images=work.first_evaluation_images(LOOKED_AT),
             task=outcome.task.itself,
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
             preprocessing=work.preprocessing,

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from ..files import read_json, write_json
 from ..graph.interface import input_nodes
-from ..inputs.images import Batches, batches
+from ..inputs.images import Batches
 from ..pruning import Structure
 from ..pruning.structure import Keep
 from ..pruning.surgery import removed_classes
@@ -79,15 +79,13 @@ def measure_survival(work: Work, outcome: Outcome) -> Survival:
     """Taken once; where relevance can't be had, a line that says why. Nothing where both networks are one."""
     if outcome.is_dense:
         return Survival()
-    count = min(IMAGES, len(work.splits.evaluation))
-    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
     try:
         return work.stages.make(
             "explanation",
             _measured,
             Keeper(_write, _read),
             networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
-            images=Known(some_images, [work.evaluation_images.stands_for, count]),
+            images=work.first_evaluation_images(IMAGES),
             task=outcome.task.itself,
             spots=_spots_of(work, outcome),
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),

@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from torch import fx
 
 from ..accuracy import evaluate
 from ..files import read_json, write_json
-from ..inputs.images import Batches, batches
+from ..inputs.images import Batches
 from ..pruning import Structure
 from ..records import Accuracy, Quality, figure_fields, figure_of
 from ..run.fingerprints import Known
@@ -101,15 +100,13 @@ def measure_fidelity(work: Work, pruned: Pruned, recovered: Recovered) -> dict[s
 
 def measure_nearness(work: Work, networks: Mapping[str, fx.GraphModule], origin: str) -> dict[str, Accuracy | Quality]:
     """Of each network by its name; `origin` is the key of the stage that made the last."""
-    count = min(FIDELITY_IMAGES, len(work.splits.evaluation))
-    some_images = batches(work.splits.evaluation.subset(np.arange(count)), work.recipe.batch_size)
     return work.stages.make(
         "fidelity",
         _compared,
         _kept_as_figures("fidelity.json", list(networks)),
         dense=Known(work.dense, work.stages.keys.get("groups", origin)),
         networks=Known(networks, [origin, list(networks)]),
-        images=Known(some_images, [work.evaluation_images.stands_for, count]),
+        images=work.first_evaluation_images(FIDELITY_IMAGES),
     )
 
 

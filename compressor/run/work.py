@@ -75,6 +75,12 @@ class Work:
         """The evaluation images as a stage's input."""
         return self._known(self.evaluation, "evaluation")
 
+    def first_evaluation_images(self, most: int) -> Known:
+        """So many of them at most, as a stage's input."""
+        count = min(most, len(self.splits.evaluation))
+        some = batches(self.splits.evaluation.subset(np.arange(count)), self.recipe.batch_size)
+        return Known(some, [self.evaluation_images.stands_for, count])
+
     def _known(self, images: Batches, part: str) -> Known:
         return Known(images, [self.splits.hashes[part], images.batch_size, self.prepared_as, self.chosen.labelled])
 

@@ -249,10 +249,13 @@ def train_selector(
 
     allowed = options.keeps * mean_over(held, device, empty_loss)
 
+    def papers_price(mask: Tensor) -> Tensor:
+        return options.area * area(mask, options.power) + options.roughness * roughness(mask)
+
     def loss(step: int) -> Tensor:
         lost, mask, spots = masked_loss(stream.at(step), seed, step)
         if not options.keeps:
-            return lost + options.area * area(mask, options.power) + options.roughness * roughness(mask)
+            return lost + papers_price(mask)
         over = (float(lost.detach()) - allowed) / max(allowed, 1e-9)
         charge["charge"].mul_(math.exp(-options.step * max(-1.0, min(1.0, over)))).clamp_(1e-3, 1e3)
         return lost + float(charge["charge"]) * allowed * width_price(spots)
@@ -261,7 +264,7 @@ def train_selector(
         def judged(inputs: Inputs, step: int) -> Tensor:
             lost, mask, spots = masked_loss(inputs, seed + 1, step)
             if not options.keeps:
-                return lost + options.area * area(mask, options.power) + options.roughness * roughness(mask)
+                return lost + papers_price(mask)
             # what is allowed costs nothing, the rest ten times what it is
             return width_price(spots) + 10 * (lost / max(allowed, 1e-9) - 1).clamp_min(0)
 

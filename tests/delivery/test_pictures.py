@@ -167,7 +167,7 @@ def work_of(folder: Path, some: Batches, dense: fx.GraphModule) -> Work:
             splits=SimpleNamespace(evaluation=some.images),
             dense=dense,
             model=SimpleNamespace(class_names=None),
-            evaluation_images=Known(None, "e"),
+            first_evaluation_images=lambda most: Known(some, ["e", most]),
             preprocessing=some.images.preprocessing,
         ),
     )

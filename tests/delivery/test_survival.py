@@ -87,7 +87,7 @@ def test_what_fails_is_a_line_and_ends_nothing(monkeypatch: pytest.MonkeyPatch, 
     splits = SimpleNamespace(evaluation=images)
     work = SimpleNamespace(stages=Stages(), recipe=recipe, splits=splits, dense=None)
     work.recipe.criterion = "lrp"
-    work.evaluation_images = SimpleNamespace(stands_for="")
+    work.first_evaluation_images = lambda most: None
     outcome = SimpleNamespace(is_dense=False, network=None, task=SimpleNamespace(itself=None))
     found = survival.measure_survival(cast(Work, work), cast(Outcome, outcome))
     assert found.figure is None

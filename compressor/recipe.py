@@ -64,6 +64,7 @@ StartClass = Literal["true", "predicted"]
 Scope = Literal["global", "isomorphic", "uniform"]
 Reduction = Literal["sum", "mean", "max"]
 GatesSchedule = Literal["", "isp2022"]
+Blocks = Literal["keep", "drop"]
 Normalisation = Literal["measured", "mean", "sum", "max", "l2", "none"]
 
 
@@ -143,6 +144,11 @@ class Recipe:
         *get_args(Normalisation),
     )
     per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by; 1 where measured")
+    blocks: Blocks = _option(
+        "keep",
+        "drop: whole residual branches may go too, as many as pay; tries several, so takes longer",
+        *get_args(Blocks),
+    )
     least: float = _option(0.1, "share of every group that stays")
     multiple: int = _option(8, "kept channels are rounded to multiples of this; 0: of what the runtime here likes")
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
@@ -170,6 +176,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._require_choices()
+        self._require_choices_that_agree()
         self._require_entries()
         self._require_bounds()
         for point in points_of(self.budget):
@@ -185,6 +192,13 @@ class Recipe:
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(named)}.{did_you_mean(str(value), named)}"
                 )
+
+    def _require_choices_that_agree(self) -> None:
+        if self.blocks == "drop" and self.criterion == "isp":
+            raise RecipeError(
+                "criterion = 'isp' learns masks from the dense network's blocks, which blocks = 'drop' may take away; "
+                "use criterion = 'gates' or another, or blocks = 'keep'"
+            )
 
     def _require_entries(self) -> None:
         for name, known in _choices_of_lists().items():
@@ -253,6 +267,7 @@ class RecipeFields(TypedDict, total=False):
     reduction: Reduction
     normalisation: Normalisation
     per_cost: float
+    blocks: Blocks
     least: float
     multiple: int
     rounds: int

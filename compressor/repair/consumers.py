@@ -72,14 +72,17 @@ class Layer:
 
 
 def find_layers(
-    graph: fx.GraphModule, changed: Collection[fx.Node]
+    graph: fx.GraphModule, changed: Collection[fx.Node], *, left: Collection[str] | None = None
 ) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
-    """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
+    """The layers whose inputs changed, by node; and those that can't be refitted, with the reason.
+
+    `left` are the names of nodes that are still there in the network to repair; all of them where it is not given.
+    """
     uses = _uses(graph)
     layers: dict[fx.Node, Layer] = {}
     reasons: dict[fx.Node, str] = {}
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
-    for nodes in _by_weight(graph):
+    for nodes in _by_weight(graph, left):
         if all(arguments(node)["input"] not in changed for node in nodes):
             continue
         reason = _obstacle(graph, nodes, uses) or _circle(nodes, together)
@@ -92,7 +95,7 @@ def find_layers(
     left_alone: list[LeftAlone] = []
     for node in graph.graph.nodes:
         reason = reasons.get(node) or _other_obstacle(graph, node, changed)
-        if reason:
+        if reason and (left is None or node.name in left):
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
 
@@ -106,11 +109,13 @@ def _uses(graph: fx.GraphModule) -> Counter[int]:
     return uses
 
 
-def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
+def _by_weight(graph: fx.GraphModule, left: Collection[str] | None) -> list[tuple[fx.Node, ...]]:
     """The convolutions and linear nodes, those together that read one weight in one way, each in the graph's order."""
     nodes_of: dict[object, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.target is not LINEAR and node.target not in CONVOLUTIONS:
+            continue
+        if left is not None and node.name not in left:
             continue
         settings = arguments(node)
         weight = settings["weight"]

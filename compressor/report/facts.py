@@ -20,6 +20,7 @@ STAGES = {
     "groups": "finding the units that hang together, and checking them",
     "latency-model": "timing single layers, for the latency budget",
     "steps": "timing single layers, for the widths that pay",
+    "depth": "trying which blocks may go whole",
     "scores": "scoring every unit",
     "measured": "measuring what each layer may lose",
     "budget": "meeting the latency budget",

@@ -239,6 +239,8 @@ def _removed(run: ReportInput) -> Section:
         text.append(_MEASURED)
     scores_alt = f"Dots: {score_name} of kept and of removed units by group"
     elements: tuple[Table | Figure, ...] = (
+        tables.branch_table(run),
+        tables.depth_table(run),
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
         tables.group_table(run),
         Figure("relevance", scores_alt, score_name.capitalize() + _OF_UNITS),
@@ -253,9 +255,11 @@ def _removed_sentences(run: ReportInput) -> str:
     units = sum(group.size for group in run.groups)
     removed = sum(group.size - len(group.kept) for group in run.groups)
     changed = sum(len(group.kept) < group.size for group in run.groups)
+    whole = len(run.depth.gone)
+    blocks = f"{whole} block{'s' if whole > 1 else ''} went whole; of what was left, " if whole else ""
     return (
-        f"{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of units "
-        "that the network ties together, over one layer or many; a unit is gone from all of them at once."
+        f"{blocks}{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of "
+        "units that the network ties together, over one layer or many; a unit is gone from all of them at once."
     )
 
 

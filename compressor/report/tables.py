@@ -24,6 +24,7 @@ from .contents import (
 )
 
 TOO_FEW = "n too small"
+UNREACHED = 1e6  # the error that stands for a network that could not be made
 Cells = tuple[str, ...]
 
 
@@ -102,6 +103,30 @@ def _removed_score(group: GroupRow) -> str:
     removed_sum = float(abs(removed).sum())
     total = float(abs(kept).sum() + abs(removed).sum())
     return facts.percent(removed_sum / total if total else 0.0)
+
+
+def branch_table(run: ReportInput) -> Table:
+    """The residual branches that went whole, in that order."""
+    rows = []
+    for branch in run.depth.gone:
+        rows.append((branch.layer, branch.name, facts.percent(branch.macs), facts.number(branch.loss)))
+    head = ("begins at", "its sum", "MACs of the network", "error with it and those above gone")
+    note = "Errors are of the outputs, relative, before anything is thinned or repaired." if rows else ""
+    return Table("Blocks that went whole", head, "ccrr", tuple(rows), note)
+
+
+def depth_table(run: ReportInput) -> Table:
+    """The networks that were made to find how many blocks may go."""
+    rows = []
+    for number, error in zip(run.depth.tried, run.depth.errors, strict=True):
+        found = "no plan meets the budget" if error >= UNREACHED else facts.number(error)
+        rows.append((f"{number}", found, "taken" if number == run.depth.taken else ""))
+    return Table(
+        "Blocks gone, and what the network is off by at the budget, repaired",
+        ("blocks", "error", ""),
+        "rrl",
+        tuple(rows) if len(rows) > 1 else (),
+    )
 
 
 def layer_table(run: ReportInput) -> Table:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from ..placement import device_of, to_device
 from ..tensors import Inputs, as_tuple
 from .interface import nodes_by_name
+from .neighbours import computed_operands
 from .tracing import fetch
 
 Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
@@ -212,8 +213,8 @@ class Lockstep:
     def _run_twin(self, node: fx.Node, pruned: Values) -> object:
         """The value of the pruned graph's node of that name; `pruned` is keyed by dense nodes, its inputs are not."""
         twin = self.twins[node]
-        sources = [source for source in twin.all_input_nodes if source.op != "get_attr"]
-        return run_node(self.pruned, twin, {source: pruned[self._dense_nodes[source]] for source in sources})
+        inputs = {source: pruned[self._dense_nodes[source]] for source in computed_operands(twin)}
+        return run_node(self.pruned, twin, inputs)
 
     def _put_aside(self, dense: Values, pruned: Values) -> None:
         """Keeps a batch's live values for the next stop, those that both graphs share once."""

@@ -34,6 +34,8 @@ TRANSPOSED_CONVOLUTIONS: Mapping[object, int] = {
     aten.conv_transpose3d.input: 3,
 }
 ALL_CONVOLUTIONS: tuple[object, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+LAYERS: tuple[object, ...] = (LINEAR, *CONVOLUTIONS)
+"""Each output is a weighted sum of inputs that lie together."""
 PRODUCTS: tuple[object, ...] = (
     *(aten.matmul.default, aten.mm.default, aten.bmm.default),
     *(aten.addmm.default, aten.baddbmm.default, aten.einsum.default),

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ..export.layers import Layer, LayerKind
 from ..graph import aten
 from ..graph.interface import traced_count
+from ..graph.neighbours import computed_operands, is_stored
 from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
 
 Shapes = Callable[[fx.Node], Sequence[int]]
@@ -76,8 +77,8 @@ def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> i
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in weighted or node.target in _FREE or not dense_shapes(node):
             continue
-        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-        moved_values += sum(prod(shapes(tensor)) for tensor in (node, *operands) if dense_shapes(tensor))
+        tensors = [tensor for tensor in (node, *computed_operands(node)) if dense_shapes(tensor)]
+        moved_values += sum(prod(shapes(tensor)) for tensor in tensors)
     return 4 * moved_values // batch
 
 
@@ -104,9 +105,7 @@ def _layer(node: fx.Node) -> Layer | None:
 
 def _is_activation(argument: object) -> bool:
     """Whether the second factor is computed, too, and is no vector: a parameter's product is not timed as one."""
-    if not isinstance(argument, fx.Node) or argument.op == "get_attr":
-        return False
-    return len(dense_shapes(argument)) > 1
+    return isinstance(argument, fx.Node) and not is_stored(argument) and len(dense_shapes(argument)) > 1
 
 
 def _product(node: fx.Node) -> Layer | None:

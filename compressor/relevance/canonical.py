@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.interface import output_nodes
-from ..graph.operators import CONVOLUTIONS, LINEAR, Convolution, arguments
+from ..graph.neighbours import only_user, other_operands
+from ..graph.operators import CONVOLUTIONS, LAYERS, LINEAR, Convolution, arguments
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
 
@@ -170,11 +171,11 @@ def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant])
 
 def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]) -> Layer | None:
     """The layer a node computes, or None where it is none or its weights come from the image."""
-    if node.target is not LINEAR and node.target not in CONVOLUTIONS:
+    if node.target not in LAYERS:
         return None
     source = _node(node.args[0])
-    parameters = [operand for operand in node.all_input_nodes if operand is not source]
-    if source not in data or any(parameter not in constants for parameter in parameters):
+    parameters = other_operands(node, source)
+    if source not in data or not constants.keys() >= set(parameters):
         return None
     if node.target is LINEAR:
         settings = arguments(node)
@@ -199,7 +200,7 @@ def _merge(
     for norm in data:
         if norm.target is not aten.batch_norm.default or arguments(norm)["training"]:
             continue
-        before, after = _before(norm, merged), _only_user(norm)
+        before, after = _before(norm, merged), only_user(norm)
         scale, shift = affine(norm, constants)
         if before in layers and _alone(before, norm) and _channels_agree(layers[before], norm):
             layers[before] = _scaled_output(layers[before], scale, shift)
@@ -216,10 +217,6 @@ def _before(norm: fx.Node, merged: Mapping[fx.Node, None]) -> fx.Node:
     while before in merged:
         before = _node(before.args[0])
     return before
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def affine(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> tuple[Tensor, Tensor]:

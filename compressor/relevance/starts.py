@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from ..criteria import Start
 from ..errors import ModelError
 from ..graph.interface import output_names
 from ..tasks import Targets, Task
 from ..tensors import Inputs, as_tuple
 
-Start = Literal["one", "logit", "loss"]
 Seeds = tuple[Tensor | None, ...]
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..criteria import Per, Place, Sign
 from ..errors import ModelError
 from ..graph import aten
+from ..graph.neighbours import is_stored, only_user, other_operands
 from ..graph.samples import Samples
 from ..records import Group, Site, UnitKind
-from .options import Per, Place, Sign
 
 # In evaluation mode, and though torch does not tag them so.
 _ALSO_ELEMENTWISE = (aten.batch_norm.default, aten.hardswish.default, aten.prelu.default)
@@ -137,14 +138,10 @@ def named(graph: fx.GraphModule, name: str) -> fx.Node:
 
 def settled(node: fx.Node) -> fx.Node:
     """The last node of the chain of element-wise operations that only this one feeds."""
-    reader = _only_reader(node)
+    reader = only_user(node)
     while reader is not None and _keeps_units(reader, node):
-        node, reader = reader, _only_reader(reader)
+        node, reader = reader, only_user(reader)
     return node
-
-
-def _only_reader(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
@@ -152,8 +149,7 @@ def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
     if reader.op != "call_function" or not is_elementwise(reader) or shape(reader) != shape(node):
         return False
     # another signal (a sum's, a gate's) would put its own relevance into the units
-    operands = [source for source in reader.all_input_nodes if source is not node]
-    return reader.args[0] is node and all(operand.op == "get_attr" for operand in operands)
+    return reader.args[0] is node and all(is_stored(operand) for operand in other_operands(reader, node))
 
 
 def is_elementwise(node: fx.Node) -> bool:

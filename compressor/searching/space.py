@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..criteria import AtNodes
 from ..errors import CompressorError, RecipeError, did_you_mean
 from ..recipe import Recipe
 from ..records import FloatArray, Group, Scores
 from ..relevance.composite import BY_DEPTH, PRESETS, SPACE, Axis, Choice, Composite, Point, Range, at, point_of
-from ..relevance.criteria import AtNodes, criterion_named
+from ..relevance.criteria import criterion_named
 from ..relevance.spelling import composite_of, to_text
 
 SAME = 1e-2  # of a mean score: what moves no unit by so much (a stabiliser, the order of sums) decides no plan
@@ -321,7 +322,7 @@ def _is_inside(axis: Axis, value: str | float) -> bool:
 
 
 # a criterion that is not read at nodes has no such row: the record's defaults stand for it
-_NOT_AT_NODES = AtNodes(lambda *_: lambda *_: None)
+_NOT_AT_NODES = AtNodes(summary="", prepare="")
 
 
 def _reading_of(recipe: Recipe) -> dict[str, str]:

@@ -54,8 +54,8 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
     inner = _components(channels, classes)
     rows = _parents([*inner, *_cells(channels, classes)], classes)
 
-    group_of = np.full(len(classes.parent), -1, dtype=np.int64)
-    unit_of = np.full(len(classes.parent), -1, dtype=np.int64)
+    group_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], -1: in no group
+    unit_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], the place in its group
     for number, members in enumerate([*rows, *inner]):
         group_of[members] = number
         unit_of[members] = np.arange(len(members))
@@ -145,25 +145,38 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
     sites: dict[int, list[Shown]] = defaultdict(list)
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
-        axis = channel_axis(node)
-        if axis is None and node.target not in ATTENTIONS:
-            continue
-        for over, members in structure.lying(node):
-            rows = structure.classes.parent[members]
-            if axis is None:  # an attention, which shows heads alone
-                shown = _shown(structure, node, over, rows)
-                if node.target in BATCHED and over[-1] < len(structure.shape(node)) - 2:
-                    whole_heads.update(
-                        (number, (node, site)) for number, site in _shown(structure, node, over, members)
-                    )
-            elif over == (axis,):
-                units = structure.classes.units(members)
-                shown = [*_shown(structure, node, over, units), *_shown(structure, node, over, rows)]
-            else:
-                continue
-            for number, site in shown:
-                sites[number].append((node, site))
+        shown_at = _heads_at if node.target in ATTENTIONS else _channels_at
+        for number, site in shown_at(structure, node):
+            sites[number].append((node, site))
+        for number, site in _whole_heads_at(structure, node):
+            whole_heads[number] = (node, site)
     return {number: _attended(shown, whole_heads.get(number)) for number, shown in sites.items()}
+
+
+def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+    """What a layer's output channels show: its units, and the rows that they lie in. Nothing for any other node."""
+    axis = channel_axis(node)
+    if axis is None:
+        return
+    for over, members in structure.lying(node):
+        if over == (axis,):
+            yield from _shown(structure, node, over, structure.classes.units(members))
+            yield from _shown(structure, node, over, structure.classes.parent[members])
+
+
+def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Site]]:
+    """An attention shows heads alone: the rows that its result lies in."""
+    for over, members in structure.lying(attention):
+        yield from _shown(structure, attention, over, structure.classes.parent[members])
+
+
+def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+    """Heads that are units themselves: of [N, heads, tokens, d], what lies in front of the last two axes."""
+    if node.target not in BATCHED:
+        return
+    for over, members in structure.lying(node):
+        if over[-1] < len(structure.shape(node)) - 2:
+            yield from _shown(structure, node, over, members)
 
 
 def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
@@ -201,11 +214,7 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
         parent = groups[structure.group_of[first_row]] if first_row > 0 else None
         crossed = int(rows_across[units[0]])
         above = groups[structure.group_of[crossed]] if crossed > 0 else parent
-        if above is not None and above.kind == "head":
-            kind: UnitKind = "head_dim"
-        else:
-            kind = _kind(number < n_rows, sites[number])
-
+        kind = _kind(number < n_rows, sites[number], above)
         balanced = bool(classes.relations.get(units[0]))
         groups.append(
             Group(
@@ -249,7 +258,10 @@ def _name(kind: UnitKind, sites: list[Shown], earlier: Sequence[Group]) -> str:
     return f"{name}#{len(same) + 1}" if same else name
 
 
-def _kind(is_row: bool, sites: list[Shown]) -> UnitKind:
+def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
+    """What units are that show at these sites; `above` is the group of rows that they lie in or cross."""
+    if above is not None and above.kind == "head":
+        return "head_dim"
     nodes = [node for node, _ in sites]
     if any(node.target in ATTENTIONS for node in nodes):
         return "head"

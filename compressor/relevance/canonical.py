@@ -130,9 +130,9 @@ def _from_image(graph: fx.GraphModule) -> dict[fx.Node, None]:
 
 def _carries_on(node: fx.Node, data: Mapping[fx.Node, None]) -> bool:
     """True where a node computes tensors of the image's values, not of their shapes alone."""
-    if node.op != "call_function" or operation(node) in _SHAPE_ONLY:
+    if node.op != "call_function" or operation(node) in _SHAPE_ONLY or not _returns_tensors(node):
         return False
-    return _returns_tensors(node) and any(source in data for source in node.all_input_nodes)
+    return not data.keys().isdisjoint(node.all_input_nodes)
 
 
 def _returns_tensors(node: fx.Node) -> bool:
@@ -149,7 +149,7 @@ def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.N
             values[node] = _detached(operator.attrgetter(node.target)(graph))
             continue
         # what reads the batch size reads a node that has no value here
-        computable = all(source in values for source in node.all_input_nodes)
+        computable = values.keys() >= set(node.all_input_nodes)
         if node.op == "call_function" and node not in data and computable:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)

@@ -173,19 +173,18 @@ def _accepted(name: str, options: LrpOptions) -> bool:
 
 def _reached(canon: Canonical, composite: Composite) -> dict[fx.Node, None]:
     """The nodes between image and output that may be handed relevance."""
-    reached: dict[fx.Node, None] = dict.fromkeys(canon.outputs)
+    reached = set(canon.outputs)
     for node in reversed(canon.data):
         if node in reached:
-            reached.update(dict.fromkeys(receivers(node, canon, composite)))
+            reached.update(receivers(node, canon, composite))
     return {node: None for node in canon.data if node in reached}
 
 
 def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
     canon = prepared.canon
-    names = {node.name for node in prepared.graph.graph.nodes}
-    for name in watched:
-        if name not in names:
-            raise ModelError(f"the graph has no node {name!r}; name nodes of the graph that is scored")
+    absent = sorted(watched - {node.name for node in prepared.graph.graph.nodes})
+    if absent:
+        raise ModelError(f"the graph has no node {absent[0]!r}; name nodes of the graph that is scored")
 
     through = _behind(watched, canon) & set(_reached(canon, prepared.options.composite))
     kept = set(canon.outputs)
@@ -199,7 +198,7 @@ def _behind(watched: frozenset[str], canon: Canonical) -> set[fx.Node]:
     on_the_way: set[fx.Node] = set()  # the same and the watched ones themselves
     behind: set[fx.Node] = set()
     for node in canon.data:
-        if any(source in on_the_way for source in signals(node, canon)):
+        if not on_the_way.isdisjoint(signals(node, canon)):
             behind.add(node)
         if node in behind or node.name in watched:
             on_the_way.add(node)
@@ -250,17 +249,17 @@ def _forward(prepared: Prepared, route: Route, images: Inputs) -> tuple[dict[fx.
     """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
     saved: dict[fx.Node, Tensor] = {}
     values: dict[fx.Node, Value] = dict(prepared.canon.constants)
+    # rules that run their operation themselves, as they need more of it than its output
+    with_own_pass = {node: rule.run for node, rule in prepared.rules.items() if rule.run and node in route.through}
     tensors = iter(as_tuple(images))
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(tensors)
+        elif node in with_own_pass:
+            args, kwargs = called_with(node, values.__getitem__)
+            values[node], saved[node] = with_own_pass[node](*args, **kwargs)
         elif node.op == "call_function" and node not in values:
-            rule = prepared.rules.get(node)
-            if rule is not None and rule.run is not None and node in route.through:
-                args, kwargs = called_with(node, values.__getitem__)
-                values[node], saved[node] = rule.run(*args, **kwargs)
-            else:
-                values[node] = _run(prepared.canon, node, values)
+            values[node] = _run(prepared.canon, node, values)
         for source in route.dropped.get(node, ()):
             values[source] = _spec(values[source])
     return values, saved
@@ -285,11 +284,13 @@ def _tensor(value: object) -> Tensor:
 
 def _spec(value: Value) -> Value:
     """The value without its numbers: tensors become a `Spec`, several tensors as many, sizes stay."""
-    if isinstance(value, Tensor):
-        return Spec(value.shape, value.dtype, value.device)
-    if isinstance(value, (tuple, list)):
-        return [_spec(element) for element in value]
-    return value
+    match value:
+        case Tensor():
+            return Spec(value.shape, value.dtype, value.device)
+        case tuple() | list():
+            return [_spec(element) for element in value]
+        case _:
+            return value
 
 
 def _starts(
@@ -340,8 +341,7 @@ def _back(
         if relevance is not None and node in route.through:
             composite = prepared.options.composite
             contributions = _spread(prepared, Call(node, relevance, values, canon, composite, saved.pop(node, None)))
-            for source, contribution in contributions:
-                _hand_over(pending, source, contribution)
+            _hand_over(pending, contributions)
             if observe is not None:
                 observe(node, relevance, dict(contributions))
         del values[node]  # frees its memory: whoever reads a value lies behind it and is done
@@ -362,7 +362,7 @@ def _from_item(call: Call) -> Contribution:
     source, index = call.node.args
     assert isinstance(source, fx.Node)
     assert isinstance(index, int)
-    outputs = call.values[source]
+    outputs = call.values[source]  # several tensors, or what `_spec` left of them
     assert isinstance(outputs, Sequence)
     of_each_output: list[Tensor | None] = [None] * len(outputs)
     of_each_output[index] = call.relevance
@@ -379,10 +379,11 @@ def _through_layer(prepared: Prepared, call: Call) -> Contribution:
     return source, fast(layer, rule, x, call.relevance, output=kept_output, nonnegative=weighted.nonnegative)
 
 
-def _hand_over(pending: dict[fx.Node, Relevance], source: fx.Node, contribution: Relevance | None) -> None:
-    """Adds what a node hands to its input."""
-    if contribution is not None:
-        pending[source] = _added(pending[source], contribution) if source in pending else contribution
+def _hand_over(pending: dict[fx.Node, Relevance], contributions: Sequence[Contribution]) -> None:
+    """Adds what a node hands to its inputs to what others have handed them."""
+    for source, contribution in contributions:
+        if contribution is not None:
+            pending[source] = _added(pending[source], contribution) if source in pending else contribution
 
 
 def _added(before: Relevance, contribution: Relevance) -> Relevance:

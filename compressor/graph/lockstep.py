@@ -83,16 +83,13 @@ def _differs(dense: fx.GraphModule, node: fx.Node, pruned: fx.GraphModule, twin:
 
 def _same(ours: object, theirs: object) -> bool:
     """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
-    if isinstance(ours, fx.Node):
-        return isinstance(theirs, fx.Node) and ours.name == theirs.name
-    if isinstance(ours, (tuple, list)):
-        if not isinstance(theirs, (tuple, list)) or len(ours) != len(theirs):
-            return False
-        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
-    if isinstance(ours, Mapping):
-        if not isinstance(theirs, Mapping) or ours.keys() != theirs.keys():
-            return False
-        return all(_same(ours[key], theirs[key]) for key in ours)
+    match ours, theirs:
+        case fx.Node(), fx.Node():
+            return ours.name == theirs.name
+        case ((tuple() | list()), (tuple() | list())):
+            return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+        case Mapping(), Mapping():
+            return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
     both_nan = ours != ours and theirs != theirs  # the same number, which Python takes for another
     return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
 

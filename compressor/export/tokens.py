@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from .parts import attributes_of, constants_of, makers_of, with_nodes
+
 # Which inputs the scores may be. A divisor of many columns stays out: the new column would be zero over zero.
 _POINTWISE = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
 
@@ -35,12 +37,7 @@ def with_even_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         writer.add(node)
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend(writer.nodes)
-    result.graph.initializer.extend(writer.constants)
-    return result
+    return with_nodes(model, writer.nodes, [*model.graph.initializer, *writer.constants])
 
 
 class _Graph:
@@ -48,14 +45,14 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.constants = constants_of(model.graph)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for tensor in (*inferred.value_info, *inferred.input, *inferred.output):
             self.shapes[tensor.name] = tuple(axis.dim_value or -1 for axis in tensor.type.tensor_type.shape.dim)
         for name, constant in self.constants.items():
             self.shapes[name] = tuple(constant.dims)
         self.outputs = {output.name for output in model.graph.output}
-        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.makers = makers_of(model.graph)
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             for name in node.input:
@@ -93,8 +90,7 @@ class _Graph:
         return readers[0]
 
     def _is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
-        axis = next((attribute.i for attribute in softmax.attribute if attribute.name == "axis"), -1)
-        return axis in (-1, len(self.shapes[softmax.input[0]]) - 1)
+        return attributes_of(softmax).get("axis", -1) in (-1, len(self.shapes[softmax.input[0]]) - 1)
 
     def _is_read_twice(self, name: str) -> bool:
         return name in self.outputs or len(self.readers[name]) != 1

@@ -7,16 +7,18 @@ over the whole of another and a write to all of an axis become the tensor itself
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from .neighbours import calls_of
 from .operators import arguments
 
 aten = torch.ops.aten
 
 # each takes the same arguments, in the same order
-_FIRST_NAMES: Mapping[object, object] = {
+_FIRST_NAMES: Mapping[object, Any] = {
     aten.concat.default: aten.cat.default,
     aten.concatenate.default: aten.cat.default,
     aten.swapaxes.default: aten.transpose.int,
@@ -38,9 +40,7 @@ Rewrite = Callable[[fx.Node], "fx.Node | None"]  # the node that says the same; 
 
 def unify(graph: fx.GraphModule) -> None:
     """Rewrites the graph in place. New nodes carry the `val`, layer and place of what they say."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
+    for node in calls_of(graph):
         node.target = _FIRST_NAMES.get(node.target, node.target)
         rewrite = _REWRITES.get(node.target)
         same = None if rewrite is None else rewrite(node)

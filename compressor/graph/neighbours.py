@@ -41,3 +41,8 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def stored_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """The graph's parameters, buffers and constants, in its order; several nodes may name one tensor."""
     return [node for node in graph.graph.nodes if is_stored(node)]
+
+
+def calls_of(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that compute something, in the graph's order; the list stays as it is where the graph changes."""
+    return [node for node in graph.graph.nodes if node.op == "call_function"]

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..export.layers import Layer, LayerKind
 from ..graph import aten
 from ..graph.interface import traced_count
-from ..graph.neighbours import computed_operands, is_stored
+from ..graph.neighbours import calls_of, computed_operands, is_stored
 from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
 
 Shapes = Callable[[fx.Node], Sequence[int]]
@@ -74,8 +74,8 @@ def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> i
     weighted = {use.node for use in uses}
     batch = traced_count(graph)
     moved_values = 0
-    for node in graph.graph.nodes:
-        if node.op != "call_function" or node in weighted or node.target in _FREE or not dense_shapes(node):
+    for node in calls_of(graph):
+        if node in weighted or node.target in _FREE or not dense_shapes(node):
             continue
         tensors = [tensor for tensor in (node, *computed_operands(node)) if dense_shapes(tensor)]
         moved_values += sum(prod(shapes(tensor)) for tensor in tensors)

@@ -169,8 +169,8 @@ def _simplify(graph: fx.GraphModule) -> None:
     """Drops identities and writes operations in the one form that survives pruning and training."""
     for node in calls_of(graph):
         if node.target in _IDENTITIES:
-            if node.args:
-                node.replace_all_uses_with(node.args[0])
+            if node.all_input_nodes:
+                node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _write_batch_norm(graph, node)

@@ -58,6 +58,11 @@ def worth(run: ReportInput) -> str:
     return "measured loss" if run.criterion.endswith("measured") else "relevance"
 
 
+def reached(run: ReportInput, variant: str) -> str:
+    """`shipped: tuned`, so that the name stands for one network and it is said which."""
+    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
+
+
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
     """The accuracy of the last network reached, the shipped one's where it is there, on the dense row's images."""
     dense = dense_accuracy(run)

@@ -99,13 +99,8 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
     return [
         f"{metric} on {final.accuracy.n:,} {final.images} images went from "
         f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
-        f"{_reached(run, final.variant)})."
+        f"{facts.reached(run, final.variant)})."
     ]
-
-
-def _reached(run: ReportInput, variant: str) -> str:
-    """`shipped: tuned`, so that the name stands for one network and it is said which."""
-    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
 
 
 def _speed_sentence(run: ReportInput) -> str:

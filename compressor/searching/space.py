@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from ..criteria import AtNodes
+from ..criteria import AtNodes, Per, Place, Sign, Start
 from ..errors import CompressorError, RecipeError, did_you_mean
-from ..recipe import Recipe
+from ..recipe import Recipe, StartClass
 from ..records import FloatArray, Group, Scores
 from ..relevance.composite import BY_DEPTH, PRESETS, SPACE, Axis, Choice, Composite, Point, Range, at, point_of
 from ..relevance.criteria import criterion_named
@@ -25,11 +25,11 @@ _DEPTHS = ("low", "mid", "high")
 _OTHER_RULE = "alphabeta"  # unlike the rule of any preset
 USUAL = "usual"  # the criterion's own
 _READING: tuple[Choice, ...] = (
-    Choice("start", ("one", "logit", "loss")),
-    Choice("start_class", ("true", "predicted")),
-    Choice("sign", ("absolute", "signed", "squared")),
-    Choice("per", (USUAL, "all", "sample", "position", "element")),
-    Choice("place", ("site", "settled")),
+    Choice("start", get_args(Start)),
+    Choice("start_class", get_args(StartClass)),
+    Choice("sign", get_args(Sign)),
+    Choice("per", (USUAL, *get_args(Per))),
+    Choice("place", get_args(Place)),
 )
 _RANKING: tuple[Axis, ...] = (
     Choice("reduction", ("sum", "mean", "max")),

@@ -113,7 +113,7 @@ def _classes(
     ids = sorted(category_names)
     if not classes:
         return tuple(category_names[identity] for identity in ids), {identity: i for i, identity in enumerate(ids)}
-    missing = [category_names[identity] for identity in ids if category_names[identity] not in classes]
+    missing = [name for _, name in sorted(category_names.items()) if name not in classes]
     if missing:
         raise DataError(
             f"category {shown(missing[0])} of {str(file)!r} is not among the {len(classes)} classes of the model; "
@@ -124,11 +124,16 @@ def _classes(
 
 def _corners(box: Any, file: Path) -> tuple[float, float, float, float]:
     """[x, y, width, height] as x0 y0 x1 y1."""
-    are_numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-    if not are_numbers or not all(abs(side) < _LARGEST_PX for side in box):  # neither NaN nor infinity is
-        raise DataError(f"{str(file)!r} has the bbox {shown(str(box))}, expected [x, y, width, height] in pixels")
-    x, y, width, height = (float(side) for side in box)
-    return x, y, x + width, y + height
+    match box:
+        case [x, y, width, height] if all(_is_coordinate(side) for side in box):
+            return float(x), float(y), float(x) + float(width), float(y) + float(height)
+        case _:
+            raise DataError(f"{str(file)!r} has the bbox {shown(str(box))}, expected [x, y, width, height] in pixels")
+
+
+def _is_coordinate(side: object) -> bool:
+    """A number of pixels that an image may have; neither NaN nor infinity is, nor JSON's true."""
+    return type(side) in (int, float) and abs(side) < _LARGEST_PX  # type: ignore[arg-type]
 
 
 def _folder_of(file: Path, first: str) -> Path:

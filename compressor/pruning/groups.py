@@ -37,7 +37,10 @@ Shown = tuple[fx.Node, Site]  # a node, and the units that its result shows
 
 
 def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:
-    """Walks the graph; at nodes named in `tied` rows are tied to columns, at `frozen` nothing may go."""
+    """Which units the graph can lose, before any group was tried.
+
+    At nodes named in `tied` rows are tied to columns, at those in `frozen` nothing may go.
+    """
     ledger, results = label(graph, tied, frozen)
     structure = _collect(graph, resolve(ledger), results)
     return replace(structure, tied=tuple(sorted(tied)), frozen=tuple(sorted(frozen)))
@@ -69,7 +72,7 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
 
 
 def _produced(result: Result, axis: int) -> IntArray:
-    """Labels of a layer's output channels, which lie along `axis`, 0 where it has none of its own."""
+    """[channels] labels of a layer's outputs, which lie along `axis`; all 0 where it has none of its own."""
     assert isinstance(result, Value)
     on_channels = [facet for facet in result.facets if axes(facet) == (axis,)]
     if len(on_channels) != 1:
@@ -79,7 +82,10 @@ def _produced(result: Result, axis: int) -> IntArray:
 
 
 def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
-    """Classes that share a producer and take part in the same row relations, each list ascending."""
+    """Classes that share a producer and take part in the same row relations: a list for each group, ascending.
+
+    Two convolutions that are added share their classes, so a third that shares one with either is of the same group.
+    """
     root: dict[int, int] = {}  # member -> another of its component, itself where it is the root
 
     def root_of(member: int) -> int:
@@ -123,7 +129,10 @@ def _cells(produced: Sequence[IntArray], classes: Classes) -> list[list[int]]:
 
 
 def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
-    """The rows of each component as units of their own, rows of rows first; components that share rows share them."""
+    """The rows that components lie in, as units of their own; rows of rows first.
+
+    Queries and keys lie in the same heads: these are one list, not two.
+    """
     levels: list[list[list[int]]] = []
     seen: set[int] = set()
     level = components
@@ -141,7 +150,7 @@ def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
 
 
 def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]]:
-    """Where each group shows: producers' channel axes; for rows, results whose elements lie in them."""
+    """By a group's number, where it shows: at its producers' channels or, of heads, at attention's results."""
     sites: dict[int, list[Shown]] = defaultdict(list)
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
@@ -180,10 +189,10 @@ def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, 
 
 
 def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
-    """Heads show at what attention gives out, not at the layers before it.
+    """Of a group's sites, those that count: heads show at what attention gives out, not at the layers before it.
 
-    Heads of which no dimension may go by itself are units of their layers and not rows: they show where attention last
-    gave out `whole_head`, if a layer has several channels of each.
+    Where no dimension may go by itself, heads are no rows but units of their layers. Then they show at `whole_head`,
+    where attention last gave them out, if a layer has several channels of each.
     """
     attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
     if attended or whole_head is None:
@@ -203,7 +212,7 @@ def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: 
 
 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
-    """The records; the first `n_rows` lists of classes are rows of those behind them."""
+    """A record for each list of classes in `members`, of which the first `n_rows` are rows of those behind them."""
     sites, classes = _sites(graph, structure), structure.classes
     rows_across = np.full(len(classes.parent), -1, dtype=np.int64)  # of a column, one of the rows that it crosses
     rows_across[classes.column] = classes.parent
@@ -232,7 +241,7 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
 
 
 def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bool) -> IntArray:
-    """[units] the row each unit lies in, all 0 where rows need not keep equal counts."""
+    """[units] the number of the row that each unit lies in; all 0 where rows need not keep equally many."""
     if not balanced:
         return np.zeros(len(units), dtype=np.int64)
     if in_rows:

@@ -38,11 +38,15 @@ class UncoveredError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class LrpOptions:
-    """`start`: relevance 1 or the logit at the target. `target`: `true` falls back to the predicted class where the
-    label is negative. `objective`: what relevance starts from where that is no class.
+    """Where relevance starts, by which rules it goes back, and what becomes of operations that have none.
 
-    Operations that no rule covers are passed by input x gradient; with `strict` they raise, but for those that
-    `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer.
+    - `composite`: the rule for each layer and operation.
+    - `start`: how much relevance the target has, 1 or its logit.
+    - `target`: the labelled class or the predicted one; `true` takes the predicted one where the label is negative.
+    - `objective`: what relevance starts from where that is no class.
+    - `strict`: operations that no rule covers raise UncoveredError; else they are passed by input x gradient.
+    - `accept`: operations that pass all the same (`aten.cumprod`).
+    - `fast`: False takes zennit's own rule for every weighted layer, which is slower and the same.
     """
 
     composite: Composite = PRESETS["epsilon-plus-flat"]
@@ -56,9 +60,12 @@ class LrpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What one set of watched nodes asks for: the nodes to go back through and the values to keep for it.
+    """What one set of watched nodes asks of a pass.
 
-    `dropped`: by node, the inputs of which only the shape is needed once it has run.
+    - `watched`: names of the nodes whose relevance is wanted.
+    - `through`: the nodes to go back through, all that read a watched one.
+    - `kept`: the nodes whose values their rules read on the way back.
+    - `dropped`: by node, the inputs of which only the shape is needed once it has run.
     """
 
     watched: frozenset[str]
@@ -89,11 +96,14 @@ class Prepared:
         take: TakeNode | None = None,
         observe: Observe | None = None,
     ) -> dict[str, Tensor]:
-        """Relevance at each named node, shaped as its output; zeros at a node that none reaches.
+        """Relevance at each named node, of its output's shape; zeros at a node that none reaches.
 
-        `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes. `take` may
-        reduce a node's relevance as soon as it is there, which keeps memory small. Raises ModelError for a name that is
-        not the graph's, and for a network whose answer the objective can't start from.
+        `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes.
+
+        `take` may reduce a node's relevance as soon as it is there, which keeps memory small; `observe` is told what
+        every node on the way hands on.
+
+        Raises ModelError for a name that is not the graph's, and for an answer that the objective can't start from.
         """
         route = self._route(frozenset(nodes))
         with torch.no_grad():
@@ -194,7 +204,7 @@ def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
 
 
 def _behind(watched: frozenset[str], canon: Canonical) -> set[fx.Node]:
-    """The nodes that read a watched one, at once or through others: relevance comes to it through these."""
+    """The nodes that read a watched one, directly or through others: relevance comes to it through these."""
     on_the_way: set[fx.Node] = set()  # the same and the watched ones themselves
     behind: set[fx.Node] = set()
     for node in canon.data:
@@ -246,7 +256,10 @@ def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Nod
 
 
 def _forward(prepared: Prepared, route: Route, images: Inputs) -> tuple[dict[fx.Node, Value], dict[fx.Node, Tensor]]:
-    """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
+    """The value of every node, and what rules saved of their own passes; merged layers run as one.
+
+    A value that the way back does not read becomes a `Spec` (its shape) as soon as all its readers have run.
+    """
     saved: dict[fx.Node, Tensor] = {}
     values: dict[fx.Node, Value] = dict(prepared.canon.constants)
     # rules that run their operation themselves, as they need more of it than its output
@@ -296,7 +309,10 @@ def _spec(value: Value) -> Value:
 def _starts(
     canon: Canonical, values: Mapping[fx.Node, Value], targets: Targets, options: LrpOptions
 ) -> dict[fx.Node, Tensor]:
-    """Relevance of what the network answers: of class scores [N, classes] zero but at each image's class."""
+    """The relevance that each output starts with, of the output's shape.
+
+    Of class scores [N, classes] it is zero but at each image's class.
+    """
     answer = [_tensor(values[node]) for node in canon.outputs]
     if options.objective.classifies:
         logits = require_logits(answer)
@@ -329,7 +345,10 @@ def _back(
     take: TakeNode,
     observe: Observe | None,
 ) -> dict[str, Tensor]:
-    """From the output to the image: each node on the route, once all that read it have handed theirs over."""
+    """Relevance at the watched nodes, gone back to from the outputs, and only as far as the route asks.
+
+    A node's turn comes once all that read it have handed theirs over. `values` is emptied on the way.
+    """
     canon = prepared.canon
     pending: dict[fx.Node, Relevance] = dict(starts)  # what each node was handed so far
     taken: dict[str, Tensor] = {}
@@ -358,7 +377,10 @@ def _spread(prepared: Prepared, call: Call) -> Sequence[Contribution]:
 
 
 def _from_item(call: Call) -> Contribution:
-    """What one of several outputs was handed, as that of the node with all of them; the other outputs get None."""
+    """What one of several outputs was handed, as relevance of the node with all of them.
+
+    Output 1 of 3 gives [None, relevance, None].
+    """
     source, index = call.node.args
     assert isinstance(source, fx.Node)
     assert isinstance(index, int)

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from torch import fx
+from torch import Tensor, fx
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Of the node's tensor when it was traced; empty for a node that returns several, and for a number."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def is_stored(value: object) -> TypeGuard[fx.Node]:

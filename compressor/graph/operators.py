@@ -123,6 +123,17 @@ def weight_shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(weight.meta["val"].shape)
 
 
+def paddings_of(
+    padding: tuple[int, ...] | str, kernel: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(before, after) of each spatial axis; an odd total of "same" puts the extra zero behind."""
+    if padding == "same":
+        totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    assert not isinstance(padding, str)  # "valid" is none on any side: see `_padding`
+    return [(side, side) for side in padding]
+
+
 def per_axis(setting: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """One number per spatial axis: 2 or [2] of a two-dimensional convolution is (2, 2)."""
     numbers = tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)

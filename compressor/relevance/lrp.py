@@ -46,7 +46,7 @@ class LrpOptions:
     - `objective`: what relevance starts from where that is no class.
     - `strict`: operations that no rule covers raise UncoveredError; else they are passed by input x gradient.
     - `accept`: operations that pass all the same (`aten.cumprod`).
-    - `fast`: False takes zennit's own rule for every weighted layer, which is slower and the same.
+    - `fast`: False takes zennit's own rule for every weighted layer, slower and the same but for rounding.
     """
 
     composite: Composite = PRESETS["epsilon-plus-flat"]

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ..criteria import Per, Place, Sign
 from ..errors import ModelError
 from ..graph import aten
-from ..graph.neighbours import is_stored, only_user, other_operands
+from ..graph.neighbours import is_stored, only_user, other_operands, shape_of
 from ..graph.samples import Samples
 from ..records import Group, Site, UnitKind
 
@@ -146,7 +146,7 @@ def settled(node: fx.Node) -> fx.Node:
 
 def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
     """True where an operation changes each element by itself; parameters may take part, another signal may not."""
-    if reader.op != "call_function" or not is_elementwise(reader) or shape(reader) != shape(node):
+    if reader.op != "call_function" or not is_elementwise(reader) or shape_of(reader) != shape_of(node):
         return False
     # another signal (a sum's, a gate's) would put its own relevance into the units
     return reader.args[0] is node and all(is_stored(operand) for operand in other_operands(reader, node))
@@ -155,9 +155,3 @@ def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
 def is_elementwise(node: fx.Node) -> bool:
     """True where every element of the output depends on the elements at its own place only."""
     return node.target in _ALSO_ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
-
-
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """Of the node's tensor when it was traced; empty for a node that returns several, and for a number."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -18,7 +18,16 @@ from torch import Tensor, fx
 from ..graph import aten
 from ..graph.lockstep import attribute, run_node
 from ..graph.neighbours import computed_operands, is_stored, only_user, other_operands, stored_nodes, stored_operands
-from ..graph.operators import CONVOLUTIONS, LAYERS, PRODUCTS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, per_axis
+from ..graph.operators import (
+    CONVOLUTIONS,
+    LAYERS,
+    PRODUCTS,
+    RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
+    Convolution,
+    arguments,
+    paddings_of,
+)
 from ..graph.windows import Window
 from ..records import LeftAlone
 from .clamped import Bounds
@@ -318,18 +327,11 @@ def window_of(node: fx.Node, weight: Tensor) -> Window:
     """How a convolution or linear node with that weight reads its input."""
     if node.target is aten.linear.default:
         return Window()
-    args = arguments(node)
-    axes = weight.dim() - 2  # weight [outputs, inputs of a group, *kernel]
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = per_axis(args["stride"], axes), per_axis(args["dilation"], axes)
-    if not isinstance(args["padding"], str):
-        padding = tuple((side, side) for side in per_axis(args["padding"], axes))
-    elif args["padding"] == "valid":
-        padding = ((0, 0),) * axes
-    else:  # "same": an odd total puts the extra zero behind
-        totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
-        padding = tuple((total // 2, total - total // 2) for total in totals)
-    return Window(kernel, stride, padding, dilation, int(args["groups"]))
+    convolution = Convolution.of(node)
+    kernel = tuple(weight.shape[2:])  # of [outputs, inputs of a group, *kernel]
+    padding = tuple(paddings_of(convolution.padding, kernel, convolution.dilation))
+    assert isinstance(convolution.groups, int)
+    return Window(kernel, convolution.stride, padding, convolution.dilation, convolution.groups)
 
 
 def output_scale(pruned: fx.GraphModule, twins: Mapping[fx.Node, fx.Node], layer: Layer, width: int) -> Tensor:

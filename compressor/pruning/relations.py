@@ -26,6 +26,11 @@ class Operand:
     sizes: Sequence[int]
 
 
+def facets_along(labelled: Value | Operand, axis: int) -> list[Tensor]:
+    """The facets whose labels change along the axis."""
+    return [facet for facet in labelled.facets if axis in axes(facet)]
+
+
 Numbered = tuple[int, Tensor]  # the operand's number and one of its facets
 
 
@@ -243,8 +248,7 @@ def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[
 
 
 def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str) -> None:
-    left = [facet for facet in a.facets if axis in axes(facet)]
-    right = [facet for facet in b.facets if axis in axes(facet)]
+    left, right = facets_along(a, axis), facets_along(b, axis)
     for facet_a, facet_b in itertools.product(left, right):
         axes_a, axes_b = set(axes(facet_a)), set(axes(facet_b))
         if axes_a < axes_b:

@@ -205,9 +205,8 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     for node in model.graph.node:
         reads_image = not image_tensors.isdisjoint(node.input)
         if node.op_type in _WEIGHTED and reads_image:
-            for name in _factors(node):
-                if name not in image_tensors:
-                    counted.append((contents.get(name, name), sizes.get(name, 0)))
+            weights = [name for name in _factors(node) if name not in image_tensors]
+            counted += [(contents.get(name, name), sizes.get(name, 0)) for name in weights]
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:

@@ -206,9 +206,9 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
     spatial: set[str] = set()  # results of convolutions, and of what passes them on
     names = []
     for node in model.graph.node:
-        activations = [name for name in node.input if name and name not in constants]
-        is_weighted = node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in constants
-        is_passing = node.op_type in _PASSING and bool(activations) and spatial.issuperset(activations)
+        activations = {*node.input} - constants.keys() - {""}  # "" stands for an input that is left out
+        is_weighted = node.op_type in _WEIGHTED and not constants.keys().isdisjoint(node.input[1:2])
+        is_passing = node.op_type in _PASSING and bool(activations) and activations <= spatial
         if is_weighted or is_passing:
             names.append(node.name)
         if is_passing or (is_weighted and node.op_type in ("Conv", "ConvTranspose")):

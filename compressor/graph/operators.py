@@ -118,9 +118,7 @@ def channel_axis(node: fx.Node) -> int | None:
 
 def weight_shape(node: fx.Node) -> tuple[int, ...]:
     """The shape of a layer's weight: [out, in], [out, in / groups, ...] or, transposed, [in, out / groups, ...]."""
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    return tuple(weight.meta["val"].shape)
+    return tuple(arguments(node)["weight"].meta["val"].shape)
 
 
 def paddings_of(

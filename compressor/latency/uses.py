@@ -16,7 +16,7 @@ from ..export.layers import Layer, LayerKind
 from ..graph import aten
 from ..graph.interface import traced_count
 from ..graph.neighbours import calls_of, computed_operands, is_stored, shape_of
-from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution, paddings_of
+from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution, arguments, paddings_of
 
 Shapes = Callable[[fx.Node], Sequence[int]]
 Widths = tuple[int, int]
@@ -77,9 +77,7 @@ def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> i
 
 
 def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
+    return node.all_input_nodes[0]
 
 
 def _layer(node: fx.Node) -> Layer | None:
@@ -106,9 +104,8 @@ def _product(node: fx.Node) -> Layer | None:
     *leading, m, n = shape_of(node)  # [N, heads, m, n]; of attention m are queries
     lead = prod(leading[1:])
     if node.target is ATTENTION:
-        keys = node.args[1]
-        assert isinstance(keys, fx.Node)
-        return Layer("attention", (lead, m, int(shape_of(keys)[-2])))
+        keys = shape_of(arguments(node)["key"])  # [N, heads, keys, d]
+        return Layer("attention", (lead, m, keys[-2]))
     return Layer("product", (lead, m, n)) if len(leading) else None
 
 
@@ -147,9 +144,7 @@ def macs_of(use: Use, shapes: Shapes) -> int:
     """
     outputs = prod(shapes(use.node))
     if use.layer.kind == "grouped":
-        weight = use.node.args[1]
-        assert isinstance(weight, fx.Node)
-        return outputs * prod(shapes(weight)[1:])  # [out, in / groups, *kernel]
+        return outputs * prod(shapes(arguments(use.node)["weight"])[1:])  # [out, in / groups, *kernel]
     if use.layer.kind == "attention":
         query = shapes(_input(use.node))  # [N, heads, queries, d]
         keys = use.layer.sizes[2]

@@ -134,7 +134,7 @@ def collect(
     device = device_of(graph)
     n = 0  # images of the batch that passes, for `watch`
 
-    def look(node: fx.Node, layer: Layer, samples: Samples) -> None:
+    def look_at(node: fx.Node, layer: Layer, samples: Samples) -> None:
         """Adds rows of what one use of a layer reads of this batch."""
         window = window_of(node, fetch(graph, layer.weight))
         x = samples.images_first(walk.env[arguments(node)["input"]], n)
@@ -149,7 +149,7 @@ def collect(
     def watch(node: fx.Node, value: object) -> object:
         samples = input_layouts.get(node)
         if samples is not None and used[node] in sums:
-            look(node, layers[used[node]], samples)
+            look_at(node, layers[used[node]], samples)
         return value
 
     walk = Watcher(graph, watch)

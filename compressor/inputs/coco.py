@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..records import IntArray
-from .folders import images_of_files, read_json_object, require_files, shown, with_targets
+from .folders import images_of_files, is_file, read_json_object, require_files, shown, with_targets
 from .images import Images
 from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN
 
@@ -141,11 +141,4 @@ def _folder_of(file: Path, first: str) -> Path:
     part = file.stem.removeprefix("instances_")
     above = [file.parent, file.parent.parent] if file.parent.name == "annotations" else [file.parent]
     places = [folder / name for folder in above for name in ("", "images", part, f"images/{part}")]
-    return next((place for place in places if _holds(place, first)), file.parent)
-
-
-def _holds(folder: Path, name: str) -> bool:
-    try:
-        return (folder / name).is_file()
-    except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it
-        return False
+    return next((place for place in places if is_file(place / first)), file.parent)

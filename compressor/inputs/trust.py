@@ -71,9 +71,9 @@ def _objection_to(code: str, sha256: str, folder: Path, *, role: str, instead: s
             f"compare with the one it was made with; run in the folder where that lies, or give {instead}"
         )
     reason = _objection(path, sha256, folder)
-    return (
-        reason and f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_TRUST}, or give {instead}"
-    )
+    if not reason:
+        return ""
+    return f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_TRUST}, or give {instead}"
 
 
 def _is_embedded(builder: str) -> bool:

@@ -103,9 +103,10 @@ def with_nesting(forward: Callable[..., Any], nesting: Nesting) -> Callable[...,
 def _filled(template: Any, leaves: Mapping[str, Tensor], path: str) -> Any:
     """The template with tensors by the names that `tensors.named_leaves` gives them; what has none stays."""
 
-    def filled(entries: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    def filled(entries: Iterable[tuple[object, object]]) -> dict[object, object]:
         return {key: _filled(value, leaves, _below(path, key)) for key, value in entries}
 
+    made: Callable[..., object] = type(template)
     match template:
         case Tensor():
             return leaves.get(path or OUTPUT, template)
@@ -114,23 +115,23 @@ def _filled(template: Any, leaves: Mapping[str, Tensor], path: str) -> Any:
         case _ if dataclasses.is_dataclass(template) and not isinstance(template, type):
             return _dataclass_like(template, filled(_fields_of(template)))
         case tuple() if hasattr(template, "_fields"):  # a named one
-            return type(template)(*filled(zip(template._fields, template, strict=True)).values())
+            return made(*filled(zip(template._fields, template, strict=True)).values())
         case tuple() | list():
-            return type(template)(filled(enumerate(template)).values())
+            return made(filled(enumerate(template)).values())
         case _:
             return template
 
 
-def _fields_of(template: Any) -> Iterator[tuple[str, Any]]:
+def _fields_of(template: Any) -> Iterator[tuple[str, object]]:
     for field in dataclasses.fields(template):
         yield field.name, getattr(template, field.name)
 
 
-def _dataclass_like(template: Any, values: Mapping[str, Any]) -> Any:
+def _dataclass_like(template: object, values: Mapping[object, object]) -> object:
     """A copy with those values, of a frozen one too."""
     changed = copy.copy(template)
     for name, value in values.items():
-        object.__setattr__(changed, name, value)
+        object.__setattr__(changed, str(name), value)
     return changed
 
 
@@ -140,7 +141,7 @@ def _below(path: str, key: object) -> str:
     return f"{OUTPUT}.{key}" if isinstance(key, int) else str(key)
 
 
-def _mapping_like(template: Mapping[Any, Any], entries: dict[Any, Any]) -> Mapping[Any, Any]:
+def _mapping_like(template: Mapping[Any, Any], entries: dict[object, object]) -> Mapping[Any, Any]:
     """Of the template's own class, where that is made of its entries; else a dictionary."""
     made: Callable[..., Any] = type(template)
     try:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from .budgets import BYTES_PER_PARAMETER, Budget, Kind
 from .choices import Choices, Repairing, Scoring
+from .criteria import LEARNED
 from .errors import BudgetError, ModelError
 from .graph import trace
 from .graph.behaviour import require_function
@@ -32,7 +33,7 @@ from .records import Compensation, Cost, Depth, Dropped, IntArray, Plan, Scores,
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
-from .steering import LEARNED, learn_scores
+from .steering import learn_scores
 from .tasks import Targets, Task
 from .tensors import Inputs, count
 

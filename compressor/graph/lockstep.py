@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from ..placement import device_of, to_device
 from ..tensors import Inputs, as_tuple
 from .interface import nodes_by_name
+from .neighbours import computed_operands
 from .tracing import fetch
 
 Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
@@ -82,16 +83,13 @@ def _differs(dense: fx.GraphModule, node: fx.Node, pruned: fx.GraphModule, twin:
 
 def _same(ours: object, theirs: object) -> bool:
     """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
-    if isinstance(ours, fx.Node):
-        return isinstance(theirs, fx.Node) and ours.name == theirs.name
-    if isinstance(ours, (tuple, list)):
-        if not isinstance(theirs, (tuple, list)) or len(ours) != len(theirs):
-            return False
-        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
-    if isinstance(ours, Mapping):
-        if not isinstance(theirs, Mapping) or ours.keys() != theirs.keys():
-            return False
-        return all(_same(ours[key], theirs[key]) for key in ours)
+    match ours, theirs:
+        case fx.Node(), fx.Node():
+            return ours.name == theirs.name
+        case ((tuple() | list()), (tuple() | list())):
+            return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+        case Mapping(), Mapping():
+            return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
     both_nan = ours != ours and theirs != theirs  # the same number, which Python takes for another
     return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
 
@@ -212,8 +210,8 @@ class Lockstep:
     def _run_twin(self, node: fx.Node, pruned: Values) -> object:
         """The value of the pruned graph's node of that name; `pruned` is keyed by dense nodes, its inputs are not."""
         twin = self.twins[node]
-        sources = [source for source in twin.all_input_nodes if source.op != "get_attr"]
-        return run_node(self.pruned, twin, {source: pruned[self._dense_nodes[source]] for source in sources})
+        inputs = {source: pruned[self._dense_nodes[source]] for source in computed_operands(twin)}
+        return run_node(self.pruned, twin, inputs)
 
     def _put_aside(self, dense: Values, pruned: Values) -> None:
         """Keeps a batch's live values for the next stop, those that both graphs share once."""

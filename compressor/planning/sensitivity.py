@@ -21,6 +21,7 @@ from ..errors import DataError
 from ..graph import fetch
 from ..graph.interface import output_names
 from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, run_node
+from ..graph.neighbours import computed_operands
 from ..placement import device_of, release
 from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
@@ -401,7 +402,7 @@ class _Walk:
 def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Inputs of one name; a size that a cut reshape finds by itself is no input of the twin any more."""
     twins = {theirs.name: theirs for theirs in twin.all_input_nodes}
-    return ((ours, twins[ours.name]) for ours in node.all_input_nodes if ours.op != "get_attr" and ours.name in twins)
+    return ((ours, twins[ours.name]) for ours in computed_operands(node) if ours.name in twins)
 
 
 @torch.no_grad()

@@ -99,13 +99,8 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
     return [
         f"{metric} on {final.accuracy.n:,} {final.images} images went from "
         f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
-        f"{_reached(run, final.variant)})."
+        f"{facts.reached(run, final.variant)})."
     ]
-
-
-def _reached(run: ReportInput, variant: str) -> str:
-    """`shipped: tuned`, so that the name stands for one network and it is said which."""
-    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
 
 
 def _speed_sentence(run: ReportInput) -> str:
@@ -318,21 +313,21 @@ def _survived(run: ReportInput) -> tuple[str, ...]:
     if figure is None:
         return ()
     images = facts.counted(figure.n, "evaluation image")
-    masks = run.selector_masks
-    overlap = (
-        ()
-        if masks is None
-        else (
-            f"The selector's masks in both networks share {masks.value:.2f} ({masks.low:.2f} to {masks.high:.2f}) of "
-            "what either shows.",
-        )
-    )
     return (
         f"How well the explanation survived: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}), the rank "
         f"correlation of what each place of the input is worth to both networks, in the mean over {images}; 1 is the "
         "same order, 0 none.",
-        *overlap,
+        *_masks_survived(run),
     )
+
+
+def _masks_survived(run: ReportInput) -> tuple[str, ...]:
+    """One sentence; none where no selector was learned."""
+    masks = run.selector_masks
+    if masks is None:
+        return ()
+    interval = f"{masks.low:.2f} to {masks.high:.2f}"
+    return (f"The selector's masks in both networks share {masks.value:.2f} ({interval}) of what either shows.",)
 
 
 _DECIDING = ("classification", "multi-label", "segmentation")  # both networks are asked for the same decision

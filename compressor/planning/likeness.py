@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ class Likeness:
         other = None if task is None or task.classifies else task
         return cls(tuple(names), tuple(_leaves(answer, other) for answer in answers), other)
 
-    def error(self, answers: Sequence[Inputs]) -> float:
+    def error(self, answers: Iterable[Inputs]) -> float:
         """Squared distance over the expected answers' own square; what is not finite counts as `WORST`.
 
         A task's distance counts every image's answer as 1.

@@ -23,7 +23,7 @@ from ..records import Compensation, IntArray, Plan, Scores, Slices
 from ..rounds import Prunable, measure_units, repair_layers, score_units
 from ..run.checks import Checks, gate, require_passed
 from ..run.fingerprints import Known
-from ..run.plans import Aim, kept_of, make_step, summary_of_budgets, warn_below, words_of
+from ..run.plans import Aim, kept_of, make_step, set_aim, summary_of_budgets, warn_below, words_of
 from ..run.saved import read_weights, write_weights
 from ..run.stages import Keeper, Progress, kept_as_record
 from ..run.tasking import NetworkTask
@@ -48,12 +48,13 @@ class Pruned:
     budget: str = ""
 
 
-def remove_and_repair(work: Work, structure: Structure, task: NetworkTask, aim: Aim) -> Pruned:
-    """Rounds of score, plan, removal and repair; `structure` is the base network's.
+def remove_and_repair(work: Work, structure: Structure, task: NetworkTask, aim: Aim | None = None) -> Pruned:
+    """Rounds of score, plan, removal and repair; `structure` is the base network's, `aim` the recipe's if not given.
 
     Raises GateError where a network is not the masked original.
     """
     recipe, folder = work.recipe, work.stages.folder
+    aim = aim or set_aim(work, structure)
     current, units = work.base, structure
     kept: dict[str, IntArray] = {}
     checks = Checks()

@@ -3,8 +3,8 @@
     python benchmarks/depth.py --networks digits-vit,resnet56 --seeds 0,1,2
     python benchmarks/depth.py --networks deit_tiny --budget "latency 0.5 on onnxruntime threads 1" calibration=200
 Every point is the command's own run with `blocks` keep or drop, in a folder of its own below OUT, so that a study goes
-on where it stopped; its gates judge nothing here. Networks are the embedded ones or those of networks.toml. Out: a table,
-OUT/points.csv, and as the last line one JSON object.
+on where it stopped; its gates judge nothing here. Networks are the embedded ones or those of networks.toml. Out:
+OUT/points.csv and, as the last line, one JSON object.
 """
 
 from __future__ import annotations

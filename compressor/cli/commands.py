@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..budgets import points_of
+from ..device.manifest import SIGNATURE
 from ..errors import InputError
 from ..listing import LISTS, rows_of
 from ..recipe import Recipe
@@ -309,6 +310,29 @@ def load(
     print(json.dumps(pipeline.replay(folder, trust=trust)))
 
 
+@app.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="the private key; its public half lies beside it", metavar="FILE")],
+) -> None:
+    """Makes a key pair that bundles are signed with: ECDSA on P-256, the private half readable to its owner alone."""
+    from ..signing import make_key
+
+    public, sha256 = make_key(file)
+    print(json.dumps({"private": str(file), "public": str(public), "sha256": sha256}))
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
+    key: Path = typer.Option(..., "--key", help="the private key, of `compressor key` or any on a NIST curve"),
+) -> None:
+    """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
+    from ..signing import sign_bundle
+
+    sha256 = sign_bundle(bundle, key)
+    print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
+
+
 @app.command("list")
 def list_names(
     what: Annotated[
@@ -325,7 +349,7 @@ def list_names(
     tables.names(what or "compressor list WHAT", rows)
 
 
-# `__main__` hands these three to the device's own command line, without torch and typer; listed here for --help
+# `__main__` hands these to the device's own command line, without torch and typer; listed here for --help
 def _on_device(context: typer.Context) -> None:
     from ..device.__main__ import main as device_main
 
@@ -333,9 +357,15 @@ def _on_device(context: typer.Context) -> None:
 
 
 _AS_THEY_ARE = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command("verify", help="Checks a bundle's hashes and golden outputs.", context_settings=_AS_THEY_ARE)(_on_device)
-app.command("run", help="Runs a bundle on images.", context_settings=_AS_THEY_ARE)(_on_device)
-app.command("build", help="Builds a bundle's engines on this device.", context_settings=_AS_THEY_ARE)(_on_device)
+_ON_DEVICE = {
+    "verify": "Checks a bundle's signature, hashes and golden outputs.",
+    "run": "Runs a bundle on images.",
+    "build": "Builds a bundle's engines on this device.",
+    "pack": "Makes one file of a bundle's folder.",
+    "unpack": "Makes a bundle's folder of its archive.",
+}
+for _name, _help in _ON_DEVICE.items():
+    app.command(_name, help=_help, context_settings=_AS_THEY_ARE)(_on_device)
 
 for _verb in app.registered_commands:
     _verb.cls = Verb

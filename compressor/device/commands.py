@@ -1,4 +1,4 @@
-"""What an edge box does with a bundle: verify, run, build and benchmark, as lines or as one JSON object on stdout.
+"""What an edge box does with a bundle, a verb each: its results as lines or as one JSON object on stdout.
 
 Exit codes are those of the error tree; every error is one line on stderr.
 """
@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import CompressorError, FolderError, GateError, InputError
+from .archive import as_folder, pack_bundle, unpack_bundle
 from .arrays import write_npz
-from .builder import EngineRecord
+from .builder import EngineRecord, sha256_of
 from .bundle import (
     BundleReport,
     Manifest,
@@ -25,6 +26,7 @@ from .bundle import (
     choose_runtime,
     open_bundle,
     read_bundle,
+    require_signed,
     unchecked_engines,
     verify_bundle,
     verify_files,
@@ -35,7 +37,7 @@ from .feeds import Array, Arrays, sample_bytes
 from .fields import printable
 from .golden import read_golden
 from .images import MOST_BYTES, input_files
-from .manifest import CLASSIFICATION
+from .manifest import CLASSIFICATION, SIGNATURE
 from .options import Verb, make_parser
 from .runtimes import require_runtime, unavailable_error
 from .summaries import by_output, summarise_answer
@@ -46,7 +48,9 @@ from .worker import time_files
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = make_parser({"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark})
+    parser = make_parser(
+        {"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
+    )
     if not words:
         parser.print_help()
         return 0
@@ -54,7 +58,13 @@ def run_command(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(words)
     verb: Verb = options.verb
     try:
-        return verb(options)
+        if verb in (_pack, _unpack):
+            return verb(options)
+        # an engine that is built is to stay
+        with as_folder(options.bundle, keep=verb is _build) as options.folder:
+            if options.key is not None and verb is not _verify:
+                require_signed(options.folder, options.key)
+            return verb(options)
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:
@@ -79,11 +89,13 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    report = verify_bundle(options.bundle, options.runtime)
+    report = verify_bundle(options.folder, options.runtime, key=options.key)
+    trust = _trust(report, options.folder)
     if options.json:
-        _print_json({**asdict(report), "passed": report.passed})
+        _print_json({**asdict(report), "bundle": str(options.bundle), "passed": report.passed, "trust": trust})
     else:
         _print_report(report)
+        print(trust)
     if report.passed:
         return 0
 
@@ -94,6 +106,15 @@ def _verify(options: argparse.Namespace) -> int:
     raise unavailable_error(f"no model of {options.bundle} could be run: {'; '.join(not_run)}", not_run)
 
 
+def _trust(report: BundleReport, folder: Path) -> str:
+    """What is known of who made the bundle: the hashes in it show that it is whole, and a signature whose it is."""
+    if report.signed_by:
+        return f"signed by the owner of the key {report.signed_by}"
+    if (folder / SIGNATURE).is_file():
+        return "integrity only: the bundle is signed, and its signature was not checked (--key FILE does)"
+    return "integrity only: the bundle is not signed, so who made it is not known"
+
+
 def _print_report(report: BundleReport) -> None:
     for check in report.checks:
         print(printable(f"{check.outcome:8} {check.what}: {check.detail}"))
@@ -102,8 +123,8 @@ def _print_report(report: BundleReport) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.out:
         _require_file(options.out)
-    manifest, session = open_bundle(options.bundle, runtime=options.runtime, threads=options.threads)
-    for name, reason in unchecked_engines(options.bundle, manifest).items():
+    manifest, session = open_bundle(options.folder, runtime=options.runtime, threads=options.threads)
+    for name, reason in unchecked_engines(options.folder, manifest).items():
         print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
 
     files = [file for path in options.inputs for file in input_files(path)]
@@ -158,7 +179,7 @@ def _build(options: argparse.Namespace) -> int:
         end = "" if share < 1 else "\n"
         print(f"\r{printable(phase)}: {100 * share:3.0f} %", end=end, file=sys.stderr, flush=True)
 
-    records = build_bundle(options.bundle, progress=None if options.json else show)
+    records = build_bundle(options.folder, progress=None if options.json else show)
     if options.json:
         _print_json({"engines": [asdict(record) for record in records]})
     else:
@@ -176,10 +197,10 @@ def _engine_line(record: EngineRecord) -> str:
 def _benchmark(options: argparse.Namespace) -> int:
     if options.runtime:
         require_runtime(options.runtime)
-    manifest = read_bundle(options.bundle)
-    verify_files(options.bundle, manifest)
+    manifest = read_bundle(options.folder)
+    verify_files(options.folder, manifest)
 
-    images = read_golden(options.bundle, manifest).inputs
+    images = read_golden(options.folder, manifest).inputs
     schedule = _schedule(options, sample_bytes(images))
     files_by_runtime, not_run = _timeable(options, manifest)
     timings: list[Timing] = []
@@ -218,8 +239,8 @@ def _schedule(options: argparse.Namespace, one_bytes: int) -> Schedule:
 def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
     """Model files by runtime and name, and what is not timed with the reason."""
     files_by_runtime: dict[str, dict[str, Path]] = {}
-    not_run = unchecked_engines(options.bundle, manifest)
-    checked = [engine.model for engine in built_engines(options.bundle, manifest) if not engine.unchecked]
+    not_run = unchecked_engines(options.folder, manifest)
+    checked = [engine.model for engine in built_engines(options.folder, manifest) if not engine.unchecked]
     for model in (*manifest.models, *checked):
         chosen, reason = choose_runtime(model, options.runtime)
         if model.made_for:
@@ -227,7 +248,7 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
         elif reason:
             not_run[model.path] = reason
         else:
-            files_by_runtime.setdefault(chosen, {})[model.path] = options.bundle / model.path
+            files_by_runtime.setdefault(chosen, {})[model.path] = options.folder / model.path
     return files_by_runtime, not_run
 
 
@@ -248,6 +269,27 @@ def _timing_line(timing: Timing) -> str:
         f"{timing.name} on {timing.runtime}: p50 {figures['p50_ms']:.3f} ms, p90 {figures['p90']}, "
         f"p99 {figures['p99']}, {figures['images_per_s']:.1f} images/s, n {figures['n']}"
     )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    archive = pack_bundle(options.bundle, options.out)
+    _print_place(options, archive=archive, sha256=sha256_of(archive))
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    _print_place(options, bundle=unpack_bundle(options.bundle, options.out))
+    return 0
+
+
+def _print_place(options: argparse.Namespace, **places: object) -> None:
+    """Where something was written: one word a line, or one object."""
+    words = {name: str(place) for name, place in places.items()}
+    if options.json:
+        _print_json(words)
+    else:
+        for word in words.values():
+            print(printable(word))
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -23,6 +23,7 @@ SCHEMA = "compressor.bundle/2"
 IMAGES_SCHEMA = "compressor.bundle/1"
 """Of older bundles, which say nothing of inputs and outputs: images in, a row of numbers for each out."""
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # over all other files, the manifest among them; called as OpenSSF Model Signing calls it
 GOLDEN = "golden.npz"
 CLASSIFICATION = "classification"  # the task whose answers are told by their classes
 BUILT = "built"  # engines made on the device: outside the manifest, each with a sidecar of its own
@@ -198,7 +199,7 @@ def _path(name: str) -> str:
     is_too_long = len(name) > _MOST_PATH or any(len(step) > _MOST_STEP for step in path.parts)
     if is_too_long or not name.isprintable():
         raise GateError(f"the manifest names {fields.shown(name)}, which is no path of a file; don't use it")
-    if str(path) != name or path.parts[0] == BUILT or name == MANIFEST:  # "a//b" is a second name of "a/b"
+    if str(path) != name or path.parts[0] == BUILT or name in (MANIFEST, SIGNATURE):  # "a//b" is a second name of "a/b"
         raise GateError(f"the manifest names {fields.shown(name)}, which no bundle's file is called; don't use it")
     return name
 

@@ -110,7 +110,9 @@ def test_only_a_whole_bundle_is_signed(bundle: Path, keys: tuple[Path, Path], fa
     else:
         (bundle / "built").mkdir()
         (bundle / "built" / "x.plan").write_bytes(b"engine")
-    with pytest.raises((GateError, FolderError), match=r"was changed|not in the bundle's manifest|built on this device"):
+    with pytest.raises(
+        (GateError, FolderError), match=r"was changed|not in the bundle's manifest|built on this device"
+    ):
         sign_bundle(bundle, keys[0])
     assert not (bundle / "model.sig").exists()
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +67,8 @@ __all__ = [
 ]
 
 
+Describe = Callable[[Manifest], Mapping[str, bytes]]  # the text of each page by its name, beside the manifest
+
 _MOST_LINES = 20  # of files that do not belong there
 
 
@@ -106,8 +108,11 @@ def write_bundle(
     manifest: Manifest,
     golden_inputs: Arrays,
     golden_outputs: Arrays,
+    describe: Describe | None = None,
 ) -> Path:
     """Copies `files` (path inside the bundle -> source) and writes golden file and manifest.
+
+    `describe` is given the manifest with all of these and returns more files: pages that say what the bundle is.
 
     The golden outputs are the fp32 reference's for the inputs, [N, ...] each, in the models' order. Where the manifest
     does not declare the only input or output, it is called `input` or `output`. An earlier bundle in `folder` is
@@ -128,6 +133,10 @@ def write_bundle(
         input_names, output_names = members_of(manifest)
         write_npz(scratch / GOLDEN, dict(zip((*input_names, *output_names), arrays, strict=True)))
         listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
+        pages = {} if describe is None else describe(replace(manifest, files=listings))
+        for name, page in pages.items():
+            (scratch / inside(name)).write_bytes(page)
+            listings[name] = _listing(scratch / name)
         (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
         os.chmod(scratch, 0o755)  # a temporary folder is its maker's alone

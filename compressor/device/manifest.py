@@ -17,6 +17,7 @@ from . import fields, tensorrt
 from .builder import read_profiles
 from .images import Preprocessing, checked_preprocessing
 from .leaves import Leaf, read_leaves
+from .metrics import Metric, read_metrics
 from .parity import MOST_RELATIVE, Limits
 
 SCHEMA = "compressor.bundle/2"
@@ -75,7 +76,8 @@ class Manifest:
     """What a bundle says of itself, its `files` by path; `build` are the recipes of engines to be built.
 
     `inputs` and `outputs` are in the models' order. `preprocessing` makes an image the only input, and is None where
-    inputs are arrays. `task` says what outputs mean. `schema` is of the file this was read from; what is written has
+    inputs are arrays. `task` says what outputs mean, `metrics` how good they are, `not_checked` what nobody looked at;
+    older bundles say neither. `schema` is of the file this was read from; what is written has
     the newest. With the older one, `outputs` is empty: there is one, of any shape.
     """
 
@@ -91,6 +93,8 @@ class Manifest:
     outputs: tuple[Leaf, ...] = ()
     task: str = CLASSIFICATION
     decode: Decode | None = None
+    metrics: tuple[Metric, ...] = ()
+    not_checked: tuple[str, ...] = ()
     schema: str = SCHEMA
 
 
@@ -180,6 +184,8 @@ def _with_leaves(manifest: Manifest, content: fields.Object) -> Manifest:
         outputs=read_leaves(content, "outputs"),
         task=fields.text(content, "task", most=_MOST_NAME),
         decode=_decode(content),
+        metrics=read_metrics(content),
+        not_checked=fields.texts({"not_checked": [], **content}, "not_checked"),
     )
 
 

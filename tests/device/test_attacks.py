@@ -92,7 +92,12 @@ def test_a_linked_manifest_is_refused(bundle: Path, tmp_path: Path, command: Com
 # --- manifests signed again --------------------------------------------------------------------------------------
 
 LEAF = {"name": "input", "shape": [3, SIZE, SIZE], "dtype": "float32"}
+METRIC = {"of": "m", "metric": "top-1", "value": 0.9, "low": 0.8, "high": 1, "n": 9, "is_share": True, "runtime": ""}
 FIELDS: tuple[tuple[str, Any], ...] = (
+    *(("metrics", value) for value in ({}, None, [5], [{}], [{**METRIC, "more": 1}])),
+    *(("metrics", [{**METRIC, key: value}]) for key, value in (("n", 0), ("low", 0.95), ("value", "0.9"), ("of", 5))),
+    *(("metrics", [{**METRIC, "value": value}]) for value in (1e40, True, None)),
+    *(("not_checked", value) for value in ("x", None, [5], ["x" * 100_000])),
     *(("name", value) for value in (5, None, [], "n" * 100_000, ...)),
     *((f"files|{MODEL}", value) for value in ({}, None, [], "x", ...)),
     *((f"files|{MODEL}|sha256", value) for value in (..., 5, "", "x" * 64, "A" * 64, None)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .device.built import engine_files
@@ -98,16 +99,27 @@ def sign_bundle(folder: Path | str, key: Path) -> str:
         raise
 
 
+def require_signer(key: Path) -> None:
+    """Raises what `sign_bundle` would raise for this key, or for what is not installed."""
+    _read_private_key(key)
+    _load_library()
+
+
 def _sign(folder: Path, key: Path, made: Path) -> None:
     """The signature over everything in the folder but an earlier one, as a file."""
+    hashing, signing = _load_library()
+    # nothing else is left out, as it would be by itself: what was left out would be signed by nobody
+    hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    signing.Config().set_hashing_config(hashed).use_elliptic_key_signer(private_key=key).sign(folder, made)
+
+
+def _load_library() -> tuple[ModuleType, ModuleType]:
+    """Its modules for hashing and for signing."""
     try:
         from model_signing import hashing, signing
     except ImportError as error:
         raise MissingPackageError(f"signing needs `model-signing` and `pyopenssl`; {_REMEDY}") from error
-
-    # nothing else is left out, as it would be by itself: what was left out would be signed by nobody
-    hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
-    signing.Config().set_hashing_config(hashed).use_elliptic_key_signer(private_key=key).sign(folder, made)
+    return hashing, signing
 
 
 def _read_private_key(path: Path) -> EllipticCurvePrivateKey:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,3 +159,27 @@ def test_without_the_library_it_says_what_to_install(
     with pytest.raises(MissingPackageError, match=r"compressor\[sign\]"):
         sign_bundle(bundle, keys[0])
     assert not (bundle / "model.sig").exists()
+
+
+def test_a_run_is_told_of_a_key_that_cannot_sign_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["compress", "--signing-key", str(tmp_path / "none.pem"), "--out", str(out)]) == 2
+    assert "`compressor key` makes one" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_runs_bundle_is_signed_where_there_is_a_key(
+    bundle: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor import pipeline
+    from compressor.cli import tables
+
+    run = SimpleNamespace(folder=bundle.parent / "run", summary={"model": "small"})
+    run.folder.mkdir()
+    bundle.rename(run.folder / "bundle")
+    monkeypatch.setattr(pipeline, "run", lambda recipe, notify: run)
+    monkeypatch.setattr(tables, "compressed", lambda finished: None)
+    assert main(["compress", "--signing-key", str(keys[0]), "--quiet"]) == 0
+    assert verify_signature(run.folder / "bundle", keys[1])

@@ -23,6 +23,7 @@ from ..recipe import Recipe
 from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
+from ..signing import make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
 from .screen import StageBars, announce, console, say_now, search_bars
@@ -89,10 +90,15 @@ def compress(
     dry_run: bool = typer.Option(
         False, "--dry-run", help="check what a run checks first, print what it would cost, do nothing", metavar=""
     ),
+    signing_key: Path | None = typer.Option(
+        None, help="sign the bundle with this private key, as `compressor sign` does", metavar="FILE"
+    ),
     quiet: bool = _QUIET,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet
+    if signing_key is not None:
+        require_signer(signing_key)  # before hours of work, not after them
     announce(_task(recipe), recipe)
     if dry_run:
         print(json.dumps(_predicted(recipe)))
@@ -101,13 +107,24 @@ def compress(
 
     if len(points_of(recipe.budget)) > 1:
         sweep = pipeline.sweep(recipe, watch=_watched)
+        _sign([run.folder for run in sweep.runs], signing_key)
         tables.swept(sweep.summary)
         print(json.dumps(sweep.summary))
         return
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
+    _sign([run.folder], signing_key)
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _sign(folders: Sequence[Path], key: Path | None) -> None:
+    """Signs the bundles in runs' folders, where there is a key."""
+    if key is None:
+        return
+    for folder in folders:
+        sha256 = sign_bundle(folder / "bundle", key)
+        say_now(f"signed {folder / 'bundle'} with the key {sha256}")
 
 
 def _predicted(recipe: Recipe) -> dict[str, object]:
@@ -315,8 +332,6 @@ def key(
     file: Annotated[Path, typer.Argument(help="the private key; its public half lies beside it", metavar="FILE")],
 ) -> None:
     """Makes a key pair that bundles are signed with: ECDSA on P-256, the private half readable to its owner alone."""
-    from ..signing import make_key
-
     public, sha256 = make_key(file)
     print(json.dumps({"private": str(file), "public": str(public), "sha256": sha256}))
 
@@ -327,8 +342,6 @@ def sign(
     key: Path = typer.Option(..., "--key", help="the private key, of `compressor key` or any on a NIST curve"),
 ) -> None:
     """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
-    from ..signing import sign_bundle
-
     sha256 = sign_bundle(bundle, key)
     print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
 

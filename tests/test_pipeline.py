@@ -199,6 +199,7 @@ def test_the_bundle_says_what_it_is(run: compressor.Run) -> None:
     assert provenance["recipe_sha256"] == file_sha256(run.folder / "recipe.toml")
     assert provenance["data"] == json.loads((run.folder / "splits.json").read_text())["hashes"]
     assert provenance["shipped"] == run.summary["shipped"]
+    assert "not stated where they were read" in manifest.licences[0]  # the model was given as an object
 
 
 def test_the_bundle_verifies_and_a_changed_byte_does_not(run: compressor.Run, tmp_path: Path) -> None:

@@ -31,10 +31,7 @@ from .results import Delivery, Engine, Outcome
 
 GOLDEN_IMAGES = 8
 GOLDEN_BYTES = 1 << 28  # half of what a reader takes
-LICENCES = (
-    "compressor: Apache-2.0. The model's and the images' own licences apply to what was made from them.",
-    "Layer-wise relevance propagation may be covered by patents where you ship.",
-)
+LRP_PATENTS = "Layer-wise relevance propagation may be covered by patents where you ship."
 
 
 def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
@@ -112,7 +109,7 @@ def _manifest(
         models=tuple(models),
         preprocessing=_preprocessing(work),
         labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
-        licences=LICENCES,
+        licences=_licences(work),
         build=delivery.engines.recipes,
         provenance=_provenance(work, outcome),
         inputs=ends.inputs,
@@ -121,6 +118,18 @@ def _manifest(
         decode=_decode(work),
         metrics=tuple(_metrics(outcome, delivery)),
         not_checked=delivery.checks.not_checked,
+    )
+
+
+def _licences(work: Work) -> tuple[str, ...]:
+    """What is known of licences, and whom to ask for the rest."""
+    name, stated = work.recipe.model, work.model.licence
+    weights = f"{stated}, as their source states it" if stated else "not stated where they were read; ask who made them"
+    return (
+        f"The weights that {name} began with: {weights}.",
+        "The images it was made and judged with, of which the golden inputs are some: as whoever gave them says.",
+        "compressor, which made this: Apache-2.0. It adds no code of its own to the models.",
+        LRP_PATENTS,
     )
 
 

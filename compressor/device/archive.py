@@ -78,8 +78,8 @@ def pack_bundle(folder: Path | str, target: Path | None = None) -> Path:
 
 def archive_of(folder: Path) -> Path:
     """Where a bundle's archive lies unless somebody says otherwise."""
-    whole = folder.resolve()  # `.` has no name
-    return whole.with_name(whole.name + SUFFIX) if folder.name in ("", "..") else folder.with_name(folder.name + SUFFIX)
+    named = folder.resolve() if folder.name in ("", "..") else folder  # `.` has no name
+    return named.with_name(named.name + SUFFIX)
 
 
 def _write_member(archive: IO[bytes], name: str, path: Path) -> None:
@@ -127,6 +127,7 @@ def unpack_bundle(archive: Path | str, folder: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         unpacked = _unpack(archive, Path(scratch) / folder.name)
         if _is_same(unpacked, folder):
+            verify_files(folder, read_bundle(folder))  # it may have been changed since
             return folder
         if folder.exists():
             raise FolderError(f"{folder} is there already and is not the bundle of {archive}; name another folder")

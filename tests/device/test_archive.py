@@ -134,6 +134,13 @@ def test_the_verbs_pack_and_unpack(bundle: Path, tmp_path: Path, command: Comman
     assert_refused(command("pack", bundle, "--out", tmp_path), "is a folder")
 
 
+def test_the_folder_that_one_is_in_is_packed_beside_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle)
+    assert pack_bundle(".") == Path(f"{bundle}.tar")
+    monkeypatch.chdir(bundle.parent)
+    assert pack_bundle(bundle.name) == Path(f"{bundle.name}.tar")
+
+
 def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
     (bundle / MODEL).write_bytes(b"x")
     with pytest.raises(GateError, match="is truncated"):
@@ -145,6 +152,9 @@ def test_a_folder_of_something_else_is_left_alone(bundle: Path, archive: Path, t
     plant(bundle)
     assert unpack_bundle(archive) == bundle  # the same bundle, with what was built in it
     assert (bundle / "built").is_dir()
+    (bundle / MODEL).write_bytes(b"x")
+    with pytest.raises(GateError, match="is truncated"):
+        unpack_bundle(archive)
     put(bundle, "labels|0", "wolf")
     for folder in (bundle, tmp_path / "notes", tmp_path / "file"):
         if folder.name == "notes":

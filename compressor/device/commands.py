@@ -58,19 +58,25 @@ def run_command(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(words)
     verb: Verb = options.verb
     try:
-        if verb in (_pack, _unpack):
-            return verb(options)
-        # an engine that is built is to stay
-        with as_folder(options.bundle, keep=verb is _build) as options.folder:
-            if options.key is not None and verb is not _verify:
-                require_signed(options.folder, options.key)
-            return verb(options)
+        return verb(options) if verb in (_pack, _unpack) else _on_folder(verb, options)
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:
         raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
     except MemoryError as error:
         raise CompressorError("there is not memory enough for this; give fewer or smaller inputs at once") from error
+
+
+def _on_folder(verb: Verb, options: argparse.Namespace) -> int:
+    """The verb's exit code on the bundle's folder, which is its archive's while the verb lasts.
+
+    Where there is a key, nothing is done with what its owner did not sign. `options.given` is what was typed.
+    """
+    options.given = options.bundle
+    with as_folder(options.given, keep=verb is _build) as options.bundle:  # what is built is to stay
+        if options.key is not None and verb is not _verify:  # which says more of it
+            require_signed(options.bundle, options.key)
+        return verb(options)
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -89,10 +95,10 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    report = verify_bundle(options.folder, options.runtime, key=options.key)
-    trust = _trust(report, options.folder)
+    report = verify_bundle(options.bundle, options.runtime, key=options.key)
+    trust = _trust(report, options.bundle)
     if options.json:
-        _print_json({**asdict(report), "bundle": str(options.bundle), "passed": report.passed, "trust": trust})
+        _print_json({**asdict(report), "bundle": str(options.given), "passed": report.passed, "trust": trust})
     else:
         _print_report(report)
         print(trust)
@@ -103,7 +109,7 @@ def _verify(options: argparse.Namespace) -> int:
     if failed:
         raise GateError(failed[0])
     not_run = [f"{check.what}: {check.detail}" for check in report.checks if check.outcome == "not run"]
-    raise unavailable_error(f"no model of {options.bundle} could be run: {'; '.join(not_run)}", not_run)
+    raise unavailable_error(f"no model of {options.given} could be run: {'; '.join(not_run)}", not_run)
 
 
 def _trust(report: BundleReport, folder: Path) -> str:
@@ -123,8 +129,8 @@ def _print_report(report: BundleReport) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.out:
         _require_file(options.out)
-    manifest, session = open_bundle(options.folder, runtime=options.runtime, threads=options.threads)
-    for name, reason in unchecked_engines(options.folder, manifest).items():
+    manifest, session = open_bundle(options.bundle, runtime=options.runtime, threads=options.threads)
+    for name, reason in unchecked_engines(options.bundle, manifest).items():
         print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
 
     files = [file for path in options.inputs for file in input_files(path)]
@@ -179,7 +185,7 @@ def _build(options: argparse.Namespace) -> int:
         end = "" if share < 1 else "\n"
         print(f"\r{printable(phase)}: {100 * share:3.0f} %", end=end, file=sys.stderr, flush=True)
 
-    records = build_bundle(options.folder, progress=None if options.json else show)
+    records = build_bundle(options.bundle, progress=None if options.json else show)
     if options.json:
         _print_json({"engines": [asdict(record) for record in records]})
     else:
@@ -197,10 +203,10 @@ def _engine_line(record: EngineRecord) -> str:
 def _benchmark(options: argparse.Namespace) -> int:
     if options.runtime:
         require_runtime(options.runtime)
-    manifest = read_bundle(options.folder)
-    verify_files(options.folder, manifest)
+    manifest = read_bundle(options.bundle)
+    verify_files(options.bundle, manifest)
 
-    images = read_golden(options.folder, manifest).inputs
+    images = read_golden(options.bundle, manifest).inputs
     schedule = _schedule(options, sample_bytes(images))
     files_by_runtime, not_run = _timeable(options, manifest)
     timings: list[Timing] = []
@@ -212,7 +218,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     _print_timings(timings, not_run, as_json=options.json)
     if not timings:
         reasons = [f"{name}: {reason}" for name, reason in not_run.items()]
-        raise unavailable_error(f"no model of {options.bundle} could be timed: {'; '.join(reasons)}", reasons)
+        raise unavailable_error(f"no model of {options.given} could be timed: {'; '.join(reasons)}", reasons)
     return 0
 
 
@@ -239,16 +245,16 @@ def _schedule(options: argparse.Namespace, one_bytes: int) -> Schedule:
 def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
     """Model files by runtime and name, and what is not timed with the reason."""
     files_by_runtime: dict[str, dict[str, Path]] = {}
-    not_run = unchecked_engines(options.folder, manifest)
-    checked = [engine.model for engine in built_engines(options.folder, manifest) if not engine.unchecked]
+    not_run = unchecked_engines(options.bundle, manifest)
+    checked = [engine.model for engine in built_engines(options.bundle, manifest) if not engine.unchecked]
     for model in (*manifest.models, *checked):
         chosen, reason = choose_runtime(model, options.runtime)
         if model.made_for:
-            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.bundle}"
+            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.given}"
         elif reason:
             not_run[model.path] = reason
         else:
-            files_by_runtime.setdefault(chosen, {})[model.path] = options.folder / model.path
+            files_by_runtime.setdefault(chosen, {})[model.path] = options.bundle / model.path
     return files_by_runtime, not_run
 
 

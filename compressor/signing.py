@@ -41,6 +41,8 @@ def make_key(path: Path) -> tuple[Path, str]:
     except ImportError as error:
         raise MissingPackageError(f"making a key needs `cryptography`; {_REMEDY}") from error
 
+    if path.is_dir():
+        raise FolderError(f"{path} is a folder; name a file, such as {path / 'release.pem'}")
     key = generate_private_key(SECP256R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -61,11 +63,14 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
     """A file that was not there, with these rights from its first byte on."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise FolderError(f"{path} is there already; keys are never replaced, choose another name") from error
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             os.fsync(file.fileno())
-    except FileExistsError as error:
-        raise FolderError(f"{path} is there already; keys are never replaced, choose another name") from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise FolderError(f"can't write {path}: {error.strerror or error}") from error

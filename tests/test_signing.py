@@ -90,8 +90,13 @@ def test_a_key_is_never_replaced_by_half_a_pair(tmp_path: Path, name: str) -> No
 
 
 def test_a_key_in_no_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="can't write"):
-        make_key(tmp_path / "none" / "release.pem")
+    (tmp_path / "file").write_text("mine")
+    for folder in ("none", "file"):
+        with pytest.raises(FolderError, match="can't write"):
+            make_key(tmp_path / folder / "release.pem")
+    for folder in (tmp_path, Path(".")):
+        with pytest.raises(FolderError, match="name a file"):
+            make_key(folder)
 
 
 def test_signing_again_takes_the_earlier_signature_away(bundle: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:

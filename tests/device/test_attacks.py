@@ -95,7 +95,7 @@ LEAF = {"name": "input", "shape": [3, SIZE, SIZE], "dtype": "float32"}
 METRIC = {"of": "m", "metric": "top-1", "value": 0.9, "low": 0.8, "high": 1, "n": 9, "is_share": True, "runtime": ""}
 FIELDS: tuple[tuple[str, Any], ...] = (
     *(("metrics", value) for value in ({}, None, [5], [{}], [{**METRIC, "more": 1}])),
-    *(("metrics", [{**METRIC, key: value}]) for key, value in (("n", 0), ("low", 0.95), ("value", "0.9"), ("of", 5))),
+    *(("metrics", [{**METRIC, key: value}]) for key, value in (("n", 0), ("low", 1.5), ("value", "0.9"), ("of", 5))),
     *(("metrics", [{**METRIC, "value": value}]) for value in (1e40, True, None)),
     *(("not_checked", value) for value in ("x", None, [5], ["x" * 100_000])),
     *(("name", value) for value in (5, None, [], "n" * 100_000, ...)),

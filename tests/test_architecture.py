@@ -44,12 +44,16 @@ DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("cli/",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
+    "cryptography": ("device/signature.py", "signing.py"),
+    "model_signing": ("signing.py",),
+    "cyclonedx": ("delivery/bom.py",),
 }
 
 TORCHLESS = ("device/", "report/", "errors.py", "records.py", "files.py", "__init__.py")
 EDGE_BOX_LACKS = (
     *("torch", "torchvision", "timm", "zennit", "torch_pruning", "onnx", "onnxscript", "onnxslim", "optuna", "pandas"),
     *("typer", "rich", "click", "matplotlib", "jinja2", "safetensors", "PIL", "scipy", "sklearn"),
+    *("cryptography", "model_signing", "cyclonedx"),
 )
 
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import compressor
 from compressor import inspecting, pipeline
 from compressor.budgets import SLACK
-from compressor.device.bundle import verify_bundle
+from compressor.device.bundle import read_bundle, verify_bundle
 from compressor.errors import BudgetError, GateError, ModelError
+from compressor.files import file_sha256
 from compressor.graph import trace
 from compressor.graph.cost import measure_cost
 from compressor.inputs.checkpoints import state_hash
@@ -184,6 +185,21 @@ def test_the_network_that_comes_back_computes_what_ships(run: compressor.Run, im
     shipped = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     assert np.abs(shipped - expected).max() < PARITY
     assert np.abs(expected).max() > 100 * PARITY
+
+
+def test_the_bundle_says_what_it_is(run: compressor.Run) -> None:
+    manifest = read_bundle(run.folder / "bundle")
+    assert {"README.md", "index.html", "bom.cdx.json"} < set(manifest.files)
+    assert {metric.of for metric in manifest.metrics} == {"dense", *run.summary["precisions"]}
+    shipped = next(metric for metric in manifest.metrics if metric.of == "model.onnx")
+    assert shipped.value == pytest.approx(run.summary["precisions"]["model.onnx"]["accuracy"], abs=5e-5)  # 4 digits
+    assert shipped.low <= shipped.value <= shipped.high
+    assert list(manifest.not_checked) == run.summary["not_checked"]
+    provenance = manifest.provenance
+    assert provenance["recipe_sha256"] == file_sha256(run.folder / "recipe.toml")
+    assert provenance["data"] == json.loads((run.folder / "splits.json").read_text())["hashes"]
+    assert provenance["shipped"] == run.summary["shipped"]
+    assert "not stated where they were read" in manifest.licences[0]  # the model was given as an object
 
 
 def test_the_bundle_verifies_and_a_changed_byte_does_not(run: compressor.Run, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trus
     if (folder / "summary.json").is_file() and (folder / "recipe.toml").is_file():
         return _run(folder, label, trust)
     raise FolderError(
-        f"{folder} is neither the folder of a finished run nor a bundle; give one of them, or no folder and a recipe"
+        f"{folder} is neither the folder of a finished run nor a bundle; give one of them (`compressor unpack` makes "
+        "the folder of an archive), or no folder and a recipe"
     )
 
 

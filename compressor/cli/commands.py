@@ -16,12 +16,14 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..budgets import points_of
+from ..device.manifest import SIGNATURE
 from ..errors import InputError
 from ..listing import LISTS, rows_of
 from ..recipe import Recipe
 from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
+from ..signing import make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
 from .screen import StageBars, announce, console, say_now, search_bars
@@ -88,10 +90,15 @@ def compress(
     dry_run: bool = typer.Option(
         False, "--dry-run", help="check what a run checks first, print what it would cost, do nothing", metavar=""
     ),
+    signing_key: Path | None = typer.Option(
+        None, help="sign the bundle with this private key, as `compressor sign` does", metavar="FILE"
+    ),
     quiet: bool = _QUIET,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet
+    if signing_key is not None:
+        require_signer(signing_key)  # before hours of work, not after them
     announce(_task(recipe), recipe)
     if dry_run:
         print(json.dumps(_predicted(recipe)))
@@ -100,13 +107,24 @@ def compress(
 
     if len(points_of(recipe.budget)) > 1:
         sweep = pipeline.sweep(recipe, watch=_watched)
+        _sign([run.folder for run in sweep.runs], signing_key)
         tables.swept(sweep.summary)
         print(json.dumps(sweep.summary))
         return
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
+    _sign([run.folder], signing_key)
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _sign(folders: Sequence[Path], key: Path | None) -> None:
+    """Signs the bundles in runs' folders, where there is a key."""
+    if key is None:
+        return
+    for folder in folders:
+        sha256 = sign_bundle(folder / "bundle", key)
+        say_now(f"signed {folder / 'bundle'} with the key {sha256}")
 
 
 def _predicted(recipe: Recipe) -> dict[str, object]:
@@ -309,6 +327,25 @@ def load(
     print(json.dumps(pipeline.replay(folder, trust=trust)))
 
 
+@app.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="the private key; its public half lies beside it", metavar="FILE")],
+) -> None:
+    """Makes a key pair that bundles are signed with: ECDSA on P-256, the private half readable to its owner alone."""
+    public, sha256 = make_key(file)
+    print(json.dumps({"private": str(file), "public": str(public), "sha256": sha256}))
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
+    key: Path = typer.Option(..., "--key", help="the private key, of `compressor key` or any on a NIST curve"),
+) -> None:
+    """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
+    sha256 = sign_bundle(bundle, key)
+    print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
+
+
 @app.command("list")
 def list_names(
     what: Annotated[
@@ -325,7 +362,7 @@ def list_names(
     tables.names(what or "compressor list WHAT", rows)
 
 
-# `__main__` hands these three to the device's own command line, without torch and typer; listed here for --help
+# `__main__` hands these to the device's own command line, without torch and typer; listed here for --help
 def _on_device(context: typer.Context) -> None:
     from ..device.__main__ import main as device_main
 
@@ -333,9 +370,15 @@ def _on_device(context: typer.Context) -> None:
 
 
 _AS_THEY_ARE = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command("verify", help="Checks a bundle's hashes and golden outputs.", context_settings=_AS_THEY_ARE)(_on_device)
-app.command("run", help="Runs a bundle on images.", context_settings=_AS_THEY_ARE)(_on_device)
-app.command("build", help="Builds a bundle's engines on this device.", context_settings=_AS_THEY_ARE)(_on_device)
+_ON_DEVICE = {
+    "verify": "Checks a bundle's signature, hashes and golden outputs.",
+    "run": "Runs a bundle on images.",
+    "build": "Builds a bundle's engines on this device.",
+    "pack": "Makes one file of a bundle's folder.",
+    "unpack": "Makes a bundle's folder of its archive.",
+}
+for _name, _help in _ON_DEVICE.items():
+    app.command(_name, help=_help, context_settings=_AS_THEY_ARE)(_on_device)
 
 for _verb in app.registered_commands:
     _verb.cls = Verb

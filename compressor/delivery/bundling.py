@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
+from .. import __version__
 from ..device import feeds
 from ..device.bundle import Leaf, Manifest, ModelFile, declared, write_bundle
 from ..device.feeds import Arrays
 from ..device.images import Preprocessing
-from ..device.manifest import Decode
+from ..device.manifest import Decode, FileListing
+from ..device.metrics import Metric
 from ..device.parity import Limits, limits_around
+from ..device.runtimes import REFERENCE
 from ..graph.cost import measure_cost
 from ..graph.interface import answers, input_names, output_names
 from ..inputs.decoding import NamedDecode
-from ..records import Cost
+from ..recipe import to_toml
+from ..records import Figure
+from ..report.bundled import describe_bundle
 from ..run.work import Work
 from ..tensors import from_arrays
+from .bom import BOM, bill_of_materials
 from .results import Delivery, Engine, Outcome
 
 GOLDEN_IMAGES = 8
 GOLDEN_BYTES = 1 << 28  # half of what a reader takes
-LICENCES = (
-    "compressor: Apache-2.0. The model's and the images' own licences apply to what was made from them.",
-    "Layer-wise relevance propagation may be covered by patents where you ship.",
-)
+LRP_PATENTS = "Layer-wise relevance propagation may be covered by patents where you ship."
 
 
 def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
@@ -51,8 +55,23 @@ def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
 
     images, outputs = _golden(work, outcome.network)
     ends = Declared(declared(input_names(outcome.network), images), declared(output_names(outcome.network), outputs))
-    manifest = _manifest(work, delivery, models, measure_cost(outcome.network), ends)
-    write_bundle(folder / "bundle", files, manifest=manifest, golden_inputs=images, golden_outputs=outputs)
+    manifest = _manifest(work, outcome, delivery, models, ends)
+    write_bundle(
+        folder / "bundle",
+        files,
+        manifest=manifest,
+        golden_inputs=images,
+        golden_outputs=outputs,
+        describe=_described,
+    )
+
+
+def _described(manifest: Manifest) -> dict[str, bytes]:
+    """The bill of materials, then the pages, which list it too."""
+    bill = bill_of_materials(manifest)
+    listing: FileListing = {"sha256": hashlib.sha256(bill).hexdigest(), "bytes": len(bill)}
+    listed = replace(manifest, files={**manifest.files, BOM: listing})
+    return {BOM: bill, **describe_bundle(listed)}
 
 
 def _golden(work: Work, network: fx.GraphModule) -> tuple[Arrays, Arrays]:
@@ -82,19 +101,57 @@ class Declared:
     outputs: tuple[Leaf, ...]
 
 
-def _manifest(work: Work, delivery: Delivery, models: Sequence[ModelFile], cost: Cost, ends: Declared) -> Manifest:
+def _manifest(
+    work: Work, outcome: Outcome, delivery: Delivery, models: Sequence[ModelFile], ends: Declared
+) -> Manifest:
     return Manifest(
         name=work.recipe.model,
         models=tuple(models),
         preprocessing=_preprocessing(work),
         labels=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
-        licences=LICENCES,
+        licences=_licences(work),
         build=delivery.engines.recipes,
-        provenance=_provenance(work, cost),
+        provenance=_provenance(work, outcome),
         inputs=ends.inputs,
         outputs=ends.outputs,
         task=work.chosen.name,
         decode=_decode(work),
+        metrics=tuple(_metrics(outcome, delivery)),
+        not_checked=delivery.checks.not_checked,
+    )
+
+
+def _licences(work: Work) -> tuple[str, ...]:
+    """What is known of licences, and whom to ask for the rest."""
+    name, stated = work.recipe.model, work.model.licence
+    weights = f"{stated}, as their source states it" if stated else "not stated where they were read; ask who made them"
+    return (
+        f"The weights that {name} began with: {weights}.",
+        "The images it was made and judged with, of which the golden inputs are some: as whoever gave them says.",
+        "compressor, which made this: Apache-2.0. It adds no code of its own to the models.",
+        LRP_PATENTS,
+    )
+
+
+def _metrics(outcome: Outcome, delivery: Delivery) -> Iterator[Metric]:
+    """The shipped files' figures as ONNX Runtime ran them, and the dense network's in PyTorch."""
+    by_file = delivery.accuracy.by_file
+    for artifact in delivery.files.shipped:
+        if artifact.name in by_file:
+            yield _metric(artifact.name, by_file[artifact.name], REFERENCE)
+    yield _metric("dense", outcome.accuracy["dense"], "pytorch")
+
+
+def _metric(of: str, figure: Figure, runtime: str) -> Metric:
+    return Metric(
+        of=of,
+        metric=figure.metric,
+        value=figure.value,
+        low=figure.low,
+        high=figure.high,
+        n=figure.n,
+        is_share=figure.is_share,
+        runtime=runtime,
     )
 
 
@@ -112,11 +169,20 @@ def _preprocessing(work: Work) -> Preprocessing | None:
     return Preprocessing(chosen.size, chosen.resize, chosen.interpolation, chosen.mean, chosen.std)
 
 
-def _provenance(work: Work, cost: Cost) -> dict[str, object]:
+def _provenance(work: Work, outcome: Outcome) -> dict[str, object]:
+    """What went in, by hashes that the run's folder can be held against, and what it was told to do."""
+    cost, dense = measure_cost(outcome.network), measure_cost(work.dense)
     return {
         "model": work.recipe.model,
         "weights_sha256": work.model.sha256,
-        "budget": work.recipe.budget,
+        "data": dict(work.splits.hashes),
+        # of the recipe.toml in the run's folder
+        "recipe_sha256": hashlib.sha256(to_toml(work.recipe).encode()).hexdigest(),
+        "shipped": outcome.shipped,
+        "budget": outcome.budget or work.recipe.budget,
         "macs": cost.macs,
         "parameters": cost.parameters,
+        "macs_dense": dense.macs,
+        "parameters_dense": dense.parameters,
+        "compressor": __version__,
     }

@@ -1,4 +1,4 @@
-"""`python -m compressor.device verify | run | build | benchmark BUNDLE`: what an edge box does with a bundle.
+"""`python -m compressor.device VERB BUNDLE`: what an edge box does with a bundle.
 
 Standard library and numpy only, and neither from the current folder, which may be the bundle's.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .isolation import leave_current_folder
 
-VERBS = ("verify", "run", "build")
+VERBS = ("verify", "run", "build", "pack", "unpack")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

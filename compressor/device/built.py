@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import EngineError, GateError
 from . import fields
 from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
+from .folders import files_below
 from .golden import Golden, distance
 from .manifest import BUILT, MANIFEST, Manifest, ModelFile
 from .parity import Parity, failures
@@ -37,6 +39,13 @@ class BuiltEngine:
 def is_builders_file(name: str) -> bool:
     """Whether a path in the bundle is called as what `compressor build` leaves there."""
     return bool(_ENGINE_FILES.fullmatch(name) or _UNFINISHED.fullmatch(name))
+
+
+def shipped_files(folder: Path) -> Iterator[str]:
+    """Paths in the bundle but for what `compressor build` leaves there; a link is never that."""
+    for name in files_below(folder):
+        if not is_builders_file(name) or (folder / name).is_symlink():
+            yield name
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..errors import CompressorError, FolderError, GateError, InputError
 from .answering import answers
 from .arrays import write_npz
 from .builder import sha256_of
-from .built import BuiltEngine, built_engines, check_built, engine_files, is_builders_file, read_built
+from .built import BuiltEngine, built_engines, check_built, engine_files, read_built, shipped_files
 from .feeds import Arrays, as_tuple, count
 from .golden import Golden, distance, members_of, read_golden
 from .leaves import Leaf, declared
@@ -29,6 +29,7 @@ from .manifest import (
     IMAGES_SCHEMA,
     MANIFEST,
     SCHEMA,
+    SIGNATURE,
     Decode,
     FileListing,
     Manifest,
@@ -39,6 +40,7 @@ from .manifest import (
 )
 from .parity import Parity, failures
 from .runtimes import Session, available, kind_of, open_model, require_runtime, takers, unavailable_error
+from .signature import verify_signature
 
 __all__ = [
     "BUILT",
@@ -56,12 +58,18 @@ __all__ = [
     "declared",
     "open_bundle",
     "read_bundle",
+    "require_signed",
     "run_bundle",
     "unchecked_engines",
     "verify_bundle",
     "verify_files",
     "write_bundle",
 ]
+
+
+Describe = Callable[[Manifest], Mapping[str, bytes]]  # the text of each page by its name, beside the manifest
+
+_MOST_LINES = 20  # of files that do not belong there
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +84,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """A verification's lines in the order they were checked: files, what is unlisted, models, engines built here."""
+    """A verification's lines in the order they were checked: files, what is unlisted, models, engines built here.
+
+    `signed_by` is the sha256 of the key whose signature held, and empty where none was checked: then the bundle is
+    whole, and who made it is not known.
+    """
 
     bundle: str
     checks: tuple[Check, ...]
+    signed_by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -95,8 +108,11 @@ def write_bundle(
     manifest: Manifest,
     golden_inputs: Arrays,
     golden_outputs: Arrays,
+    describe: Describe | None = None,
 ) -> Path:
     """Copies `files` (path inside the bundle -> source) and writes golden file and manifest.
+
+    `describe` is given the manifest with all of these and returns more files: pages that say what the bundle is.
 
     The golden outputs are the fp32 reference's for the inputs, [N, ...] each, in the models' order. Where the manifest
     does not declare the only input or output, it is called `input` or `output`. An earlier bundle in `folder` is
@@ -117,6 +133,10 @@ def write_bundle(
         input_names, output_names = members_of(manifest)
         write_npz(scratch / GOLDEN, dict(zip((*input_names, *output_names), arrays, strict=True)))
         listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
+        pages = {} if describe is None else describe(replace(manifest, files=listings))
+        for name, page in pages.items():
+            (scratch / inside(name)).write_bytes(page)
+            listings[name] = _listing(scratch / name)
         (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
         os.chmod(scratch, 0o755)  # a temporary folder is its maker's alone
@@ -156,27 +176,55 @@ def _listing(path: Path) -> FileListing:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
-def verify_bundle(folder: Path | str, runtime: str = "") -> BundleReport:
+def verify_bundle(folder: Path | str, runtime: str = "", *, key: Path | None = None) -> BundleReport:
     """Checks every hash, then runs every model a runtime here takes on the golden inputs.
 
-    A file that fails its hash is never opened. Raises GateError when the manifest itself is damaged or the bundle is
-    replaced meanwhile, InputError when `folder` is no bundle or `runtime` unknown.
+    With a public `key`, nothing is read before the signature over all files held, and engines built on this device,
+    which it does not cover, are not run. A file that fails its hash is never opened. Raises GateError when the
+    signature does not hold, the manifest itself is damaged or the bundle is replaced meanwhile, InputError when
+    `folder` is no bundle or `runtime` unknown.
     """
     folder = Path(folder)
     if runtime:
         require_runtime(runtime)
     with _unchanging(folder):
+        signed_by = "" if key is None else verify_signature(folder, key)
         manifest = read_bundle(folder)
         checks = [_check_file(folder, name, listing) for name, listing in manifest.files.items()]
-        checks += [Check(name, "failed", "is not in the manifest; remove it") for name in _unlisted(folder, manifest)]
+        checks += _check_unlisted(folder, manifest)
         intact = {check.what for check in checks if check.outcome == "passed"}
         if GOLDEN in intact:
-            checks += _check_models(folder, manifest, runtime, intact)
-    return BundleReport(str(folder), tuple(checks))
+            checks += _check_models(folder, manifest, runtime, intact, with_built=not signed_by)
+    return BundleReport(str(folder), tuple(checks), signed_by)
 
 
-def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[str]) -> list[Check]:
-    """One line for every model among the `intact` files and every built engine.
+def _check_unlisted(folder: Path, manifest: Manifest) -> list[Check]:
+    """A line for each file that nobody vouches for; of very many, one for the rest."""
+    names = list(_unlisted(folder, manifest))
+    checks = [Check(name, "failed", "is not in the manifest; remove it") for name in names[:_MOST_LINES]]
+    if len(names) > _MOST_LINES:
+        rest = len(names) - _MOST_LINES
+        checks.append(Check(f"{rest} more files", "failed", "are not in the manifest; remove them"))
+    return checks
+
+
+def require_signed(folder: Path, key: Path) -> str:
+    """The sha256 of the key that signed the bundle; raises what `verify_signature` raises.
+
+    GateError too where engines lie in it that were built on a device: no signature covers those.
+    """
+    with _unchanging(folder):
+        sha256 = verify_signature(folder, key)
+        for engine in engine_files(folder):
+            raise GateError(
+                f"{engine} was built on a device, and no signature covers it; leave --key out once the bundle was "
+                "verified, or remove the engine"
+            )
+    return sha256
+
+
+def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[str], *, with_built: bool) -> list[Check]:
+    """One line for every model among the `intact` files and every built engine, which runs only where it may.
 
     Where the golden file is no use, one line that says why.
     """
@@ -187,6 +235,9 @@ def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[st
     models = [model for model in manifest.models if model.path in intact]
     checks = [_check_model(folder, model, runtime, golden) for model in models]
     for path in engine_files(folder):
+        if not with_built:
+            checks.append(Check(f"{BUILT}/{path.name}", "not run", "built on a device: no signature covers it"))
+            continue
         try:
             engine = read_built(path, manifest)
         except CompressorError as error:
@@ -338,27 +389,11 @@ def _check_model(
 
 
 def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Files nobody vouches for, but for what `compressor build` leaves; links and unreadable folders are such."""
+    """Files nobody vouches for, but for the signature and what `compressor build` leaves; links are such."""
     listed = {MANIFEST, *manifest.files}
-    for name in _files_below(folder):
-        is_link = (folder / name).is_symlink()
-        is_foreign = is_link or not is_builders_file(name)
-        if name not in listed and is_foreign:
-            yield name
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """Paths in the bundle by name, whatever is no folder; a linked folder counts as one file."""
-
-    def stop(error: OSError) -> None:
-        raise error  # os.walk would pass over a folder that it can't read
-
-    for place, folders, names in os.walk(folder, onerror=stop):
-        parent = Path(place)
-        links = [name for name in folders if (parent / name).is_symlink()]
-        folders.sort()  # in place: the order os.walk goes on in
-        for name in sorted([*names, *links]):
-            yield (parent / name).relative_to(folder).as_posix()
+    if not (folder / SIGNATURE).is_symlink():
+        listed.add(SIGNATURE)
+    return (name for name in shipped_files(folder) if name not in listed)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an edge box does with a bundle: verify, run, build and benchmark, as lines or as one JSON object on stdout.
+"""What an edge box does with a bundle, a verb each: its results as lines or as one JSON object on stdout.
 
 Exit codes are those of the error tree; every error is one line on stderr.
 """
@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import CompressorError, FolderError, GateError, InputError
+from .archive import as_folder, pack_bundle, unpack_bundle
 from .arrays import write_npz
-from .builder import EngineRecord
+from .builder import EngineRecord, sha256_of
 from .bundle import (
     BundleReport,
     Manifest,
@@ -25,6 +26,7 @@ from .bundle import (
     choose_runtime,
     open_bundle,
     read_bundle,
+    require_signed,
     unchecked_engines,
     verify_bundle,
     verify_files,
@@ -35,7 +37,7 @@ from .feeds import Array, Arrays, sample_bytes
 from .fields import printable
 from .golden import read_golden
 from .images import MOST_BYTES, input_files
-from .manifest import CLASSIFICATION
+from .manifest import CLASSIFICATION, SIGNATURE
 from .options import Verb, make_parser
 from .runtimes import require_runtime, unavailable_error
 from .summaries import by_output, summarise_answer
@@ -46,7 +48,9 @@ from .worker import time_files
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = make_parser({"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark})
+    parser = make_parser(
+        {"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
+    )
     if not words:
         parser.print_help()
         return 0
@@ -54,13 +58,25 @@ def run_command(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(words)
     verb: Verb = options.verb
     try:
-        return verb(options)
+        return verb(options) if verb in (_pack, _unpack) else _on_folder(verb, options)
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:
         raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
     except MemoryError as error:
         raise CompressorError("there is not memory enough for this; give fewer or smaller inputs at once") from error
+
+
+def _on_folder(verb: Verb, options: argparse.Namespace) -> int:
+    """The verb's exit code on the bundle's folder, which is its archive's while the verb lasts.
+
+    Where there is a key, nothing is done with what its owner did not sign. `options.given` is what was typed.
+    """
+    options.given = options.bundle
+    with as_folder(options.given, keep=verb is _build) as options.bundle:  # what is built is to stay
+        if options.key is not None and verb is not _verify:  # which says more of it
+            require_signed(options.bundle, options.key)
+        return verb(options)
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -79,11 +95,13 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    report = verify_bundle(options.bundle, options.runtime)
+    report = verify_bundle(options.bundle, options.runtime, key=options.key)
+    trust = _trust(report, options.bundle)
     if options.json:
-        _print_json({**asdict(report), "passed": report.passed})
+        _print_json({**asdict(report), "bundle": str(options.given), "passed": report.passed, "trust": trust})
     else:
         _print_report(report)
+        print(trust)
     if report.passed:
         return 0
 
@@ -91,7 +109,16 @@ def _verify(options: argparse.Namespace) -> int:
     if failed:
         raise GateError(failed[0])
     not_run = [f"{check.what}: {check.detail}" for check in report.checks if check.outcome == "not run"]
-    raise unavailable_error(f"no model of {options.bundle} could be run: {'; '.join(not_run)}", not_run)
+    raise unavailable_error(f"no model of {options.given} could be run: {'; '.join(not_run)}", not_run)
+
+
+def _trust(report: BundleReport, folder: Path) -> str:
+    """What is known of who made the bundle: the hashes in it show that it is whole, and a signature whose it is."""
+    if report.signed_by:
+        return f"signed by the owner of the key {report.signed_by}"
+    if (folder / SIGNATURE).is_file():
+        return "integrity only: the bundle is signed, and its signature was not checked (--key FILE does)"
+    return "integrity only: the bundle is not signed, so who made it is not known"
 
 
 def _print_report(report: BundleReport) -> None:
@@ -191,7 +218,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     _print_timings(timings, not_run, as_json=options.json)
     if not timings:
         reasons = [f"{name}: {reason}" for name, reason in not_run.items()]
-        raise unavailable_error(f"no model of {options.bundle} could be timed: {'; '.join(reasons)}", reasons)
+        raise unavailable_error(f"no model of {options.given} could be timed: {'; '.join(reasons)}", reasons)
     return 0
 
 
@@ -223,7 +250,7 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
     for model in (*manifest.models, *checked):
         chosen, reason = choose_runtime(model, options.runtime)
         if model.made_for:
-            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.bundle}"
+            not_run[model.path] = f"made for {model.made_for}, which builds from it: compressor build {options.given}"
         elif reason:
             not_run[model.path] = reason
         else:
@@ -248,6 +275,27 @@ def _timing_line(timing: Timing) -> str:
         f"{timing.name} on {timing.runtime}: p50 {figures['p50_ms']:.3f} ms, p90 {figures['p90']}, "
         f"p99 {figures['p99']}, {figures['images_per_s']:.1f} images/s, n {figures['n']}"
     )
+
+
+def _pack(options: argparse.Namespace) -> int:
+    archive = pack_bundle(options.bundle, options.out)
+    _print_place(options, archive=archive, sha256=sha256_of(archive))
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    _print_place(options, bundle=unpack_bundle(options.bundle, options.out))
+    return 0
+
+
+def _print_place(options: argparse.Namespace, **places: object) -> None:
+    """Where something was written: one word a line, or one object."""
+    words = {name: str(place) for name, place in places.items()}
+    if options.json:
+        _print_json(words)
+    else:
+        for word in words.values():
+            print(printable(word))
 
 
 def _print_json(value: Mapping[str, object]) -> None:

@@ -15,6 +15,7 @@ from . import fields, tensorrt
 from .builder import EngineJob, EngineRecord, Progress, build_engine, read_profiles, write_sidecar
 from .built import check_built, read_built, remove_engine, write_check
 from .bundle import verify_files
+from .external import require_weights_beside
 from .golden import read_golden
 from .manifest import BUILT, SCHEMA, Manifest, read_bundle
 from .runtimes import open_model, unavailable_error
@@ -48,6 +49,11 @@ def _build_one(folder: Path, manifest: Manifest, recipe: fields.Object, progress
     model = next((model for model in manifest.models if model.path == path), None)
     if model is None:
         raise GateError(f"the build recipe names {path!r}, which is no model of the bundle")
+
+    try:
+        require_weights_beside(folder / model.path)
+    except ValueError as error:
+        raise GateError(f"{model.path} is no ONNX file: {error}") from error
 
     # The recipe is from elsewhere: what it calls its target becomes the name of a file here.
     stem = re.sub(r"[^A-Za-z0-9_-]", "-", f"{target}-{precision}"[:_MOST_STEM])

@@ -27,8 +27,13 @@ def read_object(path: Path, most_bytes: int) -> dict[str, object]:
         raise ValueError("it is a link")
     if path.stat().st_size > most_bytes:
         raise ValueError(f"it is longer than {most_bytes} bytes")
+    return parse_object(path.read_bytes())
+
+
+def parse_object(data: bytes) -> dict[str, object]:
+    """The object in a text of JSON, each name once."""
     try:
-        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_each_once, parse_constant=_refused)
+        content = json.loads(data.decode(), object_pairs_hook=_each_once, parse_constant=_refused)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):

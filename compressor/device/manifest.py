@@ -17,12 +17,14 @@ from . import fields, tensorrt
 from .builder import read_profiles
 from .images import Preprocessing, checked_preprocessing
 from .leaves import Leaf, read_leaves
+from .metrics import Metric, read_metrics
 from .parity import MOST_RELATIVE, Limits
 
 SCHEMA = "compressor.bundle/2"
 IMAGES_SCHEMA = "compressor.bundle/1"
 """Of older bundles, which say nothing of inputs and outputs: images in, a row of numbers for each out."""
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # over all other files, the manifest among them; called as OpenSSF Model Signing calls it
 GOLDEN = "golden.npz"
 CLASSIFICATION = "classification"  # the task whose answers are told by their classes
 BUILT = "built"  # engines made on the device: outside the manifest, each with a sidecar of its own
@@ -74,7 +76,8 @@ class Manifest:
     """What a bundle says of itself, its `files` by path; `build` are the recipes of engines to be built.
 
     `inputs` and `outputs` are in the models' order. `preprocessing` makes an image the only input, and is None where
-    inputs are arrays. `task` says what outputs mean. `schema` is of the file this was read from; what is written has
+    inputs are arrays. `task` says what outputs mean, `metrics` how good they are, `not_checked` what nobody looked at;
+    older bundles say neither. `schema` is of the file this was read from; what is written has
     the newest. With the older one, `outputs` is empty: there is one, of any shape.
     """
 
@@ -90,6 +93,8 @@ class Manifest:
     outputs: tuple[Leaf, ...] = ()
     task: str = CLASSIFICATION
     decode: Decode | None = None
+    metrics: tuple[Metric, ...] = ()
+    not_checked: tuple[str, ...] = ()
     schema: str = SCHEMA
 
 
@@ -179,6 +184,8 @@ def _with_leaves(manifest: Manifest, content: fields.Object) -> Manifest:
         outputs=read_leaves(content, "outputs"),
         task=fields.text(content, "task", most=_MOST_NAME),
         decode=_decode(content),
+        metrics=read_metrics(content),
+        not_checked=fields.texts({"not_checked": [], **content}, "not_checked"),
     )
 
 
@@ -198,7 +205,7 @@ def _path(name: str) -> str:
     is_too_long = len(name) > _MOST_PATH or any(len(step) > _MOST_STEP for step in path.parts)
     if is_too_long or not name.isprintable():
         raise GateError(f"the manifest names {fields.shown(name)}, which is no path of a file; don't use it")
-    if str(path) != name or path.parts[0] == BUILT or name == MANIFEST:  # "a//b" is a second name of "a/b"
+    if str(path) != name or path.parts[0] == BUILT or name in (MANIFEST, SIGNATURE):  # "a//b" is a second name of "a/b"
         raise GateError(f"the manifest names {fields.shown(name)}, which no bundle's file is called; don't use it")
     return name
 

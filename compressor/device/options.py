@@ -30,21 +30,31 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """The parser of `verify`, `run`, `build` and `benchmark`, whose actions `verbs` holds by name."""
+    """The parser of the device's verbs, whose actions `verbs` holds by name."""
     parser = OneLineParser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, help_text: str) -> argparse.ArgumentParser:
+    def plain_verb(name: str, help_text: str, bundle_help: str) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, help=help_text, description=help_text)
-        subparser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        subparser.add_argument("bundle", type=Path, metavar="BUNDLE", help=bundle_help)
         subparser.add_argument("--json", action="store_true", help="print one JSON object")
-        subparser.set_defaults(verb=verbs[name], runtime="")
+        subparser.set_defaults(verb=verbs[name], runtime="", key=None)
+        return subparser
+
+    def verb(name: str, help_text: str) -> argparse.ArgumentParser:
+        subparser = plain_verb(name, help_text, "its folder, or its archive")
+        key_help = "a public key in PEM: go on only if its owner signed the bundle as it is"
+        subparser.add_argument("--key", type=Path, metavar="FILE", help=key_help)
         return subparser
 
     verify = verb("verify", "check every hash, run every model on the golden inputs")
     run = verb("run", "run the bundle's model on images or arrays, as it takes them")
     verb("build", "build the bundle's TensorRT engines for this device")
     benchmark = verb("benchmark", "time the bundle's models on this device")
+    pack = plain_verb("pack", "make one file of a bundle's folder, the same bytes every time", "its folder")
+    unpack = plain_verb("unpack", "make a bundle's folder of its archive, whole or not at all", "its archive")
+    pack.add_argument("--out", type=Path, metavar="FILE", help="BUNDLE.tar by default")
+    unpack.add_argument("--out", type=Path, metavar="FOLDER", help="the archive's name without .tar by default")
     listed = ", ".join(runtime_names(*FILES))
     for subparser in (verify, run, benchmark):
         subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {listed}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import CompressorError, EngineError, InputError, MissingPackageError, ModelError, did_you_mean
 from . import cuda, onnxruntime, openvino, tensorrt
+from .external import require_weights_beside
 from .feeds import Array, Arrays, as_tuple, unwrapped
 from .openers import Call, LoadedModel, Opener, OpenOptions, Port
 
@@ -183,7 +184,7 @@ def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, 
     `fused=False` keeps ONNX Runtime from turning Q/DQ pairs into integer kernels: a file made for another library
     is then computed as that library reads it.
     Raises InputError for an unknown runtime, MissingPackageError or EngineError when it is not available here,
-    ModelError when the file is missing or can't be read.
+    ModelError when the file is missing, can't be read or takes weights from outside its folder.
     """
     require_runtime(runtime)
     path = Path(path)
@@ -195,6 +196,8 @@ def open_model(path: Path | str, *, runtime: str = REFERENCE, threads: int = 0, 
         raise unavailable_error(f"can't run {path.name} in {runtime}: {reason}", [reason])
 
     try:
+        if kind_of(path) == "onnx":
+            require_weights_beside(path)
         model = row.open(path, OpenOptions(threads, fused))
     except CompressorError:
         raise

@@ -20,13 +20,17 @@ _LONGEST_LINE = 300  # characters of a library's own error that are shown
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A module as its library builds it, with what the library says of its images; `notes` are for the report."""
+    """A module as its library builds it, with what the library says of its images; `notes` are for the report.
+
+    `licence` is of the weights, as their source states it, and empty where it does not or they are others.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     decode: NamedDecode | None = None
+    licence: str = ""
 
 
 def called(build: Callable[[], object], spec: str, *, downloads: bool) -> nn.Module:

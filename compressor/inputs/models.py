@@ -37,7 +37,8 @@ class Model:
     """`builder` and `weights` are what `load_model` was given; `sha256` is of the tensors themselves.
 
     `notes` say what was done to make a plain float32 module of it (see `wrappers.plain`). `decode` gives the boxes of
-    a detector's outputs; None for what is no detector, and for those of two stages.
+    a detector's outputs; None for what is no detector, and for those of two stages. `licence` is the weights' as their
+    source states it, empty where nobody did.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class Model:
     sha256: str
     notes: tuple[str, ...] = ()
     decode: Decoder | NamedDecode | None = None
+    licence: str = ""
 
 
 def model_in_hand(module: nn.Module) -> Model:
@@ -79,6 +81,7 @@ class _Embedded(_Decoded):
     file: str
     sha256: str
     preprocessing: dict[str, object]
+    licence: str
 
 
 class _DataConfig(TypedDict):
@@ -123,7 +126,15 @@ def _ready(built: Built, spec: str, weights: str) -> Model:
     ready = plain(module)
     module = ready.module.eval()
     return Model(
-        module, spec, weights, preprocessing, built.class_names, state_hash(module), ready.notes + notes, decode
+        module,
+        spec,
+        weights,
+        preprocessing,
+        built.class_names,
+        state_hash(module),
+        ready.notes + notes,
+        decode,
+        built.licence if weights == "default" else "",
     )
 
 
@@ -166,7 +177,7 @@ def _embedded(spec: str, weights: str) -> Built:
         fill(built.module, file)
     named = entry.get("decode")
     decode = None if named is None else NamedDecode(named["parameters"], named["kind"])
-    return Built(built.module, overridden(None, **entry["preprocessing"]), decode=decode)
+    return Built(built.module, overridden(None, **entry["preprocessing"]), decode=decode, licence=entry["licence"])
 
 
 def _index() -> dict[str, _Embedded]:
@@ -213,7 +224,9 @@ def _timm(spec: str, weights: str) -> Built:
         return create(name, pretrained=default, **arguments)
 
     module = called(build, f"timm:{spec}", downloads=default)
-    return Built(module, _of_config(module))
+    config = getattr(module, "pretrained_cfg", None)
+    licence = config.get("license") if isinstance(config, Mapping) else None
+    return Built(module, _of_config(module), licence=licence if isinstance(licence, str) else "")
 
 
 def _of_config(module: nn.Module) -> Preprocessing | None:

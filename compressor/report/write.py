@@ -35,7 +35,10 @@ class ReportPaths:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page shows, in order; `images` are PNGs by the names that its figures use. Warnings come first."""
+    """What a page shows, in order; `images` are PNGs by the names that its figures use. Warnings come first.
+
+    `footer` takes the place of where a report's numbers are.
+    """
 
     title: str
     verdict: tuple[str, ...]
@@ -45,6 +48,7 @@ class Page:
     images: Mapping[str, bytes]
     warnings: tuple[str, ...] = ()
     subtitle: str = ""
+    footer: str = ""
 
 
 def write_report(run: ReportInput, folder: str | Path, pictures: Mapping[str, bytes] | None = None) -> ReportPaths:
@@ -76,7 +80,7 @@ def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, 
         write_bytes(path, image)
     write_text(paths.markdown, to_markdown(page.title, page.verdict, page.sections, page.warnings, page.subtitle))
     write_json(paths.json, content)
-    write_text(paths.html, _to_html(page, stem))
+    write_text(paths.html, to_html(page, stem))
     return paths
 
 
@@ -134,7 +138,8 @@ def _plain(value: Any) -> Any:
 _CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it
 
 
-def _to_html(page: Page, stem: str) -> str:
+def to_html(page: Page, stem: str) -> str:
+    """The page on its own, images within; `stem` is what the file beside it that holds the numbers is called."""
     loader = PackageLoader("compressor.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -151,7 +156,7 @@ def _to_html(page: Page, stem: str) -> str:
         figures=page.key_figures,
         sections=page.sections,
         images={name: _data_url(image) for name, image in page.images.items()},
-        stem=stem,
+        footer=page.footer or f"Raw samples and every number shown are in {stem}.json.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.device import runtimes, tensorrt
+from compressor.device.__main__ import main
 from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
 
@@ -155,3 +159,38 @@ def pair_bundle(tmp_path: Path, pair_file: Path, pair_inputs: tuple[NDArray[Any]
     return write_bundle(
         tmp_path / "pair.bundle", files, manifest=manifest, golden_inputs=pair_inputs, golden_outputs=outputs
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path: Path, images: NDArray[np.float32]) -> Path:
+    np.save(tmp_path / "image.npy", images[:1])
+    return tmp_path / "image.npy"
+
+
+@pytest.fixture
+def engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT as if it were here: an engine is an ONNX file, run by ONNX Runtime."""
+    as_onnx = replace(runtimes.row_of(runtimes.REFERENCE), name="tensorrt", takes="engine")
+    rows = tuple(as_onnx if row.name == "tensorrt" else row for row in runtimes.RUNTIMES)
+    monkeypatch.setattr(runtimes, "RUNTIMES", rows)
+    monkeypatch.setattr(tensorrt, "unavailable", lambda library: "")

@@ -68,7 +68,7 @@ def aged(bundle: Path) -> Path:
         arrays = {"inputs": golden[INPUT], "outputs": golden[OUTPUT]}
 
     def change(content: Content) -> None:
-        for name in ("inputs", "outputs", "task", "decode"):
+        for name in ("inputs", "outputs", "task", "decode", "metrics", "not_checked"):
             del content[name]
         content["schema"] = "compressor.bundle/1"
 

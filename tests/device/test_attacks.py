@@ -12,7 +12,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.device import builder, engines, isolation, runtimes, tensorrt
-from compressor.device.__main__ import main
+from compressor.device import builder, engines, isolation, tensorrt
 from compressor.device.built import write_check
 from compressor.device.bundle import Manifest, ModelFile, open_bundle, read_bundle, verify_bundle, write_bundle
 from compressor.device.images import load_inputs
@@ -32,39 +31,13 @@ from compressor.errors import CompressorError, DataError, EngineError, GateError
 from compressor.inputs.images import Preprocessing as HostPreprocessing
 from compressor.inputs.sources import load_images
 
-from .conftest import CLASSES, PREPROCESSING, SIZE, small_model, small_outputs
+from .conftest import CLASSES, PREPROCESSING, SIZE, Answer, Command, small_model, small_outputs
 from .tampering import INPUT, OUTPUT, archive, archive_of, npy, odd_model, png_of, put, replace_file, signed
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "models/small.onnx"
 PIXELS = (3, SIZE, SIZE)
 QUICK = ("--runs", "2", "--seconds", "0", "--rounds", "1", "--threads", "1")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: object) -> Answer:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        return Answer(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def image(tmp_path: Path, images: NDArray[np.float32]) -> Path:
-    np.save(tmp_path / "image.npy", images[:1])
-    return tmp_path / "image.npy"
 
 
 def assert_refused(answer: Answer, words: str = "") -> None:
@@ -119,7 +92,12 @@ def test_a_linked_manifest_is_refused(bundle: Path, tmp_path: Path, command: Com
 # --- manifests signed again --------------------------------------------------------------------------------------
 
 LEAF = {"name": "input", "shape": [3, SIZE, SIZE], "dtype": "float32"}
+METRIC = {"of": "m", "metric": "top-1", "value": 0.9, "low": 0.8, "high": 1, "n": 9, "is_share": True, "runtime": ""}
 FIELDS: tuple[tuple[str, Any], ...] = (
+    *(("metrics", value) for value in ({}, None, [5], [{}], [{**METRIC, "more": 1}])),
+    *(("metrics", [{**METRIC, key: value}]) for key, value in (("n", 0), ("low", 1.5), ("value", "0.9"), ("of", 5))),
+    *(("metrics", [{**METRIC, "value": value}]) for value in (1e40, True, None)),
+    *(("not_checked", value) for value in ("x", None, [5], ["x" * 100_000])),
     *(("name", value) for value in (5, None, [], "n" * 100_000, ...)),
     *((f"files|{MODEL}", value) for value in ({}, None, [], "x", ...)),
     *((f"files|{MODEL}|sha256", value) for value in (..., 5, "", "x" * 64, "A" * 64, None)),
@@ -354,15 +332,6 @@ def plant(bundle: Path, name: str = "x", *, library: str = "tensorrt", seed: int
     )
     builder.write_sidecar(replace(record, **changed))
     return path
-
-
-@pytest.fixture
-def engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT as if it were here: an engine is an ONNX file, run by ONNX Runtime."""
-    as_onnx = replace(runtimes.row_of(runtimes.REFERENCE), name="tensorrt", takes="engine")
-    rows = tuple(as_onnx if row.name == "tensorrt" else row for row in runtimes.RUNTIMES)
-    monkeypatch.setattr(runtimes, "RUNTIMES", rows)
-    monkeypatch.setattr(tensorrt, "unavailable", lambda library: "")
 
 
 PLANTED: dict[str, dict[str, Any]] = {
@@ -710,7 +679,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_one_line(
     assert all(report.checks for report in reports)
 
 
-@pytest.mark.parametrize("place", ["sha256_of", "_files_below", "read_golden"])
+@pytest.mark.parametrize("place", ["sha256_of", "shipped_files", "read_golden"])
 def test_a_file_that_is_gone_when_it_is_read_is_one_line(
     bundle: Path, image: Path, command: Command, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -23,11 +23,14 @@ from compressor.device.bundle import (
     write_bundle,
 )
 from compressor.device.engines import build_bundle
+from compressor.device.golden import read_golden
 from compressor.device.images import load_inputs, top_classes
+from compressor.device.metrics import Metric
 from compressor.device.runtimes import available
 from compressor.errors import DataError, EngineError, FolderError, GateError, InputError, MissingPackageError
 
 from .conftest import CLASSES, PREPROCESSING, SIZE, small_model, small_outputs
+from .tampering import aged
 
 MODEL = "models/small.onnx"
 RUNTIMES_REL = 1e-5  # two runtimes in float32, each summing as the processor likes: 2.4e-6 was seen
@@ -48,6 +51,30 @@ def test_reading_gives_what_was_written(bundle: Path) -> None:
     assert manifest.models == (ModelFile(MODEL),)
     assert manifest.labels[4] == "eel"
     assert manifest.files[MODEL]["bytes"] == (bundle / MODEL).stat().st_size
+
+
+def test_figures_and_pages_are_written_listed_and_read(bundle: Path, model_file: Path, tmp_path: Path) -> None:
+    metric = Metric(MODEL, "top-1", 0.9, 0.8, 0.95, 719, runtime="onnxruntime")
+    manifest = replace(read_bundle(bundle), files={}, metrics=(metric,), not_checked=("engines: no GPU",))
+    golden = read_golden(bundle, read_bundle(bundle))
+
+    def describe(listed: Manifest) -> dict[str, bytes]:
+        return {"README.md": ", ".join(listed.files).encode()}
+
+    write_bundle(
+        bundle,
+        {MODEL: model_file},
+        manifest=manifest,
+        golden_inputs=golden.inputs,
+        golden_outputs=golden.outputs,
+        describe=describe,
+    )
+    written = read_bundle(bundle)
+    assert (written.metrics, written.not_checked) == ((metric,), ("engines: no GPU",))
+    assert (bundle / "README.md").read_text() == f"{GOLDEN}, {MODEL}"
+    assert "README.md" in written.files
+    assert verify_bundle(bundle).passed
+    assert read_bundle(aged(bundle)).metrics == ()
 
 
 @pytest.mark.parametrize("name", [MODEL, GOLDEN])

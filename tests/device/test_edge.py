@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from compressor.device.runtimes import available
 from compressor.errors import MissingPackageError
 
+from .signing import sign, write_keys
+
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED_RUNTIMES = ("onnxruntime", "openvino")
 # Everything that is not the standard library, numpy or the one runtime is as good as not installed.
@@ -32,8 +34,10 @@ sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
 """
 
 
-def run(tmp_path: Path, *arguments: str, runtime: str = "onnxruntime") -> subprocess.CompletedProcess[str]:
-    allowed = ("compressor", "numpy", runtime)
+def run(
+    tmp_path: Path, *arguments: str, runtime: str = "onnxruntime", more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    allowed = ("compressor", "numpy", runtime, *more)
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(allowed=allowed))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     return subprocess.run(
@@ -63,6 +67,17 @@ def test_verify_and_run_need_numpy_and_one_runtime_only(
     assert len(json.loads(ran.stdout)["results"]["in.npy"]) == 2
 
 
+def test_a_signature_needs_cryptography_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    words = ("-m", "compressor", "verify", str(sign(bundle, private)), "--key", str(public))
+    without = run(tmp_path, *words)
+    assert without.returncode == 6
+    assert without.stderr.startswith("error: checking a signature needs `cryptography`; pip install")
+    signed = run(tmp_path, *words, more=("cryptography", "_cffi_backend"))
+    assert (signed.returncode, signed.stderr) == (0, "")
+    assert "signed by the owner of the key" in signed.stdout
+
+
 def test_benchmark_works_there_too(bundle: Path, tmp_path: Path) -> None:
     flags = ("--runs", "64", "--seconds", "0", "--rounds", "2", "--threads", "1", "--samples", "raw.json", "--json")
     done = run(tmp_path, "-m", "compressor.device", "benchmark", str(bundle), *flags)
@@ -85,7 +100,7 @@ def test_the_other_verbs_say_what_to_install(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "compressor", "compress")
     assert done.returncode == 6
     assert done.stderr.count("\n") == 1
-    assert "everything but verify, run, build, list and benchmark of a bundle" in done.stderr
+    assert "everything but verify, run, build, pack, unpack, list and benchmark of a bundle" in done.stderr
     assert "pip install 'compressor[compress]'" in done.stderr
 
 
@@ -95,7 +110,7 @@ def test_the_help_says_what_works_there(tmp_path: Path, entry: str, flags: tuple
     done = run(tmp_path, "-m", entry, *flags)
     assert (done.returncode, done.stderr) == (0, "")
     verbs = re.findall(r"^ {4}(\w+)", done.stdout, re.MULTILINE)
-    assert verbs == ["verify", "run", "build", "benchmark"]
+    assert verbs == ["verify", "run", "build", "benchmark", "pack", "unpack"]
     assert "pip install 'compressor[compress]'" in " ".join(done.stdout.split())
 
 

@@ -10,7 +10,8 @@ import pytest
 from compressor.device.options import make_parser
 from compressor.errors import InputError
 
-VERBS = {name: lambda arguments, name=name: len(name) for name in ("verify", "run", "build", "benchmark")}
+NAMES = ("verify", "run", "build", "benchmark", "pack", "unpack")
+VERBS = {name: lambda arguments, name=name: len(name) for name in NAMES}
 
 
 def parsed(line: str) -> Namespace:
@@ -23,6 +24,11 @@ def test_each_verb_leads_to_its_own_function(name: str) -> None:
     arguments = parsed(f"{name} a.bundle{inputs}")
     assert arguments.verb(arguments) == len(name)
     assert (arguments.bundle, arguments.json, arguments.runtime) == (Path("a.bundle"), False, "")
+
+
+def test_what_reads_a_bundle_takes_a_key_and_what_moves_one_a_place() -> None:
+    assert all(parsed(f"{name} b --key k.pem{' a' * (name == 'run')}").key == Path("k.pem") for name in NAMES[:4])
+    assert all(parsed(f"{name} b --out place").out == Path("place") for name in NAMES[4:])
 
 
 def test_flags_become_numbers_paths_and_cores() -> None:

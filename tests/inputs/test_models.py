@@ -75,6 +75,13 @@ def test_embedded_models_are_what_the_index_says(name: str) -> None:
     assert measured >= ACCURACY_FLOORS[name]
 
 
+def test_a_licence_is_said_of_the_weights_that_it_is_of() -> None:
+    assert load_model("digits-resnet").licence == "Apache-2.0"
+    assert load_model("digits-resnet", "none").licence == ""  # nobody's weights
+    assert models._timm("vit_tiny_patch16_224(num_classes=3)", "none").licence == "apache-2.0"
+    assert load_model("timm:vit_tiny_patch16_224(num_classes=3)", "none").licence == ""
+
+
 def test_the_embedded_transformer_has_the_promised_blocks_and_heads() -> None:
     names = [name for name, _ in load_model("digits-vit", "none").module.named_modules()]
     attention = [name for name in names if name.endswith(".attention")]

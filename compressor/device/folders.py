@@ -1,0 +1,23 @@
+"""The files below a bundle's folder by name, whatever is no folder; links are files here and are never followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Paths in the folder, in order; raises OSError for a folder that can't be read. A linked folder is one file."""
+
+    def stop(error: OSError) -> None:
+        raise error  # os.walk would pass over a folder that it can't read
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        parent = Path(place)
+        below = parent.relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        links = [name for name in folders if (parent / name).is_symlink()]
+        folders.sort()  # in place: the order os.walk goes on in
+        for name in sorted([*names, *links]):
+            yield prefix + name

@@ -1,0 +1,150 @@
+"""A bundle and a private key in, its signature out: OpenSSF Model Signing, checked before it counts.
+
+The signature is made by `model-signing` and checked by the verifier that devices have. Keys are ECDSA on a NIST curve,
+in PEM. Knows nothing of what a bundle holds; a private key is read here only, and never written anywhere but here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .device.built import engine_files
+from .device.bundle import read_bundle, verify_files
+from .device.manifest import SIGNATURE
+from .device.signature import CURVES, key_sha256, verify_signed_by
+from .errors import CompressorError, FolderError, InputError, MissingPackageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+_REMEDY = "pip install 'compressor[sign]'"
+
+
+def make_key(path: Path) -> tuple[Path, str]:
+    """Writes a new private key to `path`, for its owner's eyes alone, and its public half beside it.
+
+    Returns the public half's path and sha256. Raises FolderError where one of the files is there already: a key that
+    is replaced can't be had again.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+        from cryptography.hazmat.primitives.serialization import (
+            Encoding,
+            NoEncryption,
+            PrivateFormat,
+            PublicFormat,
+        )
+    except ImportError as error:
+        raise MissingPackageError(f"making a key needs `cryptography`; {_REMEDY}") from error
+
+    if path.is_dir():
+        raise FolderError(f"{path} is a folder; name a file, such as {path / 'release.pem'}")
+    key = generate_private_key(SECP256R1())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    public_path = path.with_name(f"{path.stem}.pub{path.suffix or '.pem'}")
+    for place in (path, public_path):
+        if place.exists() or place.is_symlink():
+            raise FolderError(f"{place} is there already; keys are never replaced, choose another name")
+    _write_new(path, private, mode=0o600)
+    try:
+        _write_new(public_path, public, mode=0o644)
+    except FolderError:
+        path.unlink(missing_ok=True)
+        raise
+    return public_path, key_sha256(key.public_key())
+
+
+def _write_new(path: Path, data: bytes, *, mode: int) -> None:
+    """A file that was not there, with these rights from its first byte on."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise FolderError(f"{path} is there already; keys are never replaced, choose another name") from error
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def sign_bundle(folder: Path | str, key: Path) -> str:
+    """Signs all files of a whole, unchanged bundle, over an earlier signature; the sha256 of the key that signed.
+
+    Raises what `read_bundle` and `verify_files` raise, InputError for a key that can't sign, FolderError where engines
+    built on this device lie in the bundle, which would be signed for every device.
+    """
+    folder = Path(folder)
+    verify_files(folder, read_bundle(folder))
+    for engine in engine_files(folder):
+        raise FolderError(f"{engine} was built on this device and is no part of the bundle; remove it, then sign")
+    public_key = _read_private_key(key).public_key()
+
+    path = folder / SIGNATURE
+    try:
+        # beside the bundle: in it, the scratch file would be signed too
+        with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".sign-") as scratch:
+            made = Path(scratch) / SIGNATURE
+            _sign(folder, key, made)
+            os.replace(made, path)
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+    try:
+        return verify_signed_by(folder, public_key)
+    except CompressorError:  # the bundle was changed meanwhile
+        path.unlink(missing_ok=True)
+        raise
+
+
+def require_signer(key: Path) -> None:
+    """Raises what `sign_bundle` would raise for this key, or for what is not installed."""
+    _read_private_key(key)
+    _load_library()
+
+
+def _sign(folder: Path, key: Path, made: Path) -> None:
+    """The signature over everything in the folder but an earlier one, as a file."""
+    hashing, signing = _load_library()
+    # nothing else is left out, as it would be by itself: what was left out would be signed by nobody
+    hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    signing.Config().set_hashing_config(hashed).use_elliptic_key_signer(private_key=key).sign(folder, made)
+
+
+def _load_library() -> tuple[ModuleType, ModuleType]:
+    """Its modules for hashing and for signing."""
+    try:
+        from model_signing import hashing, signing
+    except ImportError as error:
+        raise MissingPackageError(f"signing needs `model-signing` and `pyopenssl`; {_REMEDY}") from error
+    return hashing, signing
+
+
+def _read_private_key(path: Path) -> EllipticCurvePrivateKey:
+    """The private key of a PEM file, on one of the three curves that are signed with."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the key {path} can't be read: {error.strerror}; `compressor key` makes one") from error
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        raise MissingPackageError(f"signing needs `cryptography`; {_REMEDY}") from error
+    try:
+        key = load_pem_private_key(data, password=None)
+    except TypeError as error:
+        raise InputError(f"{path} is locked with a password; `model_signing sign key` asks for it") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InputError(f"{path} holds no private key in PEM, such as `compressor key` makes") from error
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
+        raise InputError(f"{path} is no key on a NIST curve ({', '.join(CURVES)}), such as `compressor key` makes")
+    return key

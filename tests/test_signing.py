@@ -1,0 +1,190 @@
+"""Signing on the host: keys that are never replaced, and signatures that `model_signing` and devices both accept."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from compressor.__main__ import main
+from compressor.device.bundle import Manifest, ModelFile, verify_bundle, write_bundle
+from compressor.device.signature import verify_signature
+from compressor.errors import FolderError, GateError, InputError, MissingPackageError
+from compressor.signing import make_key, sign_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """One whose model no runtime opens: nobody signs what a model computes."""
+    (tmp_path / "model.bin").write_bytes(b"model")
+    images = np.zeros((2, 4), np.float32)
+    manifest = Manifest("small", (ModelFile("models/m.onnx"),), preprocessing=None, task="any")
+    files = {"models/m.onnx": tmp_path / "model.bin"}
+    return write_bundle(tmp_path / "b", files, manifest=manifest, golden_inputs=images, golden_outputs=images)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    private = tmp_path / "release.pem"
+    public, _ = make_key(private)
+    return private, public
+
+
+def library(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model_signing", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_we_sign_the_library_accepts_and_the_other_way_round(bundle: Path, keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    signature = bundle / "model.sig"
+    signed_by = sign_bundle(bundle, private)
+    verified = library("verify", "key", bundle, "--signature", signature, "--public_key", public)
+    assert (verified.returncode, "succeeded" in verified.stdout + verified.stderr) == (0, True), verified
+
+    signature.unlink()
+    assert library("sign", "key", bundle, "--private_key", private, "--signature", signature).returncode == 0
+    assert verify_signature(bundle, public) == signed_by
+
+    (bundle / "models" / "m.onnx").write_bytes(b"Model")
+    assert library("verify", "key", bundle, "--signature", signature, "--public_key", public).returncode != 0
+    with pytest.raises(GateError, match="not what was signed"):
+        verify_signature(bundle, public)
+
+
+def test_the_verbs_make_a_key_and_sign(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def answer(words: Sequence[str]) -> dict[str, str]:
+        assert main(words) == 0
+        content: dict[str, str] = json.loads(capsys.readouterr().out)
+        return content
+
+    key = answer(["key", "release.pem"])
+    assert (key["private"], key["public"]) == ("release.pem", "release.pub.pem")
+    assert stat.S_IMODE((tmp_path / "release.pem").stat().st_mode) == 0o600
+    signed = answer(["sign", "b", "--key", "release.pem"])
+    assert signed == {"bundle": "b", "signature": "b/model.sig", "signed_by": key["sha256"]}
+    assert verify_bundle(bundle, key=tmp_path / "release.pub.pem").signed_by == key["sha256"]
+    assert main(["key", "release.pem"]) == 2
+    assert "never replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["release.pem", "release.pub.pem"])
+def test_a_key_is_never_replaced_by_half_a_pair(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderError, match="never replaced"):
+        make_key(tmp_path / "release.pem")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_key_in_no_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in ("none", "file"):
+        with pytest.raises(FolderError, match="can't write"):
+            make_key(tmp_path / folder / "release.pem")
+    for folder in (tmp_path, Path(".")):
+        with pytest.raises(FolderError, match="name a file"):
+            make_key(folder)
+
+
+def test_signing_again_takes_the_earlier_signature_away(bundle: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    sign_bundle(bundle, keys[0])
+    public, _ = make_key(tmp_path / "next.pem")
+    assert sign_bundle(bundle, tmp_path / "next.pem") == verify_signature(bundle, public)
+    with pytest.raises(GateError, match="signed with the key"):
+        verify_signature(bundle, keys[1])
+
+
+@pytest.mark.parametrize("fault", ["changed", "more", "built"])
+def test_only_a_whole_bundle_is_signed(bundle: Path, keys: tuple[Path, Path], fault: str) -> None:
+    if fault == "changed":
+        (bundle / "models" / "m.onnx").write_bytes(b"Model")
+    elif fault == "more":
+        (bundle / ".gitignore").write_text("models")
+    else:
+        (bundle / "built").mkdir()
+        (bundle / "built" / "x.plan").write_bytes(b"engine")
+    with pytest.raises(
+        (GateError, FolderError), match=r"was changed|not in the bundle's manifest|built on this device"
+    ):
+        sign_bundle(bundle, keys[0])
+    assert not (bundle / "model.sig").exists()
+
+
+def test_a_bundle_that_changes_while_it_is_signed_has_no_signature(
+    bundle: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor import signing
+
+    made = signing._sign
+
+    def sign_and_change(folder: Path, key: Path, path: Path) -> None:
+        made(folder, key, path)
+        (folder / "models" / "m.onnx").write_bytes(b"Model")
+
+    monkeypatch.setattr(signing, "_sign", sign_and_change)
+    with pytest.raises(GateError, match="not what was signed"):
+        sign_bundle(bundle, keys[0])
+    assert not (bundle / "model.sig").exists()
+
+
+def test_a_key_that_cannot_sign_is_named(bundle: Path, tmp_path: Path) -> None:
+    form, pem = serialization.PrivateFormat.PKCS8, serialization.Encoding.PEM
+    locked = serialization.BestAvailableEncryption(b"secret")
+    plain = serialization.NoEncryption()
+    keys = {
+        "no private key": b"x",
+        "NIST curve": ed25519.Ed25519PrivateKey.generate().private_bytes(pem, form, plain),
+        "locked with a password": ec.generate_private_key(ec.SECP256R1()).private_bytes(pem, form, locked),
+    }
+    for words, data in keys.items():
+        (tmp_path / "key.pem").write_bytes(data)
+        with pytest.raises(InputError, match=words):
+            sign_bundle(bundle, tmp_path / "key.pem")
+    with pytest.raises(InputError, match="can't be read"):
+        sign_bundle(bundle, tmp_path / "none.pem")
+
+
+def test_without_the_library_it_says_what_to_install(
+    bundle: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingPackageError, match=r"compressor\[sign\]"):
+        sign_bundle(bundle, keys[0])
+    assert not (bundle / "model.sig").exists()
+
+
+def test_a_run_is_told_of_a_key_that_cannot_sign_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["compress", "--signing-key", str(tmp_path / "none.pem"), "--out", str(out)]) == 2
+    assert "`compressor key` makes one" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_runs_bundle_is_signed_where_there_is_a_key(
+    bundle: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor import pipeline
+    from compressor.cli import tables
+
+    run = SimpleNamespace(folder=bundle.parent / "run", summary={"model": "small"})
+    run.folder.mkdir()
+    bundle.rename(run.folder / "bundle")
+    monkeypatch.setattr(pipeline, "run", lambda recipe, notify: run)
+    monkeypatch.setattr(tables, "compressed", lambda finished: None)
+    assert main(["compress", "--signing-key", str(keys[0]), "--quiet"]) == 0
+    assert verify_signature(run.folder / "bundle", keys[1])

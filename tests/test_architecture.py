@@ -39,6 +39,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("export/", "device/"),
     "tensorrt_rtx": ("export/", "device/"),
     "openvino": ("export/", "device/"),
+    "cv2": ("device/cameras.py",),
     "optuna": ("searching/",),
     "transformers": ("inputs/transformers_models.py",),
     "typer": ("cli/",),

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from compressor import errors
 from compressor.cli import app
 from compressor.criteria import CRITERIA
 from compressor.device.__main__ import VERBS
+from compressor.device.options import make_parser
 from compressor.device.runtimes import REFERENCE, runtime_names
 from compressor.recipe import Recipe
 from compressor.searching.options import SearchOptions
@@ -82,7 +84,13 @@ def _flags_of_commands() -> set[str]:
         assert command.callback is not None
         flags |= {f"--{name.replace('_', '-')}" for name in command.callback.__annotations__}
         flags |= {f"--{name.replace('_', '-')}" for name in _parameters(command.callback)}
-    return flags
+    return flags | _flags_of_the_device()
+
+
+def _flags_of_the_device() -> set[str]:
+    verbs = defaultdict(lambda: lambda options: 0)
+    (subparsers,) = (action for action in make_parser(verbs)._actions if isinstance(action.choices, dict))
+    return {flag for parser in subparsers.choices.values() for flag in parser._option_string_actions}
 
 
 def _parameters(function: object) -> list[str]:

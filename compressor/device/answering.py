@@ -32,10 +32,14 @@ def answers(session: Session, manifest: Manifest, path: Path) -> Arrays:
     Raises DataError for a file the model takes nothing of, GateError when it answers with anything else than declared.
     """
     samples = read_samples(path, manifest)
-    outputs = session.run(samples)
+    return require_answer(session.run(samples), samples, manifest, str(path))
+
+
+def require_answer(outputs: Arrays, samples: Arrays, manifest: Manifest, where: str) -> Arrays:
+    """The outputs; GateError where they are anything else than the bundle declares for these samples."""
     if not manifest.outputs:
-        return checked_outputs(as_tuple(outputs)[0], as_tuple(samples)[0], str(path))
-    _require_declared(as_tuple(outputs), manifest.outputs, count(samples), str(path))
+        return checked_outputs(as_tuple(outputs)[0], as_tuple(samples)[0], where)
+    _require_declared(as_tuple(outputs), manifest.outputs, count(samples), where)
     return outputs
 
 

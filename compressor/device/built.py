@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import EngineError, GateError
-from . import fields
+from . import fields, tensorrt
 from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
 from .folders import files_below
 from .golden import Golden, distance
@@ -115,6 +115,10 @@ def _manifest_beside(engine: Path) -> Path:
 def _unchecked(engine: Path, record: EngineRecord) -> str:
     """Why nothing says that the engine passed; `record.sha256` is known to be the file's."""
     remedy = "run `compressor build` on the bundle, which checks it"
+    version = tensorrt.version_here(record.library)
+    if version not in ("", record.library_version):
+        library = f"{record.library} {record.library_version}"
+        return f"it was built by {library}, {version} is installed; run `compressor build` on the bundle again"
     try:
         content = fields.read_object(_record_of(engine), _MOST_RECORD_BYTES)
         recorded_hashes = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CompressorError, FolderError, GateError, InputError
+from . import cuda
 from .answering import answers
 from .arrays import write_npz
 from .builder import sha256_of
@@ -58,9 +59,11 @@ __all__ = [
     "declared",
     "open_bundle",
     "read_bundle",
+    "require_listed",
     "require_signed",
     "run_bundle",
     "unchecked_engines",
+    "usable_runtimes",
     "verify_bundle",
     "verify_files",
     "write_bundle",
@@ -252,7 +255,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     with _unchanging(folder):
         for name in manifest.files:
             _require_intact(folder, manifest, name)
-        _require_listed(folder, manifest)
+        require_listed(folder, manifest)
 
 
 def _require_intact(folder: Path, manifest: Manifest, name: str) -> None:
@@ -261,7 +264,8 @@ def _require_intact(folder: Path, manifest: Manifest, name: str) -> None:
         raise GateError(f"{name} {check.detail}; get the bundle again")
 
 
-def _require_listed(folder: Path, manifest: Manifest) -> None:
+def require_listed(folder: Path, manifest: Manifest) -> None:
+    """Raises GateError where the folder holds a file that the manifest does not name."""
     for name in _unlisted(folder, manifest):
         raise GateError(f"{folder / name} is not in the bundle's manifest; remove it, nobody vouches for it")
 
@@ -279,8 +283,10 @@ def _unchanging(folder: Path) -> Iterator[None]:
         raise GateError(f"{folder} can't be read: {error.strerror or error}") from error
 
 
-def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> tuple[Manifest, Session]:
-    """The first model that runs here, engines built on this device before all others.
+def open_bundle(
+    folder: Path | str, *, runtime: str = "", threads: int = 0, model: str = ""
+) -> tuple[Manifest, Session]:
+    """The first model that runs here, engines built on this device before all others, or the one at the path `model`.
 
     Its hash is checked first, and that nothing lies in the bundle that the manifest does not name. An engine is
     preferred only where it passed the golden outputs when it was built and passes them now. Where nothing runs,
@@ -291,16 +297,16 @@ def open_bundle(folder: Path | str, *, runtime: str = "", threads: int = 0) -> t
         require_runtime(runtime)
     with _unchanging(folder):
         manifest = read_bundle(folder)
-        _require_listed(folder, manifest)
+        require_listed(folder, manifest)
         engines = {engine.model.path: engine for engine in built_engines(folder, manifest) if not engine.unchecked}
-        candidates = [*(engine.model for engine in engines.values()), *manifest.models]
+        entries = [*(engine.model for engine in engines.values()), *manifest.models]
         reasons = []
-        for model in candidates:
-            chosen, reason = choose_runtime(model, runtime)
+        for entry in (entry for entry in entries if model in ("", entry.path)):
+            chosen, reason = choose_runtime(entry, runtime)
             if not reason:
-                engine = engines.get(model.path)
-                return manifest, _opened(folder, manifest, model, engine, runtime=chosen, threads=threads)
-            reasons.append(f"{model.path}: {reason}")
+                engine = engines.get(entry.path)
+                return manifest, _opened(folder, manifest, entry, engine, runtime=chosen, threads=threads)
+            reasons.append(f"{entry.path}: {reason}")
     raise unavailable_error(f"no model of {folder} runs here: {'; '.join(reasons)}", reasons)
 
 
@@ -339,16 +345,33 @@ def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "",
 
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     """The runtime for a model and an empty string, or an empty name and the reason why none is there."""
+    names, reason = usable_runtimes(model, runtime)
+    return (names[0], "") if names else ("", reason)
+
+
+def usable_runtimes(model: ModelFile, runtime: str = "") -> tuple[tuple[str, ...], str]:
+    """The runtimes that take a model here, the table's first first, of a `runtime` that alone; or why there is none."""
     accepting = (model.library,) if model.library else takers(kind_of(model.path))  # an engine runs in its own only
     if runtime and runtime not in accepting:
-        return "", f"{runtime} does not take it ({' or '.join(accepting)} does)"
+        return (), f"{runtime} does not take it ({' or '.join(accepting)} does)"
+    unfit = _other_gpu(model)
+    if unfit:
+        return (), unfit
 
     reasons = available()
     candidates = (runtime,) if runtime else accepting
-    for name in candidates:
-        if not reasons[name]:
-            return name, ""
-    return "", reasons[candidates[0]]
+    usable = tuple(name for name in candidates if not reasons[name])
+    return usable, "" if usable else reasons[candidates[0]]
+
+
+def _other_gpu(model: ModelFile) -> str:
+    """Why an engine that was built for named GPUs does not run on the one here; empty where nothing says so."""
+    if not model.target.startswith("SM") or cuda.unavailable():
+        return ""
+    name, capability = cuda.device()
+    if capability == model.target:
+        return ""
+    return f"built for {model.target}, this GPU ({name}) is {capability}; `compressor build` makes one for it"
 
 
 def _check_file(folder: Path, name: str, listing: FileListing) -> Check:

@@ -8,23 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import CompressorError, FolderError, GateError, InputError
+from ..errors import CompressorError, GateError, InputError
 from .archive import as_folder, pack_bundle, unpack_bundle
-from .arrays import write_npz
 from .builder import EngineRecord, sha256_of
 from .bundle import (
     BundleReport,
     Manifest,
-    answers,
     built_engines,
     choose_runtime,
-    open_bundle,
     read_bundle,
     require_signed,
     unchecked_engines,
@@ -33,14 +29,14 @@ from .bundle import (
 )
 from .engines import build_bundle
 from .environment import affinity
-from .feeds import Array, Arrays, sample_bytes
+from .feeds import sample_bytes
 from .fields import printable
 from .golden import read_golden
-from .images import MOST_BYTES, input_files
-from .manifest import CLASSIFICATION, SIGNATURE
-from .options import Verb, make_parser
+from .images import MOST_BYTES
+from .manifest import SIGNATURE
+from .options import SERVE, Verb, make_parser
+from .running import run
 from .runtimes import require_runtime, unavailable_error
-from .summaries import by_output, summarise_answer
 from .timing import Schedule, Timing, summarise, to_json
 from .worker import time_files
 
@@ -48,9 +44,8 @@ from .worker import time_files
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = make_parser(
-        {"verify": _verify, "run": _run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
-    )
+    verbs = {"verify": _verify, "run": run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
+    parser = make_parser(verbs, serves=SERVE in words)
     if not words:
         parser.print_help()
         return 0
@@ -124,60 +119,6 @@ def _trust(report: BundleReport, folder: Path) -> str:
 def _print_report(report: BundleReport) -> None:
     for check in report.checks:
         print(printable(f"{check.outcome:8} {check.what}: {check.detail}"))
-
-
-def _run(options: argparse.Namespace) -> int:
-    if options.out:
-        _require_file(options.out)
-    manifest, session = open_bundle(options.bundle, runtime=options.runtime, threads=options.threads)
-    for name, reason in unchecked_engines(options.bundle, manifest).items():
-        print(printable(f"note: {name} is not used: {reason}"), file=sys.stderr)
-
-    files = [file for path in options.inputs for file in input_files(path)]
-    outputs = {str(path): answers(session, manifest, path) for path in files}  # by file
-    if options.out:
-        _write_outputs(options.out, manifest, list(outputs.values()))
-
-    summaries = {name: summarise_answer(manifest, output, name, top=options.top) for name, output in outputs.items()}
-    if options.json:
-        results = {name: summary.values for name, summary in summaries.items()}
-        _print_json({"model": session.path, "runtime": session.runtime, "task": manifest.task, "results": results})
-    else:
-        for summary in summaries.values():
-            for line in summary.lines:
-                print(printable(line))
-    return 0
-
-
-def _require_file(path: Path) -> None:
-    """Raises FolderError where no file can be written, before a model runs for it."""
-    if path.is_dir():
-        raise FolderError(f"--out {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
-    if not path.parent.is_dir():
-        raise FolderError(f"--out {path}: there is no folder {path.parent}")
-
-
-def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:
-    """The arrays of every file, in order, which goes by its position, since two files may share a name.
-
-    Of a classifier's one output that is all a name says; else outputs have theirs, alone where there is one file.
-    """
-    arrays: dict[str, Array] = {}
-    for index, output in enumerate(outputs):
-        if manifest.task == CLASSIFICATION and not isinstance(output, tuple):
-            arrays[f"output_{index}"] = output
-            continue
-        prefix = "" if len(outputs) == 1 else f"output_{index}."
-        arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
-    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
-    _require_file(target)
-    scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
-    try:
-        write_npz(scratch, arrays)
-        os.replace(scratch, target)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise FolderError(f"can't write {target}: {error.strerror}") from error
 
 
 def _build(options: argparse.Namespace) -> int:

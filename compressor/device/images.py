@@ -6,10 +6,11 @@ by 255, subtract mean, divide by std. What a file says of its size is held to li
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, GateError, MissingPackageError
 from . import fields
 from .arrays import read_npy, read_npz, short_reason
+from .cropping import Crop, crop_of, cropped
 from .feeds import Array
+from .listings import SUFFIXES
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 Images = NDArray[np.float32]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 ARRAY_FILES = (".npy", ".npz")
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_FILES = tuple(sorted(SUFFIXES))
 MOST_BYTES = 1 << 30  # of one file's images as float32
 MOST_PIXELS = 1 << 25  # of an image as it is resized, and of a model's input: 5792 x 5792
 
@@ -113,8 +116,12 @@ def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
     require_file(path)
     if path.suffix.lower() in ARRAY_FILES:
         return normalised(_load_array(path), preprocessing, str(path))
-    pixels = _decode(path, preprocessing)
-    return normalised(pixels[None], preprocessing, str(path))
+    return picture_inputs(picture_file(path), preprocessing, str(path))
+
+
+def picture_inputs(picture: PIL.Image.Image, preprocessing: Preprocessing, where: str) -> Images:
+    """[1, C, H, W] from one picture of any size."""
+    return normalised(pixels_of(picture, preprocessing, where)[None], preprocessing, where)
 
 
 def require_file(path: Path) -> None:
@@ -211,80 +218,97 @@ def _load_array(path: Path) -> Array:
         raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Pixels [H, W, C] of the model's size, from an image file."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading {path.name} needs Pillow: pip install pillow, or pass the pixels as .npy / .npz"
-        ) from error
+def picture_file(path: Path, modes: Collection[str] = EIGHT_BIT) -> PIL.Image.Image:
+    """Pillow's image of a file, decoded, of one of `modes`. Raises DataError for what is none, or is too large."""
+    require_file(path)
+    if path.stat().st_size > _MOST_FILE_BYTES:
+        raise DataError(f"{path} is longer than {_MOST_FILE_BYTES} bytes; make the image smaller first")
+    # From memory: asked for what a damaged length says, a file would first allocate that much.
+    return decoded_picture(path.read_bytes(), str(path), modes)
+
+
+def decoded_picture(
+    content: bytes, where: str, modes: Collection[str] = EIGHT_BIT, *, most_pixels: int = 0
+) -> PIL.Image.Image:
+    """Pillow's image of a file's content, as far as the host decodes it.
+
+    `where` names it in errors; with `most_pixels`, one that declares more is refused before its pixels are made. Raises
+    DataError, and MissingPackageError without Pillow.
+    """
+    require_pillow(where)
+    from PIL import Image, UnidentifiedImageError
+
+    try:  # decoders fail in many ways on damaged files
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # below the size Pillow refuses, and tags it does not know
+            with Image.open(io.BytesIO(content)) as image:
+                _require_size(image, where, most_pixels)
+                image.load()
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where} can't be read as an image: it is of no format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where} can't be read as an image: {error}; make it smaller first") from error
+    except MemoryError as error:
+        raise DataError(f"{where} can't be read as an image: there is not memory enough; make it smaller") from error
+    except Exception as error:
+        raise DataError(f"{where} can't be read as an image: {short_reason(error)}") from error
+    if image.mode not in modes:
+        expected = "8 bits a channel" if modes is EIGHT_BIT else f"one of {', '.join(modes)}"
+        raise DataError(f"{where} has pixel format {image.mode!r}, expected {expected}; convert it")
+    return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
+
+
+def _require_size(image: PIL.Image.Image, where: str, most_pixels: int) -> None:
+    if most_pixels and image.width * image.height > most_pixels:
+        raise DataError(f"{where} has {image.width} x {image.height} pixels, more than {most_pixels}; make it smaller")
+
+
+def array_picture(pixels: Array, where: str) -> PIL.Image.Image:
+    """Pillow's image of uint8 pixels [H, W], [H, W, 1] or [H, W, 3], as a camera gives them; DataError for others."""
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))
+    if pixels.dtype != np.uint8 or not is_picture or not pixels.size:
+        raise DataError(
+            f"{where} is {pixels.dtype} of shape {list(pixels.shape)}, expected uint8 pixels [H, W, 3] or [H, W]"
+        )
+    require_pillow(where)
+    from PIL import Image
+
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    return Image.fromarray(pixels[..., 0] if grey else pixels)
+
+
+def require_pillow(where: str) -> None:
+    """Raises MissingPackageError where an image can't be read or resized for the lack of it."""
+    if importlib.util.find_spec("PIL") is None:
+        name = Path(where).name
+        raise MissingPackageError(f"reading {name} needs Pillow: pip install pillow, or pass the pixels as .npy / .npz")
+
+
+def crop_for(picture: PIL.Image.Image, preprocessing: Preprocessing) -> Crop:
+    """Where the part of the picture that the model sees lies."""
+    return crop_of(picture, preprocessing.size, preprocessing.resize)
+
+
+def pixels_of(picture: PIL.Image.Image, preprocessing: Preprocessing, where: str) -> NDArray[np.uint8]:
+    """Pixels [H, W, C] of the model's size; `where` names the picture in errors."""
+    from PIL import Image
+
     channels = {1: "L", 3: "RGB"}.get(len(preprocessing.mean))
     if channels is None:
         raise DataError(f"the model takes {len(preprocessing.mean)} channels; pass its input as .npy or .npz")
     if preprocessing.interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation {preprocessing.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
 
-    method = Image.Resampling[preprocessing.interpolation.upper()]
-    image = _opened(path)
-    scaled_size = _scaled_size(image.size, preprocessing.resize)
-    if math.prod(scaled_size) > MOST_PIXELS:
+    crop = crop_for(picture, preprocessing)
+    if crop.width * crop.height > MOST_PIXELS:
         raise DataError(
-            f"{path} is {image.width} x {image.height} pixels, resized for the model {scaled_size[0]} x "
-            f"{scaled_size[1]}: more than {MOST_PIXELS} pixels; crop the image first"
+            f"{where} is {picture.width} x {picture.height} pixels, resized for the model {crop.width} x "
+            f"{crop.height}: more than {MOST_PIXELS} pixels; crop the image first"
         )
 
+    method = Image.Resampling[preprocessing.interpolation.upper()]
+    converted = picture if picture.mode == channels else picture.convert(channels)
     height, width = preprocessing.size
-    pixels = image if image.mode == channels else image.convert(channels)
-    scaled = pixels.resize(scaled_size, method)
-    return np.asarray(_crop(scaled, height, width)).reshape(height, width, -1)  # grey, [H, W], gets its channel
-
-
-def _opened(path: Path) -> PIL.Image.Image:
-    """Pillow's image, decoded as far as the host's; its decoders fail in many ways on damaged files."""
-    from PIL import Image, UnidentifiedImageError
-
-    if path.stat().st_size > _MOST_FILE_BYTES:
-        raise DataError(f"{path} is longer than {_MOST_FILE_BYTES} bytes; make the image smaller first")
-
-    # From memory: asked for what a damaged length says, a file would first allocate that much.
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # below the size Pillow refuses, and tags it does not know
-            with Image.open(content) as image:
-                image.load()
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} can't be read as an image: it is of no format that Pillow knows") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} can't be read as an image: {error}; make it smaller first") from error
-    except MemoryError as error:
-        raise DataError(f"{path} can't be read as an image: there is not memory enough; make it smaller") from error
-    except Exception as error:
-        raise DataError(f"{path} can't be read as an image: {short_reason(error)}") from error
-    if image.mode not in EIGHT_BIT:
-        raise DataError(f"{path} has pixel format {image.mode!r}, expected 8 bits a channel; convert it")
-    return image
-
-
-def _scaled_size(size: tuple[int, int], resize: tuple[int, ...]) -> tuple[int, int]:
-    """Pillow's (width, height); 500 x 375 with the shorter side at 256 is 341 x 256: cut off, not rounded."""
-    if len(resize) == 2:
-        return resize[1], resize[0]
-    width, height = size
-    if height <= width:
-        return int(resize[0] * width / height), resize[0]
-    return resize[0], int(resize[0] * height / width)
-
-
-def _crop(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """The centre; a crop larger than the image gets a black rim."""
-    left, top = _crop_start(image.width, width), _crop_start(image.height, height)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _crop_start(image_px: int, crop_px: int) -> int:
-    """Where a crop begins on one axis, negative in the rim: as torchvision has it, 5 of 8 from 2, 8 of 5 from -1."""
-    if crop_px <= image_px:
-        return round((image_px - crop_px) / 2)  # halves to the even side: 1.5 to 2, 2.5 to 2
-    return -((crop_px - image_px) // 2)
+    return np.asarray(cropped(converted, crop, method)).reshape(height, width, -1)  # grey, [H, W], gets its channel

@@ -15,6 +15,13 @@ Verb = Callable[[argparse.Namespace], int]
 
 _MOST = 1 << 20
 _DAY_S = 86_400.0
+_LARGEST_PORT = 65_535
+SERVE = "--serve"
+RUN_FORMATS = ("text", "json", "jsonl", "csv")
+_INPUT = (
+    "an image or an array; a folder of them, also labelled (class folders, labels.csv, masks, COCO), which is judged; "
+    "a video, or a camera by its number"
+)
 _REST = (
     "`compressor list` names runtimes, targets and criteria. Everything else, such as `compressor compress`, needs "
     "more: pip install 'compressor[compress]'"
@@ -29,8 +36,11 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """The parser of the device's verbs, whose actions `verbs` holds by name."""
+def make_parser(verbs: Mapping[str, Verb], *, serves: bool = False) -> argparse.ArgumentParser:
+    """The parser of the device's verbs, whose actions `verbs` holds by name.
+
+    Where it `serves`, `run` needs no inputs. (Were they always optional, argparse would take none behind a flag.)
+    """
     parser = OneLineParser(prog="compressor", description="Verify, run, build and time a bundle.", epilog=_REST)
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -59,10 +69,17 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     for subparser in (verify, run, benchmark):
         subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {listed}")
 
-    run.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file, or a folder of files")
+    run.add_argument("inputs", nargs="*" if serves else "+", metavar="INPUT", help=_INPUT)
     run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image of a classifier")
-    run.add_argument("--out", type=Path, help="write the raw outputs to this .npz")
+    run.add_argument("--format", default="", choices=RUN_FORMATS, help="of what is said; by --output's ending else")
+    run.add_argument("--output", type=Path, metavar="FILE", help="write that there, whole or not at all")
+    run.add_argument("--out", type=Path, metavar="FILE", help="write the raw outputs to this .npz")
+    run.add_argument("--frames", type=_whole(0), default=0, help="of a camera or video, at most (0: all)")
+    run.add_argument("--model", default="", help="a file of the bundle, or a precision; else the fastest here")
     run.add_argument("--threads", type=_whole(0), default=0)
+    run.add_argument(SERVE, action="store_true", help="answer on a page to images that are dropped on it")
+    run.add_argument("--host", default="127.0.0.1", help="where --serve listens; this machine alone by default")
+    run.add_argument("--port", type=_port, default=8765, help="0: any that is free")
 
     benchmark.add_argument("--batch", type=_whole(1), default=1)
     benchmark.add_argument("--seconds", type=_number(_DAY_S), default=10.0, help="per model")
@@ -89,6 +106,13 @@ def _whole(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _port(text: str) -> int:
+    number = _whole(0)(text)
+    if number > _LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; they end with {_LARGEST_PORT}")
+    return number
 
 
 def _number(most: float) -> Callable[[str], float]:

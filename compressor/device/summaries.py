@@ -1,28 +1,22 @@
 """A bundle's manifest and its model's answer in, what is said of the answer out: classes, boxes, or a line an output.
 
-Classes where the task is classification, boxes where this version knows the bundle's way of decoding, else figures.
+Classes where the task is classification, shares of the pixels of a map of classes, boxes where this version knows the
+bundle's way of decoding, else figures.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 
-from ..errors import CompressorError, GateError
-from . import fields
-from .feeds import Array, Arrays, as_tuple
-from .images import top_classes
-from .manifest import CLASSIFICATION, Decode, Manifest
-
-_MOST_LEVELS = 64
-_MOST_STRIDE_PX = 1 << 14
-_MOST_BOXES = 10_000
-
-Decoder = Callable[[Mapping[str, Array]], Sequence[Mapping[str, Array]]]  # of each image boxes, scores and labels
+from .answers import Answer, answers_of, area_shares, by_output
+from .decoding import Detections
+from .feeds import Array, Arrays
+from .images import TopClass
+from .manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +52,37 @@ def summarise_answer(manifest: Manifest, outputs: Arrays, where: str, *, top: in
 
     Raises GateError where the bundle's parameters of decoding are of no kind that its decoder takes.
     """
-    named = by_output(manifest, outputs)
-    logits = _logits(manifest, named)
-    if logits is not None:
-        return _classes(logits, manifest.labels, where, top)
-    decoder = _decoder(manifest.decode) if manifest.decode else None
-    return _figures(named, where) if decoder is None else _boxes(decoder, named, manifest.labels, where)
+    answers = answers_of(manifest, outputs, top=top)
+    entries = [entries_of(answer, manifest.labels) for answer in answers]
+    if any(entry is None for entry in entries):
+        return _figures(by_output(manifest, outputs), where)
 
-
-def by_output(manifest: Manifest, outputs: Arrays) -> dict[str, Array]:
-    """The arrays by the outputs' names."""
-    names = [leaf.name for leaf in manifest.outputs] or ["output"]
-    return dict(zip(names, as_tuple(outputs), strict=True))
-
-
-def _logits(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
-    """Of a classifier the only output, or of several the first of a row of floats for each sample; else None."""
-    if manifest.task != CLASSIFICATION:
-        return None
-    if len(outputs) == 1:
-        (only,) = outputs.values()
-        return only if only.ndim > 1 else None
-    return next((array for array in outputs.values() if array.ndim == 2 and array.dtype.kind == "f"), None)
-
-
-def _classes(logits: Array, labels: Sequence[str], where: str, top: int) -> Summary:
-    samples = [top_classes(row, labels, top) for row in logits]
     lines = []
-    for name, entries in zip(_sample_names(where, len(samples)), samples, strict=True):
-        answer = ", ".join(f"{entry['label']} {entry['share']:.3f}" for entry in entries)
-        lines.append(f"{name}: {answer}")
-    return Summary(samples, tuple(lines))
+    for name, answer, values in zip(_sample_names(where, len(answers)), answers, entries, strict=True):
+        lines += _boxes_lines(name, values) if answer.detections is not None else [_classes_line(name, values)]
+    return Summary(entries, tuple(lines))
+
+
+def entries_of(answer: Answer, labels: Sequence[str]) -> Any:
+    """As JSON has it: classes, boxes, or a map's classes by their share of the pixels; None where it is no such."""
+    if answer.detections is not None:
+        return _boxes_of(answer.detections, labels)
+    if answer.mask is not None:
+        return [_class_of(index, share, labels) for index, share in area_shares(answer.mask).items()]
+    return list(answer.classes) or None
+
+
+def _class_of(index: int, share: float, labels: Sequence[str]) -> TopClass:
+    return {"index": index, "label": _label(index, labels), "share": share}
+
+
+def _label(index: int, labels: Sequence[str]) -> str:
+    return labels[index] if 0 <= index < len(labels) else str(index)
+
+
+def _classes_line(name: str, entries: Sequence[TopClass]) -> str:
+    answer = ", ".join(f"{entry['label']} {entry['share']:.3f}" for entry in entries)
+    return f"{name}: {answer}"
 
 
 def _sample_names(where: str, samples: int) -> list[str]:
@@ -117,56 +111,24 @@ def _figures_of(name: str, array: Array) -> Figures:
     }
 
 
-def _boxes(decoder: Decoder, outputs: Mapping[str, Array], labels: Sequence[str], where: str) -> Summary:
-    samples = [_boxes_of(detected, labels) for detected in _decoded(decoder, outputs)]
-    lines = []
-    for name, boxes in zip(_sample_names(where, len(samples)), samples, strict=True):
-        lines += [f"{name}: {_box_line(box)}" for box in boxes] or [f"{name}: nothing detected"]
-    return Summary(samples, tuple(lines))
-
-
-def _boxes_of(detected: Mapping[str, Array], labels: Sequence[str]) -> list[Box]:
+def _boxes_of(detected: Detections, labels: Sequence[str]) -> list[Box]:
     boxes: list[Box] = []
     for corners, score, label in zip(detected["boxes"], detected["scores"], detected["labels"], strict=True):
         index = int(label)
-        name = labels[index] if 0 <= index < len(labels) else str(index)
-        boxes.append({"index": index, "label": name, "score": float(score), "box": [float(px) for px in corners]})
+        entry: Box = {
+            "index": index,
+            "label": _label(index, labels),
+            "score": float(score),
+            "box": [float(px) for px in corners],
+        }
+        boxes.append(entry)
     return boxes
+
+
+def _boxes_lines(name: str, boxes: Sequence[Box]) -> list[str]:
+    return [f"{name}: {_box_line(box)}" for box in boxes] or [f"{name}: nothing detected"]
 
 
 def _box_line(box: Box) -> str:
     corners = " ".join(f"{px:.1f}" for px in box["box"])
     return f"{box['label']} {box['score']:.3f} at {corners}"
-
-
-def _decoded(decoder: Decoder, outputs: Mapping[str, Array]) -> Sequence[Mapping[str, Array]]:
-    try:
-        return decoder(outputs)
-    except CompressorError as error:
-        raise GateError(f"the model's outputs can't be decoded as the bundle says: {error}") from error
-
-
-def _decoder(decode: Decode) -> Decoder | None:
-    """By the bundle's parameters; None for a kind that this version does not know."""
-    if decode.kind != "dense":
-        return None
-    try:
-        decode_dense = importlib.import_module("compressor.device.decoding").decode_dense
-    except ModuleNotFoundError:
-        return None
-    parameters = _dense_parameters(decode.parameters)
-    return lambda outputs: decode_dense(outputs, **parameters)
-
-
-def _dense_parameters(content: fields.Object) -> dict[str, Any]:
-    try:
-        fields.only(content, ("strides", "threshold", "iou", "most"), "the decoding")
-        strides = fields.entries(content, "strides", least=1, most=_MOST_LEVELS)
-        return {
-            "strides": [fields.as_whole(side, "a stride", least=1, most=_MOST_STRIDE_PX) for side in strides],
-            "threshold": fields.number(content, "threshold", least=0, most=1),
-            "iou": fields.number(content, "iou", least=0, most=1),
-            "most": fields.whole(content, "most", least=1, most=_MOST_BOXES),
-        }
-    except ValueError as error:
-        raise GateError(f"the bundle's parameters of decoding are no use: {error}") from error

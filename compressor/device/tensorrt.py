@@ -81,6 +81,12 @@ def version(library: str) -> str:
     return str(import_library(library).__version__)
 
 
+def version_here(library: str) -> str:
+    """The same where engines of the library can run here, else an empty string."""
+    is_installed = library in LIBRARIES and importlib.util.find_spec(library) is not None
+    return version(library) if is_installed and not cuda.unavailable() else ""
+
+
 def is_strongly_typed(library: str, library_version: str) -> bool:
     """Whether the ONNX alone decides the precision; else the builder's FP16 / INT8 flags must allow it."""
     return library == "tensorrt_rtx" or _numbers(library_version)[:2] >= _STRONG_FROM

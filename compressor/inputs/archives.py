@@ -16,23 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..device.labels import MOST_CLASSES, UNKNOWN, too_large_label
 from ..errors import DataError, first_line
 from ..records import IntArray
 from .entries import ANY_SIGNATURE, Signature, read_batch
 from .examples import Examples, examples_in_memory
 from .folders import with_targets
 from .images import Images, numbered
-from .samples import MOST_CLASSES, UNKNOWN, TargetKind
+from .samples import TargetKind
 
 _INPUT = "input."  # before the name of one input of several
 _TARGETS = ("labels", "masks", "targets")
-
-
-def too_large_label(label: str, where: str) -> str:
-    return (
-        f"{where!r} has label {label}, expected class indices from 0 to the number of classes, at most "
-        f"{MOST_CLASSES:,}; is it a column of ids? Give indices or class names"
-    )
 
 
 def npz_data(path: Path, signature: Signature = ANY_SIGNATURE) -> Images | Examples:

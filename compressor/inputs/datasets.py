@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..device.targets import INDEX_MODES
 from ..errors import DataError, did_you_mean
 from ..records import IntArray
 from .blame import raised
 from .calls import parse_call
 from .images import Images, Storage, numbered
 from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN, TargetKind, kind_of
-from .targets import INDEX_MODES, values_of
+from .targets import values_of
 
 # where data sets keep their labels, in torchvision and elsewhere
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")

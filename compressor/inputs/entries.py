@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..device.targets import require_boxes
 from ..errors import DataError, with_article
 from ..tensors import unwrapped
 from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
-from .targets import require_boxes, values_of
+from .targets import values_of
 
 Array = Tensor | NDArray[np.generic]
 
@@ -306,7 +307,7 @@ def _boxes(target: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     if len(boxes) != len(labels) or labels.is_floating_point():
         raise DataError(f"a target of {where} has {len(boxes)} boxes and {len(labels)} labels, or labels no indices")
     try:
-        require_boxes(boxes)
+        require_boxes(boxes.numpy())
     except ValueError as error:
         raise DataError(f"a target of {where} is unusable: {error}; correct it") from error
     return {BOXES: boxes, LABELS: labels}

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..device.cropping import Crop, crop_of, cropped
 from ..errors import DataError, RecipeError, first_line
 from ..files import content_hash
 from ..records import FloatArray, IntArray
 from ..tensors import Inputs
-from .cropping import Crop, crop_of, cropped
 from .samples import Sample, Target, TargetKind, Targets, stacked_targets
 from .targets import pixels_of, placed_target
 

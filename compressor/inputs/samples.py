@@ -12,6 +12,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ..device.labels import MOST_CLASSES as MOST_CLASSES
+from ..device.labels import UNKNOWN as UNKNOWN
+from ..device.targets import IGNORED as IGNORED
 from ..errors import DataError
 from ..tensors import Inputs, as_tuple
 
@@ -21,12 +24,6 @@ Target: TypeAlias = "Tensor | dict[str, Tensor]"
 Targets: TypeAlias = "Tensor | list[dict[str, Tensor]]"
 
 BOXES, LABELS = "boxes", "labels"  # keys of a detection target
-UNKNOWN = -1
-"""The class index of a sample whose class is not known."""
-IGNORED = 255
-"""What a mask holds where a pixel counts for nothing."""
-MOST_CLASSES = 1_000_000
-"""More are ids or hashes that were taken for class indices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,14 @@ Targets follow their image through the same resize and crop. Knows neither files
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .cropping import Crop, cropped, moved_boxes
-from .samples import BOXES, IGNORED, LABELS, Target, TargetKind
-
-INDEX_MODES = ("P", "L", "1", "I")  # of pictures whose values are class indices
-_MOST_INDEX = 65_535  # a mask with more holds something else
+from ..device.cropping import Crop, cropped
+from ..device.targets import IGNORED, boxes_on_crop, mask_on_crop
+from .samples import BOXES, LABELS, Target, TargetKind
 
 
 def placed_target(
@@ -48,73 +43,16 @@ def values_of(stored: object) -> Tensor:
 
 
 def _mask(stored: object, picture: Image.Image, crop: Crop) -> Tensor:
-    mask = _index_picture(stored)
-    if mask.size != picture.size:
-        raise ValueError(
-            f"its mask has {mask.width} x {mask.height} pixels, the image {picture.width} x {picture.height}"
-        )
-    indices = np.array(cropped(mask, crop, Image.Resampling.NEAREST), dtype=np.int32)  # [h, w]
-    outside = np.ones(crop.size, dtype=bool)
-    outside[max(0, -crop.top) : crop.height - crop.top, max(0, -crop.left) : crop.width - crop.left] = False
-    indices[outside] = IGNORED
+    indices = mask_on_crop(stored.detach().cpu() if isinstance(stored, Tensor) else stored, picture, crop)  # [h, w]
     return torch.from_numpy(indices.astype(np.uint8) if indices.max(initial=0) <= IGNORED else indices)
-
-
-def _index_picture(stored: object) -> Image.Image:
-    """Class indices as a picture that can be resized: a PIL image in an index mode, or whole numbers [H, W]."""
-    if isinstance(stored, Image.Image):
-        if stored.mode not in INDEX_MODES:
-            raise TypeError(f"its mask has the pixel format {stored.mode!r}, expected class indices (P or L)")
-        array: NDArray[Any] = np.array(stored)
-    else:
-        array = np.asarray(stored.detach().cpu() if isinstance(stored, Tensor) else stored)
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]  # [1, H, W] to [H, W]
-    if array.ndim != 2 or array.dtype.kind not in "iub":
-        raise TypeError(f"its mask is {array.dtype} {list(array.shape)}, expected whole numbers [H, W]")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= _MOST_INDEX:
-        raise ValueError(
-            f"its mask holds values from {array.min()} to {array.max()}, expected class indices from 0 on, and 255 for "
-            "what is ignored"
-        )
-    return Image.fromarray(array.astype(np.int32))
 
 
 def _boxes(stored: object, picture: Image.Image, crop: Crop) -> dict[str, Tensor]:
     """Of {"boxes": x0 y0 x1 y1 in pixels of the picture, "labels"}; a box without a pixel on the crop is left out."""
     if not isinstance(stored, dict) or BOXES not in stored or LABELS not in stored:
         raise TypeError(f"its target is a {type(stored).__name__}, expected a dict of 'boxes' and 'labels'")
-    boxes = np.asarray(stored[BOXES], dtype=np.float32).reshape(-1, 4)  # [k, 4]
-    labels = np.asarray(stored[LABELS], dtype=np.int64).reshape(-1)
-    if len(boxes) != len(labels):
-        raise ValueError(f"it has {len(boxes)} boxes and {len(labels)} labels")
-    require_boxes(torch.from_numpy(boxes))
-    beyond = (boxes[:, :2] > (picture.width, picture.height)).any(1) | (boxes[:, 2:] < 0).any(1)
-    if beyond.any():
-        raise ValueError(
-            f"it has the box {in_words(boxes[beyond][0])}, outside of {picture.width} x {picture.height} pixels; "
-            "expected x0 y0 x1 y1 in pixels of the image"
-        )
-    moved = moved_boxes(boxes, picture, crop)
-    remains = (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
-    return {BOXES: torch.from_numpy(moved[remains]), LABELS: torch.from_numpy(labels[remains])}
-
-
-def require_boxes(boxes: Tensor) -> None:
-    """Raises ValueError for a box of [k, 4] that is not finite, or ends before it begins."""
-    if not bool(boxes.isfinite().all()):
-        raise ValueError("it has a box with NaN or infinity")
-    turned = (boxes[:, 2:] < boxes[:, :2]).any(1)
-    if bool(turned.any()):
-        raise ValueError(
-            f"it has the box {in_words(boxes[turned][0].numpy())}, which ends before it begins; expected x0 y0 x1 y1, "
-            "not centres or sizes"
-        )
-
-
-def in_words(box: NDArray[np.float32]) -> str:
-    """`4 1 1 4`."""
-    return " ".join(f"{value:g}" for value in box.tolist())
+    boxes, labels = boxes_on_crop(stored[BOXES], stored[LABELS], picture, crop)
+    return {BOXES: torch.from_numpy(boxes), LABELS: torch.from_numpy(labels)}
 
 
 def _enlarged_picture(stored: object, picture: Image.Image) -> Image.Image:

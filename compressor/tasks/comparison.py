@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..device.intervals import mean_interval
 from ..distributed import sum_over_ranks
 from ..errors import ModelError
 from ..records import FloatArray, Quality
 from ..tensors import Inputs, count
 from .distances import both
-from .intervals import mean_interval
 from .qualities import chance_of, decibels, image_errors, rows_of, share
 from .record import (
     Data,

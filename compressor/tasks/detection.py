@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device.intervals import bootstrap, jackknife
 from ..distributed import joined_over_ranks
 from ..errors import DataError, MissingPackageError, TaskError
 from ..records import FloatArray, IntArray, Quality
 from ..tensors import Inputs, count
 from .calling import call, place_of
-from .intervals import bootstrap, jackknife
 from .qualities import rows_of
 from .record import Boxes, Data, Decode, Judge, Leaves, Predict, Targets
 

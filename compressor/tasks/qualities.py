@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..device import scoring
+from ..device.intervals import bootstrap, jackknife, mean_interval
 from ..distributed import joined_over_ranks, sum_over_ranks
 from ..errors import DataError, MissingPackageError
 from ..records import FloatArray, IntArray, Quality, wilson
 from ..tensors import Inputs
-from .intervals import bootstrap, jackknife, mean_interval
 from .objectives import labels_or_answers, masks_of, multi_hot, pixel_logits, sized_like
 from .record import Data, Predict, Targets, class_leaf, finite, leaf_like, per_sample
 
@@ -126,17 +127,7 @@ def mean_iou(predict: Predict, data: Data) -> Quality:
         return _class_areas(sized_like(small, masks).argmax(1), masks, small.shape[1])
 
     rows = rows_of(data, measure)
-    both, answered, true = rows["both"], rows["answered"], rows["true"]  # [N, C] pixels
-    if not true.any():
-        raise DataError("no pixel of any mask has a class; mean IoU needs some")
-
-    def figure(counts: FloatArray) -> float:
-        overlap, area = counts @ both, counts @ answered + counts @ true - counts @ both
-        return float((overlap[area > 0] / area[area > 0]).mean()) if area.any() else float("nan")
-
-    value = figure(np.ones(len(both)))
-    low, high = bootstrap(figure, len(both), value)
-    return Quality("mIoU", value, len(both), low, high, _chance_iou(answered.sum(0), true.sum(0)))
+    return scoring.mean_iou(rows["both"], rows["answered"], rows["true"])  # [N, C] pixels
 
 
 def _class_areas(answers: Tensor, masks: Tensor, classes: int) -> Mapping[str, Tensor]:
@@ -152,13 +143,6 @@ def _class_areas(answers: Tensor, masks: Tensor, classes: int) -> Mapping[str, T
         "answered": areas(answers, counted),
         "true": areas(masks, counted),
     }
-
-
-def _chance_iou(answered: FloatArray, true: FloatArray) -> float:
-    """Mean IoU of the same answers on pixels in a random order: p t / (p + t - p t) of a class's two shares."""
-    p, t = answered / answered.sum(), true / true.sum()
-    there = (p + t) > 0
-    return float((p * t / np.where(there, p + t - p * t, 1.0))[there].mean())
 
 
 def retrieval_top1(predict: Predict, data: Data) -> Quality:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.device import runtimes, tensorrt
+from compressor.device import choosing, runtimes, tensorrt
 from compressor.device.__main__ import main
 from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
@@ -97,6 +98,18 @@ def pair_outputs(inputs: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
     weights = numpy_helper.to_array(pair_model().graph.initializer[0])
     scores = image.mean((2, 3)) + weights[tokens].mean(1)
     return scores * mask[:, None], scores.argmax(1), np.maximum(image, 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where what was measured is kept; runtimes are not timed but found equally fast, so that the first is taken."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(choosing.CACHE, str(folder))
+        patch.setattr(
+            choosing, "time_files", lambda files, *_, **__: {name: SimpleNamespace(p50_ms=1) for name in files}
+        )
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from compressor.errors import MissingPackageError
 from .signing import sign, write_keys
 
 ROOT = Path(__file__).resolve().parents[2]
+# 0.15 s where numpy takes 0.1: an idle machine's, and a busy one's are told by numpy
+MOST_OF_NUMPYS_TIME = 1.5
 ALLOWED_RUNTIMES = ("onnxruntime", "openvino")
 # Everything that is not the standard library, numpy or the one runtime is as good as not installed.
 BLOCKER = """
@@ -126,10 +128,60 @@ def test_without_a_runtime_it_says_what_to_install(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_verbs_help_is_its_own(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "compressor", "benchmark", "--help")
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("verify", "hash"), ("run", "--serve"), ("build", "TensorRT engines"), ("benchmark", "--rate-hz")],
+)
+def test_a_verbs_help_is_its_own(tmp_path: Path, verb: str, words: str) -> None:
+    done = run(tmp_path, "-m", "compressor", verb, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--rate-hz" in done.stdout
+    assert words in done.stdout
+
+
+LOADED = """
+import sys, time
+start = time.process_time()
+import numpy
+numpy_s = time.process_time() - start
+import onnxruntime
+start = time.process_time()
+from compressor import device
+device.load
+own_s = time.process_time() - start
+answers = device.load(sys.argv[1])(numpy.load("in.npy"))
+heavy = ("torch", "torchvision", "zennit", "torch_pruning", "optuna", "onnx", "PIL", "cv2", "http.server")
+print(len(answers), [name for name in heavy if name in sys.modules], own_s / numpy_s)
+"""
+
+
+def test_a_bundle_is_loaded_in_python_too_and_soon(bundle: Path, tmp_path: Path, images: NDArray[np.float32]) -> None:
+    np.save(tmp_path / "in.npy", images)
+    done = run(tmp_path, "-c", LOADED, str(bundle))
+    assert done.stderr == ""
+    count, heavy, ratio = done.stdout.split()
+    assert (int(count), heavy) == (len(images), "[]")
+    assert float(ratio) < MOST_OF_NUMPYS_TIME
+
+
+def test_the_room_alone_imports_no_numpy(tmp_path: Path) -> None:
+    heavy = "[m for m in ('numpy', 'json', 'onnxruntime') if m in sys.modules]"
+    done = run(tmp_path, "-c", f"import sys, compressor.device; print({heavy})")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_device_needs_nothing_that_an_arm_board_lacks() -> None:
+    """Pure Python, numpy, and of the extra what has wheels for aarch64: no marker, no package for one processor."""
+    text = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = (\[.*?\])$", text, re.MULTILINE)
+    extra = re.search(r"^device = (\[.*?\])$", text, re.MULTILINE)
+    assert dependencies is not None
+    assert extra is not None
+    assert json.loads(dependencies[1]) == ["numpy>=1.26"]
+    names = {re.split(r"[>=]", entry)[0] for entry in json.loads(extra[1])}
+    assert names == {"onnxruntime", "pillow"}
+    assert not re.search(r"platform_machine|sys_platform|ext-modules|ext_modules", text)
+    built = [path.name for path in (ROOT / "compressor").rglob("*") if path.suffix in (".so", ".pyd", ".c", ".pyx")]
+    assert built == []
 
 
 def test_it_lists_what_can_be_known_there(tmp_path: Path) -> None:

@@ -52,8 +52,14 @@ def test_least_runs_has_the_hosts_name_too() -> None:
 
 def test_a_run_takes_several_inputs() -> None:
     arguments = parsed("run b one.png two.npy --top 3 --runtime onnxruntime --json")
-    assert arguments.inputs == [Path("one.png"), Path("two.npy")]
+    assert arguments.inputs == ["one.png", "two.npy"]
     assert (arguments.top, arguments.runtime, arguments.json) == (3, "onnxruntime", True)
+    assert parsed("run b --top 3 one.png").inputs == ["one.png"]  # behind a flag too
+
+
+def test_a_page_needs_no_inputs() -> None:
+    arguments = make_parser(VERBS, serves=True).parse_args(["run", "b", "--serve", "--port", "0"])
+    assert (arguments.serve, arguments.inputs, arguments.port) == (True, [], 0)
 
 
 @pytest.mark.parametrize(

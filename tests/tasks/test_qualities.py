@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.device.intervals import bootstrap, jackknife, mean_interval
 from compressor.errors import DataError
 from compressor.records import Quality
 from compressor.tasks import agreement, fidelity, task_named
-from compressor.tasks.intervals import bootstrap, jackknife, mean_interval
 
 from .answers import data, network, unlabelled
 

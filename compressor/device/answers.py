@@ -1,0 +1,118 @@
+"""One sample's answer: what the bundle says it means, as classes, boxes or the class of each pixel, and the raw leaves.
+
+Knows no runtime and no file; `summaries` makes lines and JSON of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import CompressorError, GateError
+from ..records import IntArray
+from . import fields
+from .decoding import Detections, decode_dense
+from .feeds import Array, Arrays, as_tuple
+from .images import TopClass, top_classes
+from .manifest import CLASSIFICATION, Decode, Manifest
+from .scoring import pixel_classes
+
+SEGMENTATION = "segmentation"
+DETECTION = "detection"
+_MOST_LEVELS = 64
+_MOST_STRIDE_PX = 1 << 14
+_MOST_BOXES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To one sample. `outputs` are the model's own, by name, without the batch axis.
+
+    `classes` are a classifier's, the likeliest first. `detections` are `boxes` float32 [k, 4] (x0 y0 x1 y1 in pixels
+    of the model's input), `scores` [k] and `labels` [k], the highest score first; None where the bundle says no way of
+    decoding that is known here. `mask` is the class of each pixel, int64 [h, w], None where the answer is no such map.
+    """
+
+    outputs: Mapping[str, Array]
+    classes: tuple[TopClass, ...] = ()
+    detections: Detections | None = None
+    mask: IntArray | None = field(default=None)
+
+
+def answers_of(manifest: Manifest, outputs: Arrays, *, top: int = 5) -> tuple[Answer, ...]:
+    """Of every sample of the model's outputs [N, ...]; `top` classes each.
+
+    Raises GateError where the bundle's way of decoding can't be followed.
+    """
+    named = by_output(manifest, outputs)
+    logits, maps = logits_of(manifest, named), maps_of(manifest, named)
+    detections = decoded(manifest.decode, named)
+    answers = []
+    for index in range(len(next(iter(named.values())))):
+        answers.append(
+            Answer(
+                {name: array[index] for name, array in named.items()},
+                () if logits is None else tuple(top_classes(logits[index], manifest.labels, top)),
+                None if detections is None else detections[index],
+                None if maps is None else pixel_classes(maps[index], maps.shape[2:]),
+            )
+        )
+    return tuple(answers)
+
+
+def by_output(manifest: Manifest, outputs: Arrays) -> dict[str, Array]:
+    """The arrays by the outputs' names."""
+    names = [leaf.name for leaf in manifest.outputs] or ["output"]
+    return dict(zip(names, as_tuple(outputs), strict=True))
+
+
+def logits_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
+    """Of a classifier the only output, or of several the first of a row of floats for each sample; else None."""
+    if manifest.task != CLASSIFICATION:
+        return None
+    if len(outputs) == 1:
+        (only,) = outputs.values()
+        return only if only.ndim > 1 else None
+    return next((array for array in outputs.values() if array.ndim == 2 and array.dtype.kind == "f"), None)
+
+
+def maps_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
+    """Of a segmentation the first output of a map of floats, [N, C, h, w]; else None."""
+    if manifest.task != SEGMENTATION:
+        return None
+    return next((array for array in outputs.values() if array.ndim == 4 and array.dtype.kind == "f"), None)
+
+
+def decoded(decode: Decode | None, outputs: Mapping[str, Array]) -> list[Detections] | None:
+    """Of each sample; None for a kind of decoding that this version does not know."""
+    if decode is None or decode.kind != "dense":
+        return None
+    parameters = _dense_parameters(decode.parameters)
+    try:
+        return decode_dense(outputs, **parameters)
+    except CompressorError as error:
+        raise GateError(f"the model's outputs can't be decoded as the bundle says: {error}") from error
+
+
+def _dense_parameters(content: fields.Object) -> dict[str, Any]:
+    try:
+        fields.only(content, ("strides", "threshold", "iou", "most"), "the decoding")
+        strides = fields.entries(content, "strides", least=1, most=_MOST_LEVELS)
+        return {
+            "strides": [fields.as_whole(side, "a stride", least=1, most=_MOST_STRIDE_PX) for side in strides],
+            "threshold": fields.number(content, "threshold", least=0, most=1),
+            "iou": fields.number(content, "iou", least=0, most=1),
+            "most": fields.whole(content, "most", least=1, most=_MOST_BOXES),
+        }
+    except ValueError as error:
+        raise GateError(f"the bundle's parameters of decoding are no use: {error}") from error
+
+
+def area_shares(mask: IntArray) -> dict[int, float]:
+    """The share of the pixels that each class has, the largest first."""
+    labels, counts = np.unique(mask, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {int(labels[place]): float(counts[place] / mask.size) for place in order}

@@ -1,0 +1,335 @@
+"""What `compressor run` does: samples in, a row for each out, as lines, JSON or CSV, and how good the answers are.
+
+A row is written when its sample is answered, so that a camera's are seen at once; a file appears whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import DataError, FolderError, InputError
+from ..records import Figure, figure_fields
+from . import feeds
+from .answering import require_answer
+from .answers import answers_of, by_output, logits_of, maps_of
+from .arrays import write_npz
+from .bundle import unchecked_engines
+from .feeds import Array, Arrays
+from .fields import printable
+from .loading import Loaded, load
+from .manifest import CLASSIFICATION, Manifest
+from .sampling import Sample, samples_of
+from .scoring import MEASURES, in_words
+from .stated import stated_figure
+from .summaries import Summary, summarise_answer
+
+_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "text"}
+COLUMNS = ("file", "sample", "ms", "rank", "index", "label", "share", "score", "x0", "y0", "x1", "y1", "truth")
+"""Of a CSV: a line for each class, box or class of pixels, or one without a rank where there is none."""
+_FIGURE_COLUMNS = ("file", "sample", "ms", "output", "dtype", "shape", "min", "mean", "max")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is kept of the samples that were answered."""
+
+    count: int = 0
+    times_ms: list[float] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)  # of those with labels, as the task's measure has them
+    outputs: list[Arrays] = field(default_factory=list)  # where they are to be written
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """One file's or frame's answer and how long the model took for it."""
+
+    sample: Sample
+    outputs: Arrays
+    summary: Summary
+    ms: float
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answers all inputs; returns the exit code 0. Raises what `load` raises, and DataError at the first bad input."""
+    if options.serve:
+        return _serve(options)
+    output_format = _format(options)
+    for name, path in (("--out", options.out), ("--output", options.output)):
+        if path is not None:
+            _require_place(name, path)
+
+    model = load(options.bundle, runtime=options.runtime, model=options.model, threads=options.threads)
+    for name, reason in unchecked_engines(options.bundle, model.manifest).items():
+        _say(f"note: {name} is not used: {reason}")
+
+    samples = samples_of(options.inputs, model.manifest, most_frames=options.frames)
+    tally = _Tally()
+    with _written(options.output) as file:
+        writer = _WRITERS[output_format](file, model)
+        try:
+            for result in _results(model, samples.each(), tally, top=options.top, keeps=options.out is not None):
+                if len(tally.times_ms) == 1 and output_format != "json":  # which says it at its end
+                    _say(f"runs {model.choice}")
+                writer.add(result)
+        except KeyboardInterrupt:  # how a camera is left; what was answered is whole
+            if not tally.count:
+                raise
+            _say(f"interrupted after {tally.count} samples")
+        figure = _figure(model.manifest, tally)
+        writer.end(_closing(model, tally, figure))
+    if options.out:
+        _write_outputs(options.out, model.manifest, tally.outputs)
+    if output_format != "json":
+        _say_end(model, tally, figure)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.inputs:
+        raise InputError(f"--serve takes images from its page; leave {options.inputs[0]} out, or leave --serve out")
+    from .serving import serve  # the library's servers take longer to import than an answer
+
+    model = load(options.bundle, runtime=options.runtime, model=options.model, threads=options.threads)
+    serve(model, host=options.host, port=options.port, top=options.top)
+    return 0
+
+
+def _format(options: argparse.Namespace) -> str:
+    """What was asked for, else what the file's name says, else text."""
+    if options.json and options.format not in ("", "json"):
+        raise InputError(f"--json and --format {options.format} ask for two formats; give one")
+    if options.json:
+        return "json"
+    ending = options.output.suffix.lower() if options.output else ""
+    return str(options.format or _ENDINGS.get(ending, "jsonl" if options.output else "text"))
+
+
+def _results(model: Loaded, samples: Iterator[Sample], tally: _Tally, *, top: int, keeps: bool) -> Iterator[_Result]:
+    for sample in samples:
+        start_s = time.perf_counter()
+        outputs = model.session.run(sample.inputs)
+        ms = 1e3 * (time.perf_counter() - start_s)
+        require_answer(outputs, sample.inputs, model.manifest, sample.name)
+
+        tally.count += feeds.count(sample.inputs)
+        tally.times_ms.append(ms)
+        if keeps:
+            tally.outputs.append(outputs)
+        if sample.truth is not None:
+            tally.rows.append(_row(model.manifest, outputs, sample))
+        yield _Result(sample, outputs, summarise_answer(model.manifest, outputs, sample.name, top=top), ms)
+
+
+def _row(manifest: Manifest, outputs: Arrays, sample: Sample) -> Any:
+    """The answer to an only sample held to its label, by the task's measure. Raises DataError where they don't fit."""
+    try:
+        return MEASURES[manifest.task].row(_judged(manifest, outputs), sample.truth)
+    except DataError as error:
+        raise DataError(f"{sample.name}: {error}") from error
+
+
+def _judged(manifest: Manifest, outputs: Arrays) -> Any:
+    """What of the first sample's answer its task's measure takes."""
+    named = by_output(manifest, outputs)
+    if manifest.task == CLASSIFICATION:
+        judged: Any = logits_of(manifest, named)
+    elif manifest.task == "segmentation":
+        judged = maps_of(manifest, named)
+    else:
+        judged = [answer.detections for answer in answers_of(manifest, outputs)]
+    if judged is None or judged[0] is None:
+        raise DataError(f"labels can't be compared: no output is what the task {manifest.task} is judged by")
+    return judged[0]
+
+
+def _figure(manifest: Manifest, tally: _Tally) -> Figure | None:
+    return MEASURES[manifest.task].figure(tally.rows) if tally.rows else None
+
+
+def _closing(model: Loaded, tally: _Tally, figure: Figure | None) -> dict[str, Any]:
+    """What is said of all samples, for JSON."""
+    closing: dict[str, Any] = {
+        "model": model.session.path,
+        "runtime": model.session.runtime,
+        "choice": model.choice,
+        "task": model.manifest.task,
+        "samples": tally.count,
+        "p50_ms": statistics.median(tally.times_ms) if tally.times_ms else None,
+    }
+    if figure is not None:
+        stated = stated_figure(model.manifest, model.session.path)
+        closing["quality"] = figure_fields(figure) | {"value": figure.value, "low": figure.low, "high": figure.high}
+        closing["stated"] = None if stated is None else figure_fields(stated)
+    return closing
+
+
+def _say_end(model: Loaded, tally: _Tally, figure: Figure | None) -> None:
+    if figure is None:
+        return
+    stated = stated_figure(model.manifest, model.session.path)
+    comparison = "the manifest states no figure" if stated is None else f"the manifest states {in_words(stated)}"
+    unlabelled = tally.count - figure.n
+    rest = f"; {unlabelled} samples have no label" if unlabelled else ""
+    _say(f"{in_words(figure)}; {comparison}{rest}")
+
+
+def _say(line: str) -> None:
+    """On stderr: stdout is the answers'."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[IO[str]]:
+    """stdout, or a file that appears when the context ends without an error."""
+    if path is None:
+        yield sys.stdout
+        return
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(scratch, path)
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+class _Text:
+    """A line or more for each sample, as a person reads it."""
+
+    def __init__(self, file: IO[str], model: Loaded) -> None:
+        self.file = file
+
+    def add(self, result: _Result) -> None:
+        """Writes one result."""
+        for line in result.summary.lines:
+            print(printable(line), file=self.file, flush=True)
+
+    def end(self, closing: Mapping[str, Any]) -> None:
+        """What is said of all is on stderr."""
+
+
+class _Json:
+    """One object of everything, when all is answered."""
+
+    def __init__(self, file: IO[str], model: Loaded) -> None:
+        self.file = file
+        self.results: dict[str, Any] = {}
+
+    def add(self, result: _Result) -> None:
+        """Keeps one result."""
+        self.results[result.sample.name] = result.summary.values
+
+    def end(self, closing: Mapping[str, Any]) -> None:
+        """Writes all."""
+        print(json.dumps({**closing, "results": self.results}, allow_nan=False), file=self.file)
+
+
+class _JsonLines:
+    """An object for each file or frame, as soon as it is answered."""
+
+    def __init__(self, file: IO[str], model: Loaded) -> None:
+        self.file = file
+
+    def add(self, result: _Result) -> None:
+        """Writes one result."""
+        row = {"file": result.sample.name, "ms": result.ms, "results": result.summary.values}
+        if isinstance(result.sample.truth, int):
+            row["truth"] = result.sample.truth
+        print(json.dumps(row, allow_nan=False), file=self.file, flush=True)
+
+    def end(self, closing: Mapping[str, Any]) -> None:
+        """What is said of all is on stderr."""
+
+
+class _Csv:
+    """A table with a line for each class, box or output."""
+
+    def __init__(self, file: IO[str], model: Loaded) -> None:
+        self.writer: Any = None
+        self.file = file
+
+    def add(self, result: _Result) -> None:
+        """Writes one result's lines, and a header before the first."""
+        rows = list(_csv_rows(result))
+        if self.writer is None:
+            columns = _FIGURE_COLUMNS if "output" in rows[0] else COLUMNS
+            self.writer = csv.DictWriter(self.file, columns, lineterminator="\n")
+            self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.file.flush()
+
+    def end(self, closing: Mapping[str, Any]) -> None:
+        """What is said of all is on stderr."""
+
+
+def _csv_rows(result: _Result) -> Iterator[dict[str, Any]]:
+    base: dict[str, Any] = {"file": result.sample.name, "sample": 0, "ms": f"{result.ms:.4f}"}
+    values = result.summary.values
+    if values and isinstance(values[0], Mapping):  # figures, a line an output
+        yield from ({**base, **figures} for figures in values)
+        return
+    truth = result.sample.truth if isinstance(result.sample.truth, int) else ""
+    for index, entries in enumerate(values):
+        sample = {**base, "sample": index, "truth": truth}
+        yield from ({**sample, **_cells(rank, entry)} for rank, entry in enumerate(entries, 1))
+        if not entries:
+            yield sample
+
+
+def _cells(rank: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+    cells = {"rank": rank, **{key: value for key, value in entry.items() if key != "box"}}
+    if "box" in entry:
+        cells |= zip(("x0", "y0", "x1", "y1"), entry["box"], strict=True)
+    return cells
+
+
+_WRITERS: Mapping[str, Callable[[IO[str], Loaded], Any]] = {
+    "text": _Text,
+    "json": _Json,
+    "jsonl": _JsonLines,
+    "csv": _Csv,
+}
+
+
+def _require_place(name: str, path: Path) -> None:
+    """Raises FolderError where no file can be written, before a model runs for it."""
+    if path.is_dir():
+        raise FolderError(f"{name} {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
+    if not path.parent.is_dir():
+        raise FolderError(f"{name} {path}: there is no folder {path.parent}")
+
+
+def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:
+    """The arrays of every file, in order, which goes by its position, since two files may share a name.
+
+    Of a classifier's one output that is all a name says; else outputs have theirs, alone where there is one file.
+    """
+    arrays: dict[str, Array] = {}
+    for index, output in enumerate(outputs):
+        if manifest.task == CLASSIFICATION and not isinstance(output, tuple):
+            arrays[f"output_{index}"] = output
+            continue
+        prefix = "" if len(outputs) == 1 else f"output_{index}."
+        arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
+    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
+    _require_place("--out", target)
+    scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
+    try:
+        write_npz(scratch, arrays)
+        os.replace(scratch, target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise FolderError(f"can't write {target}: {error.strerror}") from error

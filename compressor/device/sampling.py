@@ -1,0 +1,84 @@
+"""What `run` is given in, samples one by one out: files, folders, labelled ones with their labels, cameras and videos.
+
+Every sample is read when it is asked for, so that any number fits. Knows no runtime and no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .answering import read_samples
+from .cameras import camera_number, frames_of, is_video
+from .feeds import Arrays
+from .images import array_picture, crop_for, input_files, picture_file, picture_inputs
+from .labelled import Labelled, read_labelled, truth_of
+from .manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of one file or frame the inputs [N, ...], of images N is 1; `truth` is what the answer is held to, or None."""
+
+    name: str
+    inputs: Arrays
+    truth: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What can be gone through once, and whether any of it may have labels."""
+
+    each: Callable[[], Iterator[Sample]]
+    is_labelled: bool = False
+
+
+def samples_of(words: Sequence[str], manifest: Manifest, *, most_frames: int = 0) -> Samples:
+    """Of files, folders, cameras and videos in this order; what is missing among them is refused before any is read.
+
+    Raises DataError for what holds no samples, and for labels of another kind than the task's answers.
+    """
+    parts = [_part(word, manifest, most_frames) for word in words]
+
+    def each() -> Iterator[Sample]:
+        for part in parts:
+            yield from part.each()
+
+    return Samples(each, any(part.is_labelled for part in parts))
+
+
+def _part(word: str, manifest: Manifest, most_frames: int) -> Samples:
+    camera, path = camera_number(word), Path(word)
+    if camera is not None or is_video(path):
+        _require_images(word, manifest)
+        return Samples(lambda: _frames(path if camera is None else camera, manifest, most_frames))
+
+    labelled = read_labelled(path, manifest.task, manifest.labels) if manifest.preprocessing else None
+    if labelled is not None:
+        return Samples(lambda: _labelled_samples(labelled, manifest), is_labelled=True)
+    files = input_files(path)
+    return Samples(lambda: (Sample(str(file), read_samples(file, manifest)) for file in files))
+
+
+def _require_images(word: str, manifest: Manifest) -> None:
+    if manifest.preprocessing is None:
+        raise DataError(f"{word} gives images, and the bundle's model takes none; give an .npz of its inputs")
+
+
+def _frames(source: int | Path, manifest: Manifest, most: int) -> Iterator[Sample]:
+    assert manifest.preprocessing is not None
+    where = f"camera:{source}" if isinstance(source, int) else str(source)
+    for index, pixels in enumerate(frames_of(source, most=most)):
+        name = f"{where}[{index}]"
+        yield Sample(name, picture_inputs(array_picture(pixels, name), manifest.preprocessing, name))
+
+
+def _labelled_samples(labelled: Labelled, manifest: Manifest) -> Iterator[Sample]:
+    assert manifest.preprocessing is not None
+    for index, file in enumerate(labelled.files):
+        picture = picture_file(file)
+        truth = truth_of(labelled, index, picture, crop_for(picture, manifest.preprocessing))
+        yield Sample(str(file), picture_inputs(picture, manifest.preprocessing, str(file)), truth)

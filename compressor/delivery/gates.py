@@ -56,7 +56,7 @@ def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
     if "shipped" not in accuracy:
         return warnings
     lost = gate(
-        f"accuracy: {dense.metric} lost",
+        f"{judged_as(dense)} lost",
         dense.lost(accuracy["shipped"]),
         limit=limit,
         remedy="raise the budget, give more calibration images, or allow more fine-tuning",
@@ -64,6 +64,11 @@ def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
         doubt=doubt_of(dense, limit),
     )
     return warnings + lost
+
+
+def judged_as(dense: Figure) -> str:
+    """How a gate on what networks are judged by begins: only a share of right answers is an accuracy."""
+    return f"{'accuracy' if dense.metric == 'top-1' else 'quality'}: {dense.metric}"
 
 
 def unit_of(dense: Figure) -> str:
@@ -294,7 +299,7 @@ def _file_checks(files: Files, by_file: Mapping[str, Figure], dense: Figure, lim
         if artifact.precision == "fp32":  # parity holds it to the network in PyTorch, which has a gate of its own
             continue
         yield gate(
-            f"accuracy: {dense.metric} lost by {artifact.name}",
+            f"{judged_as(dense)} lost by {artifact.name}",
             dense.lost(by_file[artifact.name]),
             limit=limit,
             remedy=_REMEDIES[artifact.precision],

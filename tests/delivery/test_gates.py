@@ -34,7 +34,7 @@ from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
-from compressor.records import Accuracy
+from compressor.records import Accuracy, Quality
 from compressor.run.checks import Checks, gate, require_passed, until_failed
 from compressor.run.saved import example_of
 from compressor.run.work import Request, Work, prepare
@@ -69,6 +69,16 @@ def test_a_dense_network_that_guesses_shows_nothing() -> None:
     assert not row.passed
     assert "right on 0 of 28 evaluation images (95 % interval 0.0 to 12.1 %)" in warning
     assert "labels, the order of the classes or the pre-processing are probably wrong" in warning
+
+
+def test_only_right_answers_are_an_accuracy() -> None:
+    for metric, name in (("fidelity", "quality: fidelity lost"), ("mIoU", "quality: mIoU lost")):
+        figure = Quality(metric, 0.9, 200, 0.88, 0.92, chance=0.0)
+        checks = accuracy_checks({"dense": figure, "shipped": figure}, LIMIT)
+        assert [row.name for row in checks.gates] == [name]
+    assert _checked(Accuracy(9, 9), Accuracy(9, 9)).gates[0].name == "accuracy: top-1 lost"
+    agreeing = Accuracy(9, 9, metric="agreement")
+    assert _checked(agreeing, agreeing).gates[0].name == "quality: agreement lost"
 
 
 def test_few_images_cannot_show_few_points() -> None:

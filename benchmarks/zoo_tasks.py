@@ -419,7 +419,7 @@ def _compressed(module: nn.Module, data: object, folder: Path, log: Any) -> Run:
             notes.append(f"macs {reachable[0]} is out of reach, {reachable[-1]} taken")
             options["budget"] = f"macs {reachable[-1]}"
         except GateError as refusal:  # no limit allows a fidelity below zero
-            if "quality" in options or not str(refusal).startswith("gate 'accuracy"):
+            if "quality" in options or not str(refusal).startswith("gate 'quality"):
                 raise
             notes.append(str(refusal).partition(";")[0])
             options["quality"] = _ungraded

@@ -138,6 +138,8 @@ def points_of(text: str) -> tuple[str, ...]:
     """
     if is_none(text):
         return (NONE,)
+    if any(is_none(part) for part in text.split(",")):
+        raise RecipeError(f"budget '{text}' is '{NONE}' (nothing is removed) beside others; give one of the two")
     parts = [_read_words(part, text) for part in text.split(",")]
     first, *others = parts
     follow = [not part.kind and part.asked_kind in ("", first.asked_kind) for part in others]

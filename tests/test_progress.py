@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from compressor.cli.progress import Log, course_of
+from compressor.cli.progress import Log, course_after_training, course_of
 from compressor.recipe import make_recipe
 from compressor.report import facts
 
@@ -81,6 +81,13 @@ def test_a_network_that_ships_as_it_is_goes_through_delivery_alone() -> None:
             "pictures",
         )
     ]
+
+
+def test_what_follows_on_a_training_is_counted_too() -> None:
+    course = course_after_training(make_recipe({"precisions": "fp32", "targets": ""}))
+    assert str(course.read("trained")) == "1 of 10: keeping the weights of your training"
+    assert str(course.read("parity (done before)")) == "5 of 10: comparing the files with PyTorch (done before)"
+    assert str(course.read("pictures")).startswith("10 of 10: ")
 
 
 def test_what_is_no_stage_is_said_as_it_is() -> None:

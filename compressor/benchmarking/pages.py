@@ -198,8 +198,9 @@ def _accuracy(measured: Measured) -> Section:
         alt = f"Points: {facts.metric_in_words(_metric(measured))} against median latency of every file"
         elements.append(Figure("pareto", alt, pareto_caption(points)))
     is_measured = any(row.accuracy is not None for row in measured.subjects)
-    text = () if is_measured else ("Accuracy was not measured; see what was not run.",)
-    return Section("accuracy", "Accuracy and size", text, tuple(elements))
+    text = () if is_measured else ("Quality was not measured; see what was not run.",)
+    title = "Accuracy and size" if _metric(measured) == "top-1" else "Quality and size"
+    return Section("accuracy", title, text, tuple(elements))
 
 
 def _metric(measured: Measured) -> str:

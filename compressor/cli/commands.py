@@ -17,9 +17,9 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..budgets import points_of
 from ..device.manifest import SIGNATURE
-from ..errors import InputError
+from ..errors import CompressorError, InputError
 from ..listing import LISTS, rows_of
-from ..recipe import Recipe
+from ..recipe import Recipe, read_recipe
 from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
@@ -301,7 +301,7 @@ def ship(
     say_now(f"ship {folder} with the weights of {weights}")
     from .. import pipeline
 
-    with StageBars(None) as notify:
+    with StageBars(_recipe_in(folder), after_training=True) as notify:
         run = pipeline.ship(
             folder,
             weights,
@@ -314,6 +314,14 @@ def ship(
         )
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _recipe_in(folder: Path) -> Recipe | None:
+    """A run's recipe; None where none can be read, of which the flow says what is wrong."""
+    try:
+        return read_recipe(folder / "recipe.toml")
+    except (CompressorError, OSError):
+        return None
 
 
 @app.command()

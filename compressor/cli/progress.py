@@ -122,6 +122,11 @@ def course_of(recipe: Recipe) -> Course:
     return Course([*stages, *_delivery_stages(recipe)])
 
 
+def course_after_training(recipe: Recipe) -> Course:
+    """The stages that a run's network goes through once more, with the weights of its owner's training."""
+    return Course(["trained", *_delivery_stages(recipe)])
+
+
 def _delivery_stages(recipe: Recipe) -> list[str]:
     """What every network goes through, whatever was removed from it."""
     stages = ["accuracy", "fidelity", "onnx", *_made_precisions(recipe), "parity", "accuracy of the files"]

@@ -62,13 +62,17 @@ def announce(task: str, recipe: Recipe) -> None:
 class StageBars:
     """A bar for each stage on stderr for people, lines for logs (`progress.Log`); neither when asked to be quiet."""
 
-    def __init__(self, recipe: Recipe | None) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe | None, *, after_training: bool = False) -> None:
+        """`recipe` is what stages are counted by, of a run or of what follows on the training of its network."""
+        self.recipe, self.after_training = recipe, after_training
 
     def __enter__(self) -> Callable[[str, float], None]:
-        from .progress import Course, Log, course_of
+        from .progress import Course, Log, course_after_training, course_of
 
-        self.course = course_of(self.recipe) if self.recipe is not None else Course()
+        if self.recipe is None:
+            self.course = Course()
+        else:
+            self.course = (course_after_training if self.after_training else course_of)(self.recipe)
         self.live = sys.stderr.isatty() and not console.quiet
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
         times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))

@@ -48,12 +48,25 @@ INT8 = Artifact("model.int8.onnx", "shipped", "int8")
 INT8_TENSORRT = Artifact("model.int8.tensorrt.onnx", "shipped", "int8", "tensorrt")
 
 
-class FileRefused(GateError):
-    """A file that can't be made, or not be measured at all, with the reason."""
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What answers are judged by. A loss is counted in points of a share, else in per cent."""
 
-    def __init__(self, artifact: Artifact, reason: str) -> None:
+    metric: str = "top-1"
+    is_share: bool = True
+
+    @property
+    def unit(self) -> str:
+        """What a loss is counted in."""
+        return "points" if self.is_share else "%"
+
+
+class FileRefused(GateError):
+    """A file that can't be made, or not be measured at all, with the reason, and what it was judged by."""
+
+    def __init__(self, artifact: Artifact, reason: str, measure: Measure | None = None) -> None:
         super().__init__(reason)
-        self.artifact = artifact
+        self.artifact, self.measure = artifact, measure or Measure()
 
 
 def wanted_precisions(asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ fp32 and accuracy, and `device.parity.LIMITS` for fp16 and int8, where accuracy 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,13 +16,12 @@ from torch import fx
 
 from ..device import feeds
 from ..device.feeds import Arrays
-from ..device.parity import LIMITS, Limits, Parity
+from ..device.parity import LIMITS, Limits, Parity, relative_difference
 from ..device.runtimes import REFERENCE, open_model, version_of
 from ..errors import GateError
-from ..export.gate import measure_export
+from ..export.gate import measure_export, measure_rounding
 from ..export.precision import weight_bits
 from ..files import read_json, write_json
-from ..graph.double import rounding_error
 from ..inputs.images import Batches
 from ..records import Accuracy, Figure, Quality, figure_fields, figure_of
 from ..run.checks import Checks, gate, until_failed
@@ -57,7 +56,7 @@ def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
     if "shipped" not in accuracy:
         return warnings
     lost = gate(
-        f"accuracy: {dense.metric} lost",
+        f"{judged_as(dense)} lost",
         dense.lost(accuracy["shipped"]),
         limit=limit,
         remedy="raise the budget, give more calibration images, or allow more fine-tuning",
@@ -65,6 +64,11 @@ def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
         doubt=doubt_of(dense, limit),
     )
     return warnings + lost
+
+
+def judged_as(dense: Figure) -> str:
+    """How a gate on what networks are judged by begins: only a share of right answers is an accuracy."""
+    return f"{'accuracy' if dense.metric == 'top-1' else 'quality'}: {dense.metric}"
 
 
 def unit_of(dense: Figure) -> str:
@@ -125,7 +129,7 @@ def least_images(limit: float) -> int:
 def limits_of(precision: str, max_parity: float) -> Limits:
     """How far a file's outputs may lie from PyTorch's in fp32; the recipe says so of fp32 alone."""
     if precision == "fp32":
-        return Limits(relative=max_parity, cosine=0.9999)
+        return Limits(relative=max_parity, cosine=0.9999, channel=LIMITS["fp32"].channel)
     return LIMITS[precision]
 
 
@@ -155,9 +159,9 @@ def measure_parity(work: Work, files: Files, networks: Known) -> Parities:
         row = gate(f"parity: {error.artifact.name}", math.nan, limit=limit, remedy=str(error))
         return Parities(checks=row + Checks(refusal=str(error)))
 
-    def rounding_of(artifact: Artifact) -> float:
+    def rounding_of(artifact: Artifact) -> Parity:
         images = from_arrays(work.sample(PARITY_IMAGES))
-        return rounding_error(networks.value[artifact.variant], images)
+        return measure_rounding(networks.value[artifact.variant], images)
 
     return Parities(by_file, until_failed(_parity_checks(files, by_file, max_parity, rounding_of)))
 
@@ -198,7 +202,7 @@ def _parity_checks(
     files: Files,
     by_file: Mapping[str, Mapping[int, Parity]],
     max_parity: float,
-    rounding_of: Callable[[Artifact], float],
+    rounding_of: Callable[[Artifact], Parity],
 ) -> Iterator[Checks]:
     """The largest difference, and for lossy precisions the least cosine, at the worse of the batch sizes.
 
@@ -207,15 +211,34 @@ def _parity_checks(
     for artifact in files.artifacts:
         limits, remedy = limits_of(artifact.precision, max_parity), _REMEDIES[artifact.precision]
         parities = by_file[artifact.name].values()
-        worst = max(parity.max_abs / max(parity.reference_max_abs, 1e-30) for parity in parities)
+        worst = max(relative_difference(parity) for parity in parities)
         if artifact.precision == "fp32" and worst > limits.relative:
-            remedy = _remedy_of_export(worst, rounding_of(artifact))
+            remedy = _remedy_of_export(worst, relative_difference(rounding_of(artifact)))
         name = f"parity: {artifact.name} = PyTorch fp32, largest difference"
         yield gate(name, worst, limit=limits.relative, remedy=remedy)
         if artifact.precision != "fp32":
             angle = 1 - min(parity.cosine for parity in parities)
             name = f"parity: {artifact.name}, 1 - least cosine"
             yield gate(name, angle, limit=1 - limits.cosine, remedy=remedy)
+        if limits.channel is not None:
+            yield from _channel_check(artifact, parities, limits.channel, rounding_of)
+
+
+def _channel_check(
+    artifact: Artifact, parities: Iterable[Parity], limit: float, rounding_of: Callable[[Artifact], Parity]
+) -> Iterator[Checks]:
+    """Of outputs whose channels are of different units; no gate where there are none.
+
+    A channel may be smaller than its own rounding: what PyTorch's float32 loses there explains as much of the file's.
+    """
+    by_share = {parity.channel_relative: parity.channel for parity in parities if parity.channel_relative is not None}
+    if not by_share:
+        return
+    worst = max(by_share)
+    if worst > limit:
+        limit = max(limit, ROUNDINGS * (rounding_of(artifact).channel_relative or 0.0))
+    name = f"parity: {artifact.name} = PyTorch fp32, largest difference in a channel over its spread"
+    yield gate(name, worst, limit=limit, remedy=f"report the model; its export differs in {by_share[worst]}")
 
 
 def _remedy_of_export(difference: float, rounding: float) -> str:
@@ -276,7 +299,7 @@ def _file_checks(files: Files, by_file: Mapping[str, Figure], dense: Figure, lim
         if artifact.precision == "fp32":  # parity holds it to the network in PyTorch, which has a gate of its own
             continue
         yield gate(
-            f"accuracy: {dense.metric} lost by {artifact.name}",
+            f"{judged_as(dense)} lost by {artifact.name}",
             dense.lost(by_file[artifact.name]),
             limit=limit,
             remedy=_REMEDIES[artifact.precision],

@@ -40,7 +40,7 @@ from ..run.work import Work, arrays_of
 from ..tasks import Boxes, relative_error
 from ..tensors import Inputs, from_arrays, unwrapped
 from .answers import predict_of_file
-from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, FileRefused, wanted_precisions
+from .artifacts import FP16, INT8, INT8_TENSORRT, SHIPPED, Artifact, FileRefused, Measure, wanted_precisions
 from .gates import kernels_here, too_few
 from .results import Files, Lowered
 
@@ -95,10 +95,11 @@ class JudgeImages:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """What the making of each int8 file took, by its name, and on how many images it was judged."""
+    """What the making of each int8 file took, by its name, what it was judged by and on how many images."""
 
     files: Mapping[str, Quantised]
     judged_on: int
+    measure: Measure
 
 
 def make_precisions(work: Work, exported: Files, task: NetworkTask) -> Iterator[Files]:
@@ -191,10 +192,11 @@ def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, st
             folder=work.stages.output,
         )
     except FileRefused as error:
-        return Files(checks=_refused(error, judges, limit, task))
+        return Files(checks=_refused(error, judges, limit))
 
     lowered = {form: _lowered(int8.files[form.name], owners) for form in forms}
-    checks = until_failed(_int8_checks(form, int8.files[form.name], judges, limit, task) for form in forms)
+    doubt = too_few(judges.count, limit) if task.chosen.classifies else ""
+    checks = until_failed(_int8_checks(form, int8, judges, limit, doubt) for form in forms)
     return Files({form: work.stages.folder / form.name for form in forms}, lowered, checks)
 
 
@@ -202,23 +204,22 @@ def _lowered(quantised: Quantised, owners: Mapping[str, str]) -> Lowered:
     return Lowered(_layers(quantised.kept, owners), quantised.method, quantised.bits, quantised.islands)
 
 
-def _int8_checks(form: Artifact, quantised: Quantised, judges: JudgeImages, limit: float, task: NetworkTask) -> Checks:
+def _int8_checks(form: Artifact, int8: Int8, judges: JudgeImages, limit: float, doubt: str) -> Checks:
+    quantised, name = int8.files[form.name], _gate_name(form, judges, int8.measure)
     # rounded, so that the ties' breakers (some 3e-5, see `_judge`) don't count as answers
     lost = round(quantised.reference, 4) - round(quantised.score, 4)
-    doubt = too_few(judges.count, limit) if task.chosen.classifies else ""
-    return gate(_gate_name(form, judges, task), 100 * lost, limit=limit, remedy=_REMEDY, unit="points", doubt=doubt)
+    return gate(name, 100 * lost, limit=limit, remedy=_REMEDY, unit=int8.measure.unit, doubt=doubt)
 
 
-def _refused(error: FileRefused, judges: JudgeImages, limit: float, task: NetworkTask) -> Checks:
-    name, reason = _gate_name(error.artifact, judges, task), f"{error}; or {_REMEDY}"
-    row = gate(name, math.nan, limit=limit, remedy=reason, unit="points")
+def _refused(error: FileRefused, judges: JudgeImages, limit: float) -> Checks:
+    name, reason = _gate_name(error.artifact, judges, error.measure), f"{error}; or {_REMEDY}"
+    row = gate(name, math.nan, limit=limit, remedy=reason, unit=error.measure.unit)
     return row + Checks(refusal=f"gate '{name}' failed: {reason}")
 
 
-def _gate_name(artifact: Artifact, judges: JudgeImages, task: NetworkTask) -> str:
+def _gate_name(artifact: Artifact, judges: JudgeImages, measure: Measure) -> str:
     form = f", form for {artifact.made_for}" if artifact.made_for else ""
-    metric = metric_of(task.chosen) if task.chosen.classifies else "quality"
-    return f"int8: {metric} lost on {judges.count} {judges.source} images{form}"
+    return f"int8: {measure.metric} lost on {judges.count} {judges.source} images{form}"
 
 
 _REMEDY = "leave int8 out (--precisions fp32,fp16), allow more with --max-int8-loss, or give more calibration images"
@@ -235,19 +236,23 @@ def _quantised(
     progress: Progress,
 ) -> Int8:
     """Writes the int8 file in each form. Raises FileRefused at the first that can't lose as little as `max_loss`."""
-    evidence = _evidence(shipped, images, judges, task, max_loss, progress)
+    evidence, measure = _evidence(shipped, images, judges, task, max_loss, progress)
     files: dict[str, Quantised] = {}
     quantised: Quantised | None = None
     for form in forms:
         # the choices made for one form are tried first for the next
-        quantised = _quantised_for(form, shipped, folder / form.name, evidence, quantised, progress)
+        try:
+            quantised = _quantised_for(form, shipped, folder / form.name, evidence, quantised, progress)
+        except GateError as error:
+            raise FileRefused(form, str(error), measure) from error
         files[form.name] = replace(quantised, path=form.name)
-    return Int8(files, judges.count)
+    return Int8(files, judges.count, measure)
 
 
 def _quantised_for(
     form: Artifact, shipped: Path, out: Path, evidence: Evidence, like: Quantised | None, progress: Progress
 ) -> Quantised:
+    """Without the file where it can't be made."""
     placement: Placement = "tensorrt" if form.made_for else "onnxruntime"
     try:
         return quantise(
@@ -258,23 +263,25 @@ def _quantised_for(
             like=like,
             progress=lambda share: progress(share, f"what each layer costs ({placement})"),
         )
-    except GateError as error:
+    except GateError:
         out.unlink(missing_ok=True)
-        raise FileRefused(form, str(error)) from error
+        raise
 
 
 def _evidence(
     shipped: Path, ranging: RangeImages, judges: JudgeImages, task: NetworkTask, max_loss: float, progress: Progress
-) -> Evidence:
+) -> tuple[Evidence, Measure]:
+    """What int8 is decided by, and what the judge among it goes by."""
     images, targets = judges.read()
     if task.chosen.classifies:
+        measure = Measure(metric_of(task.chosen))
         score = _judge(shipped, feeds.as_tuple(images)[0], np.asarray(targets))
     else:
-        score = _judge_by_task(shipped, judges, task)
+        score, measure = _judge_by_task(shipped, judges, task)
     progress(0.0, "ranges of the activations")
     statistics = ranging.statistics
     progress(0.0, "what the layers read")
-    return Evidence(
+    evidence = Evidence(
         statistics=statistics,
         rounding=ranging.rounding(),
         images=feeds.cut(images, 0, SENSITIVITY_IMAGES),
@@ -282,22 +289,24 @@ def _evidence(
         reference=score(shipped, "onnxruntime"),
         max_loss=max_loss,
     )
+    return evidence, measure
 
 
 def _write_int8(folder: Path, int8: Int8) -> None:
     rows = {name: {**asdict(quantised), "judged_on": int8.judged_on} for name, quantised in int8.files.items()}
-    write_json(folder / "int8.json", {"schema": "int8/2", "files": rows})
+    write_json(folder / "int8.json", {"schema": "int8/3", "measure": asdict(int8.measure), "files": rows})
 
 
 def _read_int8(folder: Path) -> Int8:
     files: dict[str, Quantised] = {}
     judged_on = 0
-    for name, row in read_json(folder / "int8.json", "int8/2")["files"].items():
+    content = read_json(folder / "int8.json", "int8/3")
+    for name, row in content["files"].items():
         judged_on = row.pop("judged_on")
         islands = row["islands"]
         lists = {"kept": tuple(row["kept"]), "islands": None if islands is None else tuple(islands)}
         files[name] = Quantised(**{**row, **lists})
-    return Int8(files, judged_on)
+    return Int8(files, judged_on, Measure(**content["measure"]))
 
 
 def _judge(
@@ -319,10 +328,12 @@ def _judge(
     return score
 
 
-def _judge_by_task(original: Path, judges: JudgeImages, task: NetworkTask) -> Callable[[Path, Placement], float]:
+def _judge_by_task(
+    original: Path, judges: JudgeImages, task: NetworkTask
+) -> tuple[Callable[[Path, Placement], float], Measure]:
     """1 less what a file loses of the task's quality, which without targets is counted against the original's answers.
 
-    Ties are broken by the distance to the original, as above.
+    With what the quality is called. Ties are broken by the distance to the original, as above.
     """
     data = list(judges.parts())
     reference = remembered(predict_of_file(original, at_once=8), data)
@@ -338,7 +349,7 @@ def _judge_by_task(original: Path, judges: JudgeImages, task: NetworkTask) -> Ca
         closeness_db = -10 * math.log10(max(distance, 1e-30))
         return 1.0 - lost + 1e-7 * min(600.0, max(0.0, 300 + closeness_db))
 
-    return score
+    return score, Measure(figure.metric, figure.is_share)
 
 
 def _outputs(path: Path, images: Arrays, placement: Placement) -> Array:

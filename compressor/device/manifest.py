@@ -38,7 +38,7 @@ _MOST_LIBRARIES = 16
 _LEAST_COSINE = -1.0
 _MODEL_FIELDS = ("path", "precision", "library", "target", "limits", "made_for")
 _DECODE_FIELDS = ("kind", "parameters")
-_LIMIT_FIELDS = ("relative", "cosine", "top1_agreement")
+_LIMIT_FIELDS = ("relative", "cosine", "top1_agreement", "channel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +129,20 @@ def manifest_text(manifest: Manifest, files: Mapping[str, FileListing]) -> str:
     try:
         # There and back, so that the digest is of what a reader will see: lists where there are tuples.
         stated = {key: value for key, value in asdict(manifest).items() if key != "schema"}
+        stated["models"] = [_stated(model) for model in manifest.models]
         content = json.loads(json.dumps({**stated, "files": files}, allow_nan=False))
         _manifest_of(content)
     except ValueError as error:
         raise InputError(f"the bundle's manifest can't be written: {error}") from error
     return json.dumps({"schema": SCHEMA, "digest": _digest(content), **content}, indent=1) + "\n"
+
+
+def _stated(model: ModelFile) -> dict[str, object]:
+    """Without the limit on channels where there is none: older readers know of no such field."""
+    stated = asdict(model)
+    if model.limits.channel is None:
+        del stated["limits"]["channel"]
+    return stated
 
 
 def inside(name: str) -> PurePosixPath:
@@ -228,10 +237,12 @@ def _model(entry: object, files: Collection[str]) -> ModelFile:
 
 def _limits(content: fields.Object) -> Limits:
     fields.only(content, _LIMIT_FIELDS, "a model's limits")
+    is_by_channels = content.get("channel") is not None  # older bundles don't say
     return Limits(
         relative=fields.number(content, "relative", least=0, most=MOST_RELATIVE),
         cosine=fields.number(content, "cosine", least=_LEAST_COSINE, most=1),
         top1_agreement=fields.number(content, "top1_agreement", least=0, most=1),
+        channel=fields.number(content, "channel", least=0, most=MOST_RELATIVE) if is_by_channels else None,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GateError
+from .channels import channel_distance
 from .feeds import Array, Arrays, as_tuple
 
 _MOST_DB = 300.0  # stands for no difference at all; beyond what float64 can tell apart
@@ -22,6 +23,9 @@ _WORST = sys.float_info.max
 _TINY = float(np.finfo(np.float32).tiny)  # a reference of zeros has no magnitude to take a share of
 _SQUARE_ROOT_OF_WORST = 1e150  # larger differences have no square, and no cosine
 MOST_RELATIVE = 10.0  # a limit beyond it would hold nothing: ten times the largest output
+LEAST_CHANNEL_ELSEWHERE = (
+    5e-2  # of a channel's spread: devices compute in other formats than the reference, such as TF32
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,9 @@ class Parity:
     Of several outputs, `max_abs`, `mean_abs` and `reference_max_abs` are those of the one whose largest difference is
     the worst share of its largest magnitude; every other figure is the least of all. Outputs that are not finite have
     the worst value of each figure; all figures are finite, so that JSON holds them.
+
+    `channel_relative` is the largest difference as a share of its channel's spread, and `channel` which one it is, of
+    outputs whose channels are of different units (`device.channels`); None and empty where there are none.
     """
 
     n: int
@@ -40,21 +47,27 @@ class Parity:
     sqnr_db: float
     top1_agreement: float
     reference_max_abs: float
+    channel_relative: float | None = None
+    channel: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a parity may be at worst. `relative` bounds max_abs by a share of the reference's largest magnitude."""
+    """What a parity may be at worst. `relative` bounds max_abs by a share of the reference's largest magnitude.
+
+    `channel` bounds `channel_relative`; None leaves the channels to the other limits.
+    """
 
     relative: float = 1e-3
     cosine: float = 0.9999
     top1_agreement: float = 0.0
+    channel: float | None = None
 
 
 # fp32 re-ordering moves logits by some 1e-6 of their scale; fp16 by 1e-4 to 2e-2 (trained MobileNetV2: 2e-2, least
 # cosine 0.9990). For int8 these are no judgement but a net for broken files: accuracy judges (12 to 35 dB are usual).
 LIMITS = {
-    "fp32": Limits(relative=1e-3, cosine=0.99999),
+    "fp32": Limits(relative=1e-3, cosine=0.99999, channel=1e-2),
     "fp16": Limits(relative=5e-2, cosine=0.998),
     "int8": Limits(relative=1.0, cosine=0.7),
 }
@@ -75,17 +88,25 @@ def compare(reference: Arrays, output: Arrays, names: Sequence[str] = ()) -> Par
     prefixes = [""] if len(references) == 1 else [_prefix(index, names) for index in range(len(references))]
     parities = [_compare_one(*pair) for pair in zip(references, outputs, prefixes, strict=True)]
     worst = max(parities, key=relative_difference)
+    worst_channel = max(parities, key=_channel_difference)
     return replace(
         worst,
         cosine=min(parity.cosine for parity in parities),
         sqnr_db=min(parity.sqnr_db for parity in parities),
         top1_agreement=min(parity.top1_agreement for parity in parities),
+        channel_relative=worst_channel.channel_relative,
+        channel=worst_channel.channel,
     )
 
 
 def relative_difference(parity: Parity) -> float:
     """The largest difference as a share of the reference's largest magnitude."""
     return parity.max_abs / max(parity.reference_max_abs, _TINY)
+
+
+def _channel_difference(parity: Parity) -> float:
+    """Below all others where no units are mixed."""
+    return -1.0 if parity.channel_relative is None else parity.channel_relative
 
 
 def _prefix(index: int, names: Sequence[str]) -> str:
@@ -102,7 +123,9 @@ def _compare_one(reference: Array, output: Array, prefix: str) -> Parity:
     if reference.ndim == 0 or reference.size == 0:
         shape = list(reference.shape)
         raise GateError(f"{prefix}outputs of shape {shape} hold no number, so nothing was compared; give images")
-    return _equality(reference, output) if reference.dtype.kind in "biu" else _distance(reference, output)
+    if reference.dtype.kind in "biu":
+        return _equality(reference, output)
+    return _distance(reference, output, prefix)
 
 
 def _equality(reference: Array, output: Array) -> Parity:
@@ -122,7 +145,7 @@ def _equality(reference: Array, output: Array) -> Parity:
     )
 
 
-def _distance(reference: Array, output: Array) -> Parity:
+def _distance(reference: Array, output: Array, prefix: str) -> Parity:
     """Of floats. A row of numbers, [N, C] or [N, C, 1, 1], is taken for its classes."""
     wanted = reference.reshape(len(reference), -1).astype(np.float64)  # [N, everything else]
     actual = output.reshape(len(output), -1).astype(np.float64)
@@ -130,6 +153,8 @@ def _distance(reference: Array, output: Array) -> Parity:
         difference = np.abs(wanted - actual)
     is_of_classes = reference.shape[1:2] == wanted.shape[1:]
     finite = bool(np.isfinite(difference).all() and difference.max() < _SQUARE_ROOT_OF_WORST)
+    shape = reference.shape
+    channels = channel_distance(wanted.reshape(shape), difference.reshape(shape)) if finite else None
     return Parity(
         n=len(wanted),
         max_abs=float(difference.max()) if finite else _WORST,
@@ -138,6 +163,8 @@ def _distance(reference: Array, output: Array) -> Parity:
         sqnr_db=_sqnr_db(wanted, difference) if finite else -_MOST_DB,
         top1_agreement=float((wanted.argmax(1) == actual.argmax(1)).mean()) if is_of_classes else 1.0,
         reference_max_abs=float(np.nan_to_num(np.abs(wanted)).max()),
+        channel_relative=channels.relative if channels else None,
+        channel=f"{prefix}{channels.place}" if channels else "",
     )
 
 
@@ -170,13 +197,18 @@ def failures(parity: Parity, limits: Limits) -> tuple[str, ...]:
         lines.append(f"least cosine {parity.cosine:.6f}, at least {limits.cosine}")
     if not parity.top1_agreement >= limits.top1_agreement:
         lines.append(f"top-1 agreement {parity.top1_agreement:.4f}, at least {limits.top1_agreement}")
+    if limits.channel is not None and _channel_difference(parity) > limits.channel:
+        share = f"max |difference| {parity.channel_relative:.3g} of its spread"
+        lines.append(f"{parity.channel}: {share}, at most {limits.channel:.3g}")
     return tuple(lines)
 
 
 def limits_around(parity: Parity, *, slack: float = 2.0) -> Limits:
     """What another device must keep to, given what was measured here: `slack` times the distance, fp32's at least."""
     floor = LIMITS["fp32"]
+    channel = parity.channel_relative
     return Limits(
         relative=min(max(slack * relative_difference(parity), floor.relative), MOST_RELATIVE),
         cosine=max(min(1 - slack * (1 - parity.cosine), floor.cosine), -1.0),
+        channel=None if channel is None else min(max(slack * channel, LEAST_CHANNEL_ELSEWHERE), MOST_RELATIVE),
     )

@@ -18,10 +18,11 @@ from ..device.feeds import Array, Arrays
 from ..device.parity import LIMITS, Limits, Parity, compare, failures
 from ..device.runtimes import REFERENCE, open_model
 from ..errors import GateError, ModelError
+from ..graph.double import in_both_widths
 from ..graph.interface import answers
 from ..graph.program import modes_kept
 from ..placement import CPU, placed
-from ..tensors import from_arrays, named_leaves
+from ..tensors import Inputs, from_arrays, named_leaves
 from .onnx import check_structure
 
 _REFERENCE_BATCH = 8
@@ -69,6 +70,7 @@ def measure_export(
     check_structure(_load_structure(path), str(path))
     expected = _reference_outputs(reference, images)
     session = open_model(path, runtime=runtime, fused=fused)
+    names = [port.name for port in session.outputs]
 
     parities = {}
     total = feeds.count(images)
@@ -82,8 +84,14 @@ def measure_export(
             raise GateError(
                 f"{path} does not run at batch {batch}: {error}; export it with a free batch axis"
             ) from error
-        parities[batch] = compare(feeds.cut(expected, 0, feeds.count(usable)), feeds.joined(outputs))
+        parities[batch] = compare(feeds.cut(expected, 0, feeds.count(usable)), feeds.joined(outputs), names)
     return parities
+
+
+def measure_rounding(graph: fx.GraphModule, images: Inputs) -> Parity:
+    """How far PyTorch's own answers in float32 are from those in float64, on images [N, ...]."""
+    answered, exact = in_both_widths(graph, images)
+    return compare(_arrays(exact, exactly=True), _arrays(answered))
 
 
 def _load_structure(path: Path) -> onnx.ModelProto:
@@ -112,12 +120,13 @@ def _leaves(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
     return tuple(named_leaves(module(*inputs)).values())
 
 
-def _arrays(leaves: Sequence[Tensor]) -> Arrays:
-    """One array alone, or a tuple of several; whole numbers and booleans stay what they are."""
-    return feeds.unwrapped(tuple(_array(leaf) for leaf in leaves))
+def _arrays(leaves: Sequence[Tensor], *, exactly: bool = False) -> Arrays:
+    """One array alone, or a tuple of several: floats in 32 bits, or `exactly` in 64; all else stays what it is."""
+    width = torch.float64 if exactly else torch.float32
+    return feeds.unwrapped(tuple(_array(leaf, width) for leaf in leaves))
 
 
-def _array(leaf: Tensor) -> Array:
-    leaf = leaf.float() if leaf.is_floating_point() else leaf
+def _array(leaf: Tensor, width: torch.dtype) -> Array:
+    leaf = leaf.to(width) if leaf.is_floating_point() else leaf
     array: Array = leaf.numpy()
     return array

@@ -166,8 +166,7 @@ def make_plan(
     for index, priced in enumerate(prices):
         least = priced(everything)
         if least > limits[index]:
-            reason = _out_of_reach(budgets, index, least / dense[index], structure)
-            raise BudgetError(f"budget '{budgets[index]}' can't be met: {reason}")
+            raise BudgetError(out_of_reach(budgets, index, least / dense[index], structure))
     removed = _fill(_prefix(chunks, fits), fits)
     kept = kept_after(structure.groups, removed)
     text = ", ".join(map(str, budgets))
@@ -207,25 +206,36 @@ def everything_gone(structure: Structure, scores: Scores, options: RankingOption
     return kept_after(structure.groups, chunks)
 
 
-def _out_of_reach(budgets: Sequence[Budget], index: int, least: float, structure: Structure) -> str:
+def out_of_reach(
+    budgets: Sequence[Budget], index: int, least: float, structure: Structure, *, spare: float = 0.0
+) -> str:
     """What is left when all has gone, what to ask for instead, and the layers where nothing could go.
 
-    `least` is the share of what `budgets[index]` counts; the others may stay as they are.
+    `least` is the share of what `budgets[index]` counts; the others may stay as they are. What is named is `spare` of
+    it more, where other scores may let less go.
     """
     budget = budgets[index]
+    refused = f"budget '{budget}' can't be met:"
     more = _left_alone_text([layer for layer in structure.groups.left_alone if layer.operation != "output"])
     if not structure.groups.groups:
-        return f"no unit of this network can be removed{more}"
+        return f"{refused} no unit of this network can be removed{more}"
     smaller = "allow more kinds of units (--units), smaller multiples (--multiple) or less of each group (--least)"
-    asked = np.ceil(least * 1000) / 1000  # rounded up, so that a budget of the figure that is named can be met
-    if asked >= 1:  # which is no budget
-        return f"the units that may go save none of the {budget.kind}{more}; {smaller}"
+    if _rounded_up(least) >= 1:  # which is no budget
+        return f"{refused} the units that may go save none of the {budget.kind}{more}; {smaller}"
     reachable = [str(other) for other in budgets]
-    reachable[index] = budget.asking(float(asked))
+    reachable[index] = budget.asking(min(_rounded_up(least * (1 + spare)), _MOST_SHARE))
     return (
-        f"with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
+        f"{refused} with every unit gone that may go {least:.3f} of the {budget.kind} remain{more}; ask for at least "
         f"--budget '{', '.join(reachable)}', or {smaller}"
     )
+
+
+_MOST_SHARE = 0.999  # of a budget's figure, which is written in thousandths
+
+
+def _rounded_up(share: float) -> float:
+    """To thousandths, so that a budget of the figure that is named can be met."""
+    return float(np.ceil(share * 1000) / 1000)
 
 
 def _left_alone_text(layers: Sequence[LeftAlone]) -> str:

@@ -112,6 +112,25 @@ def _lasting(ledger: Ledger, node: str, facets: Sequence[Tensor]) -> tuple[Tenso
     return tuple(lasting)
 
 
+@TABLE.handles(aten.view_as_complex.default)
+def complex_of_pairs(ledger: Ledger, call: Call) -> Value:
+    """[..., 2] to [...]: the real and the imaginary part of a number go together."""
+    parts = len(call.input.shape) - 1
+    facets = []
+    for facet in call.input.facets:
+        if parts in axes(facet):
+            ledger.tie(facet, first_along(facet, [parts]))
+        facets.append(first_along(facet, [parts]).squeeze(parts))
+    return Value(call.shape, _lasting(ledger, call.name, facets))
+
+
+@TABLE.handles(aten.view_as_real.default)
+def pairs_of_complex(ledger: Ledger, call: Call) -> Value:
+    """[...] to [..., 2]: both parts have the number's label."""
+    facets = tuple(facet.unsqueeze(-1).expand(*call.shape) for facet in call.input.facets)
+    return Value(call.shape, facets)
+
+
 @TABLE.handles(aten.slice.Tensor)
 def cut(ledger: Ledger, call: Call) -> Result:
     """Every second coordinate stays every second one only when neighbours go together."""

@@ -39,6 +39,8 @@ UNTAGGED = (
     aten.div.Tensor_mode,
     aten.maximum.default,
     aten.minimum.default,
+    aten.polar.default,
+    aten.complex.default,
 )
 
 

@@ -270,7 +270,7 @@ _OF_UNITS = (
 
 
 def _cost(run: ReportInput) -> Section:
-    text = [] if run.accuracy else ["Accuracy was not measured."]
+    text = [] if run.accuracy else ["Quality was not measured."]
     if run.choice:
         text.append(run.choice)
     if not run.parity:

@@ -121,7 +121,7 @@ def test_a_subjects_costs_are_its_own_and_unknown_ones_a_dash() -> None:
 
 def test_accuracy_that_was_not_measured_is_said_and_dashed() -> None:
     page = pages.page_of(measured(subjects=(subject("dense", None),)))
-    assert section(page, "accuracy").text == ("Accuracy was not measured; see what was not run.",)
+    assert section(page, "accuracy").text == ("Quality was not measured; see what was not run.",)
     assert cells(table(page, "accuracy", "Subjects"), "dense")["top-1"] == "–"
     assert [part for part in section(page, "accuracy").parts if isinstance(part, Figure)] == []
 

@@ -27,14 +27,14 @@ from compressor.delivery.gates import (
 from compressor.delivery.results import Files
 from compressor.device.parity import Parity, compare
 from compressor.errors import GateError
+from compressor.export.gate import measure_export, measure_rounding
 from compressor.export.onnx import export_onnx
 from compressor.graph import trace
-from compressor.graph.double import rounding_error
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
-from compressor.records import Accuracy
+from compressor.records import Accuracy, Quality
 from compressor.run.checks import Checks, gate, require_passed, until_failed
 from compressor.run.saved import example_of
 from compressor.run.work import Request, Work, prepare
@@ -69,6 +69,16 @@ def test_a_dense_network_that_guesses_shows_nothing() -> None:
     assert not row.passed
     assert "right on 0 of 28 evaluation images (95 % interval 0.0 to 12.1 %)" in warning
     assert "labels, the order of the classes or the pre-processing are probably wrong" in warning
+
+
+def test_only_right_answers_are_an_accuracy() -> None:
+    for metric, name in (("fidelity", "quality: fidelity lost"), ("mIoU", "quality: mIoU lost")):
+        figure = Quality(metric, 0.9, 200, 0.88, 0.92, chance=0.0)
+        checks = accuracy_checks({"dense": figure, "shipped": figure}, LIMIT)
+        assert [row.name for row in checks.gates] == [name]
+    assert _checked(Accuracy(9, 9), Accuracy(9, 9)).gates[0].name == "accuracy: top-1 lost"
+    agreeing = Accuracy(9, 9, metric="agreement")
+    assert _checked(agreeing, agreeing).gates[0].name == "quality: agreement lost"
 
 
 def test_few_images_cannot_show_few_points() -> None:
@@ -159,17 +169,70 @@ def test_a_network_that_multiplies_rounding_is_not_blamed_on_its_export(
     images = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     graph = trace(network.eval(), images)
     files, by_file = Files({DENSE: Path("dense.onnx")}), {DENSE.name: {1: replace(SAME, max_abs=difference)}}
-    checks = until_failed(_parity_checks(files, by_file, 1e-3, lambda artifact: rounding_error(graph, images)))
+    checks = until_failed(_parity_checks(files, by_file, 1e-3, lambda artifact: measure_rounding(graph, images)))
     assert said in checks.failure
     assert checks.gates[0].value == difference
 
 
 def test_rounding_is_not_asked_of_a_file_that_agrees() -> None:
-    def never(artifact: object) -> float:
+    def never(artifact: object) -> Parity:
         raise AssertionError("a whole pass in float64 for nothing")
 
     checks = list(_parity_checks(Files({DENSE: Path("dense.onnx")}), {DENSE.name: {1: SAME}}, 1e-3, never))
     assert [check.failure for check in checks] == [""]
+
+
+class TwoUnits(nn.Module):
+    """Boxes in pixels beside the scores of three classes, in one output [N, 7, places], each by a layer of its own."""
+
+    def __init__(self, *, rounding: float = 0.0) -> None:
+        super().__init__()
+        self.boxes, self.classes = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 3, 3)
+        self.rounding = rounding  # what is added to scores and taken away again
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = (self.classes(x).sigmoid() + self.rounding) - self.rounding
+        return torch.cat([640 * self.boxes(x).sigmoid(), scores], 1).flatten(2)
+
+
+def _two_units(folder: Path, *, rounding: float = 0.0) -> tuple[TwoUnits, torch.Tensor, Path]:
+    torch.manual_seed(0)
+    network = TwoUnits(rounding=rounding).eval()
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    path = folder / "two-units.onnx"
+    export_onnx(trace(network, images), images, path)
+    return network, images, path
+
+
+def _checked_file(network: nn.Module, images: torch.Tensor, path: Path) -> Checks:
+    graph = trace(network, images)
+    by_file = {DENSE.name: measure_export(path, graph, images.numpy())}
+    rounding = measure_rounding(graph, images)
+    return until_failed(_parity_checks(Files({DENSE: path}), by_file, 1e-3, lambda artifact: rounding))
+
+
+def test_a_fault_among_small_numbers_does_not_hide_behind_large_ones(tmp_path: Path) -> None:
+    network, images, path = _two_units(tmp_path)
+    sound = _checked_file(network, images, path)
+    assert [row.state for row in sound.gates] == ["passed", "passed"]
+
+    with torch.no_grad():
+        network.classes.weight[1] *= 1.3
+    faulty = _checked_file(network, images, path)
+    assert [row.state for row in faulty.gates] == ["passed", "FAILED"]  # of the whole output it is too little to see
+    assert "its export differs in channel 5 of axis 1" in faulty.failure
+
+
+def test_a_channel_below_its_own_rounding_fails_no_sound_file(tmp_path: Path) -> None:
+    """Scores that keep 0.06 of a number near 1: the file and PyTorch round them apart."""
+    network, images, path = _two_units(tmp_path, rounding=2.0**20)
+    graph = trace(network, images)
+    by_file = {DENSE.name: {1: replace(SAME, channel_relative=0.06, channel="channel 5 of axis 1")}}
+    checks = until_failed(
+        _parity_checks(Files({DENSE: path}), by_file, 1e-3, lambda artifact: measure_rounding(graph, images))
+    )
+    assert [row.state for row in checks.gates] == ["passed", "passed"]
+    assert checks.gates[1].limit > 0.06
 
 
 class Answering:

@@ -18,7 +18,7 @@ from torch import nn
 import compressor
 from compressor.accuracy import evaluate
 from compressor.delivery import flow, gates, precisions
-from compressor.delivery.artifacts import INT8
+from compressor.delivery.artifacts import INT8, INT8_TENSORRT, Measure
 from compressor.device.bundle import read_bundle, verify_bundle
 from compressor.device.golden import read_golden
 from compressor.device.parity import LIMITS
@@ -29,7 +29,6 @@ from compressor.inputs.images import Images, batches
 from compressor.inputs.models import Model
 from compressor.recipe import make_recipe
 from compressor.records import Plan
-from compressor.run.tasking import make_task
 from compressor.run.work import Request, prepare
 
 from .conftest import QUICK, Small
@@ -275,8 +274,10 @@ def test_images_that_served_nothing_judge_where_there_are_enough(
     assert len(judged) == len(labels) == judges.count == 12
     served = {image.numpy().tobytes() for part in (work.calibration, work.evaluation) for b, _ in part for image in b}
     assert served.isdisjoint(image.tobytes() for image in judged)
-    task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, "")
-    assert precisions._gate_name(INT8, judges, task) == "int8: top-1 lost on 12 spare images"
+    assert precisions._gate_name(INT8, judges, Measure()) == "int8: top-1 lost on 12 spare images"
+    name = precisions._gate_name(INT8_TENSORRT, judges, Measure("PSNR", is_share=False))
+    assert name == "int8: PSNR lost on 12 spare images, form for tensorrt"
+    assert (Measure("mIoU").unit, Measure("PSNR", is_share=False).unit) == ("points", "%")
 
 
 # what the last line, the bundle and the report say of one run is what its files hold

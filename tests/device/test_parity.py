@@ -122,6 +122,51 @@ def test_outputs_that_do_not_go_together_are_no_parity(reference: Any, output: A
         compare(reference, output, ("scores", "best"))
 
 
+def _boxes_and_scores(axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two boxes' sides in pixels and two scores, 200 samples of each, and the same with 0.03 more on the last score."""
+    generator = np.random.default_rng(0)
+    columns = [640 * generator.random((20, 10)), 320 * generator.random((20, 10)), *generator.random((2, 20, 10))]
+    shifted = [*columns[:3], columns[3] + 0.03]
+    return np.stack(columns, axis), np.stack(shifted, axis)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_channels_of_different_units_are_compared_each_by_its_spread(axis: int) -> None:
+    reference, output = _boxes_and_scores(axis)
+    found = compare((np.ones((20, 2)), reference), (np.ones((20, 2)), output), ("fixed", "places"))
+    spread = np.ptp(np.moveaxis(reference, axis, 0)[3])
+    assert found.channel_relative == pytest.approx(0.03 / spread, abs=EXACT)
+    assert found.channel == f"output 1 (places): channel 3 of axis {axis}"
+    assert failures(found, Limits(relative=1e-3, cosine=0.99999)) == ()  # over the whole it is nothing
+    (line,) = failures(found, LIMITS["fp32"])
+    assert "output 1 (places): channel 3 of axis" in line
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_rounding_of_the_whole_is_no_fault_of_a_small_channel() -> None:
+    reference, _ = _boxes_and_scores(1)
+    reference[:, 3] *= 1e-7
+    assert failures(compare(reference, reference + 5e-7 * 640), LIMITS["fp32"]) == ()
+    assert failures(compare(reference, reference + 2e-6 * 640), LIMITS["fp32"]) != ()
+
+
+def test_channels_of_one_unit_are_left_to_the_whole() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 5, 4, 4))
+    assert compare(values, values + 0.1).channel_relative is None
+    assert compare(0 * values, values).channel_relative is None
+    assert compare(values, np.full_like(values, np.nan)).channel_relative is None
+
+
+def test_a_device_is_held_to_the_channels_too() -> None:
+    reference, output = _boxes_and_scores(1)
+    near, far = compare(reference, reference + 1e-4), compare(reference, output)
+    assert limits_around(near).channel == 0.05  # other formats than the reference's
+    assert failures(far, limits_around(near)) == ()
+    assert failures(compare(reference, output + 0.03), limits_around(near)) != ()
+    assert limits_around(far).channel == pytest.approx(2 * far.channel_relative, abs=EXACT)
+    assert limits_around(compare(np.ones((2, 3)), np.ones((2, 3)))).channel is None
+
+
 def test_other_shapes_are_no_parity() -> None:
     with pytest.raises(GateError, match=r"\[2, 3\].*\[2, 4\]"):
         compare(np.ones((2, 4)), np.ones((2, 3)))

@@ -128,6 +128,11 @@ def in_pairs(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
+def as_complex(x: Tensor, angles: Tensor) -> Tensor:
+    numbers = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(numbers * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
 def partly(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([half_split(x[..., : HEAD_DIM // 2], angles[..., ::2]), x[..., HEAD_DIM // 2 :]], -1)
 
@@ -211,6 +216,7 @@ ATTENTIONS = {
     "rotary, no registers": partial(Encoder, partial(Rotary, half_split), 0),
     "rotary, interleaved": partial(Encoder, partial(Rotary, interleaved, joint=True), 1),
     "rotary, pairs": partial(Encoder, partial(Rotary, in_pairs), 1),
+    "rotary, complex": partial(Encoder, partial(Rotary, as_complex), 1),
     "rotary, normed": partial(Encoder, partial(Rotary, half_split, normed=True), 1),
     "rotary, of a part": partial(Encoder, partial(Rotary, partly), 1),
     "fixed": partial(Encoder, FixedTable),

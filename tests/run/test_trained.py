@@ -204,9 +204,10 @@ def test_a_checkpoint_ships_from_the_command_line(
 ) -> None:
     state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "last.pth.tar")
-    done = _command(place, "run", tmp_path / "last.pth.tar", "--out", tmp_path / "out", "--quiet")
+    done = _command(place, "run", tmp_path / "last.pth.tar", "--out", tmp_path / "out")
 
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^1 of (\d+): keeping the weights of your training\n(.*\n)*\1 of \1: ", done.stderr, re.MULTILINE)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["shipped"] == "trained"
     expected, answer = _answers(trained, tmp_path / "out" / "model.onnx")

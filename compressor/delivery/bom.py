@@ -55,12 +55,13 @@ def _bom(manifest: Manifest) -> Bom:
     ]
     data = [_component(ComponentType.DATA, name, f"data:{name}", sha256) for name, sha256 in _data(manifest)]
     tool = Component(name="compressor", version=__version__, type=ComponentType.APPLICATION)
+    model = _model(manifest)
     bom = Bom(
         serial_number=UUID(hashlib.sha256(listed).hexdigest()[:32], version=4),
-        metadata=BomMetaData(component=_model(manifest), tools=ToolRepository(components=[tool]), timestamp=_NO_TIME),
+        metadata=BomMetaData(component=model, tools=ToolRepository(components=[tool]), timestamp=_NO_TIME),
         components=[*files, *data],
     )
-    bom.register_dependency(bom.metadata.component, [*files, *data])
+    bom.register_dependency(model, [*files, *data])
     return bom
 
 

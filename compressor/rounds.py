@@ -44,6 +44,9 @@ LabelledBatches = Sequence[tuple[Inputs, Targets]]
 Progress = Callable[[float], None]
 
 
+Planner = Callable[["Prunable", Scores], Plan]
+
+
 def _silent(share: float) -> None:
     """Says nothing of how far a step has come."""
 
@@ -184,16 +187,20 @@ def choose_depth(
     images: Inputs,
     choices: Choices = Choices(),
     task: Task | None = None,
+    planned: Planner | None = None,
     progress: Progress = _silent,
 ) -> Depth:
     """How many residual branches may go whole before the rest is thinned, judged by the networks they end in.
 
     Branches are put in the order in which the network misses them least; then the round is made with none, some and
-    more of them gone, each at the same counted budget, on the first `FITTED` images, and what lies nearest to the dense
-    network on the `JUDGED` images behind them is taken. Raises BudgetError where none of them meets the budget.
+    more of them gone, each at the same budget, on the first `FITTED` images, and what lies nearest to the dense network
+    on the `JUDGED` images behind them is taken. `planned` makes a plan that meets the budget, one of time among others;
+    without it, counted ones are met. Raises BudgetError where none of them can be.
     """
     lessons, judging = _parted(batches)
-    goes = 1 - budget_of(dense.network, dense.network, budget).share
+    counted = budget.kind != "latency"
+    goes = 1 - (budget_of(dense.network, dense.network, budget) if counted else budget).share
+    planned = planned or _counting(dense, budget, choices.ranking)
     order = order_of_branches(
         dense.network, judging, most=max(DEPTHS) * goes, task=task, progress=lambda share: progress(0.2 * share)
     )
@@ -204,16 +211,28 @@ def choose_depth(
     for done, number in enumerate(tried):
         try:
             base = drop_branches(dense, [branch.name for branch in order[:number]], images)
-            step = pruning_round(dense, base, budget, lessons, images=images, choices=choices, task=task, base=base)
+            scores = score_units(base, lessons, scoring=choices.scoring, ranking=choices.ranking, task=task)
+            after, slices = remove_units(base, base, planned(base, scores))
         except BudgetError as error:
             refused = error
             errors.append(WORST)
         else:
-            errors.append(likeness.error(_answers(step.after.network, judging)))
+            repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
+            errors.append(likeness.error(_answers(after.network, judging)))
         progress(0.2 + 0.8 * (done + 1) / len(tried))
     if refused is not None and min(errors) == WORST:
         raise refused
     return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])
+
+
+def _counting(dense: Prunable, budget: Budget, ranking: RankingOptions) -> Planner:
+    """Plans of a counted budget, which is of the dense network."""
+
+    def planned(subject: Prunable, scores: Scores) -> Plan:
+        left = budget_of(dense.network, subject.network, budget)
+        return make_plan(subject.network, subject.structure, scores, left, ranking)
+
+    return planned
 
 
 def _parted(batches: Batches | LabelledBatches) -> tuple[list[tuple[Inputs, Targets]], list[Inputs]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+
+from torch import fx
 
 from ..budgets import Budget
 from ..choices import Choices, choices_of
 from ..inputs.images import Batches
 from ..pruning import Structure, find_structure
 from ..pruning.branches import without_branches
-from ..records import Depth, InputSpec
-from ..rounds import Prunable, choose_depth
+from ..records import Depth, InputSpec, Plan, Scores
+from ..rounds import Planner, Prunable, choose_depth
 from ..run.fingerprints import Known
-from ..run.plans import Aim, aimed_at
+from ..run.plans import Aim, aimed_at, plan_without_branches
 from ..run.stages import Progress, kept_as_record
 from ..run.tasking import NetworkTask
 from ..run.work import Work
@@ -24,12 +27,15 @@ def lose_branches(work: Work, structure: Structure, task: NetworkTask, aim: Aim)
     """The work with as many whole branches gone as pay, the units of what is left, and the aim for these."""
     if work.recipe.blocks == "keep":
         return work, structure, aim
+    keys = work.stages.keys
+    planner = partial(_planned, work.dense, aim)
     depth = work.stages.make(
         "depth",
         _chosen,
         kept_as_record("depth.json", Depth),
-        dense=Known(Prunable(work.dense, structure), work.stages.keys["groups"]),
-        budget=_counted(aim.budget),
+        dense=Known(Prunable(work.dense, structure), keys["groups"]),
+        planned=Known(planner, [keys.get("latency-model"), aim.options, list(aim.also)]),
+        budget=aim.budget,
         images=work.calibration_images,
         inputs=list(work.inputs),
         choices=choices_of(work.recipe),
@@ -40,11 +46,16 @@ def lose_branches(work: Work, structure: Structure, task: NetworkTask, aim: Aim)
         return work, structure, aim
     work = replace(work, shallow=without_branches(work.dense, depth.names))
     units = find_structure(work.base, work.example, work.recipe.seed)
-    return work, units, aimed_at(work, units, aim)
+    return work, units, aimed_at(work.base, units, aim)
+
+
+def _planned(dense: fx.GraphModule, aim: Aim, subject: Prunable, scores: Scores) -> Plan:
+    return plan_without_branches(dense, subject.network, subject.structure, scores, aim)
 
 
 def _chosen(
     dense: Prunable,
+    planned: Planner,
     budget: Budget,
     images: Batches,
     inputs: list[InputSpec],
@@ -52,9 +63,13 @@ def _chosen(
     task: Task | None,
     progress: Progress,
 ) -> Depth:
-    return choose_depth(dense, budget, images, images=noise_like(inputs), choices=choices, task=task, progress=progress)
-
-
-def _counted(budget: Budget) -> Budget:
-    """What depths are compared at: a share of the MACs where the budget is of time, which depth saves more of."""
-    return budget if budget.kind != "latency" else Budget("macs", budget.share)
+    return choose_depth(
+        dense,
+        budget,
+        images,
+        images=noise_like(inputs),
+        choices=choices,
+        task=task,
+        planned=planned,
+        progress=progress,
+    )

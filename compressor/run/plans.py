@@ -194,15 +194,26 @@ def set_aim(work: Work, structure: Structure) -> Aim:
     return Aim(budget, options, also=tuple(also))
 
 
-def aimed_at(work: Work, structure: Structure, aim: Aim) -> Aim:
+def aimed_at(graph: fx.GraphModule, units: Structure, aim: Aim) -> Aim:
     """The same aim once whole branches went: each group of what is left keeps to the widths that were measured."""
     if aim.tables is not None:
-        steps = group_steps(work.base, structure, aim.tables.model.steps)
-    elif not work.recipe.multiple:
-        steps = steps_here(work.base, structure)
+        steps = group_steps(graph, units, aim.tables.model.steps)
+    elif aim.options.steps:
+        steps = steps_here(graph, units)
     else:
         return aim
     return replace(aim, options=replace(aim.options, steps=steps))
+
+
+def plan_without_branches(
+    dense: fx.GraphModule, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim
+) -> Plan:
+    """What of a network that lost branches may stay under the aim, by prediction where that is one of time."""
+    aim = aimed_at(graph, units, aim)
+    also = tuple(budget_of(dense, graph, budget) for budget in aim.also)
+    if aim.tables is None:
+        return make_plan(graph, units, scores, budget_of(dense, graph, aim.budget), aim.options, also=also)
+    return Timed(graph, units, scores, aim, aim.tables, also).plan_at(aim.budget.share)[0]
 
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:

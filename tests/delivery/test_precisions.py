@@ -72,7 +72,7 @@ def test_tensorrt_gets_float_biases_and_cpus_integer_ones(run: compressor.Run) -
 
 
 def test_calibration_and_judgement_are_on_different_images(run: compressor.Run) -> None:
-    held = read_json(run.folder / "int8.json", "int8/2")["files"]["model.int8.onnx"]
+    held = read_json(run.folder / "int8.json", "int8/3")["files"]["model.int8.onnx"]
     splits = read_json(run.folder / "splits.json", "splits/1")
     assert held["judged_on"] == 32  # 42 calibration images, a quarter of which the ranges come from
     assert set(held["scores"]) == {"minmax", "percentile", "entropy"}

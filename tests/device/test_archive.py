@@ -111,7 +111,8 @@ def test_every_verb_takes_an_archive_and_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     words = {"verify": (), "run": (image,), "benchmark": (*QUICK, "--runtime", "onnxruntime")}[verb]
     answer = command(verb, archive, *words)
-    assert (answer.code, answer.err) == (0, "")
+    assert answer.code == 0
+    assert answer.err == "" or (verb == "run" and answer.err.startswith("runs models/"))  # what answers, and why
     assert list(scratch.iterdir()) == []
     assert not bundle.exists()
 

@@ -4,9 +4,8 @@
     python benchmarks/steered.py --networks resnet20 --seeds 0 --calibration 1000
 Gates that keep the answers, the selector's masks, or both, beside LRP, gradient x input, Taylor, L1 and a draw; raw and
 with the same repair, at equal MACs, on the same images, nothing trained afterwards. Every row has the accuracy and the
-rank correlation of dense and smaller network's relevance (LRP). First the selector itself: how often its mask alone
-keeps the dense network's decision, beside masks of the same area. OUT/points.jsonl holds what is done; the last line is
-JSON.
+rank correlation of dense and smaller network's relevance (LRP). What the selector itself is worth is `masks.py`'s to
+say. OUT/points.jsonl holds what is done; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,15 +41,10 @@ from study import (
 from torch import Tensor, fx
 
 from compressor.accuracy import evaluate
-from compressor.choices import scoring_of
 from compressor.delivery.survival import figure_of_images, maps_of, rank_correlations
 from compressor.errors import CompressorError
 from compressor.graph.interface import input_nodes
 from compressor.relevance.lrp import LrpOptions, prepare
-from compressor.steering import learn_selector
-from compressor.steering.masks import Spots
-from compressor.steering.objectives import answers_of
-from compressor.steering.selector import features_of, question_of
 
 IMAGES = 64  # of the evaluation images, on which explanations are compared
 LEARNED = {"normalisation": "none", "per_cost": 0.0}  # what a unit costs is in a learned score already
@@ -116,60 +110,6 @@ def heats(network: fx.GraphModule, images: Tensor, classes: Tensor) -> np.ndarra
     return maps_of(prepare(network, LrpOptions())(images, classes, [node])[node])
 
 
-def judge_selector(study: Study, seed: int) -> Row:
-    """How often a mask keeps the dense network's decision, on evaluation images; all masks are of one area.
-
-    Shown alone, to the predictor, which knows masked images, and hidden, from the network. The selector's spot, the
-    same spot in the middle, at a place by chance and where spots are in the mean, and the pixels that LRP finds most
-    relevant, as many as the spot has in all.
-    """
-    found = subjects_of(study, seed)
-    recipe = replace(study.recipe, seed=seed, criterion="isp")
-    selector, predictor = learn_selector(
-        found.dense, found.structure, list(found.calibration), scoring_of(recipe).steering
-    )
-    images = torch.cat([inputs for inputs, _ in found.evaluation])[:512]
-    with torch.no_grad():
-        dense = answers_of(found.dense, images)
-        decided = found.dense(images).argmax(1)
-        features = features_of(found.dense, images, [scale.node for scale in selector.scales])
-        spots: Spots = selector(features, question_of(dense))
-        generator = torch.Generator().manual_seed(seed)
-        low, high = spots.centre.min(0).values, spots.centre.max(0).values
-        anywhere = low + torch.rand(spots.centre.shape, generator=generator) * (high - low)
-        middle = torch.tensor([(side - 1) / 2 for side in selector.shape]).expand_as(spots.centre)
-        masks = {
-            "selector": spots.map(),
-            "by chance": replace(spots, centre=anywhere).map(),
-            "middle": replace(spots, centre=middle).map(),
-            "mean spot": replace(spots, centre=spots.centre.mean(0).expand_as(spots.centre)).map(),
-        }
-        pixels = torch.from_numpy(heats(found.dense, images, decided)).float()  # [N, places]
-        shown = masks["selector"].flatten(1).sum(1).round().long().clamp(1, pixels.shape[1])
-        ranks = pixels.argsort(1, descending=True).argsort(1)
-        masks["lrp"] = (ranks < shown[:, None]).float().reshape(masks["selector"].shape)
-        masks |= {"everything": torch.ones_like(masks["lrp"]), "nothing": torch.zeros_like(masks["lrp"])}
-        kept = {name: _same(predictor, images * mask, decided) for name, mask in masks.items()}
-        wiped = {name: _same(found.dense, images * (1 - mask), decided) for name, mask in masks.items()}
-    area = float(masks["selector"].mean())
-    centres = (spots.centre.std(0) / torch.tensor(selector.shape)).tolist()
-    return {
-        "network": study.name,
-        "seed": seed,
-        "area": round(area, 4),
-        "width": round(float(spots.sigma.mean()), 2),
-        "centres_spread": [round(value, 3) for value in centres],
-        "kept_when_shown": kept,
-        "kept_when_hidden": wiped,
-        "images": len(images),
-    }
-
-
-def _same(network: fx.GraphModule, images: Tensor, decided: Tensor) -> float:
-    """The share of images of which a network says what was decided."""
-    return round(float((network(images).argmax(1) == decided).float().mean()), 4)
-
-
 def summarise(table: pd.DataFrame) -> list[Row]:
     """One entry for each network, repair and share: accuracy and survival of each ranking, the best accuracy first."""
     found = []
@@ -192,23 +132,18 @@ def main() -> None:
     repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
-    judged: list[Row] = []
     for study in read_studies(options):
         for seed in seeds_of(options):
-            if options.selector:
-                judged.append(judge_selector(study, seed))
-                print(json.dumps(judged[-1]))
             rows += measure(study, seed, points, rankings, repairs)
     table = finish(rows, options.out)
     draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
-    print(json.dumps({**({"selectors": judged} if judged else {}), "points": summarise(table)}))
+    print(json.dumps({"points": summarise(table)}))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rankings", default="", help=", ".join(RANKINGS))
     parser.add_argument("--repairs", default="", help=", ".join(REPAIRS))
-    parser.add_argument("--selector", action=argparse.BooleanOptionalAction, default=True, help="judge the selector")
     add_flags(parser, kept="shares of the MACs that stay", out="runs/steered")
     return parser.parse_args()
 

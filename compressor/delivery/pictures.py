@@ -34,6 +34,7 @@ from ..tasks import Leaves, Predict, Targets, Task, reference_of
 from ..tasks.comparison import classes_of, labels_of, pixels_of
 from ..tensors import Inputs, as_tuple, cut
 from .results import Outcome, Pictures, stands_for
+from .spots import Spotter, spots_of
 from .views import Pair, views_of
 
 LOOKED_AT = 64
@@ -57,6 +58,7 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
             networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
             images=work.first_evaluation_images(LOOKED_AT),
             task=outcome.task.itself,
+            spots=spots_of(work, outcome),
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
             preprocessing=work.preprocessing,
             names=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
@@ -78,6 +80,7 @@ def _drawn(
     networks: Mapping[str, fx.GraphModule],
     images: Batches,
     task: NetworkTask,
+    spots: Spotter | None,
     lrp: LrpOptions,
     preprocessing: Preprocessing | None,
     names: tuple[str, ...],
@@ -99,11 +102,15 @@ def _drawn(
     for number, (index, (inputs, _)) in enumerate(zip(chosen, samples, strict=True)):
         answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
         (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
-        comparison = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+        shown = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+        if spots is not None:
+            masks = spots.masks(networks["dense"], networks["shipped"], inputs)
+            mask_dense, mask_shipped = (mask[0, 0].double().cpu().numpy() for mask in masks)
+            shown = replace(shown, mask_dense=mask_dense, mask_shipped=mask_shipped)
 
         name = f"seen-{number + 1}"
         rows.append(PictureRow(name, str(images.images.names[index]), float(distances[index]), shows))
-        drawings[name] = draw_comparison(comparison)
+        drawings[name] = draw_comparison(shown)
     return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=lack))
 
 

@@ -105,7 +105,7 @@ def _drawn(
         shown = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
         if spots is not None:
             masks = spots.masks(networks["dense"], networks["shipped"], inputs)
-            mask_dense, mask_shipped = (mask[0, 0].double().cpu().numpy() for mask in masks)
+            mask_dense, mask_shipped = (mask[0, 0].double().numpy() for mask in masks)
             shown = replace(shown, mask_dense=mask_dense, mask_shipped=mask_shipped)
 
         name = f"seen-{number + 1}"

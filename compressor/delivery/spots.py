@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ..placement import device_of, inputs_to
 from ..pruning import Structure
 from ..pruning.structure import Keep
 from ..pruning.surgery import removed_classes
@@ -33,12 +34,14 @@ class Spotter:
     @torch.no_grad()
     def masks(self, dense: fx.GraphModule, shipped: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """[N, 1, H, W] in 0 to 1, by what the dense and the shipped network find."""
-        scales = self.selector.scales
+        device = device_of(dense)
+        inputs, selector = inputs_to(inputs, device), self.selector.to(device)
+        scales = selector.scales
         nodes = [scale.node for scale in scales]
         question = question_of(answers_of(dense, inputs))
         whole = features_of(dense, inputs, nodes)
         small = in_place(features_of(shipped, inputs, nodes), scales, self.structure, self.gone)
-        return self.selector(whole, question).map(), self.selector(small, question).map()
+        return selector(whole, question).map().cpu(), selector(small, question).map().cpu()
 
 
 def spots_of(work: Work, outcome: Outcome) -> Known | None:

@@ -46,11 +46,11 @@ QUICK = SteeringOptions(gates=GateOptions(steps=4), selector=SHORT, explanation=
 class Corner(nn.Module):
     """Says whether the brightest of two corners is the upper left or the lower right one: the rest counts nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1, side: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.stem = nn.Conv2d(channels, 6, 3, padding=1)
         self.inner = nn.Conv2d(6, 6, 3, padding=1)
-        self.out = nn.Linear(6 * 16, 2)
+        self.out = nn.Linear(6 * (side // 4) ** 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.avg_pool2d(self.stem(x).relu(), 2)

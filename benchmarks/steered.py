@@ -15,7 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from study import (
     draw_panels,
     finish,
     ours,
+    pool_of,
     read_studies,
     run,
     seeds_of,
@@ -41,11 +42,17 @@ from study import (
 from torch import Tensor, fx
 
 from compressor.accuracy import evaluate
+from compressor.choices import scoring_of
 from compressor.delivery.survival import figure_of_images, maps_of, rank_correlations
 from compressor.errors import CompressorError
 from compressor.graph.interface import input_nodes
+from compressor.inputs.images import batches
+from compressor.recipe import LEARNED as LEARNS
+from compressor.recipe import Recipe
 from compressor.relevance.lrp import LrpOptions, prepare
+from compressor.steering import GATES, GateOptions
 
+SPARE = 500  # images that judge in place of the evaluation images
 IMAGES = 64  # of the evaluation images, on which explanations are compared
 LEARNED = {"normalisation": "none", "per_cost": 0.0}  # what a unit costs is in a learned score already
 RANKINGS: Mapping[str, Mapping[str, Any]] = {
@@ -61,16 +68,37 @@ RANKINGS: Mapping[str, Mapping[str, Any]] = {
 STYLES = {"gates": "C3", "gates from lrp": "C8", "gates, measured": "black", "isp": "C0", "isp and answers": "C4"}
 
 
-def measure(study: Study, seed: int, points: Points, rankings: Iterable[str], repairs: Iterable[str]) -> Iterator[Row]:
+def measure(
+    study: Study, seed: int, points: Points, rankings: Iterable[str], repairs: Iterable[str], judge: str
+) -> Iterator[Row]:
     """Every point of one network and one seed; the network is read only if a point is missing."""
-    subjects = functools.cache(lambda: subjects_of(study, seed))
+    subjects = functools.cache(lambda: subjects_of(study, seed) if judge == "evaluation" else on_spare(study, seed))
     for ranking in rankings:
         for repair in repairs:
             recipe = replace(study.recipe, seed=seed, compensate=REPAIRS[repair], **RANKINGS[ranking])
             for share in study.kept:
                 named = {"network": study.name, "seed": seed, "asked": share, "criterion": ranking, "repair": repair}
                 named["variant"] = f"{ranking}, {repair}"
-                yield points.measure(named, asdict(recipe), lambda r=recipe, k=share: attempt(subjects, r, k))
+                if judge != "evaluation":
+                    named["judge"] = judge
+                yield points.measure(named, depends_on(recipe), lambda r=recipe, k=share: attempt(subjects, r, k))
+
+
+def depends_on(recipe: Recipe) -> Row:
+    """A recipe, and how a learned criterion learns, which its fields do not hold."""
+    if recipe.criterion not in LEARNS:
+        return asdict(recipe)
+    return {**asdict(recipe), "steering": asdict(scoring_of(recipe).steering)}
+
+
+def on_spare(study: Study, seed: int) -> Subjects:
+    """The same network, judged on images that neither calibrate nor evaluate, so that constants can be chosen."""
+    found = subjects_of(study, seed)
+    pool, _ = pool_of(found.recipe, found.model)
+    known = set(found.calibration.images.names)
+    spare = [index for index, name in enumerate(pool.names) if name not in known][:SPARE]
+    shown = batches(pool.subset(spare), found.recipe.batch_size)
+    return replace(found, evaluation=shown, dense_accuracy=evaluate(found.dense, shown).top1)
 
 
 def attempt(subjects: Callable[[], Subjects], recipe: Any, share: float) -> Row:
@@ -131,10 +159,13 @@ def main() -> None:
     rankings = chosen(options.rankings, tuple(RANKINGS), "ranking")
     repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     points = Points(options.out / "points.jsonl")
+    pressed = {name: getattr(options, name) for name in ("travel", "pressure") if getattr(options, name)}
+    options_of_gates = cast(dict[str, GateOptions], GATES)
+    options_of_gates[""] = replace(GATES[""], **pressed)
     rows: list[Row] = []
     for study in read_studies(options):
         for seed in seeds_of(options):
-            rows += measure(study, seed, points, rankings, repairs)
+            rows += measure(study, seed, points, rankings, repairs, options.judge)
     table = finish(rows, options.out)
     draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
     print(json.dumps({"points": summarise(table)}))
@@ -144,6 +175,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rankings", default="", help=", ".join(RANKINGS))
     parser.add_argument("--repairs", default="", help=", ".join(REPAIRS))
+    parser.add_argument("--judge", choices=("evaluation", "spare"), default="evaluation", help="images that judge")
+    parser.add_argument("--travel", type=float, default=0.0, help="of a gate's logit, to be chosen on spare images")
+    parser.add_argument("--pressure", type=float, default=0.0, help="of the cost, to be chosen on spare images")
     add_flags(parser, kept="shares of the MACs that stay", out="runs/steered")
     return parser.parse_args()
 

@@ -96,6 +96,7 @@ def _drawn(
     asked = [asked_of(task, dense(inputs), targets) for inputs, targets in samples]
     progress(0.0, "which pixels they see")
     heats, lack = _relevances(networks, lrp, judge, [inputs for inputs, _ in samples], asked)
+    masks, unmasked = _masks(networks, spots, [inputs for inputs, _ in samples])
 
     rows: list[PictureRow] = []
     drawings: dict[str, bytes] = {}
@@ -103,15 +104,13 @@ def _drawn(
         answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
         (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
         shown = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
-        if spots is not None:
-            masks = spots.masks(networks["dense"], networks["shipped"], inputs)
-            mask_dense, mask_shipped = (mask[0, 0].double().numpy() for mask in masks)
-            shown = replace(shown, mask_dense=mask_dense, mask_shipped=mask_shipped)
+        if masks[number]:
+            shown = replace(shown, mask_dense=masks[number][0], mask_shipped=masks[number][1])
 
         name = f"seen-{number + 1}"
         rows.append(PictureRow(name, str(images.images.names[index]), float(distances[index]), shows))
         drawings[name] = draw_comparison(shown)
-    return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=lack))
+    return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=(*lack, *unmasked)))
 
 
 def distances_between(judge: Task, dense: Predict, shipped: Predict, images: Batches) -> FloatArray:
@@ -140,7 +139,7 @@ def samples_at(images: Batches, chosen: Sequence[int]) -> list[tuple[Inputs, Tar
     return [samples[index] for index in chosen]
 
 
-Heats = tuple[FloatArray, ...]  # [H, W] of both networks; none of an input that is no image
+Heats = tuple[FloatArray, ...]  # [H, W] of both networks, relevance or masks; none of an input that is no image
 
 
 def _relevances(
@@ -164,6 +163,19 @@ def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> He
     if _image_of(inputs) < 0:
         return ()
     return tuple(_relevance(network, inputs, targets) for network in prepared)
+
+
+def _masks(
+    networks: Mapping[str, fx.GraphModule], spots: Spotter | None, inputs: Sequence[Inputs]
+) -> tuple[list[Heats], tuple[str, ...]]:
+    """For every image the selector's masks in both networks; where there are none, and why if they should be."""
+    if spots is None:
+        return [() for _ in inputs], ()
+    try:
+        pairs = [spots.masks(networks["dense"], networks["shipped"], one) for one in inputs]
+    except Exception as error:  # the rest is drawn without them
+        return [() for _ in inputs], (f"the selector's masks were not drawn: {reason_of(error)}",)
+    return [tuple(mask[0, 0].double().numpy() for mask in pair) for pair in pairs], ()
 
 
 def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:

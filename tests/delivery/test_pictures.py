@@ -184,6 +184,12 @@ def test_a_selectors_masks_are_drawn_of_both_networks(small: nn.Module, some: Ba
             assert mask.max() <= 1
         assert not np.array_equal(*masks)
 
+    broken = Spotter(selector, structure, removed_classes(structure, {}))  # as if nothing were gone
+    made = draw({"dense": dense, "shipped": shipped}, some, task_of(dense, some, "classification"), spots=broken)
+    assert len(made.rows) == 4
+    assert drawn[-1].mask_dense is None
+    assert made.checks.not_checked[0].startswith("the selector's masks were not drawn: ")
+
     twice = prune(dense, structure, {})[0]
     same = Spotter(selector, structure, removed_classes(structure, {})).masks(dense, twice, example)
     assert torch.allclose(*same)

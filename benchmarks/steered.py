@@ -43,11 +43,11 @@ from torch import Tensor, fx
 
 from compressor.accuracy import evaluate
 from compressor.choices import scoring_of
+from compressor.criteria import LEARNED as LEARNS
 from compressor.delivery.survival import figure_of_images, maps_of, rank_correlations
 from compressor.errors import CompressorError
 from compressor.graph.interface import input_nodes
 from compressor.inputs.images import batches
-from compressor.recipe import LEARNED as LEARNS
 from compressor.recipe import Recipe
 from compressor.relevance.lrp import LrpOptions, prepare
 from compressor.steering import GATES, GateOptions

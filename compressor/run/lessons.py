@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..choices import steering_of
+from ..criteria import LEARNED
 from ..inputs.images import batches
-from ..recipe import LEARNED, Recipe
+from ..recipe import Recipe
 from .fingerprints import Known
 from .work import Work
 

@@ -4,9 +4,8 @@
     python benchmarks/steered.py --networks resnet20 --seeds 0 --calibration 1000
 Gates that keep the answers, the selector's masks, or both, beside LRP, gradient x input, Taylor, L1 and a draw; raw and
 with the same repair, at equal MACs, on the same images, nothing trained afterwards. Every row has the accuracy and the
-rank correlation of dense and smaller network's relevance (LRP). First the selector itself: how often its mask alone
-keeps the dense network's decision, beside masks of the same area. OUT/points.jsonl holds what is done; the last line is
-JSON.
+rank correlation of dense and smaller network's relevance (LRP). What the selector itself is worth is `masks.py`'s to
+say. OUT/points.jsonl holds what is done; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -33,6 +32,7 @@ from study import (
     draw_panels,
     finish,
     ours,
+    pool_of,
     read_studies,
     run,
     seeds_of,
@@ -43,15 +43,16 @@ from torch import Tensor, fx
 
 from compressor.accuracy import evaluate
 from compressor.choices import scoring_of
+from compressor.criteria import LEARNED as LEARNS
 from compressor.delivery.survival import figure_of_images, maps_of, rank_correlations
 from compressor.errors import CompressorError
 from compressor.graph.interface import input_nodes
+from compressor.inputs.images import batches
+from compressor.recipe import Recipe
 from compressor.relevance.lrp import LrpOptions, prepare
-from compressor.steering import learn_selector
-from compressor.steering.masks import Spots
-from compressor.steering.objectives import answers_of
-from compressor.steering.selector import features_of, question_of
+from compressor.steering import GATES, GateOptions
 
+SPARE = 500  # images that judge in place of the evaluation images
 IMAGES = 64  # of the evaluation images, on which explanations are compared
 LEARNED = {"normalisation": "none", "per_cost": 0.0}  # what a unit costs is in a learned score already
 RANKINGS: Mapping[str, Mapping[str, Any]] = {
@@ -67,16 +68,37 @@ RANKINGS: Mapping[str, Mapping[str, Any]] = {
 STYLES = {"gates": "C3", "gates from lrp": "C8", "gates, measured": "black", "isp": "C0", "isp and answers": "C4"}
 
 
-def measure(study: Study, seed: int, points: Points, rankings: Iterable[str], repairs: Iterable[str]) -> Iterator[Row]:
+def measure(
+    study: Study, seed: int, points: Points, rankings: Iterable[str], repairs: Iterable[str], judge: str
+) -> Iterator[Row]:
     """Every point of one network and one seed; the network is read only if a point is missing."""
-    subjects = functools.cache(lambda: subjects_of(study, seed))
+    subjects = functools.cache(lambda: subjects_of(study, seed) if judge == "evaluation" else on_spare(study, seed))
     for ranking in rankings:
         for repair in repairs:
             recipe = replace(study.recipe, seed=seed, compensate=REPAIRS[repair], **RANKINGS[ranking])
             for share in study.kept:
                 named = {"network": study.name, "seed": seed, "asked": share, "criterion": ranking, "repair": repair}
                 named["variant"] = f"{ranking}, {repair}"
-                yield points.measure(named, asdict(recipe), lambda r=recipe, k=share: attempt(subjects, r, k))
+                if judge != "evaluation":
+                    named["judge"] = judge
+                yield points.measure(named, depends_on(recipe), lambda r=recipe, k=share: attempt(subjects, r, k))
+
+
+def depends_on(recipe: Recipe) -> Row:
+    """A recipe, and how a learned criterion learns, which its fields do not hold."""
+    if recipe.criterion not in LEARNS:
+        return asdict(recipe)
+    return {**asdict(recipe), "steering": asdict(scoring_of(recipe).steering)}
+
+
+def on_spare(study: Study, seed: int) -> Subjects:
+    """The same network, judged on images that neither calibrate nor evaluate, so that constants can be chosen."""
+    found = subjects_of(study, seed)
+    pool, _ = pool_of(found.recipe, found.model)
+    known = set(found.calibration.images.names)
+    spare = [index for index, name in enumerate(pool.names) if name not in known][:SPARE]
+    shown = batches(pool.subset(spare), found.recipe.batch_size)
+    return replace(found, evaluation=shown, dense_accuracy=evaluate(found.dense, shown).top1)
 
 
 def attempt(subjects: Callable[[], Subjects], recipe: Any, share: float) -> Row:
@@ -116,60 +138,6 @@ def heats(network: fx.GraphModule, images: Tensor, classes: Tensor) -> np.ndarra
     return maps_of(prepare(network, LrpOptions())(images, classes, [node])[node])
 
 
-def judge_selector(study: Study, seed: int) -> Row:
-    """How often a mask keeps the dense network's decision, on evaluation images; all masks are of one area.
-
-    Shown alone, to the predictor, which knows masked images, and hidden, from the network. The selector's spot, the
-    same spot in the middle, at a place by chance and where spots are in the mean, and the pixels that LRP finds most
-    relevant, as many as the spot has in all.
-    """
-    found = subjects_of(study, seed)
-    recipe = replace(study.recipe, seed=seed, criterion="isp")
-    selector, predictor = learn_selector(
-        found.dense, found.structure, list(found.calibration), scoring_of(recipe).steering
-    )
-    images = torch.cat([inputs for inputs, _ in found.evaluation])[:512]
-    with torch.no_grad():
-        dense = answers_of(found.dense, images)
-        decided = found.dense(images).argmax(1)
-        features = features_of(found.dense, images, [scale.node for scale in selector.scales])
-        spots: Spots = selector(features, question_of(dense))
-        generator = torch.Generator().manual_seed(seed)
-        low, high = spots.centre.min(0).values, spots.centre.max(0).values
-        anywhere = low + torch.rand(spots.centre.shape, generator=generator) * (high - low)
-        middle = torch.tensor([(side - 1) / 2 for side in selector.shape]).expand_as(spots.centre)
-        masks = {
-            "selector": spots.map(),
-            "by chance": replace(spots, centre=anywhere).map(),
-            "middle": replace(spots, centre=middle).map(),
-            "mean spot": replace(spots, centre=spots.centre.mean(0).expand_as(spots.centre)).map(),
-        }
-        pixels = torch.from_numpy(heats(found.dense, images, decided)).float()  # [N, places]
-        shown = masks["selector"].flatten(1).sum(1).round().long().clamp(1, pixels.shape[1])
-        ranks = pixels.argsort(1, descending=True).argsort(1)
-        masks["lrp"] = (ranks < shown[:, None]).float().reshape(masks["selector"].shape)
-        masks |= {"everything": torch.ones_like(masks["lrp"]), "nothing": torch.zeros_like(masks["lrp"])}
-        kept = {name: _same(predictor, images * mask, decided) for name, mask in masks.items()}
-        wiped = {name: _same(found.dense, images * (1 - mask), decided) for name, mask in masks.items()}
-    area = float(masks["selector"].mean())
-    centres = (spots.centre.std(0) / torch.tensor(selector.shape)).tolist()
-    return {
-        "network": study.name,
-        "seed": seed,
-        "area": round(area, 4),
-        "width": round(float(spots.sigma.mean()), 2),
-        "centres_spread": [round(value, 3) for value in centres],
-        "kept_when_shown": kept,
-        "kept_when_hidden": wiped,
-        "images": len(images),
-    }
-
-
-def _same(network: fx.GraphModule, images: Tensor, decided: Tensor) -> float:
-    """The share of images of which a network says what was decided."""
-    return round(float((network(images).argmax(1) == decided).float().mean()), 4)
-
-
 def summarise(table: pd.DataFrame) -> list[Row]:
     """One entry for each network, repair and share: accuracy and survival of each ranking, the best accuracy first."""
     found = []
@@ -191,24 +159,25 @@ def main() -> None:
     rankings = chosen(options.rankings, tuple(RANKINGS), "ranking")
     repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     points = Points(options.out / "points.jsonl")
+    pressed = {name: getattr(options, name) for name in ("travel", "pressure") if getattr(options, name)}
+    options_of_gates = cast(dict[str, GateOptions], GATES)
+    options_of_gates[""] = replace(GATES[""], **pressed)
     rows: list[Row] = []
-    judged: list[Row] = []
     for study in read_studies(options):
         for seed in seeds_of(options):
-            if options.selector:
-                judged.append(judge_selector(study, seed))
-                print(json.dumps(judged[-1]))
-            rows += measure(study, seed, points, rankings, repairs)
+            rows += measure(study, seed, points, rankings, repairs, options.judge)
     table = finish(rows, options.out)
     draw_panels(table, options.out, panels="repair", lines="criterion", style=style_of, same_height=False)
-    print(json.dumps({**({"selectors": judged} if judged else {}), "points": summarise(table)}))
+    print(json.dumps({"points": summarise(table)}))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rankings", default="", help=", ".join(RANKINGS))
     parser.add_argument("--repairs", default="", help=", ".join(REPAIRS))
-    parser.add_argument("--selector", action=argparse.BooleanOptionalAction, default=True, help="judge the selector")
+    parser.add_argument("--judge", choices=("evaluation", "spare"), default="evaluation", help="images that judge")
+    parser.add_argument("--travel", type=float, default=0.0, help="of a gate's logit, to be chosen on spare images")
+    parser.add_argument("--pressure", type=float, default=0.0, help="of the cost, to be chosen on spare images")
     add_flags(parser, kept="shares of the MACs that stay", out="runs/steered")
     return parser.parse_args()
 

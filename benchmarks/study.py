@@ -199,7 +199,9 @@ class Points:
         self.rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         self.known = {row["key"]: row for row in self.rows}
 
-    def measure(self, named: Row, depends_on: object, work: Callable[[], Row]) -> Row:
+    def measure(
+        self, named: Row, depends_on: object, work: Callable[[], Row], *, line: Callable[[Row], str] | None = None
+    ) -> Row:
         """The row of that name, measured unless it stands for the same `depends_on`, on any machine and commit.
 
         What a recipe says of the device does not count.
@@ -213,7 +215,7 @@ class Points:
             self.known[key] = row
             self.rows.append(row)
         row = self.known[key]
-        console.print(_line(row), highlight=False, soft_wrap=True)
+        console.print((line or _line)(row), highlight=False, soft_wrap=True)
         return row
 
 

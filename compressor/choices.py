@@ -20,7 +20,7 @@ from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
 from .repair.finetune import FinetuneOptions
-from .steering import GATES, SELECTORS, SteeringOptions
+from .steering import GATES, SELECTORS, Counted, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""
@@ -73,7 +73,7 @@ def steering_of(recipe: Recipe) -> SteeringOptions:
         return SteeringOptions()
     gates = GATES[recipe.gates_schedule]
     return SteeringOptions(
-        gates=replace(gates, steps=recipe.gates_steps or gates.steps),
+        gates=replace(gates, steps=recipe.gates_steps or gates.steps, counted=counted_by(recipe)),
         selector=SELECTORS[recipe.gates_schedule],
         schedule=recipe.gates_schedule,
         explanation=recipe.explanation if recipe.criterion == "isp" else 0.0,
@@ -81,6 +81,14 @@ def steering_of(recipe: Recipe) -> SteeringOptions:
         kinds=recipe.units,
         seed=recipe.seed,
     )
+
+
+def counted_by(recipe: Recipe) -> Counted:
+    """What gates are pressed by: parameters where the first budget is of them or of their bytes, and else MACs."""
+    if recipe.as_it_is:
+        return "macs"
+    first, *_ = parse_budgets(points_of(recipe.budget)[0])
+    return "parameters" if first.kind in ("parameters", "size") else "macs"
 
 
 def ranking_of(recipe: Recipe) -> RankingOptions:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from .errors import DataError, RecipeError
+from .errors import DataError, FolderError, RecipeError
 from .graph import trace
 from .inputs.images import Images, overridden, visible
 from .inputs.models import Model, load_model
@@ -24,18 +24,22 @@ from .relevance.lrp import LrpOptions, prepare
 from .relevance.spelling import composite_of
 from .report.explanation import Explanation, LayerRelevance
 from .run.saved import example_of
+from .steering import hash_of_network, learned_in, read_selector
+from .steering.objectives import answers_of
+from .steering.selector import Selector, features_of, question_of
 
 
-def explain(recipe: Recipe, index: int = 0) -> Explanation:
+def explain(recipe: Recipe, index: int = 0, *, saliency: bool = False) -> Explanation:
     """What the recipe's model finds relevant in image `index` of its data, for the labelled (else predicted) class.
 
-    Raises DataError when there is no such image, RecipeError when no data is named.
+    `saliency` adds the mask of the selector that a run in the recipe's folder learned. Raises DataError when there is
+    no such image, RecipeError when no data is named, FolderError where there is no selector.
     """
     with computing():
-        return _explained(recipe, index)
+        return _explained(recipe, index, saliency)
 
 
-def _explained(recipe: Recipe, index: int) -> Explanation:
+def _explained(recipe: Recipe, index: int, saliency: bool) -> Explanation:
     device = resolve(recipe.device)
     model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     images = _prepared(recipe, model)
@@ -44,7 +48,9 @@ def _explained(recipe: Recipe, index: int) -> Explanation:
     preprocessing = images.preprocessing
     assert preprocessing is not None
 
-    graph = placed(trace(model.module, example_of(preprocessing.shape)), device)
+    traced = trace(model.module, example_of(preprocessing.shape))
+    selector = selector_of(recipe, traced) if saliency else None
+    graph = placed(traced, device)
     groups = analyse(graph).groups.groups
     lrp = _lrp_options(recipe)
     image = images[index][None]  # [1, C, H, W]
@@ -61,7 +67,29 @@ def _explained(recipe: Recipe, index: int) -> Explanation:
         relevance[placeholder][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
         tuple(_layers(groups, relevance)),
         *_heads(groups, relevance),
+        None if selector is None else _mask(selector, graph, image),
     )
+
+
+def selector_of(recipe: Recipe, graph: fx.GraphModule) -> Selector:
+    """What a run in the recipe's folder learned of this network. Raises FolderError where it did not."""
+    selector = read_selector(recipe.folder / learned_in(1), hash_of_network(graph))
+    if selector is None:
+        raise FolderError(
+            f"{recipe.folder} has no selector: a run learns one with `compressor compress --criterion isp`, with this "
+            "model and data; then give its folder here with --out"
+        )
+    return selector
+
+
+@torch.no_grad()
+def _mask(selector: Selector, graph: fx.GraphModule, image: torch.Tensor) -> FloatArray:
+    """[H, W] of one image [1, C, H, W]."""
+    device = device_of(graph)
+    inputs, spots_on = to_device(image, device), selector.to(device)
+    features = features_of(graph, inputs, [scale.node for scale in selector.scales])
+    mask: FloatArray = spots_on(features, question_of(answers_of(graph, inputs))).map()[0, 0].cpu().double().numpy()
+    return mask
 
 
 def _lrp_options(recipe: Recipe) -> LrpOptions:

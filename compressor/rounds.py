@@ -93,16 +93,18 @@ def score_units(
     scoring: Scoring = Scoring(),
     ranking: RankingOptions = RankingOptions(),
     task: Task | None = None,
+    lessons: Batches | None = None,
     folder: Path | None = None,
     progress: Progress = _silent,
 ) -> Scores:
     """What each unit is worth: by the criterion, and by the loss measured where `scoring` asks for that.
 
     Batches are (inputs [N, ...], targets), decoded only as they are scored. Targets are class labels [N] (-1: the
-    predicted class is taken), or what `task` takes. A learned criterion goes on where it was stopped, by what it put
-    aside in `folder`.
+    predicted class is taken), or what `task` takes. A learned criterion learns from `lessons`, or without them from
+    the batches, in either case not from their targets, and goes on where it was stopped, by what it put aside in
+    `folder`.
     """
-    scores = _criterion_scores(subject, batches, scoring, task, folder, progress)
+    scores = _criterion_scores(subject, batches, scoring, task, lessons, folder, progress)
     if not scoring.measured:
         return scores
     return measure_units(subject, scores, batches, ranking, task=task, progress=progress)
@@ -113,6 +115,7 @@ def _criterion_scores(
     batches: Batches | LabelledBatches,
     scoring: Scoring,
     task: Task | None,
+    lessons: Batches | None,
     folder: Path | None,
     progress: Progress,
 ) -> Scores:
@@ -135,7 +138,7 @@ def _criterion_scores(
     return learn_scores(
         subject.network,
         subject.structure,
-        batches,
+        lessons or batches,
         criterion=scoring.criterion,
         options=scoring.steering,
         task=task,

@@ -166,3 +166,12 @@ def test_a_composite_that_a_later_stage_would_refuse_is_refused_now(monkeypatch:
     require_known(replace(PLAIN, budget="latency 0.5 on onnxruntime", device="cpu"))
     with pytest.raises(RecipeError, match="Did you mean 'yeom2021'"):
         require_known(replace(PLAIN, composite="yeom", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "counted"),
+    [("macs 0.5", "macs"), ("parameters 0.5", "parameters"), ("size 1 MB, macs 0.5", "parameters"), ("none", "macs")],
+)
+def test_gates_are_pressed_by_what_the_budget_counts(budget: str, counted: str) -> None:
+    recipe = Recipe(criterion="gates", budget=budget)
+    assert scoring_of(recipe).steering.gates.counted == counted

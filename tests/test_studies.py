@@ -20,7 +20,7 @@ STUDIES = {
     "few_shot": (*RESNET, "--kept", "0.7", "--criteria", "l1", "--counts", "2"),
     "vit_units": ("--networks", "digits-vit", *SMALL, "--kept", "0.85"),
     "steered": (
-        *(*RESNET, "--kept", "0.7", "--rankings", "gates,l1", "--repairs", "raw", "--no-selector"),
+        *(*RESNET, "--kept", "0.7", "--rankings", "gates,l1", "--repairs", "raw"),
         *("--gates-steps", "4"),
     ),
     "transfer": (*RESNET, "--kept", "0.85,0.7", "--criteria", "l1", "--per-class", "5", "--tunings", "no tuning"),
@@ -60,6 +60,22 @@ def test_a_study_ends_with_table_pictures_and_one_json_line_and_measures_nothing
     assert (tmp_path / "points.jsonl").read_text() == measured
     assert (tmp_path / "points.csv").is_file()
     assert list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_selectors_masks_are_judged_and_drawn_once(tmp_path: Path, run_study: Study) -> None:
+    short = ("--vary", "predictor_steps=4", "--vary", "steps=4", "--vary", "images=60")
+    flags = ("--networks", "digits-resnet", "--seeds", "0", "--judges", "20", *short, "--out", str(tmp_path))
+
+    found = run_study("masks", *flags)
+    measured = (tmp_path / "points.jsonl").read_text()
+    assert run_study("masks", *flags) == found
+    assert (tmp_path / "points.jsonl").read_text() == measured
+    (row,) = found["masks"]
+    assert row["judges"] == 20
+    assert row["ends"]["everything"]["network"] == row["ends"]["nothing"]["hidden"] == 1
+    assert set(row["kept"]["selector"]) == {"predictor", "network", "hidden"}
+    assert (tmp_path / "digits-resnet.png").is_file()
 
 
 @pytest.mark.slow

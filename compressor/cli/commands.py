@@ -161,13 +161,18 @@ def inspect(
     relevance: Path | None = typer.Option(
         None, help="draw what the model finds relevant in one image into this PNG", metavar="FILE"
     ),
+    saliency: Path | None = typer.Option(
+        None,
+        help="the same with the mask of the selector that a run with --criterion isp left in its folder (--out)",
+        metavar="FILE",
+    ),
     image: int = typer.Option(0, help="which image of the evaluation data (else of --data) to draw", metavar="WHOLE"),
 ) -> None:
     """Shows the units the model can lose, what is left alone and why; or what it finds relevant in one image."""
     from .. import inspecting
 
-    if relevance is not None:
-        _draw(recipe, image, relevance)
+    if relevance is not None or saliency is not None:
+        _draw(recipe, image, relevance, saliency)
         return
     with StageBars(None) as notify:
         inspection = inspecting.inspect(recipe, notify=notify)
@@ -181,18 +186,21 @@ def inspect(
     tables.units(recipe, groups, inspection.image_size)
 
 
-def _draw(recipe: Recipe, image: int, path: Path) -> None:
+def _draw(recipe: Recipe, image: int, relevance: Path | None, saliency: Path | None) -> None:
+    """One picture, into each file that was named."""
     from ..explaining import explain
     from ..files import write_bytes
     from ..report.explanation import draw_explanation
 
     with StageBars(None) as notify:
         notify("reading the model and the image, and sending relevance back", 0.0)
-        explanation = explain(recipe, image)
-    write_bytes(path, draw_explanation(explanation))
+        explanation = explain(recipe, image, saliency=saliency is not None)
+    paths = [path for path in (relevance, saliency) if path is not None]
+    for path in paths:
+        write_bytes(path, draw_explanation(explanation))
     console.print(explanation.title, highlight=False)
     heads = list(explanation.heads.shape)  # [layers, heads]
-    print(json.dumps({"picture": str(path), "layers": len(explanation.layers), "heads": heads}))
+    print(json.dumps({"picture": str(paths[-1]), "layers": len(explanation.layers), "heads": heads}))
 
 
 def _brief(group: Group, recipe: Recipe) -> dict[str, object]:

@@ -34,6 +34,7 @@ from ..tasks import Leaves, Predict, Targets, Task, reference_of
 from ..tasks.comparison import classes_of, labels_of, pixels_of
 from ..tensors import Inputs, as_tuple, cut
 from .results import Outcome, Pictures, stands_for
+from .spots import Spotter, spots_of
 from .views import Pair, views_of
 
 LOOKED_AT = 64
@@ -57,6 +58,7 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
             networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
             images=work.first_evaluation_images(LOOKED_AT),
             task=outcome.task.itself,
+            spots=spots_of(work, outcome),
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
             preprocessing=work.preprocessing,
             names=tuple(work.splits.evaluation.class_names or work.model.class_names or ()),
@@ -78,6 +80,7 @@ def _drawn(
     networks: Mapping[str, fx.GraphModule],
     images: Batches,
     task: NetworkTask,
+    spots: Spotter | None,
     lrp: LrpOptions,
     preprocessing: Preprocessing | None,
     names: tuple[str, ...],
@@ -93,18 +96,21 @@ def _drawn(
     asked = [asked_of(task, dense(inputs), targets) for inputs, targets in samples]
     progress(0.0, "which pixels they see")
     heats, lack = _relevances(networks, lrp, judge, [inputs for inputs, _ in samples], asked)
+    masks, unmasked = _masks(networks, spots, [inputs for inputs, _ in samples])
 
     rows: list[PictureRow] = []
     drawings: dict[str, bytes] = {}
     for number, (index, (inputs, _)) in enumerate(zip(chosen, samples, strict=True)):
         answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
         (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
-        comparison = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+        shown = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+        if masks[number]:
+            shown = replace(shown, mask_dense=masks[number][0], mask_shipped=masks[number][1])
 
         name = f"seen-{number + 1}"
         rows.append(PictureRow(name, str(images.images.names[index]), float(distances[index]), shows))
-        drawings[name] = draw_comparison(comparison)
-    return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=lack))
+        drawings[name] = draw_comparison(shown)
+    return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=(*lack, *unmasked)))
 
 
 def distances_between(judge: Task, dense: Predict, shipped: Predict, images: Batches) -> FloatArray:
@@ -133,7 +139,7 @@ def samples_at(images: Batches, chosen: Sequence[int]) -> list[tuple[Inputs, Tar
     return [samples[index] for index in chosen]
 
 
-Heats = tuple[FloatArray, ...]  # [H, W] of both networks; none of an input that is no image
+Heats = tuple[FloatArray, ...]  # [H, W] of both networks, relevance or masks; none of an input that is no image
 
 
 def _relevances(
@@ -157,6 +163,19 @@ def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> He
     if _image_of(inputs) < 0:
         return ()
     return tuple(_relevance(network, inputs, targets) for network in prepared)
+
+
+def _masks(
+    networks: Mapping[str, fx.GraphModule], spots: Spotter | None, inputs: Sequence[Inputs]
+) -> tuple[list[Heats], tuple[str, ...]]:
+    """For every image the selector's masks in both networks; where there are none, and why if they should be."""
+    if spots is None:
+        return [() for _ in inputs], ()
+    try:
+        pairs = [spots.masks(networks["dense"], networks["shipped"], one) for one in inputs]
+    except Exception as error:  # the rest is drawn without them
+        return [() for _ in inputs], (f"the selector's masks were not drawn: {reason_of(error)}",)
+    return [tuple(mask[0, 0].double().numpy() for mask in pair) for pair in pairs], ()
 
 
 def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:

@@ -7,21 +7,17 @@ the mean over images. Like the pictures it tells a reader something and judges n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 from torch import Tensor, fx
 
 from ..files import read_json, write_json
 from ..graph.interface import input_nodes
 from ..inputs.images import Batches
-from ..pruning import Structure
-from ..pruning.structure import Keep
-from ..pruning.surgery import removed_classes
 from ..records import FloatArray, Quality, figure_fields, figure_of
 from ..relevance.lrp import LrpOptions
 from ..relevance.lrp import prepare as prepare_lrp
@@ -32,47 +28,15 @@ from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, predict_of
 from ..run.work import Work
-from ..steering import read_selector
 from ..steering.masks import overlap
-from ..steering.objectives import answers_of
-from ..steering.selector import Selector, features_of, in_place, question_of
 from ..tasks import reference_of
 from ..tensors import Inputs, as_tuple
 from .pictures import asked_of, reason_of
 from .results import Outcome, Survival, stands_for
+from .spots import Spotter, spots_of
 
 IMAGES = 64
 METRIC, MASKS = "rank correlation of relevance", "overlap of the selector's masks"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spotter:
-    """A run's selector, and which classes of the dense network's units are gone in the shipped one."""
-
-    selector: Selector
-    structure: Structure
-    gone: Keep
-
-    @torch.no_grad()
-    def overlaps(self, dense: fx.GraphModule, shipped: fx.GraphModule, inputs: Inputs) -> list[float]:
-        """Of each image's two masks; both networks are asked the dense one's question."""
-        scales = self.selector.scales
-        nodes = [scale.node for scale in scales]
-        question = question_of(answers_of(dense, inputs))
-        whole = features_of(dense, inputs, nodes)
-        small = in_place(features_of(shipped, inputs, nodes), scales, self.structure, self.gone)
-        masks = [self.selector(features, question).map() for features in (whole, small)]
-        values: list[float] = overlap(*masks).tolist()
-        return values
-
-
-def _spots_of(work: Work, outcome: Outcome) -> Known | None:
-    """None without a criterion that learns a selector."""
-    selector = read_selector(work.stages.folder) if work.recipe.criterion == "isp" else None
-    if selector is None or outcome.structure is None or outcome.plan is None:
-        return None
-    gone = removed_classes(outcome.structure, outcome.plan.kept)
-    return Known(Spotter(selector, outcome.structure, gone), work.stages.keys.get("scores-1", ""))
 
 
 def measure_survival(work: Work, outcome: Outcome) -> Survival:
@@ -87,7 +51,7 @@ def measure_survival(work: Work, outcome: Outcome) -> Survival:
             networks=Known({"dense": work.dense, "shipped": outcome.network}, stands_for(work.stages.keys)),
             images=work.first_evaluation_images(IMAGES),
             task=outcome.task.itself,
-            spots=_spots_of(work, outcome),
+            spots=spots_of(work, outcome),
             lrp=LrpOptions(composite=composite_of(work.recipe.composite), accept=work.recipe.accept),
         )
     except OSError:  # a disk that is full stops more than this
@@ -123,7 +87,8 @@ def _measured(
             maps.append(maps_of(each(inputs, asked, [node])[node]))
         correlations += rank_correlations(*maps).tolist()
         if spots is not None:
-            overlaps += spots.overlaps(networks["dense"], networks["shipped"], inputs)
+            masks = spots.masks(networks["dense"], networks["shipped"], inputs)
+            overlaps += overlap(*masks).tolist()
     return Survival(figure_of_images(correlations), figure_of_images(overlaps, MASKS))
 
 

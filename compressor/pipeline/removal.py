@@ -23,11 +23,14 @@ from ..records import Compensation, IntArray, Plan, Scores, Slices
 from ..rounds import Prunable, measure_units, repair_layers, score_units
 from ..run.checks import Checks, gate, require_passed
 from ..run.fingerprints import Known
+from ..run.judges import JUDGE_IMAGES
+from ..run.lessons import lessons_of
 from ..run.plans import Aim, kept_of, make_step, set_aim, summary_of_budgets, warn_below, words_of
 from ..run.saved import read_weights, write_weights
 from ..run.stages import Keeper, Progress, kept_as_record
 from ..run.tasking import NetworkTask
 from ..run.work import Work
+from ..steering import learned_in
 from ..tensors import from_arrays
 from .weights import keep_inputs
 
@@ -85,16 +88,17 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
     """What round r ranks by; a finished stage's if there is one, whatever the budget."""
     origin = _origin(work, r)
     subject = Known(Prunable(graph, units), origin)
-    scoring = scoring_of(work.recipe)
+    scoring, folder = scoring_of(work.recipe), work.stages.folder
     scores = work.stages.make(
         f"scores-{r}",
         score_units,
         kept_as_record(f"scores-{r}.json", Scores),
         subject=subject,
         batches=work.calibration_images,
+        lessons=lessons_of(work, JUDGE_IMAGES),
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
         task=task.known,
-        folder=work.stages.output,
+        folder=Known(folder / learned_in(r), "the round's own"),
     )
     if not scoring.measured:
         return scores

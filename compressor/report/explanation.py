@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
 from ..records import FloatArray
 from .plots import LABELS, STYLE, label_step, shortened, to_png
 
 FOR, AGAINST = "#b2182b", "#2166ac"  # the ends of the heat map's own colours
+DIMMED = 0.25  # of the light that is left to what a mask hides
 BELOW = -0.12  # of the axes' height
 
 
@@ -31,7 +33,10 @@ class LayerRelevance:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`image` [H, W, 3] in 0-1, `heat` [H, W]; `heads` [layers, heads] with NaN where a layer has fewer."""
+    """`image` [H, W, 3] in 0-1, `heat` [H, W]; `heads` [layers, heads] with NaN where a layer has fewer.
+
+    `mask` [H, W] in 0-1 is what a learned selector shows of the image.
+    """
 
     title: str
     image: FloatArray
@@ -39,6 +44,7 @@ class Explanation:
     layers: tuple[LayerRelevance, ...]
     heads: FloatArray
     head_layers: tuple[str, ...]
+    mask: FloatArray | None = None
 
 
 def share_for_half(units: FloatArray) -> float:
@@ -64,13 +70,23 @@ def draw_explanation(explanation: Explanation) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.6 + layers_in + heads_in), layout="constrained")
         figure.suptitle(textwrap.fill(explanation.title, 78), x=0.02, ha="left", fontsize=11)
-        grid = figure.add_gridspec(len(height_ratios), 2, height_ratios=height_ratios)
-        _draw_image(figure.add_subplot(grid[0, 0]), explanation)
-        _draw_heat(figure, figure.add_subplot(grid[0, 1]), explanation)
-        _draw_layers(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), explanation.layers)
+        grid = figure.add_gridspec(len(height_ratios), 6, height_ratios=height_ratios)
+        _draw_top(figure, grid, explanation)
+        _draw_layers(figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:]), explanation.layers)
         if with_heads:
             _draw_heads(figure, figure.add_subplot(grid[2, :]), explanation)
         return to_png(figure)
+
+
+def _draw_top(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
+    """Image, heat map and, where there is one, the selector's mask: two or three of a row."""
+    width = 3 if explanation.mask is None else 2  # of six columns
+    _draw_image(figure.add_subplot(grid[0, :width]), explanation)
+    _draw_heat(figure, figure.add_subplot(grid[0, width : 2 * width]), explanation)
+    if explanation.mask is not None:
+        axes = figure.add_subplot(grid[0, 2 * width :])
+        draw_mask(axes, explanation.mask, explanation.image)
+        _bare(axes, "what the selector shows")
 
 
 def _heights_in(explanation: Explanation) -> tuple[float, float]:
@@ -121,6 +137,17 @@ def draw_relevance(axes: Axes, heat: FloatArray, image: FloatArray, limit: float
     return axes.imshow(
         pooled(heat), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.8, interpolation="nearest", extent=extent
     )
+
+
+def draw_mask(axes: Axes, mask: FloatArray, image: FloatArray) -> None:
+    """What a mask [H, W] in 0-1 shows of the image [H, W, 3], the rest dark; a line where half is shown."""
+    height, width = mask.shape
+    extent = (0, width, height, 0)
+    seen = np.clip(image, 0, 1) * (DIMMED + (1 - DIMMED) * mask)[:, :, None]
+    axes.imshow(seen, interpolation="nearest", extent=extent)
+    if mask.min() < 0.5 < mask.max():
+        middles = np.arange(width) + 0.5, np.arange(height) + 0.5
+        axes.contour(*middles, mask, levels=[0.5], colors=[FOR], linewidths=1.2)
 
 
 def _draw_heat(figure: Figure, axes: Axes, explanation: Explanation) -> None:

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
 from ..records import FloatArray
-from .explanation import draw_relevance, limit_of
+from .explanation import draw_mask, draw_relevance, limit_of
 from .plots import DENSE, KEPT, STYLE, WIDTH_IN, to_png
 from .views import Bars, Boxes, Comparison, Curve, Heat, Masks, Shown, View
 
@@ -24,7 +24,7 @@ _NAME = 20  # letters of a class's name
 
 
 def draw_comparison(comparison: Comparison) -> bytes:
-    """The picture as PNG bytes: a column for each network, answers above and relevance below."""
+    """The picture as PNG bytes: a column for each network, answers above and relevance below, then masks if any."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -33,8 +33,10 @@ def draw_comparison(comparison: Comparison) -> bytes:
 
 def figure_of(comparison: Comparison) -> Figure:
     """Image and keys in the first column, the dense network in the second, the shipped one in the third."""
-    figure = Figure(figsize=(WIDTH_IN, 3.5), layout="constrained")
-    axes = figure.subplots(2, 3)
+    masks = (comparison.mask_dense, comparison.mask_shipped)
+    rows = 2 if all(mask is None for mask in masks) else 3
+    figure = Figure(figsize=(WIDTH_IN, 1.75 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3)
     _draw_image(axes[0, 0], comparison.image)
     _draw_view(axes[0, 1], comparison.dense, comparison.image, "dense: answer")
     _draw_view(axes[0, 2], comparison.shipped, comparison.image, "shipped: answer")
@@ -46,6 +48,10 @@ def figure_of(comparison: Comparison) -> Figure:
         _draw_heat(panel, heat, comparison.image, limit, title)
         for panel, heat, title in zip(axes[1, 1:], heats, ("dense: relevance", "shipped: relevance"), strict=True)
     ]
+    if rows == 3:
+        axes[2, 0].axis("off")
+        for panel, mask, title in zip(axes[2, 1:], masks, ("dense: selector", "shipped: selector"), strict=True):
+            _draw_mask(panel, mask, comparison.image, title)
     _draw_keys(figure, axes[1, 0], comparison, next((heat for heat in drawn if heat is not None), None))
     return figure
 
@@ -80,6 +86,14 @@ def _draw_heat(
         drawn = draw_relevance(axes, heat, image, limit)
     _titled(axes, title)
     return drawn
+
+
+def _draw_mask(axes: Axes, mask: FloatArray | None, image: FloatArray | None, title: str) -> None:
+    if mask is None or image is None:
+        _nothing(axes, "no mask")
+    else:
+        draw_mask(axes, mask, image)
+    _titled(axes, title)
 
 
 def _draw_view(axes: Axes, view: View, image: FloatArray | None, title: str) -> None:

@@ -301,10 +301,17 @@ def _seen(run: ReportInput) -> Section:
         f"The {images} of {run.pictured_of:,} on which the shipped network differs most from the dense one, the "
         "farthest off first: the worst that was looked at, and not typical. Above, what both answer "
         f"({run.pictures[0].shows}); below, in each network, which pixels speak for {_spoken_for(run)} (warm colours) "
-        "and against it (cold ones).",
+        f"and against it (cold ones).{_of_masks(run)}",
     )
     figures = (_picture(row) for row in run.pictures)
     return Section("seen", "What it sees", text, tuple(figures))
+
+
+def _of_masks(run: ReportInput) -> str:
+    """Where a selector was learned, what the last row of a picture is."""
+    if run.selector_masks is None:
+        return ""
+    return " Last, what the learned selector shows of the image by what each network finds in it."
 
 
 def _survived(run: ReportInput) -> tuple[str, ...]:

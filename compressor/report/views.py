@@ -67,7 +67,8 @@ View: TypeAlias = "Bars | Masks | Boxes | Shown | Heat | Curve"
 class Comparison:
     """One image [H, W, 3] in 0-1, both answers, and the relevance [H, W] of its pixels in both networks.
 
-    None where the input is no image, and where there is no relevance.
+    Masks [H, W] in 0-1 are what a learned selector shows of it, by both networks. None where the input is no image,
+    and where there is no relevance or no selector.
     """
 
     image: FloatArray | None
@@ -75,3 +76,5 @@ class Comparison:
     shipped: View
     relevance_dense: FloatArray | None = None
     relevance_shipped: FloatArray | None = None
+    mask_dense: FloatArray | None = None
+    mask_shipped: FloatArray | None = None

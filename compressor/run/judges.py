@@ -12,6 +12,7 @@ import numpy as np
 
 from ..inputs.images import Batches, batches
 from ..recipe import Recipe
+from .lessons import shown_to_learned
 from .reading import SEARCH_LEAST
 from .work import Work
 
@@ -30,7 +31,9 @@ class Judges:
 
 def spare_of(recipe: Recipe) -> int:
     """How many images are set apart, at most, of what calibration and evaluation leave."""
-    return JUDGE_IMAGES if recipe.finetune_epochs or "int8" in recipe.precisions else 0
+    judging = JUDGE_IMAGES if recipe.finetune_epochs or "int8" in recipe.precisions else 0
+    shown = shown_to_learned(recipe)
+    return JUDGE_IMAGES + shown if shown else judging
 
 
 def judges_of(work: Work) -> Judges | None:

@@ -22,6 +22,7 @@ from ..pruning import Structure
 from ..records import FloatArray, Scores
 from ..tasks import Task
 from ..tensors import as_tuple
+from .augmentation import Augmentation
 from .checkpoints import Checkpoint
 from .explanation import both_lost
 from .gates import learn_gates
@@ -29,20 +30,24 @@ from .gating import Gated, Gating, find_gates
 from .lessons import Lessons, image_count
 from .masks import side_of
 from .objectives import answers_lost, distance_of
-from .options import GATES, SELECTORS, GateOptions, SelectorOptions, SteeringOptions, selector_options
+from .options import GATES, SELECTORS, Counted, GateOptions, SelectorOptions, SteeringOptions, selector_options
 from .predictor import require_images, train_predictor
-from .saving import read_selector, write_selector
+from .saving import learned_in, read_selector, write_selector
 from .selector import Selector, make_selector, train_selector
-from .training import TrainingOptions, parted
+from .training import parted
 
 __all__ = [
     "GATES",
     "SELECTORS",
+    "Augmentation",
+    "Counted",
     "GateOptions",
     "SelectorOptions",
     "SteeringOptions",
+    "hash_of_network",
     "learn_scores",
     "learn_selector",
+    "learned_in",
     "read_selector",
     "start_logits",
 ]
@@ -64,25 +69,33 @@ def learn_scores(
     folder: Path | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Scores:
-    """Scores of every unit, the same at each site of its group: the part of the way to a tenth of the MACs that its
+    """Scores of every unit, the same at each site of its group: the part of the way to a tenth of the cost that its
     gate was open. Units of kinds that have no gates score 1.
 
     Targets of the batches are not used. `start` are another criterion's scores, whose order within each group the gates
-    begin with. What is learned is put aside in `folder` every few seconds, and gone on with from there.
+    begin with. What is learned is put aside in `folder` every few seconds, and gone on with from there; a selector
+    stays in it.
     """
     progress_of = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
     gating = find_gates(graph, structure, options.kinds)
-    belongs = [criterion, options, _hash_of(graph), _hash_of_lessons(batches), _hash_of_start(start), _hash_of_code()]
+    belongs = [
+        criterion,
+        options,
+        hash_of_network(graph),
+        _hash_of_lessons(batches),
+        _hash_of_start(start),
+        _hash_of_code(),
+    ]
 
     def checkpoint(stage: str) -> Checkpoint:
-        path = None if folder is None else folder / "stages" / f"learning-{criterion}-{stage}.safetensors"
+        path = None if folder is None else folder / f"learning-{criterion}-{stage}.safetensors"
         return Checkpoint(path, [stage, *belongs])
 
     lost = answers_lost(Gated(gating), batches, task)
     if criterion == "isp":
         selector, _ = learn_selector(graph, structure, batches, options, task, checkpoint, progress_of)
         if folder is not None:
-            write_selector(folder, selector)
+            write_selector(folder, selector, hash_of_network(graph))
         nodes = [scale.node for scale in selector.scales]
         lost = both_lost(
             Gated(gating, nodes),
@@ -97,6 +110,7 @@ def learn_scores(
         batches,
         lost,
         options=options.gates,
+        augmentation=options.augmentation,
         seed=options.seed,
         start=start_logits(gating, start),
         checkpoint=checkpoint("gates"),
@@ -126,13 +140,14 @@ def learn_selector(
     settings = selector_options(options, side_of(shape))
     distance = distance_of(graph, batches, task)
     learning, held = parted(batches)
-    selector = make_selector(graph, structure, learning, options.seed)
+    selector = make_selector(graph, structure, learning, settings, options.seed)
     predictor = train_predictor(
         graph,
         learning,
         held,
         distance,
-        options=TrainingOptions(settings.predictor_steps, settings.predictor_rate, settings.weight_decay),
+        options=settings,
+        augmentation=options.augmentation,
         seed=options.seed + 10_000,
         checkpoint=checkpoint("predictor"),
         progress=course.of("predictor"),
@@ -145,6 +160,7 @@ def learn_selector(
         held,
         distance,
         options=settings,
+        augmentation=options.augmentation,
         seed=options.seed + 20_000,
         checkpoint=checkpoint("selector"),
         progress=course.of("selector"),
@@ -185,7 +201,8 @@ def start_logits(gating: Gating, scores: Scores | None) -> Tensor:
     return logits
 
 
-def _hash_of(graph: fx.GraphModule) -> str:
+def hash_of_network(graph: fx.GraphModule) -> str:
+    """Of its code and its weights."""
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in graph.state_dict().items()}
     return content_hash(code_of(graph), weights)
 

@@ -1,4 +1,4 @@
-"""MACs as a function of gates: the cost that is counted everywhere, on sizes that are sums of gates.
+"""MACs or parameters as a function of gates: the cost that is counted everywhere, on sizes that are sums of gates.
 
 Exactly the dense network's where all gates are open, and with gates of 0 and 1 exactly what is counted after removal;
 the formulas are those of `graph.cost`, so that the gradient says what a unit costs wherever it is read or written.
@@ -6,7 +6,7 @@ the formulas are those of `graph.cost`, so that the gradient says what a unit co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from ..graph.cost import Sizes, formula_of, measure_cost
 from ..pruning.compaction import laid
 from ..pruning.labels import Value
 from .gating import Gating, Places
+from .options import Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +41,26 @@ class _Standing:
     name: str = ""
 
 
-class MacsOfGates:
-    """MACs at batch 1 from gates [units]; `dense` is where all are open."""
+class CostOfGates:
+    """MACs at batch 1, or parameters, from gates [units]; `dense` is where all are open."""
 
-    def __init__(self, gating: Gating) -> None:
-        graph = gating.graph
-        cost = measure_cost(graph)
-        self.gating, self.dense = gating, cost.macs
+    def __init__(self, gating: Gating, counted: Counted = "macs") -> None:
+        self.gating = gating
         self._blocks: dict[str, tuple[Block, ...]] = {}
         self._fixed = 0
         self._calls: list[tuple[fx.Node, float, Callable[[Any], Any]]] = []
-        for node in graph.graph.nodes:
-            if node.name not in cost.by_node:
-                continue
-            formula = formula_of(node)
-            assert formula is not None
+        costs = list(_parameters_of(gating.graph) if counted == "parameters" else _macs_of(gating.graph))
+        self.dense = sum(amount for _, amount, _ in costs)
+        for node, amount, formula in costs:
             touched = False
             for used in (node, *node.all_input_nodes):
                 if used.name not in self._blocks:
                     self._blocks[used.name] = _blocks(gating, used)
                 touched |= bool(self._blocks[used.name])
-            macs = cost.by_node[node.name]
-            if touched and macs:
-                self._calls.append((node, macs / formula(node), formula))
+            if touched and amount:
+                self._calls.append((node, amount / formula(node), formula))
             else:
-                self._fixed += macs
+                self._fixed += amount
 
     def __call__(self, gates: Tensor) -> Tensor:
         """[units] to a number in float64, differentiable."""
@@ -88,6 +84,31 @@ class MacsOfGates:
             for axis, size in zip(block.axes, sizes[block.key], strict=True):
                 shape[axis] = size
         return _Standing((), {"val": Sizes(tuple(shape))}, {}, node.name)
+
+
+def _macs_of(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, int, Callable[[Any], Any]]]:
+    """Each node that is counted, its MACs and their formula."""
+    cost = measure_cost(graph)
+    for node in graph.graph.nodes:
+        formula = formula_of(node)
+        if node.name in cost.by_node and formula is not None:
+            yield node, cost.by_node[node.name], formula
+
+
+def _parameters_of(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, int, Callable[[Any], Any]]]:
+    """Each parameter once, its elements and how they are counted."""
+    counted: set[int] = set()
+    named = dict(graph.named_parameters(remove_duplicate=False))
+    for node in graph.graph.nodes:
+        parameter = named.get(str(node.target)) if node.op == "get_attr" else None
+        if parameter is not None and id(parameter) not in counted:
+            counted.add(id(parameter))
+            yield node, parameter.numel(), _elements
+
+
+def _elements(node: Any) -> Any:  # a node or what stands for it
+    value = node.meta["val"]
+    return prod(value.sizes if isinstance(value, Sizes) else value.shape)
 
 
 def _blocks(gating: Gating, node: fx.Node) -> tuple[Block, ...]:

@@ -1,8 +1,8 @@
-"""One gate for each unit, learned while the MACs are pressed down: images and what is to be kept in, scores out.
+"""One gate for each unit, learned while the cost is pressed down: images and what is to be kept in, scores out.
 
 A gate is v = sigmoid((logit + g + 3) / 0.4), g from Gumbel's distribution, so that it begins open; what is paid is
-log(max(T / T_dense, p) / p) of the MACs T of gates set to 0 or 1 (Ganjdanesh et al. 2022). Here p falls from all to a
-tenth, and a unit's score is the part of that way its gate was open: an order, and not one network.
+log(max(T / T_dense, p) / p) of the MACs, or parameters, T of gates set to 0 or 1 (Ganjdanesh et al. 2022). Here p falls
+from all to a tenth, and a unit's score is the part of that way its gate was open: an order, and not one network.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ..distributed import sum_over_ranks, world
 from ..placement import device_of, within_memory
 from ..records import FloatArray
 from ..tensors import Inputs, count
+from .augmentation import Augmentation, varied
 from .checkpoints import Checkpoint, optimiser_state, restore_optimiser
-from .costs import MacsOfGates, opened
+from .costs import CostOfGates, opened
 from .gating import Gating
 from .lessons import Lessons, lessons_from, uniform
 from .options import GateOptions
@@ -35,6 +36,7 @@ def learn_gates(
     lost: Lost,
     *,
     options: GateOptions,
+    augmentation: Augmentation,
     seed: int,
     start: Tensor,
     checkpoint: Checkpoint,
@@ -50,7 +52,7 @@ def learn_gates(
     rate = options.travel / options.steps
     optimiser = torch.optim.AdamW([logits], lr=rate, weight_decay=options.weight_decay)
     open_sum = torch.zeros(len(logits), dtype=torch.float64)
-    cost = MacsOfGates(gating)
+    cost = CostOfGates(gating, options.counted)
 
     done = 0
     earlier = checkpoint.read()
@@ -64,9 +66,10 @@ def learn_gates(
     lessons = lessons_from(batches, seed, done)
     for step in range(done, options.steps):
         gates = drawn_gates(logits, uniform(seed, step, len(logits), like=logits))
+        inputs = varied(next(lessons), augmentation, seed, step)
         optimiser.zero_grad(set_to_none=True)
         gates.backward(  # type: ignore[no-untyped-call]
-            _slope(gates.detach(), gating.graph, next(lessons), lost, paid_at(step, cost, options))
+            _slope(gates.detach(), gating.graph, inputs, lost, paid_at(step, cost, options))
         )
         optimiser.step()
 
@@ -99,7 +102,7 @@ def _back(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def paid_at(step: int, cost: MacsOfGates, options: GateOptions) -> Callable[[Tensor], Tensor]:
+def paid_at(step: int, cost: CostOfGates, options: GateOptions) -> Callable[[Tensor], Tensor]:
     """The price of gates [units] at a step."""
 
     def paid(gates: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ def chance_to_be_open(logits: Tensor) -> Tensor:
 
 
 def share_at(step: int, options: GateOptions) -> float:
-    """The share of the MACs that costs nothing at a step."""
+    """The share of the cost that costs nothing at a step."""
     if not options.falls:
         return options.least
     return 1 - (1 - options.least) * (step + 1) / options.steps

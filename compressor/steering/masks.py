@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 SMALL, LARGE = 32.0, 224.0
-_LEAST = 1e-8  # of a width
+DISC = 1 - 1 / math.e  # a number that shows where a spot is above 1/e: a disc as large as the spot's sum, 2 pi sigma^2
+LEAST_WIDTH = 1e-8  # of a spot, whose square is divided by
 _BASE = 5e-4  # added to a mask before its root is taken, whose slope at 0 has no end
 
 
@@ -30,7 +31,7 @@ def margin_at(side: float) -> float:
     return length_at(side, 2.0, 4.0)
 
 
-def random_widths_at(side: float) -> tuple[float, float]:
+def papers_widths_at(side: float) -> tuple[float, float]:
     """The narrowest and the widest spot that a predictor learns from: 5 to 11 of 32 pixels, 80 to 100 of 224."""
     return length_at(side, 5.0, 80.0), length_at(side, 11.0, 100.0)
 
@@ -67,7 +68,7 @@ class Spots:
         from_y = (y[None] - self.centre[:, :1]).square()  # [N, H]
         from_x = (x[None] - self.centre[:, 1:]).square()  # [N, W]
         squares = from_y[:, :, None] + from_x[:, None, :]
-        return (-squares / (2 * self.sigma.square().clamp_min(_LEAST)[:, None, None])).exp()[:, None]
+        return (-squares / (2 * self.sigma.square().clamp_min(LEAST_WIDTH)[:, None, None])).exp()[:, None]
 
 
 def centre_of(offsets: Tensor, shape: Sequence[int]) -> Tensor:
@@ -77,16 +78,16 @@ def centre_of(offsets: Tensor, shape: Sequence[int]) -> Tensor:
     return reach * (offsets / reach).tanh() + sides / 2
 
 
-def sigma_of(numbers: Tensor) -> Tensor:
-    """softplus(p) + 1e-8."""
-    return functional.softplus(numbers) + _LEAST
+def sigma_of(numbers: Tensor, least: float = LEAST_WIDTH) -> Tensor:
+    """softplus(p) + 1e-8, or another `least` width."""
+    return functional.softplus(numbers) + least
 
 
-def random_spots(numbers: Tensor, shape: tuple[int, int]) -> Spots:
-    """Spots anywhere but at the border, from uniform numbers [N, 3]."""
+def random_spots(numbers: Tensor, shape: tuple[int, int], widths: tuple[float, float]) -> Spots:
+    """Spots anywhere but at the border, of a width between those, in pixels, from uniform numbers [N, 3]."""
     sides = numbers.new_tensor([float(side) for side in shape])
     margins = numbers.new_tensor([margin_at(float(side)) for side in shape])
-    low, high = random_widths_at(side_of(shape))
+    low, high = widths
     return Spots(margins + numbers[:, :2] * (sides - 2 * margins), low + numbers[:, 2] * (high - low), shape)
 
 
@@ -118,4 +119,4 @@ def width_price(spots: Spots) -> Tensor:
 def overlap(one: Tensor, other: Tensor) -> Tensor:
     """[N] what two masks [N, 1, H, W] share of what either shows: 1 for the same, 0 for masks that do not meet."""
     least, most = torch.minimum(one, other), torch.maximum(one, other)
-    return least.flatten(1).sum(1) / most.flatten(1).sum(1).clamp_min(_LEAST)
+    return least.flatten(1).sum(1) / most.flatten(1).sum(1).clamp_min(LEAST_WIDTH)

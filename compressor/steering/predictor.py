@@ -16,10 +16,12 @@ from ..errors import RecipeError
 from ..graph.interface import input_nodes
 from ..placement import device_of, inputs_to
 from ..tensors import Inputs
+from .augmentation import Augmentation, varied
 from .checkpoints import Checkpoint
 from .lessons import Lessons, lessons_from, uniform
-from .masks import drawn_mask, random_spots
+from .masks import DISC, drawn_mask, papers_widths_at, random_spots, side_of
 from .objectives import Distance, answers_of, leaves_of
+from .options import SelectorOptions
 from .training import TrainingOptions, train
 
 TEMPERATURE = 0.1
@@ -44,21 +46,23 @@ def train_predictor(
     held: Lessons,
     distance: Distance,
     *,
-    options: TrainingOptions,
+    options: SelectorOptions,
+    augmentation: Augmentation,
     seed: int,
     checkpoint: Checkpoint,
     progress: Callable[[float], None],
 ) -> fx.GraphModule:
     """The predictor that was best on images kept out, under masks that are the same ones for every judgement."""
     shape, device = require_images(graph), device_of(graph)
+    widths = widths_of(options, shape)
     predictor = copy.deepcopy(graph)
-    stream = Stream(lessons, seed, device)
+    stream = Stream(lessons, seed, device, augmentation)
 
     def masked(inputs: Inputs, seed: int, step: int) -> Tensor:
         assert isinstance(inputs, Tensor)
         numbers = uniform(seed, 2 * step, len(inputs), 3, like=inputs)
-        pixels = uniform(seed, 2 * step + 1, len(inputs), 1, *shape, like=inputs)
-        return inputs * drawn_mask(random_spots(numbers, shape).map(), pixels, TEMPERATURE)
+        levels = mask_numbers(seed, 2 * step + 1, inputs, options)
+        return inputs * drawn_mask(random_spots(numbers, shape, widths).map(), levels, TEMPERATURE)
 
     def loss(step: int) -> Tensor:
         inputs = stream.at(step)
@@ -74,7 +78,7 @@ def train_predictor(
         dict(predictor.named_parameters()),
         loss,
         judge,
-        options=options,
+        options=TrainingOptions(options.predictor_steps, options.predictor_rate, options.weight_decay),
         checkpoint=checkpoint,
         also={},
         progress=progress,
@@ -82,18 +86,34 @@ def train_predictor(
     return predictor
 
 
-class Stream:
-    """Batches on a device by their step, which only goes up."""
+def widths_of(options: SelectorOptions, shape: tuple[int, int]) -> tuple[float, float]:
+    """The narrowest and the widest spot that a predictor learns from, in pixels."""
+    side = side_of(shape)
+    if options.widths is None:
+        return papers_widths_at(side)
+    low, high = options.widths
+    return low * side, high * side
 
-    def __init__(self, lessons: Lessons, seed: int, device: torch.device) -> None:
+
+def mask_numbers(seed: int, step: int, inputs: Tensor, options: SelectorOptions) -> Tensor:
+    """[N, 1, H, W] what draws a mask for each image [N, C, H, W]; of a disc always the same."""
+    shape = (len(inputs), 1, *inputs.shape[2:])
+    return inputs.new_full(shape, DISC) if options.discs else uniform(seed, step, *shape, like=inputs)
+
+
+class Stream:
+    """Batches on a device by their step, which only goes up; the images as `augmentation` varies them."""
+
+    def __init__(self, lessons: Lessons, seed: int, device: torch.device, augmentation: Augmentation) -> None:
         self._lessons, self._seed, self._device = lessons, seed, device
+        self._augmentation = augmentation
         self._iterator: Iterator[Inputs] | None = None
 
     def at(self, step: int) -> Inputs:
         """The batch of that step: the first one that is asked for, or the next."""
         if self._iterator is None:
             self._iterator = lessons_from(self._lessons, self._seed, step)
-        return inputs_to(next(self._iterator), self._device)
+        return inputs_to(varied(next(self._iterator), self._augmentation, self._seed, step), self._device)
 
 
 @torch.no_grad()

@@ -24,12 +24,25 @@ from ..pruning.labels import Value
 from ..pruning.structure import Keep
 from ..tasks import Leaves
 from ..tensors import Inputs, as_tuple
+from .augmentation import Augmentation
 from .checkpoints import Checkpoint
-from .lessons import Lessons, uniform
-from .masks import Spots, area, centre_of, drawn_mask, first_width_at, roughness, side_of, sigma_of, width_price
+from .lessons import Lessons
+from .masks import (
+    LEAST_WIDTH,
+    Spots,
+    area,
+    centre_of,
+    drawn_mask,
+    first_width_at,
+    roughness,
+    side_of,
+    sigma_of,
+    width_price,
+)
 from .objectives import Distance, answers_of, leaves_of
 from .options import SelectorOptions
-from .predictor import Stream, mean_over, require_images
+from .predictor import TEMPERATURE as SHARP
+from .predictor import Stream, mask_numbers, mean_over, require_images, widths_of
 from .training import TrainingOptions, train
 
 SCALES = 3
@@ -105,11 +118,11 @@ def _scale_of(node: fx.Node, graph: fx.GraphModule, structure: Structure, aspect
 
 
 class Selector(nn.Module):
-    """Features of three scales and the dense network's answer to a spot for each image."""
+    """Features of three scales and the dense network's answer to a spot for each image, none narrower than `least`."""
 
-    def __init__(self, scales: Sequence[Scale], asked: int, shape: tuple[int, int], seed: int) -> None:
+    def __init__(self, scales: Sequence[Scale], asked: int, shape: tuple[int, int], seed: int, least: float) -> None:
         super().__init__()
-        self.scales, self.shape = tuple(scales), shape
+        self.scales, self.shape, self.least = tuple(scales), shape, least
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.ModuleList(nn.Linear(scale.features, WIDTH) for scale in scales)
@@ -139,9 +152,9 @@ class Selector(nn.Module):
         side = side_of(self.shape)
         middle = torch.stack(centres, 0).mul(shares[:, None, None]).sum(0)
         centre = centre_of(middle + numbers[:, :2] * side / 4, self.shape)
-        first = first_width_at(side)
+        first = first_width_at(side) - self.least
         inverse = first + math.log(-math.expm1(-first))  # softplus of it is `first`
-        return Spots(centre, sigma_of(inverse + numbers[:, 2] * side / 4), self.shape)
+        return Spots(centre, sigma_of(inverse + numbers[:, 2] * side / 4, self.least), self.shape)
 
     def of(self, name: str, index: int) -> Tensor:
         """A buffer of a scale."""
@@ -193,14 +206,17 @@ def question_of(dense: Leaves) -> Tensor:
     return torch.ones(len(leaves[0]), 1, device=leaves[0].device)
 
 
-def make_selector(graph: fx.GraphModule, structure: Structure, lessons: Lessons, seed: int) -> Selector:
+def make_selector(
+    graph: fx.GraphModule, structure: Structure, lessons: Lessons, options: SelectorOptions, seed: int
+) -> Selector:
     """Not trained, but for the mean and the spread of each feature over the first images."""
     shape, device = require_images(graph), device_of(graph)
+    least = LEAST_WIDTH if options.widths is None else widths_of(options, shape)[0]
     scales = find_scales(graph, structure)
     nodes = [scale.node for scale in scales]
-    inputs = Stream(lessons, seed, device).at(0)
+    inputs = Stream(lessons, seed, device, Augmentation(0)).at(0)
     features = features_of(graph, inputs, nodes)
-    selector = Selector(scales, question_of(answers_of(graph, inputs)).shape[1], shape, seed)
+    selector = Selector(scales, question_of(answers_of(graph, inputs)).shape[1], shape, seed, least)
     for index, scale in enumerate(scales):
         positions = scale.positions(features[scale.node]).float().flatten(0, 1)
         selector.of("mean", index).copy_(positions.mean(0))
@@ -217,6 +233,7 @@ def train_selector(
     distance: Distance,
     *,
     options: SelectorOptions,
+    augmentation: Augmentation,
     seed: int,
     checkpoint: Checkpoint,
     progress: Callable[[float], None],
@@ -227,8 +244,9 @@ def train_selector(
     the better the answer is kept: as much as leaves `keeps` of what an empty mask loses.
     """
     device = device_of(graph)
-    stream = Stream(lessons, seed, device)
+    stream = Stream(lessons, seed, device, augmentation)
     nodes = [scale.node for scale in selector.scales]
+    temperature = SHARP if options.discs else TEMPERATURE
     charge = {"charge": torch.tensor(1.0, dtype=torch.float64)}  # what a width of one side costs
 
     def spots_of(inputs: Inputs) -> tuple[Spots, Leaves]:
@@ -238,8 +256,7 @@ def train_selector(
     def masked_loss(inputs: Inputs, draws: int, step: int) -> tuple[Tensor, Tensor, Spots]:
         assert isinstance(inputs, Tensor)
         spots, dense = spots_of(inputs)
-        pixels = uniform(draws, step, len(inputs), 1, *selector.shape, like=inputs)
-        mask = drawn_mask(spots.map(), pixels, TEMPERATURE)
+        mask = drawn_mask(spots.map(), mask_numbers(draws, step, inputs, options), temperature)
         return distance(leaves_of(predictor, inputs * mask), dense), mask, spots
 
     def empty_loss(inputs: Inputs, step: int) -> Tensor:

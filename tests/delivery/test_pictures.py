@@ -13,9 +13,12 @@ from torch import Tensor, fx, nn
 
 from compressor.delivery import pictures, views
 from compressor.delivery.results import Outcome, Pictures
+from compressor.delivery.spots import Spotter
 from compressor.delivery.views import Pair, views_of
 from compressor.graph import trace
 from compressor.inputs.images import Batches, Images, Preprocessing, batches
+from compressor.pruning import find_structure, prune
+from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.relevance.lrp import LrpOptions
 from compressor.report.views import Bars, Boxes, Comparison, Curve, Heat, Masks, Shown
@@ -24,6 +27,8 @@ from compressor.run.fingerprints import Known
 from compressor.run.stages import open_run
 from compressor.run.tasking import NetworkTask, predict_of
 from compressor.run.work import Work
+from compressor.steering import SelectorOptions
+from compressor.steering.selector import make_selector
 from compressor.tasks import reference_of
 
 ROUNDING = 1e-5  # float32 sums of a few hundred terms
@@ -78,7 +83,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
 
 
 def draw(networks: dict[str, fx.GraphModule], some: Batches, task: NetworkTask, **more: Any) -> Pictures:
-    given: dict[str, Any] = {"lrp": LrpOptions(), "preprocessing": some.images.preprocessing, "names": ("a", "b")}
+    given: dict[str, Any] = {
+        "spots": None,
+        "lrp": LrpOptions(),
+        "preprocessing": some.images.preprocessing,
+        "names": ("a", "b"),
+    }
     return pictures._drawn(networks, some, task, progress=lambda share, phase="": None, **{**given, **more})
 
 
@@ -152,6 +162,37 @@ def test_an_answer_is_drawn_without_relevance_where_that_fails_and_it_is_said(
     (line,) = made.checks.not_checked
     assert line.startswith("which pixels the networks see was not drawn: ")
     assert "not today" in line
+
+
+def test_a_selectors_masks_are_drawn_of_both_networks(small: nn.Module, some: Batches, drawn: list[Comparison]) -> None:
+    example = torch.stack([some.images[0], some.images[1]])
+    dense = trace(small, example)
+    structure = find_structure(dense, example)
+    kept = {group.name: np.arange(1, group.size) for group in structure.groups.groups}
+    shipped, _ = prune(dense, structure, kept)
+    selector = make_selector(dense, structure, some, SelectorOptions(), 0)
+    with torch.no_grad():
+        selector.read.weight.normal_(generator=torch.Generator().manual_seed(0))
+    spots = Spotter(selector, structure, removed_classes(structure, kept))
+    draw({"dense": dense, "shipped": shipped}, some, task_of(dense, some, "classification"), spots=spots)
+    assert len(drawn) == 4
+    for comparison in drawn:
+        masks = (comparison.mask_dense, comparison.mask_shipped)
+        for mask in masks:
+            assert mask is not None
+            assert mask.shape == tuple(example.shape[2:])
+            assert mask.max() <= 1
+        assert not np.array_equal(*masks)
+
+    broken = Spotter(selector, structure, removed_classes(structure, {}))  # as if nothing were gone
+    made = draw({"dense": dense, "shipped": shipped}, some, task_of(dense, some, "classification"), spots=broken)
+    assert len(made.rows) == 4
+    assert drawn[-1].mask_dense is None
+    assert made.checks.not_checked[0].startswith("the selector's masks were not drawn: ")
+
+    twice = prune(dense, structure, {})[0]
+    same = Spotter(selector, structure, removed_classes(structure, {})).masks(dense, twice, example)
+    assert torch.allclose(*same)
 
 
 def work_of(folder: Path, some: Batches, dense: fx.GraphModule) -> Work:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from compressor.report import pictures
-from compressor.report.explanation import limit_of
+from compressor.report.explanation import DIMMED, limit_of
 from compressor.report.views import Bars, Boxes, Comparison, Curve, Heat, Masks, Shown
 
 RNG = np.random.default_rng(0)
@@ -40,6 +40,20 @@ def test_every_answer_is_drawn_with_and_without_an_image(view: object, image: np
     titles = [axes.get_title(loc="left") for axes in figure.axes[:6]]
     assert titles == ["image", "dense: answer", "shipped: answer", "", "dense: relevance", "shipped: relevance"]
     assert texts(figure, 0, 0) == ([] if image is not None else ["no picture"])
+
+
+def test_a_selectors_masks_are_a_row_of_their_own_where_there_are_any() -> None:
+    mask = np.zeros((16, 16))
+    mask[4:8, 4:8] = 1
+    figure = pictures.figure_of(replace(SEEN, mask_dense=mask, mask_shipped=1 - mask))
+    titles = [axes.get_title(loc="left") for axes in figure.axes[6:9]]
+    assert titles == ["", "dense: selector", "shipped: selector"]
+    shown = np.asarray(figure.axes[7].images[0].get_array())
+    assert np.allclose(shown[5, 5], IMAGE[5, 5])
+    assert np.allclose(shown[0, 0], DIMMED * IMAGE[0, 0])
+    assert len(pictures.figure_of(SEEN).axes) < len(figure.axes)
+    texts_of_none = texts(pictures.figure_of(replace(SEEN, image=None, mask_dense=mask, mask_shipped=mask)), 2, 1)
+    assert texts_of_none == ["no mask"]
 
 
 def test_a_picture_is_a_png() -> None:

@@ -194,3 +194,12 @@ def test_lessons_go_on_in_the_middle_as_they_would_have_come() -> None:
     with pytest.raises(DataError, match="no images"):
         next(lessons_from([], 0, 0))
     assert np.isfinite([float(uniform(0, step, 1, like=torch.zeros(1)).log()) for step in range(3)]).all()
+
+
+def test_gates_learn_from_the_lessons_where_there_are_any() -> None:
+    of, batches = subject()
+    scoring = Scoring("gates", measured=False, steering=QUICK)
+    alone = score_units(of, batches, scoring=scoring)
+    taught = score_units(of, batches[:1], scoring=scoring, lessons=batches)
+    assert alone.samples == taught.samples == 24
+    assert all((alone.values[name] == taught.values[name]).all() for name in alone.values)

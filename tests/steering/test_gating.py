@@ -12,7 +12,7 @@ from compressor.graph.cost import measure_cost
 from compressor.pruning import prune
 from compressor.pruning.check import random_units
 from compressor.records import IntArray
-from compressor.steering.costs import MacsOfGates, opened
+from compressor.steering.costs import CostOfGates, opened
 from compressor.steering.gating import Gated, Gating, find_gates
 
 from .conftest import BUILDERS, Subject, subject_of
@@ -52,7 +52,9 @@ def test_with_all_gates_open_it_is_the_dense_network(name: str) -> None:
     expected = subject.graph(subject.images)
     (answer,) = Gated(gating).answers(subject.images, ones).values()
     assert (answer - expected).abs().max() < ROUNDING * expected.abs().max()
-    assert float(MacsOfGates(gating)(ones)) == measure_cost(subject.graph).macs
+    cost = measure_cost(subject.graph)
+    assert float(CostOfGates(gating)(ones)) == CostOfGates(gating).dense == cost.macs
+    assert float(CostOfGates(gating, "parameters")(ones)) == cost.parameters
 
 
 @networks
@@ -68,7 +70,9 @@ def test_with_some_gates_shut_it_is_the_pruned_network(name: str, seed: int) -> 
     expected = small(subject.images)
     (answer,) = Gated(gating).answers(subject.images, gates).values()
     assert (answer - expected).abs().max() < ROUNDING * expected.abs().max()
-    assert float(MacsOfGates(gating)(gates)) == pytest.approx(measure_cost(small).macs, abs=1e-6)
+    cost = measure_cost(small)
+    assert float(CostOfGates(gating)(gates)) == pytest.approx(cost.macs, abs=1e-6)
+    assert float(CostOfGates(gating, "parameters")(gates)) == pytest.approx(cost.parameters, abs=1e-6)
 
 
 @networks
@@ -76,7 +80,7 @@ def test_the_gradient_of_the_macs_is_what_a_unit_costs(name: str) -> None:
     """Of the polynomial in gates: a unit's gate open, less shut, all others as they are."""
     subject = subject_of(name)
     gating = gating_of(subject)
-    cost = MacsOfGates(gating)
+    cost = CostOfGates(gating)
     kept = random_units(subject.structure, 3, share=0.3)
     gates = pattern(gating, kept).requires_grad_()
     (gradient,) = torch.autograd.grad(cost(gates), gates)

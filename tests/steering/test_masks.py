@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compressor.steering.masks import (
+    DISC,
     Spots,
     area,
     centre_of,
@@ -16,18 +17,20 @@ from compressor.steering.masks import (
     length_at,
     margin_at,
     overlap,
+    papers_widths_at,
     random_spots,
-    random_widths_at,
     roughness,
     sigma_of,
     width_price,
 )
 
+LATTICE = 0.03  # pixels in or out of a disc at its edge: it is not round
+
 
 def test_lengths_are_the_papers_at_32_and_at_224_pixels_and_rise_in_between() -> None:
     assert (length_at(32, 5, 80), length_at(224, 5, 80)) == (pytest.approx(5), pytest.approx(80))
     assert [margin_at(side) for side in (32, 224)] == pytest.approx([2, 4])
-    assert random_widths_at(224) == pytest.approx((80, 100))
+    assert papers_widths_at(224) == pytest.approx((80, 100))
     assert first_width_at(32) == pytest.approx(10)
     lengths = [length_at(side, 5, 80) for side in (8, 16, 64, 128, 512)]
     assert lengths == sorted(lengths)
@@ -61,10 +64,11 @@ def test_no_number_takes_a_centre_out_of_the_image(side: int, reach: float, midd
 def test_widths_are_above_zero_whatever_the_number() -> None:
     widths = sigma_of(torch.tensor([-200.0, 0.0, 200.0]))
     assert widths.tolist() == pytest.approx([1e-8, math.log(2), 200])
+    assert sigma_of(torch.tensor([-200.0, 0.0]), 2.0).tolist() == pytest.approx([2, 2 + math.log(2)])
 
 
 def test_random_spots_lie_within_the_margins_and_widths() -> None:
-    spots = random_spots(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), (32, 32))
+    spots = random_spots(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), (32, 32), papers_widths_at(32))
     assert spots.centre.tolist() == [pytest.approx([2, 2]), pytest.approx([30, 30])]
     assert spots.sigma.tolist() == pytest.approx([5, 11])
 
@@ -78,6 +82,15 @@ def test_a_draw_is_nearly_0_or_1_and_as_often_1_as_is_said() -> None:
         assert float(((drawn > 0.1) & (drawn < 0.9)).float().mean()) < 0.15
     closed = drawn_mask(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]), 1.0)
     assert closed.tolist() == pytest.approx([0, 1], abs=1e-5)
+
+
+def test_a_disc_is_as_large_as_its_spots_sum() -> None:
+    spots = Spots(torch.tensor([[31.5, 31.5]]), torch.tensor([8.0]), (64, 64))
+    disc = drawn_mask(spots.map(), torch.full((1, 1, 64, 64), DISC), 0.1)
+    assert float((disc > 0.5).sum()) == pytest.approx(float(spots.map().sum()), rel=LATTICE)
+    assert float((disc > 0.5).sum()) == pytest.approx(2 * math.pi * 64, rel=LATTICE)
+    assert bool((disc[:, :, 31, 21:43] > 0.5).all())  # 10.5 from the centre at most: its radius is 11.3
+    assert bool((disc[:, :, 31, :20] < 0.5).all())
 
 
 def test_the_papers_prices_are_their_closed_forms() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,47 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import DataError, RecipeError
+from compressor.errors import DataError, FolderError, RecipeError
 from compressor.graph import trace
 from compressor.inputs.images import Images, batches
 from compressor.pruning import find_structure, prune
 from compressor.pruning.surgery import removed_classes
 from compressor.records import Scores
 from compressor.rounds import Prunable
-from compressor.steering import GateOptions, SelectorOptions, SteeringOptions, learn_scores, read_selector
+from compressor.steering import (
+    GateOptions,
+    SelectorOptions,
+    SteeringOptions,
+    hash_of_network,
+    learn_scores,
+    read_selector,
+)
+from compressor.steering.augmentation import Augmentation
 from compressor.steering.checkpoints import Checkpoint
 from compressor.steering.explanation import both_lost
 from compressor.steering.gating import Gated, find_gates
+from compressor.steering.masks import DISC
 from compressor.steering.objectives import answers_of, distance_of
-from compressor.steering.predictor import train_predictor
+from compressor.steering.predictor import mask_numbers, train_predictor, widths_of
+from compressor.steering.saving import write_selector
 from compressor.steering.selector import features_of, find_scales, in_place, make_selector, question_of, train_selector
 from compressor.steering.training import TrainingOptions, parted, train
 
 from .conftest import subject_of
 
 SHORT = SelectorOptions(predictor_steps=3, steps=3)
+STILL = Augmentation(0)
 QUICK = SteeringOptions(gates=GateOptions(steps=4), selector=SHORT, explanation=0.5)
 
 
 class Corner(nn.Module):
     """Says whether the brightest of two corners is the upper left or the lower right one: the rest counts nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1, side: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.stem = nn.Conv2d(channels, 6, 3, padding=1)
         self.inner = nn.Conv2d(6, 6, 3, padding=1)
-        self.out = nn.Linear(6 * 16, 2)
+        self.out = nn.Linear(6 * (side // 4) ** 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.avg_pool2d(self.stem(x).relu(), 2)
@@ -56,9 +68,9 @@ def subject() -> tuple[Prunable, list[tuple[Tensor, Tensor]]]:
     return Prunable(graph, find_structure(graph, images[:2])), batched
 
 
-def learned(folder: Path | None = None, **others: object) -> Scores:
+def learned(folder: Path | None = None, options: SteeringOptions = QUICK, **others: object) -> Scores:
     of, lessons = subject()
-    return learn_scores(of.network, of.structure, lessons, criterion="isp", options=QUICK, folder=folder, **others)
+    return learn_scores(of.network, of.structure, lessons, criterion="isp", options=options, folder=folder, **others)
 
 
 @pytest.mark.parametrize("name", ["resnet", "depthwise", "vit", "swin"])
@@ -81,7 +93,7 @@ def test_three_scales_of_any_network_have_positions(name: str) -> None:
 
 def test_a_selector_begins_at_the_papers_width_within_the_image() -> None:
     of, lessons = subject()
-    selector = make_selector(of.network, of.structure, lessons, 0)
+    selector = make_selector(of.network, of.structure, lessons, SHORT, 0)
     images = lessons[0][0]
     nodes = [scale.node for scale in selector.scales]
     spots = selector(features_of(of.network, images, nodes), question_of(answers_of(of.network, images)))
@@ -141,7 +153,7 @@ def test_the_predictor_and_the_selector_are_judged_on_images_kept_out(monkeypatc
     monkeypatch.setattr(predictor.Stream, "at", at)
     monkeypatch.setattr(predictor, "mean_over", mean_over)
     monkeypatch.setattr(selector, "mean_over", mean_over)
-    learned()
+    learned(options=replace(QUICK, augmentation=STILL))  # images that are moved have other sums
     assert seen["judged"] == {float(inputs.sum()) for inputs, _ in held}
     assert seen["taught"] <= {float(inputs.sum()) for inputs, _ in learning}
 
@@ -153,10 +165,11 @@ def test_the_predictor_comes_nearer_to_the_network_under_masks_and_the_network_s
     distance = distance_of(of.network, lessons, None)
 
     def trained(steps: int) -> tuple[fx.GraphModule, float]:
-        options = TrainingOptions(steps=steps, rate=3e-3)
+        options = replace(SHORT, predictor_steps=steps, predictor_rate=3e-3)
         judged: list[float] = []
         made = train_predictor(
-            of.network, learning, held, distance, options=options, seed=0, checkpoint=Checkpoint(None, 0),
+            of.network, learning, held, distance, options=options, augmentation=STILL, seed=0,
+            checkpoint=Checkpoint(None, 0),
             progress=judged.append,
         )  # fmt: skip
         masked = held[0][0] * 0
@@ -169,7 +182,7 @@ def test_the_predictor_comes_nearer_to_the_network_under_masks_and_the_network_s
 
 def test_an_explanation_is_kept_with_all_gates_open_and_lost_with_half_of_them() -> None:
     of, lessons = subject()
-    selector = make_selector(of.network, of.structure, lessons, 0)
+    selector = make_selector(of.network, of.structure, lessons, SHORT, 0)
     with torch.no_grad():
         selector.read.weight.normal_(generator=torch.Generator().manual_seed(0))
     gating = find_gates(of.network, of.structure, ("channel", "stream"))
@@ -212,11 +225,11 @@ def test_a_smaller_networks_features_lie_where_the_dense_one_has_them() -> None:
 def test_a_selector_pays_for_width_until_it_loses_what_it_may() -> None:
     of, lessons = subject()
     learning, held = parted(lessons)
-    selector = make_selector(of.network, of.structure, lessons, 0)
+    selector = make_selector(of.network, of.structure, lessons, SHORT, 0)
     wide = SelectorOptions(steps=30, rate=1e-2, keeps=1e6)  # all may be lost
     train_selector(
         of.network, of.network, selector, learning, held, distance_of(of.network, lessons, None), options=wide,
-        seed=0, checkpoint=Checkpoint(None, 0), progress=lambda share: None,
+        augmentation=STILL, seed=0, checkpoint=Checkpoint(None, 0), progress=lambda share: None,
     )  # fmt: skip
     nodes = [scale.node for scale in selector.scales]
     images = held[0][0]
@@ -254,6 +267,50 @@ def test_stopped_in_any_stage_and_gone_on_with_it_comes_to_the_same(
 
 def test_a_folder_without_a_selector_has_none(tmp_path: Path) -> None:
     assert read_selector(tmp_path) is None
+
+
+def test_a_selector_is_read_back_for_its_own_network_alone(tmp_path: Path) -> None:
+    of, lessons = subject()
+    selector = make_selector(of.network, of.structure, lessons, SHORT, 0)
+    network = hash_of_network(of.network)
+    write_selector(tmp_path, selector, network)
+    again = read_selector(tmp_path, network)
+    assert again is not None
+    images = lessons[0][0]
+    features = features_of(of.network, images, [scale.node for scale in selector.scales])
+    question = question_of(answers_of(of.network, images))
+    assert torch.equal(again(features, question).parameters, selector(features, question).parameters)
+    assert again.least == pytest.approx(16 / 12)
+    with torch.no_grad():
+        next(iter(of.network.parameters())).add_(1)
+    with pytest.raises(FolderError, match="another network or other weights"):
+        read_selector(tmp_path, hash_of_network(of.network))
+
+
+def test_no_spot_is_narrower_than_what_the_predictor_learned_from() -> None:
+    of, lessons = subject()
+    images = lessons[0][0]
+    for widths, least in (((0.25, 0.5), 4.0), (None, 0.0)):
+        selector = make_selector(of.network, of.structure, lessons, replace(SHORT, widths=widths), 0)
+        with torch.no_grad():
+            selector.read.bias[2] = -100
+        features = features_of(of.network, images, [scale.node for scale in selector.scales])
+        spots = selector(features, question_of(answers_of(of.network, images)))
+        assert spots.sigma.tolist() == pytest.approx([least] * 4, abs=1e-6)
+
+
+def test_the_predictor_learns_from_the_widths_that_are_asked_for_or_from_the_papers() -> None:
+    assert widths_of(replace(SHORT, widths=(0.25, 0.5)), (16, 16)) == (4, 8)
+    assert widths_of(replace(SHORT, widths=None), (32, 32)) == pytest.approx((5, 11))
+
+
+def test_masks_are_discs_or_each_pixel_by_itself() -> None:
+    images = torch.zeros(3, 1, 8, 8)
+    assert bool((mask_numbers(0, 1, images, SHORT) == DISC).all())
+    drawn = mask_numbers(0, 1, images, replace(SHORT, discs=False))
+    assert drawn.shape == (3, 1, 8, 8)
+    assert len(drawn.unique()) == drawn.numel()
+    assert not torch.equal(drawn, mask_numbers(0, 2, images, replace(SHORT, discs=False)))
 
 
 def test_what_is_no_image_gets_one_line() -> None:

@@ -14,11 +14,11 @@ from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
 from .recipe import Recipe
+from .recovery.options import RecoveryOptions
 from .relevance import ScoreOptions
 from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
-from .repair.finetune import FinetuneOptions
 from .steering import GATES, LEARNED, SELECTORS, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
@@ -108,12 +108,13 @@ def repairing_of(recipe: Recipe) -> Repairing:
     return Repairing(options, recipe.reestimate)
 
 
-def tuning_of(recipe: Recipe) -> FinetuneOptions:
-    """How the repaired network is fine-tuned."""
-    return FinetuneOptions(
-        epochs=recipe.finetune_epochs,
-        learning_rate=recipe.learning_rate,
-        distillation=recipe.distillation,
+def recovering_of(recipe: Recipe) -> RecoveryOptions:
+    """How the dense network teaches the repaired one."""
+    return RecoveryOptions(
+        minutes=recipe.recovery_minutes,
+        passes=recipe.finetune_epochs,
+        rate=recipe.learning_rate,
+        labels=1 - recipe.distillation,
         seed=recipe.seed,
     )
 

@@ -148,9 +148,12 @@ class Recipe:
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
     compensate: bool = _option(True, "repair consumers of what was removed by least squares")
     reestimate: bool = _option(False, "re-estimate batch normalisation from the calibration images")
-    finetune_epochs: int = _option(10, "epochs of fine-tuning on the calibration images; 0 for none")
-    learning_rate: float = _option(3e-4, "of fine-tuning")
-    distillation: float = _option(0.9, "share of the loss that follows the dense model")
+    recovery_minutes: float = _option(
+        2.0, "minutes at most in which the dense network teaches the repaired one, on all images; 0 for none"
+    )
+    finetune_epochs: int = _option(30, "passes of recovery over the images at most; 0 for none")
+    learning_rate: float = _option(1e-3, "of recovery; a third of it is tried, too")
+    distillation: float = _option(1.0, "share of the loss that follows the dense model; the rest labels of classes")
     targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
     precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8 (brings fp16 along)")
     runtimes: tuple[str, ...] = _option(
@@ -207,6 +210,11 @@ class Recipe:
         return is_none(self.budget)
 
     @property
+    def recovers(self) -> bool:
+        """Whether the repaired network is taught by the dense one."""
+        return bool(self.recovery_minutes and self.finetune_epochs)
+
+    @property
     def folder(self) -> Path:
         """Where the run is written."""
         return Path(self.out or f"runs/{self.model.split(':')[-1].split('/')[-1]}")
@@ -258,6 +266,7 @@ class RecipeFields(TypedDict, total=False):
     rounds: int
     compensate: bool
     reestimate: bool
+    recovery_minutes: float
     finetune_epochs: int
     learning_rate: float
     distillation: float
@@ -293,6 +302,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("least", 0, 1),
     ("multiple", 0, 4096),
     ("rounds", 1, 1000),
+    ("recovery_minutes", 0, 10**5),
     ("finetune_epochs", 0, 10**6),
     ("learning_rate", 0, 10),
     ("distillation", 0, 1),

@@ -116,7 +116,7 @@ def course_of(recipe: Recipe) -> Course:
         if timed and number == recipe.rounds:  # earlier rounds only go part of the way
             stages.append("budget")
         stages.append(f"repair-{number}")
-    if recipe.finetune_epochs:
+    if recipe.recovers:
         stages.append("finetune")
 
     return Course([*stages, *_delivery_stages(recipe)])

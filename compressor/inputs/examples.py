@@ -94,6 +94,16 @@ class Examples:
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
 
+    def joined(self, other: Examples) -> Examples:
+        """These samples and those of another part of the same source behind them."""
+        own = frozenset(self.names)
+
+        def read(name: str) -> Sample:
+            return self.read(name) if name in own else other.read(name)
+
+        labels = np.concatenate([self.labels, other.labels])
+        return replace(self, names=self.names + other.names, labels=labels, read=read, seen={})
+
     def labelled(self, labels: IntArray) -> Examples:
         """The same samples with class indices [N] for targets, in their order."""
         index_of = dict(zip(self.names, labels.tolist(), strict=True))

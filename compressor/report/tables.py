@@ -155,7 +155,7 @@ def accuracy_table(run: ReportInput) -> Table:
         head, align = head[:-1], align[:-1]
     note = (
         f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
-        f"fine-tuned after the repair; {_trained_note(run)}shipped: what is in the files."
+        f"taught by the dense network after the repair; {_trained_note(run)}shipped: what is in the files."
     )
     return Table(accuracy_title(run), head, align, _headed(rows), note)
 

@@ -23,6 +23,8 @@ from .steering import GATES, LEARNED, SELECTORS, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""
+LARGEST_STEP = 1 / 8
+"""Of a layer's width, that its kept count moves by where nobody says a multiple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ class Choices:
     """What a round of pruning goes by."""
 
     scoring: Scoring = field(default_factory=Scoring)
-    ranking: RankingOptions = field(default_factory=lambda: RankingOptions(normalisation="none", per_cost=1.0))
+    ranking: RankingOptions = field(
+        default_factory=lambda: RankingOptions(normalisation="none", per_cost=1.0, largest_step=LARGEST_STEP)
+    )
     repairing: Repairing = field(default_factory=Repairing)
 
 
@@ -84,7 +88,7 @@ def steering_of(recipe: Recipe) -> SteeringOptions:
 
 def ranking_of(recipe: Recipe) -> RankingOptions:
     """How scores become an order; measured ones are comparable as they are, and count per MAC."""
-    measured = recipe.normalisation == "measured"
+    measured, given = recipe.normalisation == "measured", recipe.multiple > 0
     return RankingOptions(
         reduction=recipe.reduction,
         normalisation="none" if recipe.normalisation == "measured" else recipe.normalisation,
@@ -92,7 +96,8 @@ def ranking_of(recipe: Recipe) -> RankingOptions:
         per_cost=1.0 if measured else recipe.per_cost,
         kinds=recipe.units,
         least=recipe.least,
-        multiple=recipe.multiple or RankingOptions().multiple,
+        multiple=recipe.multiple if given else RankingOptions().multiple,
+        largest_step=1.0 if given else LARGEST_STEP,
     )
 
 

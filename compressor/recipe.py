@@ -57,6 +57,9 @@ _SIGNS = ("", "absolute", "signed", "squared")
 _PERS = ("", "all", "sample", "position", "element")
 _PLACES = ("", "site", "settled")
 
+BY_WIDTH = -1
+"""The multiple that follows each layer's own width."""
+
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
 
@@ -144,7 +147,11 @@ class Recipe:
     )
     per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by; 1 where measured")
     least: float = _option(0.1, "share of every group that stays")
-    multiple: int = _option(8, "kept channels are rounded to multiples of this; 0: of what the runtime here likes")
+    multiple: int = _option(
+        BY_WIDTH,
+        "kept channels are rounded to multiples of this; -1: of 8, in small layers of an eighth of their width; 0: of "
+        "what the runtime here likes",
+    )
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
     compensate: bool = _option(True, "repair consumers of what was removed by least squares")
     reestimate: bool = _option(False, "re-estimate batch normalisation from the calibration images")
@@ -300,7 +307,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("explanation", 0, 1),
     ("per_cost", 0, 100),
     ("least", 0, 1),
-    ("multiple", 0, 4096),
+    ("multiple", BY_WIDTH, 4096),
     ("rounds", 1, 1000),
     ("recovery_minutes", 0, 10**5),
     ("finetune_epochs", 0, 10**6),

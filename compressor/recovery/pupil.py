@@ -42,7 +42,8 @@ class Pupil:
     def learn(self, batch: Batch, step: int, optimiser: torch.optim.Optimizer, rate: float) -> None:
         """One step; the view of the images follows from its number."""
         inputs, targets = batch
-        inputs = augmented(inputs, generator_at(self.seed, step))
+        if self.teaching.allows_views(targets):
+            inputs = augmented(inputs, generator_at(self.seed, step))
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)

@@ -62,10 +62,17 @@ class Teaching:
         loss = self.task.distance(learned, taught).mean()
         for ours, theirs, spread in zip(own, shown, self.spreads, strict=True):
             loss = loss + self.options.features * (ours - theirs).square().flatten(1).sum(1).mean() / spread
-        share = self.options.labels
-        if share and self.task.learns and _are_classes(targets):
-            loss = (1 - share) * loss + share * self.task.loss(learned, targets.to(self.device)).mean()
+        if self._follows(targets):
+            share = self.options.labels
+            loss = (1 - share) * loss + share * self.task.loss(learned, targets).mean()
         return loss
+
+    def _follows(self, targets: Any) -> bool:
+        return bool(self.options.labels) and self.task.learns and is_labelled(targets)
+
+    def allows_views(self, targets: Any) -> bool:
+        """Whether an image may be moved: a class stays, but labels of places that are followed would lie elsewhere."""
+        return not self._follows(targets) or _are_classes(targets)
 
     def _seen(self, network: fx.GraphModule, inputs: Inputs) -> Seen:
         answers, features = network(*as_tuple(inputs_to(inputs, self.device)))
@@ -84,5 +91,4 @@ def _square(values: Tensor) -> float:
 
 
 def _are_classes(targets: Any) -> bool:
-    """Targets of places lie elsewhere once an image is moved; classes stay."""
-    return isinstance(targets, Tensor) and targets.dim() == 1 and is_labelled(targets)
+    return isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()

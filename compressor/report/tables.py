@@ -212,6 +212,19 @@ def fidelity_table(run: ReportInput) -> Table:
     return Table("Fidelity to the dense network", head, "lrrr", tuple(rows), note)
 
 
+def recovery_table(run: ReportInput) -> Table:
+    """How near the network was to the dense one, on held-out images, while it was taught; empty without a recovery."""
+    rows = []
+    for row in run.recovery:
+        after = "repaired" if not row.shown else f"{row.seconds:,.0f} s"
+        mark = "kept" if row.kept else ""
+        rows.append((after, f"{row.shown:,}", f"{row.fidelity:.4f}", f"{row.quality:.4f}", mark))
+    metric = facts.metric_in_words(run.recovery[0].metric) if run.recovery else "quality"
+    head = ("after", "images shown", "fidelity", metric, "")
+    note = "On images that served nothing but to tell when to end."
+    return Table("Recovery over its time", head, "lrrrl", tuple(rows), note)
+
+
 def network(run: ReportInput, row: AccuracyRow) -> str:
     """The network's name; in PyTorch, of the shipped one also which it is."""
     if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped:

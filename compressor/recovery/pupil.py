@@ -66,5 +66,5 @@ class Pupil:
 def rate_factor(way: float) -> float:
     """Of the highest rate, when that share of the steps is done: up in a line, then half a cosine down to 0."""
     if way < WARM_UP:
-        return (way + WARM_UP / 10) / WARM_UP
+        return min(1.0, (way + WARM_UP / 10) / WARM_UP)
     return 0.5 * (1 + math.cos(math.pi * (way - WARM_UP) / (1 - WARM_UP)))

@@ -20,8 +20,8 @@ _WORDS = {
 class Moment:
     """A judgement on held-out images after so many seconds of training, and so many images shown.
 
-    `distance` is the task's, the mean over images: 0 for the dense network's answers. `fidelity` is of all leaves; of
-    `quality`, the task's measure, more is better.
+    `distance` is the task's, the mean over images: 0 for the dense network's answers. `fidelity` is of all leaves,
+    `quality` the share of a classifier's decisions that are the dense one's; of other tasks it is the fidelity.
     """
 
     seconds: float
@@ -66,10 +66,10 @@ def text_of(recovery: Recovery) -> str:
     start, best = recovery.moments[0], recovery.moments[recovery.best]
     shown = recovery.moments[-1].shown
     if recovery.gained:
-        gain = (
-            f"Fidelity on those rose from {start.fidelity:.4f} to {best.fidelity:.4f}, {recovery.metric} from "
-            f"{start.quality:.4f} to {best.quality:.4f}."
-        )
+        gain = f"Fidelity on those rose from {start.fidelity:.4f} to {best.fidelity:.4f}"
+        if recovery.metric != "fidelity":
+            gain += f", {recovery.metric} with the dense network from {start.quality:.4f} to {best.quality:.4f}"
+        gain += "."
     else:
         gain = "Nothing came nearer to the dense network than the repaired one."
     sentences = [

@@ -100,7 +100,7 @@ class _Recovering:
 
     @property
     def limit_s(self) -> float:
-        return 60 * self.options.minutes
+        return max(60 * self.options.minutes, 1e-3)
 
     @property
     def all_steps(self) -> int:

@@ -160,14 +160,14 @@ class GateRow:
 class RecoveryRow:
     """A recovery's judgement after so many seconds, on held-out images; `kept` is the nearest to the dense network.
 
-    `quality` is the task's own measure, by the name of `metric`.
+    `quality` is what `metric` names: a classifier's agreement with the dense network, else the fidelity again.
     """
 
     seconds: float
     shown: int
     fidelity: float
     quality: float
-    metric: str = "top-1"
+    metric: str = "agreement"
     kept: bool = False
 
 

@@ -214,15 +214,15 @@ def fidelity_table(run: ReportInput) -> Table:
 
 def recovery_table(run: ReportInput) -> Table:
     """How near the network was to the dense one, on held-out images, while it was taught; empty without a recovery."""
+    metrics = {row.metric for row in run.recovery} - {facts.FIDELITY}
     rows = []
     for row in run.recovery:
-        after = "repaired" if not row.shown else f"{row.seconds:,.0f} s"
-        mark = "kept" if row.kept else ""
-        rows.append((after, f"{row.shown:,}", f"{row.fidelity:.4f}", f"{row.quality:.4f}", mark))
-    metric = facts.metric_in_words(run.recovery[0].metric) if run.recovery else "quality"
-    head = ("after", "images shown", "fidelity", metric, "")
+        after = f"{row.seconds:,.0f} s" if row.shown else "repaired"
+        quality = (f"{row.quality:.4f}",) if metrics else ()
+        rows.append((after, f"{row.shown:,}", f"{row.fidelity:.4f}", *quality, "kept" if row.kept else ""))
+    head = ("after", "images shown", "fidelity", *sorted(metrics), "")
     note = "On images that served nothing but to tell when to end."
-    return Table("Recovery over its time", head, "lrrrl", tuple(rows), note)
+    return Table("Recovery over its time", head, "l" + "r" * (len(head) - 2) + "l", tuple(rows), note)
 
 
 def network(run: ReportInput, row: AccuracyRow) -> str:

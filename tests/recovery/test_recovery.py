@@ -105,7 +105,7 @@ def test_it_comes_nearer_and_leaves_what_it_was_given(
 
 def test_what_is_said_is_what_was_done(recovered: tuple[fx.GraphModule, fx.GraphModule, Recovery]) -> None:
     recovery = recovered[2]
-    assert (recovery.images, recovery.held, recovery.metric) == (160, 64, "top-1")
+    assert (recovery.images, recovery.held, recovery.metric) == (160, 64, "agreement")
     assert recovery.ended in ("passes", "no better")
     assert "160 images taught" in text_of(recovery)
     assert [moment.shown for moment in recovery.moments] == sorted(moment.shown for moment in recovery.moments)

@@ -84,7 +84,7 @@ class Recipe:
     weights: str = _option("", "default (the library's), none, or a safetensors / state-dict file")
     data: str = _option("", "images: folder per class, folder with labels.csv, .npz, torchvision:NAME, digits")
     evaluation_data: str = _option("", "images for evaluation given apart; else a part of --data is held out")
-    calibration: int = _option(512, "images that score, repair and fine-tune")
+    calibration: int = _option(512, "images that score, repair and, with all that are left over, teach")
     evaluation: float = _option(0.3, "share of --data held out when no evaluation data is given")
     size: tuple[int, ...] = _option((), "height,width of the network's input in pixels, or one number for both")
     resize: tuple[int, ...] = _option((), "shorter side before the crop")

@@ -38,7 +38,7 @@ class Course:
     current: str = ""
 
     def read(self, notified: str) -> Step | None:
-        """None for a stage that this run only passes through, such as a fine-tuning of no epochs."""
+        """None for a stage that this run only passes through, such as a recovery of no minutes."""
         match = _ENDING.match(notified)
         assert match is not None
         name, ending = match["name"], (match["ending"] or "").strip(" ()")

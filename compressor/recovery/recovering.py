@@ -1,8 +1,8 @@
 """A repaired network, taught by the dense one over all images there are, within a stated time; the best state stays.
 
 Short trials choose the setting on held-out images; then Adam with a warm-up and half a cosine, judged at even
-distances, ended by the time, the passes, or once nothing gets nearer. A training that is killed goes on where it was
-put aside. Knows no recipe, and no labels but those that only add.
+distances, ended by the time or the passes, or soon after nothing gets nearer. What is killed goes on where it was put
+aside. Knows no recipe, and no labels but those that only add.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .teaching import Teaching
 from .trials import Clock, choose_setting, seconds_per_step
 
 JUDGEMENTS = 12  # of a recovery, alike apart
-PATIENCE = 4  # judgements that come no nearer than those before end it
+PATIENCE = 4  # judgements that come no nearer than those before begin the end
 LEAST_GAIN = 1e-3  # of the distance; less is no gain
 CHECKPOINT_S = 15.0  # as much is lost at most where a run is killed
 _USUAL = RecoveryOptions()
@@ -173,7 +173,7 @@ class _Recovering:
         before_s = standing.begun_s
         every = max(1, standing.first_steps // JUDGEMENTS)
         batches = batches_from(self.pupil.lessons, self.options.seed + 1, standing.step)
-        while standing.step < standing.steps and not self._is_stuck(standing):
+        while standing.step < standing.steps:
             rate = standing.setting.rate * rate_factor(standing.way)
             self.pupil.learn(next(batches), standing.first_steps + standing.step, optimiser, rate)
             standing.advance(self.pupil.lessons.batch_size, self.clock() - begin)
@@ -182,8 +182,10 @@ class _Recovering:
             if standing.step % every == 0 or standing.step == standing.steps:
                 self._note(standing, best)
                 step_s = (self.clock() - begin - before_s) / standing.step
-                left = max(0, int((self.limit_s - standing.seconds) / step_s))
-                standing.steps = min(standing.steps, standing.step + left)
+                left = max(0, int((self.limit_s - standing.seconds) / max(step_s, 1e-9)))
+                standing.shorten(left)
+                if not standing.hurried and _is_stuck(standing):
+                    standing.hurry(every)
             self._put_aside(standing, best, optimiser)
             self._say(standing)
 
@@ -196,15 +198,8 @@ class _Recovering:
             standing.best = len(standing.moments) - 1
             best.update(self.pupil.state())
 
-    def _is_stuck(self, standing: Standing) -> bool:
-        """By the moments of the training alone: its first steps may lead away from a start that is very near."""
-        distances = [moment.distance for moment in standing.moments[1:]]
-        if len(distances) <= PATIENCE:
-            return False
-        return min(distances[-PATIENCE:]) >= (1 - LEAST_GAIN) * min(distances[:-PATIENCE])
-
     def _ending(self, standing: Standing) -> Ending:
-        if self._is_stuck(standing):
+        if standing.hurried:
             return "no better"
         return "passes" if standing.steps >= self.all_steps else "time"
 
@@ -219,6 +214,14 @@ class _Recovering:
         share = max(standing.way, standing.seconds / self.limit_s)
         start, best = standing.moments[0].fidelity, standing.moments[standing.best].fidelity
         self.progress(min(share, 1.0), f"fidelity {start:.3f} to {best:.3f}")
+
+
+def _is_stuck(standing: Standing) -> bool:
+    """By the moments of the training alone: its first steps may lead away from a start that is very near."""
+    distances = [moment.distance for moment in standing.moments[standing.before :]]
+    if len(distances) <= PATIENCE:
+        return False
+    return min(distances[-PATIENCE:]) >= (1 - LEAST_GAIN) * min(distances[:-PATIENCE])
 
 
 def _prefixed(state: State, prefix: str) -> State:

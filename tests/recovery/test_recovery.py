@@ -19,11 +19,12 @@ from compressor.inputs.examples import examples_in_memory
 from compressor.inputs.images import Batches, batches
 from compressor.inputs.samples import Sample
 from compressor.records import Slices
-from compressor.recovery import Recovery, RecoveryOptions, recover, text_of
+from compressor.recovery import Moment, Recovery, RecoveryOptions, Setting, recover, text_of
 from compressor.recovery.augmentation import augmented
 from compressor.recovery.heads import features_of, watched
 from compressor.recovery.lessons import batches_from, generator_at
-from compressor.recovery.recovering import FILE
+from compressor.recovery.recovering import FILE, _is_stuck
+from compressor.recovery.standing import Standing
 
 KEPT = np.array([0, 2, 3, 5])  # channels of the second layer that are left
 QUICK = RecoveryOptions(minutes=5, passes=10, rate=3e-3)
@@ -155,6 +156,23 @@ def test_the_time_ends_it_and_the_rate_has_come_down_by_then(lessons: Batches, h
     _, recovery = recover(dense, small, lessons, held, slices=slices, options=options, clock=ticking(0.5))
     assert recovery.ended == "time"
     assert recovery.moments[-1].seconds <= 60 + 1
+
+
+def test_what_gets_no_nearer_comes_to_its_end_sooner() -> None:
+    near = [Moment(0.0, 0, 0.1, 0.9, 0.9), *(Moment(1.0, 1, 0.2, 0.8, 0.8) for _ in range(6))]
+    standing = Standing(Setting(1e-3), 1200, 0.0, near[:1])
+    for _ in range(600):
+        standing.advance(16, 1.0)
+    standing.moments += near[1:5]
+    assert not _is_stuck(standing)  # one judgement is there to be better than, and three more
+    standing.moments += near[5:6]
+    assert _is_stuck(standing)
+    standing.hurry(100)
+    assert (standing.steps, standing.hurried) == (600 + 150, True)
+    before = standing.way
+    standing.advance(16, 1.0)
+    assert standing.way - before == pytest.approx((1 - before) / 150)
+    assert Standing.read(standing.tensors()) == standing
 
 
 class Killed(BaseException):

@@ -41,10 +41,10 @@ class Outcome:
     fidelity: Mapping[str, Figure]
     task: NetworkTask
     choice: Choice | None = None
-    recovery: Recovery | None = None
     checks: Checks = field(default_factory=Checks)
     budget: str = ""
     shipped: str = "repaired"
+    recovery: Recovery | None = None
 
     @property
     def is_dense(self) -> bool:

@@ -38,8 +38,8 @@ from study import (
     subjects_of,
 )
 
+from compressor.criteria import UNLEARNED
 from compressor.recipe import read_recipe
-from compressor.relevance import CRITERIA
 from compressor.searching.bench import Kept, area
 
 DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,activation,l1,random"
@@ -101,12 +101,12 @@ def summarise(table: pd.DataFrame) -> list[Row]:
 
 
 def style_of(criterion: str) -> Row:
-    return {"color": COLOURS.get(criterion), "linestyle": "-" if criterion in CRITERIA else ":"}
+    return {"color": COLOURS.get(criterion), "linestyle": "-" if criterion in UNLEARNED else ":"}
 
 
 def main() -> None:
     options = _options()
-    criteria = chosen(options.criteria, tuple(CRITERIA), "criterion")
+    criteria = chosen(options.criteria, UNLEARNED, "criterion")
     repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []

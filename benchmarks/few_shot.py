@@ -44,9 +44,9 @@ from study import (
     spread,
 )
 
+from compressor.criteria import UNLEARNED
 from compressor.inputs.images import Images
 from compressor.inputs.models import load_model
-from compressor.relevance import CRITERIA
 
 DEFAULT_CRITERIA = "lrp,gradient_x_input,taylor,l1,random"
 RANKINGS: Mapping[str, Mapping[str, Any]] = {
@@ -118,7 +118,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
 
 def main() -> None:
     options = _options()
-    criteria = chosen(options.criteria, tuple(CRITERIA), "criterion")
+    criteria = chosen(options.criteria, UNLEARNED, "criterion")
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
     for study in read_studies(options):

@@ -46,9 +46,9 @@ from study import (
 from torch import fx
 
 from compressor.budgets import Budget
+from compressor.criteria import UNLEARNED
 from compressor.errors import CompressorError
 from compressor.recipe import Recipe
-from compressor.relevance import CRITERIA
 from compressor.repair.finetune import FinetuneOptions, finetune
 
 DEFAULT_CRITERIA = "lrp,gradient,taylor,l1,random"
@@ -242,7 +242,7 @@ def _shares(step: float, until: float) -> list[float]:
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str, str, str]]:
-    criteria = chosen(options.criteria, tuple(CRITERIA), "criterion")
+    criteria = chosen(options.criteria, UNLEARNED, "criterion")
     repairs = chosen(options.repairs, tuple(REPAIRS), "repair")
     schedules = chosen(options.schedules, (ONE_SHOT, ITERATIVE), "schedule")
     tunings = chosen(options.tunings, TUNINGS, "tuning")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .budgets import Budget, parse_budgets, points_of
+from .criteria import LEARNED
 from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
@@ -19,7 +20,7 @@ from .relevance import ScoreOptions
 from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
-from .steering import GATES, LEARNED, SELECTORS, SteeringOptions
+from .steering import GATES, SELECTORS, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""

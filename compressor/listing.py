@@ -80,9 +80,9 @@ def _of_timm() -> Rows:
 
 def criteria() -> Rows:
     """Each with a sentence of how it scores."""
-    from .recipe import CRITERIA
+    from .criteria import CRITERIA
 
-    return list(CRITERIA.items())
+    return [(name, row.summary) for name, row in CRITERIA.items()]
 
 
 def runtimes() -> Rows:

@@ -15,35 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from .budgets import is_none, parse_budgets, points_of
+from .criteria import CRITERIA, UNLEARNED, Per, Place, Sign, Start
 from .device.runtimes import REFERENCE, runtime_names
 from .errors import RecipeError, did_you_mean, with_article
 from .export.targets import resolve_target
 from .records import UnitKind
-
-# the names in relevance's table, each with how it scores; read from there they would bring torch, and a misspelt one
-# would be refused late
-CRITERIA: Mapping[str, str] = {
-    "lrp": "layer-wise relevance propagation: the network's decision, sent back to the unit by rules (--composite)",
-    "gradient": "absolute gradient of the loss at the unit's values (Sun et al. 2017)",
-    "gradient_x_input": "the unit's value times the gradient of the class's score",
-    "taylor": "the unit's value times the gradient of the loss: what losing it costs, to first order "
-    "(Molchanov et al. 2017)",
-    "fisher": "the square of what `taylor` gives for each image: the empirical Fisher information",
-    "integrated_gradients": "gradient times change of the unit's value, along the way from a black image to the image",
-    "activation": "how strongly the unit fires: its absolute activations, summed (Molchanov et al. 2017)",
-    "l1": "sum of the absolute weights that compute the unit (Li et al. 2017)",
-    "l2": "root of the sum of the squared weights that compute the unit",
-    "fpgm": "distances of the unit's weights to those of the others: the most replaceable goes first (He et al. 2019)",
-    "bn_scale": "absolute scale of the normalisation at the unit (Liu et al. 2017)",
-    "taylor_weights": "the unit's weights times the gradient of the loss at them, summed and absolute",
-    "hessian": "half the unit's squared weights times the curvature of the loss, by Fisher's diagonal "
-    "(LeCun et al. 1990)",
-    "random": "a seeded draw, which every criterion has to beat",
-    "gates": "learned: a gate on every unit, trained to keep the network's answers while its MACs are pressed down",
-    "isp": "learned: the same gates, trained to keep what a selector finds in each image (Ganjdanesh et al. 2022)",
-}
-LEARNED = ("gates", "isp")
-"""Criteria that train gates, for which the recipe's `gates_...` stand."""
 
 TASKS = (
     *("classification", "multi-label", "segmentation", "detection", "embedding", "image-to-image", "regression"),
@@ -52,10 +28,10 @@ TASKS = (
 """What a network's answers may mean; `any` is judged by the dense network's own answers."""
 
 # "" leaves the choice to the criterion
-_STARTS = ("", "one", "logit", "loss")
-_SIGNS = ("", "absolute", "signed", "squared")
-_PERS = ("", "all", "sample", "position", "element")
-_PLACES = ("", "site", "settled")
+_STARTS = ("", *get_args(Start))
+_SIGNS = ("", *get_args(Sign))
+_PERS = ("", *get_args(Per))
+_PLACES = ("", *get_args(Place))
 
 BY_WIDTH = -1
 """The multiple that follows each layer's own width."""
@@ -67,6 +43,7 @@ StartClass = Literal["true", "predicted"]
 Scope = Literal["global", "isomorphic", "uniform"]
 Reduction = Literal["sum", "mean", "max"]
 GatesSchedule = Literal["", "isp2022"]
+Blocks = Literal["keep", "drop"]
 Normalisation = Literal["measured", "mean", "sum", "max", "l2", "none"]
 
 
@@ -111,18 +88,22 @@ class Recipe:
     composite: str = _option(
         "", "LRP's rules: epsilon-plus-flat, yeom2021, hatefi2024, a .toml or .json file, or a table of rules"
     )
-    start: str = _option("", "where relevance starts: one, logit, loss; else as the criterion's paper", *_STARTS)
+    start: str = _option(
+        "", "where relevance starts: one, logit, loss; else as the criterion's paper", "", *get_args(Start)
+    )
     start_class: StartClass = _option(
         "true", "class it starts at: the labelled or the predicted", *get_args(StartClass)
     )
     sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", *_SIGNS)
-    per: str = _option("", "values are summed up to here before their sign is taken; else the paper's", *_PERS)
-    place: str = _option("", "values are read at the layer (site) or behind its activation (settled)", *_PLACES)
+    per: str = _option(
+        "", "values are summed up to here before their sign is taken; else the paper's", "", *get_args(Per)
+    )
+    place: str = _option(
+        "", "values are read at the layer (site) or behind its activation (settled)", "", *get_args(Place)
+    )
     strict: bool = _option(False, "refuse operations that LRP has no rule for, not pass them by input x gradient")
     accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
-    gates_start: str = _option(
-        "", "criterion whose scores a learned one's gates start with", "", *(c for c in CRITERIA if c not in LEARNED)
-    )
+    gates_start: str = _option("", "criterion whose scores a learned one's gates start with", "", *UNLEARNED)
     gates_steps: int = _option(0, "batches that a learned criterion's gates see; 0: as its schedule says")
     gates_schedule: GatesSchedule = _option(
         "", "how gates learn: isp2022 as in the paper, for hours; else in about a minute", *get_args(GatesSchedule)
@@ -146,6 +127,11 @@ class Recipe:
         *get_args(Normalisation),
     )
     per_cost: float = _option(0.5, "power of the MACs a unit costs that its score is divided by; 1 where measured")
+    blocks: Blocks = _option(
+        "keep",
+        "drop: whole residual branches may go too, as many as pay; tries several, so takes longer",
+        *get_args(Blocks),
+    )
     least: float = _option(0.1, "share of every group that stays")
     multiple: int = _option(
         BY_WIDTH,
@@ -180,6 +166,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._require_choices()
+        self._require_choices_that_agree()
         self._require_entries()
         self._require_bounds()
         for point in points_of(self.budget):
@@ -195,6 +182,13 @@ class Recipe:
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(named)}.{did_you_mean(str(value), named)}"
                 )
+
+    def _require_choices_that_agree(self) -> None:
+        if self.blocks == "drop" and self.criterion == "isp":
+            raise RecipeError(
+                "criterion = 'isp' learns masks from the dense network's blocks, which blocks = 'drop' may take away; "
+                "use criterion = 'gates' or another, or blocks = 'keep'"
+            )
 
     def _require_entries(self) -> None:
         for name, known in _choices_of_lists().items():
@@ -268,6 +262,7 @@ class RecipeFields(TypedDict, total=False):
     reduction: Reduction
     normalisation: Normalisation
     per_cost: float
+    blocks: Blocks
     least: float
     multiple: int
     rounds: int

@@ -107,12 +107,57 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which units of each group stay, ascending; a group not named keeps all."""
+    """Which units of each group stay, ascending; a group not named keeps all.
+
+    `branches` are the residual branches that went before, whole; the groups are those of the network without them.
+    """
 
     kept: Mapping[str, IntArray]
     macs_dense: int
     macs_kept: int
     budget: str = ""
+    branches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A residual branch that may go, named by the sum it enters; `layer` is the module its first layer lies in.
+
+    `macs` is its share of the network's, `loss` the error of the outputs once it and those before it are gone, nothing
+    repaired, relative to the outputs.
+    """
+
+    name: str
+    layer: str
+    macs: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Residual branches in the order they may go, and how many of them do.
+
+    `tried` are the numbers of branches that were tried, `errors` those of the outputs then, at the budget and repaired,
+    on images that served neither; 1e6 where no plan meets the budget.
+    """
+
+    order: tuple[Dropped, ...] = ()
+    tried: tuple[int, ...] = (0,)
+    errors: tuple[float, ...] = (0.0,)
+    taken: int = 0
+
+    @property
+    def gone(self) -> tuple[Dropped, ...]:
+        """Those that go."""
+        return self.order[: self.taken]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of those that go."""
+        return tuple(branch.name for branch in self.gone)
+
+
+NO_DEPTH = Depth()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,28 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import fx, nn
 
 from .budgets import BYTES_PER_PARAMETER, Budget, Kind
 from .choices import Choices, Repairing, Scoring
-from .errors import ModelError
+from .criteria import LEARNED
+from .errors import BudgetError, ModelError
 from .graph import trace
 from .graph.behaviour import require_function
 from .graph.cost import measure_cost
+from .graph.interface import answers, output_names
 from .graph.lockstep import Batch
 from .inputs.images import Batches
-from .placement import release
+from .placement import device_of, inputs_to, release
 from .planning import RankingOptions, compose, make_plan, measure_scores
+from .planning.depth import order_of_branches
+from .planning.likeness import WORST, Likeness
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
-from .records import Compensation, Cost, IntArray, Plan, Scores, Slices
+from .pruning.branches import without_branches
+from .records import Compensation, Cost, Depth, Dropped, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
-from .steering import LEARNED, learn_scores
+from .steering import learn_scores
 from .tasks import Targets, Task
 from .tensors import Inputs, count
 
 IDENTITY = 1e-9  # pruned against masked original, float64, relative: rounding through a few hundred layers
+FITTED, JUDGED = 192, 64  # images that depths are repaired on, and those that tell which is best
+DEPTHS = (0.0, 0.25, 0.5)  # of what has to go: the share of it that goes as whole branches
 LabelledBatches = Sequence[tuple[Inputs, Targets]]
 Progress = Callable[[float], None]
 
@@ -157,6 +165,89 @@ def measure_units(
     return measure_scores(subject.network, subject.structure, scores, batches, ranking, task=task, progress=progress)
 
 
+def drop_branches(dense: Prunable, names: Sequence[str], images: Inputs, seed: int = 0) -> Prunable:
+    """The network without those residual branches, its units found and checked anew; the dense one is left as it is.
+
+    `images` [N, ...] are as for `make_prunable`. Raises ModelError for a name that is no branch (`pruning.branches`).
+    """
+    if not names:
+        return dense
+    network = without_branches(dense.network, names)
+    return Prunable(network, find_structure(network, images, seed))
+
+
+def choose_depth(
+    dense: Prunable,
+    budget: Budget,
+    batches: Batches | LabelledBatches,
+    *,
+    images: Inputs,
+    choices: Choices = Choices(),
+    task: Task | None = None,
+    progress: Progress = _silent,
+) -> Depth:
+    """How many residual branches may go whole before the rest is thinned, judged by the networks they end in.
+
+    Branches are put in the order in which the network misses them least; then the round is made with none, some and
+    more of them gone, each at the same counted budget, on the first `FITTED` images, and what lies nearest to the dense
+    network on the `JUDGED` images behind them is taken. Raises BudgetError where none of them meets the budget.
+    """
+    lessons, judging = _parted(batches)
+    goes = 1 - budget_of(dense.network, dense.network, budget).share
+    order = order_of_branches(
+        dense.network, judging, most=max(DEPTHS) * goes, task=task, progress=lambda share: progress(0.2 * share)
+    )
+    likeness = Likeness.to(_answers(dense.network, judging), output_names(dense.network), task)
+    tried = sorted({_reaching(order, part * goes) for part in DEPTHS})
+    errors: list[float] = []
+    refused: BudgetError | None = None
+    for done, number in enumerate(tried):
+        try:
+            base = drop_branches(dense, [branch.name for branch in order[:number]], images)
+            step = pruning_round(dense, base, budget, lessons, images=images, choices=choices, task=task, base=base)
+        except BudgetError as error:
+            refused = error
+            errors.append(WORST)
+        else:
+            errors.append(likeness.error(_answers(step.after.network, judging)))
+        progress(0.2 + 0.8 * (done + 1) / len(tried))
+    if refused is not None and min(errors) == WORST:
+        raise refused
+    return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])
+
+
+def _parted(batches: Batches | LabelledBatches) -> tuple[list[tuple[Inputs, Targets]], list[Inputs]]:
+    """The batches that teach and, after them, the inputs of those that judge; of few images a quarter judges."""
+    given = list(batches)
+    total = sum(count(inputs) for inputs, _ in given)
+    enough = min(FITTED, total - total // 4)
+    lessons: list[tuple[Inputs, Targets]] = []
+    judging: list[Inputs] = []
+    for inputs, targets in given:
+        taught, judged = (sum(map(count, part)) for part in ([pair[0] for pair in lessons], judging))
+        if taught < enough and (len(given) - len(lessons) > 1 or not lessons):
+            lessons.append((inputs, targets))
+        elif judged < JUDGED:
+            judging.append(inputs)
+    return lessons, judging or [lessons[-1][0]]
+
+
+def _reaching(order: Sequence[Dropped], macs: float) -> int:
+    """How many branches it takes to save that share of the MACs; all of them where they save less."""
+    saved = 0.0
+    for number, branch in enumerate(order):
+        if saved >= macs:
+            return number
+        saved += branch.macs
+    return len(order)
+
+
+@torch.no_grad()
+def _answers(network: fx.GraphModule, images: Sequence[Inputs]) -> list[Inputs]:
+    """What the network answers to each batch [N, ...]."""
+    return [answers(network, inputs_to(batch, device_of(network))) for batch in images]
+
+
 def remove_units(dense: Prunable, subject: Prunable, plan: Plan) -> tuple[Prunable, Slices]:
     """The network without the units a plan takes, nothing repaired; and what stays of the *dense* network's tensors.
 
@@ -200,10 +291,13 @@ def pruning_round(
     choices: Choices = Choices(),
     scores: Scores | None = None,
     task: Task | None = None,
+    base: Prunable | None = None,
     progress: Progress = _silent,
 ) -> Round:
     """Score, plan, remove and repair once.
 
+    `base` is what is left of the dense network without the residual branches that went, where some did: units are
+    counted in it, and repair still aims at the dense one.
     `budget` is of the dense network, `task` what its answer means where it is no classifier; `images` [N, ...] check
     that what remains equals the masked original, in float64. `scores` are taken where they are known already. Raises
     BudgetError where no plan meets the budget, ModelError where the check fails.
@@ -214,7 +308,7 @@ def pruning_round(
         )
     left = budget_of(dense.network, subject.network, budget)
     plan = make_plan(subject.network, subject.structure, scores, left, choices.ranking)
-    after, slices = remove_units(dense, subject, plan)
+    after, slices = remove_units(base or dense, subject, plan)
     error = identity_error(subject.network, after.network, subject.structure, plan.kept, images)
     if error > IDENTITY:
         raise ModelError(f"pruned and masked original differ by {error:.1e}, at most {IDENTITY:g} can be rounding")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor import distributed
+from compressor.criteria import CRITERIA, OnWeights
 from compressor.graph import trace
 from compressor.records import FloatArray, Group, Groups, Site
-from compressor.relevance import CRITERIA, score
-from compressor.relevance.criteria import OnWeights
+from compressor.relevance import score, weights
 from compressor.relevance.starts import CLASSES, Objective
 from compressor.tasks import Targets
 from compressor.tensors import Inputs
@@ -58,7 +58,9 @@ def pixels(
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    row = OnWeights(lambda rows, sums: torch.stack([s.sum() for s in sums]), collect=pixels)
+    monkeypatch.setattr(weights, "sums", lambda rows, sums: torch.stack([s.sum() for s in sums]), raising=False)
+    monkeypatch.setattr(weights, "pixels", pixels, raising=False)
+    row = OnWeights("pixels", "weights.sums", collect="weights.pixels")
     monkeypatch.setitem(CRITERIA, "weighted_by_pixels", row)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))

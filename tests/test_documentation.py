@@ -18,9 +18,10 @@ import torch
 import compressor
 from compressor import errors
 from compressor.cli import app
+from compressor.criteria import CRITERIA
 from compressor.device.__main__ import VERBS
 from compressor.device.runtimes import REFERENCE, runtime_names
-from compressor.recipe import CRITERIA, Recipe
+from compressor.recipe import Recipe
 from compressor.searching.options import SearchOptions
 
 ROOT = Path(__file__).parents[1]

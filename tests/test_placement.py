@@ -17,6 +17,7 @@ import compressor
 from compressor import choices, explaining
 from compressor.accuracy import evaluate
 from compressor.budgets import Budget
+from compressor.criteria import UNLEARNED
 from compressor.delivery import Delivered
 from compressor.errors import CompressorError, RecipeError
 from compressor.export.gate import check_export
@@ -41,7 +42,7 @@ from compressor.planning import RankingOptions, make_plan, measure_scores
 from compressor.pruning import Structure, find_structure, identity_error, prune
 from compressor.recipe import make_recipe
 from compressor.records import Plan, Scores, Slices
-from compressor.relevance import CRITERIA, ScoreOptions, score
+from compressor.relevance import ScoreOptions, score
 from compressor.relevance.composite import PRESETS
 from compressor.relevance.lrp import LrpOptions
 from compressor.repair import compensate
@@ -333,7 +334,7 @@ def test_a_model_elsewhere_is_traced_where_the_example_lies() -> None:
 # -- every criterion
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", UNLEARNED)
 def test_scores_do_not_depend_on_the_device(subject: Subject, criterion: str) -> None:
     graph, structure = subject
     options = ScoreOptions(steps=2)

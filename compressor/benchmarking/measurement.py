@@ -70,12 +70,13 @@ def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify
         not_run += place.lacks
         for row, lack in _subjects(bench, place):
             subjects.append(row)
-            not_run += [lack] if lack else []
+            if lack:
+                not_run.append(lack)
 
     cold: list[ColdStart] = []
     timings: list[ScenarioTiming] = []
-    for runtime, reason in reasons.items():
-        files = {} if reason else _files(bench, runtime)
+    for runtime in [runtime for runtime, reason in reasons.items() if not reason]:
+        files = _files(bench, runtime)
         if files:
             taken = list(_scenarios(bench, runtime, files))
             timings += taken

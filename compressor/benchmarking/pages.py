@@ -15,7 +15,7 @@ from ..records import Accuracy, Quality
 from ..report import LatencyRow, ParetoPoint, facts
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
 from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
-from ..report.tables import TOO_FEW, Table, pairs_table, top5_of
+from ..report.tables import TOO_FEW, Table, headed, pairs_table, top5_of, without_column
 from ..report.write import Page
 from .comparison import Change
 from .records import SINGLE, ColdStart, Measured, ScenarioTiming, SubjectRow
@@ -211,21 +211,14 @@ def _subject_table(measured: Measured) -> Table:
     """A row for each file; a column of top-5 where some row has it."""
     figures = [row.accuracy for row in measured.subjects if row.accuracy is not None]
     rows = tuple(_subject_cells(row) for row in measured.subjects)
-    head: tuple[str, ...] = ("subject", _metric(measured), "95 % interval", "top-5", *_COSTS)
-    align = "crrrrrrrrc"
-    if not any(top5_of(figure) for figure in figures):
-        rows, head, align = tuple(_without_top5(cells) for cells in rows), _without_top5(head), "crrrrrrrc"
+    head = ("subject", _metric(measured), "95 % interval", "top-5", *_COSTS)
     interval = "; Wilson interval" if all(isinstance(figure, Accuracy) for figure in figures) else ""
     note = f"ONNX Runtime on held-out images{interval}. FLOPs are 2 per MAC. MACs and parameters: of the network."
-    return Table("Subjects", head, align, rows, note)
+    table = Table("Subjects", head, "crrrrrrrrc", rows, note)
+    return table if any(top5_of(figure) for figure in figures) else without_column(table, head.index("top-5"))
 
 
 _COSTS = ("n", "MACs", "FLOPs", "parameters", "size", "file")
-_TOP5 = 3  # the column
-
-
-def _without_top5(cells: tuple[str, ...]) -> tuple[str, ...]:
-    return cells[:_TOP5] + cells[_TOP5 + 1 :]
 
 
 def _subject_cells(row: SubjectRow) -> tuple[str, ...]:
@@ -267,16 +260,11 @@ def _latency_rows(measured: Measured) -> tuple[tuple[str, ...], ...]:
     """Rows below a heading for each runtime and scenario."""
     # timings hold dictionaries, so that they can't be keys themselves
     by_timing = {id(timed): speedup for timed, speedup in speedups(measured)}
-    below: dict[str, list[tuple[str, ...]]] = {}
+    rows = []
     for timed in measured.timings:
         heading = f"{timed.timing.runtime}, {timed.scenario}, batch {timed.timing.schedule.batch}"
-        below.setdefault(heading, []).append(_timing_cells(timed.timing, by_timing.get(id(timed))))
-
-    rows: list[tuple[str, ...]] = []
-    for heading, cells in below.items():
-        rows.append((heading,))
-        rows.extend(cells)
-    return tuple(rows)
+        rows.append((heading, _timing_cells(timed.timing, by_timing.get(id(timed)))))
+    return headed(rows)
 
 
 def _latency_figures(measured: Measured, images: Mapping[str, bytes]) -> Iterator[Figure]:

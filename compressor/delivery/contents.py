@@ -100,6 +100,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         fidelity=outcome.fidelity,
         pictures=delivery.pictures.rows,
         pictured_of=delivery.pictures.looked_at,
+        depth=work.depth,
         explanation=delivery.survival.figure,
         selector_masks=delivery.survival.masks,
     )
@@ -236,9 +237,9 @@ def _layer_rows(
             layer=layer,
             operation=str(node.target).split(".")[1],  # aten.conv2d.default: conv2d
             width_dense=_width(node),
-            width_shipped=_width(twins[node.name]),
+            width_shipped=_width(twins[node.name]) if node.name in twins else 0,  # 0: its branch went
             macs_dense=macs_before[layer],
-            macs_shipped=macs_after[layer],
+            macs_shipped=macs_after.get(layer, 0),
             ms_dense=ms_dense.get(layer),
             ms_shipped=ms_shipped.get(layer),
         )

@@ -14,6 +14,7 @@ from torch import fx
 
 from ..errors import ModelError
 from ..graph import aten, place_of
+from ..graph.neighbours import calls_of
 
 _GROUPED = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 ADAPTIVE_MAXIMA = (
@@ -25,9 +26,7 @@ ADAPTIVE_MAXIMA = (
 
 def require_exportable(graph: fx.GraphModule) -> None:
     """Raises ModelError, naming operation, layer and line, for what the ONNX exporter would refuse after hours."""
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
+    for node in calls_of(graph):
         reason = _obstacle(node)
         if reason:
             raise ModelError(

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
+from .parts import constants_of, with_nodes
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 # The type of their outputs is an attribute that `_adapt` leaves as it is.
@@ -34,12 +35,7 @@ def converted(model: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
         takes_half = [False] * len(node.input) if is_island else _inputs_taking_half(node, opset)
         writer.add(node, takes_half, not is_island)
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    result.graph.node.extend(writer.nodes)
-    result.graph.initializer.extend(writer.initializers())
-    return result
+    return with_nodes(model, writer.nodes, writer.initializers())
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
@@ -55,7 +51,7 @@ class _Writer:
     """The new graph's nodes so far, and in which types each tensor is there already."""
 
     def __init__(self, graph: onnx.GraphProto, floats: set[str]) -> None:
-        self.constants = {constant.name: constant for constant in graph.initializer}
+        self.constants = constants_of(graph)
         self.used: dict[str, onnx.TensorProto] = {}  # constants of the new graph, by their names there
         self.floats = floats
         self.halves: set[str] = set()  # tensors of the new graph that are float16
@@ -70,31 +66,29 @@ class _Writer:
         copy.input[:] = [self._as(name, half) for name, half in zip(node.input, takes_half, strict=True)]
 
         # A node without float inputs, such as a constant, makes half where its attributes allow it.
-        reads_floats = any(name in self.floats for name in node.input)
+        reads_floats = not self.floats.isdisjoint(node.input)
         makes_half = may_be_half and (any(takes_half) or not reads_floats) and _adapt(copy)
-        half_outputs = [name for name in node.output if makes_half and name in self.floats]
-        renamed = [name for name in half_outputs if name in self.outputs]  # the caller's side stays float32
-        self.halves.update(name for name in half_outputs if name not in self.outputs)
-
-        for name in renamed:
-            copy.output[list(copy.output).index(name)] = f"{name}_half"
+        half_outputs = self.floats.intersection(node.output) if makes_half else set()
         self.nodes.append(copy)
-        for name in renamed:
-            half_name = f"{name}_half"
-            self.halves.add(half_name)
-            self.floats.add(half_name)
-            self.casts[name, True] = half_name
-            self.nodes.append(_cast(half_name, name, TensorProto.FLOAT))
+        self.halves |= half_outputs - self.outputs
+        for place, name in enumerate(node.output):
+            if name in half_outputs & self.outputs:  # the caller's side stays float32
+                copy.output[place] = self._half_before(name)
+
+    def _half_before(self, output: str) -> str:
+        """The name of a half tensor that becomes a float32 output of the graph by a cast."""
+        half_name = f"{output}_half"
+        self.halves.add(half_name)
+        self.floats.add(half_name)
+        self.casts[output, True] = half_name
+        self.nodes.append(_cast(half_name, output, TensorProto.FLOAT))
+        return half_name
 
     def _as(self, name: str, half: bool) -> str:
         """The tensor's name in the wanted type; constants are converted, others cast once."""
-        if name not in self.floats:
-            if name in self.constants:
-                self.used[name] = self.constants[name]
-            return name
         if name in self.constants:
-            return self._constant(name, half)
-        if (name in self.halves) == half:
+            return self._constant(name, half=half and name in self.floats)
+        if name not in self.floats or (name in self.halves) == half:
             return name
         if (name, half) not in self.casts:
             target = f"{name}_half" if half else f"{name}_float"
@@ -102,7 +96,7 @@ class _Writer:
             self.nodes.append(_cast(name, target, TensorProto.FLOAT16 if half else TensorProto.FLOAT))
         return self.casts[name, half]
 
-    def _constant(self, name: str, half: bool) -> str:
+    def _constant(self, name: str, *, half: bool) -> str:
         target = f"{name}_half" if half else name
         if target not in self.used:
             tensor = self.constants[name]

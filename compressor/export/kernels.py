@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from ..device.profiling import KernelTime
+from .parts import makers_of
 from .precision import named
 
 ELSEWHERE = "(between layers)"
@@ -24,7 +25,7 @@ def layer_times_ms(path: Path | str, kernels: Sequence[KernelTime], layers: Mapp
     """Sum of the kernels' medians by layer; `layers` maps the traced graph's node names to layers."""
     model = onnx.load(path, load_external_data=False)
     owners = _owners(model, layers)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = makers_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
 
     times_ms: dict[str, float] = {}

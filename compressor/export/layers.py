@@ -47,26 +47,30 @@ class Layer:
 
 def input_shape(layer: Layer, inputs: int) -> tuple[int, ...]:
     """One image's input of the file that `layer_model` makes: its shape without the batch."""
-    if layer.kind == "linear":
-        return (*layer.sizes, inputs) if layer.sizes[0] else (inputs,)
-    if layer.kind == "product":
-        lead, rows, _ = layer.sizes
-        return (lead, rows, inputs)
-    if layer.kind == "attention":
-        heads, queries, keys = layer.sizes
-        return (heads, max(queries, keys), inputs)
-    return (inputs, *layer.sizes)
+    match layer.kind:
+        case "linear":
+            return (*layer.sizes, inputs) if layer.sizes[0] else (inputs,)
+        case "product":
+            lead, rows, _ = layer.sizes
+            return (lead, rows, inputs)
+        case "attention":
+            heads, queries, keys = layer.sizes
+            return (heads, max(queries, keys), inputs)
+        case _:
+            return (inputs, *layer.sizes)
 
 
 def _output_shape(layer: Layer, inputs: int, outputs: int) -> tuple[int, ...]:
     """One image's output: of convolutions the mean over the image is what is handed out."""
-    if layer.kind == "linear":
-        return (*input_shape(layer, inputs)[:-1], outputs)
-    if layer.kind == "attention":
-        return input_shape(layer, inputs)
-    if layer.kind == "product":
-        return layer.sizes
-    return (outputs, *[1] * len(layer.kernel))
+    match layer.kind:
+        case "linear":
+            return (*input_shape(layer, inputs)[:-1], outputs)
+        case "attention":
+            return input_shape(layer, inputs)
+        case "product":
+            return layer.sizes
+        case _:
+            return (outputs, *[1] * len(layer.kernel))
 
 
 def layer_model(layer: Layer, inputs: int, outputs: int, copies: int) -> onnx.ModelProto:
@@ -96,21 +100,32 @@ def layer_model(layer: Layer, inputs: int, outputs: int, copies: int) -> onnx.Mo
 
 def _layer(layer: Layer, inputs: int, outputs: int, i: int, weights: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     """Copy i of the layer, from the input to `y{i}`; what it has of weights `w{i}` and bias `b{i}` is appended."""
-    if layer.kind == "attention":
-        return _attention(i)
-    if layer.kind == "product":
-        lead, _, columns = layer.sizes
-        weights.append(_filled(f"w{i}", (lead, inputs, columns), i))
-        return [helper.make_node("MatMul", [INPUT, f"w{i}"], [f"y{i}"])]
+    match layer.kind:
+        case "attention":
+            return _attention(i)
+        case "product":
+            lead, _, columns = layer.sizes
+            weights.append(_filled(f"w{i}", (lead, inputs, columns), i))
+            return [helper.make_node("MatMul", [INPUT, f"w{i}"], [f"y{i}"])]
+        case "linear":
+            weights += [_filled(f"b{i}", (outputs,), i), _filled(f"w{i}", (inputs, outputs), i)]
+            return _linear(i, of_tokens=layer.sizes[0] > 0)
+        case _:
+            return _convolution(layer, inputs, outputs, i, weights)
 
+
+def _linear(i: int, *, of_tokens: bool) -> list[onnx.NodeProto]:
+    """On [N, C] one operation, which takes the bias too; on [N, tokens, C] a product and a sum."""
+    if not of_tokens:
+        return [helper.make_node("Gemm", [INPUT, f"w{i}", f"b{i}"], [f"y{i}"])]
+    product = helper.make_node("MatMul", [INPUT, f"w{i}"], [f"p{i}"])
+    return [product, helper.make_node("Add", [f"p{i}", f"b{i}"], [f"y{i}"])]
+
+
+def _convolution(
+    layer: Layer, inputs: int, outputs: int, i: int, weights: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
     weights.append(_filled(f"b{i}", (outputs,), i))
-    if layer.kind == "linear":
-        weights.append(_filled(f"w{i}", (inputs, outputs), i))
-        if not layer.sizes[0]:
-            return [helper.make_node("Gemm", [INPUT, f"w{i}", f"b{i}"], [f"y{i}"])]
-        product = helper.make_node("MatMul", [INPUT, f"w{i}"], [f"p{i}"])
-        return [product, helper.make_node("Add", [f"p{i}", f"b{i}"], [f"y{i}"])]
-
     groups = inputs if layer.kind == "depthwise" else layer.groups
     is_transposed = layer.kind == "transposed"
     shape = (inputs, outputs // groups) if is_transposed else (outputs, inputs // groups)

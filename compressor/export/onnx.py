@@ -30,6 +30,7 @@ from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
 from .attention import spelled_out
+from .parts import attributes_of
 
 BATCH = "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
@@ -204,9 +205,8 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     for node in model.graph.node:
         reads_image = not image_tensors.isdisjoint(node.input)
         if node.op_type in _WEIGHTED and reads_image:
-            for name in _factors(node):
-                if name not in image_tensors:
-                    counted.append((contents.get(name, name), sizes.get(name, 0)))
+            weights = [name for name in _factors(node) if name not in image_tensors]
+            counted += [(contents.get(name, name), sizes.get(name, 0)) for name in weights]
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
         elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
@@ -272,8 +272,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
 def check_structure(model: onnx.ModelProto, name: str) -> None:
     """Raises GateError for what must not ship: training-mode operations, a fixed batch, values that are not numbers."""
     for node in model.graph.node:
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        is_training_norm = node.op_type == "BatchNormalization" and bool(attributes.get("training_mode"))
+        is_training_norm = node.op_type == "BatchNormalization" and attributes_of(node).get("training_mode")
         if is_training_norm or node.op_type == "Dropout":
             raise GateError(f"{name}: {node.op_type} {node.name!r} is in training mode; export the model after eval()")
     for tensor in (*model.graph.input, *model.graph.output):

@@ -25,6 +25,7 @@ from ..errors import InputError
 from .calibration import Statistics
 from .half import converted
 from .onnx import write_model
+from .parts import attributes_of, constants_of
 from .rounding import Rounding
 
 Placement = Literal["tensorrt", "onnxruntime"]
@@ -77,7 +78,7 @@ def with_half_rest(path: Path | str, out: Path | str, *, statistics: Statistics)
 
 def _fit_scales(model: onnx.ModelProto) -> None:
     """Scales become the next half float above, and codes of weights what they are on that scale."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = constants_of(model.graph)
     scales_before: dict[str, NDArray[np.float32]] = {}
     fitted: set[str] = set()
     for node in model.graph.node:
@@ -90,8 +91,7 @@ def _fit_scales(model: onnx.ModelProto) -> None:
         if codes in constants and codes not in fitted:
             fitted.add(codes)
             scale_after = numpy_helper.to_array(constants[scale])
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-            _fit_codes(constants[codes], scales_before[scale], scale_after, axis)
+            _fit_codes(constants[codes], scales_before[scale], scale_after, attributes_of(node).get("axis", 1))
 
 
 def _fit_codes(
@@ -202,13 +202,13 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
 
     Sums of a transformer's residual stream are not among them: their outliers would cost every token.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = constants_of(model.graph)
     spatial: set[str] = set()  # results of convolutions, and of what passes them on
     names = []
     for node in model.graph.node:
-        activations = [name for name in node.input if name and name not in constants]
-        is_weighted = node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in constants
-        is_passing = node.op_type in _PASSING and bool(activations) and spatial.issuperset(activations)
+        activations = {*node.input} - constants.keys() - {""}  # "" stands for an input that is left out
+        is_weighted = node.op_type in _WEIGHTED and not constants.keys().isdisjoint(node.input[1:2])
+        is_passing = node.op_type in _PASSING and bool(activations) and activations <= spatial
         if is_weighted or is_passing:
             names.append(node.name)
         if is_passing or (is_weighted and node.op_type in ("Conv", "ConvTranspose")):
@@ -218,9 +218,9 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
 
 def weighted_nodes(model: onnx.ModelProto) -> list[str]:
     """The nodes whose precision is worth a choice of its own, in graph order."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = constants_of(model.graph)
     weighted = [node for node in model.graph.node if node.op_type in _WEIGHTED]
-    return [node.name for node in weighted if any(name in constants for name in node.input[:2])]
+    return [node.name for node in weighted if not constants.keys().isdisjoint(node.input[:2])]
 
 
 def _quantise(
@@ -275,7 +275,7 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises InputError for a graph that has no such order.
     """
     available = {""}  # the name of an input that is left out
-    available |= {tensor.name for tensor in model.graph.initializer}
+    available |= constants_of(model.graph).keys()
     available |= {tensor.name for tensor in model.graph.input}
     waiting, ordered = list(model.graph.node), []
     while waiting:

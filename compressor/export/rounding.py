@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..device import feeds
 from ..graph.windows import Window, position_count, rows_of
 from .calibration import Images, exposed, values_of
+from .parts import attributes_of, constants_of
 
 WIDEST = 4608  # inputs of one output; the covariance of more is not held, and such weights are rounded to the nearest
 ROWS = 25_600  # of each layer that are looked at
@@ -88,7 +88,7 @@ class Rounding:
 
     def apply(self, quantised: onnx.ModelProto, most: int) -> None:
         """Rewrites codes, within -most .. most, and biases of the model, in place; scales stay."""
-        constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
+        constants = constants_of(quantised.graph)
         for name, layer in self.layers.items():
             target = constants.get(f"{name}_quantized")
             if target is None:
@@ -133,7 +133,7 @@ def find_rounding(path: Path | str, images: Images) -> Rounding:
 
 def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
     """Layers by their weight, which, as their bias, nobody else reads."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = constants_of(model.graph)
     read_counts = Counter(name for node in model.graph.node for name in node.input)
     layers = {}
     for node in model.graph.node:
@@ -183,7 +183,7 @@ def _damped_root(covariance: Tensor) -> Tensor:
 
 
 def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> _Layer:
-    stored, attributes = numpy_helper.to_array(constants[node.input[1]]), _attributes(node)
+    stored, attributes = numpy_helper.to_array(constants[node.input[1]]), attributes_of(node)
     outputs_first = np.array(stored.T if _is_transposed(node) else stored, dtype=np.float64)
     groups = attributes.get("group", 1)
     weight = torch.from_numpy(outputs_first).reshape(groups, outputs_first.shape[0] // groups, -1)
@@ -207,11 +207,7 @@ def _flat(codes: Tensor, node: onnx.NodeProto, like: onnx.TensorProto) -> NDArra
 
 def _is_transposed(node: onnx.NodeProto) -> bool:
     """Whether the weights lie [inputs, outputs]."""
-    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attributes(node).get("transB", 0))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes_of(node).get("transB", 0))
 
 
 def _per_output(scales: NDArray[np.float32], weight: Tensor) -> Tensor:

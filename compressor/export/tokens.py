@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from .parts import attributes_of, constants_of, makers_of, with_nodes
+
 # Which inputs the scores may be. A divisor of many columns stays out: the new column would be zero over zero.
 _POINTWISE = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
 
@@ -35,12 +37,7 @@ def with_even_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         writer.add(node)
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.value_info[:]
-    result.graph.node.extend(writer.nodes)
-    result.graph.initializer.extend(writer.constants)
-    return result
+    return with_nodes(model, writer.nodes, [*model.graph.initializer, *writer.constants])
 
 
 class _Graph:
@@ -48,14 +45,14 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.constants = constants_of(model.graph)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for tensor in (*inferred.value_info, *inferred.input, *inferred.output):
             self.shapes[tensor.name] = tuple(axis.dim_value or -1 for axis in tensor.type.tensor_type.shape.dim)
         for name, constant in self.constants.items():
             self.shapes[name] = tuple(constant.dims)
         self.outputs = {output.name for output in model.graph.output}
-        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.makers = makers_of(model.graph)
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             for name in node.input:
@@ -68,36 +65,35 @@ class _Graph:
 
     def edits(self, softmax: onnx.NodeProto) -> Edits:
         """What widens the attention around a softmax over an odd number of tokens; empty for every other node."""
-        if softmax.op_type != "Softmax" or not softmax.input:
+        if softmax.op_type != "Softmax" or not self._is_over_odd_tokens(softmax):
             return {}
         scores, shares = softmax.input[0], softmax.output[0]
         tokens = self.width(scores)
-        if tokens < 3 or tokens % 2 == 0 or not self._is_over_last_axis(softmax):
-            return {}
-
-        product = self._product_with_values(shares)
-        if product is None:
-            return {}
-        values = product.input[1]
         before = self._before(scores, tokens)
-        rows = self.shapes.get(values, ())[-2:-1]  # [..., tokens, width]
-        if before is None or rows != (tokens,) or self._is_read_twice(shares):
+        product = self._product_with_values(shares, tokens)
+        if before is None or product is None:
             return {}
-        return {**before, shares: {scores: "mask"}, product.output[0]: {values: -2}}
+        return {**before, shares: {scores: "mask"}, product.output[0]: {product.input[1]: -2}}
 
-    def _product_with_values(self, shares: str) -> onnx.NodeProto | None:
-        """The product that alone reads the softmax's result, from the left."""
-        readers = self.readers.get(shares, [])
-        if len(readers) != 1 or readers[0].op_type != "MatMul" or readers[0].input[0] != shares:
+    def _is_over_odd_tokens(self, softmax: onnx.NodeProto) -> bool:
+        tokens = self.width(softmax.input[0])
+        return tokens >= 3 and tokens % 2 == 1 and self._is_over_last_axis(softmax)
+
+    def _product_with_values(self, shares: str, tokens: int) -> onnx.NodeProto | None:
+        """The product that alone reads the softmax's result, from the left, and values [..., tokens, width]."""
+        if self._is_read_twice(shares):
             return None
-        return readers[0]
+        (reader,) = self.readers[shares]
+        if reader.op_type != "MatMul" or reader.input[0] != shares:
+            return None
+        rows = self.shapes.get(reader.input[1], ())[-2:-1]
+        return reader if rows == (tokens,) else None
 
     def _is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
-        axis = next((attribute.i for attribute in softmax.attribute if attribute.name == "axis"), -1)
-        return axis in (-1, len(self.shapes[softmax.input[0]]) - 1)
+        return attributes_of(softmax).get("axis", -1) in (-1, len(self.shapes[softmax.input[0]]) - 1)
 
     def _is_read_twice(self, name: str) -> bool:
-        return name in self.outputs or len(self.readers[name]) != 1
+        return name in self.outputs or len(self.readers.get(name, [])) != 1
 
     def _before(self, name: str, tokens: int) -> Edits | None:
         """The edits from the product of queries and keys to the operation that makes `name`."""
@@ -119,9 +115,8 @@ class _Graph:
         for index in _POINTWISE.get(node.op_type, ()):
             scores = node.input[index]
             operands = [name for name in node.input if name != scores]
-            if any(self.width(operand) not in widths for operand in operands):
-                continue
-            before = self._before(scores, tokens)
+            can_widen = all(self.width(operand) in widths for operand in operands)
+            before = self._before(scores, tokens) if can_widen else None
             if before is not None:
                 widened: dict[str, Edit] = {operand: -1 for operand in operands if self.width(operand) == tokens}
                 return {**before, node.output[0]: widened}
@@ -162,12 +157,13 @@ class _Writer:
             edit %= len(self.graph.shapes[name])
         if (name, edit) not in self.edited:
             target = f"{name}_even_{edit}"
-            if edit == "mask":
-                self._mask(name, target)
-            elif edit == "shape":
-                self._reshape(name, target)
-            else:
-                self._widen(name, target, edit)
+            match edit:
+                case "mask":
+                    self._mask(name, target)
+                case "shape":
+                    self._reshape(name, target)
+                case int():
+                    self._widen(name, target, edit)
             self.edited[name, edit] = target
         return self.edited[name, edit]
 

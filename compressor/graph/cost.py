@@ -84,7 +84,7 @@ def _nodes_of_the_image(graph: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose size grows with the batch; the rest (a table of positions, a standardised weight) runs once."""
     of_the_image: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or any(source in of_the_image for source in node.all_input_nodes):
+        if node.op == "placeholder" or not of_the_image.isdisjoint(node.all_input_nodes):
             of_the_image.add(node)
     return of_the_image
 
@@ -100,10 +100,11 @@ def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
     value = node.meta.get("val")
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Sizes):
-        return value.sizes
+    match value:
+        case Tensor():
+            return tuple(value.shape)
+        case Sizes():
+            return value.sizes
     raise ModelError(
         f"node '{node.name}' of the graph carries no shape but {type(value).__name__}; trace the model again "
         "(compressor.graph.trace) before counting"

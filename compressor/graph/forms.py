@@ -7,16 +7,18 @@ over the whole of another and a write to all of an axis become the tensor itself
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from .neighbours import calls_of
 from .operators import arguments
 
 aten = torch.ops.aten
 
 # each takes the same arguments, in the same order
-_FIRST_NAMES: Mapping[object, object] = {
+_FIRST_NAMES: Mapping[object, Any] = {
     aten.concat.default: aten.cat.default,
     aten.concatenate.default: aten.cat.default,
     aten.swapaxes.default: aten.transpose.int,
@@ -38,9 +40,7 @@ Rewrite = Callable[[fx.Node], "fx.Node | None"]  # the node that says the same; 
 
 def unify(graph: fx.GraphModule) -> None:
     """Rewrites the graph in place. New nodes carry the `val`, layer and place of what they say."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
+    for node in calls_of(graph):
         node.target = _FIRST_NAMES.get(node.target, node.target)
         rewrite = _REWRITES.get(node.target)
         same = None if rewrite is None else rewrite(node)
@@ -57,13 +57,18 @@ def _value(node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def _types_agree(before: object, after: object) -> bool:
+    """Whether both are nodes that give one tensor each, of one type."""
+    first, second = _value(before), _value(after)
+    return first is not None and second is not None and first.dtype == second.dtype
+
+
 def _cast(node: fx.Node) -> fx.Node | None:
     """`x.to(y.dtype)` and `x.type_as(y)`: x itself where it is of that type, else a cast that reads x alone."""
-    source = node.args[0]
-    before, after = _value(source), _value(node)
-    if before is None or after is None or not isinstance(source, fx.Node):
+    source, after = node.args[0], _value(node)
+    if not isinstance(source, fx.Node) or _value(source) is None or after is None:
         return None
-    if before.dtype == after.dtype:
+    if _types_agree(source, node):
         return source
     if node.target is aten.type_as.default:
         node.target, node.args = aten.to.dtype, (source, after.dtype)
@@ -86,13 +91,10 @@ def _copy(node: fx.Node) -> fx.Node | None:
 def _slice_scatter(node: fx.Node) -> fx.Node | None:
     """What is written over all of an axis is the result."""
     settings = arguments(node)
-    start, end, step = settings["start"], settings["end"], settings["step"]
+    patch, end = settings["src"], settings["end"]
     to_the_end = end is None or (isinstance(end, int) and end > _TO_THE_END)
-    patch = settings["src"]
-    before, after = _value(patch), _value(node)
-    if start in (None, 0) and to_the_end and step == 1 and before is not None and after is not None:
-        return patch if before.dtype == after.dtype else None
-    return None
+    over_all = settings["start"] in (None, 0) and to_the_end and settings["step"] == 1
+    return patch if over_all and _types_agree(patch, node) else None
 
 
 def _select_scatter(node: fx.Node) -> fx.Node | None:

@@ -1,4 +1,6 @@
-"""Two graphs with the same nodes, advanced together over all batches, each node run once per batch.
+"""Two graphs with the same nodes, but for branches that one lost, advanced together over all batches.
+
+Each node is run once per batch.
 
 Between two stops only values still needed are held; past a byte limit they wait in files. Values that the
 pruned graph cannot have changed are computed once and shared. Knows nothing of what is done at a stop.
@@ -19,6 +21,7 @@ from torch import Tensor, fx
 from ..placement import device_of, to_device
 from ..tensors import Inputs, as_tuple
 from .interface import nodes_by_name
+from .neighbours import computed_operands
 from .tracing import fetch
 
 Values = dict[fx.Node, Any]  # tensors, sizes, tuples of them: what each node gave
@@ -61,32 +64,32 @@ def attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def changed_nodes(dense: fx.GraphModule, pruned: fx.GraphModule) -> set[fx.Node]:
-    """The dense graph's nodes whose values may differ in the pruned one: cut, rewritten, or fed by such a node."""
+    """The dense graph's nodes whose values may differ in the pruned one: gone, cut, rewritten, fed by such a node."""
     twins = nodes_by_name(pruned)
     changed: set[fx.Node] = set()
     for node in dense.graph.nodes:
-        if node.op == "get_attr":
-            differs = attribute(dense, node).shape != attribute(pruned, node).shape
-        else:
-            twin = twins[node.name]
-            differs = not _same((node.args, node.kwargs), (twin.args, twin.kwargs))
-        if differs or not changed.isdisjoint(node.all_input_nodes):
+        twin = twins.get(node.name)
+        if twin is None or _differs(dense, node, pruned, twin) or not changed.isdisjoint(node.all_input_nodes):
             changed.add(node)
     return changed
 
 
+def _differs(dense: fx.GraphModule, node: fx.Node, pruned: fx.GraphModule, twin: fx.Node) -> bool:
+    """Whether a node reads another tensor's shape, runs another operation or is given other arguments than its twin."""
+    if node.op == "get_attr":
+        return attribute(dense, node).shape != attribute(pruned, twin).shape
+    return node.target is not twin.target or not _same((node.args, node.kwargs), (twin.args, twin.kwargs))
+
+
 def _same(ours: object, theirs: object) -> bool:
     """Whether two trees of arguments say the same: nodes by their names, numbers and the like by value and kind."""
-    if isinstance(ours, fx.Node):
-        return isinstance(theirs, fx.Node) and ours.name == theirs.name
-    if isinstance(ours, (tuple, list)):
-        if not isinstance(theirs, (tuple, list)) or len(ours) != len(theirs):
-            return False
-        return all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
-    if isinstance(ours, Mapping):
-        if not isinstance(theirs, Mapping) or ours.keys() != theirs.keys():
-            return False
-        return all(_same(ours[key], theirs[key]) for key in ours)
+    match ours, theirs:
+        case fx.Node(), fx.Node():
+            return ours.name == theirs.name
+        case ((tuple() | list()), (tuple() | list())):
+            return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+        case Mapping(), Mapping():
+            return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
     both_nan = ours != ours and theirs != theirs  # the same number, which Python takes for another
     return type(ours) is type(theirs) and bool(ours == theirs or both_nan)
 
@@ -129,10 +132,12 @@ class Lockstep:
     _files_written: int = 0
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _last_use: dict[fx.Node, int] = field(default_factory=dict)
+    _dense_nodes: dict[fx.Node, fx.Node] = field(default_factory=dict)  # the dense node of each twin
 
     def __post_init__(self) -> None:
         pruned_nodes = nodes_by_name(self.pruned)
-        self.twins = {node: pruned_nodes[node.name] for node in self.dense.graph.nodes}
+        self.twins = {node: pruned_nodes[node.name] for node in self.dense.graph.nodes if node.name in pruned_nodes}
+        self._dense_nodes = {twin: node for node, twin in self.twins.items()}
         for index, node in enumerate(self.order):
             for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):
                 self._last_use[used] = index
@@ -192,7 +197,10 @@ class Lockstep:
             return
         if node not in dense:
             dense[node] = run_node(self.dense, node, dense)
-        pruned[node] = self._run_twin(node, pruned) if node in self.changed else dense[node]
+        if node not in self.changed:
+            pruned[node] = dense[node]
+        elif node in self.twins:  # else it went with its branch
+            pruned[node] = self._run_twin(node, pruned)
 
         for used in (*node.all_input_nodes, *self.extra_uses.get(node, ()), node):
             if self._last_use.get(used, -1) <= index:
@@ -201,9 +209,9 @@ class Lockstep:
 
     def _run_twin(self, node: fx.Node, pruned: Values) -> object:
         """The value of the pruned graph's node of that name; `pruned` is keyed by dense nodes, its inputs are not."""
-        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        inputs = {self.twins[source]: pruned[source] for source in sources}
-        return run_node(self.pruned, self.twins[node], inputs)
+        twin = self.twins[node]
+        inputs = {source: pruned[self._dense_nodes[source]] for source in computed_operands(twin)}
+        return run_node(self.pruned, twin, inputs)
 
     def _put_aside(self, dense: Values, pruned: Values) -> None:
         """Keeps a batch's live values for the next stop, those that both graphs share once."""

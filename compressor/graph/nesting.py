@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,18 @@ class Nesting:
             raise TypeError(f"forward() takes {len(self.positions)} inputs but {len(args)} were given")
         named = dict(zip(self.positions, args, strict=False))
         for name, value in kwargs.items():
-            if name in named or name not in self.inputs:
-                problem = "got several values for" if name in named else "was traced without the argument"
-                raise TypeError(f"forward() {problem} {name!r}; its inputs are {', '.join(self.inputs)}")
+            if name in named:
+                raise self._refused(f"got several values for {name!r}")
+            if name not in self.inputs:
+                raise self._refused(f"was traced without the argument {name!r}")
             named[name] = value
         missing = [name for name in self.inputs if name not in named]
         if missing:
-            raise TypeError(f"forward() lacks {', '.join(map(repr, missing))}; its inputs are {', '.join(self.inputs)}")
+            raise self._refused(f"lacks {', '.join(map(repr, missing))}")
         return [named[name] for name in self.inputs]
+
+    def _refused(self, problem: str) -> TypeError:
+        return TypeError(f"forward() {problem}; its inputs are {', '.join(self.inputs)}")
 
     def nested(self, answer: Tensor | Sequence[Tensor]) -> object:
         """The graph's answer in the model's own containers."""
@@ -98,33 +102,46 @@ def with_nesting(forward: Callable[..., Any], nesting: Nesting) -> Callable[...,
 
 def _filled(template: Any, leaves: Mapping[str, Tensor], path: str) -> Any:
     """The template with tensors by the names that `tensors.named_leaves` gives them; what has none stays."""
-    if isinstance(template, Tensor):
-        return leaves.get(path or OUTPUT, template)
-    if isinstance(template, Mapping):
-        return _mapping_like(
-            template, {key: _filled(value, leaves, _below(path, key)) for key, value in template.items()}
-        )
-    if dataclasses.is_dataclass(template) and not isinstance(template, type):
-        filled = copy.copy(template)
-        for field in dataclasses.fields(template):
-            value = _filled(getattr(template, field.name), leaves, _below(path, field.name))
-            object.__setattr__(filled, field.name, value)  # frozen ones too
-        return filled
-    if isinstance(template, tuple) and hasattr(template, "_fields"):
-        entries = zip(template._fields, template, strict=True)
-        return type(template)(*(_filled(value, leaves, _below(path, name)) for name, value in entries))
-    if isinstance(template, (tuple, list)):
-        return type(template)(_filled(value, leaves, _below(path, index)) for index, value in enumerate(template))
-    return template
+
+    def filled(entries: Iterable[tuple[object, object]]) -> dict[object, object]:
+        return {key: _filled(value, leaves, _below(path, key)) for key, value in entries}
+
+    made: Callable[..., object] = type(template)
+    match template:
+        case Tensor():
+            return leaves.get(path or OUTPUT, template)
+        case Mapping():
+            return _mapping_like(template, filled(template.items()))
+        case _ if dataclasses.is_dataclass(template) and not isinstance(template, type):
+            return _dataclass_like(template, filled(_fields_of(template)))
+        case tuple() if hasattr(template, "_fields"):  # a named one
+            return made(*filled(zip(template._fields, template, strict=True)).values())
+        case tuple() | list():
+            return made(filled(enumerate(template)).values())
+        case _:
+            return template
+
+
+def _fields_of(template: Any) -> Iterator[tuple[str, object]]:
+    for field in dataclasses.fields(template):
+        yield field.name, getattr(template, field.name)
+
+
+def _dataclass_like(template: object, values: Mapping[object, object]) -> object:
+    """A copy with those values, of a frozen one too."""
+    changed = copy.copy(template)
+    for name, value in values.items():
+        object.__setattr__(changed, str(name), value)
+    return changed
 
 
 def _below(path: str, key: object) -> str:
-    if not path and isinstance(key, int):
-        return f"{OUTPUT}.{key}"
-    return f"{path}.{key}" if path else str(key)
+    if path:
+        return f"{path}.{key}"
+    return f"{OUTPUT}.{key}" if isinstance(key, int) else str(key)
 
 
-def _mapping_like(template: Mapping[Any, Any], entries: dict[Any, Any]) -> Mapping[Any, Any]:
+def _mapping_like(template: Mapping[Any, Any], entries: dict[object, object]) -> Mapping[Any, Any]:
     """Of the template's own class, where that is made of its entries; else a dictionary."""
     made: Callable[..., Any] = type(template)
     try:

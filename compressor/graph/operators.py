@@ -34,6 +34,8 @@ TRANSPOSED_CONVOLUTIONS: Mapping[object, int] = {
     aten.conv_transpose3d.input: 3,
 }
 ALL_CONVOLUTIONS: tuple[object, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+LAYERS: tuple[object, ...] = (LINEAR, *CONVOLUTIONS)
+"""Each output is a weighted sum of inputs that lie together."""
 PRODUCTS: tuple[object, ...] = (
     *(aten.matmul.default, aten.mm.default, aten.bmm.default),
     *(aten.addmm.default, aten.baddbmm.default, aten.einsum.default),
@@ -116,9 +118,18 @@ def channel_axis(node: fx.Node) -> int | None:
 
 def weight_shape(node: fx.Node) -> tuple[int, ...]:
     """The shape of a layer's weight: [out, in], [out, in / groups, ...] or, transposed, [in, out / groups, ...]."""
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    return tuple(weight.meta["val"].shape)
+    return tuple(arguments(node)["weight"].meta["val"].shape)
+
+
+def paddings_of(
+    padding: tuple[int, ...] | str, kernel: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(before, after) of each spatial axis; an odd total of "same" puts the extra zero behind."""
+    if padding == "same":
+        totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    assert not isinstance(padding, str)  # "valid" is none on any side: see `_padding`
+    return [(side, side) for side in padding]
 
 
 def per_axis(setting: int | Sequence[int], dims: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import io
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..errors import ModelError, with_article
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mapped, named_leaves
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
-_LIBRARIES = ("site-packages", "dist-packages", "<frozen", "<string>", "<eval")
+_LIBRARIES = re.compile("site-packages|dist-packages|<frozen|<string>|<eval")
 # `File "a/model.py", line 31` as Python prints a frame, `(model.py:31 in forward` as torch does
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
@@ -158,7 +158,9 @@ def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> No
     wanted = inputs_wanted(model)
     if keywords and not takes_by_name(model, keywords):  # as one dictionary
         given = 1
-    missing = [name for name in wanted if name not in keywords] if keywords and given > 1 else list(wanted[given:])
+    missing: Collection[str] = wanted[given:]
+    if keywords and given > 1:
+        missing = set(wanted) - set(keywords)
     if not missing:
         return
     what_is_given = f"{given} are" if given > 1 else "one batch [N, ...] is what is"
@@ -296,10 +298,7 @@ def _plain_attention() -> Iterator[None]:
         self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         options = dict(zip(("key_padding_mask", "need_weights", "attn_mask"), args, strict=False)) | kwargs
-        masked = options.get("key_padding_mask") is not None or options.get("attn_mask") is not None
-        extended = self.bias_k is not None or self.add_zero_attn or not self._qkv_same_embed_dim
-        to_itself = query is key and key is value and self.batch_first and query.dim() == 3
-        if not to_itself or masked or extended or options.get("need_weights", True):
+        if not (query is key is value and _is_plain_attention(self, query, options)):
             return original_forward(self, query, key, value, *args, **kwargs)
 
         projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)  # [N, tokens, 3 * heads * d]
@@ -315,6 +314,15 @@ def _plain_attention() -> Iterator[None]:
         nn.MultiheadAttention.forward = original_forward  # type: ignore[method-assign]
 
 
+def _is_plain_attention(attention: nn.MultiheadAttention, query: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether nothing is masked, added to keys and values or asked for beside the output; `query` is [N, tokens, C]."""
+    is_extended = attention.bias_k is not None or attention.add_zero_attn
+    is_masked = any(options.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
+    if is_extended or is_masked or options.get("need_weights", True):
+        return False
+    return attention._qkv_same_embed_dim and attention.batch_first and query.dim() == 3
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 300 characters of it; its type's name where it has no text."""
     text = str(error).strip() or type(error).__name__
@@ -328,8 +336,7 @@ def place_in(stack: str) -> str:
     for frame in _FRAME.finditer(stack):
         file = frame["file"] or frame["short_file"]
         line = frame["line"] or frame["short_line"]
-        in_library = any(library in file for library in _LIBRARIES)
-        if not in_library and not file.startswith(not_the_users):
+        if not file.startswith(not_the_users) and not _LIBRARIES.search(file):
             places.append(f"{Path(file).name}:{line}")
     return places[-1] if places else ""
 

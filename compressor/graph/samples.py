@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from ..errors import ModelError
 from ..tensors import Inputs, as_tuple, cut, joined, mapped
 from .interface import traced_count
+from .neighbours import shape_of
 from .tracing import Watcher
 
 _PROBE_SAMPLES = (3, 5)  # two, so that one differs from the batch that the graph was traced with
@@ -53,7 +54,7 @@ def sample_layouts(
 
     Raises ModelError for a node whose samples can't be told apart; None too where not `strict`.
     """
-    traced_shapes = {node.name: _shape(node) for node in graph.graph.nodes}
+    traced_shapes = {node.name: shape_of(node) for node in graph.graph.nodes}
     traced_n = traced_count(graph)
     n = next(count for count in _PROBE_SAMPLES if count != traced_n)
     batch = _probes(images, n + 1)  # the last one is exchanged for the first further on
@@ -112,11 +113,6 @@ def _run(graph: fx.GraphModule, batch: Inputs, wanted: set[str]) -> dict[str, Te
 
     Watcher(graph, watch).run(*as_tuple(batch))
     return tensors
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _growing_axis(shape: Sequence[int], traced_shape: Sequence[int], n: int, traced_n: int) -> int | None:

@@ -19,6 +19,7 @@ from ..placement import placed
 from ..tensors import Inputs, as_tuple
 from .forms import unify
 from .interface import input_nodes, name_outputs, output_node
+from .neighbours import calls_of, stored_nodes
 from .operators import arguments
 from .program import Program, evaluating, export_program, place_in
 from .training import mark_dropouts, note_dropouts
@@ -91,18 +92,14 @@ def _keep_constants(graph: fx.GraphModule) -> None:
     """Tensors the model holds in plain attributes (a cached table) become buffers: cut, saved and loaded like any."""
     registered = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     registered |= {name for name, _ in graph.named_buffers(remove_duplicate=False)}
-    for node in graph.graph.nodes:
-        if node.op != "get_attr" or node.target in registered:
-            continue
-        value = operator.attrgetter(node.target)(graph)
-        if not isinstance(value, Tensor):
-            continue
-
-        path, _, last = str(node.target).rpartition(".")
-        owner = graph.get_submodule(path)
-        delattr(owner, last)  # a name that is taken can't be registered
-        owner.register_buffer(last, value)
-        registered.add(node.target)
+    names = dict.fromkeys(str(node.target) for node in stored_nodes(graph))  # each once, in the graph's order
+    for name in names:
+        value = operator.attrgetter(name)(graph)
+        if name not in registered and isinstance(value, Tensor):
+            path, _, last = name.rpartition(".")
+            owner = graph.get_submodule(path)
+            delattr(owner, last)  # a name that is taken can't be registered
+            owner.register_buffer(last, value)
 
 
 def _own_state(graph: fx.GraphModule) -> None:
@@ -140,27 +137,23 @@ def _plain_path(path: str) -> str:
 
 def _drop_writes(graph: fx.GraphModule) -> None:
     """What forward writes to its input and to buffers stays in the graph's values, and goes nowhere else."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target is not aten.copy_.default:
-            continue
-        written, value = node.args[:2]
-        if written.op in ("placeholder", "get_attr"):
-            node.replace_all_uses_with(value)
-            graph.graph.erase_node(node)
+    for write in graph.graph.find_nodes(op="call_function", target=aten.copy_.default):
+        settings = arguments(write)
+        if settings["self"].op in ("placeholder", "get_attr"):
+            write.replace_all_uses_with(settings["src"])
+            graph.graph.erase_node(write)
 
 
 def _refuse_random(graph: fx.GraphModule) -> None:
     """Raises ModelError for random numbers that reach the answer; those that don't are dropped."""
-    for node in reversed(list(graph.graph.nodes)):  # backwards: what only a dropped one used is dropped too
-        if node.op != "call_function" or not _draws(node):
-            continue
-        if not node.users:
-            graph.graph.erase_node(node)
-            continue
-        raise ModelError(
-            f"the model is random in evaluation: {node.target} in {place_of(node)} draws new numbers at every call; "
-            "use nn.Dropout, or training=self.training, or draw the noise once and keep it in a buffer"
-        )
+    draws = [node for node in calls_of(graph) if _draws(node)]
+    for node in reversed(draws):  # backwards: what only a dropped one used is dropped too
+        if node.users:
+            raise ModelError(
+                f"the model is random in evaluation: {node.target} in {place_of(node)} draws new numbers at every "
+                "call; use nn.Dropout, or training=self.training, or draw the noise once and keep it in a buffer"
+            )
+        graph.graph.erase_node(node)
 
 
 def _draws(node: fx.Node) -> bool:
@@ -174,12 +167,10 @@ def _draws(node: fx.Node) -> bool:
 
 def _simplify(graph: fx.GraphModule) -> None:
     """Drops identities and writes operations in the one form that survives pruning and training."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
+    for node in calls_of(graph):
         if node.target in _IDENTITIES:
-            if node.args:
-                node.replace_all_uses_with(node.args[0])
+            if node.all_input_nodes:
+                node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _write_batch_norm(graph, node)
@@ -217,27 +208,28 @@ def _record_shapes(graph: fx.GraphModule, example: Inputs) -> None:
 
 def _without_storage(value: object) -> object:
     """The value with its tensors on the meta device, which keeps shapes and types alone."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
-    if isinstance(value, (tuple, list)):
-        return type(value)(_without_storage(entry) for entry in value)
-    return value
+    match value:
+        case Tensor():
+            return torch.empty_like(value, device="meta")
+        case tuple() | list():
+            return type(value)(_without_storage(entry) for entry in value)
+        case _:
+            return value
 
 
 @torch.no_grad()
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
     buffers = {name for name, _ in graph.named_buffers()}
-    constants: dict[fx.Node, object] = {}
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and node.target in buffers:
-            constants[node] = fetch(graph, node.target)
-        elif node.op == "call_function" and all(source in constants for source in _value_inputs(node)):
+    stored = {node: fetch(graph, node.target) for node in stored_nodes(graph) if node.target in buffers}
+    constants: dict[fx.Node, object] = dict(stored)
+    for node in calls_of(graph):
+        if constants.keys() >= set(_value_inputs(node)):
             constants[node] = _computed(node, constants)
 
     for node, value in constants.items():
         outside = [user for user in node.users if user not in constants]  # constants behind it are folded themselves
-        if node.op == "call_function" and outside and isinstance(value, Tensor):
+        if node not in stored and outside and isinstance(value, Tensor):
             _replace_by_buffer(graph, node, value, outside)
     graph.graph.eliminate_dead_code()
     graph.recompile()

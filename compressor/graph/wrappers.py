@@ -174,12 +174,13 @@ def _fold(layer: nn.Module) -> None:
     for hook in list(layer._forward_pre_hooks.values()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the old forms are on their way out of PyTorch
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(layer, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(layer, hook.name)
-            elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]
+            match hook:
+                case WeightNorm():
+                    remove_weight_norm(layer, hook.name)
+                case SpectralNorm():
+                    remove_spectral_norm(layer, hook.name)
+                case prune.BasePruningMethod():
+                    prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]
     layer.train(training)
 
 

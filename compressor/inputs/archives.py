@@ -41,17 +41,16 @@ def npz_data(path: Path, signature: Signature = ANY_SIGNATURE) -> Images | Examp
     if "images" not in arrays:
         return _examples(path, arrays, class_names, signature)
     pixels = _pixels(path, arrays["images"])
-    target = _target_name(path, arrays)
-    if target and len(arrays[target]) != len(pixels):
-        raise DataError(
-            f"{str(path)!r} has {len(pixels)} images and {len(arrays[target])} {target}; expected as many of each"
-        )
-    if target == "masks" or (target == "targets" and not _are_indices(arrays[target])):
-        return _with_targets(
-            images_of_array(str(path), pixels, np.full(len(pixels), UNKNOWN), class_names), arrays[target]
-        )
-    labels = _labels(path, arrays[target], class_names) if target else np.full(len(pixels), UNKNOWN)
-    return images_of_array(str(path), pixels, labels, class_names)
+    unlabelled = images_of_array(str(path), pixels, np.full(len(pixels), UNKNOWN), class_names)
+    name = _target_name(path, arrays)
+    if not name:
+        return unlabelled
+    targets = arrays[name]
+    if len(targets) != len(pixels):
+        raise DataError(f"{str(path)!r} has {len(pixels)} images and {len(targets)} {name}; expected as many of each")
+    if name == "labels" or (name == "targets" and _are_indices(targets)):
+        return images_of_array(str(path), pixels, _labels(path, targets, class_names), class_names)
+    return _with_targets(unlabelled, targets)
 
 
 def _target_name(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -91,19 +90,27 @@ def _labels(path: Path, labels: NDArray[Any], class_names: Sequence[str]) -> Int
 
 def _with_targets(images: Images, targets: NDArray[Any]) -> Images:
     """Masks where they are whole numbers [N, H, W], images where they are uint8 [N, H, W, C], else values."""
-    are_images = targets.dtype == np.uint8 and targets.ndim == 4 and targets.shape[-1] in (1, 3)
-    is_mask = targets.ndim == 3 and targets.dtype.kind in "iu"
-    kind: TargetKind = "image" if are_images else "mask" if is_mask else "values"
+    kind = _kind_of(targets)
 
     def target_of(name: str) -> object:
         target = targets[int(name)]
-        return picture_of(target) if are_images else target
+        return picture_of(target) if kind == "image" else target
 
     def stored(name: str) -> bytes:
         target = np.ascontiguousarray(targets[int(name)])
         return repr((target.dtype, target.shape)).encode() + target.tobytes()
 
     return with_targets(images, kind, target_of, stored)
+
+
+def _kind_of(targets: NDArray[Any]) -> TargetKind:
+    match targets.ndim, targets.dtype.kind:
+        case 4, _ if targets.dtype == np.uint8 and targets.shape[-1] in (1, 3):
+            return "image"
+        case 3, "i" | "u":
+            return "mask"
+        case _:
+            return "values"
 
 
 def _examples(

@@ -15,12 +15,17 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback as text, wh
 
 def raised(error: BaseException) -> str:
     """`ValueError: no such file, at data.py:12`; the last line outside of installed libraries, where there is one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = (lines[-1] if "Traceback" in str(error) else lines[0])[:300] if lines else "no message"
+    words = _words(str(error))
     kind = type(error).__name__
     named = words if words.startswith(f"{kind}:") else f"{kind}: {words}"
     users = [f"{file}:{line}" for file, line in _places(error) if _is_users(file)]
     return f"{named}, at {users[-1]}" if users else named
+
+
+def _words(text: str) -> str:
+    """The line of an error's text that says what happened: the first, of a traceback the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    return lines[-1 if "Traceback" in text else 0][:300]
 
 
 def _places(error: BaseException) -> Iterator[tuple[str, int]]:

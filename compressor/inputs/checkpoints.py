@@ -78,12 +78,7 @@ def fitting(
     no trained weight.
     """
     whole = _with_tied(dict(state), expected)
-    misfit = _misfit(expected, whole)
-    misfit = _Misfit(
-        missing=[name for name in misfit.missing if name not in optional],
-        unexpected=[name for name in misfit.unexpected if name not in spare],
-        unequal=misfit.unequal,
-    )
+    misfit = _misfit(expected, whole, optional, spare)
     if not misfit.is_none:
         raise ModelError(f"{where} doesn't fit the network: {_differences(expected, whole, misfit)}. {remedy}")
     fitting_ones = {name: tensor for name, tensor in whole.items() if name in expected}
@@ -106,15 +101,14 @@ def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 def _with_tied(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that the model has under several names, under all of them: safetensors' own writer keeps one."""
     name_of: dict[tuple[int, torch.Size], str] = {}  # by the memory that holds the model's tensor
-    for name, tensor in expected.items():
-        if name in state and _has_memory(tensor):
-            name_of[tensor.data_ptr(), tensor.shape] = name
+    in_memory = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in expected.items() if _has_memory(tensor)}
+    for name, place in in_memory.items():
+        if name in state:
+            name_of[place] = name
     tied = dict(state)
-    for name, tensor in expected.items():
-        if name not in state and _has_memory(tensor):
-            other = name_of.get((tensor.data_ptr(), tensor.shape))
-            if other is not None:
-                tied[name] = state[other]
+    for name, place in in_memory.items():
+        if place in name_of:
+            tied.setdefault(name, state[name_of[place]])
     return tied
 
 
@@ -122,28 +116,33 @@ def _has_memory(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and not is_lazy(tensor) and not tensor.is_meta and tensor.numel() > 0
 
 
-def _misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> _Misfit:
+def _misfit(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    optional: Collection[str] = (),
+    spare: Collection[str] = (),
+) -> _Misfit:
     """Each kind in the order of the model or the file; what evaluation never reads may be there or not."""
     return _Misfit(
-        missing=_needed(name for name in expected if name not in state),
-        unexpected=_needed(name for name in state if name not in expected),
+        missing=_needed_names(expected, {*state, *optional}),
+        unexpected=_needed_names(state, {*expected, *spare}),
         unequal=[name for name in expected if name in state and expected[name].shape != state[name].shape],
     )
 
 
-def _needed(names: Iterable[str]) -> list[str]:
-    return [name for name in names if not name.endswith(_UNNEEDED)]
+def _needed_names(names: Iterable[str], without: Collection[str]) -> list[str]:
+    return [name for name in names if name not in without and not name.endswith(_UNNEEDED)]
 
 
 def _require_usable(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
     """Values that a trained model has: numbers of the model's kind, all finite but where the model's own are not."""
     _require_plain(name, tensor, where)
-    if expected.is_floating_point() and not tensor.is_floating_point():
-        raise ModelError(
-            f"{where} holds {_dtype(tensor)} where the model has {_dtype(expected)} (first in {name!r}); is it of a "
-            "quantised model? Give the float one, int8 files are made from that"
-        )
     if not tensor.is_floating_point():
+        if expected.is_floating_point():
+            raise ModelError(
+                f"{where} holds {_dtype(tensor)} where the model has {_dtype(expected)} (first in {name!r}); is it of "
+                "a quantised model? Give the float one, int8 files are made from that"
+            )
         return
     if tensor.isnan().any():
         raise ModelError(f"{where} holds NaN (first in {name!r}); it is of a failed training")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..records import IntArray
-from .folders import images_of_files, read_json_object, require_files, shown, with_targets
+from .folders import images_of_files, is_file, read_json_object, require_files, shown, with_targets
 from .images import Images
 from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN
 
@@ -113,7 +113,7 @@ def _classes(
     ids = sorted(category_names)
     if not classes:
         return tuple(category_names[identity] for identity in ids), {identity: i for i, identity in enumerate(ids)}
-    missing = [category_names[identity] for identity in ids if category_names[identity] not in classes]
+    missing = [name for _, name in sorted(category_names.items()) if name not in classes]
     if missing:
         raise DataError(
             f"category {shown(missing[0])} of {str(file)!r} is not among the {len(classes)} classes of the model; "
@@ -124,11 +124,16 @@ def _classes(
 
 def _corners(box: Any, file: Path) -> tuple[float, float, float, float]:
     """[x, y, width, height] as x0 y0 x1 y1."""
-    are_numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-    if not are_numbers or not all(abs(side) < _LARGEST_PX for side in box):  # neither NaN nor infinity is
-        raise DataError(f"{str(file)!r} has the bbox {shown(str(box))}, expected [x, y, width, height] in pixels")
-    x, y, width, height = (float(side) for side in box)
-    return x, y, x + width, y + height
+    match box:
+        case [x, y, width, height] if all(_is_coordinate(side) for side in box):
+            return float(x), float(y), float(x) + float(width), float(y) + float(height)
+        case _:
+            raise DataError(f"{str(file)!r} has the bbox {shown(str(box))}, expected [x, y, width, height] in pixels")
+
+
+def _is_coordinate(side: object) -> bool:
+    """A number of pixels that an image may have; neither NaN nor infinity is, nor JSON's true."""
+    return type(side) in (int, float) and abs(side) < _LARGEST_PX  # type: ignore[arg-type]
 
 
 def _folder_of(file: Path, first: str) -> Path:
@@ -136,11 +141,4 @@ def _folder_of(file: Path, first: str) -> Path:
     part = file.stem.removeprefix("instances_")
     above = [file.parent, file.parent.parent] if file.parent.name == "annotations" else [file.parent]
     places = [folder / name for folder in above for name in ("", "images", part, f"images/{part}")]
-    return next((place for place in places if _holds(place, first)), file.parent)
-
-
-def _holds(folder: Path, name: str) -> bool:
-    try:
-        return (folder / name).is_file()
-    except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it
-        return False
+    return next((place for place in places if is_file(place / first)), file.parent)

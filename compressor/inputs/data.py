@@ -43,47 +43,60 @@ def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Imag
 
     Raises DataError for what is no data, and for data that don't fit together.
     """
-    if data is None or isinstance(data, (str, Images, Examples)):
-        return data
-    if isinstance(data, os.PathLike):
-        return str(os.fspath(data))
-
     name = type(data).__name__
-    if isinstance(data, type):
-        raise DataError(f"the data are the class {data.__name__}, expected one made of it: {data.__name__}(...)")
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"{with_article(name)} can be gone through once, and the data are needed often; give a function that "
-            "returns one"
-        )
-    if isinstance(data, DataLoader):
-        return _of_loader(name, data, signature)
-    if isinstance(data, IterableDataset):
-        return _of_stream(streamed(name, lambda: data, signature, by_sample=True), name, signature)
-    if _is_columns(data):
-        return _of_columns(f"{name} of arrays" if isinstance(data, (tuple, list)) else name, data, signature)
-    if isinstance(data, (list, tuple)):
-        return _of_list(f"data given as a {name}", data, signature)
-    if _is_dataset(data):
-        return _of_dataset(name, data, signature)
-    if isinstance(data, Iterable):
-        return _of_stream(streamed(name, lambda: data, signature), name, signature)
-    if callable(data):
-        return _of_function(data, signature)
+    match data:
+        case None | str() | Images() | Examples():
+            return data
+        case os.PathLike():
+            return str(os.fspath(data))
+        case type():
+            raise DataError(f"the data are the class {data.__name__}, expected one made of it: {data.__name__}(...)")
+        case Iterator():
+            raise DataError(
+                f"{with_article(name)} can be gone through once, and the data are needed often; give a function that "
+                "returns one"
+            )
+        case DataLoader():
+            return _of_loader(name, data, signature)
+        case IterableDataset():
+            return _of_stream(streamed(name, lambda: data, signature, by_sample=True), name, signature)
+        case tuple() | list() if _is_columns(data):
+            return _of_columns(f"{name} of arrays", data, signature)
+        case tuple() | list():
+            return _of_list(f"data given as a {name}", data, signature)
+        case _ if _is_columns(data):
+            return _of_columns(name, data, signature)
+        case _ if _is_dataset(data):
+            return _of_dataset(name, data, signature)
+        case Iterable():
+            return _of_stream(streamed(name, lambda: data, signature), name, signature)
+        case _ if callable(data):
+            return _of_function(data, signature)
     raise DataError(f"data are given as {with_article(name)}, expected {_KINDS}")
 
 
 def _is_columns(data: object) -> bool:
     """Arrays that hold all samples: one, a tuple or dict of several, or a list of images and of their class indices."""
-    if is_array(data):
-        return True
-    if isinstance(data, Mapping):
-        return bool(data)
-    if isinstance(data, tuple):
-        return bool(data) and (is_array(data[0]) or isinstance(data[0], (tuple, Mapping)))
-    if isinstance(data, list) and len(data) == 2 and all(is_array(column) for column in data):
-        return data[1].ndim == 1 and data[0].ndim > 1 and len(data[0]) == len(data[1])
-    return False
+    match data:
+        case Tensor() | np.ndarray():
+            return True
+        case Mapping():
+            return bool(data)
+        case tuple():
+            return isinstance(next(iter(data), None), (Tensor, np.ndarray, tuple, Mapping))
+        case list():
+            return _are_images_and_labels(data)
+        case _:
+            return False
+
+
+def _are_images_and_labels(columns: list[Any]) -> bool:
+    """Whether there are two arrays, one of images and one with the class index of each."""
+    match columns:
+        case [Tensor() | np.ndarray() as images, Tensor() | np.ndarray() as labels]:
+            return labels.ndim == 1 and images.ndim > 1 and len(images) == len(labels)
+        case _:
+            return False
 
 
 def _is_dataset(data: object) -> TypeGuard[Dataset]:
@@ -136,7 +149,7 @@ def _is_picture(value: object, signature: Signature) -> bool:
 
 def _in_range(pixels: Tensor) -> bool:
     """Floats are pixels in [0, 1]; whole numbers are what their type says."""
-    return not pixels.is_floating_point() or (float(pixels.min()) >= 0 and float(pixels.max()) <= 1)
+    return not pixels.is_floating_point() or 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
 
 
 def _notes(samples: Sequence[Sample], signature: Signature, left_out: Sequence[str]) -> tuple[str, ...]:
@@ -172,13 +185,20 @@ def _of_list(source: str, entries: Sequence[Any], signature: Signature) -> Image
 def _is_sample(entry: object) -> bool:
     if isinstance(entry, Image.Image):
         return True
-    if not isinstance(entry, (tuple, list)) or len(entry) != 2:
-        return False
-    first, second = entry
-    if isinstance(second, Mapping) and BOXES in second:
-        return is_array(second[BOXES]) and second[BOXES].ndim == 2  # [k, 4]; of a batch they have one axis more
-    is_number = isinstance(second, (int, float, np.generic)) or (is_array(second) and second.ndim == 0)
-    return isinstance(first, Image.Image) or (is_array(first) and is_number)
+    return isinstance(entry, (tuple, list)) and _is_pair(entry)
+
+
+def _is_pair(entry: Sequence[object]) -> bool:
+    """Whether these are an image and the target of this one image."""
+    match entry:
+        case (_, Mapping() as target) if BOXES in target:
+            return is_array(target[BOXES]) and target[BOXES].ndim == 2  # [k, 4]; of a batch they have one axis more
+        case (Image.Image(), _):
+            return True
+        case (Tensor() | np.ndarray(), target):
+            return isinstance(target, (int, float, np.generic)) or (is_array(target) and target.ndim == 0)
+        case _:
+            return False
 
 
 def _of_function(function: Callable[..., object], signature: Signature) -> str | Images | Examples:
@@ -316,12 +336,20 @@ def _class_names(dataset: Dataset, labels: IntArray) -> tuple[str, ...]:
 
 def _image_of(entry: object, signature: Signature) -> object:
     """The image of an entry: alone, the first of a pair, or PIL's in a dict where forward takes nothing else of it."""
-    if isinstance(entry, Mapping):
-        others = {str(key): value for key, value in entry.items() if not signature.is_target(str(key))}
-        inputs = [name for name in signature.parameters if name in others]
-        pictures = [others[name] for name in inputs or others if isinstance(others[name], Image.Image)]
-        return pictures[0] if pictures and len(inputs) <= 1 else None
-    return entry[0] if isinstance(entry, (tuple, list)) and entry else entry
+    match entry:
+        case Mapping():
+            return _image_by_name(entry, signature)
+        case tuple() | list() if entry:
+            return entry[0]
+        case _:
+            return entry
+
+
+def _image_by_name(entry: Mapping[Any, object], signature: Signature) -> object:
+    others = {str(key): value for key, value in entry.items() if not signature.is_target(str(key))}
+    inputs = [name for name in signature.parameters if name in others]
+    pictures = [others[name] for name in inputs or others if isinstance(others[name], Image.Image)]
+    return pictures[0] if pictures and len(inputs) <= 1 else None
 
 
 class _Pairs:

@@ -131,14 +131,22 @@ def _target_of(entry: object) -> object:
 
 def _stored_target(target: object) -> tuple[object, TargetKind]:
     """A target as `targets` reads it, and its kind. Raises TypeError for none of them."""
-    if target is None or isinstance(target, (int, np.integer)):
-        return target, "class"
-    if isinstance(target, Image.Image):
-        return target, "mask" if target.mode in INDEX_MODES else "image"
-    if isinstance(target, Mapping) and BOXES in target and LABELS in target:
-        return dict(target), "boxes"
-    if not isinstance(target, (Tensor, np.ndarray, np.floating, float, tuple, list)):
-        raise TypeError(f"a target is a {type(target).__name__}, expected a class index, a picture, boxes or numbers")
+    match target:
+        case None | int() | np.integer():
+            return target, "class"
+        case Image.Image():
+            return target, "mask" if target.mode in INDEX_MODES else "image"
+        case Mapping() if BOXES in target and LABELS in target:
+            return dict(target), "boxes"
+        case Tensor() | np.ndarray() | np.floating() | float() | tuple() | list():
+            return _stored_values(target)
+        case _:
+            kind = type(target).__name__
+            raise TypeError(f"a target is a {kind}, expected a class index, a picture, boxes or numbers")
+
+
+def _stored_values(target: object) -> tuple[object, TargetKind]:
+    """The same of an array or list: one whole number is a class, [C, H, W] a picture where it can be one."""
     values = values_of(target)
     if values.numel() == 1 and not values.is_floating_point():
         return target, "class"
@@ -150,12 +158,14 @@ def _stored_target(target: object) -> tuple[object, TargetKind]:
 
 def _stored_bytes(target: object) -> bytes:
     """What a digest takes in of a target."""
-    if isinstance(target, Image.Image):
-        return f"{target.mode}{target.size}".encode() + target.tobytes()
-    if isinstance(target, Mapping):
-        return b"".join(_stored_bytes(target[key]) for key in (BOXES, LABELS))
-    values = values_of(target)
-    return repr((values.dtype, *values.shape)).encode() + values.contiguous().numpy().tobytes()
+    match target:
+        case Image.Image():
+            return f"{target.mode}{target.size}".encode() + target.tobytes()
+        case Mapping():
+            return b"".join(_stored_bytes(target[key]) for key in (BOXES, LABELS))
+        case _:
+            values = values_of(target)
+            return repr((values.dtype, *values.shape)).encode() + values.contiguous().numpy().tobytes()
 
 
 def as_picture(pixels: object) -> Image.Image:

@@ -6,7 +6,7 @@ name. Knows neither where batches come from nor what becomes of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -22,6 +22,7 @@ from .targets import require_boxes, values_of
 
 Array = Tensor | NDArray[np.generic]
 
+_NUMBERS = "fiub"  # numpy's kinds: floats, whole numbers with a sign and without, booleans
 _TARGET_KEYS = ("labels", "label", "targets", "target")  # a target even where forward could take it, for a loss
 _MAYBE_TARGET_KEYS = ("mask", "masks", "y")  # a target unless forward has such a parameter
 
@@ -83,15 +84,19 @@ def read_entry(entry: object, signature: Signature, where: str) -> Batch:
 
 
 def _batch_of_one(entry: object, *, is_inner: bool = False) -> object:
-    if isinstance(entry, Mapping):
-        if is_inner and BOXES in entry:  # a target of many parts, which stays one
+    match entry:
+        case Mapping() if is_inner and BOXES in entry:  # a target of many parts, which stays one
             return [entry]
-        return {key: _batch_of_one(value, is_inner=True) for key, value in entry.items()}
-    if isinstance(entry, (tuple, list)):
-        return tuple(_batch_of_one(value, is_inner=True) for value in entry)
-    if isinstance(entry, Tensor):
-        return entry[None]
-    return np.asarray(entry)[None] if isinstance(entry, (np.ndarray, np.generic, int, float)) else entry
+        case Mapping():
+            return {key: _batch_of_one(value, is_inner=True) for key, value in entry.items()}
+        case tuple() | list():
+            return tuple(_batch_of_one(value, is_inner=True) for value in entry)
+        case Tensor():
+            return entry[None]
+        case np.ndarray() | np.generic() | int() | float():
+            return np.asarray(entry)[None]
+        case _:
+            return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +133,32 @@ def _places(count: int) -> tuple[str, ...]:
 
 
 def _parts(batch: object, signature: Signature, where: str) -> _Parts:
-    if isinstance(batch, Mapping):
-        return _parts_by_name(batch, signature, where)
-    if not isinstance(batch, (tuple, list)):
-        return _Parts((batch,))
+    match batch:
+        case Mapping():
+            return _parts_by_name(batch, signature, where)
+        case tuple() | list():
+            return _parts_in_turn(tuple(batch), signature, where)
+        case _:
+            return _Parts((batch,))
 
-    entries = tuple(batch)
-    if len(entries) == 2 and isinstance(entries[0], Mapping):
-        return replace(_parts_by_name(entries[0], signature, where), targets=entries[1])
-    if len(entries) == 2 and isinstance(entries[0], (tuple, list)):  # ((a, b), targets), or images one by one
-        inputs = tuple(entries[0])
-        if signature.wanted == 1 and isinstance(entries[1], (tuple, list)) and len(entries[1]) == len(inputs):
-            return _Parts((inputs,), entries[1])
-        _require_count(len(inputs), signature, where)
-        return _Parts(inputs, entries[1])
-    if len(entries) == signature.wanted + 1:
-        return _Parts(entries[:-1], entries[-1])
-    _require_count(len(entries), signature, where)
-    return _Parts(entries)
+
+def _parts_in_turn(entries: tuple[object, ...], signature: Signature, where: str) -> _Parts:
+    """Of a tuple: (inputs, targets) where inputs are several, else inputs and behind them targets, if there are any."""
+    match entries:
+        case (Mapping() as inputs, targets):
+            return replace(_parts_by_name(inputs, signature, where), targets=targets)
+        case (tuple() | list() as images, tuple() | list() as targets) if signature.wanted == 1 and len(images) == len(
+            targets
+        ):  # samples one by one, which are stacked
+            return _Parts((tuple(images),), targets)
+        case (tuple() | list() as inputs, targets):
+            _require_count(len(inputs), signature, where)
+            return _Parts(tuple(inputs), targets)
+        case (*inputs, targets) if len(inputs) == signature.wanted:
+            return _Parts(tuple(inputs), targets)
+        case _:
+            _require_count(len(entries), signature, where)
+            return _Parts(entries)
 
 
 def _require_count(count: int, signature: Signature, where: str) -> None:
@@ -161,24 +174,25 @@ def _parts_by_name(batch: Mapping[Any, object], signature: Signature, where: str
     """Of a dict: the target by its usual names, inputs by forward's parameters, whatever else is left out."""
     entries = {str(key): value for key, value in batch.items() if value is not None}
     targets, target_keys = _targets_by_name(entries, signature, where)
-    others = [key for key in entries if key not in target_keys]
-    names = [name for name in signature.parameters if name in others]
-    if not signature.parameters:
-        names = [key for key in others if is_array(entries[key])]
-    left_out = tuple(key for key in others if key not in names)
+    others = _without(entries, target_keys)
+    arrays = [key for key in others if is_array(entries[key])]
+    names = [name for name in signature.parameters if name in others] if signature.parameters else arrays
     if names:
-        missing = [name for name in signature.parameters[: signature.wanted] if name not in names]
+        missing = _without(signature.parameters[: signature.wanted], names)
         if missing:
             raise DataError(f"{where} has no entry {missing[0]!r}, which forward takes; it has {', '.join(entries)}")
-        return _Parts(tuple(entries[name] for name in names), targets, tuple(names), left_out)
+        return _Parts(tuple(entries[name] for name in names), targets, tuple(names), _without(others, names))
 
-    arrays = [key for key in others if is_array(entries[key])]
     if len(arrays) == 1 and signature.wanted == 1:  # there is one input to be, whatever it is called
-        return _Parts((entries[arrays[0]],), targets, (), tuple(key for key in others if key not in arrays))
+        return _Parts((entries[arrays[0]],), targets, (), _without(others, arrays))
     raise DataError(
         f"{where} is a dict of {', '.join(entries)}, of which none is forward's parameter "
         f"({', '.join(signature.parameters) or 'unknown'}); name its entries as forward does"
     )
+
+
+def _without(keys: Iterable[str], taken: Collection[str]) -> tuple[str, ...]:
+    return tuple(key for key in keys if key not in taken)
 
 
 def _targets_by_name(entries: Mapping[str, object], signature: Signature, where: str) -> tuple[object, tuple[str, ...]]:
@@ -193,18 +207,29 @@ def _targets_by_name(entries: Mapping[str, object], signature: Signature, where:
 
 def _tensor(column: object, where: str) -> Tensor:
     """One input of a batch: floats as float32, everything else as it is, on the CPU."""
-    if isinstance(column, (tuple, list)) and column and all(is_array(entry) for entry in column):
-        column = _stacked([_tensor(entry, where) for entry in column], where)
-    if isinstance(column, Tensor):
-        tensor = column.detach().cpu()
-    elif isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
-        tensor = torch.from_numpy(np.require(column, requirements=["C", "W"]))
-    else:
-        kind = f"array of {column.dtype}" if isinstance(column, np.ndarray) else type(column).__name__
-        raise DataError(f"{where} is {with_article(kind)}, expected a tensor or a numpy array of numbers")
+    match column:
+        case Tensor():
+            tensor = column.detach().cpu()
+        case np.ndarray() if column.dtype.kind in _NUMBERS:
+            tensor = torch.from_numpy(np.require(column, requirements=["C", "W"]))
+        case tuple() | list() if _are_arrays(column):
+            tensor = _stacked([_tensor(entry, where) for entry in column], where)
+        case _:
+            kind = f"array of {column.dtype}" if isinstance(column, np.ndarray) else type(column).__name__
+            raise DataError(f"{where} is {with_article(kind)}, expected a tensor or a numpy array of numbers")
     if not tensor.ndim:
         raise DataError(f"{where} is a single number, expected samples on its first axis")
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _are_arrays(entries: Sequence[object]) -> TypeGuard[Sequence[Array]]:
+    """Whether there are entries, and all are arrays."""
+    return bool(entries) and all(is_array(entry) for entry in entries)
+
+
+def _are_dicts(entries: Sequence[object]) -> TypeGuard[Sequence[Mapping[Any, Any]]]:
+    """Whether there are entries, and all are dicts."""
+    return bool(entries) and all(isinstance(entry, Mapping) for entry in entries)
 
 
 def _stacked(tensors: Sequence[Tensor], where: str) -> Tensor:
@@ -216,14 +241,15 @@ def _stacked(tensors: Sequence[Tensor], where: str) -> Tensor:
 
 
 def _targets(targets: object, where: str) -> Targets | None:
-    if targets is None:
-        return None
-    if isinstance(targets, Mapping):
-        return _of_columns(targets, where)
-    if isinstance(targets, (tuple, list)):
-        if targets and all(isinstance(target, Mapping) for target in targets):
+    match targets:
+        case None:
+            return None
+        case Mapping():
+            return _of_columns(targets, where)
+        case tuple() | list() if _are_dicts(targets):
             return [_boxes(target, where) for target in targets]
-        targets = _as_one(targets, where)
+        case tuple() | list():
+            targets = _as_one(targets, where)
     values = values_of(_numbers_in(targets, where))
     if not values.ndim:
         raise DataError(f"the targets of {where} are a single number, expected one a sample")
@@ -233,7 +259,7 @@ def _targets(targets: object, where: str) -> Targets | None:
 
 def _as_one(targets: Sequence[object], where: str) -> object:
     """Arrays or numbers that come one a sample as one array; anything else as it is."""
-    if targets and all(is_array(target) for target in targets):
+    if _are_arrays(targets):
         return _stacked([values_of(target) for target in targets], f"the targets of {where}")
     if all(isinstance(target, (int, float)) for target in targets):
         return np.asarray(targets)
@@ -242,9 +268,15 @@ def _as_one(targets: Sequence[object], where: str) -> object:
 
 def _numbers_in(targets: object, where: str) -> Array:
     """The same array. Raises DataError for what is none, or none of numbers."""
-    if isinstance(targets, Tensor) or (isinstance(targets, np.ndarray) and targets.dtype.kind in "fiub"):
-        return targets
-    first = targets[0] if isinstance(targets, (tuple, list)) and targets else targets
+    match targets:
+        case Tensor():
+            return targets
+        case np.ndarray() if targets.dtype.kind in _NUMBERS:
+            return targets
+        case tuple() | list() if targets:
+            first = targets[0]
+        case _:
+            first = targets
     raise DataError(
         f"the targets of {where} are of the type {type(first).__name__}, expected a tensor, numbers, or a dict of "
         "'boxes' and 'labels' a sample"

@@ -86,7 +86,7 @@ def require_files(folder: Path, files: Sequence[str], table: Path) -> None:
                 f"{str(table)!r} names {shown(name)}, which lies outside its folder; move the images there and name "
                 "them relative to it"
             )
-    missing = [name for name in files if not _is_file(folder / name)]
+    missing = [name for name in files if not is_file(folder / name)]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(files)} files named in {str(table)!r} don't exist (first: {shown(missing[0])}); "
@@ -94,7 +94,8 @@ def require_files(folder: Path, files: Sequence[str], table: Path) -> None:
         )
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """False also for what no file can be called."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name longer than a file's can be, or with a zero in it

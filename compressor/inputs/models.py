@@ -137,16 +137,17 @@ def _has_weights(spec: str) -> bool:
 
 def _builder_of(spec: str) -> tuple[Callable[[str, str], Built], str]:
     """The function that builds a model of that name, and the name as it takes it."""
-    source, _, rest = spec.partition(":")
-    if not rest:
-        return _embedded, spec
-    if source == "torchvision":
-        return torchvision_model, rest
-    if source == "timm":
-        return _timm, rest
-    if source == "transformers":
-        return transformers_model, rest
-    return _factory, spec
+    match spec.split(":", 1):
+        case [_] | [_, ""]:
+            return _embedded, spec
+        case ["torchvision", name]:
+            return torchvision_model, name
+        case ["timm", name]:
+            return _timm, name
+        case ["transformers", name]:
+            return transformers_model, name
+        case _:
+            return _factory, spec
 
 
 def _embedded(spec: str, weights: str) -> Built:

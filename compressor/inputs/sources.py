@@ -77,14 +77,21 @@ def load_source(
     path = Path(source).expanduser()
     if not path.exists():
         return _of_code(source, signature, classes, root)
-    if path.is_file():
-        return coco_images(path, classes) if path.suffix.lower() == ".json" else npz_data(path, signature)
-    if (path / "labels.csv").is_file():
-        return _labelled_folder(path, classes)
-    annotations = annotations_of(path)
+    if not path.is_file():
+        return _folder_images(path, classes)
+    if path.suffix.lower() == ".json":
+        return coco_images(path, classes)
+    return npz_data(path, signature)
+
+
+def _folder_images(folder: Path, classes: Sequence[str] | None) -> Images:
+    """By what lies in it: a table of labels, boxes, masks or other images, else a folder for each class."""
+    if (folder / "labels.csv").is_file():
+        return _labelled_folder(folder, classes)
+    annotations = annotations_of(folder)
     if annotations is not None:
         return coco_images(annotations, classes)
-    return paired_images(path) or _class_folders(path, classes)
+    return paired_images(folder) or _class_folders(folder, classes)
 
 
 def _of_code(source: str, signature: Signature, classes: Sequence[str] | None, root: str) -> Images | Examples:
@@ -217,10 +224,11 @@ def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path)
 def _column(row: Mapping[str, object], accepted: Sequence[str], table: Path) -> str:
     """The name, as the table spells it, of the first accepted column that it has."""
     columns = {name.strip().lower(): name for name in row if name}
-    for name in accepted:
-        if name in columns:
-            return columns[name]
-    raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {' or '.join(accepted[:3])}")
+    spelled = [columns[name] for name in accepted if name in columns]
+    if not spelled:
+        expected = " or ".join(accepted[:3])
+        raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {expected}")
+    return spelled[0]
 
 
 def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
@@ -237,7 +245,7 @@ def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) ->
 def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, table: Path) -> tuple[str, ...]:
     """The model's classes, else the numbers themselves as names; every index must have one."""
     names = tuple(classes or map(str, range(max(indices) + 1)))
-    wrong = [i for i in indices if i < -1 or i >= len(names)]
+    wrong = [i for i in indices if not -1 <= i < len(names)]
     if wrong:
         raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
     return names

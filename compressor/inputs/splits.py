@@ -106,9 +106,9 @@ def _take(images: Kind, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, 
         pixels = images.pixel_hash(images.names[index])
         if pixels in dealt:
             left_out.append(images.names[index])
-            continue
-        taken[destinations[len(dealt)]].append(int(index))
-        dealt.add(pixels)
+        else:
+            taken[destinations[len(dealt)]].append(int(index))
+            dealt.add(pixels)
 
     if len(dealt) < len(destinations):
         raise DataError(_too_few(images, sizes, len(dealt)))

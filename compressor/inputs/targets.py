@@ -29,14 +29,16 @@ def placed_target(
     take less memory between passes than int64, and 255 outside of the picture; an image uint8 [C, f h, f w], f times
     as large as the picture, with f a whole number.
     """
-    if kind == "mask":
-        return _mask(stored, picture, crop)
-    if kind == "boxes":
-        return _boxes(stored, picture, crop)
-    if kind == "image":
-        target = _enlarged_picture(stored, picture).convert("L" if channels == 1 else "RGB")
-        return pixels_of(cropped(target, crop.enlarged(target.width // picture.width), resampling))
-    return values_of(stored)
+    match kind:
+        case "mask":
+            return _mask(stored, picture, crop)
+        case "boxes":
+            return _boxes(stored, picture, crop)
+        case "image":
+            target = _enlarged_picture(stored, picture).convert("L" if channels == 1 else "RGB")
+            return pixels_of(cropped(target, crop.enlarged(target.width // picture.width), resampling))
+        case _:
+            return values_of(stored)
 
 
 def values_of(stored: object) -> Tensor:

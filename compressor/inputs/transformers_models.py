@@ -206,13 +206,15 @@ def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing | None:
 
 def _sides(size: object) -> tuple[int, ...] | None:
     """{"height": 224, "width": 224} is (224, 224), {"shortest_edge": 256} is (256,), and so is 256."""
-    if isinstance(size, int):
-        return (size,)
-    if not isinstance(size, Mapping):
-        return None
-    if size.get("height") and size.get("width"):
-        return (int(size["height"]), int(size["width"]))
-    return (int(size["shortest_edge"]),) if size.get("shortest_edge") else None
+    match size:
+        case int():
+            return (size,)
+        case {"height": height, "width": width} if height and width:
+            return (int(height), int(width))
+        case {"shortest_edge": edge} if edge:
+            return (int(edge),)
+        case _:
+            return None
 
 
 def _interpolation(resample: int | None) -> Interpolation:

@@ -71,9 +71,9 @@ def _objection_to(code: str, sha256: str, folder: Path, *, role: str, instead: s
             f"compare with the one it was made with; run in the folder where that lies, or give {instead}"
         )
     reason = _objection(path, sha256, folder)
-    return (
-        reason and f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_TRUST}, or give {instead}"
-    )
+    if not reason:
+        return ""
+    return f"the folder {str(folder)!r} names code to run, {str(path)!r}, {reason}; {_TRUST}, or give {instead}"
 
 
 def _is_embedded(builder: str) -> bool:
@@ -97,11 +97,13 @@ def _require_plain(call: str, builder: str, folder: Path) -> None:
 
 def _is_plain(value: object) -> bool:
     """A number, a switch, or text that is no path: letters, digits and underscores."""
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(inner) for inner in value)
-    if isinstance(value, str):
-        return value.replace("_", "").isalnum()
-    return value is None or isinstance(value, (bool, int, float))
+    match value:
+        case list() | tuple():
+            return all(_is_plain(inner) for inner in value)
+        case str():
+            return value.replace("_", "").isalnum()
+        case _:
+            return value is None or isinstance(value, (bool, int, float))
 
 
 def _objection(path: Path, sha256: str, folder: Path) -> str:

@@ -190,16 +190,17 @@ def _torch_call(point: Point, batch: int) -> Callable[[], Tensor]:
     """The layer as PyTorch has it, on random weights and the input that its ONNX file takes."""
     layer = point.layer
     x = torch.rand(batch, *input_shape(layer, point.inputs))
-    if layer.kind == "attention":
-        return lambda: F.scaled_dot_product_attention(x, x, x)
-    if layer.kind == "product":
-        right = torch.rand(batch, layer.sizes[0], point.inputs, layer.sizes[2])  # [N, lead, inputs, n]
-        return lambda: x @ right
-    bias = torch.rand(point.outputs)
-    if layer.kind == "linear":
-        matrix = torch.rand(point.outputs, point.inputs)
-        return lambda: F.linear(x, matrix, bias)
-    return _convolution_call(point, x, bias)
+    match layer.kind:
+        case "attention":
+            return lambda: F.scaled_dot_product_attention(x, x, x)
+        case "product":
+            right = torch.rand(batch, layer.sizes[0], point.inputs, layer.sizes[2])  # [N, lead, inputs, n]
+            return lambda: x @ right
+        case "linear":
+            bias, matrix = torch.rand(point.outputs), torch.rand(point.outputs, point.inputs)
+            return lambda: F.linear(x, matrix, bias)
+        case _:
+            return _convolution_call(point, x, torch.rand(point.outputs))
 
 
 def _convolution_call(point: Point, x: Tensor, bias: Tensor) -> Callable[[], Tensor]:

@@ -15,6 +15,7 @@ from torch import fx
 
 from ..export.layers import Layer
 from ..files import Json, content_hash
+from ..graph.neighbours import shape_of
 from ..pruning import Structure
 from ..pruning.compaction import compact_shape
 from ..pruning.labels import Value
@@ -23,7 +24,7 @@ from ..pruning.surgery import removed_classes
 from .clocks import Clock, Point
 from .staircase import measure_step, probe_widths
 from .tables import Kept, Table, levels, smoothed
-from .uses import Shapes, Use, Widths, dense_shapes, macs_of, moved_bytes, uses_of, widths
+from .uses import Shapes, Use, Widths, macs_of, moved_bytes, uses_of, widths
 
 Progress = Callable[[str, float], None]
 Steps = Mapping[str, tuple[int, int]]
@@ -82,7 +83,7 @@ def measure_model(
     measuring.progress("latency tables", 1.0)
 
     layers_us = sum(tables[use.node.name].at(*use.widths) for use in uses)
-    moved = moved_bytes(graph, uses, dense_shapes)
+    moved = moved_bytes(graph, uses, shape_of)
     rest_us = dense_us - layers_us
     if rest_us > 0 and moved:
         return LatencyModel(tables, steps, dense_us, 1.0, rest_us / moved)
@@ -112,7 +113,7 @@ def measure_steps(uses: Sequence[Use], measuring: Measuring) -> dict[str, tuple[
 
 def _aptness(use: Use) -> tuple[bool, int]:
     """Widths enough to see a step of 16, weights few enough to stay in a cache; then the longest."""
-    return min(use.widths) >= 64 and max(use.widths) <= 512, macs_of(use, dense_shapes) * use.widths[0]
+    return min(use.widths) >= 64 and max(use.widths) <= 512, macs_of(use, shape_of) * use.widths[0]
 
 
 def _step(use: Use, axis: int, measuring: Measuring) -> int:
@@ -170,7 +171,7 @@ def shapes_left(structure: Structure, gone: Keep) -> Shapes:
             if isinstance(value, Value):
                 by_node[node] = compact_shape(value.shape, structure.lying(node), gone)
             else:
-                by_node[node] = tuple(dense_shapes(node))
+                by_node[node] = shape_of(node)
         return by_node[node]
 
     return shapes
@@ -193,7 +194,7 @@ def make_latency_meter(graph: fx.GraphModule, structure: Structure, model: Laten
 
 def _use_us(use: Use, table: Table, shapes: Shapes) -> float:
     if use.scaled:
-        return table.us[0][0] * macs_of(use, shapes) / max(1, macs_of(use, dense_shapes))
+        return table.us[0][0] * macs_of(use, shapes) / max(1, macs_of(use, shape_of))
     return table.at(*widths(use.node, use.layer, shapes))
 
 

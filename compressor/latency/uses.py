@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor, fx
+from torch import fx
 
 from ..export.layers import Layer, LayerKind
 from ..graph import aten
 from ..graph.interface import traced_count
-from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution
+from ..graph.neighbours import calls_of, computed_operands, is_stored, shape_of
+from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, Convolution, arguments, paddings_of
 
 Shapes = Callable[[fx.Node], Sequence[int]]
 Widths = tuple[int, int]
@@ -42,19 +43,13 @@ class Use:
         return self.layer.kind in ("grouped", "product", "attention")
 
 
-def dense_shapes(node: fx.Node) -> Sequence[int]:
-    """The shape the node had when it was traced; empty for what is no tensor."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
 def uses_of(graph: fx.GraphModule) -> list[Use]:
     """Convolutions, linear layers and products of activations; einsum and rarer products are not among them."""
     uses = []
     for node in graph.graph.nodes:
         layer = _layer(node)
         if layer is not None:
-            uses.append(Use(node, layer, widths(node, layer, dense_shapes)))
+            uses.append(Use(node, layer, widths(node, layer, shape_of)))
     return uses
 
 
@@ -73,18 +68,16 @@ def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> i
     weighted = {use.node for use in uses}
     batch = traced_count(graph)
     moved_values = 0
-    for node in graph.graph.nodes:
-        if node.op != "call_function" or node in weighted or node.target in _FREE or not dense_shapes(node):
+    for node in calls_of(graph):
+        if node in weighted or node.target in _FREE or not shape_of(node):
             continue
-        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-        moved_values += sum(prod(shapes(tensor)) for tensor in (node, *operands) if dense_shapes(tensor))
+        tensors = [tensor for tensor in (node, *computed_operands(node)) if shape_of(tensor)]
+        moved_values += sum(prod(shapes(tensor)) for tensor in tensors)
     return 4 * moved_values // batch
 
 
 def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
+    return node.all_input_nodes[0]
 
 
 def _layer(node: fx.Node) -> Layer | None:
@@ -95,7 +88,7 @@ def _layer(node: fx.Node) -> Layer | None:
         return _convolution(node)
     if node.target is LINEAR:
         # of one image: the tokens of [N, tokens, C]; 0 where images themselves are the rows
-        rows = prod(dense_shapes(_input(node))[1:-1]) if len(dense_shapes(node)) > 2 else 0
+        rows = prod(shape_of(_input(node))[1:-1]) if len(shape_of(node)) > 2 else 0
         return Layer("linear", (rows,))
     if node.target in (*_PRODUCTS, ATTENTION) and _is_activation(node.args[1]):
         return _product(node)
@@ -104,31 +97,28 @@ def _layer(node: fx.Node) -> Layer | None:
 
 def _is_activation(argument: object) -> bool:
     """Whether the second factor is computed, too, and is no vector: a parameter's product is not timed as one."""
-    if not isinstance(argument, fx.Node) or argument.op == "get_attr":
-        return False
-    return len(dense_shapes(argument)) > 1
+    return isinstance(argument, fx.Node) and not is_stored(argument) and len(shape_of(argument)) > 1
 
 
 def _product(node: fx.Node) -> Layer | None:
-    *leading, m, n = dense_shapes(node)  # [N, heads, m, n]; of attention m are queries
+    *leading, m, n = shape_of(node)  # [N, heads, m, n]; of attention m are queries
     lead = prod(leading[1:])
     if node.target is ATTENTION:
-        keys = node.args[1]
-        assert isinstance(keys, fx.Node)
-        return Layer("attention", (lead, m, int(dense_shapes(keys)[-2])))
+        keys = shape_of(arguments(node)["key"])  # [N, heads, keys, d]
+        return Layer("attention", (lead, m, keys[-2]))
     return Layer("product", (lead, m, n)) if len(leading) else None
 
 
 def _convolution(node: fx.Node) -> Layer | None:
     convolution = Convolution.of(node)
-    source, kernel = dense_shapes(_input(node)), dense_shapes(convolution.weight)[2:]
+    source, kernel = shape_of(_input(node)), shape_of(convolution.weight)[2:]
     groups = convolution.groups
     if not isinstance(groups, int):
         return None  # as many as the batch has images: no file of one layer can say that
 
     kind: LayerKind = "transposed" if convolution.transposed else "conv"
     if groups > 1:
-        is_depthwise = groups == source[1] and dense_shapes(node)[1] == source[1]
+        is_depthwise = groups == source[1] and shape_of(node)[1] == source[1]
         kind = "depthwise" if is_depthwise else "grouped"
     return Layer(
         kind,
@@ -143,12 +133,8 @@ def _convolution(node: fx.Node) -> Layer | None:
 
 def _pads(padding: tuple[int, ...] | str, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     """ONNX's order: all begins, then all ends."""
-    if isinstance(padding, str):  # "same"
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        begins = [total // 2 for total in totals]
-        ends = [total - total // 2 for total in totals]  # an odd one lies at the end
-        return (*begins, *ends)
-    return (*padding, *padding)
+    begins, ends = zip(*paddings_of(padding, kernel, dilation), strict=True)
+    return (*begins, *ends)
 
 
 def macs_of(use: Use, shapes: Shapes) -> int:
@@ -158,9 +144,7 @@ def macs_of(use: Use, shapes: Shapes) -> int:
     """
     outputs = prod(shapes(use.node))
     if use.layer.kind == "grouped":
-        weight = use.node.args[1]
-        assert isinstance(weight, fx.Node)
-        return outputs * prod(shapes(weight)[1:])  # [out, in / groups, *kernel]
+        return outputs * prod(shapes(arguments(use.node)["weight"])[1:])  # [out, in / groups, *kernel]
     if use.layer.kind == "attention":
         query = shapes(_input(use.node))  # [N, heads, queries, d]
         keys = use.layer.sizes[2]

@@ -26,11 +26,12 @@ from ..repair.choice import text_of
 from ..run.checks import Checks
 from ..run.choosing import NO_PARTS, UserParts
 from ..run.judges import spare_of
-from ..run.plans import require_reachable
+from ..run.plans import require_reachable, set_aim
 from ..run.saved import load_module, load_saved
 from ..run.stages import Notify
 from ..run.tasking import make_task
 from ..run.work import Request, Work, prepare
+from .depth import lose_branches
 from .quality import measure_accuracy, measure_fidelity, measure_networks
 from .recovery import name_of_shipped, recover
 from .removal import remove_and_repair
@@ -105,12 +106,15 @@ def _run(request: Request, notify: Notify) -> Run:
     if request.recipe.as_it_is:
         return _ship_as_it_is(work)
     structure, spent = find_units(work)
-    require_reachable(work.dense, structure, request.recipe)
+    if request.recipe.blocks == "keep":  # else no one knows yet how far the rest has to go
+        require_reachable(work.dense, structure, request.recipe)
     with work.stages.begun():
         keep_units(work, structure, spent)
         origin = work.stages.keys["groups"]
         task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
-        pruned = remove_and_repair(work, structure, task)
+        aim = set_aim(work, structure)
+        work, structure, aim = lose_branches(work, structure, task, aim)
+        pruned = remove_and_repair(work, structure, task, aim)
         recovered = recover(work, structure, pruned, task)
         accuracy = measure_accuracy(work, structure, pruned, recovered, task)
         near_dense = measure_fidelity(work, pruned, recovered)
@@ -167,6 +171,7 @@ def finish(
         "recovery": outcome.recovery and recovery_text(outcome.recovery),
         "evaluation_images": accuracy["dense"].n,
         "device": str(work.device),
+        "blocks_dropped": len(work.depth.gone),
         **budget_facts,
         **delivered.summary,
         "gates": {gate.name: gate.state for gate in delivered.checks.gates},

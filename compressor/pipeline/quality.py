@@ -29,7 +29,7 @@ def measure_accuracy(
     work: Work, structure: Structure, pruned: Pruned, recovered: Recovered, task: NetworkTask
 ) -> dict[str, Accuracy | Quality]:
     """Held-out quality of every network, dense to shipped, by the task's measure; the shipped one's loss is a gate."""
-    removed = rebuild(work.dense, structure, dict(pruned.plan.kept))
+    removed = rebuild(work.base, structure, dict(pruned.plan.kept))
     networks = {"dense": work.dense, "removed": removed, "repaired": pruned.network}
     if recovered.tuned is not None:
         networks["tuned"] = recovered.tuned

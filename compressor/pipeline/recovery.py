@@ -51,7 +51,7 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
     recovered = work.stages.make(
         "finetune",
         _recovered,
-        _keeper_of_recovered(work.dense, structure, pruned.plan),
+        _keeper_of_recovered(work.base, structure, pruned.plan),
         dense=Known(work.dense, work.stages.keys["groups"]),
         repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
         slices=slices_of(work.dense, structure, pruned.plan),
@@ -62,7 +62,16 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
     )
     kept = dict(pruned.plan.kept)
     code = code_sha256s(recipe)
-    network = Network(work.model.builder, work.inputs, structure.tied, structure.frozen, kept, work.keywords, code)
+    network = Network(
+        work.model.builder,
+        work.inputs,
+        structure.tied,
+        structure.frozen,
+        kept,
+        work.keywords,
+        code,
+        branches=work.depth.names,
+    )
     write_network(folder, network)
     return replace(recovered, checks=Checks(not_checked=not_checked))
 

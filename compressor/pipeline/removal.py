@@ -23,7 +23,7 @@ from ..records import Compensation, IntArray, Plan, Scores, Slices
 from ..rounds import Prunable, measure_units, repair_layers, score_units
 from ..run.checks import Checks, gate, require_passed
 from ..run.fingerprints import Known
-from ..run.plans import kept_of, make_step, set_aim, summary_of_budgets, warn_below, words_of
+from ..run.plans import Aim, kept_of, make_step, set_aim, summary_of_budgets, warn_below, words_of
 from ..run.saved import read_weights, write_weights
 from ..run.stages import Keeper, Progress, kept_as_record
 from ..run.tasking import NetworkTask
@@ -48,11 +48,14 @@ class Pruned:
     budget: str = ""
 
 
-def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pruned:
-    """Rounds of score, plan, removal and repair. Raises GateError where a network is not the masked original."""
+def remove_and_repair(work: Work, structure: Structure, task: NetworkTask, aim: Aim | None = None) -> Pruned:
+    """Rounds of score, plan, removal and repair; `structure` is the base network's, `aim` the recipe's if not given.
+
+    Raises GateError where a network is not the masked original.
+    """
     recipe, folder = work.recipe, work.stages.folder
-    aim = set_aim(work, structure)
-    current, units = work.dense, structure
+    aim = aim or set_aim(work, structure)
+    current, units = work.base, structure
     kept: dict[str, IntArray] = {}
     checks = Checks()
     budget_facts: dict[str, object] = {}
@@ -71,7 +74,7 @@ def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pr
         budget_facts |= step.facts
 
     keep_inputs(work)
-    plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget)
+    plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(current).macs, recipe.budget, work.depth.names)
     write_record(folder / "plan.json", plan)
     kept_shares = kept_of(aim.budgets, work.dense, current, step.measured)
     checks += warn_below(kept_shares, recipe.multiple)
@@ -80,7 +83,7 @@ def remove_and_repair(work: Work, structure: Structure, task: NetworkTask) -> Pr
 
 def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, task: NetworkTask) -> Scores:
     """What round r ranks by; a finished stage's if there is one, whatever the budget."""
-    origin = work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"])
+    origin = _origin(work, r)
     subject = Known(Prunable(graph, units), origin)
     scoring = scoring_of(work.recipe)
     scores = work.stages.make(
@@ -107,6 +110,13 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
     )
 
 
+def _origin(work: Work, r: int) -> str:
+    """The key of the stage that made the network which round r starts from."""
+    keys = work.stages.keys
+    base = keys["depth"] if work.depth.taken else keys["groups"]
+    return keys.get(f"repair-{r - 1}", base)
+
+
 @dataclass(frozen=True, slots=True)
 class Repaired:
     """A network after its repair, and what that refitted."""
@@ -131,14 +141,14 @@ def _stage_repair(
         read_weights(folder / weights, network)
         return Repaired(network, compensation)
 
-    origin = work.stages.keys.get(f"repair-{r - 1}", work.stages.keys["groups"])
+    origin = _origin(work, r)
     repaired = work.stages.make(
         f"repair-{r}",
         _repaired,
         Keeper(write, read),
         dense=Known(work.dense, work.stages.keys["groups"]),
         removed=Known(removed, [origin, kept]),
-        slices=slices_of(work.dense, structure, kept),
+        slices=slices_of(work.base, structure, kept),
         images=work.calibration_images,
         repairing=repairing_of(work.recipe),
     )

@@ -13,13 +13,14 @@ from pathlib import Path
 from torch import fx, nn
 
 from ..delivery import Outcome
-from ..files import read_json, write_record
+from ..files import read_json, read_record, write_record
 from ..graph.cost import measure_cost
 from ..inputs.checkpoints import state_hash
 from ..inputs.models import model_in_hand
 from ..pruning import Structure, analyse
+from ..pruning.branches import without_branches
 from ..recipe import Recipe
-from ..records import Accuracy, Plan, Quality, figure_of
+from ..records import Accuracy, Depth, Plan, Quality, figure_of
 from ..run.checks import Checks, require_passed
 from ..run.choosing import UserParts
 from ..run.finished import Finished, read_finished, require_same, require_trusted_code
@@ -91,9 +92,10 @@ def read_shipping(
     work = read_work(Request(recipe, model, data, parts, spare=spare_of(recipe)), notify)
     require_same(finished, work)
 
+    work = _without_branches(work, finished)
     structure = _structure_of(work, finished)
     kept = dict(finished.network.kept)
-    bare = copy.deepcopy(work.dense) if structure is None else rebuild(work.dense, structure, kept)
+    bare = copy.deepcopy(work.base) if structure is None else rebuild(work.base, structure, kept)
     network = with_trained(bare, state, work.model.module)
     identity = {**work.stages.identity, "trained": state_hash(network)}
     work = replace(
@@ -121,7 +123,16 @@ def _structure_of(work: Work, finished: Finished) -> Structure | None:
     """The dense network's groups as the run's check left them; None where nothing was removed."""
     if not finished.network.kept:
         return None
-    return analyse(work.dense, finished.network.tied, finished.network.frozen)
+    return analyse(work.base, finished.network.tied, finished.network.frozen)
+
+
+def _without_branches(work: Work, finished: Finished) -> Work:
+    """The work with the residual branches gone that went in the run."""
+    names = finished.network.branches
+    if not names:
+        return work
+    depth = read_record(finished.folder / "depth.json", Depth)
+    return replace(work, depth=depth, shallow=without_branches(work.dense, names))
 
 
 def trained_outcome(shipping: Shipping) -> Outcome:
@@ -134,9 +145,10 @@ def trained_outcome(shipping: Shipping) -> Outcome:
     checks, plan = Checks(warnings=work.warnings), None
     if structure is not None:
         keep_units(work, structure)
-        plan = Plan(kept, measure_cost(work.dense).macs, measure_cost(shipping.trained).macs, work.recipe.budget)
+        macs_left = measure_cost(shipping.trained).macs
+        plan = Plan(kept, measure_cost(work.dense).macs, macs_left, work.recipe.budget, work.depth.names)
         write_record(folder / "plan.json", plan)
-        identity = identity_gate(work, work.dense, shipping.bare, structure, plan)
+        identity = identity_gate(work, work.base, shipping.bare, structure, plan)
         require_passed(work.stages, identity)
         checks += identity
     keep_inputs(work)
@@ -144,7 +156,15 @@ def trained_outcome(shipping: Shipping) -> Outcome:
     replayed = finished.network
     write_network(
         folder,
-        Network(work.model.builder, work.inputs, replayed.tied, replayed.frozen, kept, work.keywords),
+        Network(
+            work.model.builder,
+            work.inputs,
+            replayed.tied,
+            replayed.frozen,
+            kept,
+            work.keywords,
+            branches=replayed.branches,
+        ),
     )
 
     origin = work.stages.keys["trained"]

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..distributed import sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..graph.operators import arguments
+from ..graph.samples import Samples
 from ..graph.windows import position_count, rows_of
 from ..placement import device_of, inputs_to
 from ..repair import least_squares
@@ -133,18 +134,22 @@ def collect(
     device = device_of(graph)
     n = 0  # images of the batch that passes, for `watch`
 
+    def look_at(node: fx.Node, layer: Layer, samples: Samples) -> None:
+        """Adds rows of what one use of a layer reads of this batch."""
+        window = window_of(node, fetch(graph, layer.weight))
+        x = samples.images_first(walk.env[arguments(node)["input"]], n)
+        if window.linear:
+            x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
+        wanted = math.ceil(rows_wanted(widths[layer.node], options) / len(layer.uses))
+        entries = len(x) // n  # windows or frames of one image that lie on the first axis
+        positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
+        rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
+        sums[layer.node].add(rows.flatten(0, 2))
+
     def watch(node: fx.Node, value: object) -> object:
-        samples, of_layer = input_layouts.get(node), used.get(node)
-        if of_layer is not None and of_layer in sums and samples is not None:
-            window = window_of(node, fetch(graph, layers[of_layer].weight))
-            x = samples.images_first(walk.env[arguments(node)["input"]], n)
-            if window.linear:
-                x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
-            wanted = math.ceil(rows_wanted(widths[of_layer], options) / len(layers[of_layer].uses))
-            entries = len(x) // n  # windows or frames of one image that lie on the first axis
-            positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
-            rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
-            sums[of_layer].add(rows.flatten(0, 2))
+        samples = input_layouts.get(node)
+        if samples is not None and used[node] in sums:
+            look_at(node, layers[used[node]], samples)
         return value
 
     walk = Watcher(graph, watch)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..distributed import sum_over_ranks
 from ..errors import DataError
 from ..graph import fetch
 from ..graph.interface import output_names
 from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, run_node
+from ..graph.neighbours import computed_operands
 from ..placement import device_of, release
 from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
@@ -28,15 +28,15 @@ from ..repair.compensation import CompensationOptions, Layouts, compensate, layo
 from ..repair.consumers import Layer, find_layers
 from ..tasks import Task
 from ..tensors import Inputs as NetworkInputs
-from ..tensors import as_tuple, count, cut, joined, parted
+from ..tensors import count, cut, joined, parted
 from .budget import kept_after
 from .covariance import Inputs, collect, features_of, stable_factor
+from .likeness import Likeness
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, importance, order_of_removal
 from .redundancy import consumers_of, counts_of, order_of_loss
 
 LEVELS = (0.1, 0.3, 0.6, 1.0)  # of the units that may go
 LOST = 0.5  # of the outputs' square; a network that far off is not one to go on from
-WORST = 1e6  # an error so many times the outputs themselves tells nothing more
 LEAST_LEFT = 0.1  # of an error; less says more about the images than about the layers
 LIGHT = CompensationOptions(
     rows_per_feature=8.0,
@@ -314,47 +314,16 @@ class _Bench:
     ) -> None:
         self.graph, self.structure, self.layers = graph, structure, layers
         self.walk = _Walk(graph, images)
-        self.names = output_names(graph)
-        self.task = None if task is None or task.classifies else task
-        self.expected = [self._answer(graph, values) for values in self.walk.just_before(0)]
+        whole = [self.walk.finish(graph, values) for values in self.walk.just_before(0)]
+        self.likeness = Likeness.to(whole, output_names(graph), task)
 
     def error(self, kept: Mapping[str, IntArray], mend: Mend) -> float:
-        """Squared distance of the outputs over their own square; what is not finite counts as `WORST`."""
+        """How far the outputs are off without the units that go, as `Likeness` counts it."""
         small, slices = prune(self.graph, self.structure, kept, share=True)
         mend(small, slices)
         changed = changed_nodes(self.graph, small)
         first = next((i for i, node in enumerate(self.walk.nodes) if node in changed), len(self.walk.nodes) - 1)
-        off = whole = 0.0
-        for values, expected in zip(self.walk.just_before(first), self.expected, strict=True):
-            off += self._squared_distance(self._answer(small, values), expected)
-            whole += self._own_square(expected)
-        sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
-        relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
-        return min(relative, WORST) if np.isfinite(relative) else WORST
-
-    def _answer(self, graph: fx.GraphModule, values: Values) -> tuple[Tensor, ...]:
-        """What a graph with the same nodes answers; of classes, a constant more on all of them makes no difference."""
-        answer = as_tuple(self.walk.finish(graph, values))
-        return tuple(_centred(leaf) for leaf in answer) if self.task is None else answer
-
-    def _squared_distance(self, answer: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-        """Summed over the images of a batch."""
-        if self.task is None:
-            return sum(float((one - other).square().sum()) for one, other in zip(answer, expected, strict=True))
-        named, as_expected = dict(zip(self.names, answer, strict=True)), dict(zip(self.names, expected, strict=True))
-        return float(self.task.distance(named, as_expected).double().sum())
-
-    def _own_square(self, expected: Sequence[Tensor]) -> float:
-        """What an answer that says nothing is off by: a task's distance counts every image's as 1."""
-        if self.task is None:
-            return sum(float(leaf.square().sum()) for leaf in expected)
-        return float(len(expected[0]))
-
-
-def _centred(leaf: Tensor) -> Tensor:
-    """[N, ...] in float64, less its mean over the classes."""
-    some = leaf.dim() > 1 and leaf.shape[1] > 1
-    return (leaf - leaf.mean(1, keepdim=True) if some else leaf).double()
+        return self.likeness.error(self.walk.finish(small, values) for values in self.walk.just_before(first))
 
 
 class _Walk:
@@ -401,7 +370,7 @@ class _Walk:
 def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Inputs of one name; a size that a cut reshape finds by itself is no input of the twin any more."""
     twins = {theirs.name: theirs for theirs in twin.all_input_nodes}
-    return ((ours, twins[ours.name]) for ours in node.all_input_nodes if ours.op != "get_attr" and ours.name in twins)
+    return ((ours, twins[ours.name]) for ours in computed_operands(node) if ours.name in twins)
 
 
 @torch.no_grad()

@@ -122,14 +122,9 @@ class _Trial:
 
 def _ragged_origins(graph: fx.GraphModule, structure: Structure, gone: Keep) -> list[str]:
     """Nodes whose result would not be a box although their operands' are."""
-    nodes = list(graph.graph.nodes)
-    ragged = {node.name for node in nodes if _is_ragged(structure.values.get(node.name), structure, gone)}
-    origins = []
-    for node in nodes:
-        handed_on = any(source.name in ragged for source in node.all_input_nodes)
-        if node.name in ragged and not handed_on:
-            origins.append(node.name)
-    return origins
+    ragged = [node for node in graph.graph.nodes if _is_ragged(structure.values.get(node.name), structure, gone)]
+    spread = set(ragged)
+    return [node.name for node in ragged if spread.isdisjoint(node.all_input_nodes)]
 
 
 def _is_ragged(result: Result, structure: Structure, gone: Keep) -> bool:

@@ -37,7 +37,10 @@ Shown = tuple[fx.Node, Site]  # a node, and the units that its result shows
 
 
 def analyse(graph: fx.GraphModule, tied: Collection[str] = (), frozen: Collection[str] = ()) -> Structure:
-    """Walks the graph; at nodes named in `tied` rows are tied to columns, at `frozen` nothing may go."""
+    """Which units the graph can lose, before any group was tried.
+
+    At nodes named in `tied` rows are tied to columns, at those in `frozen` nothing may go.
+    """
     ledger, results = label(graph, tied, frozen)
     structure = _collect(graph, resolve(ledger), results)
     return replace(structure, tied=tuple(sorted(tied)), frozen=tuple(sorted(frozen)))
@@ -54,8 +57,8 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
     inner = _components(channels, classes)
     rows = _parents([*inner, *_cells(channels, classes)], classes)
 
-    group_of = np.full(len(classes.parent), -1, dtype=np.int64)
-    unit_of = np.full(len(classes.parent), -1, dtype=np.int64)
+    group_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], -1: in no group
+    unit_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], the place in its group
     for number, members in enumerate([*rows, *inner]):
         group_of[members] = number
         unit_of[members] = np.arange(len(members))
@@ -69,7 +72,7 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
 
 
 def _produced(result: Result, axis: int) -> IntArray:
-    """Labels of a layer's output channels, which lie along `axis`, 0 where it has none of its own."""
+    """[channels] labels of a layer's outputs, which lie along `axis`; all 0 where it has none of its own."""
     assert isinstance(result, Value)
     on_channels = [facet for facet in result.facets if axes(facet) == (axis,)]
     if len(on_channels) != 1:
@@ -79,7 +82,10 @@ def _produced(result: Result, axis: int) -> IntArray:
 
 
 def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
-    """Classes that share a producer and take part in the same row relations, each list ascending."""
+    """Classes that share a producer and take part in the same row relations: a list for each group, ascending.
+
+    Two convolutions that are added share their classes, so a third that shares one with either is of the same group.
+    """
     root: dict[int, int] = {}  # member -> another of its component, itself where it is the root
 
     def root_of(member: int) -> int:
@@ -123,7 +129,10 @@ def _cells(produced: Sequence[IntArray], classes: Classes) -> list[list[int]]:
 
 
 def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
-    """The rows of each component as units of their own, rows of rows first; components that share rows share them."""
+    """The rows that components lie in, as units of their own; rows of rows first.
+
+    Queries and keys lie in the same heads: these are one list, not two.
+    """
     levels: list[list[list[int]]] = []
     seen: set[int] = set()
     level = components
@@ -141,36 +150,49 @@ def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
 
 
 def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]]:
-    """Where each group shows: producers' channel axes; for rows, results whose elements lie in them."""
+    """By a group's number, where it shows: at its producers' channels or, of heads, at attention's results."""
     sites: dict[int, list[Shown]] = defaultdict(list)
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
-        axis = channel_axis(node)
-        if axis is None and node.target not in ATTENTIONS:
-            continue
-        for over, members in structure.lying(node):
-            rows = structure.classes.parent[members]
-            if axis is None:  # an attention, which shows heads alone
-                shown = _shown(structure, node, over, rows)
-                if node.target in BATCHED and over[-1] < len(structure.shape(node)) - 2:
-                    whole_heads.update(
-                        (number, (node, site)) for number, site in _shown(structure, node, over, members)
-                    )
-            elif over == (axis,):
-                units = structure.classes.units(members)
-                shown = [*_shown(structure, node, over, units), *_shown(structure, node, over, rows)]
-            else:
-                continue
-            for number, site in shown:
-                sites[number].append((node, site))
+        shown_at = _heads_at if node.target in ATTENTIONS else _channels_at
+        for number, site in shown_at(structure, node):
+            sites[number].append((node, site))
+        for number, site in _whole_heads_at(structure, node):
+            whole_heads[number] = (node, site)
     return {number: _attended(shown, whole_heads.get(number)) for number, shown in sites.items()}
 
 
-def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
-    """Heads show at what attention gives out, not at the layers before it.
+def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+    """What a layer's output channels show: its units, and the rows that they lie in. Nothing for any other node."""
+    axis = channel_axis(node)
+    if axis is None:
+        return
+    for over, members in structure.lying(node):
+        if over == (axis,):
+            yield from _shown(structure, node, over, structure.classes.units(members))
+            yield from _shown(structure, node, over, structure.classes.parent[members])
 
-    Heads of which no dimension may go by itself are units of their layers and not rows: they show where attention last
-    gave out `whole_head`, if a layer has several channels of each.
+
+def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Site]]:
+    """An attention shows heads alone: the rows that its result lies in."""
+    for over, members in structure.lying(attention):
+        yield from _shown(structure, attention, over, structure.classes.parent[members])
+
+
+def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+    """Heads that are units themselves: of [N, heads, tokens, d], what lies in front of the last two axes."""
+    if node.target not in BATCHED:
+        return
+    for over, members in structure.lying(node):
+        if over[-1] < len(structure.shape(node)) - 2:
+            yield from _shown(structure, node, over, members)
+
+
+def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
+    """Of a group's sites, those that count: heads show at what attention gives out, not at the layers before it.
+
+    Where no dimension may go by itself, heads are no rows but units of their layers. Then they show at `whole_head`,
+    where attention last gave them out, if a layer has several channels of each.
     """
     attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
     if attended or whole_head is None:
@@ -190,7 +212,7 @@ def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: 
 
 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
-    """The records; the first `n_rows` lists of classes are rows of those behind them."""
+    """A record for each list of classes in `members`, of which the first `n_rows` are rows of those behind them."""
     sites, classes = _sites(graph, structure), structure.classes
     rows_across = np.full(len(classes.parent), -1, dtype=np.int64)  # of a column, one of the rows that it crosses
     rows_across[classes.column] = classes.parent
@@ -201,11 +223,7 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
         parent = groups[structure.group_of[first_row]] if first_row > 0 else None
         crossed = int(rows_across[units[0]])
         above = groups[structure.group_of[crossed]] if crossed > 0 else parent
-        if above is not None and above.kind == "head":
-            kind: UnitKind = "head_dim"
-        else:
-            kind = _kind(number < n_rows, sites[number])
-
+        kind = _kind(number < n_rows, sites[number], above)
         balanced = bool(classes.relations.get(units[0]))
         groups.append(
             Group(
@@ -223,7 +241,7 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
 
 
 def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bool) -> IntArray:
-    """[units] the row each unit lies in, all 0 where rows need not keep equal counts."""
+    """[units] the number of the row that each unit lies in; all 0 where rows need not keep equally many."""
     if not balanced:
         return np.zeros(len(units), dtype=np.int64)
     if in_rows:
@@ -249,7 +267,10 @@ def _name(kind: UnitKind, sites: list[Shown], earlier: Sequence[Group]) -> str:
     return f"{name}#{len(same) + 1}" if same else name
 
 
-def _kind(is_row: bool, sites: list[Shown]) -> UnitKind:
+def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
+    """What units are that show at these sites; `above` is the group of rows that they lie in or cross."""
+    if above is not None and above.kind == "head":
+        return "head_dim"
     nodes = [node for node, _ in sites]
     if any(node.target in ATTENTIONS for node in nodes):
         return "head"

@@ -121,8 +121,12 @@ def left_alone(ledger: Ledger, call: Call, reason: str) -> Result:
 
 def blank(meta: object) -> Result:
     """Values without labels in the shape of a node's result; a number is itself."""
-    if isinstance(meta, Tensor):
-        return Value(tuple(meta.shape))
-    if isinstance(meta, (tuple, list)):
-        return tuple(blank(piece) for piece in meta)
-    return meta if isinstance(meta, (bool, int, float)) else None
+    match meta:
+        case Tensor():
+            return Value(tuple(meta.shape))
+        case tuple() | list():
+            return tuple(blank(piece) for piece in meta)
+        case bool() | int() | float():
+            return meta
+        case _:
+            return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
+from ..graph.neighbours import is_stored
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
 from .handlers import Call, left_alone, unknown
 from .labels import Ledger, Result, Value, along, axes, facets_in, values_in
@@ -29,24 +30,25 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
     parameters: dict[int, Value] = {}
     grouped = set(_grouped_weights(graph))
     for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            results[node.name] = Value(tuple(node.meta["val"].shape))
-        elif node.op == "output":
-            freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
-        elif node.op == "get_attr":
-            tensor = fetch(graph, str(node.target))
-            results[node.name] = _parameter(ledger, tensor, node.target in grouped, parameters)
-            if node.name in frozen:
-                freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
-            elif node.name in tied:
-                _tie_rows(ledger, results[node.name])
-        else:
-            call = _call_of(node, results)
-            if node.name in frozen:
-                freeze_all(ledger, node.name, call.passed, f"failed the check at {node.target}")
-            results[node.name] = _result(ledger, call)
-            if node.name in tied:
-                _tie_rows(ledger, results[node.name])
+        match node.op:
+            case "placeholder":
+                results[node.name] = Value(tuple(node.meta["val"].shape))
+            case "output":
+                freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
+            case "get_attr":
+                tensor = fetch(graph, str(node.target))
+                results[node.name] = _parameter(ledger, tensor, node.target in grouped, parameters)
+                if node.name in frozen:
+                    freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
+                elif node.name in tied:
+                    _tie_rows(ledger, results[node.name])
+            case _:
+                call = _call_of(node, results)
+                if node.name in frozen:
+                    freeze_all(ledger, node.name, call.passed, f"failed the check at {node.target}")
+                results[node.name] = _result(ledger, call)
+                if node.name in tied:
+                    _tie_rows(ledger, results[node.name])
     return ledger, results
 
 
@@ -116,9 +118,9 @@ def parameters_behind(layer: fx.Node) -> Iterator[fx.Node]:
     front = [layer.args[1]]
     while front:
         source = front.pop()
-        if isinstance(source, fx.Node):
-            if source.op == "get_attr":
-                yield source
+        if is_stored(source):
+            yield source
+        elif isinstance(source, fx.Node):
             front += source.all_input_nodes
 
 

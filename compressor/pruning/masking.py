@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..graph.neighbours import is_stored
 from ..graph.operators import ALL_CONVOLUTIONS, LINEAR
 from .compaction import laid
 from .labels import Result, Value, map_labelled
@@ -73,7 +74,7 @@ def inexact_nodes(structure: Structure) -> set[str]:
 
 def is_weight(node: fx.Node) -> bool:
     """Only multiplied with inputs that are masked themselves: masking it too changes nothing and costs a copy."""
-    return node.op == "get_attr" and all(_multiplies(user, node) for user in node.users)
+    return is_stored(node) and all(_multiplies(user, node) for user in node.users)
 
 
 def _multiplies(layer: fx.Node, weight: fx.Node) -> bool:

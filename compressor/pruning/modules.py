@@ -91,9 +91,8 @@ def _fill(small: nn.Module, pruned: fx.GraphModule) -> None:
     graph_tensors = _tensors_of(pruned)
     model_tensors = _tensors_of(small)
     for name in model_tensors.keys() & graph_tensors.keys():
-        tensor = model_tensors[name]
-        value = graph_tensors[name].detach().to(tensor.device, copy=True)
-        store(small, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
+        value = graph_tensors[name].detach().to(model_tensors[name].device, copy=True)
+        store(small, name, value)
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

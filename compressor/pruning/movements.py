@@ -16,7 +16,7 @@ from ..graph import aten
 from ..graph.operators import arguments
 from .handlers import Call, Table, unknown
 from .labels import Ledger, Result, Value, along, axes, compress, first_along, reduce_to, values_in
-from .relations import Operand, channels_only, freeze_all, merge
+from .relations import Operand, channels_only, facets_along, freeze_all, merge
 
 Move = Callable[..., "Tensor | Sequence[Tensor]"]  # an operation on labels: one result, or the pieces of a split
 
@@ -85,20 +85,19 @@ def _moved(labels: Tensor, call: Call, settings: Sequence[object]) -> Sequence[T
 
 def _content(argument: object) -> object:
     """The argument with tensors in place of Values, `_UNKNOWN` where none is known."""
-    if isinstance(argument, Value):
-        return _UNKNOWN if argument.content is None else argument.content
-    if isinstance(argument, (list, tuple)):
-        return [_content(entry) for entry in argument]
-    return argument
+    match argument:
+        case Value():
+            return _UNKNOWN if argument.content is None else argument.content
+        case list() | tuple():
+            return [_content(entry) for entry in argument]
+        case _:
+            return argument
 
 
-def _has_unknown(contents: Sequence[object]) -> bool:
-    for entry in contents:
-        if entry is _UNKNOWN:
-            return True
-        if isinstance(entry, list) and _has_unknown(entry):
-            return True
-    return False
+def _has_unknown(contents: object) -> bool:
+    if isinstance(contents, list):
+        return any(_has_unknown(entry) for entry in contents)
+    return contents is _UNKNOWN
 
 
 def _lasting(ledger: Ledger, node: str, facets: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -124,9 +123,7 @@ def cut(ledger: Ledger, call: Call) -> Result:
 
 def _tie_strides(ledger: Ledger, call: Call, step: int) -> None:
     axis = call.integer("dim") % len(call.input.shape)
-    for facet in call.input.facets:
-        if axis not in axes(facet):
-            continue
+    for facet in facets_along(call.input, axis):
         if facet.shape[axis] % step:
             ledger.freeze(facet, call.name, "is taken in strides that do not divide it")
             continue
@@ -159,7 +156,7 @@ def _across(piece: Value, axis: int, shape: Sequence[int]) -> Operand:
 
 def _labels_along(ledger: Ledger, piece: Value, axis: int, node: str) -> Tensor:
     """The piece's one facet on the joined axis, 0 (what never goes) where it has none; further ones freeze."""
-    facets = [facet for facet in piece.facets if axis in axes(facet)]
+    facets = facets_along(piece, axis)
     for extra in facets[1:]:
         ledger.freeze(extra, node, "is joined in two ways at once")
     return facets[0] if facets else torch.zeros((), dtype=torch.int64).expand(piece.shape)

@@ -26,6 +26,11 @@ class Operand:
     sizes: Sequence[int]
 
 
+def facets_along(labelled: Value | Operand, axis: int) -> list[Tensor]:
+    """The facets whose labels change along the axis."""
+    return [facet for facet in labelled.facets if axis in axes(facet)]
+
+
 Numbered = tuple[int, Tensor]  # the operand's number and one of its facets
 
 
@@ -90,20 +95,14 @@ def _fixed_beside(operand: Operand, facet: Tensor) -> list[int]:
 def _unless_fixed(ledger: Ledger, numbered: Numbered, operands: Sequence[Operand], node: str) -> Tensor | None:
     """Pins a facet where another operand has unlabelled extent along its axes."""
     number, facet = numbered
-    over = set(axes(facet))
-    for met_number, met in enumerate(operands):
-        if met_number == number or _lies_on(met, over):
-            continue
+    over = axes(facet)
+    for met in [*operands[:number], *operands[number + 1 :]]:
+        has_labels = any(_lies_along(met_facet, over) for met_facet in met.facets)
         fixed = [axis for axis in over if met.sizes[axis] > 1]
-        if fixed:
+        if fixed and not has_labels:
             row = ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
             return None if row is None else facet
     return facet
-
-
-def _lies_on(operand: Operand, over: Collection[int]) -> bool:
-    """Whether a facet of the operand depends on any of those axes."""
-    return any(not set(axes(facet)).isdisjoint(over) for facet in operand.facets)
 
 
 def _relate(
@@ -217,6 +216,7 @@ def _own_sizes(space: str, letters: str, sizes: Sequence[int]) -> list[int]:
 
 
 def _lies_along(facet: Tensor, over: Collection[int]) -> bool:
+    """Whether labels depend on any of those axes."""
     return not set(axes(facet)).isdisjoint(over)
 
 
@@ -248,8 +248,7 @@ def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[
 
 
 def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str) -> None:
-    left = [facet for facet in a.facets if axis in axes(facet)]
-    right = [facet for facet in b.facets if axis in axes(facet)]
+    left, right = facets_along(a, axis), facets_along(b, axis)
     for facet_a, facet_b in itertools.product(left, right):
         axes_a, axes_b = set(axes(facet_a)), set(axes(facet_b))
         if axes_a < axes_b:
@@ -275,13 +274,12 @@ def parents(
     kept: list[Tensor] = []
     rows: list[Tensor] = []
     for facet in facets:
-        over = set(axes(facet))
-        if over.isdisjoint(summed):
+        if not _lies_along(facet, summed):
             kept.append(facet)
             continue
-        row_axes = next((over.intersection(choice) for choice in shared if not over.isdisjoint(choice)), None)
+        row_axes = [set(axes(facet)).intersection(choice) for choice in shared if _lies_along(facet, choice)]
         if row_axes:
-            row_labels = ledger.fresh_rows(facet, row_axes)
+            row_labels = ledger.fresh_rows(facet, row_axes[0])
             ledger.relate(row_labels, facet, node)
             rows.append(row_labels)
     return kept, rows
@@ -294,14 +292,8 @@ def reduce_summed(facet: Tensor, rank: int) -> Tensor:
 
 def pin_along(ledger: Ledger, x: Value, over: Sequence[int], node: str, reason: str) -> Value:
     """The value with nothing to lose along `over`: facets there are pinned, rows across it remain."""
-    facets = []
-    for facet in x.facets:
-        free: Tensor | None = facet
-        if not set(axes(facet)).isdisjoint(over):
-            free = ledger.pin(facet, over, node, reason)
-        if free is not None:
-            facets.append(free)
-    return Value(x.shape, tuple(facets))
+    pinned = [ledger.pin(facet, over, node, reason) if _lies_along(facet, over) else facet for facet in x.facets]
+    return Value(x.shape, tuple(facet for facet in pinned if facet is not None))
 
 
 def channels_only(ledger: Ledger, x: Value, node: str) -> Value:

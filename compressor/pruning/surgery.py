@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,29 +92,35 @@ def remove(
     parameters = _Parameters(small)
     touched = structure.touched(gone)
     for node in small.graph.nodes:
-        loses = node.name in touched
         # a slice or a split may lose nothing itself and still begin elsewhere in what it is cut from
-        if not loses and not any(source.name in touched for source in node.all_input_nodes):
+        if touched.isdisjoint(end.name for end in (node, *node.all_input_nodes)):
             continue
-        try:
+        with _naming(node):
             if node.op == "get_attr":
                 parameters.cut(node, remaining)
             elif node.target in REWRITES:
                 REWRITES[node.target](node, remaining)
-            if loses:
+            if node.name in touched:
                 node.meta = {**node.meta, "val": _shrunk(node, remaining)}
-        except RaggedError as error:
-            error.node = node.name
-            raise
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a form that the rewrite does not take: the check finds it at this node
-            unforeseen = RaggedError(f"its sizes can't be rewritten ({type(error).__name__}: {error})")
-            unforeseen.node = node.name
-            raise unforeseen from error
     if not share:
         small.recompile()
     return small, Slices(parameters.kept)
+
+
+@contextmanager
+def _naming(node: fx.Node) -> Iterator[None]:
+    """Whatever goes wrong inside is a RaggedError that names the node: so the check finds it there."""
+    try:
+        yield
+    except RaggedError as error:
+        error.node = node.name
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a form that the rewrite does not take
+        unforeseen = RaggedError(f"its sizes can't be rewritten ({type(error).__name__}: {error})")
+        unforeseen.node = node.name
+        raise unforeseen from error
 
 
 def _shared(graph: fx.GraphModule) -> fx.GraphModule:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..criteria import AtNodes, AtRandom, OnWeights, Place, Sign
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
 from ..graph.samples import sample_layouts
@@ -21,13 +22,13 @@ from ..records import FloatArray, Group, Groups, Scores
 from ..tasks import Targets, Task
 from ..tensors import Inputs, count
 from . import weights
-from .criteria import CRITERIA, AtNodes, AtRandom, OnWeights, criterion_named
+from .criteria import FindFeeds, FindUncovered, Prepare, criterion_named, function_named
 from .feeding import Feed
-from .options import Place, ScoreOptions, Sign
+from .options import ScoreOptions
 from .starts import objective_of, targets_of
 from .units import Reading, place_of, read_units, readings
 
-__all__ = ["CRITERIA", "ScoreOptions", "score"]
+__all__ = ["ScoreOptions", "score"]
 
 Batches = Iterable[tuple[Inputs, Targets]]
 
@@ -71,8 +72,9 @@ def score(
             unscored.append(group.name)
     _require_finite(values, criterion)
     uncovered: tuple[str, ...] = ()
-    if isinstance(row, AtNodes) and row.uncovered is not None:
-        uncovered = row.uncovered(graph, options)
+    if isinstance(row, AtNodes) and row.uncovered:
+        find_uncovered: FindUncovered = function_named(row.uncovered)
+        uncovered = find_uncovered(graph, options)
     return Scores(criterion, values, samples, tuple(unscored), uncovered)
 
 
@@ -129,7 +131,8 @@ def _at_nodes(
     sign = options.sign or row.sign
     per = options.per or row.per
     readings_at, site_of = _plan_readings(graph, groups, batches, options.place or row.place)
-    measure = row.prepare(graph, sorted(readings_at), options)
+    prepare: Prepare = function_named(row.prepare)
+    measure = prepare(graph, sorted(readings_at), options)
 
     sums: dict[str, Tensor] = {}
     samples = 0
@@ -173,7 +176,9 @@ def _plan_readings(
 def _on_weights(
     graph: fx.GraphModule, groups: Groups, batches: Batches, row: OnWeights, options: ScoreOptions
 ) -> tuple[SiteScores, int]:
-    feeds_of = {group.name: row.feeds(graph, group, options) for group in groups.groups}
+    weigh: weights.Weigh = function_named(row.weigh)
+    find_feeds: FindFeeds = function_named(row.feeds)
+    feeds_of = {group.name: find_feeds(graph, group, options) for group in groups.groups}
     names = _weight_names(feeds_of)
     tensors = weights.evaluated(graph, names)
     collected, samples = _collect(graph, batches, row, names, options)
@@ -184,7 +189,7 @@ def _on_weights(
         for i, site_feeds in feeds_of[group.name].items():
             rows = weights.unit_rows(tensors, site_feeds, group.size)
             collected_rows = weights.unit_rows(collected, site_feeds, group.size) if collected else []
-            scores[group.name][i] = row.weigh(rows, collected_rows).cpu().numpy()
+            scores[group.name][i] = weigh(rows, collected_rows).cpu().numpy()
     return scores, samples
 
 
@@ -201,14 +206,15 @@ def _collect(
     graph: fx.GraphModule, batches: Batches, row: OnWeights, names: Sequence[str], options: ScoreOptions
 ) -> tuple[dict[str, Tensor], int]:
     """What the criterion collects, by name of the weight, and over how many images; nothing where it needs none."""
-    if row.collect is None:
+    if not row.collect:
         return {}, 0
+    collect: weights.Collect = function_named(row.collect)
     collected: dict[str, Tensor] = {}
     samples = 0
     for images, labels in within_memory(batches, graph):
         predicted = options.target == "predicted"
         targets = targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
-        for name, of_batch in row.collect(graph, images, targets, names, options.objective).items():
+        for name, of_batch in collect(graph, images, targets, names, options.objective).items():
             weights.add_into(collected, name, of_batch)
         samples += count(images)
     sums, samples = _over_ranks(collected, samples)

@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.interface import output_nodes
-from ..graph.operators import CONVOLUTIONS, LINEAR, Convolution, arguments
+from ..graph.neighbours import only_user, other_operands
+from ..graph.operators import CONVOLUTIONS, LAYERS, LINEAR, Convolution, arguments
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
 
@@ -129,9 +130,9 @@ def _from_image(graph: fx.GraphModule) -> dict[fx.Node, None]:
 
 def _carries_on(node: fx.Node, data: Mapping[fx.Node, None]) -> bool:
     """True where a node computes tensors of the image's values, not of their shapes alone."""
-    if node.op != "call_function" or operation(node) in _SHAPE_ONLY:
+    if node.op != "call_function" or operation(node) in _SHAPE_ONLY or not _returns_tensors(node):
         return False
-    return _returns_tensors(node) and any(source in data for source in node.all_input_nodes)
+    return not data.keys().isdisjoint(node.all_input_nodes)
 
 
 def _returns_tensors(node: fx.Node) -> bool:
@@ -148,7 +149,7 @@ def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.N
             values[node] = _detached(operator.attrgetter(node.target)(graph))
             continue
         # what reads the batch size reads a node that has no value here
-        computable = all(source in values for source in node.all_input_nodes)
+        computable = values.keys() >= set(node.all_input_nodes)
         if node.op == "call_function" and node not in data and computable:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
@@ -170,11 +171,11 @@ def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant])
 
 def _layer(node: fx.Node, data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]) -> Layer | None:
     """The layer a node computes, or None where it is none or its weights come from the image."""
-    if node.target is not LINEAR and node.target not in CONVOLUTIONS:
+    if node.target not in LAYERS:
         return None
     source = _node(node.args[0])
-    parameters = [operand for operand in node.all_input_nodes if operand is not source]
-    if source not in data or any(parameter not in constants for parameter in parameters):
+    parameters = other_operands(node, source)
+    if source not in data or not constants.keys() >= set(parameters):
         return None
     if node.target is LINEAR:
         settings = arguments(node)
@@ -199,7 +200,7 @@ def _merge(
     for norm in data:
         if norm.target is not aten.batch_norm.default or arguments(norm)["training"]:
             continue
-        before, after = _before(norm, merged), _only_user(norm)
+        before, after = _before(norm, merged), only_user(norm)
         scale, shift = affine(norm, constants)
         if before in layers and _alone(before, norm) and _channels_agree(layers[before], norm):
             layers[before] = _scaled_output(layers[before], scale, shift)
@@ -216,10 +217,6 @@ def _before(norm: fx.Node, merged: Mapping[fx.Node, None]) -> fx.Node:
     while before in merged:
         before = _node(before.args[0])
     return before
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def affine(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> tuple[Tensor, Tensor]:

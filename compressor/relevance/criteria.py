@@ -1,64 +1,51 @@
-"""The table of criteria. A new one is a function in a module of this folder and a row here.
+"""A criterion by its name: the row of the house's table, and the functions that row names, found in this folder.
 
-Each row carries its paper's way of reading units; `ScoreOptions` can change it. Knows no network.
+Holds the criterion `lrp`, which joins the propagation to the way scores are read. Knows no network.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx
 
+from .. import criteria as table
+from ..criteria import AtNodes, AtRandom, Learned, OnWeights
 from ..errors import RecipeError, did_you_mean
 from ..records import Group
 from ..tasks import Targets
 from ..tensors import Inputs
-from . import activations, gradients, weights
 from .feeding import Feed
 from .gradients import Measure, Take
 from .lrp import LrpOptions, prepare, uncovered
-from .options import Per, Place, ScoreOptions, Sign, Start
+from .options import ScoreOptions
 
 # a graph, the names of the nodes to measure at, options
 Prepare = Callable[[fx.GraphModule, Sequence[str], ScoreOptions], Measure]
 # by a site's place in its group, what computes the site's units
 FindFeeds = Callable[[fx.GraphModule, Group, ScoreOptions], Mapping[int, tuple[Feed, ...]]]
+# the names of the operations that a criterion has no rule for
+FindUncovered = Callable[[fx.GraphModule, ScoreOptions], tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class AtNodes:
-    """Tensors measured at the sites, batch by batch, and how they become units.
-
-    `uncovered` names the operations the criterion has no rule for and only approximates.
-    """
-
-    prepare: Prepare
-    start: Start | None = None
-    sign: Sign = "absolute"
-    per: Per | None = None
-    place: Place = "site"
-    uncovered: Callable[[fx.GraphModule, ScoreOptions], tuple[str, ...]] | None = None
+def criterion_named(name: str) -> AtNodes | OnWeights | AtRandom:
+    """The table's row of that name. Raises RecipeError on an unknown one, and on one that is learned."""
+    row = table.CRITERIA.get(name)
+    if row is None or isinstance(row, Learned):
+        names = sorted(table.UNLEARNED)
+        raise RecipeError(
+            f"there is no criterion {name!r}; choose one of {', '.join(names)}.{did_you_mean(name, names)}"
+        )
+    return row
 
 
-@dataclass(frozen=True, slots=True)
-class OnWeights:
-    """A number per unit from the weights that compute it.
-
-    `feeds` finds those weights; `collect`, where the criterion needs images, sums their gradients over a batch.
-    """
-
-    weigh: weights.Weigh
-    collect: weights.Collect | None = None
-    feeds: FindFeeds = weights.weight_feeds
-
-
-@dataclass(frozen=True, slots=True)
-class AtRandom:
-    """A seeded draw per group: what every criterion has to beat."""
-
-
-Criterion = AtNodes | OnWeights | AtRandom
+def function_named(name: str) -> Any:
+    """`weights.l1` as the function `l1` of this folder's `weights.py`; its type is said where it is called."""
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> Measure:
@@ -79,41 +66,13 @@ def lrp(graph: fx.GraphModule, nodes: Sequence[str], options: ScoreOptions) -> M
     return measure
 
 
+def lrp_uncovered(graph: fx.GraphModule, options: ScoreOptions) -> tuple[str, ...]:
+    """The operations that LRP passes by input x gradient, as they are named in reports."""
+    return uncovered(graph, _lrp_options(options))
+
+
 def _lrp_options(options: ScoreOptions) -> LrpOptions:
     lrp_options = replace(options.lrp or LrpOptions(), objective=options.objective)
     if options.start == "loss":
         raise RecipeError("relevance can't start from the loss's gradient; start it from 'one' or 'logit'")
     return replace(lrp_options, start=options.start) if options.start else lrp_options
-
-
-def _lrp_uncovered(graph: fx.GraphModule, options: ScoreOptions) -> tuple[str, ...]:
-    return uncovered(graph, _lrp_options(options))
-
-
-# `settled`: taken behind normalisation and activation, where the value is what the next layer reads
-CRITERIA: Mapping[str, Criterion] = {
-    "lrp": AtNodes(lrp, uncovered=_lrp_uncovered),
-    "gradient": AtNodes(gradients.gradient, start="loss", per="element"),
-    "gradient_x_input": AtNodes(gradients.gradient_x_value, start="one", place="settled"),
-    "taylor": AtNodes(gradients.gradient_x_value, start="loss", place="settled"),
-    "fisher": AtNodes(gradients.gradient_x_value, start="loss", sign="squared", per="sample", place="settled"),
-    "integrated_gradients": AtNodes(gradients.integrated_gradients, start="one", place="settled"),
-    "activation": AtNodes(activations.activation, per="element", place="settled"),
-    "l1": OnWeights(weights.l1),
-    "l2": OnWeights(weights.l2),
-    "fpgm": OnWeights(weights.geometric_median),
-    "bn_scale": OnWeights(weights.l1, feeds=weights.scale_feeds),
-    "taylor_weights": OnWeights(weights.taylor_of_weights, collect=weights.sum_gradients),
-    "hessian": OnWeights(weights.curvature_of_weights, collect=weights.sum_squared_gradients),
-    "random": AtRandom(),
-}
-
-
-def criterion_named(name: str) -> Criterion:
-    """The table's row of that name. Raises RecipeError on an unknown one."""
-    if name not in CRITERIA:
-        names = sorted(CRITERIA)
-        raise RecipeError(
-            f"there is no criterion {name!r}; choose one of {', '.join(names)}.{did_you_mean(name, names)}"
-        )
-    return CRITERIA[name]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..graph.neighbours import shape_of
 from ..graph.operators import ALL_CONVOLUTIONS, ATTENTION, LINEAR, TRANSPOSED_CONVOLUTIONS, arguments
 from ..records import IntArray, Site
-from .units import is_elementwise, named, shape
+from .units import is_elementwise, named
 
 _MOVES = (
     *(aten.reshape.default, aten.permute.default, aten.transpose.int, aten.select.int, aten.slice.Tensor),
@@ -53,16 +54,14 @@ def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
     Raises ModelError for a site whose node the graph does not have.
     """
     start = named(graph, site.node)
-    labels = {start: _label_elements(site, shape(start))}
+    labels = {start: _label_elements(site, shape_of(start))}
     producers: dict[fx.Node, Tensor] = {}
     for node in reversed(list(graph.graph.nodes)):
-        if node not in labels:
-            continue
-        if _is_producer(node):
+        if node in labels and _is_producer(node):
             producers[node] = labels[node]
-            continue
-        for source, source_labels in _back(node, labels[node]):
-            _lay(labels, source, source_labels)
+        elif node in labels:
+            for source, source_labels in _back(node, labels[node]):
+                _lay(labels, source, source_labels)
     return tuple(_feed(node, node_labels) for node, node_labels in reversed(producers.items()))
 
 
@@ -125,7 +124,7 @@ def _back(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
 
 def _through_elementwise(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     for source in node.all_input_nodes:
-        source_shape = shape(source)
+        source_shape = shape_of(source)
         if source_shape and len(source_shape) <= labels.ndim:
             yield source, _fitted(labels, source_shape)
 
@@ -133,8 +132,8 @@ def _through_elementwise(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
 def _through_in_place(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """Normalisation, softmax, pooling: whatever leaves batch and channels of its first input where they are."""
     source = next(iter(node.all_input_nodes), None)
-    if source is not None and shape(source)[:2] == shape(node)[:2]:
-        yield source, _spread(labels, shape(source))
+    if source is not None and shape_of(source)[:2] == shape_of(node)[:2]:
+        yield source, _spread(labels, shape_of(source))
 
 
 def _spread(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
@@ -166,12 +165,12 @@ def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Ite
 
     `labels` are of its output or, of several, of the one numbered `item`.
     """
-    sources = [source for source in node.all_input_nodes if shape(source)]
+    sources = [source for source in node.all_input_nodes if shape_of(source)]
     # all sources in a row, each element numbered: sources of 6 and 4 elements hold 0 to 5 and 6 to 9
     offsets = torch.tensor([0, *(_numel(source) for source in sources)]).cumsum(0).tolist()  # [0, 6, 10]
     positions = {}
     for source, offset in zip(sources, offsets, strict=False):
-        positions[source] = torch.arange(offset, offset + _numel(source)).reshape(shape(source))
+        positions[source] = torch.arange(offset, offset + _numel(source)).reshape(shape_of(source))
 
     def position_of(source: fx.Node) -> fx.node.Argument:
         size: fx.node.Argument = source.meta["val"]  # of a node that holds no tensor
@@ -184,11 +183,11 @@ def _through_move(node: fx.Node, labels: Tensor, item: int | None = None) -> Ite
     source_labels = torch.full((offsets[-1],), -1, dtype=torch.int64)
     source_labels[fetched] = labels.reshape(-1)
     for source, offset in zip(sources, offsets, strict=False):
-        yield source, source_labels[offset : offset + _numel(source)].reshape(shape(source))
+        yield source, source_labels[offset : offset + _numel(source)].reshape(shape_of(source))
 
 
 def _numel(node: fx.Node) -> int:
-    return int(torch.Size(shape(node)).numel())
+    return int(torch.Size(shape_of(node)).numel())
 
 
 def _through_item(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
@@ -204,8 +203,8 @@ def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     by_head = _common_label(labels, -2, -1)  # [N, heads, 1, 1]
     for source, source_labels in ((value, by_dimension), (key, by_head), (query, by_head)):
         # with grouped queries there are fewer heads of keys and values than labels: not followed
-        if shape(source)[:-2] == tuple(source_labels.shape[:-2]):
-            yield source, source_labels.expand(shape(source))
+        if shape_of(source)[:-2] == tuple(source_labels.shape[:-2]):
+            yield source, source_labels.expand(shape_of(source))
 
 
 def _through_product(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
@@ -214,7 +213,7 @@ def _through_product(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     by_row = _common_label(labels, -1)  # [..., n, 1]
     by_column = _common_label(labels, -2)  # [..., 1, d]
     for source, source_labels in ((left, by_row), (right, by_column)):
-        source_shape = shape(source)
+        source_shape = shape_of(source)
         if len(source_shape) != labels.ndim:
             continue
         # batch axes that the factor was broadcast over have length 1 in it, so labels are reduced along them

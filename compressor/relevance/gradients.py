@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
+from ..criteria import Start
 from ..tasks import Targets
 from ..tensors import Inputs, mapped
-from .options import ScoreOptions, Start
+from .options import ScoreOptions
 from .tape import record
 
 Take = Callable[[str, Tensor], None]

@@ -38,11 +38,15 @@ class UncoveredError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class LrpOptions:
-    """`start`: relevance 1 or the logit at the target. `target`: `true` falls back to the predicted class where the
-    label is negative. `objective`: what relevance starts from where that is no class.
+    """Where relevance starts, by which rules it goes back, and what becomes of operations that have none.
 
-    Operations that no rule covers are passed by input x gradient; with `strict` they raise, but for those that
-    `accept` names (`aten.cumprod`). `fast` False takes zennit's own rule for every weighted layer.
+    - `composite`: the rule for each layer and operation.
+    - `start`: how much relevance the target has, 1 or its logit.
+    - `target`: the labelled class or the predicted one; `true` takes the predicted one where the label is negative.
+    - `objective`: what relevance starts from where that is no class.
+    - `strict`: operations that no rule covers raise UncoveredError; else they are passed by input x gradient.
+    - `accept`: operations that pass all the same (`aten.cumprod`).
+    - `fast`: False takes zennit's own rule for every weighted layer, slower and the same but for rounding.
     """
 
     composite: Composite = PRESETS["epsilon-plus-flat"]
@@ -56,9 +60,12 @@ class LrpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What one set of watched nodes asks for: the nodes to go back through and the values to keep for it.
+    """What one set of watched nodes asks of a pass.
 
-    `dropped`: by node, the inputs of which only the shape is needed once it has run.
+    - `watched`: names of the nodes whose relevance is wanted.
+    - `through`: the nodes to go back through, all that read a watched one.
+    - `kept`: the nodes whose values their rules read on the way back.
+    - `dropped`: by node, the inputs of which only the shape is needed once it has run.
     """
 
     watched: frozenset[str]
@@ -89,11 +96,14 @@ class Prepared:
         take: TakeNode | None = None,
         observe: Observe | None = None,
     ) -> dict[str, Tensor]:
-        """Relevance at each named node, shaped as its output; zeros at a node that none reaches.
+        """Relevance at each named node, of its output's shape; zeros at a node that none reaches.
 
-        `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes. `take` may
-        reduce a node's relevance as soon as it is there, which keeps memory small. Raises ModelError for a name that is
-        not the graph's, and for a network whose answer the objective can't start from.
+        `images` are [N, ...] of every input, `targets` class indices [N] or what the objective's task takes.
+
+        `take` may reduce a node's relevance as soon as it is there, which keeps memory small; `observe` is told what
+        every node on the way hands on.
+
+        Raises ModelError for a name that is not the graph's, and for an answer that the objective can't start from.
         """
         route = self._route(frozenset(nodes))
         with torch.no_grad():
@@ -173,19 +183,18 @@ def _accepted(name: str, options: LrpOptions) -> bool:
 
 def _reached(canon: Canonical, composite: Composite) -> dict[fx.Node, None]:
     """The nodes between image and output that may be handed relevance."""
-    reached: dict[fx.Node, None] = dict.fromkeys(canon.outputs)
+    reached = set(canon.outputs)
     for node in reversed(canon.data):
         if node in reached:
-            reached.update(dict.fromkeys(receivers(node, canon, composite)))
+            reached.update(receivers(node, canon, composite))
     return {node: None for node in canon.data if node in reached}
 
 
 def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
     canon = prepared.canon
-    names = {node.name for node in prepared.graph.graph.nodes}
-    for name in watched:
-        if name not in names:
-            raise ModelError(f"the graph has no node {name!r}; name nodes of the graph that is scored")
+    absent = sorted(watched - {node.name for node in prepared.graph.graph.nodes})
+    if absent:
+        raise ModelError(f"the graph has no node {absent[0]!r}; name nodes of the graph that is scored")
 
     through = _behind(watched, canon) & set(_reached(canon, prepared.options.composite))
     kept = set(canon.outputs)
@@ -195,11 +204,11 @@ def _plan_route(prepared: Prepared, watched: frozenset[str]) -> Route:
 
 
 def _behind(watched: frozenset[str], canon: Canonical) -> set[fx.Node]:
-    """The nodes that read a watched one, at once or through others: relevance comes to it through these."""
+    """The nodes that read a watched one, directly or through others: relevance comes to it through these."""
     on_the_way: set[fx.Node] = set()  # the same and the watched ones themselves
     behind: set[fx.Node] = set()
     for node in canon.data:
-        if any(source in on_the_way for source in signals(node, canon)):
+        if not on_the_way.isdisjoint(signals(node, canon)):
             behind.add(node)
         if node in behind or node.name in watched:
             on_the_way.add(node)
@@ -247,20 +256,23 @@ def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Nod
 
 
 def _forward(prepared: Prepared, route: Route, images: Inputs) -> tuple[dict[fx.Node, Value], dict[fx.Node, Tensor]]:
-    """Runs the graph, merged layers as one; a value not kept becomes its shape. Also what rules saved themselves."""
+    """The value of every node, and what rules saved of their own passes; merged layers run as one.
+
+    A value that the way back does not read becomes a `Spec` (its shape) as soon as all its readers have run.
+    """
     saved: dict[fx.Node, Tensor] = {}
     values: dict[fx.Node, Value] = dict(prepared.canon.constants)
+    # rules that run their operation themselves, as they need more of it than its output
+    with_own_pass = {node: rule.run for node, rule in prepared.rules.items() if rule.run and node in route.through}
     tensors = iter(as_tuple(images))
     for node in prepared.graph.graph.nodes:
         if node.op == "placeholder":
             values[node] = next(tensors)
+        elif node in with_own_pass:
+            args, kwargs = called_with(node, values.__getitem__)
+            values[node], saved[node] = with_own_pass[node](*args, **kwargs)
         elif node.op == "call_function" and node not in values:
-            rule = prepared.rules.get(node)
-            if rule is not None and rule.run is not None and node in route.through:
-                args, kwargs = called_with(node, values.__getitem__)
-                values[node], saved[node] = rule.run(*args, **kwargs)
-            else:
-                values[node] = _run(prepared.canon, node, values)
+            values[node] = _run(prepared.canon, node, values)
         for source in route.dropped.get(node, ()):
             values[source] = _spec(values[source])
     return values, saved
@@ -285,17 +297,22 @@ def _tensor(value: object) -> Tensor:
 
 def _spec(value: Value) -> Value:
     """The value without its numbers: tensors become a `Spec`, several tensors as many, sizes stay."""
-    if isinstance(value, Tensor):
-        return Spec(value.shape, value.dtype, value.device)
-    if isinstance(value, (tuple, list)):
-        return [_spec(element) for element in value]
-    return value
+    match value:
+        case Tensor():
+            return Spec(value.shape, value.dtype, value.device)
+        case tuple() | list():
+            return [_spec(element) for element in value]
+        case _:
+            return value
 
 
 def _starts(
     canon: Canonical, values: Mapping[fx.Node, Value], targets: Targets, options: LrpOptions
 ) -> dict[fx.Node, Tensor]:
-    """Relevance of what the network answers: of class scores [N, classes] zero but at each image's class."""
+    """The relevance that each output starts with, of the output's shape.
+
+    Of class scores [N, classes] it is zero but at each image's class.
+    """
     answer = [_tensor(values[node]) for node in canon.outputs]
     if options.objective.classifies:
         logits = require_logits(answer)
@@ -328,7 +345,10 @@ def _back(
     take: TakeNode,
     observe: Observe | None,
 ) -> dict[str, Tensor]:
-    """From the output to the image: each node on the route, once all that read it have handed theirs over."""
+    """Relevance at the watched nodes, gone back to from the outputs, and only as far as the route asks.
+
+    A node's turn comes once all that read it have handed theirs over. `values` is emptied on the way.
+    """
     canon = prepared.canon
     pending: dict[fx.Node, Relevance] = dict(starts)  # what each node was handed so far
     taken: dict[str, Tensor] = {}
@@ -340,8 +360,7 @@ def _back(
         if relevance is not None and node in route.through:
             composite = prepared.options.composite
             contributions = _spread(prepared, Call(node, relevance, values, canon, composite, saved.pop(node, None)))
-            for source, contribution in contributions:
-                _hand_over(pending, source, contribution)
+            _hand_over(pending, contributions)
             if observe is not None:
                 observe(node, relevance, dict(contributions))
         del values[node]  # frees its memory: whoever reads a value lies behind it and is done
@@ -358,11 +377,14 @@ def _spread(prepared: Prepared, call: Call) -> Sequence[Contribution]:
 
 
 def _from_item(call: Call) -> Contribution:
-    """What one of several outputs was handed, as that of the node with all of them; the other outputs get None."""
+    """What one of several outputs was handed, as relevance of the node with all of them.
+
+    Output 1 of 3 gives [None, relevance, None].
+    """
     source, index = call.node.args
     assert isinstance(source, fx.Node)
     assert isinstance(index, int)
-    outputs = call.values[source]
+    outputs = call.values[source]  # several tensors, or what `_spec` left of them
     assert isinstance(outputs, Sequence)
     of_each_output: list[Tensor | None] = [None] * len(outputs)
     of_each_output[index] = call.relevance
@@ -379,10 +401,11 @@ def _through_layer(prepared: Prepared, call: Call) -> Contribution:
     return source, fast(layer, rule, x, call.relevance, output=kept_output, nonnegative=weighted.nonnegative)
 
 
-def _hand_over(pending: dict[fx.Node, Relevance], source: fx.Node, contribution: Relevance | None) -> None:
-    """Adds what a node hands to its input."""
-    if contribution is not None:
-        pending[source] = _added(pending[source], contribution) if source in pending else contribution
+def _hand_over(pending: dict[fx.Node, Relevance], contributions: Sequence[Contribution]) -> None:
+    """Adds what a node hands to its inputs to what others have handed them."""
+    for source, contribution in contributions:
+        if contribution is not None:
+            pending[source] = _added(pending[source], contribution) if source in pending else contribution
 
 
 def _added(before: Relevance, contribution: Relevance) -> Relevance:

@@ -49,15 +49,17 @@ def rule_of(node: fx.Node, canon: Canonical) -> OperationRule | None:
     if name in _RULES:
         return _RULES[name]
 
-    # these are linear in one signal, and products of two where both factors come from the image
-    if name in _MATRIX_PRODUCTS and len(inputs) > 1:
-        return OperationRule("both", matrix_product)
-    if name in _BILINEAR and len(inputs) > 1:
-        return OperationRule("inputs", product)
     if name in (*_MATRIX_PRODUCTS, *_BILINEAR):
-        return OperationRule("inputs", _linear)
+        return _product_rule(name, len(inputs))
     is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return _ACTIVATION if is_pointwise and len(inputs) == 1 else None
+
+
+def _product_rule(name: str, signal_count: int) -> OperationRule:
+    """Of a product of two signals where both factors come from the image; else it is linear in the one that does."""
+    if signal_count < 2:
+        return OperationRule("inputs", _linear)
+    return OperationRule("both", matrix_product) if name in _MATRIX_PRODUCTS else OperationRule("inputs", product)
 
 
 def by_taylor(call: Call) -> Sequence[Contribution]:

@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..criteria import Per, Place, Sign, Start
 from .lrp import LrpOptions
-from .starts import Objective, Start
-
-__all__ = ["Over", "Per", "Place", "ScoreOptions", "Sign", "Start", "Target"]
+from .starts import Objective
 
 Target = Literal["true", "predicted"]
-Sign = Literal["absolute", "signed", "squared"]
-Per = Literal["all", "sample", "position", "element"]
-Place = Literal["site", "settled"]
 Over = Literal["sum", "mean"]
 
 

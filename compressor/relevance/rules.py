@@ -140,17 +140,19 @@ def stabilised_(z: Tensor, epsilon: float, sign: int = 0) -> Tensor:
 
 def fast(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, *, output: Tensor | None, nonnegative: bool) -> Tensor:
     """As `plain`. `output` is the layer's output where it was kept; `nonnegative` promises x >= 0."""
-    if rule.name in ("epsilon", "norm"):
-        return _epsilon(layer, rule, x, relevance, output)
-    if rule.name == "zplus":
-        return _signed(layer, rule, x, relevance, nonnegative, (1.0, 0.0))
-    if rule.name == "alphabeta":
-        return _signed(layer, rule, x, relevance, nonnegative, (rule.alpha, rule.alpha - 1.0))
-    if rule.name == "gamma":
-        return _gamma(layer, rule, x, relevance, output, nonnegative)
-    if rule.name == "flat" and not isinstance(layer.padding, str):
-        return _flat(layer, rule, x, relevance)
-    return plain(layer, rule, x, relevance)
+    match rule.name:
+        case "epsilon" | "norm":
+            return _epsilon(layer, rule, x, relevance, output)
+        case "zplus":
+            return _signed(layer, rule, x, relevance, nonnegative, (1.0, 0.0))
+        case "alphabeta":
+            return _signed(layer, rule, x, relevance, nonnegative, (rule.alpha, rule.alpha - 1.0))
+        case "gamma":
+            return _gamma(layer, rule, x, relevance, output, nonnegative)
+        case "flat" if not isinstance(layer.padding, str):
+            return _flat(layer, rule, x, relevance)
+        case _:
+            return plain(layer, rule, x, relevance)
 
 
 def _epsilon(layer: Layer, rule: Rule, x: Tensor, relevance: Tensor, output: Tensor | None) -> Tensor:

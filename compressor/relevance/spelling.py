@@ -53,49 +53,53 @@ def _entry(name: str, value: Json) -> object:
 
 def _rule_of(layer: str, value: Json) -> Rule | None:
     """`"zplus"`, `{"name": "gamma", "gamma": 0.3}` or, for inner linear layers, `"depth"`."""
-    if value == BY_DEPTH and layer == "linear":
-        return None
-    if isinstance(value, str):
-        # a name of RULES may stand for parameters too ("zplus-unbiased"); Rule itself refuses unknown ones
-        return RULES[value] if value in RULES else Rule(value)  # type: ignore[arg-type]
-    if not isinstance(value, dict) or "name" not in value:
-        raise RecipeError(f'{layer} = {value!r} is no LRP rule; write a name or a table as {{"name": "gamma", ...}}')
-    _require_names(value, Rule, f"the rule of {layer!r} has no parameter")
+    match value:
+        case str() if value == BY_DEPTH and layer == "linear":
+            return None
+        case str():
+            # a name of RULES may stand for parameters too ("zplus-unbiased"); Rule itself refuses unknown ones
+            return RULES[value] if value in RULES else Rule(value)  # type: ignore[arg-type]
+        case dict() if "name" in value:
+            return _rule_of_table(layer, value)
+        case _:
+            raise RecipeError(
+                f'{layer} = {value!r} is no LRP rule; write a name or a table as {{"name": "gamma", ...}}'
+            )
 
-    numbers = {name: _number(f"{layer}.{name}", value[name]) for name in OWNERS if name in value}
-    bias = value.get("bias", True)
+
+def _rule_of_table(layer: str, table: Mapping[str, Any]) -> Rule:
+    """`{"name": "gamma", "gamma": 0.3}`, with or without `bias` and `box`."""
+    _require_names(table, Rule, f"the rule of {layer!r} has no parameter")
+    numbers = {name: _number(f"{layer}.{name}", table[name]) for name in OWNERS if name in table}
+    bias = table.get("bias", True)
     if not isinstance(bias, bool):
         raise RecipeError(f"{layer}.bias = {bias!r} is neither true nor false")
-    box = _box(layer, value.get("box"))
     # Rule itself refuses unknown names
-    return Rule(value["name"], bias=bias, box=box, **numbers)
+    return Rule(table["name"], bias=bias, box=_box(layer, table.get("box")), **numbers)
 
 
 def _box(layer: str, value: Json) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The lowest and the highest pixel values, one for each channel."""
-    if value is None:
-        return None
-    bounds = _list(value)
-    if len(bounds) != 2 or not all(isinstance(bound, list) for bound in bounds):
-        raise RecipeError(f"{layer}.box = {value!r} is not the lowest and the highest values, [[...], [...]]")
-    low, high = (tuple(_numbers(f"{layer}.box", bound)) for bound in bounds)
-    return low, high
+    match value:
+        case None:
+            return None
+        case [list() as low, list() as high]:
+            return tuple(_numbers(f"{layer}.box", low)), tuple(_numbers(f"{layer}.box", high))
+        case _:
+            raise RecipeError(f"{layer}.box = {value!r} is not the lowest and the highest values, [[...], [...]]")
 
 
 def _boundaries(name: str, value: Json) -> tuple[float, float]:
-    shares = _numbers(name, value)
-    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
-        raise RecipeError(f"{name} = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
-    return shares[0], shares[1]
-
-
-def _list(value: Json) -> list[Json]:
-    """What JSON holds as a list, else nothing."""
-    return value if isinstance(value, list) else []
+    match _numbers(name, value):
+        case [low, high] if 0 <= low <= high <= 1:
+            return low, high
+        case _:
+            raise RecipeError(f"{name} = {value!r} are not two shares of the depth, 0 <= low <= high <= 1")
 
 
 def _numbers(name: str, value: Json) -> list[float]:
-    return [_number(name, number) for number in _list(value)]
+    """The numbers of a JSON list; of anything else none."""
+    return [_number(name, number) for number in value] if isinstance(value, list) else []
 
 
 def _number(name: str, value: Json) -> float:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from ..criteria import Start
 from ..errors import ModelError
 from ..graph.interface import output_names
 from ..tasks import Targets, Task
 from ..tensors import Inputs, as_tuple
 
-Start = Literal["one", "logit", "loss"]
 Seeds = tuple[Tensor | None, ...]
 
 
@@ -49,9 +48,8 @@ class Objective:
 
     def _by_gradient(self, answer: Sequence[Tensor], targets: Targets, start: Start) -> Seeds:
         assert self.task is not None
-        floating = [leaf.is_floating_point() for leaf in answer]
         with torch.enable_grad():
-            leaves = [leaf.detach().requires_grad_(is_float) for leaf, is_float in zip(answer, floating, strict=True)]
+            leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in answer]
             named = dict(zip(self.names, leaves, strict=True))
             said = self.task.loss(named, targets) if start == "loss" else self.task.says(named, targets)
             if not said.requires_grad:
@@ -62,11 +60,11 @@ class Objective:
             differentiable = [leaf for leaf in leaves if leaf.requires_grad]
             gradients = torch.autograd.grad(said.sum(), differentiable, allow_unused=True)
 
-        in_order = iter(gradients)
-        seeds = [next(in_order) if leaf.requires_grad else None for leaf in leaves]
-        if start != "logit":
-            return tuple(seeds)
-        return tuple(None if one is None else one * leaf.detach() for one, leaf in zip(seeds, leaves, strict=True))
+        seeds: dict[int, Tensor] = {}  # by the leaf's identity
+        for leaf, gradient in zip(differentiable, gradients, strict=True):
+            if gradient is not None:
+                seeds[id(leaf)] = gradient * leaf.detach() if start == "logit" else gradient
+        return tuple(seeds.get(id(leaf)) for leaf in leaves)
 
 
 CLASSES = Objective()

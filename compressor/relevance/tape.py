@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, fx
 
+from ..criteria import Start
 from ..graph.operators import RECURRENT
 from ..tasks import Targets
 from ..tensors import Inputs, as_tuple
-from .starts import CLASSES, Objective, Seeds, Start
+from .starts import CLASSES, Objective, Seeds
 
 
 class _Tape(fx.Interpreter):

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..criteria import Per, Place, Sign
 from ..errors import ModelError
 from ..graph import aten
+from ..graph.neighbours import is_stored, only_user, other_operands, shape_of
 from ..graph.samples import Samples
 from ..records import Group, Site, UnitKind
-from .options import Per, Place, Sign
 
 # In evaluation mode, and though torch does not tag them so.
 _ALSO_ELEMENTWISE = (aten.batch_norm.default, aten.hardswish.default, aten.prelu.default)
@@ -137,31 +138,20 @@ def named(graph: fx.GraphModule, name: str) -> fx.Node:
 
 def settled(node: fx.Node) -> fx.Node:
     """The last node of the chain of element-wise operations that only this one feeds."""
-    reader = _only_reader(node)
+    reader = only_user(node)
     while reader is not None and _keeps_units(reader, node):
-        node, reader = reader, _only_reader(reader)
+        node, reader = reader, only_user(reader)
     return node
-
-
-def _only_reader(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
     """True where an operation changes each element by itself; parameters may take part, another signal may not."""
-    if reader.op != "call_function" or not is_elementwise(reader) or shape(reader) != shape(node):
+    if reader.op != "call_function" or not is_elementwise(reader) or shape_of(reader) != shape_of(node):
         return False
     # another signal (a sum's, a gate's) would put its own relevance into the units
-    operands = [source for source in reader.all_input_nodes if source is not node]
-    return reader.args[0] is node and all(operand.op == "get_attr" for operand in operands)
+    return reader.args[0] is node and all(is_stored(operand) for operand in other_operands(reader, node))
 
 
 def is_elementwise(node: fx.Node) -> bool:
     """True where every element of the output depends on the elements at its own place only."""
     return node.target in _ALSO_ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
-
-
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """Of the node's tensor when it was traced; empty for a node that returns several, and for a number."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
+from ..graph.neighbours import shape_of
 from ..graph.operators import arguments
 from ..records import Group, Site
 from ..tasks import Targets
@@ -22,7 +23,7 @@ from .feeding import Feed, feeds
 from .options import ScoreOptions
 from .starts import CLASSES, Objective
 from .tape import record
-from .units import is_elementwise, named, shape
+from .units import is_elementwise, named
 
 Rows = Sequence[Tensor]  # per unit, flat, in float64
 # rows and, where the criterion collects any, sums over images shaped like them in; [units] scores out
@@ -130,8 +131,8 @@ def _scale_feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
         return ()
     channel_axis = 1
     if norm.target is aten.layer_norm.default:  # [N, tokens, C]
-        channel_axis = len(shape(norm)) - 1
-    fits = site.axes == (channel_axis,) and shape(scale) == (site.units.size,)
+        channel_axis = len(shape_of(norm)) - 1
+    fits = site.axes == (channel_axis,) and shape_of(scale) == (site.units.size,)
     return (Feed(scale.name, site.units.reshape(-1)),) if fits else ()
 
 

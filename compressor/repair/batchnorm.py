@@ -79,7 +79,9 @@ def _walk(walk: Lockstep, slices: Slices | None, *, matching: bool) -> tuple[str
     """Layer after layer, so that each sees what the new statistics before it give."""
     layers = []
     for stop, node in enumerate(walk.order):
-        if node.target is aten.batch_norm.default and (node in walk.changed or not matching):
+        if node.target is not aten.batch_norm.default or node not in walk.twins:
+            continue
+        if node in walk.changed or not matching:
             _restate(walk, stop, slices, matching=matching)
             layers.append(str(node.meta["layer"]))
     return tuple(layers)

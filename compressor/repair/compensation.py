@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from ..distributed import sum_count
 from ..errors import DataError
 from ..graph import fetch, store
-from ..graph.interface import traced_count
+from ..graph.interface import nodes_by_name, traced_count
 from ..graph.lockstep import Batch, Lockstep, changed_nodes, images_of
 from ..graph.operators import arguments
 from ..graph.samples import Samples, sample_layouts
@@ -96,7 +96,7 @@ def compensate(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
     changed = changed_nodes(dense, pruned)
-    layers, left_alone = find_layers(dense, changed)
+    layers, left_alone = find_layers(dense, changed, left=nodes_by_name(pruned))
     if layouts is None:
         layouts = layouts_of(dense, layers, images[0])
     order = schedule(dense, layers)

@@ -17,7 +17,17 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.lockstep import attribute, run_node
-from ..graph.operators import CONVOLUTIONS, LINEAR, PRODUCTS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
+from ..graph.neighbours import computed_operands, is_stored, only_user, other_operands, stored_nodes, stored_operands
+from ..graph.operators import (
+    CONVOLUTIONS,
+    LAYERS,
+    PRODUCTS,
+    RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
+    Convolution,
+    arguments,
+    paddings_of,
+)
 from ..graph.windows import Window
 from ..records import LeftAlone
 from .clamped import Bounds
@@ -72,14 +82,17 @@ class Layer:
 
 
 def find_layers(
-    graph: fx.GraphModule, changed: Collection[fx.Node]
+    graph: fx.GraphModule, changed: Collection[fx.Node], *, left: Collection[str] | None = None
 ) -> tuple[dict[fx.Node, Layer], tuple[LeftAlone, ...]]:
-    """The layers whose inputs changed, by node; and those that can't be refitted, with the reason."""
+    """The layers whose inputs changed, by node; and those that can't be refitted, with the reason.
+
+    `left` are the names of nodes that are still there in the network to repair; all of them where it is not given.
+    """
     uses = _uses(graph)
     layers: dict[fx.Node, Layer] = {}
     reasons: dict[fx.Node, str] = {}
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
-    for nodes in _by_weight(graph):
+    for nodes in _by_weight(graph, left):
         if all(arguments(node)["input"] not in changed for node in nodes):
             continue
         reason = _obstacle(graph, nodes, uses) or _circle(nodes, together)
@@ -92,7 +105,7 @@ def find_layers(
     left_alone: list[LeftAlone] = []
     for node in graph.graph.nodes:
         reason = reasons.get(node) or _other_obstacle(graph, node, changed)
-        if reason:
+        if reason and (left is None or node.name in left):
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
 
@@ -100,25 +113,27 @@ def find_layers(
 def _uses(graph: fx.GraphModule) -> Counter[int]:
     """How many nodes read each tensor, by its identity: several get_attr nodes may name one."""
     uses: Counter[int] = Counter()
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            uses[id(attribute(graph, node))] += len(node.users)
+    for node in stored_nodes(graph):
+        uses[id(attribute(graph, node))] += len(node.users)
     return uses
 
 
-def _by_weight(graph: fx.GraphModule) -> list[tuple[fx.Node, ...]]:
+def _by_weight(graph: fx.GraphModule, left: Collection[str] | None) -> list[tuple[fx.Node, ...]]:
     """The convolutions and linear nodes, those together that read one weight in one way, each in the graph's order."""
     nodes_of: dict[object, list[fx.Node]] = {}
     for node in graph.graph.nodes:
-        if node.target is not LINEAR and node.target not in CONVOLUTIONS:
-            continue
-        settings = arguments(node)
-        weight = settings["weight"]
-        key: object = node
-        if isinstance(weight, fx.Node) and weight.op == "get_attr":
-            key = id(attribute(graph, weight)), node.target, settings.get("groups", 1)
-        nodes_of.setdefault(key, []).append(node)
+        is_left = left is None or node.name in left
+        if node.target in LAYERS and is_left:
+            nodes_of.setdefault(_reading_of_weight(graph, node), []).append(node)
     return [tuple(nodes) for nodes in nodes_of.values()]
+
+
+def _reading_of_weight(graph: fx.GraphModule, node: fx.Node) -> object:
+    """The same for nodes that read one weight in one way; of a computed weight, each node's own."""
+    settings = arguments(node)
+    if not is_stored(settings["weight"]):
+        return node
+    return id(attribute(graph, settings["weight"])), node.target, settings.get("groups", 1)
 
 
 def _circle(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> str:
@@ -137,9 +152,11 @@ def _other_obstacle(graph: fx.GraphModule, node: fx.Node, changed: Collection[fx
     """Why a node with weights that is neither a convolution nor linear keeps them; empty for any other node."""
     if node.target in RECURRENT and arguments(node)["input"] in changed:
         return "a recurrent layer's outputs are no products of its inputs alone"
-    if node in changed and node.target in TRANSPOSED_CONVOLUTIONS:
+    if node not in changed:
+        return ""
+    if node.target in TRANSPOSED_CONVOLUTIONS:
         return "a transposed convolution's outputs share no common row of inputs"
-    if node in changed and node.target in PRODUCTS and _has_parameter(graph, node):
+    if node.target in PRODUCTS and _has_parameter(graph, node):
         return "a product with a parameter outside linear and convolution"
     return ""
 
@@ -149,17 +166,7 @@ def _name_of(node: fx.Node) -> str:
 
 
 def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in _stored_operands(node))
-
-
-def _stored_operands(node: fx.Node) -> list[fx.Node]:
-    """The parameters and buffers among a node's operands."""
-    return [operand for operand in node.all_input_nodes if operand.op == "get_attr"]
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads this one; None where there are several, or none."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    return any(isinstance(attribute(graph, operand), torch.nn.Parameter) for operand in stored_operands(node))
 
 
 def _obstacle(graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int]) -> str:
@@ -170,7 +177,7 @@ def _obstacle(graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int
             continue
         if None in sources:
             return f"its weight is used with and without a {name}"
-        if not all(isinstance(source, fx.Node) and source.op == "get_attr" for source in sources):
+        if not all(is_stored(source) for source in sources):
             return f"its {name} is computed, not a plain parameter"
         tensors = {id(attribute(graph, source)) for source in sources}
         if len(tensors) > 1 or uses[tensors.pop()] > len(nodes):
@@ -194,7 +201,7 @@ def _stored_behind(graph: fx.GraphModule, layer: Layer) -> tuple[object, ...]:
     """The operations of a layer's chain, each with the tensors it reads by identity."""
     behind: list[object] = []
     for node in layer.chain:
-        behind.append((node.target, *(id(attribute(graph, operand)) for operand in _stored_operands(node))))
+        behind.append((node.target, *(id(attribute(graph, operand)) for operand in stored_operands(node))))
     return tuple(behind)
 
 
@@ -203,20 +210,9 @@ def _layer(
 ) -> Layer:
     """One use of a weight that is used so many times; 0 where what is behind it is not looked at."""
     args = arguments(node)
-    norm: fx.Node | None = None
-    chain: list[fx.Node] = []
-    end = node
-    while times:
-        user = _only_user(end)
-        if user is None:
-            break
-        # right behind the layer alone: there the mean is in the outputs' own units, and can take an offset
-        if not chain and user.target is aten.batch_norm.default and _has_own_mean(graph, user, uses, times):
-            norm = user
-        elif user.target is not aten.mul.Tensor or factor_of(user, end) is None:
-            break
-        chain.append(user)
-        end = user
+    norm = _own_norm(graph, node, uses, times)
+    chain = _chain(node, norm) if times else []
+    end = chain[-1] if chain else node
 
     bias = "" if args["bias"] is None else str(args["bias"].target)
     partner = _partner(end, changed)
@@ -224,45 +220,60 @@ def _layer(
     return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
 
 
-def _has_own_mean(graph: fx.GraphModule, norm: fx.Node, uses: Mapping[int, int], times: int) -> bool:
-    """Whether the normalisation's mean is read behind the layer alone, as often as its weight."""
-    mean = arguments(norm)["running_mean"]
-    return isinstance(mean, fx.Node) and mean.op == "get_attr" and uses[id(attribute(graph, mean))] == times
+def _own_norm(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], times: int) -> fx.Node | None:
+    """The batch normalisation right behind a layer, if its mean is read there alone, as often as the layer's weight.
+
+    Only there is the mean in the outputs' own units, and can take an offset.
+    """
+    user = only_user(node)
+    if user is None or user.target is not aten.batch_norm.default:
+        return None
+    mean = arguments(user)["running_mean"]
+    return user if is_stored(mean) and uses[id(attribute(graph, mean))] == times else None
+
+
+def _chain(node: fx.Node, norm: fx.Node | None) -> list[fx.Node]:
+    """The normalisation behind a layer, and the stored factors that its outputs pass one after the other."""
+    chain = [] if norm is None else [norm]
+    end = norm or node
+    user = only_user(end)
+    while user is not None and user.target is aten.mul.Tensor and factor_of(user, end) is not None:
+        chain.append(user)
+        end, user = user, only_user(user)
+    return chain
 
 
 def factor_of(product: fx.Node, value: fx.Node) -> fx.Node | None:
     """The stored per-channel factor that `value` is multiplied by, as layer scale has it."""
     factor = product.args[1] if product.args[0] is value else product.args[0]
-    if not isinstance(factor, fx.Node) or factor.op != "get_attr":
+    if not is_stored(factor):
         return None
     shape, stored = value.meta["val"].shape, factor.meta["val"].shape
     # as broadcasting aligns them: a factor [8, 1, 1] of a value [N, 8, H, W] is [1, 8, 1, 1]
     aligned = (1,) * (len(shape) - len(stored)) + tuple(stored)
     channel_axis = 1 if _from_convolution(value) else len(shape) - 1
-    for axis, size in enumerate(aligned):
-        if size != (shape[axis] if axis == channel_axis else 1):
-            return None
-    return factor
+    per_channel = [1] * len(shape)
+    per_channel[channel_axis] = shape[channel_axis]
+    return factor if list(aligned) == per_channel else None
 
 
 def _from_convolution(node: fx.Node) -> bool:
     """Whether a chain's value has its channels on axis 1."""
     while node.target in (aten.batch_norm.default, aten.mul.Tensor):
-        node = next(operand for operand in node.all_input_nodes if operand.op != "get_attr")
+        node = computed_operands(node)[0]
     return node.target in CONVOLUTIONS
 
 
 def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     """What a chain's end is added to, where that is a changed value of the same shape."""
-    user = _only_user(end)
-    if user is None or user.target is not aten.add.Tensor or len(user.all_input_nodes) != 2:
+    user = only_user(end)
+    if user is None or user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
         return None
-    if user.kwargs.get("alpha", 1) != 1:
+    partners = [operand for operand in other_operands(user, end) if operand in changed and not is_stored(operand)]
+    if len(partners) != 1:
         return None
-    (operand,) = (node for node in user.all_input_nodes if node is not end)
-    value = operand.meta.get("val")
-    alike = isinstance(value, Tensor) and value.shape == end.meta["val"].shape
-    return operand if alike and operand in changed and operand.op != "get_attr" else None
+    value = partners[0].meta.get("val")
+    return partners[0] if isinstance(value, Tensor) and value.shape == end.meta["val"].shape else None
 
 
 def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
@@ -273,10 +284,10 @@ def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, lik
     if partner is not None:
         (end,) = end.users
     responses = _TRIED.to(like)
-    user = _only_user(end)
+    user = only_user(end)
     while user is not None and _is_function_of(user, end):
         responses = run_node(graph, user, {end: responses.clone()})  # operations in place write to what they get
-        end, user = user, _only_user(user)
+        end, user = user, only_user(user)
 
     responses = responses.detach().cpu()
     low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
@@ -285,12 +296,11 @@ def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, lik
 
 def _is_function_of(node: fx.Node, value: fx.Node) -> bool:
     """Whether the node takes every number of `value` by itself, and nothing else but stored numbers."""
-    others = [operand for operand in node.all_input_nodes if operand is not value]
-    return node.target in _POINTWISE and all(_is_stored_number(operand) for operand in others)
+    return node.target in _POINTWISE and all(_is_stored_number(operand) for operand in other_operands(node, value))
 
 
 def _is_stored_number(node: fx.Node) -> bool:
-    return node.op == "get_attr" and bool(node.meta["val"].numel() <= 1)
+    return is_stored(node) and bool(node.meta["val"].numel() <= 1)
 
 
 def _flat_until(responses: Tensor) -> float:
@@ -317,24 +327,11 @@ def window_of(node: fx.Node, weight: Tensor) -> Window:
     """How a convolution or linear node with that weight reads its input."""
     if node.target is aten.linear.default:
         return Window()
-    args = arguments(node)
-    axes = weight.dim() - 2  # weight [outputs, inputs of a group, *kernel]
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = _per_axis(args["stride"], axes), _per_axis(args["dilation"], axes)
-    if not isinstance(args["padding"], str):
-        padding = tuple((side, side) for side in _per_axis(args["padding"], axes))
-    elif args["padding"] == "valid":
-        padding = ((0, 0),) * axes
-    else:  # "same": an odd total puts the extra zero behind
-        totals = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
-        padding = tuple((total // 2, total - total // 2) for total in totals)
-    return Window(kernel, stride, padding, dilation, int(args["groups"]))
-
-
-def _per_axis(value: int | list[int] | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """One number for each spatial axis, of one for all of them or as many as there are."""
-    sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)
-    return sizes * axes if len(sizes) == 1 else sizes
+    convolution = Convolution.of(node)
+    kernel = tuple(weight.shape[2:])  # of [outputs, inputs of a group, *kernel]
+    padding = tuple(paddings_of(convolution.padding, kernel, convolution.dilation))
+    assert isinstance(convolution.groups, int)
+    return Window(kernel, convolution.stride, padding, convolution.dilation, convolution.groups)
 
 
 def output_scale(pruned: fx.GraphModule, twins: Mapping[fx.Node, fx.Node], layer: Layer, width: int) -> Tensor:

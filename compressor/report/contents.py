@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ..budgets import is_none
-from ..records import Compensation, Cost, Figure, FloatArray, IntArray, LeftAlone
+from ..records import NO_DEPTH, Compensation, Cost, Depth, Figure, FloatArray, IntArray, LeftAlone
 
 Variant = Literal["dense", "removed", "repaired", "tuned", "trained", "shipped"]
 
@@ -233,8 +233,8 @@ class ReportInput:
     `busy` says how crowded the machine was when networks were timed, and is empty where it was not. `task` is what the
     answers were taken for, `task_reason` why. `fidelity` has a figure for each smaller network in PyTorch. `pictures`
     are of the images on which the networks differ most, of the `pictured_of` that were looked at.
-    `explanation` is the rank correlation of the input's relevance in both networks, `selector_masks` the overlap of a
-    learned selector's masks.
+    `depth` says which residual branches went whole. `explanation` is the rank correlation of the input's relevance in
+    both networks, `selector_masks` the overlap of a learned selector's masks.
     """
 
     model: str
@@ -273,6 +273,7 @@ class ReportInput:
     fidelity: Mapping[str, Figure] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
     pictured_of: int = 0
+    depth: Depth = NO_DEPTH
     explanation: Figure | None = None
     selector_masks: Figure | None = None
 

@@ -20,6 +20,7 @@ STAGES = {
     "groups": "finding the units that hang together, and checking them",
     "latency-model": "timing single layers, for the latency budget",
     "steps": "timing single layers, for the widths that pay",
+    "depth": "trying which blocks may go whole",
     "scores": "scoring every unit",
     "measured": "measuring what each layer may lose",
     "budget": "meeting the latency budget",
@@ -55,6 +56,11 @@ def model_name(model: str) -> str:
 def worth(run: ReportInput) -> str:
     """What a unit's number is called: the criterion's own, or what losing it was measured to cost."""
     return "measured loss" if run.criterion.endswith("measured") else "relevance"
+
+
+def reached(run: ReportInput, variant: str) -> str:
+    """`shipped: tuned`, so that the name stands for one network and it is said which."""
+    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
 
 
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
@@ -251,10 +257,15 @@ def percent(share: float, digits: int = 1) -> str:
 
 def count(number: float) -> str:
     """`4.09 G`, `25.6 M`, `811`."""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    return _with_prefix(number, {"G": 1e9, "M": 1e6, "k": 1e3}) or f"{number:.0f}"
+
+
+def _with_prefix(number: float, factors: Mapping[str, float]) -> str:
+    """In the first unit that it has one of; empty where it has none of any. Largest unit first."""
+    for unit, factor in factors.items():
         if abs(number) >= factor:
-            return f"{three_digits(number / factor)} {letter}"
-    return f"{number:.0f}"
+            return f"{three_digits(number / factor)} {unit}"
+    return ""
 
 
 def three_digits(number: float) -> str:
@@ -267,10 +278,7 @@ def three_digits(number: float) -> str:
 
 def size(number: float) -> str:
     """Bytes in decimal units, as file managers and shops give them."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= factor:
-            return f"{three_digits(number / factor)} {unit}"
-    return f"{number:.0f} B"
+    return _with_prefix(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number:.0f} B"
 
 
 def milliseconds(ms: float) -> str:
@@ -287,12 +295,14 @@ def points(lost: float) -> str:
 
 def number(value: object) -> str:
     """Any recipe or environment value; floats short, sequences with commas."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):  # before numbers: in Python it is one
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if isfinite(value) else str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(number(element) for element in value)
-    return str(value)
+    match value:
+        case None:
+            return "–"
+        case bool():  # before numbers: in Python it is one
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}" if isfinite(value) else str(value)
+        case Sequence() if not isinstance(value, str):
+            return ", ".join(number(element) for element in value)
+        case _:
+            return str(value)

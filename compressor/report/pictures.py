@@ -83,18 +83,20 @@ def _draw_heat(
 
 
 def _draw_view(axes: Axes, view: View, image: FloatArray | None, title: str) -> None:
-    if isinstance(view, Bars):
-        _draw_bars(axes, view)
-    elif isinstance(view, Masks):
-        _draw_masks(axes, view, image)
-    elif isinstance(view, Boxes):
-        _draw_boxes(axes, view, image)
-    elif isinstance(view, Shown):
-        axes.imshow(np.clip(view.pixels, 0, 1), interpolation="nearest")
-    elif isinstance(view, Heat):
-        axes.imshow(view.values, vmin=view.low, vmax=view.high, interpolation="nearest", aspect=_aspect(view.values))
-    else:
-        _draw_curve(axes, view)
+    match view:
+        case Bars():
+            _draw_bars(axes, view)
+        case Masks():
+            _draw_masks(axes, view, image)
+        case Boxes():
+            _draw_boxes(axes, view, image)
+        case Shown():
+            axes.imshow(np.clip(view.pixels, 0, 1), interpolation="nearest")
+        case Heat():
+            aspect = _aspect(view.values)
+            axes.imshow(view.values, vmin=view.low, vmax=view.high, interpolation="nearest", aspect=aspect)
+        case Curve():
+            _draw_curve(axes, view)
     _titled(axes, title)
 
 
@@ -183,12 +185,13 @@ def _draw_keys(figure: Figure, axes: Axes, comparison: Comparison, heat: AxesIma
 
 
 def _handles(comparison: Comparison) -> list[Patch]:
-    dense, shipped = comparison.dense, comparison.shipped
-    if isinstance(dense, Masks) and isinstance(shipped, Masks):
-        return [Patch(color=_colour(kind), label=_name(dense.names, kind)) for kind in _largest(dense, shipped)]
-    if isinstance(dense, Curve):
-        return [Patch(color=DENSE, label="dense"), Patch(color=KEPT, label="shipped")]
-    return []
+    match comparison.dense, comparison.shipped:
+        case Masks() as dense, Masks() as shipped:
+            return [Patch(color=_colour(kind), label=_name(dense.names, kind)) for kind in _largest(dense, shipped)]
+        case Curve(), _:
+            return [Patch(color=DENSE, label="dense"), Patch(color=KEPT, label="shipped")]
+        case _:
+            return []
 
 
 def _largest(dense: Masks, shipped: Masks) -> list[int]:

@@ -99,13 +99,8 @@ def _accuracy_sentence(run: ReportInput) -> list[str]:
     return [
         f"{metric} on {final.accuracy.n:,} {final.images} images went from "
         f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
-        f"{_reached(run, final.variant)})."
+        f"{facts.reached(run, final.variant)})."
     ]
-
-
-def _reached(run: ReportInput, variant: str) -> str:
-    """`shipped: tuned`, so that the name stands for one network and it is said which."""
-    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
 
 
 def _speed_sentence(run: ReportInput) -> str:
@@ -239,6 +234,8 @@ def _removed(run: ReportInput) -> Section:
         text.append(_MEASURED)
     scores_alt = f"Dots: {score_name} of kept and of removed units by group"
     elements: tuple[Table | Figure, ...] = (
+        tables.branch_table(run),
+        tables.depth_table(run),
         Figure("removed", "Bars: share of units kept in every group", "Units kept and removed, group by group."),
         tables.group_table(run),
         Figure("relevance", scores_alt, score_name.capitalize() + _OF_UNITS),
@@ -253,9 +250,11 @@ def _removed_sentences(run: ReportInput) -> str:
     units = sum(group.size for group in run.groups)
     removed = sum(group.size - len(group.kept) for group in run.groups)
     changed = sum(len(group.kept) < group.size for group in run.groups)
+    whole = len(run.depth.gone)
+    blocks = f"{whole} block{'s' if whole > 1 else ''} went whole; of what was left, " if whole else ""
     return (
-        f"{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of units "
-        "that the network ties together, over one layer or many; a unit is gone from all of them at once."
+        f"{blocks}{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of "
+        "units that the network ties together, over one layer or many; a unit is gone from all of them at once."
     )
 
 
@@ -325,21 +324,21 @@ def _survived(run: ReportInput) -> tuple[str, ...]:
     if figure is None:
         return ()
     images = facts.counted(figure.n, "evaluation image")
-    masks = run.selector_masks
-    overlap = (
-        ()
-        if masks is None
-        else (
-            f"The selector's masks in both networks share {masks.value:.2f} ({masks.low:.2f} to {masks.high:.2f}) of "
-            "what either shows.",
-        )
-    )
     return (
         f"How well the explanation survived: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f}), the rank "
         f"correlation of what each place of the input is worth to both networks, in the mean over {images}; 1 is the "
         "same order, 0 none.",
-        *overlap,
+        *_masks_survived(run),
     )
+
+
+def _masks_survived(run: ReportInput) -> tuple[str, ...]:
+    """One sentence; none where no selector was learned."""
+    masks = run.selector_masks
+    if masks is None:
+        return ()
+    interval = f"{masks.low:.2f} to {masks.high:.2f}"
+    return (f"The selector's masks in both networks share {masks.value:.2f} ({interval}) of what either shows.",)
 
 
 _DECIDING = ("classification", "multi-label", "segmentation")  # both networks are asked for the same decision

@@ -5,7 +5,7 @@ One row a budget: what is left, how often it is right, how fast it is, where its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,24 +142,24 @@ _AXES: Mapping[str, tuple[str, Read]] = {
 }
 
 
+def _places(points: Sequence[SweptPoint], read: Read, scale: float) -> list[tuple[float, float]]:
+    """(cost, quality) of the points that have both."""
+    pairs = [(read(point), point.quality) for point in points]
+    return [(x, scale * quality) for x, quality in pairs if x is not None and quality is not None]
+
+
 def _curve(report: SweepReport, title: str, read: Read) -> Sheet | None:
     """Quality over one cost, the points joined in the cost's order; None where fewer than two networks have both."""
     scale = 100 if report.is_share else 1
-    known = [
-        (x, scale * point.quality)
-        for point in report.points
-        if (x := read(point)) is not None and point.quality is not None
-    ]
-    dense_x, dense_quality = read(report.dense), report.dense.quality
-    has_dense = dense_x is not None and dense_quality is not None
-    if len(known) + has_dense < 2:
+    shipped = sorted(_places(report.points, read, scale))
+    dense = _places([report.dense], read, scale)
+    if len(shipped) + len(dense) < 2:
         return None
-    known.sort()
     sheet = Sheet(figsize=(WIDTH_IN, 3.0), layout="constrained")
     axes = sheet.add_subplot()
-    axes.plot([x for x, _ in known], [quality for _, quality in known], color=KEPT, marker="o", label="shipped")
-    if dense_x is not None and dense_quality is not None:
-        axes.scatter(dense_x, scale * dense_quality, color=DENSE, marker="s", label="dense", zorder=3)
+    axes.plot([x for x, _ in shipped], [y for _, y in shipped], color=KEPT, marker="o", label="shipped")
+    for x, y in dense:
+        axes.scatter(x, y, color=DENSE, marker="s", label="dense", zorder=3)
     axes.set_xlim(left=0)
     axes.set_xlabel(title)
     axes.set_ylabel(report.axis)

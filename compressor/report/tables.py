@@ -6,7 +6,7 @@ In: `ReportInput`. Out: `Table`s. An empty one is left out by whoever prints it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..records import Accuracy, Quality
 from . import facts
@@ -24,6 +24,7 @@ from .contents import (
 )
 
 TOO_FEW = "n too small"
+UNREACHED = 1e6  # the error that stands for a network that could not be made
 Cells = tuple[str, ...]
 
 
@@ -61,17 +62,26 @@ def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
     return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
 
 
-def _headed(rows: Iterable[tuple[str, Cells]]) -> tuple[Cells, ...]:
+def without_column(table: Table, column: int) -> Table:
+    """The table without what nobody has; headings, which are one cell, stay."""
+
+    def left(cells: Cells) -> Cells:
+        return cells if len(cells) == 1 else cells[:column] + cells[column + 1 :]
+
+    align = table.align[:column] + table.align[column + 1 :]
+    return replace(table, head=left(table.head), align=align, rows=tuple(map(left, table.rows)))
+
+
+def headed(rows: Iterable[tuple[str, Cells]]) -> tuple[Cells, ...]:
     """Rows in their order of first heading, each heading once as a row of its own."""
     by_heading: dict[str, list[Cells]] = {}
     for heading, cells in rows:
         by_heading.setdefault(heading, []).append(cells)
 
-    headed: list[Cells] = []
+    lines: list[Cells] = []
     for heading, below in by_heading.items():
-        headed.append((heading,))
-        headed.extend(below)
-    return tuple(headed)
+        lines += [(heading,), *below]
+    return tuple(lines)
 
 
 def group_table(run: ReportInput) -> Table:
@@ -102,6 +112,30 @@ def _removed_score(group: GroupRow) -> str:
     removed_sum = float(abs(removed).sum())
     total = float(abs(kept).sum() + abs(removed).sum())
     return facts.percent(removed_sum / total if total else 0.0)
+
+
+def branch_table(run: ReportInput) -> Table:
+    """The residual branches that went whole, in that order."""
+    rows = []
+    for branch in run.depth.gone:
+        rows.append((branch.layer, branch.name, facts.percent(branch.macs), facts.number(branch.loss)))
+    head = ("begins at", "its sum", "MACs of the network", "error with it and those above gone")
+    note = "Errors are of the outputs, relative, before anything is thinned or repaired." if rows else ""
+    return Table("Blocks that went whole", head, "ccrr", tuple(rows), note)
+
+
+def depth_table(run: ReportInput) -> Table:
+    """The networks that were made to find how many blocks may go."""
+    rows = []
+    for number, error in zip(run.depth.tried, run.depth.errors, strict=True):
+        found = "no plan meets the budget" if error >= UNREACHED else facts.number(error)
+        rows.append((f"{number}", found, "taken" if number == run.depth.taken else ""))
+    return Table(
+        "Blocks gone, and what the network is off by at the budget, repaired",
+        ("blocks", "error", ""),
+        "rrl",
+        tuple(rows) if len(rows) > 1 else (),
+    )
 
 
 def layer_table(run: ReportInput) -> Table:
@@ -148,16 +182,13 @@ def accuracy_table(run: ReportInput) -> Table:
     for row in run.accuracy:
         heading = f"{conditions(row)}, {row.accuracy.n:,} {row.images} images"
         rows.append((heading, _accuracy_cells(run, row)))
-    head: Cells = ("network", facts.metric_of(run), _lost_head(run), "95 % interval", "top-5")
-    align = "lrrrr"
-    if not any(top5_of(row.accuracy) for row in run.accuracy):
-        rows = [(heading, cells[:-1]) for heading, cells in rows]
-        head, align = head[:-1], align[:-1]
+    head = ("network", facts.metric_of(run), _lost_head(run), "95 % interval", "top-5")
     note = (
         f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
         f"taught by the dense network after the repair; {_trained_note(run)}shipped: what is in the files."
     )
-    return Table(accuracy_title(run), head, align, _headed(rows), note)
+    table = Table(accuracy_title(run), head, "lrrrr", headed(rows), note)
+    return table if any(top5_of(row.accuracy) for row in run.accuracy) else without_column(table, head.index("top-5"))
 
 
 def _trained_note(run: ReportInput) -> str:
@@ -205,7 +236,7 @@ def fidelity_table(run: ReportInput) -> Table:
     figures = {} if facts.metric_of(run) == facts.FIDELITY else run.fidelity
     rows = []
     for variant, figure in figures.items():
-        name = f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
+        name = facts.reached(run, variant)
         rows.append((name, f"{figure.value:.3f}", f"{figure.low:.3f}–{figure.high:.3f}", f"{figure.n:,}"))
     note = f"{facts.MEANING_OF_FIDELITY}. It is of the whole answer, not only of what is decided by it."
     head = ("network", "fidelity", "95 % interval", "images")
@@ -227,9 +258,7 @@ def recovery_table(run: ReportInput) -> Table:
 
 def network(run: ReportInput, row: AccuracyRow) -> str:
     """The network's name; in PyTorch, of the shipped one also which it is."""
-    if row.variant == "shipped" and row.runtime == "pytorch" and run.shipped:
-        return f"shipped: {run.shipped}"
-    return row.variant
+    return facts.reached(run, row.variant) if row.runtime == "pytorch" else row.variant
 
 
 def parity_table(run: ReportInput) -> Table:
@@ -237,7 +266,7 @@ def parity_table(run: ReportInput) -> Table:
     rows = [(f"{row.reference} → {conditions(row)}", _parity_cells(row)) for row in run.parity]
     head = ("network", "result", "max. abs.", "limit", "max. rel.")
     note = "Largest distance of any output on the same images; the limit is for the absolute one."
-    return Table("Parity", head, "llrrr", _headed(rows), note)
+    return Table("Parity", head, "llrrr", headed(rows), note)
 
 
 def _parity_cells(row: ParityRow) -> Cells:
@@ -250,16 +279,13 @@ def latency_table(run: ReportInput) -> Table:
     # rows hold arrays, so that they can't be keys themselves
     ratios = {id(row): facts.speed_up(dense, row) for dense, row in facts.latency_pairs(run)}
     rows = [(_latency_heading(row), _latency_cells(row, ratios.get(id(row)))) for row in run.latency]
-    head: Cells = ("network", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
-    align = "lrrrrrl"
-    if not any(row.note for row in run.latency):
-        rows = [(heading, cells[:-1]) for heading, cells in rows]
-        head, align = head[:-1], align[:-1]
+    head = ("network", "p50 ms", "speed-up", "p90 ms", "p99 ms", "n", "note")
     note = (
         "Dense and shipped interleaved. Speed-up: dense p50 over this p50. "
         f"'{TOO_FEW}': too few runs for the percentile to stand."
     )
-    return Table("Latency", head, align, _headed(rows), note)
+    table = Table("Latency", head, "lrrrrrl", headed(rows), note)
+    return table if any(row.note for row in run.latency) else without_column(table, head.index("note"))
 
 
 def _latency_heading(row: LatencyRow) -> str:

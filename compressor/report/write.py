@@ -114,19 +114,21 @@ def _speed_up(reference: LatencyRow, row: LatencyRow) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """JSON's own types; what is not a number (NaN, infinity) becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(element) for key, element in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(element) for element in value]
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
+    match value:
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        case Mapping():
+            return {str(key): _plain(element) for key, element in value.items()}
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case list() | tuple():
+            return [_plain(element) for element in value]
+        case float():
+            return value if isfinite(value) else None
+        case None | bool() | int() | str():
+            return value
+        case _:
+            return str(value)
 
 
 _CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it

@@ -49,8 +49,9 @@ class Finished:
         if self.recipe.as_it_is:
             return ()
         rounds = range(1, self.recipe.rounds + 1)
+        depth = ("depth",) if self.recipe.blocks == "drop" else ()
         scores = "measured-1" if self.recipe.normalisation == "measured" else "scores-1"
-        return (scores, *(f"repair-{number}" for number in rounds))
+        return (*depth, scores, *(f"repair-{number}" for number in rounds))
 
 
 def kept_facts(work: Work) -> dict[str, Any]:

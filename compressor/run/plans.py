@@ -17,7 +17,7 @@ from ..choices import ranking_of
 from ..files import read_json, read_record, write_json, write_record
 from ..graph.cost import measure_cost
 from ..latency.correction import Met, Ratio, meet, met_from_json, met_to_json
-from ..latency.model import make_latency_meter
+from ..latency.model import group_steps, make_latency_meter
 from ..planning import RankingOptions, make_plan
 from ..planning.budget import least_share
 from ..pruning import Structure, prune
@@ -185,6 +185,17 @@ def set_aim(work: Work, structure: Structure) -> Aim:
     if not work.recipe.multiple:
         options = replace(options, steps=find_steps(work, structure))
     return Aim(budget, options, also=tuple(also))
+
+
+def aimed_at(work: Work, structure: Structure, aim: Aim) -> Aim:
+    """The same aim once whole branches went: each group of what is left keeps to the widths that were measured."""
+    if aim.tables is not None:
+        steps = group_steps(work.base, structure, aim.tables.model.steps)
+    elif not work.recipe.multiple:
+        steps = steps_here(work.base, structure)
+    else:
+        return aim
+    return replace(aim, options=replace(aim.options, steps=steps))
 
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:

@@ -29,6 +29,7 @@ from ..inputs.models import load_model
 from ..inputs.trust import builder_sha256, require_trusted
 from ..placement import CPU, placed
 from ..pruning import Structure, analyse, prune
+from ..pruning.branches import without_branches
 from ..records import InputSpec, IntArray, Slices
 from ..tensors import Inputs, as_tuple, noise_like
 
@@ -45,7 +46,7 @@ class Network:
 
     `keywords` name the inputs where forward takes them by name. `builder_sha256` is of the file the builder's code lies
     in, `weights_sha256` of the file of tensors; empty where there is none. `code_sha256s` are of the files of the other
-    code that the run's recipe names, by what it says (`user_code`).
+    code that the run's recipe names, by what it says (`user_code`). `branches` are residual branches that went whole.
     """
 
     builder: str
@@ -57,6 +58,7 @@ class Network:
     code_sha256s: Mapping[str, str] = field(default_factory=dict)
     builder_sha256: str = ""
     weights_sha256: str = ""
+    branches: tuple[str, ...] = ()
 
     @property
     def example(self) -> Inputs:
@@ -104,7 +106,8 @@ _AGAIN = "run the command that made this folder again, it writes the file anew"
 def _network_of(content: Mapping[str, Any]) -> Network:
     """Raises one of many errors for anything but what `write_network` wrote."""
     texts = [content[name] for name in ("builder", "builder_sha256", "weights_sha256")]
-    names = [*content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
+    branches = content.get("branches", ())  # no run before 0.3 had any
+    names = [*branches, *content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
     names += [text for pair in content["code_sha256s"].items() for text in pair]
     if not all(isinstance(text, str) for text in (*texts, *names)):
         raise TypeError("a name is no text")
@@ -121,6 +124,7 @@ def _network_of(content: Mapping[str, Any]) -> Network:
         code_sha256s=dict(content["code_sha256s"]),
         builder_sha256=texts[1],
         weights_sha256=texts[2],
+        branches=tuple(branches),
     )
 
 
@@ -220,6 +224,8 @@ def _replayed(folder: Path, module: nn.Module | None, trust: bool) -> tuple[nn.M
 
 def _without_units(folder: Path, graph: fx.GraphModule, network: Network) -> tuple[fx.GraphModule, Slices]:
     """What is left of the dense network; where nothing went, a copy of it whose units nobody looks for."""
+    if network.branches:
+        graph = without_branches(graph, network.branches)
     if not network.kept:
         return copy.deepcopy(graph), Slices({})
     structure = analyse(graph, network.tied, network.frozen)

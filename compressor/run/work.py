@@ -27,7 +27,7 @@ from ..inputs.sources import require_labels
 from ..inputs.splits import Splits
 from ..placement import CPU, device_of, inputs_to, placed, resolve
 from ..recipe import Recipe
-from ..records import InputSpec
+from ..records import NO_DEPTH, Depth, InputSpec
 from ..tasks import class_leaf
 from ..tensors import Inputs, noise_like
 from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, parts_of
@@ -54,6 +54,13 @@ class Work:
     keywords: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     device: torch.device = CPU  # where scores, repair, recovery and evaluation are computed
+    depth: Depth = NO_DEPTH  # residual branches that went whole
+    shallow: fx.GraphModule | None = None  # the dense network without them
+
+    @property
+    def base(self) -> fx.GraphModule:
+        """The network that units go from: the dense one, or what is left of it without whole branches."""
+        return self.dense if self.shallow is None else self.shallow
 
     @property
     def example(self) -> Inputs:

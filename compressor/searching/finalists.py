@@ -17,7 +17,7 @@ from ..inputs.images import Batches
 from ..recipe import Recipe
 from .bench import Bench, Kept, area
 from .space import Space, recipe_at
-from .study import TrialRow
+from .study import TrialRow, complete_of
 
 # say where something lies or runs; what the model and the images hold is in a finalist's key by their hashes
 _PLACE_FIELDS = ("model", "data", "evaluation_data", "out", "weights", "device")
@@ -43,9 +43,8 @@ class Finalist:
 
 def finalists_of(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     """The best complete trials and every preset, best first, earlier ones before equals."""
-    complete = [row for row in rows if row.state == "complete" and row.value is not None]
     # `or` is for the type alone: complete ones have a value
-    ordered = sorted(complete, key=lambda row: (-(row.value or 0.0), row.number))
+    ordered = sorted(complete_of(rows), key=lambda row: (-(row.value or 0.0), row.number))
     presets_behind = [row for row in ordered[count:] if row.preset]
     return ordered[:count] + presets_behind
 

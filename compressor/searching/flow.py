@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import nn
 
 from .. import __version__
+from ..criteria import LEARNED
 from ..errors import FolderError, RecipeError
 from ..files import content_hash, write_json
 from ..inputs.checkpoints import state_hash
@@ -25,7 +26,7 @@ from ..inputs.images import batches
 from ..inputs.models import Model
 from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
-from ..recipe import LEARNED, Recipe, make_recipe, read_recipe
+from ..recipe import Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
 from ..run.choosing import NO_PARTS, UserParts, parted_options
 from ..run.stages import Notify

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from ..criteria import AtNodes, Per, Place, Sign, Start
 from ..errors import CompressorError, RecipeError, did_you_mean
-from ..recipe import Recipe
+from ..recipe import Recipe, StartClass
 from ..records import FloatArray, Group, Scores
 from ..relevance.composite import BY_DEPTH, PRESETS, SPACE, Axis, Choice, Composite, Point, Range, at, point_of
-from ..relevance.criteria import AtNodes, criterion_named
+from ..relevance.criteria import criterion_named
 from ..relevance.spelling import composite_of, to_text
 
 SAME = 1e-2  # of a mean score: what moves no unit by so much (a stabiliser, the order of sums) decides no plan
@@ -24,11 +25,11 @@ _DEPTHS = ("low", "mid", "high")
 _OTHER_RULE = "alphabeta"  # unlike the rule of any preset
 USUAL = "usual"  # the criterion's own
 _READING: tuple[Choice, ...] = (
-    Choice("start", ("one", "logit", "loss")),
-    Choice("start_class", ("true", "predicted")),
-    Choice("sign", ("absolute", "signed", "squared")),
-    Choice("per", (USUAL, "all", "sample", "position", "element")),
-    Choice("place", ("site", "settled")),
+    Choice("start", get_args(Start)),
+    Choice("start_class", get_args(StartClass)),
+    Choice("sign", get_args(Sign)),
+    Choice("per", (USUAL, *get_args(Per))),
+    Choice("place", get_args(Place)),
 )
 _RANKING: tuple[Axis, ...] = (
     Choice("reduction", ("sum", "mean", "max")),
@@ -321,7 +322,7 @@ def _is_inside(axis: Axis, value: str | float) -> bool:
 
 
 # a criterion that is not read at nodes has no such row: the record's defaults stand for it
-_NOT_AT_NODES = AtNodes(lambda *_: lambda *_: None)
+_NOT_AT_NODES = AtNodes(summary="", prepare="")
 
 
 def _reading_of(recipe: Recipe) -> dict[str, str]:

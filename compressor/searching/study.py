@@ -13,7 +13,7 @@ import statistics
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import optuna
@@ -239,8 +239,12 @@ def _row(trial: FrozenTrial) -> TrialRow:
 
 def best_of(trials: list[TrialRow]) -> TrialRow | None:
     """The complete trial with the largest area, the earlier of equals."""
-    complete = [row for row in trials if row.state == "complete" and row.value is not None]
-    return max(complete, key=lambda row: (row.value, -row.number), default=None)
+    return max(complete_of(trials), key=lambda row: (row.value, -row.number), default=None)
+
+
+def complete_of(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """Those that went through all budgets; each has an area."""
+    return [row for row in trials if row.state == "complete" and row.value is not None]
 
 
 def importances(study: Study) -> dict[str, float]:

@@ -37,7 +37,6 @@ from .training import TrainingOptions, parted
 
 __all__ = [
     "GATES",
-    "LEARNED",
     "SELECTORS",
     "GateOptions",
     "SelectorOptions",
@@ -48,7 +47,6 @@ __all__ = [
     "start_logits",
 ]
 
-LEARNED = ("gates", "isp")
 STAGES = (("predictor", 0.35), ("selector", 0.25), ("gates", 0.4))  # and their shares of the time
 SPREAD = 1.5  # logits that other scores start lie this far about 0
 _SOURCES = Path(__file__).parent

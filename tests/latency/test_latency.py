@@ -25,6 +25,7 @@ from compressor.device.runtimes import available, layer_timers
 from compressor.errors import BudgetError, EngineError, MissingPackageError, RecipeError
 from compressor.export.layers import Layer, input_shape, layer_model
 from compressor.graph import trace
+from compressor.graph.neighbours import shape_of
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
@@ -40,7 +41,7 @@ from compressor.latency.model import (
 )
 from compressor.latency.staircase import find_step, probe_widths
 from compressor.latency.tables import Kept, Table, levels, smoothed
-from compressor.latency.uses import dense_shapes, uses_of, widths
+from compressor.latency.uses import uses_of, widths
 from compressor.planning import RankingOptions, make_plan
 from compressor.planning.budget import everything_gone
 from compressor.pruning import Structure, find_structure, prune
@@ -260,7 +261,7 @@ def test_hypothetical_widths_are_those_of_the_pruned_network(case: Case) -> None
     small = {u.node.name: u.widths for u in uses_of(prune(graph, structure, plan)[0])}
     shapes = shapes_left(structure, removed_classes(structure, plan.kept))
     assert {u.node.name: widths(u.node, u.layer, shapes) for u in uses_of(graph)} == small
-    assert small != {u.node.name: widths(u.node, u.layer, dense_shapes) for u in uses_of(graph)}
+    assert small != {u.node.name: widths(u.node, u.layer, shape_of) for u in uses_of(graph)}
 
 
 def test_what_was_timed_is_not_timed_again(case: Case, tmp_path: Path) -> None:

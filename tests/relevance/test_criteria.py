@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from torch import Tensor, fx, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
-from compressor import recipe
+from compressor.criteria import CRITERIA, UNLEARNED, AtNodes, AtRandom, Criterion
 from compressor.errors import DataError, ModelError, RecipeError
 from compressor.graph import aten, trace
 from compressor.pruning import find_structure
+from compressor.recipe import Recipe
 from compressor.records import Group, Groups, Scores, Site
-from compressor.relevance import CRITERIA, ScoreOptions, score
-from compressor.relevance.criteria import AtNodes, AtRandom
-from compressor.steering import LEARNED
+from compressor.relevance import ScoreOptions, score
+from compressor.relevance.criteria import function_named
 
 # Other batch sizes and other orders of units sum in other orders, in float32: 16 ulp of the largest score, for
 # the order is the processor's own (9 ulp were seen for sums of weight times gradient); float64 is the strict test ...
@@ -165,13 +165,24 @@ def permuted(model: nn.Module, network: Network) -> tuple[Case, Tensor]:
     return case_of(other, torch.float64), order
 
 
-def test_a_recipe_knows_the_criteria_of_the_table_by_name() -> None:
-    assert (*CRITERIA, *LEARNED) == tuple(recipe.CRITERIA)
-    assert LEARNED == recipe.LEARNED
-    assert len(set(recipe.CRITERIA.values())) == len(recipe.CRITERIA)  # each with a sentence of its own
+@pytest.mark.parametrize("row", CRITERIA.values(), ids=CRITERIA)
+def test_a_row_names_functions_that_are_there(row: Criterion) -> None:
+    names = [
+        name for field in ("prepare", "uncovered", "weigh", "collect", "feeds") if (name := getattr(row, field, ""))
+    ]
+    assert [name for name in names if not callable(function_named(name))] == []
 
 
-criteria = pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_a_recipe_offers_every_row() -> None:
+    (criterion,) = (field for field in fields(Recipe) if field.name == "criterion")
+    assert criterion.metadata["choices"] == tuple(CRITERIA)
+
+
+def test_every_row_has_a_sentence_of_its_own() -> None:
+    assert len({row.summary for row in CRITERIA.values()}) == len(CRITERIA)
+
+
+criteria = pytest.mark.parametrize("criterion", UNLEARNED)
 
 
 def difference(a: Scores, b: Scores) -> float:
@@ -278,7 +289,7 @@ def test_unknown_labels_take_the_predicted_class(case: Case) -> None:
 def test_scoring_leaves_the_graph_as_it_was(case: Case) -> None:
     before = {name: tensor.clone() for name, tensor in case.graph.state_dict().items()}
     text = case.graph.code
-    for criterion in CRITERIA:
+    for criterion in UNLEARNED:
         case.scores(criterion)
     assert case.graph.code == text
     assert all(torch.equal(before[name], tensor) for name, tensor in case.graph.state_dict().items())

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from compressor import criteria
 from compressor.graph import trace
+from compressor.listing import rows_of
 from compressor.pruning import find_structure
-from compressor.relevance import criteria, score, weights
+from compressor.relevance import score, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +29,10 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "largest_weight", module["largest_weight"], raising=False)
     rows = eval(f"{{{row}}}", vars(criteria))
     monkeypatch.setattr(criteria, "CRITERIA", {**criteria.CRITERIA, **rows})
+
+
+def test_it_is_listed_with_its_sentence() -> None:
+    assert ("largest_weight", "the largest absolute weight of a unit") in rows_of("criteria")
 
 
 def test_every_unit_has_its_largest_weight() -> None:

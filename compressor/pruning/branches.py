@@ -1,0 +1,135 @@
+"""Residual branches that can go whole: a traced graph in, its branches out; and the graph without some of them.
+
+A branch is what lies between a stream and the sum it enters again: a block's convolutions, an attention, an MLP.
+Without it the sum hands the stream on. Knows neither scores nor plans, and repairs nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from ..errors import ModelError
+from ..graph import aten
+
+_SUMS = (aten.add.Tensor, aten.add_.Tensor)
+_IDENTITY = aten.dropout.default  # that of evaluation, which every room knows
+_IDEMPOTENT = (aten.relu.default, aten.relu_.default, aten.relu6.default)  # twice in a row they do nothing more
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A residual branch: `total` is the sum it enters, `stream` the sum's other operand, which the branch reads.
+
+    `nodes` are the operations that only the branch needs, in the graph's order.
+    """
+
+    total: fx.Node
+    stream: fx.Node
+    end: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def name(self) -> str:
+        """The sum's node name, the same in every trace of the model."""
+        return self.total.name
+
+
+def find_branches(graph: fx.GraphModule) -> tuple[Branch, ...]:
+    """Every branch whose sum has the stream's own shape, in the graph's order; branches may lie inside others."""
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    branches: list[Branch] = []
+    for node in graph.graph.nodes:
+        branch = _branch_at(node, order)
+        if branch is not None:
+            branches.append(branch)
+    return tuple(branches)
+
+
+def _branch_at(total: fx.Node, order: dict[fx.Node, int]) -> Branch | None:
+    operands = total.args[:2]
+    if total.target not in _SUMS or total.kwargs.get("alpha", 1) != 1:
+        return None
+    if not all(isinstance(operand, fx.Node) and operand.op == "call_function" for operand in operands):
+        return None
+    first, second = operands
+    assert isinstance(first, fx.Node)
+    assert isinstance(second, fx.Node)
+    stream, end = (first, second) if order[first] < order[second] else (second, first)
+    if not _same_shape(stream, end) or not _same_shape(stream, total):
+        return None
+
+    inside = _between(stream, end, order)
+    if inside is None:
+        return None
+    leaks = any(user not in inside and user is not total for node in inside for user in node.users)
+    return None if leaks else Branch(total, stream, end, tuple(sorted(inside, key=order.__getitem__)))
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    value, wanted = one.meta.get("val"), other.meta.get("val")
+    return isinstance(value, Tensor) and isinstance(wanted, Tensor) and value.shape == wanted.shape
+
+
+def _between(stream: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node] | None:
+    """What `end` needs and the stream does not; None where the stream is not among what it needs."""
+    needed_by_stream = _ancestors(stream)
+    inside: set[fx.Node] = set()
+    waiting, reached = [end], False
+    while waiting:
+        node = waiting.pop()
+        if node is stream:
+            reached = True
+        elif node not in inside and node not in needed_by_stream and node.op == "call_function":
+            inside.add(node)
+            waiting.extend(node.all_input_nodes)
+    return inside if reached else None
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            waiting.extend(source.all_input_nodes)
+    return found
+
+
+def without_branches(graph: fx.GraphModule, names: Collection[str]) -> fx.GraphModule:
+    """A copy without the branches that enter those sums; what remains keeps its names, the sums hand the stream on.
+
+    Parameters that nothing reads any more go too. Raises ModelError for a name that is no branch of the graph.
+    """
+    small = copy.deepcopy(graph)
+    branches = {branch.name: branch for branch in find_branches(small)}
+    unknown = sorted(set(names) - branches.keys())
+    if unknown:
+        raise ModelError(f"the plan names branch '{unknown[0]}', which this model does not have; rebuild the plan")
+    for name in names:
+        _hand_on(branches[name].total, branches[name].stream)
+    for node in small.graph.nodes:
+        if node.target in _IDEMPOTENT and _source(node).target is node.target:
+            _hand_on(node, node.all_input_nodes[0])
+    small.graph.eliminate_dead_code()
+    small.delete_all_unused_submodules()
+    small.recompile()
+    return small
+
+
+def _hand_on(node: fx.Node, value: fx.Node) -> None:
+    """Makes the node the identity of a value, under its own name."""
+    node.target = _IDENTITY
+    node.args, node.kwargs = (value, 0.0, False), {}
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """What a node of one operand reads, past identities."""
+    (source,) = node.all_input_nodes[:1]
+    while source.target is _IDENTITY:
+        (source,) = source.all_input_nodes
+    return source

@@ -34,6 +34,7 @@ from compressor.pipeline import quality, recovery
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Accuracy
+from compressor.recovery import recover as recover_network
 from compressor.repair.choice import Choice, Judged
 from compressor.run import stages
 from compressor.run.judges import judges_of, judging_of, spare_of
@@ -481,8 +482,15 @@ def test_what_ships_are_the_weights_of_the_better_one(
 
     seen: list[bytes] = []
     monkeypatch.setattr(recovery, "choose", chosen)
-    longer = {"normalisation": "mean", "finetune_epochs": 10, "learning_rate": 3e-3}
-    recipe = make_recipe({**QUICK, **longer, "model": "Tiny", "out": tmp_path / "run"})
+
+    def taught_otherwise(*networks: Any, **options: Any) -> Any:
+        network, found = recover_network(*networks, **options)
+        with torch.no_grad():
+            next(network.parameters()).add_(0.01)  # a recovery of untrained weights may come no nearer
+        return network, found
+
+    monkeypatch.setattr(recovery, "recover_network", taught_otherwise)
+    recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
     work, pruned = _planned(recipe, model=tiny, images=images)
     small = pruned.network
     structure, _ = pipeline.find_units(work)

@@ -53,6 +53,7 @@ from compressor.repair.finetune import FinetuneOptions, finetune
 
 DEFAULT_CRITERIA = "lrp,gradient,taylor,l1,random"
 ONE_SHOT, ITERATIVE = "one shot", "iterative"
+TUNING = {"learning_rate": 3e-4, "distillation": 0.9}
 TUNINGS = ("no tuning", "tuned after", "tuned each step")
 PANELS = (*((s, t) for t in TUNINGS[:2] for s in (ONE_SHOT, ITERATIVE)), (ITERATIVE, TUNINGS[2]))
 TUNING_EPOCHS = 20
@@ -223,7 +224,7 @@ def main() -> None:
     wanted = _wanted(options)
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
-    for study in read_studies(options, normalisation="mean", finetune_epochs=TUNING_EPOCHS):
+    for study in read_studies(options, normalisation="mean", finetune_epochs=TUNING_EPOCHS, **TUNING):
         for seed in seeds_of(options):
             cut = replace(study, kept=tuple(shares))
             rows += measure(cut, seed, task, points, wanted, published=options.published)

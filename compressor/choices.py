@@ -15,15 +15,17 @@ from .device.runtimes import available, unavailable_error
 from .placement import resolve
 from .planning import RankingOptions
 from .recipe import Recipe
+from .recovery.options import RecoveryOptions
 from .relevance import ScoreOptions
 from .relevance.lrp import LrpOptions
 from .relevance.spelling import composite_of
 from .repair import CompensationOptions
-from .repair.finetune import FinetuneOptions
 from .steering import GATES, SELECTORS, Counted, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""
+LARGEST_STEP = 1 / 8
+"""Of a layer's width, that its kept count moves by where nobody says a multiple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,9 @@ class Choices:
     """What a round of pruning goes by."""
 
     scoring: Scoring = field(default_factory=Scoring)
-    ranking: RankingOptions = field(default_factory=lambda: RankingOptions(normalisation="none", per_cost=1.0))
+    ranking: RankingOptions = field(
+        default_factory=lambda: RankingOptions(normalisation="none", per_cost=1.0, largest_step=LARGEST_STEP)
+    )
     repairing: Repairing = field(default_factory=Repairing)
 
 
@@ -93,7 +97,7 @@ def counted_by(recipe: Recipe) -> Counted:
 
 def ranking_of(recipe: Recipe) -> RankingOptions:
     """How scores become an order; measured ones are comparable as they are, and count per MAC."""
-    measured = recipe.normalisation == "measured"
+    measured, given = recipe.normalisation == "measured", recipe.multiple > 0
     return RankingOptions(
         reduction=recipe.reduction,
         normalisation="none" if recipe.normalisation == "measured" else recipe.normalisation,
@@ -101,7 +105,8 @@ def ranking_of(recipe: Recipe) -> RankingOptions:
         per_cost=1.0 if measured else recipe.per_cost,
         kinds=recipe.units,
         least=recipe.least,
-        multiple=recipe.multiple or RankingOptions().multiple,
+        multiple=recipe.multiple if given else RankingOptions().multiple,
+        largest_step=1.0 if given else LARGEST_STEP,
     )
 
 
@@ -117,12 +122,13 @@ def repairing_of(recipe: Recipe) -> Repairing:
     return Repairing(options, recipe.reestimate)
 
 
-def tuning_of(recipe: Recipe) -> FinetuneOptions:
-    """How the repaired network is fine-tuned."""
-    return FinetuneOptions(
-        epochs=recipe.finetune_epochs,
-        learning_rate=recipe.learning_rate,
-        distillation=recipe.distillation,
+def recovering_of(recipe: Recipe) -> RecoveryOptions:
+    """How the dense network teaches the repaired one."""
+    return RecoveryOptions(
+        minutes=recipe.recovery_minutes,
+        passes=recipe.finetune_epochs,
+        rate=recipe.learning_rate,
+        labels=1 - recipe.distillation,
         seed=recipe.seed,
     )
 

@@ -33,6 +33,9 @@ _SIGNS = ("", *get_args(Sign))
 _PERS = ("", *get_args(Per))
 _PLACES = ("", *get_args(Place))
 
+BY_WIDTH = -1
+"""The multiple that follows each layer's own width."""
+
 EMBEDDED = Path(__file__).resolve().parent.parent / "models"
 
 
@@ -58,7 +61,7 @@ class Recipe:
     weights: str = _option("", "default (the library's), none, or a safetensors / state-dict file")
     data: str = _option("", "images: folder per class, folder with labels.csv, .npz, torchvision:NAME, digits")
     evaluation_data: str = _option("", "images for evaluation given apart; else a part of --data is held out")
-    calibration: int = _option(512, "images that score, repair and fine-tune")
+    calibration: int = _option(512, "images that score, repair and, with all that are left over, teach")
     evaluation: float = _option(0.3, "share of --data held out when no evaluation data is given")
     size: tuple[int, ...] = _option((), "height,width of the network's input in pixels, or one number for both")
     resize: tuple[int, ...] = _option((), "shorter side before the crop")
@@ -130,13 +133,20 @@ class Recipe:
         *get_args(Blocks),
     )
     least: float = _option(0.1, "share of every group that stays")
-    multiple: int = _option(8, "kept channels are rounded to multiples of this; 0: of what the runtime here likes")
+    multiple: int = _option(
+        BY_WIDTH,
+        "kept channels are rounded to multiples of this; -1: of 8, in small layers of an eighth of their width; 0: of "
+        "what the runtime here likes",
+    )
     rounds: int = _option(1, "rounds of score, remove and repair on the way to the budget")
     compensate: bool = _option(True, "repair consumers of what was removed by least squares")
     reestimate: bool = _option(False, "re-estimate batch normalisation from the calibration images")
-    finetune_epochs: int = _option(10, "epochs of fine-tuning on the calibration images; 0 for none")
-    learning_rate: float = _option(3e-4, "of fine-tuning")
-    distillation: float = _option(0.9, "share of the loss that follows the dense model")
+    recovery_minutes: float = _option(
+        2.0, "minutes at most in which the dense network teaches the repaired one, on all images; 0 for none"
+    )
+    finetune_epochs: int = _option(30, "passes of recovery over the images at most; 0 for none")
+    learning_rate: float = _option(1e-3, "of recovery; a third of it is tried, too")
+    distillation: float = _option(1.0, "share of the loss that follows the dense model; the rest labels of classes")
     targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
     precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8 (brings fp16 along)")
     runtimes: tuple[str, ...] = _option(
@@ -201,6 +211,11 @@ class Recipe:
         return is_none(self.budget)
 
     @property
+    def recovers(self) -> bool:
+        """Whether the repaired network is taught by the dense one."""
+        return bool(self.recovery_minutes and self.finetune_epochs)
+
+    @property
     def folder(self) -> Path:
         """Where the run is written."""
         return Path(self.out or f"runs/{self.model.split(':')[-1].split('/')[-1]}")
@@ -253,6 +268,7 @@ class RecipeFields(TypedDict, total=False):
     rounds: int
     compensate: bool
     reestimate: bool
+    recovery_minutes: float
     finetune_epochs: int
     learning_rate: float
     distillation: float
@@ -286,8 +302,9 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("explanation", 0, 1),
     ("per_cost", 0, 100),
     ("least", 0, 1),
-    ("multiple", 0, 4096),
+    ("multiple", BY_WIDTH, 4096),
     ("rounds", 1, 1000),
+    ("recovery_minutes", 0, 10**5),
     ("finetune_epochs", 0, 10**6),
     ("learning_rate", 0, 10),
     ("distillation", 0, 1),

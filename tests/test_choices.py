@@ -9,18 +9,20 @@ import pytest
 
 from compressor import choices
 from compressor.choices import (
+    Choices,
     choices_of,
     given_preprocessing,
     measuring_of,
     ranking_of,
+    recovering_of,
     repairing_of,
     require_known,
     scoring_of,
-    tuning_of,
 )
 from compressor.errors import EngineError, MissingPackageError, RecipeError
 from compressor.planning import RankingOptions
-from compressor.recipe import Recipe
+from compressor.planning.ranking import step_of
+from compressor.recipe import BY_WIDTH, Recipe
 from compressor.relevance import ScoreOptions
 from compressor.steering.options import selector_options
 
@@ -49,9 +51,9 @@ OTHER: dict[str, dict[str, Any]] = {
         "multiple": 4,
     },
     "repairing": {"compensate": False, "reestimate": True, "seed": 7},
-    "tuning": {"finetune_epochs": 3, "learning_rate": 0.1, "distillation": 0.5, "seed": 7},
+    "recovering": {"recovery_minutes": 1.0, "finetune_epochs": 3, "learning_rate": 0.1, "distillation": 0.5, "seed": 7},
 }
-READ = {"scoring": scoring_of, "ranking": ranking_of, "repairing": repairing_of, "tuning": tuning_of}
+READ = {"scoring": scoring_of, "ranking": ranking_of, "repairing": repairing_of, "recovering": recovering_of}
 FIELDS = [(family, name) for family, values in OTHER.items() for name in values]
 
 
@@ -115,6 +117,13 @@ def test_measured_scores_rank_as_they_are_and_per_mac() -> None:
 def test_a_multiple_of_nothing_leaves_the_usual_until_steps_are_measured() -> None:
     assert ranking_of(replace(PLAIN, multiple=0)).multiple == RankingOptions().multiple
     assert ranking_of(replace(PLAIN, multiple=1)).multiple == 1
+
+
+def test_a_multiple_that_is_asked_for_is_kept_to_and_otherwise_steps_follow_the_width() -> None:
+    asked, usual = ranking_of(replace(PLAIN, multiple=8)), ranking_of(replace(PLAIN, multiple=BY_WIDTH))
+    assert [step_of(width, asked) for width in (4, 16, 64)] == [8, 8, 8]
+    assert [step_of(width, usual) for width in (4, 8, 16, 24, 32, 64, 512)] == [1, 1, 2, 2, 4, 8, 8]
+    assert ranking_of(Recipe()).largest_step == usual.largest_step == Choices().ranking.largest_step
 
 
 @pytest.mark.parametrize("name", ["units", "least", "reduction"])

@@ -30,13 +30,15 @@ from compressor.graph.cost import measure_cost
 from compressor.inputs.checkpoints import state_hash
 from compressor.inputs.images import Images
 from compressor.inputs.models import Model
+from compressor.inputs.sources import load_images
 from compressor.pipeline import quality, recovery
 from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Accuracy
+from compressor.recovery import recover as recover_network
 from compressor.repair.choice import Choice, Judged
 from compressor.run import stages
-from compressor.run.judges import judges_of, spare_of
+from compressor.run.judges import judges_of, judging_of, spare_of
 from compressor.run.saved import rebuild
 from compressor.run.tasking import NetworkTask, make_task
 from compressor.run.work import Request, Work, prepare
@@ -94,6 +96,16 @@ def tiny() -> nn.Module:
         return Tiny().train()
 
 
+@pytest.fixture(scope="module")
+def many(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """400 images, all different: more than are needed for each service."""
+    path = tmp_path_factory.mktemp("many") / "images.npz"
+    pixels = np.random.default_rng(1).integers(0, 255, (400, 12, 12, 3))
+    np.savez(path, images=pixels.astype(np.uint8), labels=np.arange(400) % 4)
+    assert images.preprocessing is not None
+    return load_images(str(path)).prepared(images.preprocessing)
+
+
 Compress = Callable[..., compressor.Run]
 
 
@@ -123,6 +135,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     """What must not depend on how often a run was cut off; times and paths do."""
     summary = json.loads((folder / "summary.json").read_text())
     timed = {"run_dir", "latency_ms", "latency_ratio_b1", "latency_ratio_b32", "busy", "warnings", "seconds", "stages"}
+    timed |= {"recovery"}  # which says how long it took
     files = ["weights.safetensors", "model.onnx", "network.json", "plan.json", "scores-1.json", "groups.json"]
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}
@@ -164,7 +177,7 @@ def test_every_figure_of_a_summary_that_a_page_shows_is_there(run: compressor.Ru
 
 def test_a_stage_that_takes_long_says_how_far_it_is(run: compressor.Run, notified: list[tuple[str, float]]) -> None:
     for stage in ("measured-1", "repair-1", "finetune", "accuracy"):
-        shares = [share for name, share in notified if name == stage]
+        shares = [share for name, share in notified if name.partition(": ")[0] == stage]
         assert shares == sorted(shares)
         assert [share for share in shares if 0 < share < 1], stage
 
@@ -485,6 +498,14 @@ def test_what_ships_are_the_weights_of_the_better_one(
 
     seen: list[bytes] = []
     monkeypatch.setattr(recovery, "choose", chosen)
+
+    def taught_otherwise(*networks: Any, **options: Any) -> Any:
+        network, found = recover_network(*networks, **options)
+        with torch.no_grad():
+            next(network.parameters()).add_(0.01)  # a recovery of untrained weights may come no nearer
+        return network, found
+
+    monkeypatch.setattr(recovery, "recover_network", taught_otherwise)
     recipe = make_recipe({**QUICK, "model": "Tiny", "normalisation": "mean", "out": tmp_path / "run"})
     work, pruned = _planned(recipe, model=tiny, images=images)
     small = pruned.network
@@ -506,12 +527,12 @@ def test_what_ships_are_the_weights_of_the_better_one(
     judges = judges_of(work)
     assert judges is not None
     taught = {image.numpy().tobytes() for batch, _ in judges.lessons for image in batch}
-    assert (len(seen), len(taught)) == (8, 34)  # a fifth of 42
+    assert (len(seen), len(taught)) == (8, 28)  # of 42 a fifth judges, of the rest a fifth tells when to end
     assert evaluated.isdisjoint(seen)
     assert taught.isdisjoint(seen)
 
 
-def test_images_left_over_judge_and_all_calibration_images_teach(
+def test_few_images_left_over_judge_and_calibration_images_teach(
     tiny: nn.Module, images: Images, tmp_path: Path
 ) -> None:
     recipe = make_recipe({**QUICK, "model": "Tiny", "calibration": 20, "out": tmp_path / "run"})
@@ -519,10 +540,26 @@ def test_images_left_over_judge_and_all_calibration_images_teach(
     work = prepare(Request(recipe, given, images, spare=spare_of(recipe)), lambda stage, share: None)
     judges = judges_of(work)
     assert judges is not None
-    assert (len(judges.lessons.images), len(judges.images.images)) == (20, 22)
+    assert [len(part.images) for part in judges.parts] == [16, 4, 22]
+    assert set(judges.held.images.names).isdisjoint(judges.lessons.images.names)
     assert judges.source == "22 images that served nothing else"
     assert set(judges.images.images.names).isdisjoint(work.splits.calibration.names)
     assert spare_of(replace(recipe, finetune_epochs=0)) == 0
+    assert spare_of(replace(recipe, recovery_minutes=0)) == 0
+
+
+def test_all_images_that_are_left_over_serve(tiny: nn.Module, images: Images, tmp_path: Path, many: Images) -> None:
+    recipe = make_recipe({**QUICK, "model": "Tiny", "calibration": 20, "out": tmp_path / "run"})
+    given = Model(tiny, "", "given", None, None, state_hash(tiny))
+    work = prepare(Request(recipe, given, many, spare=spare_of(recipe)), lambda stage, share: None)
+    judges = judges_of(work)
+    assert judges is not None
+    parts = [set(part.images.names) for part in judges.parts]
+    spare = len(work.splits.search)
+    assert [len(part) for part in parts] == [20 + spare - spare // 2 - spare // 4, spare // 4, spare // 2]
+    assert sum(map(len, parts)) == len(set().union(*parts, work.splits.evaluation.names)) - len(work.splits.evaluation)
+    assert set(work.splits.calibration.names) < parts[0]
+    assert judging_of(recipe, work.splits.search).names == judges.images.images.names  # int8 is judged on the same
 
 
 def test_a_budget_that_is_beaten_is_a_warning_and_not_an_error(tiny: nn.Module, images: Images, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_recipe_written_as_toml_is_read_back_the_same(tmp_path: Path) -> None:
         ("compensate", "yes", "expected true or false"),
         ("data", 3, "expected a text"),
         ("budget", 0.5, "expected a text"),
-        ("multiple", -1, "multiple = -1 must lie between 0 and"),
+        ("multiple", -2, "multiple = -2 must lie between -1 and"),
         ("seed", -1, "seed = -1 must lie"),
         ("least", float("nan"), "least = nan must lie"),
         ("max_parity", float("inf"), "max_parity = inf must lie"),

@@ -40,7 +40,7 @@ PANELS = {
     "batch_size": "Computing",
     "criterion": "Relevance",
     "budget": "Budget and ranking",
-    "compensate": "Repair and fine-tuning",
+    "compensate": "Repair and recovery",
     "targets": "Files, engines and timing",
     "max_accuracy_loss": "Gates and folder",
 }
@@ -48,7 +48,7 @@ PANELS = {
 # what most runs are told; --help shows these, --help-all the rest too
 USUAL = frozenset(
     {"model", "weights", "data", "evaluation_data", "size", "device", "criterion", "budget", "units"}
-    | {"finetune_epochs", "precisions", "targets", "out", "trials"}
+    | {"recovery_minutes", "precisions", "targets", "out", "trials"}
 )
 
 

@@ -38,7 +38,7 @@ class Course:
     current: str = ""
 
     def read(self, notified: str) -> Step | None:
-        """None for a stage that this run only passes through, such as a fine-tuning of no epochs."""
+        """None for a stage that this run only passes through, such as a recovery of no minutes."""
         match = _ENDING.match(notified)
         assert match is not None
         name, ending = match["name"], (match["ending"] or "").strip(" ()")
@@ -116,7 +116,7 @@ def course_of(recipe: Recipe) -> Course:
         if timed and number == recipe.rounds:  # earlier rounds only go part of the way
             stages.append("budget")
         stages.append(f"repair-{number}")
-    if recipe.finetune_epochs:
+    if recipe.recovers:
         stages.append("finetune")
 
     return Course([*stages, *_delivery_stages(recipe)])

@@ -5,7 +5,7 @@ Nothing is derived that the report can derive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from ..graph.cost import macs_by_layer, measure_cost
 from ..graph.interface import nodes_by_name
 from ..planning import RankingOptions, importance
 from ..records import Compensation, Cost, Figure, Scores
+from ..recovery import Recovery
+from ..recovery import text_of as recovery_text
 from ..repair.choice import text_of
 from ..report import (
     AccuracyRow,
@@ -32,6 +34,7 @@ from ..report import (
     LayerRow,
     ParetoPoint,
     ParityRow,
+    RecoveryRow,
     ReportInput,
     StageRow,
     TradePoint,
@@ -89,6 +92,8 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         warnings=checks.warnings,
         shipped=ships,
         choice=text_of(choice) if choice else "",
+        recovered=recovery_text(outcome.recovery) if outcome.recovery else "",
+        recovery=tuple(_recovery_rows(outcome.recovery)) if outcome.recovery else (),
         busy=delivery.latency.busy,
         task=work.chosen.name,
         task_reason=work.chosen.reason,
@@ -295,6 +300,13 @@ def _stage_rows(work: Work) -> list[StageRow]:
         StageRow(name, cost.seconds, cost.peak_bytes, cost.gpu_peak_bytes, name in stages.reused)
         for name, cost in stages.costs.items()
     ]
+
+
+def _recovery_rows(recovery: Recovery) -> Iterator[RecoveryRow]:
+    for index, moment in enumerate(recovery.moments):
+        yield RecoveryRow(
+            moment.seconds, moment.shown, moment.fidelity, moment.quality, recovery.metric, kept=index == recovery.best
+        )
 
 
 def _trade(accuracy: Mapping[str, Figure], ships: str, share: float) -> list[TradePoint]:

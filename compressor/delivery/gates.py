@@ -59,7 +59,7 @@ def accuracy_checks(accuracy: Mapping[str, Figure], limit: float) -> Checks:
         f"{judged_as(dense)} lost",
         dense.lost(accuracy["shipped"]),
         limit=limit,
-        remedy="raise the budget, give more calibration images, or allow more fine-tuning",
+        remedy="raise the budget, give more calibration images, or a longer recovery (--recovery-minutes)",
         unit=unit_of(dense),
         doubt=doubt_of(dense, limit),
     )

@@ -33,7 +33,7 @@ from ..files import read_json, write_json
 from ..inputs.images import Batches, batches
 from ..run.checks import Checks, gate, until_failed
 from ..run.fingerprints import Known
-from ..run.judges import JUDGE_IMAGES
+from ..run.judges import JUDGE_IMAGES, judging_of
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, metric_of, remembered
 from ..run.work import Work, arrays_of
@@ -371,7 +371,8 @@ def judge_images_of(work: Work) -> JudgeImages:
     """
     spare, count = work.splits.search, len(work.splits.calibration)
     if len(spare) >= LEAST_SPARE:
-        return JudgeImages(batches(spare, work.recipe.batch_size), 0, min(JUDGE_IMAGES, len(spare)), "spare")
+        judging = judging_of(work.recipe, spare)  # the others have taught the network
+        return JudgeImages(batches(judging, work.recipe.batch_size), 0, len(judging), "spare")
     ranged = _range_count(work)
     if count <= ranged:
         return JudgeImages(work.calibration, 0, count, "calibration")

@@ -15,6 +15,7 @@ from ..device.parity import Parity
 from ..device.timing import Timing
 from ..pruning import Structure
 from ..records import Figure, Plan, Quality
+from ..recovery import Recovery
 from ..repair.choice import Choice
 from ..report import PictureRow
 from ..run.checks import Checks
@@ -29,7 +30,8 @@ class Outcome:
     `plan` is in units of the dense network; `accuracy` is of the networks in PyTorch by the task's measure, `dense` and
     `shipped` among them, `fidelity` how near the smaller ones' answers are to the dense one's. Of a network that ships
     as it is, structure and plan are None, `accuracy` is the dense one's alone and there is no fidelity. `shipped` names
-    the network, `choice` says why it ships, where there was one; `budget` is what was asked for, in words.
+    the network, `choice` says why it ships and `recovery` how it was taught, where there was one; `budget` is what was
+    asked for, in words.
     """
 
     structure: Structure | None
@@ -42,6 +44,7 @@ class Outcome:
     checks: Checks = field(default_factory=Checks)
     budget: str = ""
     shipped: str = "repaired"
+    recovery: Recovery | None = None
 
     @property
     def is_dense(self) -> bool:

@@ -21,6 +21,7 @@ from ..files import write_json
 from ..inputs.models import Model
 from ..placement import computing
 from ..recipe import Recipe
+from ..recovery import text_of as recovery_text
 from ..repair.choice import text_of
 from ..run.checks import Checks
 from ..run.choosing import NO_PARTS, UserParts
@@ -129,6 +130,7 @@ def _run(request: Request, notify: Notify) -> Run:
             checks,
             budget=pruned.budget,
             shipped=name_of_shipped(recovered),
+            recovery=recovered.recovery,
         )
         return finish(work, outcome, deliver(work, outcome), pruned.budget_facts)
 
@@ -166,6 +168,7 @@ def finish(
         "fidelity_shipped": 1.0 if near_dense is None else round(near_dense.value, 4),
         "shipped": shipped,
         "choice": choice and text_of(choice),
+        "recovery": outcome.recovery and recovery_text(outcome.recovery),
         "evaluation_images": accuracy["dense"].n,
         "device": str(work.device),
         "blocks_dropped": len(work.depth.gone),

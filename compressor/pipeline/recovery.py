@@ -1,24 +1,23 @@
-"""The repaired network in, the one that ships out: fine-tuned where that is better on images apart."""
+"""The repaired network in, the one that ships out: recovered where that is better on images apart."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
-from ..choices import tuning_of
+from ..choices import recovering_of
 from ..files import read_json, write_json
-from ..inputs.images import Batches
-from ..pruning import Structure
-from ..records import Plan
+from ..pruning import Structure, slices_of
+from ..records import Plan, Slices
+from ..recovery import Moment, Recovery, RecoveryOptions, Setting, Trial
+from ..recovery import recover as recover_network
 from ..repair.choice import Choice, Judged, choose
-from ..repair.finetune import FinetuneOptions, finetune
 from ..run.checks import Checks
-from ..run.fingerprints import Known
-from ..run.judges import judges_of
+from ..run.fingerprints import Known, fingerprint
+from ..run.judges import Judges, judges_of
 from ..run.saved import WEIGHTS, Network, read_weights, rebuild, write_network, write_weights
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask
@@ -30,35 +29,36 @@ from .removal import Pruned
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The network that ships; where it was fine-tuned, the tuned one and why it ships or does not."""
+    """The network that ships; where it was taught further, the tuned one, how, and why it ships or does not."""
 
     shipped: fx.GraphModule
     tuned: fx.GraphModule | None = None
     choice: Choice | None = None
+    recovery: Recovery | None = None
     checks: Checks = field(default_factory=Checks)
 
 
 def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask) -> Recovered:
-    """The repaired network, or what short fine-tuning makes of it, whichever is better on images apart.
+    """The repaired network, or what the dense one's teaching makes of it, whichever is better on images apart.
 
-    The dense network teaches. Without epochs, or images to tell the two apart, the repaired one ships.
+    Without minutes or passes, or images to tell the two apart, the repaired one ships.
     """
     recipe, folder = work.recipe, work.stages.folder
-    judges = judges_of(work) if recipe.finetune_epochs else None
+    judges = judges_of(work) if recipe.recovers else None
     not_checked: tuple[str, ...] = ()
-    if recipe.finetune_epochs and judges is None:
-        not_checked = ("fine-tuning: one calibration image can't both train and judge, so nothing was tuned",)
+    if recipe.recovers and judges is None:
+        not_checked = ("recovery: so few calibration images can't both teach and judge, so nothing was trained",)
     recovered = work.stages.make(
         "finetune",
         _recovered,
         _keeper_of_recovered(work.base, structure, pruned.plan),
         dense=Known(work.dense, work.stages.keys["groups"]),
         repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
-        lessons=judges and judges.lessons,
-        judging=judges and judges.images,
-        source=judges.source if judges else "",
-        options=tuning_of(recipe),
+        slices=slices_of(work.dense, structure, pruned.plan),
+        judges=judges and Known(judges, [judges.source, *map(fingerprint, judges.parts)]),
+        options=recovering_of(recipe) if recipe.recovers else None,
         task=task.known,
+        folder=work.stages.output,
     )
     kept = dict(pruned.plan.kept)
     code = code_sha256s(recipe)
@@ -79,28 +79,33 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
 def _recovered(
     dense: fx.GraphModule,
     repaired: fx.GraphModule,
-    lessons: Batches | None,
-    judging: Batches | None,
-    source: str,
-    options: FinetuneOptions,
+    slices: Slices,
+    judges: Judges | None,
+    options: RecoveryOptions | None,
     task: Task | None,
+    folder: Path,
     progress: Progress,
 ) -> Recovered:
-    if lessons is None or judging is None:
+    if judges is None or options is None:
         return Recovered(repaired)
-    tuned = copy.deepcopy(repaired)
-    steps = options.epochs + 1  # the last is the choice
-
-    def say(epoch: int, loss: float) -> None:
-        progress((epoch + 1) / steps)
-
-    finetune(tuned, lessons, options=options, teacher=dense, task=task, progress=say)
-    choice = choose(repaired, tuned, judging, source=source, task=task, dense=dense)
-    return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice)
+    tuned, recovery = recover_network(
+        dense,
+        repaired,
+        judges.lessons,
+        judges.held,
+        slices=slices,
+        task=task,
+        options=options,
+        folder=folder / "stages",
+        progress=progress,
+    )
+    choice = choose(repaired, tuned, judges.images, source=judges.source, task=task, dense=dense)
+    return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice, recovery)
 
 
 def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan) -> Keeper[Recovered]:
     tuned_file, choice_file, shipped_file = "stages/tuned.safetensors", "choice.json", WEIGHTS
+    recovery_file = "recovery.json"
 
     def write(folder: Path, result: Recovered) -> None:
         if result.tuned is None:
@@ -109,6 +114,8 @@ def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan
             write_weights(folder / tuned_file, result.tuned)
         choice = None if result.choice is None else asdict(result.choice)
         write_json(folder / choice_file, {"schema": "choice/1", "choice": choice})
+        recovery = None if result.recovery is None else asdict(result.recovery)
+        write_json(folder / recovery_file, {"schema": "recovery/1", "recovery": recovery})
         write_weights(folder / shipped_file, result.shipped)
 
     def network(path: Path) -> fx.GraphModule:
@@ -119,7 +126,8 @@ def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan
     def read(folder: Path) -> Recovered:
         choice = _choice_of(read_json(folder / choice_file, "choice/1")["choice"])
         tuned = None if choice is None else network(folder / tuned_file)
-        return Recovered(network(folder / shipped_file), tuned, choice)
+        recovery = _recovery_of(read_json(folder / recovery_file, "recovery/1")["recovery"])
+        return Recovered(network(folder / shipped_file), tuned, choice, recovery)
 
     return Keeper(write, read)
 
@@ -129,6 +137,14 @@ def _choice_of(saved: dict[str, Any] | None) -> Choice | None:
         return None
     judged = {name: Judged(**saved[name]) for name in ("repaired", "tuned")}
     return Choice(saved["shipped"], saved["source"], **judged)
+
+
+def _recovery_of(saved: dict[str, Any] | None) -> Recovery | None:
+    if saved is None:
+        return None
+    moments = tuple(Moment(**moment) for moment in saved["moments"])
+    trials = tuple(Trial(Setting(**trial["setting"]), trial["distance"]) for trial in saved["trials"])
+    return Recovery(**{**saved, "moments": moments, "trials": trials, "setting": Setting(**saved["setting"])})
 
 
 def name_of_shipped(recovered: Recovered) -> str:

@@ -23,7 +23,7 @@ from ..records import Compensation, IntArray, Plan, Scores, Slices
 from ..rounds import Prunable, measure_units, repair_layers, score_units
 from ..run.checks import Checks, gate, require_passed
 from ..run.fingerprints import Known
-from ..run.judges import JUDGE_IMAGES
+from ..run.judges import judging_of
 from ..run.lessons import lessons_of
 from ..run.plans import Aim, kept_of, make_step, set_aim, summary_of_budgets, warn_below, words_of
 from ..run.saved import read_weights, write_weights
@@ -95,7 +95,7 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
         kept_as_record(f"scores-{r}.json", Scores),
         subject=subject,
         batches=work.calibration_images,
-        lessons=lessons_of(work, JUDGE_IMAGES),
+        lessons=lessons_of(work, len(judging_of(work.recipe, work.splits.search))),
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
         task=task.known,
         folder=Known(folder / learned_in(r), "the round's own"),

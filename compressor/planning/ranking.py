@@ -43,8 +43,9 @@ class RankingOptions:
     """How scores become an order.
 
     `least` is the share of each group that always stays; `multiple` what kept counts are rounded to (heads
-    and convolution groups are never rounded), `steps` the same for the groups named there; `per_cost` the power
-    of what a unit costs that a score is divided by.
+    and convolution groups are never rounded), or the largest power of two within the share `largest_step` of the
+    group's width, where that is less; `steps` the same for the groups named there; `per_cost` the power of what a unit
+    costs that a score is divided by.
     """
 
     reduction: Reduction = "sum"
@@ -54,6 +55,7 @@ class RankingOptions:
     kinds: tuple[UnitKind, ...] = ("channel", "neuron", "stream", "head", "conv_group")
     least: float = 0.1
     multiple: int = 8
+    largest_step: float = 1.0
     steps: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -110,7 +112,7 @@ def order_of_removal(
     `unit_cost` is what a channel of each group costs, `spans` are a structure's sets of units of which one must stay,
     `coupled` its groups that lose equally many.
     """
-    multiple_of = _multiples(options, coupled)
+    multiple_of = _multiples(groups, options, coupled)
     chunks: dict[str, list[Chunk]] = {}
     for group in groups:
         if group.kind not in options.kinds or group.name not in scores.values:
@@ -118,7 +120,7 @@ def order_of_removal(
         values = importance(group, scores, options)
         if options.per_cost and unit_cost:  # of two units that are worth the same the costlier goes first
             values = values / max(unit_cost[group.name], 1e-12) ** options.per_cost
-        group_options = replace(options, multiple=multiple_of.get(group.name, options.multiple))
+        group_options = replace(options, multiple=multiple_of[group.name])
         group_spans = spans.get(group.name, ()) if spans else ()
         chunks[group.name] = _chunks(group, values, group_options, spared(group, values, group_spans))
 
@@ -130,13 +132,26 @@ def order_of_removal(
     return sorted(unsorted, key=lambda chunk: chunk.key)  # stable: of equal keys the earlier group's first
 
 
-def _multiples(options: RankingOptions, coupled: Sequence[Collection[str]]) -> dict[str, int]:
-    """What kept counts are rounded to, by group, where it is not `options.multiple`: of coupled groups the largest."""
-    multiple_of = dict(options.steps)
+def _multiples(groups: Sequence[Group], options: RankingOptions, coupled: Sequence[Collection[str]]) -> dict[str, int]:
+    """What kept counts are rounded to, by group: of coupled groups the largest."""
+    multiple_of = {group.name: options.steps.get(group.name) or step_of(_width(group), options) for group in groups}
     for members in coupled:
-        for name in members:
-            multiple_of[name] = max(options.steps.get(member, options.multiple) for member in members)
+        largest = max(multiple_of.get(member, 1) for member in members)
+        multiple_of |= dict.fromkeys(members, largest)
     return multiple_of
+
+
+def _width(group: Group) -> int:
+    """How many units a row has that may go by themselves."""
+    return group.size // len(np.unique(group.rows)) if group.balanced else group.size
+
+
+def step_of(width: int, options: RankingOptions) -> int:
+    """What the kept count of a group so wide is rounded to: with steps of an eighth, 2 of 16, 4 of 32, 8 of 64."""
+    if options.largest_step >= 1:
+        return options.multiple
+    most = max(1, int(options.largest_step * width))
+    return min(options.multiple, 1 << (most.bit_length() - 1))
 
 
 def _couple(chunks: dict[str, list[Chunk]], members: Collection[str]) -> None:

@@ -157,6 +157,21 @@ class GateRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryRow:
+    """A recovery's judgement after so many seconds, on held-out images; `kept` is the nearest to the dense network.
+
+    `quality` is what `metric` names: a classifier's agreement with the dense network, else the fidelity again.
+    """
+
+    seconds: float
+    shown: int
+    fidelity: float
+    quality: float
+    metric: str = "agreement"
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TradePoint:
     """One point of the trade-off: share of the dense MACs kept, and the figure's `value`; `chosen` is what ships.
 
@@ -214,6 +229,7 @@ class ReportInput:
     """All a report says. `recipe`, `environment` and `splits` are flat: name to printable value.
 
     `warnings` stand above everything else. `shipped` is which network ships, `choice` says why.
+    `recovered` says how the dense network taught it, `recovery` how near it was meanwhile.
     `busy` says how crowded the machine was when networks were timed, and is empty where it was not. `task` is what the
     answers were taken for, `task_reason` why. `fidelity` has a figure for each smaller network in PyTorch. `pictures`
     are of the images on which the networks differ most, of the `pictured_of` that were looked at.
@@ -249,6 +265,8 @@ class ReportInput:
     warnings: tuple[str, ...] = ()
     shipped: str = ""
     choice: str = ""
+    recovered: str = ""
+    recovery: tuple[RecoveryRow, ...] = ()
     busy: str = ""
     task: str = ""
     task_reason: str = ""

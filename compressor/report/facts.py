@@ -25,7 +25,7 @@ STAGES = {
     "measured": "measuring what each layer may lose",
     "budget": "meeting the latency budget",
     "repair": "removing units and repairing what is left",
-    "finetune": "fine-tuning",
+    "finetune": "recovery",
     "mean answer": "what an ordinary answer of the dense network is",
     "accuracy": "judging the networks",
     "network": "keeping the network as it is",

@@ -64,6 +64,7 @@ def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
     yield "relevance", lambda: _relevance(run.groups, facts.worth(run))
     yield "layers", lambda: _layers(run)
     yield "trade", lambda: _trade(run)
+    yield "recovery", lambda: _recovery(run)
     yield "pareto", lambda: draw_pareto(run.pareto)
     yield "time", lambda: _time(run)
     for runtime in dict.fromkeys(row.runtime for row in run.latency):
@@ -216,6 +217,23 @@ def _trade(run: ReportInput) -> Figure | None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(fontsize=9, loc="outside upper left", ncols=3)
+    return figure
+
+
+def _recovery(run: ReportInput) -> Figure | None:
+    if len(run.recovery) < 2:
+        return None
+    figure = Figure(figsize=(WIDTH_IN, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    minutes = [row.seconds / 60 for row in run.recovery]
+    axes.plot(minutes, [row.fidelity for row in run.recovery], marker="o", markersize=4, color=KEPT)
+    for row in run.recovery:
+        if row.kept:
+            axes.scatter(row.seconds / 60, row.fidelity, s=190, **_RING)
+    axes.set_xlabel("minutes of recovery")
+    axes.set_ylabel("fidelity, held-out images")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -273,6 +273,8 @@ def _cost(run: ReportInput) -> Section:
     text = [] if run.accuracy else ["Quality was not measured."]
     if run.choice:
         text.append(run.choice)
+    if run.recovered:
+        text.append(run.recovered)
     if not run.parity:
         text.append("Parity between runtimes was not measured.")
     metric = facts.metric_in_words(facts.metric_of(run))
@@ -284,11 +286,20 @@ def _cost(run: ReportInput) -> Section:
     elements = (
         tables.accuracy_table(run),
         tables.fidelity_table(run),
+        *_recovery(run),
         trade,
         tables.repair_table(run),
         tables.parity_table(run),
     )
     return Section("cost", "What it cost", tuple(text), elements)
+
+
+def _recovery(run: ReportInput) -> tuple[Table | Figure, ...]:
+    """What its minutes brought; nothing without any."""
+    if not run.recovery:
+        return ()
+    caption = "Fidelity on held-out images over the time of recovery; the ring is the network that was kept."
+    return Figure("recovery", "Curve: fidelity to the dense network over minutes", caption), tables.recovery_table(run)
 
 
 def _seen(run: ReportInput) -> Section:

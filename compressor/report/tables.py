@@ -185,7 +185,7 @@ def accuracy_table(run: ReportInput) -> Table:
     head = ("network", facts.metric_of(run), _lost_head(run), "95 % interval", "top-5")
     note = (
         f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
-        f"fine-tuned after the repair; {_trained_note(run)}shipped: what is in the files."
+        f"taught by the dense network after the repair; {_trained_note(run)}shipped: what is in the files."
     )
     table = Table(accuracy_title(run), head, "lrrrr", headed(rows), note)
     return table if any(top5_of(row.accuracy) for row in run.accuracy) else without_column(table, head.index("top-5"))
@@ -241,6 +241,19 @@ def fidelity_table(run: ReportInput) -> Table:
     note = f"{facts.MEANING_OF_FIDELITY}. It is of the whole answer, not only of what is decided by it."
     head = ("network", "fidelity", "95 % interval", "images")
     return Table("Fidelity to the dense network", head, "lrrr", tuple(rows), note)
+
+
+def recovery_table(run: ReportInput) -> Table:
+    """How near the network was to the dense one, on held-out images, while it was taught; empty without a recovery."""
+    metrics = {row.metric for row in run.recovery} - {facts.FIDELITY}
+    rows = []
+    for row in run.recovery:
+        after = f"{row.seconds:,.0f} s" if row.shown else "repaired"
+        quality = (f"{row.quality:.4f}",) if metrics else ()
+        rows.append((after, f"{row.shown:,}", f"{row.fidelity:.4f}", *quality, "kept" if row.kept else ""))
+    head = ("after", "images shown", "fidelity", *sorted(metrics), "")
+    note = "On images that served nothing but to tell when to end."
+    return Table("Recovery over its time", head, "l" + "r" * (len(head) - 2) + "l", tuple(rows), note)
 
 
 def network(run: ReportInput, row: AccuracyRow) -> str:

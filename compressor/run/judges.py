@@ -1,16 +1,19 @@
-"""Which images tell the repaired network from the tuned one: labelled, and of use to neither's training.
+"""Which images serve what after the repair: some teach, some tell when to end, some judge what ships.
 
-Images that calibration and evaluation leave over, where there are enough; else a fifth of the calibration images is
-kept out of the fine-tuning. The repair was fitted on those, which flatters it; they never are evaluation images.
+All that `--data` leaves beside calibration and evaluation teaches, as many as the time can make use of, and so do the
+calibration images. What judges served neither repair nor recovery, where enough is left over: else a fifth of the
+calibration images is kept out of the recovery. The repair was fitted on those, which flatters it. Evaluation images
+serve nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..inputs.images import Batches, batches
+from ..inputs.images import Batches, Source, batches
 from ..recipe import Recipe
 from .lessons import shown_to_learned
 from .reading import SEARCH_LEAST
@@ -18,37 +21,73 @@ from .work import Work
 
 JUDGE_IMAGES = 512  # more tell two networks no better apart than the evaluation images will
 HELD_SHARE = 5  # one calibration image of so many judges where none are left over
+IMAGES_PER_MINUTE = 4000  # are read for a recovery: more could hardly be shown once in the time
+ENOUGH = 4 * SEARCH_LEAST  # spare images, from which on they judge, tell when to end and teach
 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """`lessons` train, `images` judge; `source` says in words what those are."""
+    """`lessons` teach, `held` tell when to end, `images` judge; `source` says in words what those are."""
 
     lessons: Batches
+    held: Batches
     images: Batches
     source: str
+
+    @property
+    def parts(self) -> tuple[Batches, Batches, Batches]:
+        """The images of each service."""
+        return self.lessons, self.held, self.images
 
 
 def spare_of(recipe: Recipe) -> int:
     """How many images are set apart, at most, of what calibration and evaluation leave."""
-    judging = JUDGE_IMAGES if recipe.finetune_epochs or "int8" in recipe.precisions else 0
+    spare = JUDGE_IMAGES if "int8" in recipe.precisions else 0
+    if recipe.recovers:
+        spare = 2 * JUDGE_IMAGES + math.ceil(IMAGES_PER_MINUTE * recipe.recovery_minutes)
     shown = shown_to_learned(recipe)
-    return JUDGE_IMAGES + shown if shown else judging
+    return max(spare, JUDGE_IMAGES + shown) if shown else spare
+
+
+def judging_of(recipe: Recipe, spare: Source) -> Source:
+    """The spare images that judge: the first ones, all where too few are left for anything else to be made of them."""
+    count = min(JUDGE_IMAGES, len(spare))
+    if recipe.recovers and len(spare) >= ENOUGH:
+        count = min(JUDGE_IMAGES, len(spare) // 2)
+    return spare.subset(np.arange(count))
 
 
 def judges_of(work: Work) -> Judges | None:
-    """The images that train and those that judge; None where one calibration image would have to do both."""
+    """The images that teach and those that judge; None where too few calibration images would have to do both."""
     calibration, spare, size = work.splits.calibration, work.splits.search, work.recipe.batch_size
-    held_out = max(1, len(calibration) // HELD_SHARE)
-    if len(spare) >= min(SEARCH_LEAST, held_out):  # few spare images judge no worse than as few of calibration's
-        judging = spare.subset(np.arange(min(JUDGE_IMAGES, len(spare))))
-        return Judges(work.calibration, batches(judging, size), f"{len(judging)} images that served nothing else")
-    if len(calibration) < 2:
-        return None
+    kept_out = max(1, len(calibration) // HELD_SHARE)
+    if len(spare) < min(SEARCH_LEAST, kept_out):  # few spare images judge no worse than as few of calibration's
+        return _of_calibration(calibration, kept_out, size)
+    judging = judging_of(work.recipe, spare)
+    source = f"{len(judging)} images that served nothing else"
+    left = spare.subset(np.arange(len(judging), len(spare)))
+    if len(left) < ENOUGH // 2:
+        if len(calibration) < 2:
+            return None
+        taught, held = _parted(calibration, kept_out)
+        return Judges(batches(taught, size), batches(held, size), batches(judging, size), source)
+    held_count = min(JUDGE_IMAGES, len(left) // 2)
+    held, others = left.subset(np.arange(held_count)), left.subset(np.arange(held_count, len(left)))
+    lessons = batches(calibration.joined(others), size)
+    return Judges(lessons, batches(held, size), batches(judging, size), source)
 
-    # the last ones of a stratified order, so that every class is among them in about its share
-    trained_on = len(calibration) - held_out
-    lessons = calibration.subset(np.arange(trained_on))
-    judging = calibration.subset(np.arange(trained_on, len(calibration)))
-    source = f"{held_out} calibration images kept out of the fine-tuning (the repair was fitted on them too)"
-    return Judges(batches(lessons, size), batches(judging, size), source)
+
+def _of_calibration(calibration: Source, kept_out: int, size: int) -> Judges | None:
+    """The last ones of a stratified order, so that every class is among them in about its share."""
+    if len(calibration) < 3:
+        return None
+    rest, judging = _parted(calibration, kept_out)
+    taught, held = _parted(rest, max(1, len(rest) // HELD_SHARE))
+    source = f"{kept_out} calibration images kept out of the recovery (the repair was fitted on them too)"
+    return Judges(batches(taught, size), batches(held, size), batches(judging, size), source)
+
+
+def _parted(images: Source, last: int) -> tuple[Source, Source]:
+    """All but the last ones, and those."""
+    first = len(images) - last
+    return images.subset(np.arange(first)), images.subset(np.arange(first, len(images)))

@@ -23,7 +23,7 @@ from ..planning import RankingOptions, make_plan
 from ..planning.budget import least_share, out_of_reach
 from ..pruning import Structure, prune
 from ..pruning.surgery import removed_classes
-from ..recipe import Recipe
+from ..recipe import BY_WIDTH, Recipe
 from ..records import Plan, Scores
 from ..rounds import amount_of, budget_of
 from .baseline import Tables, any_scores, drop_dense_file, find_steps, find_tables, measure_ratio, steps_here
@@ -162,7 +162,8 @@ def below_budget(rows: Sequence[Kept], multiple: int) -> str:
     budget = first.budget
     if budget.kind == "latency" or first.of_allowed >= 1 - budget.slack:
         return ""
-    steps = f"--multiple 1 (now {multiple}) may come nearer" if multiple != 1 else "no plan comes nearer"
+    now = "by each layer's width" if multiple == BY_WIDTH else multiple
+    steps = f"--multiple 1 (now {now}) may come nearer" if multiple != 1 else "no plan comes nearer"
     quantity = "MACs" if budget.kind == "macs" else budget.kind
     return (
         f"the plan keeps {first.share:.3f} of the {quantity} where {budget.share:.4g} may stay: units go in steps too "

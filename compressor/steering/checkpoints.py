@@ -47,9 +47,14 @@ class Checkpoint:
             return None
         return int(step), state
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the last writing is long ago."""
+        return self.path is not None and time.monotonic() - self._written >= self.seconds
+
     def write(self, step: int, state: Mapping[str, Tensor], *, due: bool = False) -> None:
         """Where the last writing is long ago, or where it is `due`."""
-        if self.path is None or not (due or time.monotonic() - self._written >= self.seconds):
+        if self.path is None or not (due or self.is_due):
             return
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
         write_arrays(self.path, {**arrays, _STEP: torch.tensor(step).numpy(), _KEY: self._key.numpy()})

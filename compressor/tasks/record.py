@@ -34,7 +34,7 @@ class Task:
     """What an answer means.
 
     says: [N], differentiable; relevance starts at its gradient.
-    loss: [N]; relevance's other start, and what fine-tuning follows where `learns` and the targets are labels.
+    loss: [N]; relevance's other start, and what tuning follows where `learns` and the targets are labels.
     quality: one number for a network on re-iterable data, more is better.
     distance: [N], squared, each leaf over its spread, from the second leaves (the dense network's); 1 is as far off as
     the mean answer. Its mean over samples is the relative error that measured loss and tuning go by.

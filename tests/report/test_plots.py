@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compressor.records import Accuracy
-from compressor.report import GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint, plots
+from compressor.report import GroupRow, LatencyRow, LayerRow, ParetoPoint, RecoveryRow, ReportInput, TradePoint, plots
 
 # Numbers that go through matplotlib's float64 transforms and back.
 DRAWN = 1e-9
@@ -156,3 +156,11 @@ def test_a_picture_has_the_figures_size_and_no_name_of_the_software() -> None:
 def test_only_what_has_something_to_show_becomes_a_picture() -> None:
     images = plots.draw([("nothing", lambda: None), ("something", lambda: Figure(figsize=(0.1, 0.1)))])
     assert list(images) == ["something"]
+
+
+def test_a_recovery_is_drawn_in_minutes_with_a_ring_on_what_was_kept(bare: ReportInput) -> None:
+    rows = (RecoveryRow(0.0, 0, 0.8, 0.7), RecoveryRow(90.0, 3200, 0.9, 0.75, kept=True))
+    axes = axes_of(plots._recovery(replace(bare, recovery=rows)))
+    assert axes.lines[0].get_xdata().tolist() == [0.0, 1.5]
+    assert axes.collections[0].get_offsets().tolist() == [[1.5, 0.9]]
+    assert plots._recovery(bare) is None

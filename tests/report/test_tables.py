@@ -18,6 +18,7 @@ from compressor.report import (
     LatencyRow,
     LayerRow,
     ParityRow,
+    RecoveryRow,
     ReportInput,
     StageRow,
     tables,
@@ -225,3 +226,17 @@ def test_the_slowest_layers_are_a_few_and_their_shares_are_of_all(bare: ReportIn
 def test_fields_without_content_are_a_dash() -> None:
     table = tables.pairs_table("Recipe", {"seed": 0, "weights": "", "on": (), "gpu": None})
     assert table.rows == (("seed", "0"), ("weights", "–"), ("on", "–"), ("gpu", "–"))
+
+
+TAUGHT = (
+    RecoveryRow(0.0, 0, 0.8, 0.7),
+    RecoveryRow(61.2, 3200, 0.9, 0.75, kept=True),
+    RecoveryRow(90, 6400, 0.89, 0.74),
+)
+
+
+def test_a_recovery_is_shown_over_its_time_and_is_nothing_without_one(bare: ReportInput) -> None:
+    rows = tables.recovery_table(replace(bare, recovery=TAUGHT)).rows
+    assert rows[0] == ("repaired", "0", "0.8000", "0.7000", "")
+    assert rows[1] == ("61 s", "3,200", "0.9000", "0.7500", "kept")
+    assert tables.recovery_table(bare).rows == ()

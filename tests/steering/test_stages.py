@@ -47,6 +47,7 @@ def work_of(folder: Path, images: Images) -> Work:
         "stages": stages,
         "splits": SimpleNamespace(**parts, hashes={"calibration": "c", "search": "s"}),
         "prepared_as": None,
+        "depth": NO_DEPTH,
         "calibration_images": Known(batches(parts["calibration"], 4), "c"),
     }
     return cast(Work, SimpleNamespace(**given))

@@ -1,0 +1,10 @@
+"""What all images can give back: the repaired network in, taught by the dense one, a nearer network out. No labels.
+
+Knows neither where images come from, nor which units went, nor what ships: that is judged by others.
+"""
+
+from .options import RecoveryOptions, Setting
+from .record import Moment, Recovery, Trial, text_of
+from .recovering import recover
+
+__all__ = ["Moment", "Recovery", "RecoveryOptions", "Setting", "Trial", "recover", "text_of"]

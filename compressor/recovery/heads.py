@@ -1,0 +1,104 @@
+"""The features in front of a network's head: found in the graph, given beside the answers.
+
+The head are the last layers with weights on every way to an answer. Mimicking what they read needs fewer images than
+their answers do (MiR, Wang et al., arXiv 2201.02620; PRACTISE, arXiv 2202.07861). Knows no architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..graph.interface import output_node, output_nodes
+from ..graph.operators import ALL_CONVOLUTIONS, LINEAR, Convolution, arguments
+from ..records import Slices
+
+_LAYERS = (LINEAR, *ALL_CONVOLUTIONS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feature:
+    """What a layer of the head reads: the `node` in both graphs, and which of the dense one's channels are left.
+
+    `kept` is None where all are.
+    """
+
+    node: str
+    axis: int
+    kept: Tensor | None = None
+
+    def of_dense(self, value: Tensor) -> Tensor:
+        """The dense network's feature [N, ...] without the channels that went."""
+        return value if self.kept is None else value.index_select(self.axis, self.kept.to(value.device))
+
+
+def features_of(dense: fx.GraphModule, small: fx.GraphModule, slices: Slices | None = None) -> tuple[Feature, ...]:
+    """The head's inputs that can be compared; without `slices` those alone that lost nothing."""
+    small_nodes = {node.name: node for node in small.graph.nodes}
+    found: dict[str, Feature] = {}
+    for layer in _heads(dense):
+        feature = _feature(layer, slices)
+        twin = small_nodes.get(layer.name)
+        if feature is None or twin is None or feature.node not in small_nodes:
+            continue
+        width = int(small_nodes[feature.node].meta["val"].shape[feature.axis])
+        left = int(_source(layer).meta["val"].shape[feature.axis]) if feature.kept is None else len(feature.kept)
+        if width == left:
+            found.setdefault(feature.node, feature)
+    return tuple(found.values())
+
+
+def _heads(graph: fx.GraphModule) -> list[fx.Node]:
+    """The first layers with weights that are met on the ways back from the answers."""
+    layers: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    waiting = list(output_nodes(graph))
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.target in _LAYERS:
+            layers.append(node)
+        else:
+            waiting.extend(node.all_input_nodes)
+    return layers
+
+
+def _source(layer: fx.Node) -> fx.Node:
+    source: fx.Node = arguments(layer)["input"]
+    return source
+
+
+def _feature(layer: fx.Node, slices: Slices | None) -> Feature | None:
+    """None where a layer reads the images themselves, or its channels in groups."""
+    source, weight = _source(layer), arguments(layer)["weight"]
+    if source.op == "placeholder":
+        return None
+    if layer.target is LINEAR:
+        axis, weight_axis = int(source.meta["val"].ndim) - 1, 1
+    else:
+        convolution = Convolution.of(layer)
+        if convolution.groups != 1:
+            return None
+        axis, weight_axis = 1, 0 if convolution.transposed else 1
+    kept = None if slices is None else slices.kept.get(str(weight.target))
+    return Feature(source.name, axis, None if kept is None else torch.from_numpy(kept[weight_axis]))
+
+
+def watched(graph: fx.GraphModule, features: Sequence[Feature]) -> fx.GraphModule:
+    """The same network, tensors shared, which answers with (answers, features): two tuples.
+
+    It can be switched to training by itself.
+    """
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    copied.graph_copy(graph.graph, nodes)
+    by_name = {node.name: nodes[node] for node in nodes}
+    answers = tuple(nodes[node] for node in output_nodes(graph))
+    end = copied.output((answers, tuple(by_name[feature.node] for feature in features)))
+    end.meta = dict(output_node(graph).meta)
+    return fx.GraphModule(graph, copied)

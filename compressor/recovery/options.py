@@ -1,0 +1,44 @@
+"""How long a recovery takes, what it follows, and the settings that it tries first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Norms = Literal["frozen", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is found by trying: Adam's rate at its highest, and whose statistics batch normalisation goes by.
+
+    "frozen" keeps the running statistics, "batch" takes each batch's own and moves the running ones after them.
+    """
+
+    rate: float
+    norms: Norms = "frozen"
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:.2g}, {'statistics of each batch' if self.norms == 'batch' else 'statistics kept'}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOptions:
+    """`minutes` and `passes` over the images both end it, whichever comes first.
+
+    `rate` is the middle one of those tried. `features` weighs the distance in front of the head beside the answers'
+    own; `labels` is the share of the loss that follows labels, where there are classes.
+    """
+
+    minutes: float = 2.0
+    passes: int = 30
+    rate: float = 1e-3
+    features: float = 1.0
+    labels: float = 0.0
+    seed: int = 0
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Those worth a trial, the one that is taken without a trial first."""
+        quick = 3 * self.rate
+        return (Setting(self.rate), Setting(quick), Setting(self.rate / 3), Setting(quick, "batch"))

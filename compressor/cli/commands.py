@@ -292,21 +292,21 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
 
 
 @app.command()
-def ship(
+def rebundle(
     folder: Annotated[Path, typer.Argument(help="the folder of a run whose network you trained", metavar="RUN")],
     weights: Annotated[
         Path, typer.Argument(help="what your training left: a state dict or a loop's checkpoint", metavar="WEIGHTS")
     ],
-    out: Path | None = typer.Option(None, help="folder to ship to; RUN-trained by default", metavar="FOLDER"),
+    out: Path | None = typer.Option(None, help="folder to write to; RUN-trained by default", metavar="FOLDER"),
     entry: str = typer.Option("", help="what to take of a checkpoint that holds several, such as state_dict_ema"),
     data: str = typer.Option("", help="the run's images, where they have moved"),
     evaluation_data: str = typer.Option("", help="its evaluation images, where they have moved"),
     trust: bool = _TRUST,
     quiet: bool = _QUIET,
 ) -> None:
-    """Ships a run's network with the weights of your own training: the same plan, gates, files, report and bundle."""
+    """Makes a run's bundle anew with the weights of your own training: the same plan, gates, files and report."""
     console.quiet = quiet
-    say_now(f"ship {folder} with the weights of {weights}")
+    say_now(f"rebundle {folder} with the weights of {weights}")
     from .. import pipeline
 
     with StageBars(_recipe_in(folder), after_training=True) as notify:

@@ -45,36 +45,41 @@ def main() -> int:
         return 255
     if words[0] == "chatter":
         print("Welcome to the kitchen\n" * 3, flush=True)
+    if words[0] == "drop":
+        fault.unlink()
     prefix = f"ulimit -f {words[1]}; " if words[0] == "limit" else ""
+    return joined(["bash", "-c", prefix + command], home, int(words[1]) if words[0] == "drop" else -1)
+
+
+def joined(shell: list[str], home: Path, most: int) -> int:
+    """Runs the server's side with pipes of its own: where this process is killed, it sees its input end.
+
+    After `most` bytes from the client both ends are gone, as when a cable is pulled; -1 for never.
+    """
     environment = {**os.environ, "HOME": str(home)}
-    shell = ["bash", "-c", prefix + command]
-    if words[0] != "drop":
-        os.chdir(home)
-        os.execvpe("bash", shell, environment)
-    fault.unlink()
-    return dropping(shell, environment, home, int(words[1]))
+    server = subprocess.Popen(
+        shell, env=environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
 
-
-def dropping(shell: list[str], environment: dict[str, str], home: Path, after: int) -> int:
-    """Passes so many bytes on; then both ends are gone, as when a cable is pulled."""
-    process = subprocess.Popen(shell, env=environment, cwd=home, stdin=subprocess.PIPE, start_new_session=True)
-    assert process.stdin is not None
-
-    def pump() -> None:
-        assert process.stdin is not None
+    def send() -> None:
+        assert server.stdin is not None
         passed = 0
-        while piece := os.read(0, 1 << 14):
+        while piece := os.read(0, 1 << 16):
             passed += len(piece)
-            if passed > after:
-                os.killpg(process.pid, signal.SIGKILL)
+            if 0 <= most < passed:
+                os.killpg(server.pid, signal.SIGKILL)
                 print("Connection to host closed by remote host.", file=sys.stderr, flush=True)
                 os._exit(255)
-            process.stdin.write(piece)
-            process.stdin.flush()
-        process.stdin.close()
+            os.write(server.stdin.fileno(), piece)
+        server.stdin.close()
 
-    threading.Thread(target=pump, daemon=True).start()
-    return process.wait()
+    threading.Thread(target=send, daemon=True).start()
+    while piece := os.read(server.stdout.fileno(), 1 << 16):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    return server.wait()
 
 
 if __name__ == "__main__":

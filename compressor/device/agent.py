@@ -70,7 +70,7 @@ def module_command(module: str, place: str) -> list[str]:
 
 
 def package_digest(package: str) -> str:
-    """sha256 over the files of a package that a device needs, by name: the same here and there, or not the same code."""
+    """sha256 over the files of a package that a device needs, by name: other code has another."""
     names = ["__init__.py", "errors.py"]
     names += [f"device/{name}" for name in os.listdir(os.path.join(package, "device")) if name.endswith(".py")]
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -110,6 +111,7 @@ class DeviceBars:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
+        self.lock = threading.Lock()  # devices are served by threads, and a line is written in two pieces
 
     def __enter__(self) -> Callable[[str, str, float], None]:
         from .progress import Log
@@ -128,7 +130,8 @@ class DeviceBars:
     def notify(self, device: str, text: str, share: float) -> None:
         """What happens on a device now, and how much of it is done; 0 where that is not known."""
         if not self.live:
-            _say_if(self.log.line(f"{device}: {text}", share))
+            with self.lock:
+                _say_if(self.log.line(f"{device}: {text}", share))
         self.bar.update(self.tasks[device], description=escape(text[:_SHOWN]), total=1.0 if share else None)
         if share:
             self.bar.update(self.tasks[device], completed=share)

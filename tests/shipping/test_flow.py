@@ -280,7 +280,7 @@ def test_an_interrupt_ends_every_connection(
 
 def survey_of(**changes: Any) -> Survey:
     texts = {"architecture": "aarch64", "system": "Linux", "python": "3.11.2", "board": "", "gpu": "", "rsync": ""}
-    facts = {**texts, "libraries": LIBRARIES, "installed": "", "free_bytes": 10**9, "root": "/home/pi/compressor"}
+    facts = {**texts, "libraries": LIBRARIES, "installed": "", "free_bytes": 10**9, "root": "/data/compressor"}
     return Survey(**{**facts, "current": "", "releases": (), "state": {}, **changes})
 
 
@@ -293,7 +293,7 @@ def survey_of(**changes: Any) -> Survey:
             {"libraries": {"numpy": "2.1", "onnxruntime": "error: libgomp is missing"}},
             r"onnxruntime can't be imported \(libgomp is missing\)",
         ),
-        ({"free_bytes": 10**6}, r"has 1 MB free at /home/pi/compressor, .* another disk: user@host:path"),
+        ({"free_bytes": 10**6}, r"has 1 MB free at /data/compressor, .* another disk: user@host:path"),
         ({"system": "Windows"}, r"is a Windows system"),
     ],
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -300,8 +302,9 @@ def environment(folder: Path) -> str:
 
 def device_figures(folder: Path, python: str) -> dict[str, Any]:
     """An environment's size, and what the device side's import takes beyond numpy's and the runtime's."""
-    side = folder / "device.pyz"
-    side.write_bytes(archive())
+    side = folder / "device"
+    with zipfile.ZipFile(io.BytesIO(archive())) as file:
+        file.extractall(side)
     size_bytes = sum(path.lstat().st_size for path in Path(python).parents[1].rglob("*") if path.is_file())
     times_ms = [float(_said(python, _IMPORT, side)) for _ in range(5)]
     heavy = f"import importlib.util as u; print([n for n in {HEAVY!r} if u.find_spec(n)])"

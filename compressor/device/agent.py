@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -176,6 +177,22 @@ class Agent:
         _write(path, payload)
         return {"path": path, "is_here": True}
 
+    def unpack(self, request: Request, payload: bytes) -> Answer:
+        """The folder of an archive of ours, in which Python keeps what it compiled; made anew where it is another's."""
+        archive = self._inside(OURS, str(request["name"]))
+        folder, part = f"{archive}.d", f"{archive}.part"
+        try:
+            is_ours = package_digest(os.path.join(folder, "compressor")) == request["digest"]
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            for place in (folder, part):
+                shutil.rmtree(place, ignore_errors=True)
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(part)
+            os.rename(part, folder)
+        return {"folder": folder}
+
     def fetch(self, request: Request, payload: bytes) -> Answer:
         """A file of our own, of at most `most` bytes."""
         path = self._inside(OURS, str(request["name"]))
@@ -299,7 +316,20 @@ def serve(agent: Agent) -> None:
     verbs: dict[str, Callable[[Request, bytes], Answer]] = {
         name: getattr(agent, name)
         for name in (
-            *("survey", "state", "begin", "put", "prove", "settle", "store", "fetch", "run", "switch", "note"),
+            *(
+                "survey",
+                "state",
+                "begin",
+                "put",
+                "prove",
+                "settle",
+                "store",
+                "unpack",
+                "fetch",
+                "run",
+                "switch",
+                "note",
+            ),
             "discard",
         )
     }

@@ -24,7 +24,7 @@ _SLACK_S = 30.0  # by which the device gives up before we do
 
 @dataclass(frozen=True, slots=True)
 class DeviceSide:
-    """The device side on a device: `place` is its file there, empty where it is installed."""
+    """The device side on a device: `place` is its folder there, empty where it is installed."""
 
     session: Session
     place: str
@@ -45,13 +45,14 @@ class DeviceSide:
 def carry(session: Session, installed: str) -> DeviceSide:
     """The device side there: what is installed, where its digest says that it is this version's, else ours, carried.
 
-    What lies there is taken only while it has our sha256.
+    What lies there is taken only while archive and sources have our sha256.
     """
     if installed == digest():
         return DeviceSide(session, "")
     content = archive()
-    sha256 = hashlib.sha256(content).hexdigest()
-    return DeviceSide(session, store(session, f"device-{__version__}-{sha256[:16]}.pyz", content))
+    name = f"device-{__version__}-{hashlib.sha256(content).hexdigest()[:16]}.pyz"
+    store(session, name, content)
+    return DeviceSide(session, str(session.ask("unpack", name=name, digest=digest())["folder"]))
 
 
 def store(session: Session, name: str, content: bytes) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.device.agent import package_digest
 from compressor.errors import GateError, HostError, MissingPackageError
 from compressor.hosts import connection
 from compressor.hosts.address import Device
@@ -170,14 +171,19 @@ def test_the_device_side_is_carried_once_and_only_if_it_is_not_installed(hosts: 
     with connected(device) as session:
         session.ask("state", root=device.root)
         side = carry(session, "")
-        assert Path(side.place).read_bytes() == archive()
+        kept = Path(side.place).with_suffix("")  # the archive that the folder was made of
+        assert kept.read_bytes() == archive()
         before = session.sent_bytes
         assert carry(session, "").place == side.place
         assert session.sent_bytes == before
         assert carry(session, digest()).place == ""
 
-        Path(side.place).write_bytes(b"not ours any more")
-        assert Path(carry(session, "").place).read_bytes() == archive()
+        kept.write_bytes(b"not ours any more")
+        errors = Path(side.place) / "compressor" / "errors.py"
+        errors.write_text("raise SystemExit(3)")
+        carry(session, "")
+        assert kept.read_bytes() == archive()
+        assert package_digest(str(errors.parent)) == digest()
         code, out, err = side.run("compressor.device", "--help", timeout_s=60)
         assert (code, err) == (0, "")
         assert "verify" in out

@@ -60,19 +60,22 @@ def cargoes(bundles: dict[str, Path], tmp_path: Path) -> dict[str, Cargo]:
     return {name: replace(read_cargo(path), reports=tmp_path / "shipped") for name, path in bundles.items()}
 
 
+def survey_quickly(session: Session, manifest: object) -> Survey:
+    """Libraries take seconds to import: all are said to be there."""
+    answer = session.ask("survey", root=session.device.root, libraries=[])
+    return read_survey({**answer, "libraries": LIBRARIES}, session.device.name)
+
+
+def accept_all(*given: Any, **more: Any) -> Acceptance:
+    """What arrived is accepted."""
+    return Acceptance(({"what": "x", "outcome": "passed", "detail": ""},), (), (), (ROW,), {})
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries take seconds to import; where the flow is looked at, all are there and what arrived is accepted."""
-
-    def survey(session: Session, manifest: object) -> Survey:
-        answer = session.ask("survey", root=session.device.root, libraries=[])
-        return read_survey({**answer, "libraries": LIBRARIES}, session.device.name)
-
-    def accept(*given: Any, **more: Any) -> Acceptance:
-        return Acceptance(({"what": "x", "outcome": "passed", "detail": ""},), (), (), (ROW,), {})
-
-    monkeypatch.setattr(flow, "survey", survey)
-    monkeypatch.setattr(flow, "accept", accept)
+    """For tests that look at the flow."""
+    monkeypatch.setattr(flow, "survey", survey_quickly)
+    monkeypatch.setattr(flow, "accept", accept_all)
 
 
 def ship(cargo: Cargo, *devices: Device, options: Options = OPTIONS) -> list[Outcome]:

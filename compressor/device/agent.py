@@ -7,6 +7,7 @@ many bytes as its `bytes` says. Folders: ROOT/current -> releases/ID, ROOT/incom
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -33,6 +34,7 @@ CURRENT, RELEASES, INCOMING, OURS, STATE = "current", "releases", "incoming", ".
 _IDLE_S = 900.0  # whoever says nothing for so long has gone, though the link stands
 _BLOCK = 1 << 20
 _MOST_SAID = 1 << 23  # bytes of a program's output
+_VERBS = "survey state begin put prove settle store unpack fetch forget run switch note discard".split()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONS = """
 import importlib, json, sys
@@ -201,6 +203,13 @@ class Agent:
         with open(path, "rb") as file:
             return {"payload": file.read()}
 
+    def forget(self, request: Request, payload: bytes) -> Answer:
+        """Removes files of our own that are needed no more."""
+        for name in request["names"]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._inside(OURS, str(name)))
+        return {}
+
     def run(self, request: Request, payload: bytes) -> Answer:
         """Runs a module of the device side to its end, or until whoever asked is gone."""
         place = str(request["place"])
@@ -313,26 +322,7 @@ def serve(agent: Agent) -> None:
     """Answers requests until the input ends, each sent after the answer before; the first answer says it is ready."""
     source = sys.stdin.buffer
     _send({})
-    verbs: dict[str, Callable[[Request, bytes], Answer]] = {
-        name: getattr(agent, name)
-        for name in (
-            *(
-                "survey",
-                "state",
-                "begin",
-                "put",
-                "prove",
-                "settle",
-                "store",
-                "unpack",
-                "fetch",
-                "run",
-                "switch",
-                "note",
-            ),
-            "discard",
-        )
-    }
+    verbs: dict[str, Callable[[Request, bytes], Answer]] = {name: getattr(agent, name) for name in _VERBS}
     for request in _requests():
         payload = source.read(int(request.get("bytes", 0)))
         try:

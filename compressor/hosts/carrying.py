@@ -39,7 +39,8 @@ class DeviceSide:
             place=self.place,
             most_s=timeout_s,
         )
-        return int(answer["code"]), str(answer["out"]), str(answer["err"])
+        with self.session.understood():
+            return int(answer["code"]), str(answer["out"]), str(answer["err"])
 
 
 def carry(session: Session, installed: str) -> DeviceSide:
@@ -52,16 +53,19 @@ def carry(session: Session, installed: str) -> DeviceSide:
     content = archive()
     name = f"device-{__version__}-{hashlib.sha256(content).hexdigest()[:16]}.pyz"
     store(session, name, content)
-    return DeviceSide(session, str(session.ask("unpack", name=name, digest=digest())["folder"]))
+    answer = session.ask("unpack", name=name, digest=digest())
+    with session.understood():
+        return DeviceSide(session, str(answer["folder"]))
 
 
 def store(session: Session, name: str, content: bytes) -> str:
     """The path there of a file of our own, sent unless it lies there already."""
     sha256 = hashlib.sha256(content).hexdigest()
     answer = session.ask("store", name=name, sha256=sha256)
-    if not answer["is_here"]:
+    if not answer.get("is_here"):
         answer = session.ask("store", content, name=name, sha256=sha256)
-    return str(answer["path"])
+    with session.understood():
+        return str(answer["path"])
 
 
 @cache

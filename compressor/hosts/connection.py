@@ -104,17 +104,23 @@ class Session:
         line = self.process.stdout.readline(_MOST_LINE)
         if not line.endswith(b"\n"):
             raise self._death()
-        try:
+        with self.understood():
             answer = json.loads(line)
             size = int(answer.pop("bytes"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise HostError(
-                f"{self.device.name} answers with what is no answer of ours; is its login shell its own?"
-            ) from error
         payload = self.process.stdout.read(size) if 0 < size <= _MOST_LINE else b""
         if len(payload) != size:
             raise self._death()
         return {**answer, "payload": payload}
+
+    @contextlib.contextmanager
+    def understood(self) -> Iterator[None]:
+        """Inside, what an answer holds is read: HostError for what is not of the kind that was asked for."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise HostError(
+                f"{self.device.name} answers with what is no answer of ours; is its login shell its own?"
+            ) from error
 
     @contextlib.contextmanager
     def _within(self, timeout_s: float) -> Iterator[None]:

@@ -62,11 +62,13 @@ def copy_files(session: Session, folder: Path, files: Files, plan: CopyPlan, pro
     """
     wanted = {name: [file.bytes, file.sha256] for name, file in files.items()}
     answer = session.ask("begin", release=plan.release, files=wanted, who=plan.who)
-    here = {str(name): File(int(size), str(sha256)) for name, (size, sha256) in dict(answer["hashes"]).items()}
+    with session.understood():
+        hashes, target = dict(answer["hashes"]), str(answer["folder"])
+        here = {str(name): File(int(size), str(sha256)) for name, (size, sha256) in hashes.items()}
     missing = {name: file for name, file in files.items() if here.get(name) != file}
     sent_bytes = sum(file.bytes for file in missing.values())
     if missing and plan.rsync and shutil.which("rsync") is not None:
-        _copy_by_rsync(session, folder, list(missing), str(answer["folder"]), progress)
+        _copy_by_rsync(session, folder, list(missing), target, progress)
     elif missing:
         sent_bytes = _copy_by_pieces(session, folder, missing, here, progress)
     prove_files(session, folder, files)
@@ -77,7 +79,9 @@ def copy_files(session: Session, folder: Path, files: Files, plan: CopyPlan, pro
 def prove_files(session: Session, folder: Path, files: Files) -> None:
     """Raises GateError unless the device shows that it has every byte."""
     salt = secrets.token_bytes(32)
-    proofs = dict(session.ask("prove", salt, names=list(files))["proofs"])
+    answer = session.ask("prove", salt, names=list(files))
+    with session.understood():
+        proofs = dict(answer["proofs"])
     for name in files:
         if proofs.get(name) != sha256_of(folder / name, salt):
             raise GateError(

@@ -24,7 +24,7 @@ def device_side(device: Device) -> Iterator[DeviceSide]:
     """The device side on a connected device; raises HostError where there is no way to it."""
     with connected(device) as session:
         answer = session.ask("survey", root=device.root, libraries=[])
-        yield carry(session, str(answer["installed"]))
+        yield carry(session, str(answer.get("installed", "")))
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ def ship_to(cargo: Cargo, device: Device, options: Options, say: Say, opened: Op
     try:
         with connected(device, opened) as session:
             outcome = _ship(cargo, session, options, say, course)
-    except CompressorError as error:
+    except (CompressorError, OSError) as caught:
+        error = caught if isinstance(caught, CompressorError) else _of_bundle(caught, cargo)
         seconds = time.monotonic() - start
         outcome = Outcome(
             device, "failed", cargo.release, course.current, (), course.copied_bytes, seconds, error, course.described
@@ -196,6 +197,11 @@ def _record(
         "copied_bytes": outcome.copied_bytes,
         **asdict(acceptance),
     }
+
+
+def _of_bundle(error: OSError, cargo: Cargo) -> FolderError:
+    """A file of the bundle that went while it was read."""
+    return FolderError(f"{error.filename or cargo.folder}: {error.strerror or error}; the bundle changed meanwhile")
 
 
 def _attempt(cargo: Cargo, outcome: Outcome) -> dict[str, Any]:

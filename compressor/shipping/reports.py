@@ -47,10 +47,17 @@ def in_words(seconds: float) -> str:
 def write_report(folder: Path, device: str, *, attempt: Report, accepted: Report | None) -> Path:
     """The device's file with its last attempt, and with what was `accepted` in it; None: what ran there runs on."""
     path = folder / f"{device}.json"
-    earlier = read_report(path).get("current") if path.is_file() else None
-    current = accepted if accepted is not None else earlier
+    current = accepted if accepted is not None else _current(path)
     write_json(path, {"schema": SCHEMA, "device": device, "current": current, "attempt": attempt})
     return path
+
+
+def _current(path: Path) -> Any:
+    """What the file says runs there; None where there is none, or one that is damaged, which the next replaces."""
+    try:
+        return read_report(path).get("current") if path.is_file() else None
+    except FolderError:
+        return None
 
 
 def read_report(path: Path) -> dict[str, Any]:

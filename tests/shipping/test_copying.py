@@ -290,6 +290,29 @@ def _ended(is_over: Callable[[], bool]) -> bool:
     return False
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"hashes": 3, "folder": "x"},
+        {"hashes": {"big.bin": ["many", "x"]}, "folder": "x"},
+        {"hashes": {"big.bin": [1]}, "folder": "x"},
+        {"hashes": {}, "folder": "x", "proofs": "all"},
+    ],
+)
+def test_answers_of_another_kind_are_not_believed(
+    hosts: Hosts, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, object]
+) -> None:
+    with connected(hosts.add("strange")) as session:
+        monkeypatch.setattr(session, "ask", lambda *given, **facts: answer)
+        with pytest.raises(HostError, match="strange answers with what is no answer of ours"):
+            copy_files(session, folder, read_files(folder, names_of(folder)), PLAN, lambda share: None)
+        if not answer:
+            for said in (lambda: carry(session, ""), lambda: carry(session, digest()).run("x", timeout_s=1.0)):
+                with pytest.raises(HostError, match="is no answer of ours"):
+                    said()
+
+
 def test_a_device_that_answers_nonsense_is_not_believed(hosts: Hosts) -> None:
     device = hosts.add("odd")
     with connected(device) as session:

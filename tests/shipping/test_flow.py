@@ -335,6 +335,24 @@ def test_what_ships_is_a_bundle_or_a_run_that_has_one(bundles: dict[str, Path], 
         read_cargo(run)
 
 
+@pytest.mark.usefixtures("quick", "without_rsync")
+def test_a_report_that_was_damaged_and_a_bundle_that_changes_are_told(
+    hosts: Hosts, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    device = hosts.add("unlucky")
+    shutil.copytree(bundles["first"], tmp_path / "bundle")
+    cargo = replace(read_cargo(tmp_path / "bundle"), reports=tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "unlucky.json").write_text("{")
+    model = tmp_path / "bundle" / "models" / "small net.onnx"
+    model.rename(model.with_suffix(".gone"))
+    (outcome,) = ship(cargo, device)
+    assert "small net.onnx: No such file or directory; the bundle changed meanwhile" in str(outcome.error)
+    model.with_suffix(".gone").rename(model)
+    assert ship(cargo, device)[0].result == "shipped"
+    assert read_report(tmp_path / "shipped" / "unlucky.json")["current"]["release"] == cargo.release
+
+
 def test_a_private_key_stays_here(tmp_path: Path) -> None:
     (tmp_path / "public.pem").write_text("-----BEGIN PUBLIC KEY-----")
     assert read_key(tmp_path / "public.pem").startswith(b"-----BEGIN")

@@ -14,7 +14,6 @@ from compressor.errors import EngineError, HostError, MissingPackageError, Recip
 from compressor.export.layers import Layer
 from compressor.hosts.address import Device
 from compressor.hosts.workers import workers_on
-from compressor.latency import places
 from compressor.latency.clocks import Point, file_clock
 from compressor.latency.places import HERE, place_of
 from compressor.latency.trial import time_ratio
@@ -72,7 +71,6 @@ def inventory(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         '[[device]]\nname = "gone"\naddress = "user@gone"\n'
     )
     monkeypatch.setenv("COMPRESSOR_DEVICES", str(path))
-    places._known.cache_clear()
     return path
 
 
@@ -116,20 +114,17 @@ def test_networks_are_timed_there_in_turns(hosts: Hosts, device: Device, tmp_pat
 
 
 @pytest.mark.usefixtures("inventory")
-def test_what_a_time_stands_for_is_the_devices(hosts: Hosts) -> None:
-    there = place_of(Budget("latency", 0.5, runtime="onnxruntime", host="bench")).stands_for("onnxruntime")
-    assert there == HERE.stands_for("onnxruntime")  # the stand-in is this machine
-    calls = (hosts.folder / "calls").read_text()
-    place_of(Budget("latency", 0.5, runtime="onnxruntime", host="bench")).stands_for("onnxruntime")
-    assert (hosts.folder / "calls").read_text() == calls  # asked once
-
-
-@pytest.mark.usefixtures("inventory")
-def test_a_device_that_is_not_there_or_lacks_the_runtime_is_named_before_the_long_work() -> None:
+def test_a_device_that_is_not_there_or_lacks_the_runtime_is_named_before_the_long_work(hosts: Hosts) -> None:
     with pytest.raises(HostError, match=r"gone: the connection ended: .*is the name right"):
         require_known(make_recipe({"budget": "latency 0.6 on ssh:gone"}))
+    text = "latency 0.6 on ssh:bench runtime onnxruntime-cuda"
     with pytest.raises((MissingPackageError, EngineError), match=r"can't be measured on bench: onnxruntime-cuda "):
-        require_known(make_recipe({"budget": "latency 0.6 on ssh:bench runtime onnxruntime-cuda"}))
+        require_known(make_recipe({"budget": text}))
+
+    calls = (hosts.folder / "calls").read_text()
+    there = place_of(parse_budget(text)).stands_for("onnxruntime-cuda")
+    assert there == HERE.stands_for("onnxruntime-cuda")  # the stand-in is this machine
+    assert (hosts.folder / "calls").read_text() == calls  # a device is asked once
 
 
 def test_a_worker_that_dies_there_is_named_with_the_device(device: Device) -> None:

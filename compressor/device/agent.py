@@ -75,7 +75,9 @@ def module_command(module: str, place: str) -> list[str]:
 def package_digest(package: str) -> str:
     """sha256 over the files of a package that a device needs, by name: other code has another."""
     names = ["__init__.py", "errors.py"]
-    names += [f"device/{name}" for name in os.listdir(os.path.join(package, "device")) if name.endswith(".py")]
+    for place, _, files in os.walk(os.path.join(package, "device")):
+        folder = os.path.relpath(place, package).replace(os.sep, "/")
+        names += [f"{folder}/{name}" for name in files if name.endswith(".py")]
     digest = hashlib.sha256()
     for name in sorted(names):
         with open(os.path.join(package, *name.split("/")), "rb") as file:

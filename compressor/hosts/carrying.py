@@ -86,7 +86,7 @@ def digest() -> str:
 
 
 def _sources() -> list[Path]:
-    return [_PACKAGE / "__init__.py", _PACKAGE / "errors.py", *sorted((_PACKAGE / "device").glob("*.py"))]
+    return [_PACKAGE / "__init__.py", _PACKAGE / "errors.py", *sorted((_PACKAGE / "device").rglob("*.py"))]
 
 
 def _add(file: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -31,7 +31,10 @@ _GREETING_S = 60.0  # jump hosts, and a slow device's first Python
 _ANSWER_S = 600.0
 _MOST_LINE = 1 << 24
 _MOST_CHATTER = 1 << 16  # bytes that a login shell's own files may print first
-_OPTIONS = ("BatchMode=yes", f"ConnectTimeout={CONNECT_S:.0f}", "ServerAliveInterval=5", "ServerAliveCountMax=3")
+_OPTIONS = (
+    *("BatchMode=yes", f"ConnectTimeout={CONNECT_S:.0f}", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
+    *("ClearAllForwardings=yes", "ForwardAgent=no"),  # of what a configuration may open, a device needs nothing
+)
 _BOOT = (
     "import sys;i=sys.stdin.buffer;"
     'print("{token} %d.%d"%sys.version_info[:2],flush=True);'

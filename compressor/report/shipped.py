@@ -35,7 +35,7 @@ def _verdict(reports: Sequence[Report]) -> tuple[str, ...]:
     releases = {report["current"]["release"] for report in reports if report["current"]}
     running = sum(1 for report in reports if report["current"])
     same = "all the same release" if len(releases) == 1 else f"{len(releases)} different releases"
-    return (f"{running} of {facts.counted(len(reports), 'device')} run it, {same}.",)
+    return (f"It runs on {running} of {facts.counted(len(reports), 'device')}, {same}.",)
 
 
 def _failures(reports: Sequence[Report]) -> Iterator[tuple[str, str]]:
@@ -53,9 +53,13 @@ def _running(reports: Sequence[Report]) -> Section:
         if current:
             rows.append((f"{report['device']}: {current['release']}, since {current['when']}",))
             rows += [_timing(row, current) for row in current["latency"]]
-    head = ("model", "runtime", "p50, ms", "p90", "runs", "off the golden outputs")
+    head = ("model", "runtime", "p50, ms", "p90", "runs", "off the reference")
     table = Table("Latency there", head, "clrrrr", tuple(rows))
-    text = ("Timed on each device by its own runtime, one image at a time. Answers were fetched and compared here.",)
+    text = (
+        "Timed on each device by its own runtime, one image at a time. Its answers were fetched and compared here, "
+        "with the golden outputs and with answers computed here to inputs drawn for it; the larger difference is shown, "
+        "as a share of the largest magnitude.",
+    )
     return Section("running", "What runs where", text, (table,))
 
 

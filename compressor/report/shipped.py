@@ -57,7 +57,7 @@ def _running(reports: Sequence[Report]) -> Section:
     table = Table("Latency there", head, "clrrrr", tuple(rows))
     text = (
         "Timed on each device by its own runtime, one image at a time. Its answers were fetched and compared here, "
-        "with the golden outputs and with answers computed here to inputs drawn for it; the larger difference is shown, "
+        "with the golden outputs and with answers computed here to inputs drawn for it; the larger difference is shown "
         "as a share of the largest magnitude.",
     )
     return Section("running", "What runs where", text, (table,))

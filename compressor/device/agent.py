@@ -34,6 +34,8 @@ CURRENT, RELEASES, INCOMING, OURS, STATE = "current", "releases", "incoming", ".
 _IDLE_S = 900.0  # whoever says nothing for so long has gone, though the link stands
 _BLOCK = 1 << 20
 _MOST_SAID = 1 << 23  # bytes of a program's output
+BESIDE = ("__init__.py", "errors.py", "records.py")
+"""What the device side imports of the package beside itself."""
 _VERBS = "survey state begin put prove settle store unpack fetch forget run switch note discard".split()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONS = """
@@ -72,14 +74,20 @@ def module_command(module: str, place: str) -> list[str]:
     return [sys.executable, "-c", _MODULE.format(module=module, place=place)]
 
 
+def package_files(package: str) -> list[str]:
+    """The files of a package that a device needs: its device side, and what that stands on."""
+    names = [name for name in BESIDE if os.path.isfile(os.path.join(package, name))]
+    for place, folders, files in os.walk(os.path.join(package, "device")):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        folder = os.path.relpath(place, package).replace(os.sep, "/")
+        names += [f"{folder}/{name}" for name in files if not name.endswith(".pyc")]
+    return sorted(names)
+
+
 def package_digest(package: str) -> str:
     """sha256 over the files of a package that a device needs, by name: other code has another."""
-    names = ["__init__.py", "errors.py"]
-    for place, _, files in os.walk(os.path.join(package, "device")):
-        folder = os.path.relpath(place, package).replace(os.sep, "/")
-        names += [f"{folder}/{name}" for name in files if name.endswith(".py")]
     digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in package_files(package):
         with open(os.path.join(package, *name.split("/")), "rb") as file:
             digest.update(f"{name} {hashlib.sha256(file.read()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -74,8 +74,8 @@ def archive() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         _add(file, "__main__.py", _MAIN)
-        for path in _sources():
-            _add(file, f"compressor/{path.relative_to(_PACKAGE).as_posix()}", path.read_bytes())
+        for name in agent.package_files(str(_PACKAGE)):
+            _add(file, f"compressor/{name}", (_PACKAGE / name).read_bytes())
     return buffer.getvalue()
 
 
@@ -83,10 +83,6 @@ def archive() -> bytes:
 def digest() -> str:
     """Of this version's device side, as the agent finds it of an installed one."""
     return agent.package_digest(str(_PACKAGE))
-
-
-def _sources() -> list[Path]:
-    return [_PACKAGE / "__init__.py", _PACKAGE / "errors.py", *sorted((_PACKAGE / "device").rglob("*.py"))]
 
 
 def _add(file: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.device.agent import package_digest
+from compressor.device.agent import BESIDE, package_digest, package_files
 from compressor.errors import GateError, HostError, MissingPackageError
 from compressor.hosts import connection
 from compressor.hosts.address import Device
@@ -189,6 +190,20 @@ def test_the_device_side_is_carried_once_and_only_if_it_is_not_installed(hosts: 
         assert "verify" in out
         with pytest.raises(HostError, match="is no name here"):
             store(session, "../x", b"x")
+
+
+def test_the_device_side_is_carried_with_all_it_imports() -> None:
+    """Of this package: what else it may import is held by the rooms' own tests."""
+    package = Path(connection.__file__).parents[1]
+    named = {
+        step
+        for path in (package / "device").rglob("*.py")
+        for step in re.findall(r"^ *from \.\.(\w+)[\w.]* import", path.read_text(), re.MULTILINE)
+    }
+    assert named <= {name.removesuffix(".py") for name in BESIDE}
+    carried = set(package_files(str(package)))
+    assert {"device/agent.py", "device/__main__.py", *BESIDE} <= carried
+    assert not [name for name in carried if "__pycache__" in name]
 
 
 def test_the_device_side_is_the_same_file_every_time() -> None:

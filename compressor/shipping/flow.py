@@ -7,6 +7,7 @@ earlier one stopped.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,11 @@ class Options:
     again: bool = False
     at_once: int = 4
     canary: int = 0
+
+    @property
+    def key_sha256(self) -> str:
+        """What the key is told by; empty where there is none."""
+        return hashlib.sha256(self.key).hexdigest() if self.key else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,8 @@ def _ship(cargo: Cargo, session: Session, options: Options, say: Say, course: _C
     plan = CopyPlan(cargo.release, _whoami(), found.has_rsync)
     say("copying", 0.0)
     course.copied_bytes = copy_files(session, cargo.folder, cargo.files, plan, lambda share: say("copying", share))
-    earlier = _accepted_before(cargo, device, found)
-    if earlier is not None and not options.again:
+    earlier = None if options.again else _accepted_before(cargo, device, found, options.key_sha256)
+    if earlier is not None:
         latency = tuple(earlier["latency"])
         return _outcome(cargo, device, "already there", course, latency, start)
 
@@ -120,7 +126,7 @@ def _ship(cargo: Cargo, session: Session, options: Options, say: Say, course: _C
     acceptance = _accepted(side, cargo, folder, found, options, say)
     say("switching", 0.0)
     outcome = _outcome(cargo, device, "shipped", course, acceptance.latency, start)
-    record = _record(cargo, device, found, acceptance, outcome, signed=bool(options.key))
+    record = _record(cargo, device, found, acceptance, outcome, signed=options.key_sha256)
     _switch(session, cargo, found, record)
     course.current = cargo.release
     write_report(cargo.reports, device.name, attempt=_attempt(cargo, outcome), accepted=record)
@@ -147,8 +153,11 @@ def _switch(session: Session, cargo: Cargo, found: Survey, record: Mapping[str, 
     session.ask("discard", keep=[cargo.release, previous][:_KEPT])
 
 
-def _accepted_before(cargo: Cargo, device: Device, found: Survey) -> Mapping[str, Any] | None:
-    """What was accepted of this very release, where the device runs it and both sides say so."""
+def _accepted_before(cargo: Cargo, device: Device, found: Survey, signed: str) -> Mapping[str, Any] | None:
+    """What was accepted of this very release, where the device runs it and both sides say so.
+
+    Where a key is given, `signed` is its hash, and only what was verified with that one counts.
+    """
     if found.current != cargo.release or found.state.get("release") != cargo.release:
         return None
     path = cargo.reports / f"{device.name}.json"
@@ -157,7 +166,7 @@ def _accepted_before(cargo: Cargo, device: Device, found: Survey) -> Mapping[str
     except (FolderError, KeyError):
         return None
     is_same = isinstance(current, dict) and current.get("release") == cargo.release and "latency" in current
-    return current if is_same else None
+    return current if is_same and signed in ("", current.get("signed")) else None
 
 
 def _outcome(
@@ -181,7 +190,7 @@ def _outcome(
 
 
 def _record(
-    cargo: Cargo, device: Device, found: Survey, acceptance: Acceptance, outcome: Outcome, *, signed: bool
+    cargo: Cargo, device: Device, found: Survey, acceptance: Acceptance, outcome: Outcome, *, signed: str
 ) -> dict[str, Any]:
     """All that is told of what runs on a device now."""
     facts = {key: value for key, value in asdict(found).items() if key not in ("state", "releases", "current")}

@@ -209,6 +209,9 @@ def test_what_runs_already_is_not_tried_again_unless_asked(hosts: Hosts, cargoes
     device, cargo = hosts.add("already"), cargoes["first"]
     assert [ship(cargo, device)[0].result for _ in range(2)] == ["shipped", "already there"]
     assert ship(cargo, device, options=replace(OPTIONS, again=True))[0].result == "shipped"
+    keyed = replace(OPTIONS, key=b"a key")  # it was accepted without one
+    assert [ship(cargo, device, options=keyed)[0].result for _ in range(2)] == ["shipped", "already there"]
+    assert ship(cargo, device, options=replace(OPTIONS, key=b"another"))[0].result == "shipped"
     shutil.rmtree(cargo.reports)  # who has seen nothing of it believes nothing
     assert ship(cargo, device)[0].result == "shipped"
 

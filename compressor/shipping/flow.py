@@ -165,8 +165,9 @@ def _accepted_before(cargo: Cargo, device: Device, found: Survey, signed: str) -
         current = read_report(path)["current"] if path.is_file() else None
     except (FolderError, KeyError):
         return None
-    is_same = isinstance(current, dict) and current.get("release") == cargo.release and "latency" in current
-    return current if is_same and signed in ("", current.get("signed")) else None
+    if not isinstance(current, dict) or current.get("release") != cargo.release or "latency" not in current:
+        return None
+    return current if signed in ("", current.get("signed")) else None
 
 
 def _outcome(

@@ -341,7 +341,9 @@ _INVENTORY = typer.Option(
 
 @app.command()
 def ship(
-    bundle: Annotated[Path, typer.Argument(help="a bundle, or the folder of a run with one", metavar="BUNDLE")],
+    bundle: Annotated[
+        Path, typer.Argument(help="a bundle, its archive, or the folder of a run with one", metavar="BUNDLE")
+    ],
     hosts: Annotated[
         list[str] | None,
         typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
@@ -365,7 +367,6 @@ def ship(
     place = inventory or shipping.inventory_path()
     settings = "" if ssh_config is None else str(ssh_config)
     devices = shipping.find_devices(hosts or [], place, python=python, settings=settings)
-    cargo = shipping.read_cargo(bundle)
     options = shipping.Options(
         timing=shipping.Timing(seconds=seconds),
         key=b"" if key is None else shipping.read_key(key),
@@ -373,9 +374,11 @@ def ship(
         at_once=at_once,
         canary=canary,
     )
-    say_now(f"ship {cargo.release} to {', '.join(device.name for device in devices)}")
-    with DeviceBars([device.name for device in devices]) as notify:
-        outcomes = shipping.ship_all(cargo, devices, options, notify)
+    names = [device.name for device in devices]
+    with shipping.opened_cargo(bundle) as cargo:
+        say_now(f"ship {cargo.release} to {', '.join(names)}")
+        with DeviceBars(names) as notify:
+            outcomes = shipping.ship_all(cargo, devices, options, notify)
     page = shipping.keep_outcomes(cargo, outcomes, place)
     tables.shipped(cargo.release, outcomes, page)
     rows = [outcome.to_json() for outcome in outcomes]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..hosts.inventory import find_devices, inventory_path
 from .acceptance import Timing
-from .cargo import Cargo, read_cargo
+from .cargo import Cargo, opened_cargo, read_cargo
 from .fleet import failure_of, ship_all
 from .flow import Options, Outcome
 from .reports import age_s, in_words, known_path, read_reports
@@ -26,6 +26,7 @@ __all__ = [
     "inventory_path",
     "keep_outcomes",
     "known_path",
+    "opened_cargo",
     "read_cargo",
     "read_key",
     "running",

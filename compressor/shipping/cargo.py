@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..device.archive import as_folder
 from ..device.bundle import BUILT, MANIFEST, Manifest, read_bundle, verify_files
 from ..errors import InputError
 from ..hosts.copying import File, Files, read_files
@@ -36,6 +39,15 @@ class Cargo:
     def manifest_file(self) -> File:
         """The manifest's own."""
         return self.files[MANIFEST]
+
+
+@contextmanager
+def opened_cargo(place: Path) -> Iterator[Cargo]:
+    """`read_cargo` of a folder, or of a bundle's archive, which is unpacked for as long as the block lasts."""
+    with as_folder(place) as folder:
+        cargo = read_cargo(folder)
+        beside = place.resolve().with_suffix(f".{SHIPPED}")
+        yield replace(cargo, reports=beside) if place.is_file() else cargo
 
 
 def read_cargo(folder: Path) -> Cargo:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from compressor.device.archive import pack_bundle
 from compressor.errors import GateError, HostError, InputError
 from compressor.hosts.address import Device
 from compressor.hosts.connection import Session, connected
@@ -24,6 +25,7 @@ from compressor.shipping import (
     failure_of,
     flow,
     keep_outcomes,
+    opened_cargo,
     preflight,
     read_cargo,
     read_key,
@@ -364,6 +366,15 @@ def test_a_report_that_was_damaged_and_a_bundle_that_changes_are_told(
     model.with_suffix(".gone").rename(model)
     assert ship(cargo, device)[0].result == "shipped"
     assert read_report(tmp_path / "shipped" / "unlucky.json")["current"]["release"] == cargo.release
+
+
+def test_an_archive_ships_as_its_folder_does(bundles: dict[str, Path], tmp_path: Path) -> None:
+    archive = pack_bundle(bundles["first"], tmp_path / "small.tar")
+    with opened_cargo(archive) as packed, opened_cargo(bundles["first"]) as cargo:
+        assert (packed.release, packed.files) == (cargo.release, cargo.files)
+        assert packed.reports == tmp_path.resolve() / "small.shipped"
+        assert packed.folder.is_dir()
+    assert not packed.folder.exists()
 
 
 def test_a_private_key_stays_here(tmp_path: Path) -> None:

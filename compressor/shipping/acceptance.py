@@ -35,6 +35,7 @@ _MOST_ROWS = 1000
 _VERIFY_S, _CHALLENGE_S = 600.0, 600.0
 _WAIT_S = 120.0  # beyond the time that runs are given
 _GATE = GateError.exit_code
+_FIGURES = ("n", "max_abs", "mean_abs", "cosine", "sqnr_db", "top1_agreement", "reference_max_abs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ def _check(check: fields.Object) -> dict[str, Any]:
     if parity is None:
         return words
     content = fields.as_object(parity, "a parity")
-    figures = {key: fields.number(content, key, least=-math.inf, most=math.inf) for key in Parity.__slots__}
+    figures: dict[str, Any] = {key: fields.number(content, key, least=-math.inf, most=math.inf) for key in _FIGURES}
+    if content.get("channel_relative") is not None:  # of outputs whose channels are of different units
+        figures["channel_relative"] = fields.number(content, "channel_relative", least=0, most=math.inf)
+        figures["channel"] = fields.printable(fields.text(content, "channel"))
     return {**words, "parity": figures}
 
 
@@ -137,7 +141,9 @@ def _compare_fresh(
     rows = []
     for place, (index, model) in enumerate(chosen.items()):
         if place in ours:
-            limits = replace(model.limits, top1_agreement=0.0)  # of a mixture two classes may be as likely
+            limits = replace(
+                model.limits, top1_agreement=0.0, channel=None
+            )  # of a mixture two classes may be as likely
             rows.append(_row(side, model, "answers here to fresh inputs", ours[place][0], answers[index][1], limits))
     return rows, []
 

@@ -1,6 +1,7 @@
 # make compress   compress the embedded model      make check   lint, format, types
 # make benchmark  measure dense against pruned     make test    the quick tests (test-slow: the others)
 # make docs       the documentation as pages        make pins    pin all packages anew
+# make ship-demo  a bundle onto two SSH servers here, which needs Debian's openssh-server
 #
 # MODEL=digits-vit picks the other embedded model, ARGS="--budget 'macs 0.6'" adds flags, VENV=path moves the environment.
 
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help compress benchmark test test-slow check docs clean pins install
+.PHONY: help compress benchmark ship-demo test test-slow check docs clean pins install
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -29,6 +30,9 @@ compress: $(STAMP)
 
 benchmark: $(STAMP)
 	@$(BIN)/compressor benchmark --model $(MODEL) --precisions fp32,fp16,int8 $(ARGS)
+
+ship-demo: $(STAMP)
+	@$(BIN)/python benchmarks/ship_demo.py $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -13,7 +13,7 @@ from .device.__main__ import main as on_device
 from .device.isolation import leave_current_folder
 from .errors import MissingPackageError
 
-_CONTINUED = ("compress", "ship", "search", "benchmark")
+_CONTINUED = ("compress", "rebundle", "ship", "search", "benchmark")
 _INTERRUPTED = 130
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 _HELP: tuple[list[str], ...] = ([], ["--help"], ["--help-all"], ["-h"])

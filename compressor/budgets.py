@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 from typing import Literal, get_args
 
-from .device.runtimes import canonical_name, layer_timers, row_of, runtime_names
-from .errors import BudgetError, RecipeError, did_you_mean
+from .device.runtimes import REFERENCE, canonical_name, layer_timers, row_of, runtime_names
+from .errors import BudgetError, InputError, RecipeError, did_you_mean
+from .hosts.address import read_address
 
 SLACK = 0.02
 LATENCY_SLACK = 0.03
@@ -22,6 +23,7 @@ BYTES_PER_PARAMETER = 4  # float32
 
 Kind = Literal["macs", "parameters", "size", "latency"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_SSH = "ssh:"
 _FORMS = "'macs S', 'parameters S', 'size S' or 'latency S on RUNTIME'"
 _AMOUNTS = "'macs 120 M', 'size 2 MB', 'latency 8 ms on onnxruntime' or '30 fps on onnxruntime'"
 
@@ -44,8 +46,9 @@ class Budget:
 
     MACs, parameters and size may be missed from below, by more than `slack` with a warning; a measured latency by at
     most `slack` either way. Latency is that of `batch` images on `runtime` with `threads` (0: the runtime's own
-    number). Where an `amount` is asked for (MACs, parameters, bytes, milliseconds of a batch; 0: none is), the share is
-    1 until `of` is told the dense network's cost; `unit` is the one it is written in.
+    number), here or on the `host` that is named. Where an `amount` is asked for (MACs, parameters, bytes, milliseconds
+    of a batch; 0: none is), the share is 1 until `of` is told the dense network's cost; `unit` is the one it is written
+    in.
     """
 
     kind: Kind
@@ -56,6 +59,7 @@ class Budget:
     threads: int = 0
     amount: float = 0.0
     unit: str = ""
+    host: str = ""
 
     def __str__(self) -> str:
         figure = f"{self._in_unit(self.amount):.10g}" if self.amount else f"{round(self.share, 4):g}"
@@ -90,10 +94,17 @@ class Budget:
         text = f"{figure} {self.unit}" if self.unit else figure
         text = text if self.unit == "fps" else f"{self.kind} {text}"
         if self.kind == "latency":
-            text += f" on {self.runtime}"
+            text += f" on {self._place}"
             text += f" batch {self.batch}" if self.batch != 1 else ""
             text += f" threads {self.threads}" if self.threads else ""
         return text
+
+    @property
+    def _place(self) -> str:
+        """The runtime, or the device with its runtime where that is not the usual one."""
+        if not self.host:
+            return self.runtime
+        return f"{_SSH}{self.host}" + (f" runtime {self.runtime}" if self.runtime != REFERENCE else "")
 
 
 def parse_budget(text: str) -> Budget:
@@ -241,14 +252,17 @@ def _budget_of(words: _Words, text: str) -> Budget:
 def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:
     """`words` is what follows the figure: `on onnxruntime batch 8 threads 1`, in any order."""
     pairs = dict(zip(words[::2], words[1::2], strict=False))
-    runtime, timers = canonical_name(pairs.get("on", "")), layer_timers()
+    host, named = _host_of(pairs, text)
+    runtime, timers = canonical_name(named), _timers(host)
     form = (
         f"write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of {', '.join(timers)}"
+        ", or 'latency S on ssh:HOST' (then 'runtime RUNTIME')"
     )
     if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
         raise RecipeError(f"budget '{text}' is not understood; {form}")
     if runtime not in timers:
         reason = row_of(runtime).untimed_layers if runtime in runtime_names() else "no runtime of that name"
+        reason = reason or "on a device, files are timed"
         raise RecipeError(f"budget '{text}': {reason}; {form}.{did_you_mean(runtime, [*timers])}")
 
     numbers = {"batch": pairs.get("batch", "1"), "threads": pairs.get("threads", "0")}
@@ -261,4 +275,23 @@ def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:
         runtime=runtime,
         batch=int(numbers["batch"]),
         threads=int(numbers["threads"]),
+        host=host,
     )
+
+
+def _host_of(pairs: dict[str, str], text: str) -> tuple[str, str]:
+    """The device, empty for this machine, and the runtime as it was called; `runtime` leaves the pairs with it."""
+    place = pairs.get("on", "")
+    if not place.startswith(_SSH):
+        return "", place
+    host = place.removeprefix(_SSH)
+    try:
+        read_address(host)
+    except InputError as error:
+        raise RecipeError(f"budget '{text}': {error}") from error
+    return host, pairs.pop("runtime", REFERENCE)
+
+
+def _timers(host: str) -> tuple[str, ...]:
+    """The runtimes that time layers, on a device those that take files."""
+    return tuple(name for name in layer_timers() if not host or row_of(name).takes == "onnx")

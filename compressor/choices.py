@@ -11,7 +11,8 @@ from typing import Any
 
 from .budgets import Budget, parse_budgets, points_of
 from .criteria import LEARNED
-from .device.runtimes import available, unavailable_error
+from .device.runtimes import unavailable_error
+from .latency.places import place_of
 from .placement import resolve
 from .planning import RankingOptions
 from .recipe import Recipe
@@ -157,7 +158,10 @@ def require_known(recipe: Recipe) -> None:
 
 
 def _require_runtime(budget: Budget) -> None:
-    reason = available().get(budget.runtime, "") if budget.kind == "latency" else ""
+    if budget.kind != "latency":
+        return
+    place = place_of(budget)
+    reason = place.lacks(budget.runtime)
     if reason:
-        message = f"budget '{budget}' can't be measured here: {budget.runtime} {reason}"
+        message = f"budget '{budget}' can't be measured {place.where}: {budget.runtime} {reason}"
         raise unavailable_error(message, [reason])

@@ -12,7 +12,8 @@ The number is the exit code that it ends a command with::
     ├── BudgetError                3   no plan meets the budget; the nearest reachable figure is named
     ├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
     ├── EngineError                5   an engine can't be built, or no model run, on this machine
-    └── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
+    ├── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
+    └── HostError                  7   a device can't be reached, refuses, or ends in the middle
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class MissingPackageError(CompressorError):
     """An optional package is not installed; the message says what to install."""
 
     exit_code = 6
+
+
+class HostError(CompressorError):
+    """A device over SSH that can't be reached, lacks something or ends in the middle; the message names it."""
+
+    exit_code = 7
 
 
 def first_line(error: BaseException, longest: int = 200) -> str:

@@ -26,7 +26,7 @@ from ..searching.options import SearchOptions
 from ..signing import make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
-from .screen import StageBars, announce, console, say_now, search_bars
+from .screen import DeviceBars, StageBars, announce, console, say_now, search_bars
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
 _WrongUsage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -292,21 +292,21 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
 
 
 @app.command()
-def ship(
+def rebundle(
     folder: Annotated[Path, typer.Argument(help="the folder of a run whose network you trained", metavar="RUN")],
     weights: Annotated[
         Path, typer.Argument(help="what your training left: a state dict or a loop's checkpoint", metavar="WEIGHTS")
     ],
-    out: Path | None = typer.Option(None, help="folder to ship to; RUN-trained by default", metavar="FOLDER"),
+    out: Path | None = typer.Option(None, help="folder to write to; RUN-trained by default", metavar="FOLDER"),
     entry: str = typer.Option("", help="what to take of a checkpoint that holds several, such as state_dict_ema"),
     data: str = typer.Option("", help="the run's images, where they have moved"),
     evaluation_data: str = typer.Option("", help="its evaluation images, where they have moved"),
     trust: bool = _TRUST,
     quiet: bool = _QUIET,
 ) -> None:
-    """Ships a run's network with the weights of your own training: the same plan, gates, files, report and bundle."""
+    """Makes a run's bundle anew with the weights of your own training: the same plan, gates, files and report."""
     console.quiet = quiet
-    say_now(f"ship {folder} with the weights of {weights}")
+    say_now(f"rebundle {folder} with the weights of {weights}")
     from .. import pipeline
 
     with StageBars(_recipe_in(folder), after_training=True) as notify:
@@ -330,6 +330,87 @@ def _recipe_in(folder: Path) -> Recipe | None:
         return read_recipe(folder / "recipe.toml")
     except (CompressorError, OSError):
         return None
+
+
+_PYTHON = typer.Option("", help="the Python there, such as venv/bin/python; python3 by default")
+_SSH_CONFIG = typer.Option(None, help="a configuration file for ssh in place of yours", metavar="FILE")
+_INVENTORY = typer.Option(
+    None, help="TOML file that names devices; devices.toml here, or what COMPRESSOR_DEVICES names", metavar="FILE"
+)
+
+
+@app.command()
+def ship(
+    bundle: Annotated[
+        Path, typer.Argument(help="a bundle, its archive, or the folder of a run with one", metavar="BUNDLE")
+    ],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
+    ] = None,
+    inventory: Path | None = _INVENTORY,
+    key: Path | None = typer.Option(None, help="public key: there, the signature must be by it", metavar="FILE"),
+    canary: int = typer.Option(
+        0, help="so many devices first; the others only if these get it", min=0, metavar="WHOLE"
+    ),
+    at_once: int = typer.Option(4, help="devices at the same time", min=1, metavar="WHOLE"),
+    seconds: float = typer.Option(2.0, help="how long each model is timed there", min=0.0, metavar="NUMBER"),
+    again: bool = typer.Option(False, "--again", help="try it there again where it already runs", metavar=""),
+    python: str = _PYTHON,
+    ssh_config: Path | None = _SSH_CONFIG,
+    quiet: bool = _QUIET,
+) -> None:
+    """Ships a bundle to devices over SSH: copied, verified and timed there, then switched to; else what ran runs on."""
+    console.quiet = quiet
+    from .. import shipping
+
+    place = inventory or shipping.inventory_path()
+    settings = "" if ssh_config is None else str(ssh_config)
+    devices = shipping.find_devices(hosts or [], place, python=python, settings=settings)
+    options = shipping.Options(
+        timing=shipping.Timing(seconds=seconds),
+        key=b"" if key is None else shipping.read_key(key),
+        again=again,
+        at_once=at_once,
+        canary=canary,
+    )
+    names = [device.name for device in devices]
+    with shipping.opened_cargo(bundle) as cargo:
+        say_now(f"ship {cargo.release} to {', '.join(names)}")
+        with DeviceBars(names) as notify:
+            outcomes = shipping.ship_all(cargo, devices, options, notify)
+    page = shipping.keep_outcomes(cargo, outcomes, place)
+    tables.shipped(cargo.release, outcomes, page)
+    rows = [outcome.to_json() for outcome in outcomes]
+    print(json.dumps({"release": cargo.release, "page": str(page), "devices": rows}))
+    failure = shipping.failure_of(outcomes)
+    if failure is not None:
+        raise failure
+
+
+@app.command()
+def devices(
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
+    ] = None,
+    inventory: Path | None = _INVENTORY,
+    python: str = _PYTHON,
+    ssh_config: Path | None = _SSH_CONFIG,
+    as_json: bool = typer.Option(False, "--json", help="print one JSON object", metavar=""),
+) -> None:
+    """Lists which bundle runs on which device, and how fast; of one that does not answer, what it last said."""
+    from .. import shipping
+
+    place = inventory or shipping.inventory_path()
+    settings = "" if ssh_config is None else str(ssh_config)
+    found = shipping.find_devices(hosts or [], place, python=python, settings=settings)
+    known = None if place is None else shipping.known_path(place)
+    rows = shipping.running(found, known, lambda name: say_now(f"asking {name}"))
+    if as_json:
+        print(json.dumps({"devices": rows}))
+    else:
+        tables.running(rows)
 
 
 @app.command()

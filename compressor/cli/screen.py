@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..searching.study import TrialRow
 
 console = Console(stderr=True)
+_SHOWN = 80  # characters of what happens on a device
 
 
 def say_now(text: str) -> None:
@@ -98,6 +101,40 @@ class StageBars:
         self.bar.update(task, description=text)
         if share > 0:
             self.bar.update(task, total=1.0, completed=share)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+
+class DeviceBars:
+    """A row for each device for people, lines for logs, each text of a device once."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.lock = threading.Lock()  # devices are served by threads, and a line is written in two pieces
+
+    def __enter__(self) -> Callable[[str, str, float], None]:
+        from .progress import Log
+
+        self.live = sys.stderr.isatty() and not console.quiet
+        width = max(map(len, self.names), default=0)
+        columns = (SpinnerColumn(), TextColumn("{task.fields[name]}"), BarColumn(20), TextColumn("{task.description}"))
+        self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not self.live)
+        self.bar.start()
+        self.tasks = {
+            name: self.bar.add_task("waiting", total=None, name=escape(name.ljust(width))) for name in self.names
+        }
+        self.log = Log()
+        return self.notify
+
+    def notify(self, device: str, text: str, share: float) -> None:
+        """What happens on a device now, and how much of it is done; 0 where that is not known."""
+        if not self.live:
+            with self.lock:
+                _say_if(self.log.line(f"{device}: {text}", share))
+        self.bar.update(self.tasks[device], description=escape(text[:_SHOWN]), total=1.0 if share else None)
+        if share:
+            self.bar.update(self.tasks[device], completed=share)
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these bring torch
     from ..benchmarking.records import Summary as BenchmarkSummary
     from ..pipeline import Run
     from ..searching.outcome import SearchSummary
+    from ..shipping import Outcome
 
 # what `compress` and its prediction print as JSON; `delivery.summary` and `inspecting` say what is in it
 Summary = Mapping[str, Any]
@@ -142,6 +143,41 @@ def compressed(run: Run) -> None:
         table.caption = f"{summary['busy']} when the timing began"
     console.print(table)
     _closing_lines(summary)
+
+
+def shipped(release: str, outcomes: Sequence[Outcome], page: Path) -> None:
+    """What came of shipping: a row for each device and timed model, then why some did not get it."""
+    table = Table(title=f"{release} on {counted(len(outcomes), 'device')}")
+    for column in ("device", "result", "runs now", "model", "p50 ms", "copied"):
+        table.add_column(column, justify="right" if column in ("p50 ms", "copied") else "left", overflow="fold")
+    for outcome in outcomes:
+        first = (outcome.device.name, outcome.result, outcome.current or "nothing")
+        copied = f"{outcome.copied_bytes / 1e6:.2f} MB"
+        rows = [(f"{row['model']} on {row['runtime']}", f"{row['p50_ms']:.3f}") for row in outcome.latency]
+        for index, cells in enumerate(rows or [("", "")]):
+            table.add_row(*(first if index == 0 else ("", "", "")), *cells, copied if index == 0 else "")
+    console.print(table)
+    warn(str(outcome.error) for outcome in outcomes if outcome.error is not None)
+    say_lines([f"page: {page}"])
+
+
+def running(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What runs on each device, on stdout: it is what was asked for."""
+    from ..shipping import age_s, in_words
+
+    table = Table(title=counted(len(rows), "device"))
+    for column in ("device", "address", "runs", "since", "model", "p50 ms", "answered"):
+        table.add_column(column, justify="right" if column == "p50 ms" else "left", overflow="fold")
+    for row in rows:
+        answered = f"no: last {in_words(age_s(row['when_asked']))}" if row["when_asked"] else "never"
+        answered = answered if row["failure"] else "now"
+        since = in_words(age_s(row["when"])) if row["when"] else ""
+        first = (row["device"], row["address"], row["release"] or "nothing", since)
+        timed = [(f"{entry['model']} on {entry['runtime']}", f"{entry['p50_ms']:.3f}") for entry in row["latency"]]
+        for index, cells in enumerate(timed or [("", "")]):
+            table.add_row(*(first if index == 0 else [""] * 4), *cells, answered if index == 0 else "")
+    Console().print(table)
+    warn(row["failure"] for row in rows if row["failure"])
 
 
 def swept(summary: Summary) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, Protocol, TypeVar
 
 from ..errors import CompressorError, EngineError
@@ -24,6 +24,14 @@ Event = dict[str, Any]  # a line of JSON, which whoever asked knows how to read
 Report = Callable[[Event], None]
 
 
+class Starter(Protocol):
+    """Starts a worker by its module: `start`, or what starts one on another machine."""
+
+    def __call__(
+        self, module: str, *, name: str, timeout_s: float = 3600.0
+    ) -> contextlib.AbstractContextManager[Ask]: ...
+
+
 class Ask(Protocol):
     """Sends a request and returns the child's answer to it."""
 
@@ -31,15 +39,15 @@ class Ask(Protocol):
 
 
 @contextlib.contextmanager
-def start(module: str, *, name: str, timeout_s: float = 3600.0) -> Iterator[Ask]:
-    """Yields `ask(request, on_progress=None)`, which returns the child's answer.
+def start(module: str, *, name: str, timeout_s: float = 3600.0, command: Sequence[str] = ()) -> Iterator[Ask]:
+    """Yields `ask(request, on_progress=None)`, which returns the child's answer; `command` runs it, where one is given.
 
     Raises EngineError when the child dies or exceeds its time, and whatever error of our tree it reports.
     The child is gone when the context ends, also after an exception.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(
-            isolation.command(module),
+            command or isolation.command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
@@ -98,6 +106,8 @@ def _converse(
     except OSError as error:
         raise death() from error
     for line in process.stdout:
+        if not line.startswith("{"):  # a login shell's own words, on another machine
+            continue
         event: Event = json.loads(line)
         if event["event"] == "answer":
             return event

@@ -46,17 +46,18 @@ def time_files(
     schedule: Schedule,
     runtime: str = REFERENCE,
     module: str = "compressor.device.worker",
+    start: child.Starter = child.start,
 ) -> dict[str, Timing]:
     """Times model files by name on one runtime; adds load time, first run and peak memory to the samples.
 
     `images` [M, ...], or a tuple of all inputs', is a pool that batches are drawn from in order.
-    `module` is the child, where something else than a file is opened. Raises what `open_model` raises, and
-    EngineError when a worker dies.
+    `module` is the child, where something else than a file is opened; `start` starts it, here or elsewhere. Raises what
+    `open_model` raises, and EngineError when a worker dies.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-"))
         pool = _saved(images, Path(folder))
-        workers = {name: stack.enter_context(child.start(module, name=f"the timing of {name}")) for name in files}
+        workers = {name: stack.enter_context(start(module, name=f"the timing of {name}")) for name in files}
         opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
         warmups = {name: ask({"do": "warm"}) for name, ask in workers.items()}
         samples_ms, turns = _take_turns(workers, schedule.rounds)
@@ -64,7 +65,7 @@ def time_files(
 
     timings = {}
     for name in files:
-        start = opened[name]
+        opening = opened[name]
         timings[name] = Timing(
             name=name,
             runtime=runtime,
@@ -73,12 +74,12 @@ def time_files(
             turns=tuple(turns[name]),
             warmup_runs=warmups[name]["runs"],
             stable=warmups[name]["stable"],
-            environment=Environment(**start["environment"]),
-            affinity=tuple(start["affinity"]),
-            load_ms=start["load_ms"],
-            first_run_ms=start["first_run_ms"],
+            environment=Environment(**opening["environment"]),
+            affinity=tuple(opening["affinity"]),
+            load_ms=opening["load_ms"],
+            first_run_ms=opening["first_run_ms"],
             peak_bytes=closed[name]["peak_bytes"],
-            details=start["details"],
+            details=opening["details"],
         )
     return timings
 

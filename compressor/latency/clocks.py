@@ -7,12 +7,8 @@ their own. Files are timed in a process of their own, PyTorch in this one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,17 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..device import child
-from ..device.environment import affinity
 from ..device.probes import steadied, take_rounds, time_probes
 from ..export.layers import Layer, input_shape, layer_model
 from ..files import content_hash
 from ..placement import CPU, placed
 from ..tensors import Inputs, as_tuple
+from .places import HERE, Place
 
 EXTRA = 3  # layers that the second file has more than the first: the difference is less noisy by as much
 _OPEN_BYTES = 2**28  # weights of all files that are open at once
-_HASHED_BYTES = 2**26  # some tens of milliseconds: longer than a scheduler's slice
-_QUIET = 0.9  # share of the time that a thread computes: what a core without other work gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ Remember = Callable[[str, Callable[[], float]], float]
 
 
 @contextlib.contextmanager
-def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember) -> Iterator[Clock]:
+def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember, place: Place = HERE) -> Iterator[Clock]:
     """Times layers as ONNX files of one and of several copies; the difference is the layer's own time.
 
     One and the same layer goes along in every measurement: what comes out is relative to it, so that tables made
@@ -63,7 +57,8 @@ def file_clock(runtime: str, *, batch: int, threads: int, remember: Remember) ->
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-")))
-        ask = stack.enter_context(child.start("compressor.device.probes", name=f"the timing of layers on {runtime}"))
+        start = stack.enter_context(place.workers())
+        ask = stack.enter_context(start("compressor.device.probes", name=f"the timing of layers on {runtime}"))
         timer = _Timer(ask, runtime, threads, folder, remember)
 
         def clock(points: Sequence[Point]) -> list[float]:
@@ -91,11 +86,14 @@ def _layer_times_us(timer: _Timer, folder: Path, points: Sequence[Point], batch:
     return [max(0.0, more - less) / EXTRA for less, more in zip(single, several, strict=True)]
 
 
-def time_file(path: Path, shape: tuple[int, ...], *, runtime: str, threads: int, remember: Remember) -> float:
+def time_file(
+    path: Path, shape: tuple[int, ...], *, runtime: str, threads: int, remember: Remember, place: Place = HERE
+) -> float:
     """A whole network's microseconds, by the same yardstick as its layers'."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compressor-")))
-        ask = stack.enter_context(child.start("compressor.device.probes", name=f"the timing of {path.name}"))
+        start = stack.enter_context(place.workers())
+        ask = stack.enter_context(start("compressor.device.probes", name=f"the timing of {path.name}"))
         return _Timer(ask, runtime, threads, folder, remember)([path], [shape])[0]
 
 
@@ -165,25 +163,6 @@ def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[flo
         return [float(time_us) for time_us in steadied(np.array(rounds))]  # [calls, rounds] to [calls]
     finally:
         torch.set_num_threads(before)
-
-
-def is_busy() -> bool:
-    """Whether something else runs on this machine's cores: a thread on each gets less of it than it asks for.
-
-    Long operations are then always cut into while short ones slip through, and a table of wall-clock times is
-    wrong where it matters; such a table is made of one thread's processor time instead.
-    """
-    data = bytes(_HASHED_BYTES)
-
-    def computing_share(_: int) -> float:
-        wall, processor = time.perf_counter(), time.thread_time()
-        hashlib.sha256(data).digest()  # lets go of the interpreter's lock
-        return (time.thread_time() - processor) / (time.perf_counter() - wall)
-
-    cores = len(affinity()) or os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        shares = list(pool.map(computing_share, range(4 * cores)))
-    return float(np.mean(shares)) < _QUIET
 
 
 def _torch_call(point: Point, batch: int) -> Callable[[], Tensor]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from ..budgets import Budget
-from ..device import child, feeds
+from ..device import feeds
 from ..device.feeds import Arrays
 from ..device.probes import time_probes
 from ..device.runtimes import row_of
@@ -25,8 +25,8 @@ from ..device.worker import time_files
 from ..export.onnx import export_onnx
 from ..placement import CPU, placed
 from ..tensors import Inputs, from_arrays
-from .clocks import is_busy
 from .correction import Ratio, ratio_of
+from .places import Place, place_of
 
 TURNS = 16
 SECONDS = 3.0
@@ -45,18 +45,23 @@ def time_ratio(files: tuple[Path, Path], images: Images, budget: Budget) -> Rati
 
     `images` [N, ...] of every input, of which each turn takes the budget's batch.
     """
-    if budget.threads == 1 and row_of(budget.runtime).on_processor and is_busy():
-        return replace(_until_narrow(lambda: _processor_pairs(files, images, budget)), clock="processor")
+    place = place_of(budget)
+    if budget.threads == 1 and row_of(budget.runtime).on_processor and place.is_busy():
+        return replace(_until_narrow(lambda: _processor_pairs(files, images, budget, place)), clock="processor")
 
     subjects = {"dense": files[0], "pruned": files[1]}
     schedule = _schedule(budget)
-    return _until_narrow(lambda: _pairs(time_files(subjects, images, schedule=schedule, runtime=budget.runtime)))
+    with place.workers() as start:
+        return _until_narrow(
+            lambda: _pairs(time_files(subjects, images, schedule=schedule, runtime=budget.runtime, start=start))
+        )
 
 
-def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget) -> list[float]:
+def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget, place: Place) -> list[float]:
     """Pruned over dense of one thread's processor time, for each round."""
     shape = (budget.batch, *feeds.as_tuple(images)[0].shape[1:])
-    with child.start("compressor.device.probes", name="the timing of a pruned network") as ask:
+    name = "the timing of a pruned network"
+    with place.workers() as start, start("compressor.device.probes", name=name) as ask:
         turns = time_probes(ask, files, [shape, shape], runtime=budget.runtime, threads=1)
     dense, pruned = turns  # [2, rounds]
     return [float(ratio) for ratio in pruned / dense]

@@ -16,11 +16,10 @@ from torch import fx
 
 from ..budgets import Budget, require_removal
 from ..choices import ranking_of
-from ..device.environment import read_environment
 from ..device.feeds import Arrays
-from ..device.runtimes import REFERENCE, row_of, version_of
+from ..device.runtimes import REFERENCE, row_of
 from ..files import content_hash, file_sha256, read_json, recorded, write_json, write_text
-from ..latency.clocks import Remember, file_clock, is_busy, time_file, time_network, torch_clock
+from ..latency.clocks import Remember, file_clock, time_file, time_network, torch_clock
 from ..latency.correction import Ratio, unreachable
 from ..latency.model import (
     LatencyModel,
@@ -31,6 +30,7 @@ from ..latency.model import (
     measure_steps,
     model_to_json,
 )
+from ..latency.places import place_of
 from ..latency.tables import Kept, shared_place
 from ..latency.trial import export_for, time_ratio, time_ratio_eager
 from ..latency.uses import uses_of
@@ -175,7 +175,7 @@ def _tabled(baseline: Baseline, budget: Budget, also: Sequence[Budget], progress
         release()
         require_removal([budget.of(_dense_us(baseline, budget, kept) / 1e3), *also])
 
-    crowded = row_of(budget.runtime).on_processor and budget.threads != 1 and is_busy()
+    crowded = row_of(budget.runtime).on_processor and budget.threads != 1 and place_of(budget).is_busy()
     tabled = replace(budget, threads=1) if crowded else budget
     model = _measure_model(baseline, tabled, kept, say)
     dense_ms = (_dense_us(baseline, budget, kept) if budget.amount else model.dense_us) / 1e3
@@ -214,8 +214,7 @@ def _probing() -> Budget:
 
 def _place(budget: Budget) -> tuple[object, ...]:
     """What a time stands for."""
-    fingerprint = read_environment().fingerprint
-    return fingerprint, budget.runtime, version_of(budget.runtime), budget.batch, budget.threads
+    return *place_of(budget).stands_for(budget.runtime), budget.batch, budget.threads
 
 
 def _takes_networks(budget: Budget) -> bool:
@@ -229,7 +228,8 @@ def _measuring(budget: Budget, kept: Kept, notify: Notify = lambda stage, share:
         yield Measuring(torch_clock(batch=budget.batch, threads=budget.threads), kept, _place(budget), notify)
         return
     remember = _remember(budget, kept)
-    with file_clock(budget.runtime, batch=budget.batch, threads=budget.threads, remember=remember) as clock:
+    place, batch, threads = place_of(budget), budget.batch, budget.threads
+    with file_clock(budget.runtime, batch=batch, threads=threads, remember=remember, place=place) as clock:
         yield Measuring(clock, kept, _place(budget), notify)
 
 
@@ -265,7 +265,8 @@ def _time_dense(baseline: Baseline, budget: Budget, kept: Kept) -> float:
         return time_network(baseline.dense, noise_like(baseline.inputs, budget.batch), threads=budget.threads)
     path, remember = _dense_file(baseline), _remember(budget, kept)
     shape = (budget.batch, *baseline.inputs[0].shape)
-    return time_file(path, shape, runtime=budget.runtime, threads=budget.threads, remember=remember)
+    place, threads = place_of(budget), budget.threads
+    return time_file(path, shape, runtime=budget.runtime, threads=threads, remember=remember, place=place)
 
 
 def _dense_file(baseline: Baseline) -> Path:

@@ -321,6 +321,7 @@ def _facts_of(budget: Budget, met: Met, dense_ms: float) -> dict[str, object]:
         "asked": round(budget.share, 6),
         **{name: round(time_ms, 4) for name, time_ms in times_ms.items() if budget.amount},
         "runtime": budget.runtime,
+        **({"host": budget.host} if budget.host else {}),
         "batch": budget.batch,
         "threads": budget.threads,
         "predicted": round(met.trial.predicted, 4),

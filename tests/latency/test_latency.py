@@ -492,7 +492,7 @@ def _planned(images: Images, out: Path, **options: Any) -> pipeline.Pruned:
         pipeline.keep_units(work, structure, spent)
         origin = work.stages.keys["groups"]
         task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
-        return pipeline.remove_and_repair(work, structure, task)
+        return pipeline.remove_and_repair(work, structure, task, plans.set_aim(work, structure))
 
 
 def test_rounds_end_at_the_same_budget(images: Images, tmp_path: Path, ruled: list[str]) -> None:

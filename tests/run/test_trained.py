@@ -194,7 +194,7 @@ def test_one_that_was_cut_off_goes_on_where_it_stopped(
 
 
 def _command(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "compressor", "ship", *map(str, arguments)]
+    command = [sys.executable, "-m", "compressor", "rebundle", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(compressor.__file__).parents[1])}
     return subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment, check=False)
 

@@ -15,6 +15,7 @@ from compressor.inputs.images import Images, batches
 from compressor.pipeline.removal import find_scores
 from compressor.pruning import find_structure, prune
 from compressor.recipe import make_recipe
+from compressor.records import NO_DEPTH
 from compressor.run.fingerprints import Known
 from compressor.run.stages import open_run
 from compressor.run.tasking import NetworkTask

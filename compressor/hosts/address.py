@@ -1,0 +1,70 @@
+"""Where a device is, in words: `user@host:path` in, an address that can be no option of a program out.
+
+Whatever else is needed to reach it (keys, agent, port, jump hosts) is OpenSSH's configuration to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+ROOT = "compressor"  # where bundles lie on a device whose path is not said: a folder in the user's home
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
+_FORM = "write user@host, host or user@host:path, as ssh knows the host"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device by name: `login` is what ssh is given, `root` the folder there, `python` what runs there.
+
+    `settings` is a configuration file for ssh in place of the user's own, where one is named.
+    """
+
+    name: str
+    login: str
+    root: str = ROOT
+    python: str = "python3"
+    settings: str = ""
+
+    @property
+    def address(self) -> str:
+        """As it is written."""
+        return self.login if self.root == ROOT else f"{self.login}:{self.root}"
+
+
+def read_address(text: str, *, python: str = "python3", settings: str = "") -> Device:
+    """The device at `user@host:path`; raises InputError for what is none, or would be read as an option."""
+    login, root = _parted(text)
+    device = Device(_name_of(login, root), login, root or ROOT, python, settings)
+    require_safe(device)
+    return device
+
+
+def require_safe(device: Device) -> None:
+    """Raises InputError where a part of an address would be taken for something else by ssh, rsync or a shell."""
+    user, _, host = device.login.rpartition("@")
+    if not _HOST.fullmatch(host) or (user and not _USER.fullmatch(user)) or device.login.startswith("@"):
+        raise InputError(f"{device.login!r} is no address of a device: {_FORM}")
+    for what, value in (("path", device.root), ("Python", device.python)):
+        if not value or value.startswith("-") or not value.isprintable():
+            raise InputError(f"{device.login}: its {what} can't be {value!r}; {_FORM}")
+    if not _NAME.fullmatch(device.name):
+        raise InputError(f"{device.name!r} is no name for a device; take letters, digits, '.', '_' and '-'")
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Login and path; a colon in brackets is part of an IPv6 address."""
+    end = text.rfind("]") + 1
+    login, _, root = text[end:].partition(":")
+    return text[:end] + login, root
+
+
+def _name_of(login: str, root: str) -> str:
+    """`pi@kitchen:face models` to `kitchen-face-models`."""
+    host = login.rpartition("@")[2]
+    words = re.findall(r"[A-Za-z0-9._]+", f"{host} {root}")
+    return "-".join(words)[:100] or "-"

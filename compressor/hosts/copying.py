@@ -1,0 +1,177 @@
+"""Files of a folder onto a device, by rsync where both have it, else by pieces; a copy that was cut off goes on.
+
+What lies there with the right sha256 is left alone. What was copied is proven with a number drawn for it: a device
+can't answer for bytes that it does not have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..device.fields import printable
+from ..errors import GateError, HostError
+from .connection import Session, ssh_program
+
+Progress = Callable[[float], None]  # the share that is there
+_PIECE_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
+_SHARE = re.compile(r"(\d+)%")
+_RSYNC_TIMEOUT_S = 60  # without a byte
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a folder: its length and hash."""
+
+    bytes: int
+    sha256: str
+
+
+Files = Mapping[str, File]  # by path in the folder
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """What the files are called there as a whole, `who` copies, and whether the device has rsync."""
+
+    release: str
+    who: str
+    rsync: bool
+
+
+def read_files(folder: Path, names: list[str]) -> dict[str, File]:
+    """Lengths and hashes of a folder's files."""
+    return {name: File((folder / name).stat().st_size, sha256_of(folder / name)) for name in names}
+
+
+def copy_files(session: Session, folder: Path, files: Files, plan: CopyPlan, progress: Progress) -> int:
+    """Makes the files of a folder lie on the device as a release, and returns the bytes that were sent.
+
+    Raises HostError when the link or the device ends (the same call goes on), its disk is full or another ships there;
+    GateError where the device's files are not ours in the end.
+    """
+    wanted = {name: [file.bytes, file.sha256] for name, file in files.items()}
+    answer = session.ask("begin", release=plan.release, files=wanted, who=plan.who)
+    with session.understood():
+        hashes, target = dict(answer["hashes"]), str(answer["folder"])
+        here = {str(name): File(int(size), str(sha256)) for name, (size, sha256) in hashes.items()}
+    missing = {name: file for name, file in files.items() if here.get(name) != file}
+    sent_bytes = sum(file.bytes for file in missing.values())
+    if missing and plan.rsync and shutil.which("rsync") is not None:
+        _copy_by_rsync(session, folder, list(missing), target, progress)
+    elif missing:
+        sent_bytes = _copy_by_pieces(session, folder, missing, here, progress)
+    prove_files(session, folder, files)
+    session.ask("settle", release=plan.release)
+    return sent_bytes
+
+
+def prove_files(session: Session, folder: Path, files: Files) -> None:
+    """Raises GateError unless the device shows that it has every byte."""
+    salt = secrets.token_bytes(32)
+    answer = session.ask("prove", salt, names=list(files))
+    with session.understood():
+        proofs = dict(answer["proofs"])
+    for name in files:
+        if proofs.get(name) != sha256_of(folder / name, salt):
+            raise GateError(
+                f"{session.device.name} does not have {name} as it is here, whatever it says of its hash; "
+                "its disk or the device itself is not to be trusted"
+            )
+
+
+def sha256_of(path: Path, before: bytes = b"", most: int | None = None) -> str:
+    """Of `before` and the file, or of its first `most` bytes."""
+    digest = hashlib.sha256(before)
+    left = path.stat().st_size if most is None else most
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(_BLOCK_BYTES, left))
+            if not block:
+                break
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def _copy_by_pieces(session: Session, folder: Path, missing: Files, here: Files, progress: Progress) -> int:
+    """What lies there of a file is gone on with where it is the beginning of ours."""
+    total = max(1, sum(file.bytes for file in missing.values()))
+    done, sent = 0, 0
+    for name, file in missing.items():
+        offset = _offset(folder / name, file, here.get(name))
+        done += offset
+        for piece_bytes in _send(session, folder / name, name, offset):
+            done, sent = done + piece_bytes, sent + piece_bytes
+            progress(done / total)
+    return sent
+
+
+def _send(session: Session, path: Path, name: str, offset: int) -> Iterator[int]:
+    """Sends what lies behind the offset, piece by piece; gives the bytes of each."""
+    if offset == 0:
+        session.ask("put", b"", name=name, offset=0)  # begins anew; of an empty file that is all
+    with path.open("rb") as source:
+        source.seek(offset)
+        for piece in iter(lambda: source.read(_PIECE_BYTES), b""):
+            session.ask("put", piece, name=name, offset=offset)
+            offset += len(piece)
+            yield len(piece)
+
+
+def _offset(path: Path, file: File, here: File | None) -> int:
+    """Where to go on: 0 where nothing, or something else, lies there."""
+    if here is None or not 0 < here.bytes < file.bytes:
+        return 0
+    return here.bytes if sha256_of(path, most=here.bytes) == here.sha256 else 0
+
+
+def _copy_by_rsync(session: Session, folder: Path, names: list[str], target: str, progress: Progress) -> None:
+    device = session.device
+    shell = shlex.join(ssh_program(device, *session.sharing))
+    command = [
+        *("rsync", "--recursive", "--checksum", "--inplace", "--partial", "--protect-args", "--info=progress2"),
+        *(f"--timeout={_RSYNC_TIMEOUT_S}", "--from0", "--files-from=-", f"--rsh={shell}"),
+        *("--", f"{folder.resolve()}/", f"{device.login}:{target}/"),
+    ]
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(b"\0".join(name.encode() for name in names))
+            process.stdin.close()
+            while chunk := os.read(process.stdout.fileno(), 1 << 12):
+                shares = _SHARE.findall(chunk.decode(errors="replace"))
+                if shares:
+                    progress(int(shares[-1]) / 100)
+            code = process.wait()
+        except OSError:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        if code:
+            noise.seek(0)
+            raise _rsync_error(session, noise.read(), code)
+
+
+def _rsync_error(session: Session, said: str, code: int) -> HostError:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    name = session.device.name
+    if "No space left on device" in said or "File too large" in said or "Disk quota" in said:
+        return HostError(f"{name}: its disk is full; free space there and run the same command again")
+    reason = printable(lines[0])[:300] if lines else f"rsync ended with code {code}"
+    return HostError(f"{name}: the copy was cut off: {reason}; run the same command again, it goes on from there")

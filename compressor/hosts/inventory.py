@@ -1,0 +1,113 @@
+"""The file that names devices, TOML in, devices out: each with a name, an address, and where things lie there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, did_you_mean
+from .address import ROOT, Device, read_address, require_safe
+
+FILE = "devices.toml"
+"""Where it lies if nothing else is said, in the current folder; COMPRESSOR_DEVICES names another."""
+_FIELDS = ("name", "address", "path", "python")
+_EXAMPLE = '[[device]] with name = "kitchen" and address = "pi@kitchen.local"'
+
+
+def inventory_path() -> Path | None:
+    """The file that is read where none is named; None where there is none."""
+    path = Path(os.environ.get("COMPRESSOR_DEVICES") or FILE)
+    return path if path.is_file() else None
+
+
+def read_inventory(path: Path) -> tuple[Device, ...]:
+    """The devices of a file, each name once; raises InputError naming what is wrong in it."""
+    content = _read(path)
+    unknown = sorted(set(content) - {"device", "ssh_config"})
+    rows = content.get("device", [])
+    if unknown or not isinstance(rows, list) or not rows:
+        what = f"{unknown[0]!r} is no part of it" if unknown else "it names no device"
+        raise InputError(f"{path}: {what}; write {_EXAMPLE}")
+    settings = _text(path, content, "ssh_config", "")
+    if settings:
+        settings = str(path.parent / Path(settings).expanduser())
+    devices = tuple(_device(path, row, settings) for row in rows)
+    names = [device.name for device in devices]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    if twice:
+        raise InputError(f"{path} names {twice!r} twice; give each device a name of its own")
+    return devices
+
+
+def find_devices(words: Sequence[str], inventory: Path | None, *, python: str = "", settings: str = "") -> list[Device]:
+    """Devices by their names in an inventory or by address; all of the inventory where no word is given.
+
+    `python` and `settings` stand in place of what is said of every one. Raises InputError for an address that is none,
+    and a device that is named twice.
+    """
+    listed = {} if inventory is None else {device.name: device for device in read_inventory(inventory)}
+    if not words and not listed:
+        raise InputError(f"no device is named; give user@host, or name them in {FILE}: {_EXAMPLE}")
+    devices = [_found(word, listed) for word in words] if words else list(listed.values())
+    if python:
+        devices = [replace(device, python=python) for device in devices]
+    if settings:
+        devices = [replace(device, settings=settings) for device in devices]
+    for device in devices:
+        require_safe(device)
+    names = [device.name for device in devices]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    if twice:
+        raise InputError(f"{twice} is named twice; a device gets a bundle once")
+    return devices
+
+
+def _found(word: str, listed: dict[str, Device]) -> Device:
+    if word in listed:
+        return listed[word]
+    try:
+        return read_address(word)
+    except InputError as error:
+        raise InputError(f"{error}{did_you_mean(word, list(listed))}") from error
+
+
+def _device(path: Path, row: object, settings: str) -> Device:
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: a device is a table; write {_EXAMPLE}")
+    unknown = sorted(set(row) - set(_FIELDS))
+    if unknown:
+        raise InputError(f"{path}: a device has no {unknown[0]!r}; it has {', '.join(_FIELDS)}")
+    address = read_address(_text(path, row, "address"))
+    device = Device(
+        _text(path, row, "name", address.name),
+        address.login,
+        _text(path, row, "path", address.root or ROOT),
+        _text(path, row, "python", "python3"),
+        settings,
+    )
+    require_safe(device)
+    return device
+
+
+def _text(path: Path, row: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise InputError(f"{path}: {key} is {value!r}, expected a text; write {_EXAMPLE}")
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); it names devices: {_EXAMPLE}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no TOML: {error}") from error

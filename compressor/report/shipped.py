@@ -1,0 +1,96 @@
+"""Which devices run a bundle, for people: their reports in, shipped.md, shipped.json and a self-contained shipped.html.
+
+A row for each device and model: how fast it is there, how far its answers lie from the golden ones. Plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import facts
+from .sections import Section
+from .tables import Table
+from .write import Page, ReportPaths, write_page
+
+SCHEMA = "shipped-page/1"
+Report = Mapping[str, Any]  # as `shipping.reports` has it
+
+
+def write_shipped_page(name: str, reports: Sequence[Report], folder: Path, stem: str) -> ReportPaths:
+    """Writes into `folder`, over an earlier page; `name` is the bundle's. FolderError when the disk is in the way."""
+    page = Page(
+        title=f"{facts.model_name(name)} on {facts.counted(len(reports), 'device')}",
+        verdict=_verdict(reports),
+        failures=tuple(_failures(reports)),
+        key_figures=(),
+        sections=(_running(reports), _devices(reports)),
+        images={},
+    )
+    return write_page(page, folder, stem, {"schema": SCHEMA, "devices": list(reports)})
+
+
+def _verdict(reports: Sequence[Report]) -> tuple[str, ...]:
+    releases = {report["current"]["release"] for report in reports if report["current"]}
+    running = sum(1 for report in reports if report["current"])
+    same = "all the same release" if len(releases) == 1 else f"{len(releases)} different releases"
+    return (f"It runs on {running} of {facts.counted(len(reports), 'device')}, {same}.",)
+
+
+def _failures(reports: Sequence[Report]) -> Iterator[tuple[str, str]]:
+    for report in reports:
+        failure = report["attempt"].get("failure", "")
+        if failure:
+            runs = report["current"]["release"] if report["current"] else "nothing of it"
+            yield f"the last attempt on {report['device']}", f"{failure}; {runs} runs there"
+
+
+def _running(reports: Sequence[Report]) -> Section:
+    rows: list[tuple[str, ...]] = []
+    for report in reports:
+        current = report["current"]
+        if current:
+            rows.append((f"{report['device']}: {current['release']}, since {current['when']}",))
+            rows += [_timing(row, current) for row in current["latency"]]
+    head = ("model", "runtime", "p50, ms", "p90", "runs", "off the reference")
+    table = Table("Latency there", head, "clrrrr", tuple(rows))
+    text = (
+        "Timed on each device by its own runtime, one image at a time. Its answers were fetched and compared here, "
+        "with the golden outputs and with answers computed here to inputs drawn for it; the larger difference is shown "
+        "as a share of the largest magnitude.",
+    )
+    return Section("running", "What runs where", text, (table,))
+
+
+def _timing(row: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
+    compared = [entry for entry in current["compared"] if entry["model"] == row["model"]]
+    off = max((entry["relative"] for entry in compared), default=None)
+    words = "not compared" if off is None else f"{off:.1e}"
+    return row["model"], row["runtime"], f"{row['p50_ms']:.3f}", row["p90"], str(row["n"]), words
+
+
+def _devices(reports: Sequence[Report]) -> Section:
+    rows = tuple(_device(report) for report in reports if report["current"])
+    head = ("device", "address", "architecture", "Python", "libraries", "signature")
+    notes = [f"{report['device']}: {line}" for report in reports for line in _not_checked(report)]
+    text = tuple(f"Not checked: {note}." for note in notes)
+    return Section("devices", "The devices", text, (Table("Devices", head, "lclrll", rows),))
+
+
+def _device(report: Report) -> tuple[str, ...]:
+    current = report["current"]
+    device = current["device"]
+    libraries = ", ".join(f"{name} {version}" for name, version in device["libraries"].items())
+    board = device["board"] or device["gpu"]
+    architecture = f"{device['architecture']} ({board})" if board else device["architecture"]
+    signature = "verified there" if current["signed"] else "none asked for: integrity only"
+    return report["device"], current["address"], architecture, device["python"], libraries, signature
+
+
+def _not_checked(report: Report) -> list[str]:
+    current = report["current"]
+    if not current:
+        return []
+    timed = [f"latency of {model}: {reason}" for model, reason in current["not_timed"].items()]
+    return [*current["not_compared"], *timed]

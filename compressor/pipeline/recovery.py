@@ -54,7 +54,7 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
         _keeper_of_recovered(work.base, structure, pruned.plan),
         dense=Known(work.dense, work.stages.keys["groups"]),
         repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
-        slices=slices_of(work.dense, structure, pruned.plan),
+        slices=slices_of(work.base, structure, pruned.plan),
         judges=judges and Known(judges, [judges.source, *map(fingerprint, judges.parts)]),
         options=recovering_of(recipe) if recipe.recovers else None,
         task=task.known,

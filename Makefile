@@ -1,5 +1,6 @@
 # make compress   compress the embedded model      make check   lint, format, types
-# make benchmark  measure dense against pruned     make test    the quick tests (test-slow: the others)
+# make benchmark  measure dense against pruned     make test    the quick tests
+#                                                 (make test-thorough, make test-slow: the others)
 # make docs       the documentation as pages        make pins    pin all packages anew
 # make ship-demo  a bundle onto two SSH servers here, which needs Debian's openssh-server
 #
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help compress benchmark ship-demo test test-slow check docs clean pins install
+.PHONY: help compress benchmark ship-demo test test-thorough test-slow check docs clean pins install
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -36,6 +37,10 @@ ship-demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Whole jobs and many networks; with `make test`, every test that is no matter of minutes.
+test-thorough: $(STAMP)
+	@$(BIN)/python -m pytest -m "thorough and not slow" $(ARGS)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -22,7 +22,7 @@ from compressor.recipe import Recipe
 from compressor.records import Depth
 from compressor.rounds import choose_depth, make_prunable
 
-pytestmark = pytest.mark.usefixtures("short_runs")
+pytestmark = [pytest.mark.usefixtures("short_runs"), pytest.mark.thorough]
 RECIPE: dict[str, Any] = {
     "criterion": "l1",
     "multiple": 1,

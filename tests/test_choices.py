@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from compressor import choices
 from compressor.choices import (
     Choices,
     choices_of,
@@ -20,6 +19,7 @@ from compressor.choices import (
     scoring_of,
 )
 from compressor.errors import EngineError, MissingPackageError, RecipeError
+from compressor.latency import places
 from compressor.planning import RankingOptions
 from compressor.planning.ranking import step_of
 from compressor.recipe import BY_WIDTH, Recipe
@@ -165,13 +165,13 @@ def test_pre_processing_that_is_not_given_is_none_and_one_number_is_a_square() -
 def test_a_latency_on_a_runtime_that_is_not_here_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, reason: str, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(choices, "available", lambda: {"openvino": reason, "onnxruntime": ""})
+    monkeypatch.setattr(places, "available", lambda: {"openvino": reason, "onnxruntime": ""})
     with pytest.raises(error, match=f"can't be measured here: openvino {reason}"):
         require_known(replace(PLAIN, budget="latency 0.5 on openvino", device="cpu"))
 
 
 def test_a_composite_that_a_later_stage_would_refuse_is_refused_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "available", lambda: {"onnxruntime": ""})
+    monkeypatch.setattr(places, "available", lambda: {"onnxruntime": ""})
     require_known(replace(PLAIN, budget="latency 0.5 on onnxruntime", device="cpu"))
     with pytest.raises(RecipeError, match="Did you mean 'yeom2021'"):
         require_known(replace(PLAIN, composite="yeom", device="cpu"))

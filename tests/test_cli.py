@@ -518,6 +518,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {**{k: v for k, v in summary.items() if k not in timed}, **hashes}
 
 
+@pytest.mark.thorough
 def test_ctrl_c_is_one_line_and_exit_130(place: Path, tmp_path: Path) -> None:
     code, said = _process(place, tmp_path / "run").stopped("exporting to ONNX", signal.SIGINT)
     assert (code, said.splitlines()[-1]) == (130, "interrupted; the same command goes on from here")

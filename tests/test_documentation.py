@@ -179,6 +179,7 @@ def test_training_afterwards_and_shipping_is_an_example(tmp_path: Path) -> None:
     assert (tmp_path / "run-trained" / "bundle" / "manifest.json").is_file()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "words"), [("prune_in_memory", "of the MACs stay"), ("what_can_go", "head")])
 def test_what_needs_no_folder_is_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, words: str

@@ -268,6 +268,7 @@ class Killed(BaseException):
     """Stands for kill -9: no handler of ours may run on it."""
 
 
+@pytest.mark.thorough
 def test_a_run_cut_off_at_every_stage_ends_as_if_it_had_not_been(
     run: compressor.Run, compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +360,7 @@ def _embedded(out: Path, model: str, **more: Any) -> Recipe:
     return read_recipe(None, model=model, out=str(out), **{**base, **more})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("criterion", "normalisation"), [("lrp", "measured"), ("gradient_x_input", "mean")])
 @pytest.mark.parametrize("model", ["digits-resnet", "digits-vit"])
 def test_either_way_of_ranking_leads_to_a_plan_that_meets_the_budget(
@@ -371,6 +373,7 @@ def test_either_way_of_ranking_leads_to_a_plan_that_meets_the_budget(
     assert [gate.passed for gate in pruned.checks.gates] == [True]
 
 
+@pytest.mark.thorough
 def test_two_rounds_meet_the_budget_and_their_plan_is_in_units_of_the_dense_network(
     tiny: nn.Module, images: Images, tmp_path: Path
 ) -> None:
@@ -388,6 +391,7 @@ def test_two_rounds_meet_the_budget_and_their_plan_is_in_units_of_the_dense_netw
     assert {n: p.shape for n, p in replayed.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
 
 
+@pytest.mark.thorough
 def test_other_rounds_in_the_same_folder_give_what_they_give_in_a_new_one(
     tiny: nn.Module, images: Images, tmp_path: Path
 ) -> None:

@@ -453,6 +453,7 @@ def test_weights_go_to_disk_and_come_back_to_their_device(subject: Subject, tmp_
     assert_same_tensors(graph, far)
 
 
+@pytest.mark.thorough
 def test_measured_scores_do_not_depend_on_the_device(subject: Subject) -> None:
     graph, structure = subject
     scores = score(graph, structure.groups, batches(), criterion="l1")
@@ -516,6 +517,7 @@ def lines(notified: list[str], said: str) -> list[str]:
     return [stage for stage in notified if said in stage]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "normalisation"),
     [

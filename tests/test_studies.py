@@ -43,6 +43,7 @@ def run_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 QUICK = "accuracy"  # the others take minutes together
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "study", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES]
 )

@@ -20,7 +20,7 @@ from compressor.inputs.images import Images
 from compressor.recipe import make_recipe
 from compressor.sweeping import recipes_of, require_free
 
-pytestmark = pytest.mark.usefixtures("short_runs")
+pytestmark = [pytest.mark.usefixtures("short_runs"), pytest.mark.thorough]
 
 QUICK: dict[str, Any] = {
     "criterion": "l1",

@@ -42,6 +42,7 @@ def test_every_network_written_here_answers(zoo: Any) -> None:
             assert all(len(leaf) == 2 and bool(leaf.isfinite().all()) for leaf in leaves.values()), name
 
 
+@pytest.mark.thorough
 def test_a_network_of_two_inputs_goes_the_whole_way_and_planted_changes_are_caught(zoo: Any, tmp_path: Path) -> None:
     log = zoo.Log(tmp_path / "state.json")
     for _ in zoo.zoo_tasks.job("tasks:siamese", tmp_path, log, SimpleNamespace()):

@@ -45,6 +45,7 @@ def taken(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
     return found, out
 
 
+@pytest.mark.thorough
 def test_every_file_is_measured_in_every_scenario(taken: tuple[dict[str, Any], Path]) -> None:
     found, out = taken
     measured = read_measured(out / "benchmark.json")
@@ -60,6 +61,7 @@ def test_every_file_is_measured_in_every_scenario(taken: tuple[dict[str, Any], P
     assert found["speed_up"]["onnxruntime"][SINGLE].keys() == set(SUBJECTS) - {"dense"}
 
 
+@pytest.mark.thorough
 def test_costs_sizes_and_accuracy_are_those_of_the_run(taken: tuple[dict[str, Any], Path], run: Path) -> None:
     measured = read_measured(taken[1] / "benchmark.json")
     summary = json.loads((run / "summary.json").read_text())
@@ -75,6 +77,7 @@ def test_costs_sizes_and_accuracy_are_those_of_the_run(taken: tuple[dict[str, An
         assert accuracy.correct_top5 >= accuracy.correct
 
 
+@pytest.mark.thorough
 def test_cold_starts_are_of_fresh_processes(taken: tuple[dict[str, Any], Path]) -> None:
     measured = read_measured(taken[1] / "benchmark.json")
     assert [c.name for c in measured.cold] == SUBJECTS
@@ -83,6 +86,7 @@ def test_cold_starts_are_of_fresh_processes(taken: tuple[dict[str, Any], Path]) 
         assert 10**7 < cold.peak_bytes[0] < 5 * 10**8  # a runtime without torch; its parent holds more
 
 
+@pytest.mark.thorough
 def test_the_page_says_what_was_not_run_and_the_parts_are_gone(taken: tuple[dict[str, Any], Path]) -> None:
     found, out = taken
     text = (out / "benchmark.md").read_text()
@@ -94,6 +98,7 @@ def test_the_page_says_what_was_not_run_and_the_parts_are_gone(taken: tuple[dict
     assert not (out / "parts").exists()
 
 
+@pytest.mark.thorough
 def test_it_compares_with_itself_and_refuses_another_machine(taken: tuple[dict[str, Any], Path]) -> None:
     measured = read_measured(taken[1] / "benchmark.json")
     changes = compare_benchmarks(measured, measured)
@@ -109,6 +114,7 @@ def test_it_compares_with_itself_and_refuses_another_machine(taken: tuple[dict[s
         compare_benchmarks(replace(measured, timings=()), measured)
 
 
+@pytest.mark.thorough
 def test_a_comparison_that_will_be_refused_measures_nothing(
     taken: tuple[dict[str, Any], Path], run: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +143,7 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
+@pytest.mark.thorough
 def test_what_was_measured_before_an_interruption_is_not_measured_again(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +165,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
     assert calls == [1, 4, 4, 1]  # single, killed, offline, cold
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_measured_and_says_what_it_lacks(run: Path, folder: Path) -> None:
     place = benchmarking.open_place(run / "bundle")
     assert [f.artifact.subject for f in place.files] == SUBJECTS[1:]
@@ -169,6 +177,7 @@ def test_a_bundle_is_measured_and_says_what_it_lacks(run: Path, folder: Path) ->
     assert len(judged.evaluation.images) == 48
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_places_keep_their_names_apart(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
@@ -190,6 +199,7 @@ def test_the_pool_is_larger_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(measurement.pool_of(np.zeros((3, 3, 4000, 4000), np.float32))) >= 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -212,6 +222,7 @@ def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
         read_measured(tmp_path / "none.json")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_pytorch_is_timed_in_processes_of_its_own(run: Path, tmp_path: Path) -> None:
     options = replace(QUICK, on=("pytorch", "pytorch-compile"), runs=20)
@@ -226,6 +237,7 @@ def test_the_command_is_there() -> None:
     assert "benchmark" in {c.callback.__name__ for c in app.registered_commands if c.callback}
 
 
+@pytest.mark.thorough
 def test_a_busy_machine_is_said_in_the_headline_and_nothing_empty_is_shown(taken: tuple[dict[str, Any], Path]) -> None:
     measured = read_measured(taken[1] / "benchmark.json")
 

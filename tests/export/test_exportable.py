@@ -34,6 +34,7 @@ def traced(between: Callable[[Tensor], Tensor]) -> torch.fx.GraphModule:
     return trace(Net(between).eval(), torch.randn(2, 3, PX, PX))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cells", [1, 3, 4, (4, 2), (9, 1), (None, 2)])
 def test_adaptive_maxima_are_spelled_exactly(cells: int, tmp_path: Path) -> None:
     graph = traced(lambda y: F.adaptive_max_pool2d(y, cells))

@@ -89,6 +89,7 @@ def products(model: onnx.ModelProto, images: np.ndarray) -> list[tuple[int, ...]
     return [a.shape for a in session.run(names, {INPUT: images})]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", FORMS)
 def test_every_output_stays_what_it_was(form: str, tmp_path: Path) -> None:
     path, images = exported(7, form, tmp_path)
@@ -101,6 +102,7 @@ def test_every_output_stays_what_it_was(form: str, tmp_path: Path) -> None:
     assert [s[-2:] for s in products(even, images)] == [(WIDTH, 8), (8, WIDTH)]
 
 
+@pytest.mark.thorough
 def test_an_even_number_and_unknown_forms_stay_as_they_are(tmp_path: Path) -> None:
     for tokens, form in ((8, "biased"), (7, "computed"), (7, "divided")):
         model = onnx.load(exported(tokens, form, tmp_path)[0])

@@ -144,6 +144,7 @@ def test_agrees_with_torch_counter(
     assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.thorough
 def test_resnet50_costs_what_its_authors_publish() -> None:
     with torch.device(META):
         model, images = torchvision.models.resnet50(), torch.empty(2, 3, 224, 224)

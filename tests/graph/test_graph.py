@@ -111,6 +111,7 @@ CALLS: dict[str, Callable[[nn.MultiheadAttention, Tensor], Tensor]] = {
 OPTIONS = {"tokens first": {"batch_first": False}, "zero": {"add_zero_attn": True}, "extra": {"add_bias_kv": True}}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*CALLS, *OPTIONS])
 def test_attention_is_read_as_it_computes(name: str) -> None:
     torch.manual_seed(0)

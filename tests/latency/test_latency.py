@@ -462,6 +462,7 @@ def _model() -> nn.Module:
         return Net()
 
 
+@pytest.mark.thorough
 def test_a_run_meets_its_latency_and_says_so(images: Images, tmp_path: Path, ruled: list[str]) -> None:
     budget = "latency 0.5 on onnxruntime"
     run = compressor.compress(_model(), images, out=tmp_path / "run", budget=budget, **QUICK)
@@ -495,6 +496,7 @@ def _planned(images: Images, out: Path, **options: Any) -> pipeline.Pruned:
         return pipeline.remove_and_repair(work, structure, task, plans.set_aim(work, structure))
 
 
+@pytest.mark.thorough
 def test_rounds_end_at_the_same_budget(images: Images, tmp_path: Path, ruled: list[str]) -> None:
     pruned = _planned(images, tmp_path / "run", budget="latency 0.5 on onnxruntime", rounds=2, compensate=False)
     assert abs(pruned.budget_facts["latency_budget"]["measured"] / 0.5 - 1) <= LATENCY_SLACK
@@ -543,6 +545,7 @@ def test_a_latency_out_of_reach_in_milliseconds_is_refused_in_milliseconds(
         _planned(images, tmp_path / "run", budget=f"latency {50 * _dense_ms():.4g} us on onnxruntime")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "decides"), [(0.25, "size 0.25"), (0.95, "latency 0.5 on onnxruntime")])
 def test_a_latency_and_a_size_are_both_met(
     images: Images, tmp_path: Path, ruled: list[str], size: float, decides: str

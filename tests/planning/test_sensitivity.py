@@ -297,6 +297,7 @@ def test_units_that_others_carry_are_worth_least() -> None:
     assert values.min() < 0.05 * values.mean()
 
 
+@pytest.mark.thorough
 def test_measuring_again_gives_the_same_and_packs_do_not_matter() -> None:
     torch.manual_seed(0)
     model, x = (

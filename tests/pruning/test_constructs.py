@@ -237,6 +237,7 @@ def test_units_are_found_and_removal_is_exact(make: Callable[[], nn.Module], uni
                 assert torch.allclose(small(images), expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("make", "units"), CONSTRUCTS)
 def test_scores_measuring_and_repair_hold(make: Callable[[], nn.Module], units: tuple[str, ...]) -> None:
     model, images = built(make)
@@ -271,6 +272,7 @@ def test_a_recurrent_layers_weights_lose_its_inputs_and_nothing_else(kind: type[
     assert measure_cost(small).macs < measure_cost(graph).macs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("make", "units"), CONSTRUCTS)
 def test_where_nothing_goes_nothing_changes(make: Callable[[], nn.Module], units: tuple[str, ...]) -> None:
     model, images = built(make)

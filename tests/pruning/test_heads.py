@@ -238,6 +238,7 @@ def dimensions_of(structure: Structure, layer: str) -> list[Group]:
     return [group for group in groups if any(site.layer == layer for site in group.sites)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_heads_are_a_group_and_half_of_them_go_exactly(name: str) -> None:
     graph, structure, pixels = analysed(name)

@@ -128,6 +128,7 @@ class Plain(nn.Module):
         return self.fc(self.c(x + self.b(x).relu()).mean((2, 3)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "model",
     [Plain(), ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5), MobileNetV2(num_classes=5, width_mult=0.35)],

@@ -196,6 +196,7 @@ def first_layers(model: nn.Module) -> tuple[str, ...]:
     return ("a",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TRAPS)
 def test_equal_to_masked_or_left_alone_and_named(name: str) -> None:
     build, outcome = TRAPS[name]

@@ -72,6 +72,7 @@ def values_of(graph: fx.GraphModule, images: Tensor) -> dict[str, Tensor]:
     return values
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", [torchvision_vit, swin, lambda: (SamplesLast(), (4, 2, 2))])
 @pytest.mark.parametrize("per", ["sample", "position"])
 def test_a_batch_reads_as_its_samples_one_by_one(build: Any, per: Per) -> None:

@@ -199,6 +199,7 @@ def narrowed(dense: fx.GraphModule) -> tuple[fx.GraphModule, Slices]:
     return sliced(dense, cuts | {"b.weight": {1: KEPT}})
 
 
+@pytest.mark.thorough
 def test_a_trained_networks_outputs_are_nearer_on_fresh_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("digits-resnet", None)
     assert model.preprocessing is not None

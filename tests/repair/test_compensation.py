@@ -582,6 +582,7 @@ def _run(rank: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     _, alone = _compensated(0, 1)
     context = multiprocessing.get_context("spawn")

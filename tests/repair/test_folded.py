@@ -104,6 +104,7 @@ def test_redundant_units_leave_no_trace(folding: nn.Module, n: int) -> None:
         assert distance(small(x), graph(x)) < RIDGE_TOLERANCE
 
 
+@pytest.mark.thorough
 def test_covariances_and_measured_losses_are_those_of_the_unfolded_network(folding: nn.Module) -> None:
     x = torch.randn(40, 16, 3)
     graph = trace(folding, x[:2])

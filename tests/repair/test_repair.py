@@ -42,6 +42,7 @@ def changed(before: fx.GraphModule, after: fx.GraphModule) -> set[str]:
     return {name for name, old in before.state_dict().items() if not torch.equal(old, new[name])}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize("reestimate", [False, True])
 def test_what_the_recipe_asks_for_is_repaired_and_nothing_else(

@@ -202,7 +202,7 @@ def test_what_the_job_cost_is_said_in_words_with_shares_and_a_total(run: ReportI
         ("finding the units that hang together, and checking them", "1.2", "2 %", "410 MB", "re-used"),
         ("scoring every unit", "8.4", "14 %", "530 MB", "re-used"),
         ("removing units and repairing what is left", "9.4", "16 %", "unknown", "done now"),
-        ("fine-tuning", "41.0", "68 %", "820 MB", "done now"),
+        ("recovery", "41.0", "68 %", "820 MB", "done now"),
         ("all", "60.0", "100 %", "820 MB", "2 of 4 re-used"),
     )
 

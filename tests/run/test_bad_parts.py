@@ -268,6 +268,7 @@ def mixed():
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

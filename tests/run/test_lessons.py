@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -24,10 +25,12 @@ def work_of(images: Images, criterion: str) -> Work:
 def test_as_many_images_are_set_apart_as_the_longest_training_shows() -> None:
     assert shown_to_learned(make_recipe({"model": "net", "criterion": "lrp"})) == 0
     assert shown_to_learned(make_recipe({"model": "net", "criterion": "gates", "gates_steps": 10})) == 320
-    papers = make_recipe({"model": "net", "criterion": "isp", "gates_schedule": "isp2022", "batch_size": 2})
+    papers = {"criterion": "isp", "gates_schedule": "isp2022", "batch_size": 2, "finetune_epochs": 0}
+    papers = make_recipe({"model": "net", **papers})
     assert shown_to_learned(papers) == 8000
     assert spare_of(papers) == JUDGE_IMAGES + 8000
-    assert spare_of(make_recipe({"model": "net"})) == JUDGE_IMAGES
+    assert spare_of(make_recipe({"model": "net", "finetune_epochs": 0})) == 0
+    assert spare_of(replace(papers, precisions=("int8",), criterion="lrp")) == JUDGE_IMAGES
 
 
 def test_what_neither_evaluates_nor_judges_teaches(images: Images) -> None:

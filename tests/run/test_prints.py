@@ -31,6 +31,7 @@ def print_of(source: str, *, bound: int | None = None) -> str:
     return UserParts({"quality": function if bound is None else functools.partial(function, bound)}).prints["quality"]
 
 
+@pytest.mark.thorough
 def test_a_functions_print_is_the_same_in_every_process() -> None:
     """A comprehension within prints as where it lies in memory, a set in the order of hashes."""
     command = [sys.executable, "-c", SCRIPT]

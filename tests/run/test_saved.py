@@ -54,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_the_same_outputs_in_a_fresh_process(folder: Path) -> None:
     command = [sys.executable, "-c", READER, str(folder), str(folder / "got.npy")]
     subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""}, cwd=Path(__file__).parents[2])

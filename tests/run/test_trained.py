@@ -199,6 +199,7 @@ def _command(place: Path, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment, check=False)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_ships_from_the_command_line(
     run: compressor.Run, trained: nn.Module, place: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import compressor
 from compressor.errors import CompressorError
 
+pytestmark = pytest.mark.thorough
+
 QUICK: dict[str, Any] = {
     "calibration": 16,
     "evaluation": 0.2,

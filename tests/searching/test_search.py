@@ -506,6 +506,7 @@ def _worker(url: str, pause_s: float, total: int) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.thorough
 def test_a_killed_processs_trial_is_taken_up_by_the_next(url: str) -> None:
     process = _worker(url, 600, 2)
     assert process.stdout is not None
@@ -646,6 +647,7 @@ def test_a_search_with_more_trials_goes_on(searched: Any, place: Path, tmp_path:
     assert (after.summary["trials"], len(history)) == (5, 5)
 
 
+@pytest.mark.thorough
 def test_without_budgets_the_usual_ones_within_reach_are_tried(place: Path, tmp_path: Path) -> None:
     """Seven tenths of every group stay, so the hardest of the usual budgets can't be met."""
     found = _search(place, tmp_path / "run", 1, budgets=(), least=0.7, evaluate=False)

@@ -36,6 +36,7 @@ def pattern(gating: Gating, kept: Mapping[str, IntArray]) -> Tensor:
     return gates
 
 
+@pytest.mark.thorough
 @networks
 def test_every_unit_of_every_group_has_a_gate(name: str) -> None:
     subject = subject_of(name)

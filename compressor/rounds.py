@@ -39,7 +39,7 @@ from .tensors import Inputs, count
 
 IDENTITY = 1e-9  # pruned against masked original, float64, relative: rounding through a few hundred layers
 FITTED, JUDGED = 192, 64  # images that depths are repaired on, and those that tell which is best
-DEPTHS = (0.0, 0.25, 0.5)  # of what has to go: the share of it that goes as whole branches
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)  # of what has to go: the share of it that goes as whole branches
 LabelledBatches = Sequence[tuple[Inputs, Targets]]
 Progress = Callable[[float], None]
 
@@ -196,9 +196,9 @@ def choose_depth(
     """How many residual branches may go whole before the rest is thinned, judged by the networks they end in.
 
     Branches are put in the order in which the network misses them least; then the round is made with none, some and
-    more of them gone, each at the same budget, on the first `FITTED` images, and what lies nearest to the dense network
-    on the `JUDGED` images behind them is taken. `planned` makes a plan that meets the budget, one of time among others;
-    without it, counted ones are met. Raises BudgetError where none of them can be.
+    more of them gone (`DEPTHS`, up to the first that is worse), each at the same budget, on the first `FITTED` images,
+    and what lies nearest to the dense network on the `JUDGED` images behind them is taken. `planned` makes a plan that
+    meets the budget, one of time among others; without it, counted ones are met. Raises BudgetError where none can be.
     """
     lessons, judging = _parted(batches)
     counted = budget.kind != "latency"
@@ -208,10 +208,10 @@ def choose_depth(
         dense.network, judging, most=max(DEPTHS) * goes, task=task, progress=lambda share: progress(0.2 * share)
     )
     likeness = Likeness.to(_answers(dense.network, judging), output_names(dense.network), task)
-    tried = sorted({_reaching(order, part * goes) for part in DEPTHS})
+    numbers = sorted({_reaching(order, part * goes) for part in DEPTHS})
     errors: list[float] = []
     refused: BudgetError | None = None
-    for done, number in enumerate(tried):
+    for done, number in enumerate(numbers):
         try:
             base = drop_branches(dense, [branch.name for branch in order[:number]], images)
             scores = score_units(base, lessons, scoring=choices.scoring, ranking=choices.ranking, task=task)
@@ -222,7 +222,10 @@ def choose_depth(
         else:
             repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
             errors.append(likeness.error(_answers(after.network, judging)))
-        progress(0.2 + 0.8 * (done + 1) / len(tried))
+        progress(0.2 + 0.8 * (done + 1) / len(numbers))
+        if errors[-1] > min(errors):  # more of them would be worse still
+            break
+    tried = numbers[: len(errors)]
     if refused is not None and min(errors) == WORST:
         raise refused
     return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])

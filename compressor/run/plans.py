@@ -209,12 +209,20 @@ def aimed_at(graph: fx.GraphModule, units: Structure, aim: Aim) -> Aim:
 def plan_without_branches(
     dense: fx.GraphModule, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim
 ) -> Plan:
-    """What of a network that lost branches may stay under the aim, by prediction where that is one of time."""
+    """What of a network that lost branches may stay under the aim, by prediction where that is one of time.
+
+    Raises BudgetError where no plan meets it, or the branches alone saved more time than was asked for.
+    """
     aim = aimed_at(graph, units, aim)
     also = tuple(budget_of(dense, graph, budget) for budget in aim.also)
     if aim.tables is None:
         return make_plan(graph, units, scores, budget_of(dense, graph, aim.budget), aim.options, also=also)
-    return Timed(graph, units, scores, aim, aim.tables, also).plan_at(aim.budget.share)[0]
+    timed = Timed(graph, units, scores, aim, aim.tables, also)
+    if timed.now < aim.budget.share:
+        raise BudgetError(
+            f"budget '{aim.budget}' asks for less than the blocks that went have saved; let more of them stay"
+        )
+    return timed.plan_at(aim.budget.share)[0]
 
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:

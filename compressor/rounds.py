@@ -196,7 +196,7 @@ def choose_depth(
     """How many residual branches may go whole before the rest is thinned, judged by the networks they end in.
 
     Branches are put in the order in which the network misses them least; then the round is made with none, some and
-    more of them gone (`DEPTHS`, up to the first that is worse), each at the same budget, on the first `FITTED` images,
+    more of them gone (`DEPTHS`, until two in a row are worse), each at the same budget, on the first `FITTED` images,
     and what lies nearest to the dense network on the `JUDGED` images behind them is taken. `planned` makes a plan that
     meets the budget, one of time among others; without it, counted ones are met. Raises BudgetError where none can be.
     """
@@ -223,7 +223,7 @@ def choose_depth(
             repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
             errors.append(likeness.error(_answers(after.network, judging)))
         progress(0.2 + 0.8 * (done + 1) / len(numbers))
-        if errors[-1] > min(errors):  # more of them would be worse still
+        if min(errors[-2:]) > min(errors):  # twice in a row: more of them would be worse still
             break
     tried = numbers[: len(errors)]
     if refused is not None and min(errors) == WORST:

@@ -138,7 +138,7 @@ class Depth:
     """Residual branches in the order they may go, and how many of them do.
 
     `tried` are the numbers of branches that were tried, `errors` those of the outputs then, at the budget and repaired,
-    on images that served neither; 1e6 where no plan meets the budget.
+    on images that served neither; `UNMET` where no plan meets the budget.
     """
 
     order: tuple[Dropped, ...] = ()
@@ -158,6 +158,7 @@ class Depth:
 
 
 NO_DEPTH = Depth()
+UNMET = 1e6  # stands for the error of a network that no plan gives
 
 
 @dataclass(frozen=True, slots=True)

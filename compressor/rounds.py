@@ -26,10 +26,10 @@ from .inputs.images import Batches
 from .placement import device_of, inputs_to, release
 from .planning import RankingOptions, compose, make_plan, measure_scores
 from .planning.depth import order_of_branches
-from .planning.likeness import WORST, Likeness
+from .planning.likeness import Likeness
 from .pruning import Structure, analyse, find_structure, identity_error, prune, slices_of
 from .pruning.branches import without_branches
-from .records import Compensation, Cost, Depth, Dropped, IntArray, Plan, Scores, Slices
+from .records import UNMET, Compensation, Cost, Depth, Dropped, IntArray, Plan, Scores, Slices
 from .relevance import score
 from .repair import compensate
 from .repair.batchnorm import reestimate
@@ -218,7 +218,7 @@ def choose_depth(
             after, slices = remove_units(base, base, planned(base, scores))
         except BudgetError as error:
             refused = error
-            errors.append(WORST)
+            errors.append(UNMET)
         else:
             repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
             errors.append(likeness.error(_answers(after.network, judging)))
@@ -226,7 +226,7 @@ def choose_depth(
         if min(errors[-2:]) > min(errors):  # twice in a row: more of them would be worse still
             break
     tried = numbers[: len(errors)]
-    if refused is not None and min(errors) == WORST:
+    if refused is not None and min(errors) == UNMET:
         raise refused
     return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])
 
@@ -316,13 +316,10 @@ def pruning_round(
     choices: Choices = Choices(),
     scores: Scores | None = None,
     task: Task | None = None,
-    base: Prunable | None = None,
     progress: Progress = _silent,
 ) -> Round:
     """Score, plan, remove and repair once.
 
-    `base` is what is left of the dense network without the residual branches that went, where some did: units are
-    counted in it, and repair still aims at the dense one.
     `budget` is of the dense network, `task` what its answer means where it is no classifier; `images` [N, ...] check
     that what remains equals the masked original, in float64. `scores` are taken where they are known already. Raises
     BudgetError where no plan meets the budget, ModelError where the check fails.
@@ -333,7 +330,7 @@ def pruning_round(
         )
     left = budget_of(dense.network, subject.network, budget)
     plan = make_plan(subject.network, subject.structure, scores, left, choices.ranking)
-    after, slices = remove_units(base or dense, subject, plan)
+    after, slices = remove_units(dense, subject, plan)
     error = identity_error(subject.network, after.network, subject.structure, plan.kept, images)
     if error > IDENTITY:
         raise ModelError(f"pruned and masked original differ by {error:.1e}, at most {IDENTITY:g} can be rounding")

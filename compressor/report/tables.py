@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..records import Accuracy, Quality
+from ..records import UNMET, Accuracy, Quality
 from . import facts
 from .contents import (
     AccuracyRow,
@@ -24,7 +24,6 @@ from .contents import (
 )
 
 TOO_FEW = "n too small"
-UNREACHED = 1e6  # the error that stands for a network that could not be made
 Cells = tuple[str, ...]
 
 
@@ -128,7 +127,7 @@ def depth_table(run: ReportInput) -> Table:
     """The networks that were made to find how many blocks may go."""
     rows = []
     for number, error in zip(run.depth.tried, run.depth.errors, strict=True):
-        found = "no plan meets the budget" if error >= UNREACHED else facts.number(error)
+        found = "no plan meets the budget" if error >= UNMET else facts.number(error)
         rows.append((f"{number}", found, "taken" if number == run.depth.taken else ""))
     return Table(
         "Blocks gone, and what the network is off by at the budget, repaired",

@@ -1,23 +1,136 @@
 """Who am I among the processes of a run, and sums over all of them; no-ops in a process that is alone.
 
-Knows nothing of what is summed. The process group is made by whoever launched the run (`torchrun`).
+Processes are started by `torchrun`; each is given its share of the images by whoever calls. What can't be shared out,
+the first process does while the others wait (`by_first`). Knows nothing of what is summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import distributed
 
+from .errors import CompressorError, RanksError
+from .launch import is_launched, launched_rank
 from .records import FloatArray
+
+P = TypeVar("P")
+T = TypeVar("T")
+TIMEOUT_S = 600.0  # no process works longer than that on its share between two sums
+TIMEOUT_VARIABLE = "COMPRESSOR_RANKS_TIMEOUT"  # seconds, in place of `TIMEOUT_S`
+_BEAT = 0.25  # of the time-out: so often a process that works alone tells the others that it is alive
+_AT_ONCE = 1 << 26  # bytes of a file that are sent at a time
+_PATIENCE_S = 3.0  # the first process fails for the same reason, says so, and `torchrun` ends the others
+_WAITING, _DONE, _FAILED = 0, 1, 2
+
+
+@dataclass
+class _Group:
+    """The processes of this run; `control` carries what lies on the CPU, `sent_bytes` counts what went to others."""
+
+    control: Any
+    timeout_s: float
+    sent_bytes: int = 0
+
+
+_group: _Group | None = None
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Inside, the processes that `torchrun` started with this one are one group; nothing happens in one that is alone.
+
+    GPUs talk over NCCL where every process of a machine has one of its own, CPUs over gloo. A group that a caller made
+    is taken as it is. Raises RanksError where the others can't be reached.
+    """
+    made = is_launched() and not distributed.is_initialized()
+    if made:
+        seconds = _timeout_s()
+        local, local_world = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= max(1, local_world)
+        if has_gpu:
+            torch.cuda.set_device(local)
+        with _reaching_others():
+            distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=seconds))
+    try:
+        yield
+    except CompressorError:
+        if made and launched_rank() > 0:
+            time.sleep(_PATIENCE_S)
+        raise
+    finally:
+        if made:
+            _leave()
+
+
+def _leave() -> None:
+    global _group
+    _group = None
+    distributed.destroy_process_group()
+
+
+def _timeout_s() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text or TIMEOUT_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RanksError(f"{TIMEOUT_VARIABLE} = {text!r} is no time; write seconds, such as 600")
+    return seconds
 
 
 def _in_group() -> bool:
-    """Whether whoever launched this process made a group of it and others."""
-    return distributed.is_available() and distributed.is_initialized()
+    """Whether whoever launched this process made a group of it and others, and it is not to go by itself."""
+    return not _alone.get() and distributed.is_available() and distributed.is_initialized()
+
+
+def _of_run() -> _Group:
+    """The group, with a second way for what lies on the CPU; made when it is first needed, by all at once."""
+    global _group
+    if _group is None:
+        seconds = _timeout_s()
+        with _reaching_others():
+            control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+        _group = _Group(control, seconds)
+    return _group
+
+
+@contextmanager
+def _reaching_others() -> Iterator[None]:
+    """What the library says of processes that don't answer, as an error that names the remedy."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RanksError(
+            f"the other processes of this run can't be reached ({reason[:200]}); look for what ended or cut off one of "
+            f"them, then start the same command again: it goes on after the last finished stage ({TIMEOUT_VARIABLE} "
+            "sets how many seconds they may take)"
+        ) from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process goes by itself: its sums are its own."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def rank() -> int:
@@ -28,6 +141,30 @@ def rank() -> int:
 def world() -> int:
     """How many processes the run has."""
     return distributed.get_world_size() if _in_group() else 1
+
+
+def shares_out(pieces: int) -> bool:
+    """Whether there are processes, and pieces enough that each of them gets one."""
+    return 1 < world() <= pieces
+
+
+def own_share(pieces: Sequence[T]) -> Sequence[T]:
+    """Every so many-th piece: of 5 pieces and 2 processes the first has 0, 2 and 4."""
+    return pieces[rank() :: world()]
+
+
+def each(pieces: Sequence[P], work: Callable[[P], T]) -> list[T]:
+    """What `work` makes of each piece; every process does its share of them by itself, and all get all."""
+    mine = own_share(pieces)
+    with alone():
+        made = [work(piece) for piece in mine]
+    of_ranks = gathered(made)
+    return [of_ranks[number % len(of_ranks)][number // len(of_ranks)] for number in range(len(pieces))]
+
+
+def sent_bytes() -> int:
+    """What this process has given to sums and to others, in bytes, since the group was made."""
+    return 0 if _group is None else _group.sent_bytes
 
 
 def _device() -> torch.device:
@@ -42,7 +179,7 @@ def sum_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     names = sorted(values)  # ranks may have met the names in another order
     flat = np.concatenate([np.asarray(values[name], np.float64).ravel() for name in names])
     packed = torch.from_numpy(flat).to(_device())
-    distributed.all_reduce(packed)
+    sum_tensor(packed)
     sums = packed.cpu().numpy()
 
     ends = np.cumsum([values[name].size for name in names])[:-1]
@@ -50,19 +187,104 @@ def sum_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     return {name: sum_of[name].reshape(values[name].shape).copy() for name in names}
 
 
+def sum_tensor(tensor: torch.Tensor) -> None:
+    """The sum over all ranks, in the tensor's own precision and place; every rank gets the same bits."""
+    if world() == 1:
+        return
+    group = _of_run()
+    group.sent_bytes += tensor.numel() * tensor.element_size()
+    with _reaching_others():
+        distributed.all_reduce(tensor)
+
+
 def sum_count(count: int) -> int:
     """A whole number summed over all ranks, below 2**53, which float64 holds exactly."""
     return int(sum_over_ranks({"count": np.array([count], np.float64)})["count"][0])
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's value, in the order of ranks."""
+    if world() == 1:
+        return [value]
+    group = _of_run()
+    of_ranks: list[Any] = [None] * world()  # filled in place
+    with _reaching_others():
+        distributed.all_gather_object(of_ranks, value, group=group.control)
+    return of_ranks
 
 
 def joined_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Every rank's arrays one behind the other along the first axis, in the order of ranks; all pass the same names."""
     if world() == 1:
         return dict(values)
-    of_ranks: list[Any] = [None] * world()  # filled in place
-    distributed.all_gather_object(of_ranks, dict(values))
+    _of_run().sent_bytes += sum(array.nbytes for array in values.values())
+    of_ranks = gathered(dict(values))
+    return {name: np.concatenate([arrays[name] for arrays in of_ranks]) for name in values}
 
-    joined: dict[str, FloatArray] = {}
-    for name in values:
-        joined[name] = np.concatenate([arrays[name] for arrays in of_ranks])
-    return joined
+
+def from_first(value: T) -> T:
+    """The first process's value, in every process."""
+    if world() == 1:
+        return value
+    box: list[Any] = [value if rank() == 0 else None]
+    with _reaching_others():
+        distributed.broadcast_object_list(box, src=0, group=_of_run().control)
+    received: T = box[0]
+    return received
+
+
+def bytes_from_first(data: bytes | None) -> bytes:
+    """The first process's bytes, in every process; the others give None."""
+    if world() == 1:
+        return data or b""
+    size = from_first(0 if data is None else len(data))
+    buffer = torch.frombuffer(bytearray(data or bytes(size)), dtype=torch.uint8) if size else torch.zeros(0)
+    group = _of_run()
+    for begin in range(0, size, _AT_ONCE):
+        with _reaching_others():
+            distributed.broadcast(buffer[begin : begin + _AT_ONCE], src=0, group=group.control)
+    return buffer.numpy().tobytes() if size else b""
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What the first process makes of it by itself, in every process; the others wait, however long it takes.
+
+    An error there is raised there, and RanksError in the others; so it is where the first is not heard of any more.
+    """
+    if world() == 1:
+        return work()
+    if rank() > 0:
+        awaited: T = _awaited()
+        return awaited
+    finished = threading.Event()
+    beats = threading.Thread(target=_beat, args=(finished,), daemon=True)
+    beats.start()
+    outcome: tuple[int, Any] = (_FAILED, "it was ended")
+    try:
+        with alone():
+            outcome = (_DONE, work())
+    except CompressorError as error:
+        outcome = (_FAILED, str(error))
+        raise
+    finally:
+        finished.set()
+        beats.join()
+        from_first(outcome)
+    result: T = outcome[1]
+    return result
+
+
+def _beat(finished: threading.Event) -> None:
+    """Tells the others again and again that the first process is at work; whether they hear it, the end will show."""
+    with suppress(RanksError):
+        while not finished.wait(_BEAT * _of_run().timeout_s):
+            from_first((_WAITING, None))
+
+
+def _awaited() -> Any:
+    while True:
+        state, result = from_first((_WAITING, None))
+        if state == _DONE:
+            return result
+        if state == _FAILED:
+            raise RanksError(f"the first process of this run ended: {result}")

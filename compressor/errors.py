@@ -13,7 +13,8 @@ The number is the exit code that it ends a command with::
     ├── GateError                  4   a finished result is not good enough: identity, parity, accuracy, latency
     ├── EngineError                5   an engine can't be built, or no model run, on this machine
     ├── MissingPackageError        6   an optional package, such as a runtime's library, is not installed
-    └── HostError                  7   a device can't be reached, refuses, or ends in the middle
+    ├── HostError                  7   a device can't be reached, refuses, or ends in the middle
+    └── RanksError                 8   another process of a run under torchrun failed, or can't be reached
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ class HostError(CompressorError):
     """A device over SSH that can't be reached, lacks something or ends in the middle; the message names it."""
 
     exit_code = 7
+
+
+class RanksError(CompressorError):
+    """Another process of a run under `torchrun` failed or can't be reached; the message says how to go on."""
+
+    exit_code = 8
 
 
 def first_line(error: BaseException, longest: int = 200) -> str:

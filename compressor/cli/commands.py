@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..budgets import points_of
 from ..device.manifest import SIGNATURE
-from ..errors import CompressorError, InputError
+from ..errors import CompressorError, InputError, RecipeError
+from ..launch import end_as_interrupted, is_launched, launched_rank
 from ..listing import LISTS, rows_of
 from ..recipe import Recipe, read_recipe
 from ..records import Group
@@ -70,13 +71,16 @@ def _print_version(asked: bool) -> None:
 # `__main__` answers it before this module is imported; listed here for --help
 @app.callback()
 def _main(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="print the version and end", is_eager=True, callback=_print_version, metavar=""
     ),
     help_all: bool = typer.Option(
         False, "--help-all", help="the same as --help here", is_eager=True, callback=show_all, metavar=""
     ),
-) -> None: ...
+) -> None:
+    if ctx.invoked_subcommand not in (None, "compress"):
+        _require_alone(f"`{ctx.invoked_subcommand}`")
 
 
 _TRUST = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
@@ -96,16 +100,20 @@ def compress(
     quiet: bool = _QUIET,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
-    console.quiet = quiet
+    console.quiet = quiet or launched_rank() > 0
     if signing_key is not None:
         require_signer(signing_key)  # before hours of work, not after them
     announce(_task(recipe), recipe)
     if dry_run:
-        print(json.dumps(_predicted(recipe)))
+        if launched_rank() == 0:
+            print(json.dumps(_predicted(recipe)))
         return
     from .. import pipeline
 
+    if is_launched():
+        end_as_interrupted()
     if len(points_of(recipe.budget)) > 1:
+        _require_alone("a sweep of budgets")
         sweep = pipeline.sweep(recipe, watch=_watched)
         _sign([run.folder for run in sweep.runs], signing_key)
         tables.swept(sweep.summary)
@@ -113,9 +121,17 @@ def compress(
         return
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
+    if launched_rank() > 0:
+        return
     _sign([run.folder], signing_key)
     tables.compressed(run)
     print(json.dumps(run.summary))
+
+
+def _require_alone(what: str) -> None:
+    """Raises RecipeError under `torchrun` for what one process does."""
+    if is_launched():
+        raise RecipeError(f"{what} is one process's work; torchrun is for `compress` at one budget: start it without")
 
 
 def _sign(folders: Sequence[Path], key: Path | None) -> None:

@@ -388,21 +388,32 @@ def require_decodable(images: Source) -> None:
 class Batches:
     """Batches of (inputs, targets), as often as they are iterated: of images float32 [N, C, H, W] and int64 [N].
 
-    Samples stay in memory (images as uint8 pixels) as long as all of them take at most `cache_bytes`.
+    Samples stay in memory (images as uint8 pixels) as long as all of them take at most `cache_bytes`. Of the batches
+    those whose number over `turns[1]` leaves `turns[0]` are made: one process's share, each whole.
     """
 
-    def __init__(self, images: Source, batch_size: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, images: Source, batch_size: int, *, cache_bytes: int = CACHE_BYTES, turns: tuple[int, int] = (0, 1)
+    ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch size {batch_size} must be at least 1")
         if isinstance(images, Images):
             _preprocessing_of(images)
         self.images = images
         self.batch_size = batch_size
+        self.turns = turns
         self._cache_bytes = cache_bytes
         self._samples: dict[int, Sample] = {}
 
     def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size)
+        first, apart = self.turns
+        return len(range(first, math.ceil(len(self.images) / self.batch_size), apart))
+
+    def share(self, rank: int, world: int) -> Batches:
+        """Every `world`-th batch from `rank` on, the same as among all; what was decoded already is not again."""
+        shared = Batches(self.images, self.batch_size, cache_bytes=self._cache_bytes, turns=(rank, world))
+        shared._samples = self._samples
+        return shared
 
     def __iter__(self) -> Iterator[Batch]:
         return self._in_order(np.arange(len(self.images)))
@@ -416,7 +427,8 @@ class Batches:
         return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
 
     def _in_order(self, order: IntArray) -> Iterator[Batch]:
-        for start in range(0, len(order), self.batch_size):
+        first, apart = self.turns
+        for start in range(first * self.batch_size, len(order), apart * self.batch_size):
             chosen = order[start : start + self.batch_size]
             yield self.images.batch([self._sample(int(index)) for index in chosen])
 

@@ -6,7 +6,9 @@ Every stage's result lies in the run's folder; a stage is done again only when i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +19,7 @@ from torch import fx, nn
 from ..budgets import parse_budgets
 from ..delivery import Delivered, Outcome, deliver
 from ..delivery.summary import stage_costs
+from ..distributed import by_first, process_group, rank
 from ..files import write_json
 from ..inputs.models import Model
 from ..placement import computing
@@ -30,7 +33,7 @@ from ..run.plans import require_reachable, set_aim
 from ..run.saved import load_module, load_saved
 from ..run.stages import Notify
 from ..run.tasking import make_task
-from ..run.work import Request, Work, prepare
+from ..run.work import Request, Work, own_share, prepare
 from .depth import lose_branches
 from .quality import measure_accuracy, measure_fidelity, measure_networks
 from .recovery import name_of_shipped, recover
@@ -92,16 +95,28 @@ def run(
     budget of a sweep.
     """
     parse_budgets(recipe.budget)
-    with computing():
-        request = Request(recipe, model, data, parts, spare=spare_of(recipe))
-        return replace(_run(request, notify or silent), data=data, parts=parts)
+    with process_group(), computing(), _own_folder(recipe) as own:
+        request = Request(own, model, data, parts, spare=spare_of(recipe))
+        summary = _run(request, (notify or silent) if rank() == 0 else silent)
+    return Run(recipe.folder, recipe, summary, data=data, parts=parts)
+
+
+@contextmanager
+def _own_folder(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with a folder that is this process's alone: of several the first has the user's."""
+    if rank() == 0:
+        yield recipe
+        return
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        yield replace(recipe, out=f"{folder}/run")
 
 
 def silent(stage: str, share: float) -> None:
     """Says nothing of how far a run has come."""
 
 
-def _run(request: Request, notify: Notify) -> Run:
+def _run(request: Request, notify: Notify) -> dict[str, Any]:
+    """The run's summary."""
     work = prepare(request, notify)
     if request.recipe.as_it_is:
         return _ship_as_it_is(work)
@@ -111,7 +126,7 @@ def _run(request: Request, notify: Notify) -> Run:
     with work.stages.begun():
         keep_units(work, structure, spent)
         origin = work.stages.keys["groups"]
-        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
+        task = make_task(work.stages, work.chosen, work.dense, own_share(work.calibration_images), origin)
         aim = set_aim(work, structure)
         work, structure, aim = lose_branches(work, structure, task, aim)
         pruned = remove_and_repair(work, structure, task, aim)
@@ -132,19 +147,19 @@ def _run(request: Request, notify: Notify) -> Run:
             shipped=name_of_shipped(recovered),
             recovery=recovered.recovery,
         )
-        return finish(work, outcome, deliver(work, outcome), pruned.budget_facts)
+        return by_first(lambda: finish(work, outcome, deliver(work, outcome), pruned.budget_facts))
 
 
-def _ship_as_it_is(work: Work) -> Run:
+def _ship_as_it_is(work: Work) -> dict[str, Any]:
     """The dense network exported, checked, built, timed and bundled; nothing is scored, removed, repaired or tuned."""
     with work.stages.begun():
         keep_network(work)
         origin = work.stages.keys["network"]
-        task = make_task(work.stages, work.chosen, work.dense, work.calibration_images, origin)
+        task = make_task(work.stages, work.chosen, work.dense, own_share(work.calibration_images), origin)
         accuracy = measure_networks(work, {"dense": work.dense}, origin, task)
         checks = Checks(warnings=work.warnings)
         outcome = Outcome(None, None, work.dense, accuracy, {}, task, checks=checks, shipped="dense")
-        return finish(work, outcome, deliver(work, outcome))
+        return by_first(lambda: finish(work, outcome, deliver(work, outcome)))
 
 
 def finish(
@@ -152,7 +167,7 @@ def finish(
     outcome: Outcome,
     delivered: Delivered,
     budget_facts: Mapping[str, object] = MappingProxyType({}),
-) -> Run:
+) -> dict[str, Any]:
     """The run's summary, written and returned."""
     shipped, choice = outcome.shipped, outcome.choice
     accuracy = {**outcome.accuracy, "shipped": outcome.accuracy[shipped]}
@@ -179,7 +194,7 @@ def finish(
         **stage_costs(work.stages),
     }
     write_json(work.stages.folder / "summary.json", {"schema": "summary/2", **summary})
-    return Run(work.stages.folder, work.recipe, summary)
+    return summary
 
 
 def ship_trained(
@@ -194,5 +209,6 @@ def ship_trained(
         work = shipping.work
         with work.stages.begun():
             outcome = trained_outcome(shipping)
-            shipped = finish(work, outcome, deliver(work, outcome), budget_facts(shipping.finished.folder))
-    return replace(shipped, dense=None if module is None else work.model.module, data=data, parts=parts)
+            summary = finish(work, outcome, deliver(work, outcome), budget_facts(shipping.finished.folder))
+    dense = None if module is None else work.model.module
+    return Run(work.stages.folder, work.recipe, summary, dense, data, parts)

@@ -17,7 +17,7 @@ from ..run.fingerprints import Known
 from ..run.saved import rebuild
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, metric_of, predict_of
-from ..run.work import Work
+from ..run.work import Work, own_share
 from ..tasks import fidelity
 from .recovery import Recovered, name_of_shipped
 from .removal import Pruned
@@ -42,12 +42,15 @@ def measure_networks(
 ) -> dict[str, Accuracy | Quality]:
     """Of each network by its name, on the evaluation images; `origin` is the key of the stage that made the last."""
 
+    # a user's own function is given all images: nobody knows what it sums
+    own_quality = "quality" in task.chosen.parts.functions
+    images = work.evaluation_images if own_quality else own_share(work.evaluation_images)
     return work.stages.make(
         "accuracy",
         _measured,
         _kept_as_figures("accuracy.json", list(networks)),
         networks=Known(networks, [origin, list(networks)]),
-        images=work.evaluation_images,
+        images=images,
         task=task.itself,
     )
 
@@ -70,13 +73,14 @@ def _measured(
     networks: Mapping[str, fx.GraphModule], images: Batches, task: NetworkTask, progress: Progress
 ) -> dict[str, Accuracy | Quality]:
     total = len(networks) * max(1, len(images.images))
+    ranks = images.turns[1]  # each of which is about as far
     figures: dict[str, Accuracy | Quality] = {}
     judge = task.task
     for index, (name, network) in enumerate(networks.items()):
         before = index * len(images.images)
 
         def say(done: int, before: int = before) -> None:
-            progress((before + done) / total)
+            progress((before + ranks * done) / total)
 
         if judge is None:
             figures[name] = evaluate(network, images, metric=metric_of(task.chosen), progress=say)
@@ -100,13 +104,14 @@ def measure_fidelity(work: Work, pruned: Pruned, recovered: Recovered) -> dict[s
 
 def measure_nearness(work: Work, networks: Mapping[str, fx.GraphModule], origin: str) -> dict[str, Accuracy | Quality]:
     """Of each network by its name; `origin` is the key of the stage that made the last."""
+    images = own_share(work.first_evaluation_images(FIDELITY_IMAGES))
     return work.stages.make(
         "fidelity",
         _compared,
         _kept_as_figures("fidelity.json", list(networks)),
         dense=Known(work.dense, work.stages.keys.get("groups", origin)),
         networks=Known(networks, [origin, list(networks)]),
-        images=work.first_evaluation_images(FIDELITY_IMAGES),
+        images=images,
     )
 
 

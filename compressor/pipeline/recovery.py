@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from ..choices import recovering_of
+from ..distributed import alone
 from ..files import read_json, write_json
 from ..pruning import Structure, slices_of
 from ..records import Plan, Slices
@@ -52,6 +53,7 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
         "finetune",
         _recovered,
         _keeper_of_recovered(work.base, structure, pruned.plan),
+        together=True,
         dense=Known(work.dense, work.stages.keys["groups"]),
         repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
         slices=slices_of(work.base, structure, pruned.plan),
@@ -99,7 +101,8 @@ def _recovered(
         folder=folder / "stages",
         progress=progress,
     )
-    choice = choose(repaired, tuned, judges.images, source=judges.source, task=task, dense=dense)
+    with alone():  # few images, and every process sees all of them
+        choice = choose(repaired, tuned, judges.images, source=judges.source, task=task, dense=dense)
     return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice, recovery)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import fx
 
 from ..choices import Repairing, measuring_of, repairing_of, scoring_of
+from ..criteria import LEARNED
 from ..files import read_record, write_record
 from ..graph.cost import measure_cost
 from ..inputs.images import Batches
@@ -29,7 +30,7 @@ from ..run.plans import Aim, kept_of, make_step, set_aim, summary_of_budgets, wa
 from ..run.saved import read_weights, write_weights
 from ..run.stages import Keeper, Progress, kept_as_record
 from ..run.tasking import NetworkTask
-from ..run.work import Work
+from ..run.work import Work, own_share
 from ..steering import learned_in
 from ..tensors import from_arrays
 from .weights import keep_inputs
@@ -89,12 +90,14 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
     origin = _origin(work, r)
     subject = Known(Prunable(graph, units), origin)
     scoring, folder = scoring_of(work.recipe), work.stages.folder
+    # a learned criterion trains in one process: split batches would round to another selector
+    images = work.calibration_images if scoring.criterion in LEARNED else own_share(work.calibration_images)
     scores = work.stages.make(
         f"scores-{r}",
         score_units,
         kept_as_record(f"scores-{r}.json", Scores),
         subject=subject,
-        batches=work.calibration_images,
+        batches=images,
         lessons=lessons_of(work, len(judging_of(work.recipe, work.splits.search))),
         scoring=replace(scoring, measured=False),  # read alike whether it is measured afterwards or not
         task=task.known,
@@ -106,6 +109,7 @@ def find_scores(work: Work, r: int, graph: fx.GraphModule, units: Structure, tas
         f"measured-{r}",
         measure_units,
         kept_as_record(f"measured-{r}.json", Scores),
+        together=True,
         subject=subject,
         scores=Known(scores, work.stages.keys[f"scores-{r}"]),
         batches=work.calibration_images,
@@ -146,6 +150,7 @@ def _stage_repair(
         return Repaired(network, compensation)
 
     origin = _origin(work, r)
+    images = own_share(work.calibration_images)
     repaired = work.stages.make(
         f"repair-{r}",
         _repaired,
@@ -153,7 +158,7 @@ def _stage_repair(
         dense=Known(work.dense, work.stages.keys["groups"]),
         removed=Known(removed, [origin, kept]),
         slices=slices_of(work.base, structure, kept),
-        images=work.calibration_images,
+        images=images,
         repairing=repairing_of(work.recipe),
     )
     return repaired.network

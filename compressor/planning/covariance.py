@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from ..distributed import sum_count, sum_over_ranks, world
+from ..distributed import from_first, gathered, sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..graph.operators import arguments
 from ..graph.samples import Samples
@@ -116,7 +116,7 @@ def collect(
     layouts: Layouts | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[fx.Node, Inputs]:
-    """One pass over the images; sums over ranks.
+    """One pass over the images; sums over ranks, each of which has batches of its own, dealt out in turns.
 
     Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are
     `layouts_of` the graph's layers, where they are known already.
@@ -129,7 +129,9 @@ def collect(
     used = {use.node: node for node, layer in layers.items() for use in layer.uses}
     input_layouts = {use: layouts.get(arguments(use)["input"].name) for use in used}
     untold = {node for use, node in used.items() if input_layouts[use] is None}
-    sums = {node: _Sums(width) for node, width in widths.items() if width and node not in untold}
+    sums = {
+        node: _Sums(width, len(layers[node].uses)) for node, width in widths.items() if width and node not in untold
+    }
 
     device = device_of(graph)
     n = 0  # images of the batch that passes, for `watch`
@@ -156,27 +158,56 @@ def collect(
     for index, batch in enumerate(batches):
         n = count(batch)
         walk.run(*as_tuple(inputs_to(batch, device)))
+        if index == 0:
+            _settle_origins(sums)
         progress((index + 1) / len(batches))
+    if not batches:
+        _settle_origins(sums)
     return {node: rows.inputs(device) for node, rows in sums.items()}
 
 
-class _Sums:
-    """Rows counted from the first ones' mean: products in the rows' own precision, sums in float64."""
+def _settle_origins(sums: Mapping[fx.Node, _Sums]) -> None:
+    """Every rank counts its rows from where the first one does, so that a batch's product is the same on any."""
+    origins = from_first({node.name: rows.first_mean for node, rows in sums.items()})
+    for node, rows in sums.items():
+        rows.count_from(origins[node.name])
 
-    def __init__(self, features: int) -> None:
-        self.features = features
+
+class _Sums:
+    """Rows counted from the first ones' mean: products in the rows' own precision, sums in float64.
+
+    A batch gives rows for each of the layer's `uses`.
+    """
+
+    def __init__(self, features: int, uses: int = 1) -> None:
+        self.features, self.uses = features, uses
         self.dtype = torch.float64
         self.count = 0
-        self.origin = torch.zeros(features, dtype=torch.float64)
+        self.origin: Tensor | None = None  # not known before the first batch has passed
         self.x = self.xx = torch.zeros(0)
-        self.rows: list[Tensor] = []  # those that `xx` does not hold yet
+        self.rows: list[Tensor] = []  # those that `xx` does not hold yet, as they were added
+
+    @property
+    def first_mean(self) -> Tensor:
+        """[features] of the first rows, on the CPU; 0 without any."""
+        if not self.rows:
+            return torch.zeros(self.features, dtype=torch.float64)
+        return self.rows[0].double().mean(0).cpu()
+
+    def count_from(self, origin: Tensor) -> None:
+        """Takes in what was added before."""
+        waiting, self.rows = self.rows, []
+        self.origin = origin.to(waiting[0].device) if waiting else origin
+        self.x = torch.zeros_like(self.origin)
+        for rows in waiting:
+            self.add(rows)
 
     def add(self, rows: Tensor) -> None:
         """Takes in rows [n, features]."""
-        if not self.count:
+        if self.origin is None:
             self.dtype = rows.dtype
-            self.origin = rows.double().mean(0)
-            self.x = torch.zeros_like(self.origin)
+            self.rows.append(rows)
+            return
         rows = rows - self.origin.to(rows)
         self.count += len(rows)
         self.x += rows.sum(0, dtype=torch.float64)
@@ -187,35 +218,62 @@ class _Sums:
     def _multiply(self) -> None:
         """Brings `xx` up to date."""
         if not len(self.xx):
-            self.xx = self.origin.new_zeros(self.features, self.features)
+            self.xx = self.x.new_zeros(self.features, self.features)
         for rows in self.rows:
             least_squares.add_lower_product(self.xx, rows)
         self.rows = []
 
     def inputs(self, device: torch.device) -> Inputs:
         """Mean and shrunk covariance of the rows that all ranks saw."""
-        if not self.count:  # a rank may have no image
-            self.x = torch.zeros(self.features, dtype=torch.float64)
-        if world() == 1 and self.rows and not len(self.xx):
+        if self.origin is None:
+            self.count_from(self.first_mean)
+        assert self.origin is not None
+        few = sum_count(self.count) <= FEW * self.features
+        if few:
+            self._take_in_others()
+        else:
+            self._multiply()
+            self._add_others(device)
+        if few and self.rows:
             return self._of_few()
-        self._multiply()
-        origin, count = self.origin.to(self.x), float(self.count)
-        sums = {"n": torch.tensor(count, dtype=torch.float64), "x": self.x + count * origin}
-        sums["xx"] = least_squares.mirrored(self.xx)  # of rows counted from the origin
-        if world() > 1:  # every rank counted from another point
-            sums["xx"] = sums["xx"] + origin.outer(self.x) + self.x.outer(origin) + count * origin.outer(origin)
-            totals = sum_over_ranks({name: value.cpu().numpy() for name, value in sums.items()})
-            sums = {name: torch.as_tensor(totals[name]).to(device) for name in sums}
-            origin = torch.zeros_like(sums["x"])
 
-        count = max(float(sums["n"]), 1.0)
-        mean = sums["x"] / count
+        count = max(float(self.count), 1.0)
+        mean = (self.x + count * self.origin) / count
+        shift = mean - self.origin
         # E (x - a)(x - a).T less (m - a)(m - a).T is the covariance, wherever a lies
-        covariance = sums["xx"] / count - (mean - origin).outer(mean - origin)
+        covariance = least_squares.mirrored(self.xx) / count - shift.outer(shift)
         strength = shrinkage(covariance, count)
         return Inputs(mean, shrunk(covariance, strength), self._precision_at(strength))
 
+    def _take_in_others(self) -> None:
+        """All ranks' rows, batch by batch in the order that they had before they were dealt out."""
+        if world() == 1:
+            return
+        of_ranks = gathered([rows.cpu().numpy() for rows in self.rows])
+        longest = max(map(len, of_ranks))
+        in_order = [
+            torch.from_numpy(of_one[number])
+            for begin in range(0, longest, self.uses)
+            for of_one in of_ranks
+            for number in range(begin, min(begin + self.uses, len(of_one)))
+        ]
+        device = self.x.device
+        self.rows = [rows.to(device) for rows in in_order]
+        self.count = sum(map(len, self.rows))
+        self.x = torch.zeros_like(self.x)
+        for rows in self.rows:
+            self.x += rows.sum(0, dtype=torch.float64)
+
+    def _add_others(self, device: torch.device) -> None:
+        if world() == 1:
+            return
+        own = {"n": torch.tensor(float(self.count)), "x": self.x, "xx": self.xx}
+        totals = sum_over_ranks({name: value.cpu().numpy() for name, value in own.items()})
+        self.count = int(totals["n"])
+        self.x, self.xx = (torch.as_tensor(totals[name]).to(device) for name in ("x", "xx"))
+
     def _of_few(self) -> Inputs:
+        assert self.origin is not None
         shift = self.x / self.count
         rows = torch.cat(self.rows)  # [n, features]
         rows = rows - shift.to(rows)  # about their mean

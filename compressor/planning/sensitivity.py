@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..distributed import alone, each, own_share, shares_out
 from ..errors import DataError
 from ..graph import fetch
 from ..graph.interface import output_names
@@ -98,7 +99,8 @@ def measure_scores(
     layers behind it are.
 
     `scores` say what a layer's outputs count for within the layer; groups without any are left without.
-    Batches are inputs [N, ...], alone or with targets that are not used; how far answers lie apart is for `task` to
+    Batches are inputs [N, ...], alone or with targets that are not used, the same ones on every rank: ranks share the
+    images that covariances are made of, then the groups. How far answers lie apart is for `task` to
     say, without one the network is a classifier. Rank the scores with normalisation "none", per_cost 1.
     """
     probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
@@ -142,20 +144,40 @@ def _curves_of(
     """The curves of groups whose readers' covariances are held at the same time, and no longer."""
     graph, layers = bench.graph, bench.layers
     reading = {node: layers[node] for group in pack for node in readers.get(group.name, {})}
-    inputs = collect(graph, reading, images, layouts=layouts, progress=lambda share: progress(COLLECTED * share))
+    inputs = _collected(graph, reading, images, layouts, lambda share: progress(COLLECTED * share))
 
-    orders: dict[str, FloatArray] = {}
-    for group in pack:
+    def ordered(group: Group) -> FloatArray:
         order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, worth)
-        orders[group.name] = importance(group, scores, ranking) if order is None else order
+        return importance(group, scores, ranking) if order is None else order
 
-    curves: list[_Curve] = []
-    measured = 0
-    for chunks in _chunks_of(pack, orders, ranking, bench.structure):
-        curves.append(_measured(bench, chunks, inputs))
-        measured += 1 + len(chunks[0].also)
-        progress(COLLECTED + (1 - COLLECTED) * measured / len(pack))
-    return curves
+    names = [group.name for group in pack]
+    orders = dict(zip(names, each(pack, ordered), strict=True))
+
+    chunks_by_group = list(_chunks_of(pack, orders, ranking, bench.structure))
+    done = 0
+
+    def measured(chunks: Sequence[Chunk]) -> _Curve:
+        nonlocal done
+        curve = _measured(bench, chunks, inputs)
+        done += 1
+        progress(COLLECTED + (1 - COLLECTED) * done / len(own_share(chunks_by_group)))
+        return curve
+
+    return each(chunks_by_group, measured)
+
+
+def _collected(
+    graph: fx.GraphModule,
+    reading: Mapping[fx.Node, Layer],
+    images: Sequence[NetworkInputs],
+    layouts: Layouts,
+    progress: Progress,
+) -> dict[fx.Node, Inputs]:
+    """Each rank looks at its share of the batches; where there are fewer than ranks, at all of them."""
+    if shares_out(len(images)):
+        return collect(graph, reading, own_share(images), layouts=layouts, progress=progress)
+    with alone():
+        return collect(graph, reading, images, layouts=layouts, progress=progress)
 
 
 def _parts(images: Sequence[NetworkInputs], probes: int) -> tuple[list[NetworkInputs], list[NetworkInputs]]:
@@ -226,6 +248,7 @@ def _remaining(
     Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
     """
     factors = np.ones(len(curves))
+    # every rank has the first images: a stretch is one rank's
     few_images = [(part, None) for part in parted(cut(joined(images), 0, options.repairing), count(images[0]))]
     stretch_count = min(options.stretches, len(curves))
     if not stretch_count:
@@ -234,15 +257,19 @@ def _remaining(
     def mend(small: fx.GraphModule, slices: Slices) -> None:
         compensate(bench.graph, small, slices, few_images, options=LIGHT, layouts=layouts)
 
-    for places in np.array_split(np.arange(len(curves)), stretch_count):
+    def remaining(places: IntArray) -> float:
         stretch = [curves[place] for place in places]
-        alone = sum(float(curve.errors[curve.second]) for curve in stretch)
-        if alone <= 0:
-            continue
+        separately = sum(float(curve.errors[curve.second]) for curve in stretch)
+        if separately <= 0:
+            return 1.0
         chunks = [chunk for curve in stretch for chunk in curve.chunks[: curve.stops[curve.second]]]
         together = bench.error(kept_after(bench.structure.groups, chunks), mend)
-        factors[places] = np.clip(together / alone, LEAST_LEFT, 1.0)
         progress(ALONE + (1 - ALONE) * (places[-1] + 1) / len(curves))
+        return float(np.clip(together / separately, LEAST_LEFT, 1.0))
+
+    stretches = np.array_split(np.arange(len(curves)), stretch_count)
+    for places, factor in zip(stretches, each(stretches, remaining), strict=True):
+        factors[places] = factor
     return factors
 
 

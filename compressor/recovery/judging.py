@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..accuracy import evaluating
+from ..distributed import alone, rank, shares_out, sum_over_ranks, world
 from ..errors import DataError
 from ..graph.interface import answers, output_names
 from ..inputs.images import Batches
@@ -52,12 +54,21 @@ class Judge:
     def __init__(self, dense: fx.GraphModule, held: Batches, task: Task | None) -> None:
         if not len(held.images):
             raise DataError("there are no held-out images to tell when a recovery is to end; give more images")
-        self.dense, self.held, self.images = dense, held, len(held.images)
+        self.dense, self.images = dense, len(held.images)
+        self.is_shared = shares_out(len(held))  # else every rank looks at all of them
+        self.held = held.share(rank(), world()) if self.is_shared else held
         self.classifies = task is None or task.classifies
         self.metric = AGREEMENT if self.classifies else FIDELITY
         self._kept: dict[int, Leaves] = {}
         self._kept_bytes = 0
-        self.task = task or task_named("classification", reference=reference_of(self._answered_by_dense, held))
+        if task is None:
+            with self._together():
+                task = task_named("classification", reference=reference_of(self._answered_by_dense, self.held))
+        self.task = task
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Sums go over all ranks inside, where each has a share of the images."""
+        return nullcontext() if self.is_shared else alone()
 
     def _answered_by_dense(self, inputs: Inputs) -> Leaves:
         return _answers(self.dense, inputs)
@@ -78,10 +89,11 @@ class Judge:
             assert tally.dense is not None  # `fidelity` asks the network first
             return tally.dense
 
-        with evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad(), self._together():
             near = fidelity(predict, dense_predict, self.held).value
-        distance = np.nan_to_num(tally.distance / self.images, nan=FARTHEST, posinf=FARTHEST)
-        return Judgement(float(distance), near, tally.alike / self.images if self.classifies else near)
+            sums = sum_over_ranks({"distance": np.array(tally.distance), "alike": np.array(float(tally.alike))})
+        distance = np.nan_to_num(float(sums["distance"]) / self.images, nan=FARTHEST, posinf=FARTHEST)
+        return Judgement(float(distance), near, float(sums["alike"]) / self.images if self.classifies else near)
 
     def _dense_of(self, batch: int, inputs: Inputs) -> Leaves:
         """The batches come in the same order in every pass."""

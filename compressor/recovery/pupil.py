@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..distributed import rank, sum_tensor, world
 from ..graph.training import set_training
 from ..inputs.images import Batch, Batches
+from ..tensors import Inputs, count, mapped
 from .augmentation import augmented
 from .lessons import generator_at
 from .options import Setting
@@ -47,10 +49,41 @@ class Pupil:
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        loss = self.teaching.loss(inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._follow(inputs, targets)
         nn.utils.clip_grad_norm_(self._parameters(), MAX_GRADIENT_NORM)
         optimiser.step()
+
+    def _follow(self, inputs: Inputs, targets: Any) -> None:
+        """The gradient of the batch's mean loss, of which each rank works out the part of its own images.
+
+        Rank 1 of 2 has images 1, 3, ... of the view that all of them make. Statistics of a batch that normalisations
+        move are the mean of the ranks'.
+        """
+        images, ranks = count(inputs), world()
+        mine = slice(rank(), None, ranks) if ranks > 1 else slice(None)
+        own = mapped(lambda tensor: tensor[mine], inputs)
+        if count(own):
+            loss = self.teaching.loss(own, targets if targets is None else targets[mine]) * (count(own) / images)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if ranks > 1:
+            self._join(ranks)
+
+    @torch.no_grad()
+    def _join(self, ranks: int) -> None:
+        """Sums gradients over all ranks, and takes the mean of the tensors that are no parameters."""
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in self._parameters()
+        ]
+        buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
+        together = torch.cat([tensor.flatten() for tensor in (*gradients, *(buffer / ranks for buffer in buffers))])
+        sum_tensor(together)
+        sizes = [tensor.numel() for tensor in (*gradients, *buffers)]
+        parts = iter(torch.split(together, sizes))
+        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+            parameter.grad = next(parts).view_as(gradient)
+        for buffer in buffers:
+            buffer.copy_(next(parts).view_as(buffer))
 
     def state(self) -> State:
         """A copy of the tensors as they are."""

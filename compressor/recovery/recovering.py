@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from ..accuracy import batch_norms
+from ..distributed import from_first, rank
 from ..inputs.checkpoints import state_hash
 from ..inputs.images import Batches
 from ..records import Slices
@@ -75,12 +76,14 @@ def recover(
     judge = Judge(dense, held, task)
     teaching = Teaching(dense, network, judge.task, lessons, slices=slices, options=options)
     belongs = [asdict(options), state_hash(repaired), state_hash(dense), lessons.batch_size, list(lessons.images.names)]
-    checkpoint = Checkpoint(None if folder is None else folder / FILE, belongs, CHECKPOINT_S)
+    file = None if folder is None or rank() > 0 else folder / FILE
+    checkpoint = Checkpoint(file, belongs, CHECKPOINT_S)
     pupil = Pupil(network, teaching, lessons, options.seed)
     devices = [teaching.device] if teaching.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the caller's draws stay its own
         torch.manual_seed(options.seed)
-        recovery = _Recovering(pupil, judge, options, checkpoint, progress, clock).run()
+        # every rank goes by the first one's clock, so that all make the same steps
+        recovery = _Recovering(pupil, judge, options, checkpoint, progress, lambda: from_first(clock())).run()
     for parameter, was in learned.items():
         parameter.requires_grad_(was)
         parameter.grad = None
@@ -109,7 +112,7 @@ class _Recovering:
 
     def run(self) -> Recovery:
         """Trials and training; the best state is in the pupil afterwards."""
-        earlier = self.checkpoint.read()
+        earlier = from_first(self.checkpoint.read())
         if earlier is None:
             standing, best = self._begun()
             optimiser = self.pupil.begin(standing.setting)

@@ -32,27 +32,40 @@ class Bounds:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows x [groups, n, features], targets and what the dense network's clamp is given [groups, n, outputs]."""
+    """Rows x [groups, n, features], targets and what the dense network's clamp is given [groups, n, outputs].
+
+    `blocks` are the numbers of rows that came together, n in all. Products are of one block at a time, so that they are
+    the same on whichever rank it lies.
+    """
 
     x: Tensor
     targets: Tensor
     given: Tensor
+    blocks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.blocks = self.blocks or (self.x.shape[1],)
 
     @classmethod
     def empty(cls, groups: int, features: int, outputs: int, device: torch.device) -> Rows:
         """No rows of such a layer, for `joined` where a rank has none."""
-        return cls(*(torch.zeros(groups, 0, width, device=device) for width in (features, outputs, outputs)))
+        x, targets = (torch.zeros(groups, 0, width, device=device) for width in (features, outputs))
+        return cls(x, targets, targets.clone())
 
     @classmethod
     def joined(cls, chunks: list[Rows]) -> Rows:
         """One behind the other."""
         x = torch.cat([chunk.x for chunk in chunks], 1)
         targets = torch.cat([chunk.targets for chunk in chunks], 1)
-        return cls(x, targets, torch.cat([chunk.given for chunk in chunks], 1))
+        given = torch.cat([chunk.given for chunk in chunks], 1)
+        return cls(x, targets, given, tuple(block for chunk in chunks for block in chunk.blocks))
 
-    def part(self, rows: slice) -> Rows:
-        """Some of the rows, as views."""
-        return Rows(self.x[:, rows], self.targets[:, rows], self.given[:, rows])
+    def parted(self, first: int) -> tuple[Rows, Rows]:
+        """The first rows, which end with a block, and the others, as views."""
+        ends = np.cumsum(self.blocks)
+        count = int(np.searchsorted(ends, first, side="right"))  # blocks that lie before the cut
+        before = Rows(self.x[:, :first], self.targets[:, :first], self.given[:, :first], self.blocks[:count])
+        return before, Rows(self.x[:, first:], self.targets[:, first:], self.given[:, first:], self.blocks[count:])
 
 
 def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> float:
@@ -119,15 +132,20 @@ def _moves(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor, mean_x: 
 
 def _lacks(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """A few rows at a time, their outputs [groups, few, outputs], and what those lack."""
-    groups, n, features = rows.x.shape
+    groups, _, features = rows.x.shape
     few = max(1, CHUNK_ENTRIES // (groups * (features + weights.shape[1])))
-    for begin in range(0, n, few):
-        chunk = slice(begin, begin + few)
-        targets, clamp_input = rows.targets[:, chunk], rows.given[:, chunk]
-        outputs = torch.baddbmm(offset.to(rows.x).unsqueeze(1), rows.x[:, chunk], weights.to(rows.x).mT)
-        lack = targets - outputs
-        # Our clamp takes `clamp_input - lack`. Where the dense one's input is at -3 and the bound at 0, a lack of
-        # -2 leaves ours at -1, which is cut off again and counts 0; one of -4 leaves it at 1 and counts -1.
-        lack = torch.where(clamp_input <= bounds.low, (lack + bounds.low - clamp_input).clamp(max=0), lack)
-        lack = torch.where(clamp_input >= bounds.high, (lack + bounds.high - clamp_input).clamp(min=0), lack)
-        yield chunk, outputs, lack
+    ends = np.cumsum(rows.blocks)
+    for block_end, size in zip(ends.tolist(), rows.blocks, strict=True):
+        for begin in range(block_end - size, block_end, few):
+            yield _lack_of(rows, bounds, weights, offset, slice(begin, min(begin + few, block_end)))
+
+
+def _lack_of(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor, chunk: slice) -> tuple[slice, Tensor, Tensor]:
+    targets, clamp_input = rows.targets[:, chunk], rows.given[:, chunk]
+    outputs = torch.baddbmm(offset.to(rows.x).unsqueeze(1), rows.x[:, chunk], weights.to(rows.x).mT)
+    lack = targets - outputs
+    # Our clamp takes `clamp_input - lack`. Where the dense one's input is at -3 and the bound at 0, a lack of
+    # -2 leaves ours at -1, which is cut off again and counts 0; one of -4 leaves it at 1 and counts -1.
+    lack = torch.where(clamp_input <= bounds.low, (lack + bounds.low - clamp_input).clamp(max=0), lack)
+    lack = torch.where(clamp_input >= bounds.high, (lack + bounds.high - clamp_input).clamp(min=0), lack)
+    return chunk, outputs, lack

@@ -312,8 +312,7 @@ def _clamped_is_better(fit: Fit, statistics: Statistics, left: least_squares.Mom
     bounds, rows = statistics.bounds, statistics.rows
     if bounds is None or rows is None or any(float(fold.count) == 0 for fold in statistics.folds):
         return False
-    first = rows.part(slice(statistics.rows_of_first))
-    second = rows.part(slice(statistics.rows_of_first, None))
+    first, second = rows.parted(statistics.rows_of_first)
     problem = least_squares.problem_of(left, fit.has_intercept)
     change = least_squares.correction(problem, ridge)
     solution = clamped.solve(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..distributed import joined_over_ranks, sum_over_ranks
+from ..distributed import from_first, joined_over_ranks, sum_over_ranks
 from ..graph.lockstep import Lockstep, Values, run_node
 from ..graph.operators import arguments
 from ..graph.samples import Samples
@@ -187,8 +187,8 @@ class Gathering:
             if bool(chosen.any()):
                 sums.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
             if clamp_inputs is not None:
-                few = [value[:, chosen][:, :, is_held].flatten(1, 2) for value in (rows, targets, clamp_inputs)]
-                self.clamped_rows[number].append(clamped.Rows(*(value.float() for value in few)))
+                few = [value[:, chosen][:, :, is_held].flatten(1, 2).float() for value in (rows, targets, clamp_inputs)]
+                self.clamped_rows[number].append(clamped.Rows(few[0], few[1], few[2]))
 
     def whole_sample(self) -> dual.Sample:
         """The rows of all ranks."""
@@ -233,9 +233,13 @@ def _tokens_of(value: Tensor, n: int) -> Tensor:
 
 
 def _empty_sums(rows: Tensor, targets: Tensor) -> list[least_squares.MomentSums]:
-    """For two folds, counted from the mean of these rows and targets [groups, n, ...]."""
+    """For two folds, counted from the mean of these rows and targets [groups, n, ...], on every rank the first one's.
+
+    So a batch's products are the same on whichever rank it lies.
+    """
     groups, _, features = rows.shape
-    origin = rows.mean(1), targets.mean(1)
+    firsts = from_first((rows.mean(1).cpu(), targets.mean(1).cpu()))
+    origin = firsts[0].to(rows.device), firsts[1].to(rows.device)
     return [least_squares.MomentSums(groups, features, targets.shape[-1], rows.device, origin) for _ in range(2)]
 
 

@@ -18,7 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..device import usage
 from ..device.usage import Usage
-from ..errors import CompressorError, FolderError
+from ..distributed import by_first, bytes_from_first, from_first, gathered, rank, world
+from ..errors import CompressorError, FolderError, RanksError
 from ..files import (
     content_hash,
     file_sha256,
@@ -28,9 +29,11 @@ from ..files import (
     recorded,
     replacing,
     signed,
+    write_bytes,
     write_json,
     write_record,
 )
+from ..inputs.images import Batches
 from .fingerprints import Known, fingerprint, source_hash
 from .locks import LOCK, locked, require_unlocked
 
@@ -110,14 +113,42 @@ class Stages:
             return False
 
     def do(
-        self, name: str, inputs: object, write: Callable[[], None], read: Callable[[], T], *, spent: Usage | None = None
+        self,
+        name: str,
+        inputs: object,
+        write: Callable[[], None],
+        read: Callable[[], T],
+        *,
+        spent: Usage | None = None,
+        together: bool = False,
     ) -> T:
         """Writes the stage's files unless they stand for the same inputs, then reads them.
 
         Files that are gone, changed, damaged or not understood count as not written, and are named. `spent` went into
-        the stage before it was written.
+        the stage before it was written. Of several processes (`distributed`) the first decides, and its files are what
+        all of them read, each in a folder of its own; it writes alone, or all do, `together`, each from its own share.
         """
         key = _key_of(name, inputs)
+        if world() == 1:
+            return self._of_one(name, key, write, read, spent)
+        if not together:
+            by_first(lambda: self._of_one(name, key, write, lambda: None, spent))
+        else:
+            _require_alike(name, key)
+            if not by_first(lambda: self._reused(name, key, lambda: None)[0]):
+                self._write_anew(name, key, write, spent)
+        self._take_from_first(name)
+        return read()
+
+    def _of_one(self, name: str, key: str, write: Callable[[], None], read: Callable[[], T], spent: Usage | None) -> T:
+        reused, result = self._reused(name, key, read)
+        if reused:
+            return cast(T, result)
+        self._write_anew(name, key, write, spent)
+        return read()
+
+    def _reused(self, name: str, key: str, read: Callable[[], T]) -> tuple[bool, T | None]:
+        """Whether the stage was finished with that key, and then its result."""
         try:
             marker = self._finished(name, key)
             result = None if marker is None else read()
@@ -129,7 +160,10 @@ class Stages:
                 self.notify(f"{name} (done before)", 1.0)
                 self.reused.append(name)
                 self._keep(name, marker)
-                return cast(T, result)
+                return True, result
+        return False, None
+
+    def _write_anew(self, name: str, key: str, write: Callable[[], None], spent: Usage | None) -> None:
         self.notify(name, 0.0)
         self.retract()
         self._path(name).unlink(missing_ok=True)
@@ -141,17 +175,36 @@ class Stages:
         write_json(self._path(name), signed({"schema": _MARKER, **asdict(marker)}))
         self._keep(name, marker)
         self.notify(name, 1.0)
-        return read()
+
+    def _take_from_first(self, name: str) -> None:
+        """The stage's files as the first process wrote them, in place of this one's."""
+        mine = rank() == 0
+        marker = from_first(_read_marker(self._path(name)) if mine else None)
+        assert marker is not None
+        for file in (*marker.files, f"stages/{name}.json"):
+            data = bytes_from_first((self.folder / file).read_bytes() if mine else None)
+            if not mine:
+                write_bytes(self.folder / file, data)
+        if not mine:
+            self._keep(name, marker)
 
     def make(
-        self, name: str, compute: Callable[..., T], keeper: Keeper[T], *, place: object = None, **inputs: object
+        self,
+        name: str,
+        compute: Callable[..., T],
+        keeper: Keeper[T],
+        *,
+        place: object = None,
+        together: bool = False,
+        **inputs: object,
     ) -> T:
         """What `compute` makes of the inputs, from disk where the stage was finished with the same ones.
 
         `compute` is a plain function and gets each input by its name, and `progress` (see `Progress`): it sees nothing
         else, so that the key, made from the very same inputs, holds all that the result depends on. An input that is
         `Known` goes in by what is known of it; its value is what `compute` gets. `place` is what the result depends on
-        and nobody is given: the versions of libraries, the machine, its GPU.
+        and nobody is given: the versions of libraries, the machine, its GPU. A stage that is given one process's share
+        of images is done by all `together` (see `do`).
         """
         if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
             raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
@@ -164,7 +217,9 @@ class Stages:
             keeper.write(self.folder, compute(**values, progress=progress))
 
         prints = {key: fingerprint(argument) for key, argument in inputs.items()}
-        return self.do(name, [compute.__qualname__, place, prints], write, lambda: keeper.read(self.folder))
+        together = together or any(map(_is_share, inputs.values()))
+        key = [compute.__qualname__, place, prints]
+        return self.do(name, key, write, lambda: keeper.read(self.folder), together=together)
 
     def _keep(self, name: str, marker: Marker) -> None:
         self.keys[name] = content_hash(marker.key, marker.files)
@@ -241,6 +296,23 @@ class Stages:
 def _key_of(name: str, inputs: object) -> str:
     """Of all that goes into a stage: its inputs, and the code as it is now."""
     return content_hash(name, source_hash(), inputs)
+
+
+def _is_share(argument: object) -> bool:
+    """Whether these are one process's batches among others'."""
+    value = argument.value if isinstance(argument, Known) else argument
+    return isinstance(value, Batches) and value.turns[1] > 1
+
+
+def _require_alike(name: str, key: str) -> None:
+    """Raises RanksError in every process where one of them was given something else."""
+    keys = gathered(key)
+    others = [str(number) for number, other in enumerate(keys) if other != keys[0]]
+    if others:
+        raise RanksError(
+            f"{name}: process {', '.join(others)} of this run has other code, weights or images than process 0; give "
+            "all of them the same"
+        )
 
 
 def recorded_files(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 from ..choices import require_known
 from ..device import feeds
 from ..device.feeds import Arrays
+from ..distributed import gathered, rank, shares_out, world
 from ..errors import DataError, ModelError
 from ..export.exportable import require_exportable
 from ..graph import trace
@@ -99,6 +101,16 @@ class Work:
             if sum(feeds.count(part) for part in gathered) >= count:
                 break
         return feeds.mapped(lambda array: np.resize(array, (count, *array.shape[1:])), feeds.joined(gathered))
+
+
+def own_share(images: Known) -> Known:
+    """Of a stage's images those batches that this process looks at, where there are several and a batch for each.
+
+    A stage that takes a share is done by all of them together, and its sums go over all.
+    """
+    if not shares_out(len(images.value)):
+        return images
+    return replace(images, value=images.value.share(rank(), world()))
 
 
 def arrays_of(inputs: Inputs) -> Arrays:
@@ -230,11 +242,16 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
 @torch.no_grad()
 def _labelled_by(dense: fx.GraphModule, images: Source, batch_size: int) -> Source:
     """The images with the class that the dense network gives each of them."""
-    answers_by_batch = []
-    for inputs, _ in batches(images, batch_size) if len(images) else ():
+    if not len(images):
+        return images
+    mine = batches(images, batch_size).share(rank(), world())
+    labels_by_batch = []  # of this process's batches
+    for inputs, _ in mine:
         (logits,) = answers(dense, inputs_to(inputs, device_of(dense)))
-        answers_by_batch.append(logits.argmax(1).cpu().numpy())
-    labels = np.concatenate(answers_by_batch) if answers_by_batch else np.zeros(0, np.int64)
+        labels_by_batch.append(logits.argmax(1).cpu().numpy())
+    # processes 0 and 1 hold batches 0, 2 and 1, 3: they come in turns
+    by_turn = itertools.chain.from_iterable(itertools.zip_longest(*gathered(labels_by_batch)))
+    labels = np.concatenate([some for some in by_turn if some is not None])
     return images.labelled(labels.astype(np.int64))
 
 

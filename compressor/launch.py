@@ -1,0 +1,27 @@
+"""What `torchrun` told this process of the others, by its environment alone: quick to read, no library needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def launched_rank() -> int:
+    """This process's number among those that `torchrun` started; 0 where it did not."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
+def is_launched() -> bool:
+    """Whether `torchrun` started this process as one of several."""
+    given = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return given and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def end_as_interrupted() -> None:
+    """`torchrun` ends the others with SIGTERM where one of them fails: it counts as Ctrl-C, which leaves no scratch."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -7,6 +7,7 @@ the first process does while the others wait (`by_first`). Knows nothing of what
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ TIMEOUT_VARIABLE = "COMPRESSOR_RANKS_TIMEOUT"  # seconds, in place of `TIMEOUT_S
 _BEAT = 0.25  # of the time-out: so often a process that works alone tells the others that it is alive
 _AT_ONCE = 1 << 26  # bytes of a file that are sent at a time
 _PATIENCE_S = 3.0  # the first process fails for the same reason, says so, and `torchrun` ends the others
+_NOTICE, _KNOCK_S = "compressor/port", 2.0
 _WAITING, _DONE, _FAILED = 0, 1, 2
 
 
@@ -61,8 +63,16 @@ def process_group() -> Iterator[None]:
         has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= max(1, local_world)
         if has_gpu:
             torch.cuda.set_device(local)
+        timeout = timedelta(seconds=seconds)
         with _reaching_others():
-            distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=seconds))
+            store = _meeting_place(timeout)
+            distributed.init_process_group(
+                "nccl" if has_gpu else "gloo",
+                timeout=timeout,
+                store=store,
+                rank=launched_rank(),
+                world_size=int(os.environ["WORLD_SIZE"]),
+            )
     try:
         yield
     except CompressorError:
@@ -72,6 +82,39 @@ def process_group() -> Iterator[None]:
     finally:
         if made:
             _leave()
+
+
+def _meeting_place(timeout: timedelta) -> Any:
+    """Where the processes find each other: a store that the first of them opens, and no restart has seen before.
+
+    `torchrun`'s own store outlives a restart with all that was written there, and processes that read where those of
+    the attempt before were listening wait for ever (github.com/pytorch/pytorch/issues/135712).
+    """
+    host, port, rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), launched_rank()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # no `torchrun`: the first one opens it there
+        return _store(host, port, timeout, opens=rank == 0)
+    noticeboard = _store(host, port, timeout, opens=False)
+    if rank == 0:
+        store = _store(host, 0, timeout, opens=True)
+        noticeboard.set(_NOTICE, str(store.port))
+        return store
+    latest = time.monotonic() + timeout.total_seconds()
+    while True:
+        noticed = int(noticeboard.get(_NOTICE))
+        try:
+            socket.create_connection((host, noticed), timeout=_KNOCK_S).close()
+        except OSError:  # the attempt's before; nobody listens there any more
+            if time.monotonic() > latest:
+                raise RanksError(f"the first process is not to be reached at {host}, port {noticed}") from None
+            time.sleep(_KNOCK_S / 10)
+        else:
+            return _store(host, noticed, timeout, opens=False)
+
+
+def _store(host: str, port: int, timeout: timedelta, *, opens: bool) -> Any:
+    """PyTorch's store at that port, 0 for a free one."""
+    make: Any = getattr(distributed, "TCPStore")  # noqa: B009  the library does not declare it
+    return make(host, port, is_master=opens, timeout=timeout, wait_for_workers=False)
 
 
 def _leave() -> None:

@@ -22,6 +22,7 @@ def end_as_interrupted() -> None:
     """`torchrun` ends the others with SIGTERM where one of them fails: it counts as Ctrl-C, which leaves no scratch."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the end must not be interrupted
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)

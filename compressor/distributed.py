@@ -6,6 +6,7 @@ the first process does while the others wait (`by_first`). Knows nothing of what
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -201,8 +202,7 @@ def each(pieces: Sequence[P], work: Callable[[P], T]) -> list[T]:
     mine = own_share(pieces)
     with alone():
         made = [work(piece) for piece in mine]
-    of_ranks = gathered(made)
-    return [of_ranks[number % len(of_ranks)][number // len(of_ranks)] for number in range(len(pieces))]
+    return in_turns(made)
 
 
 def sent_bytes() -> int:
@@ -263,6 +263,12 @@ def joined_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]
     _of_run().sent_bytes += sum(array.nbytes for array in values.values())
     of_ranks = gathered(dict(values))
     return {name: np.concatenate([arrays[name] for arrays in of_ranks]) for name in values}
+
+
+def in_turns(pieces: Sequence[T]) -> list[T]:
+    """All ranks' pieces in the order that they had before `own_share` dealt them out."""
+    dealt = itertools.zip_longest(*gathered([[piece] for piece in pieces]), fillvalue=())
+    return [piece for turn in dealt for box in turn for piece in box]
 
 
 def from_first(value: T) -> T:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from ..distributed import from_first, gathered, sum_count, sum_over_ranks, world
+from ..distributed import from_first, in_turns, sum_count, sum_over_ranks, world
 from ..graph import Watcher, fetch
 from ..graph.operators import arguments
 from ..graph.samples import Samples
@@ -249,14 +249,8 @@ class _Sums:
         """All ranks' rows, batch by batch in the order that they had before they were dealt out."""
         if world() == 1:
             return
-        of_ranks = gathered([rows.cpu().numpy() for rows in self.rows])
-        longest = max(map(len, of_ranks))
-        in_order = [
-            torch.from_numpy(of_one[number])
-            for begin in range(0, longest, self.uses)
-            for of_one in of_ranks
-            for number in range(begin, min(begin + self.uses, len(of_one)))
-        ]
+        own = [self.rows[begin : begin + self.uses] for begin in range(0, len(self.rows), self.uses)]  # by batch
+        in_order = [rows for batch in in_turns([[rows.cpu() for rows in batch] for batch in own]) for rows in batch]
         device = self.x.device
         self.rows = [rows.to(device) for rows in in_order]
         self.count = sum(map(len, self.rows))

@@ -31,6 +31,10 @@ class Sample:
         y = torch.cat([chunk.y for chunk in chunks])
         return cls(x, y, torch.cat([chunk.fold for chunk in chunks]))
 
+    def to(self, device: torch.device) -> Sample:
+        """The same there."""
+        return Sample(self.x.to(device), self.y.to(device), self.fold.to(device))
+
     def error(self, weights: Tensor, offset: Tensor) -> float:
         """Mean squared error per row, summed over all outputs."""
         outputs = torch.addmm(offset.to(self.x), self.x, weights.to(self.x).mT)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..distributed import from_first, joined_over_ranks, sum_over_ranks
+from ..distributed import from_first, in_turns, sum_over_ranks
 from ..graph.lockstep import Lockstep, Values, run_node
 from ..graph.operators import arguments
 from ..graph.samples import Samples
 from ..graph.windows import Window, position_count, rows_of, targets_of
+from ..placement import CPU
 from . import clamped, dual, least_squares
 from .consumers import Layer
 
@@ -95,13 +96,15 @@ class Gathering:
     wanted_rows: int
     held_rows: int
     bounds: clamped.Bounds | None
-    sample: list[dual.Sample] | None  # instead of sums, where rows are fewer than features
+    sample: list[list[dual.Sample]] | None  # of each batch, instead of sums, where rows are fewer than features
     obstacle: str = ""
     sums: list[least_squares.MomentSums] = field(default_factory=list)
     clamped_rows: tuple[list[clamped.Rows], list[clamped.Rows]] = field(default_factory=lambda: ([], []))
 
     def visit(self, batch: int, dense: Values, pruned: Values) -> None:
         """Takes in one batch."""
+        if self.sample is not None:
+            self.sample.append([])
         for use in self.uses:
             if not self.obstacle:
                 self._take_in(use, batch, dense, pruned)
@@ -177,7 +180,7 @@ class Gathering:
         """
         if self.sample is not None:  # one group only
             fold_of_row = fold.repeat_interleave(rows.shape[2])
-            self.sample.append(dual.Sample(rows[0].flatten(0, 1), targets[0].flatten(0, 1), fold_of_row))
+            self.sample[-1].append(dual.Sample(rows[0].flatten(0, 1), targets[0].flatten(0, 1), fold_of_row))
             return
 
         if not self.sums:
@@ -191,17 +194,10 @@ class Gathering:
                 self.clamped_rows[number].append(clamped.Rows(few[0], few[1], few[2]))
 
     def whole_sample(self) -> dual.Sample:
-        """The rows of all ranks."""
-        own_rows = dual.Sample.joined(self.sample or [self._no_rows()])  # a rank may have no image
-        arrays = {name: getattr(own_rows, name).cpu().numpy() for name in ("x", "y", "fold")}
-        joined = joined_over_ranks(arrays)
-        return dual.Sample(**{name: torch.as_tensor(array).to(own_rows.x.device) for name, array in joined.items()})
-
-    def _no_rows(self) -> dual.Sample:
-        _, outputs, features = self.fit.start.shape
+        """The rows of all ranks, in the order of the batches."""
         device = self.fit.start.device
-        x, y = torch.zeros(0, features, device=device), torch.zeros(0, outputs, device=device)
-        return dual.Sample(x, y, torch.zeros(0, device=device))
+        own = [[chunk.to(CPU) for chunk in batch] for batch in self.sample or ()]
+        return dual.Sample.joined([chunk for batch in in_turns(own) for chunk in batch]).to(device)
 
     def statistics(self) -> Statistics:
         """What was taken in by all ranks; of the rows in front of a clamp each rank keeps its own."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -16,7 +15,7 @@ from torch import Tensor, fx
 from ..choices import require_known
 from ..device import feeds
 from ..device.feeds import Arrays
-from ..distributed import gathered, rank, shares_out, world
+from ..distributed import in_turns, rank, shares_out, world
 from ..errors import DataError, ModelError
 from ..export.exportable import require_exportable
 from ..graph import trace
@@ -249,9 +248,7 @@ def _labelled_by(dense: fx.GraphModule, images: Source, batch_size: int) -> Sour
     for inputs, _ in mine:
         (logits,) = answers(dense, inputs_to(inputs, device_of(dense)))
         labels_by_batch.append(logits.argmax(1).cpu().numpy())
-    # processes 0 and 1 hold batches 0, 2 and 1, 3: they come in turns
-    by_turn = itertools.chain.from_iterable(itertools.zip_longest(*gathered(labels_by_batch)))
-    labels = np.concatenate([some for some in by_turn if some is not None])
+    labels = np.concatenate(in_turns(labels_by_batch))
     return images.labelled(labels.astype(np.int64))
 
 

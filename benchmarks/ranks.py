@@ -1,0 +1,193 @@
+"""What several processes make of one run: how much faster, how many bytes they send, and whether it stays the same.
+
+In: networks, numbers of processes, images (noise, or `--data`). Each number of processes is started by `torchrun`, one
+thread each, in turns; scoring, covariances, measured loss and repair are timed between barriers. Out: a table, and as
+the last line one JSON object: medians, efficiency (time of one over that of n, times n), bytes each process gave to
+sums, and how far scores, plan and repaired weights lie from those of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor import distributed
+from compressor.budgets import Budget
+from compressor.criteria import CRITERIA, LEARNED
+from compressor.graph import trace
+from compressor.inputs.examples import examples_in_memory
+from compressor.inputs.images import Batches, batches, overridden
+from compressor.inputs.models import load_model
+from compressor.inputs.samples import Sample
+from compressor.inputs.sources import load_images
+from compressor.planning import RankingOptions, make_plan, measure_scores
+from compressor.planning.budget import least_share
+from compressor.planning.covariance import collect
+from compressor.pruning import find_structure, prune, slices_of
+from compressor.relevance import score
+from compressor.repair import compensate
+from compressor.repair.consumers import find_layers
+
+RANKING = RankingOptions(normalisation="none", per_cost=1)
+STEPS = ("scoring", "covariances", "measured loss", "repair")
+
+
+def main() -> None:
+    options = _options()
+    if options.worker:
+        _work(options)
+        return
+    results = {name: _compared(name, options) for name in options.models.split(",")}
+    print(json.dumps(results))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="torchvision:resnet18,torchvision:mobilenet_v2")
+    parser.add_argument("--ranks", default="1,2", help="numbers of processes, the first is compared with")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--size", type=int, default=96, help="pixels")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--data", default="", help="real images, as --data of the command line; without: noise")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--all-criteria", action="store_true", help="compare the scores of every criterion")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _compared(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers of processes in turns, so that a machine that changes its speed changes it for all."""
+    numbers = [int(text) for text in options.ranks.split(",")]
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(options.repeats):
+            for number in numbers:
+                out = Path(folder, f"{number}-{repeat}")
+                _start(name, number, out, options)
+                found[number].append(json.loads(out.with_suffix(".json").read_text()))
+        first = dict(np.load(Path(folder, f"{numbers[0]}-0.npz")))
+        apart = {number: _apart(first, dict(np.load(Path(folder, f"{number}-0.npz")))) for number in numbers[1:]}
+    rows: dict[str, Any] = {"images": options.images, "size": options.size, "apart": apart}
+    print(f"{name}, {options.images} images of {options.size} px")
+    for step in STEPS:
+        seconds = {number: median(run[step]["seconds"] for run in found[number]) for number in numbers}
+        base = numbers[0] * seconds[numbers[0]]
+        efficiency = {number: base / (number * seconds[number]) for number in numbers}
+        sent = {number: found[number][0][step]["sent_bytes"] for number in numbers}
+        rows[step] = {"seconds": seconds, "efficiency": efficiency, "sent_bytes": sent}
+        text = ", ".join(f"{n}: {seconds[n]:.2f} s ({efficiency[n]:.0%}, {sent[n] / 1e6:.1f} MB)" for n in numbers)
+        print(f"  {step:14} {text}")
+    for number, distances in apart.items():
+        print(f"  {number} processes and {numbers[0]}: {distances}")
+    return rows
+
+
+def _start(name: str, number: int, out: Path, options: argparse.Namespace) -> None:
+    given = ["--models", name, "--worker", str(out), "--images", str(options.images), "--size", str(options.size)]
+    given += ["--batch", str(options.batch), "--data", options.data]
+    given += ["--all-criteria"] if options.all_criteria else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command = [sys.executable, *launcher, __file__, *given]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The largest distance of scores and weights, over the largest entry; whether the plans are the same."""
+    apart: dict[str, Any] = {"same_plan": True}
+    for key, expected in one.items():
+        kind = key.split("|")[0]
+        if kind == "plan":
+            apart["same_plan"] = apart["same_plan"] and np.array_equal(expected, other[key])
+            continue
+        distance = float(np.abs(other[key] - expected).max(initial=0)) / max(
+            float(np.abs(expected).max(initial=0)), 1e-30
+        )
+        apart[kind] = max(apart.get(kind, 0.0), distance)
+    return apart
+
+
+def _work(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    with distributed.process_group():
+        times, arrays = _measured(options)
+        if distributed.rank() == 0:
+            out = Path(options.worker)
+            np.savez(out.with_suffix(".npz"), **arrays)
+            out.with_suffix(".json").write_text(json.dumps(times))
+
+
+def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    images = _images(options)
+    share = images.share(distributed.rank(), distributed.world())
+    example = next(iter(images))[0][:2]
+    module = load_model(options.models, "none", seed=0).module.eval()
+    graph = trace(module, example)
+    structure = find_structure(graph, example)
+    layers, _ = find_layers(graph, set(graph.graph.nodes))
+    list(images)  # decoded once
+    score(graph, structure.groups, [next(iter(share))], criterion="lrp")  # nothing is imported while it is timed
+
+    times: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+
+    def timed(step: str, work: Callable[[], Any]) -> Any:
+        distributed.sum_count(0)  # all begin at once
+        begin, sent = time.perf_counter(), distributed.sent_bytes()
+        result = work()
+        distributed.sum_count(0)
+        times[step] = {"seconds": time.perf_counter() - begin, "sent_bytes": distributed.sent_bytes() - sent}
+        return result
+
+    scores = timed("scoring", lambda: score(graph, structure.groups, share, criterion="lrp"))
+    timed("covariances", lambda: collect(graph, layers, [inputs for inputs, _ in share]))
+    measured = timed("measured loss", lambda: measure_scores(graph, structure, scores, list(images), RANKING))
+    budget = Budget("macs", max(0.5, 1.05 * least_share(graph, structure, measured, "macs", RANKING)))
+    plan = make_plan(graph, structure, measured, budget, RANKING)
+    small, _ = prune(graph, structure, plan)
+    slices = slices_of(graph, structure, plan.kept)
+    timed("repair", lambda: compensate(graph, small, slices, share))
+
+    criteria = sorted(set(CRITERIA) - set(LEARNED)) if options.all_criteria else ["lrp"]
+    for criterion in criteria:
+        values = score(graph, structure.groups, share, criterion=criterion).values
+        arrays |= {f"{criterion}|{name}": array for name, array in values.items()}
+    arrays |= {f"measured|{name}": values for name, values in measured.values.items()}
+    arrays |= {f"plan|{name}": kept for name, kept in plan.kept.items()}
+    arrays |= {f"repaired|{name}": tensor.numpy() for name, tensor in small.state_dict().items()}
+    return times, arrays
+
+
+def _images(options: argparse.Namespace) -> Batches:
+    if options.data:
+        source = load_images(options.data)
+        model = load_model(options.models, "none", seed=0)
+        assert model.preprocessing is not None
+        how = overridden(model.preprocessing, size=options.size)
+        return batches(source.prepared(how).subset(np.arange(options.images)), options.batch)
+    generator = torch.Generator().manual_seed(1)
+    names = [f"{index:05d}" for index in range(options.images)]
+    samples = [Sample(_noise(options.size, generator), torch.tensor(index % 10)) for index in range(options.images)]
+    return batches(examples_in_memory("noise", samples, names), options.batch)
+
+
+def _noise(size: int, generator: torch.Generator) -> Tensor:
+    """[3, size, size], smooth."""
+    coarse = torch.randn(1, 3, 8, 8, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ pruned graph cannot have changed are computed once and shared. Knows nothing of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,21 @@ def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return graph.get_submodule(str(node.target))(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """The inputs of batches, made anew whenever they are gone through: they are never all in memory."""
+
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return map(images_of, self.batches)
+
+
+def inputs_of(batches: Iterable[Batch]) -> Iterable[Inputs]:
+    """The inputs alone, as often as they are gone through; held where the batches come only once."""
+    return list(map(images_of, batches)) if isinstance(batches, Iterator) else Reread(batches)
 
 
 def attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -409,6 +409,13 @@ class Batches:
         first, apart = self.turns
         return len(range(first, math.ceil(len(self.images) / self.batch_size), apart))
 
+    @property
+    def image_count(self) -> int:
+        """How many images the batches hold, without decoding any."""
+        first, apart = self.turns
+        starts = range(first * self.batch_size, len(self.images), apart * self.batch_size)
+        return sum(min(self.batch_size, len(self.images) - start) for start in starts)
+
     def share(self, rank: int, world: int) -> Batches:
         """Every `world`-th batch from `rank` on, the same as among all; what was decoded already is not again."""
         shared = Batches(self.images, self.batch_size, cache_bytes=self._cache_bytes, turns=(rank, world))

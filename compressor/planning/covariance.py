@@ -118,13 +118,13 @@ def collect(
 ) -> dict[fx.Node, Inputs]:
     """One pass over the images; sums over ranks, each of which has batches of its own, dealt out in turns.
 
-    Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are
-    `layouts_of` the graph's layers, where they are known already.
+    `images` are gone through twice. Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are
+    left out. `layouts` are `layouts_of` the graph's layers, where they are known already.
     """
-    batches = list(images)
-    image_count = sum_count(sum(count(batch) for batch in batches))
+    own = list(map(count, images))  # by batch
+    image_count = sum_count(sum(own))
     if layouts is None:
-        layouts = layouts_of(graph, layers, batches[0]) if batches else {}
+        layouts = layouts_of(graph, layers, next(iter(images))) if own else {}
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
     used = {use.node: node for node, layer in layers.items() for use in layer.uses}
     input_layouts = {use: layouts.get(arguments(use)["input"].name) for use in used}
@@ -155,13 +155,13 @@ def collect(
         return value
 
     walk = Watcher(graph, watch)
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(images):
         n = count(batch)
         walk.run(*as_tuple(inputs_to(batch, device)))
         if index == 0:
             _settle_origins(sums)
-        progress((index + 1) / len(batches))
-    if not batches:
+        progress((index + 1) / len(own))
+    if not own:
         _settle_origins(sums)
     return {node: rows.inputs(device) for node, rows in sums.items()}
 

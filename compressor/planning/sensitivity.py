@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..distributed import alone, each, own_share, shares_out
+from ..distributed import alone, each, own_share, rank, shares_out, world
 from ..errors import DataError
 from ..graph import fetch
 from ..graph.interface import output_names
-from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, run_node
+from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, inputs_of, run_node
 from ..graph.neighbours import computed_operands
+from ..inputs.images import Batches
+from ..inputs.images import batches as batches_of
 from ..placement import device_of, release
 from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
@@ -51,6 +53,7 @@ LIGHT = CompensationOptions(
 ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
 COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
 Progress = Callable[[float], None]
+_Images: TypeAlias = "Batches | list[NetworkInputs]"  # images of which not all need be in memory, or all are
 Mend = Callable[[fx.GraphModule, Slices], object]
 
 
@@ -103,7 +106,8 @@ def measure_scores(
     images that covariances are made of, then the groups. How far answers lie apart is for `task` to
     say, without one the network is a classifier. Rank the scores with normalisation "none", per_cost 1.
     """
-    probing, fitting = _parts([images_of(batch) for batch in batches], options.probes)
+    pool: _Images = batches if isinstance(batches, Batches) else [images_of(batch) for batch in batches]
+    probing, fitting = _parts(pool, options.probes)
     layers, _ = find_layers(graph, set(graph.graph.nodes))
     layouts = layouts_of(graph, layers, probing[0])
     bench = _Bench(graph, structure, layers, probing, task)
@@ -134,7 +138,7 @@ def _curves_of(
     bench: _Bench,
     pack: Sequence[Group],
     readers: Mapping[str, Mapping[fx.Node, IntArray]],
-    images: Sequence[NetworkInputs],
+    images: _Images,
     layouts: Layouts,
     scores: Scores,
     worth: Mapping[str, FloatArray],
@@ -169,27 +173,35 @@ def _curves_of(
 def _collected(
     graph: fx.GraphModule,
     reading: Mapping[fx.Node, Layer],
-    images: Sequence[NetworkInputs],
+    images: _Images,
     layouts: Layouts,
     progress: Progress,
 ) -> dict[fx.Node, Inputs]:
     """Each rank looks at its share of the batches; where there are fewer than ranks, at all of them."""
     if shares_out(len(images)):
-        return collect(graph, reading, own_share(images), layouts=layouts, progress=progress)
+        share = images.share(rank(), world()) if isinstance(images, Batches) else own_share(images)
+        return collect(graph, reading, inputs_of(share), layouts=layouts, progress=progress)
     with alone():
-        return collect(graph, reading, images, layouts=layouts, progress=progress)
+        return collect(graph, reading, inputs_of(images), layouts=layouts, progress=progress)
 
 
-def _parts(images: Sequence[NetworkInputs], probes: int) -> tuple[list[NetworkInputs], list[NetworkInputs]]:
+def _parts(images: _Images, probes: int) -> tuple[list[NetworkInputs], _Images]:
     """Images that measure and images that repair; the same where there are too few to part."""
-    total = sum(count(part) for part in images)
+    total = len(images.images) if isinstance(images, Batches) else sum(count(part) for part in images)
     if not total:
         raise DataError("no image was given to measure losses on; expected at least one: check the calibration images")
     measuring = min(probes, total // 5)
     if measuring == 0:
-        return list(images), list(images)
-    everything, size = joined(images), count(images[0])
-    return parted(cut(everything, 0, measuring), size), parted(cut(everything, measuring, total), size)
+        return list(inputs_of(images)), images
+    return list(inputs_of(_some(images, 0, measuring))), _some(images, measuring, total)
+
+
+def _some(images: _Images, start: int, stop: int) -> _Images:
+    """The images from `start` to before `stop`, in batches of the same size."""
+    if isinstance(images, Batches):
+        stop = min(stop, len(images.images))
+        return batches_of(images.images.subset(np.arange(start, stop)), images.batch_size)
+    return parted(cut(joined(images), start, stop), count(images[0]))
 
 
 def _packs(
@@ -238,7 +250,7 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
 def _remaining(
     bench: _Bench,
     curves: Sequence[_Curve],
-    images: Sequence[NetworkInputs],
+    images: _Images,
     layouts: Layouts,
     options: SensitivityOptions,
     progress: Progress,
@@ -249,7 +261,7 @@ def _remaining(
     """
     factors = np.ones(len(curves))
     # every rank has the first images: a stretch is one rank's
-    few_images = [(part, None) for part in parted(cut(joined(images), 0, options.repairing), count(images[0]))]
+    few_images = [(part, None) for part in inputs_of(_some(images, 0, options.repairing))]
     stretch_count = min(options.stretches, len(curves))
     if not stretch_count:
         return factors

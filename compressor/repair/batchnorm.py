@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ..accuracy import evaluating
 from ..distributed import sum_over_ranks
 from ..graph import aten, fetch, store, trace
-from ..graph.lockstep import Batch, Lockstep, Values, changed_nodes, images_of
+from ..graph.lockstep import Batch, Lockstep, Values, changed_nodes, inputs_of
 from ..graph.operators import arguments
 from ..placement import CPU, device_of, placed
 from ..records import Slices
@@ -40,7 +40,7 @@ def reestimate(
     gets the statistics of the images: a `reference` is for graphs alone.
     Values that wait between layers lie in files beyond `limit_bytes`.
     """
-    images = [images_of(batch) for batch in batches]
+    images = inputs_of(batches)
     if not isinstance(network, fx.GraphModule):
         return _reestimate_module(network, images, limit_bytes)
 
@@ -59,9 +59,9 @@ def reestimate(
         return _walk(walk, slices, matching=reference is not None)
 
 
-def _reestimate_module(module: nn.Module, images: list[Inputs], limit_bytes: int) -> tuple[str, ...]:
+def _reestimate_module(module: nn.Module, images: Iterable[Inputs], limit_bytes: int) -> tuple[str, ...]:
     """Through a graph of it, whose buffers have the module's names."""
-    example = cut(images[0], 0, 2)
+    example = cut(next(iter(images)), 0, 2)
     if count(example) < 2:  # a batch of one would be traced as a constant
         example = joined([example, example])
     graph = placed(trace(module, moved(example, CPU)), device_of(module))

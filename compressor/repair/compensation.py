@@ -19,7 +19,7 @@ from ..distributed import sum_count
 from ..errors import DataError
 from ..graph import fetch, store
 from ..graph.interface import nodes_by_name, traced_count
-from ..graph.lockstep import Batch, Lockstep, changed_nodes, images_of
+from ..graph.lockstep import Batch, Lockstep, changed_nodes, inputs_of
 from ..graph.operators import arguments
 from ..graph.samples import Samples, sample_layouts
 from ..placement import device_of, inputs_to
@@ -90,18 +90,18 @@ def compensate(
     `layouts` are `layouts_of` the dense graph's layers, where they are known already. Raises DataError where no rank
     has any image.
     """
-    images = [images_of(batch) for batch in batches]
-    if sum_count(sum(count(batch) for batch in images)) == 0:
+    images = inputs_of(batches)
+    folds, first = _folds_of(images)
+    if sum_count(sum(map(len, folds))) == 0:
         raise DataError(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
     changed = changed_nodes(dense, pruned)
     layers, left_alone = find_layers(dense, changed, left=nodes_by_name(pruned))
     if layouts is None:
-        layouts = layouts_of(dense, layers, images[0])
+        layouts = {} if first is None else layouts_of(dense, layers, first)
     order = schedule(dense, layers)
     needed = {node: _needed(layer) for node, layer in layers.items()}
-    folds = [fold_of(batch) for batch in images]
 
     repaired: list[LayerRepair] = []
     with Lockstep(dense, pruned, order, images, changed, needed, options.limit_bytes) as walk:
@@ -132,6 +132,16 @@ def layouts_of(dense: fx.GraphModule, layers: Mapping[fx.Node, Layer], images: I
     if not names:
         return {}
     return sample_layouts(dense, names, inputs_to(cut(images, 0, 1), device_of(dense)), strict=False)
+
+
+def _folds_of(images: Iterable[Inputs]) -> tuple[list[Tensor], Inputs | None]:
+    """The folds of each batch, and an image, None without any."""
+    folds: list[Tensor] = []
+    first: Inputs | None = None
+    for batch in images:
+        folds.append(fold_of(batch))
+        first = cut(batch, 0, 1) if first is None else first
+    return folds, first
 
 
 def fold_of(images: Inputs) -> Tensor:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -40,8 +41,7 @@ def _machine() -> str:
     """Where process numbers mean the same: containers share a host's name, boots of one machine its numbers."""
     marks = [socket.gethostname()]
     with suppress(OSError):  # no Linux
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            marks.append(file.read().strip())
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         marks.append(os.readlink("/proc/self/ns/pid"))
     return content_hash(marks)[:8]
 
@@ -116,7 +116,16 @@ def is_dead(worker: str, asking: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether it ended, and whoever started it has not asked how; such a process still has its number."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # no Linux, or gone this moment
+        return False
+    return status.rpartition(")")[2].split()[:1] == ["Z"]  # `123 (a name) Z 1 ...`
 
 
 def twin_in_queue(trial: FrozenTrial, earlier: Iterable[FrozenTrial]) -> FrozenTrial | None:

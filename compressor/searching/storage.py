@@ -160,12 +160,15 @@ def _begin_as_writer(connection: Connection) -> None:
 
 
 def _reason(error: Exception, url: str) -> str:
-    """The first line of the driver's own message, where the error wraps one; the error's type where there is no text.
+    """The first line of the driver's own message, where errors wrap one; the error's type where there is no text.
 
     A driver may repeat what it was given, so passwords are taken out.
     """
-    lines = str(error.__cause__ or error).splitlines()
-    text = lines[0] if lines else type(error).__name__
+    innermost: BaseException = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    lines = str(innermost).splitlines()
+    text = lines[0] if lines else type(innermost).__name__
     for secret in _secrets_of(url):
         text = text.replace(secret, "***")
     return text

@@ -25,8 +25,8 @@ from compressor.searching.storage import masked, open_study, require_storage
             "postgresql://me@host/name?password=***&sslmode=require",
         ),
         (
-            "postgresql://me@host/name?passfile=/home/me/.pgpass",
-            "postgresql://me@host/name?passfile=%2Fhome%2Fme%2F.pgpass",
+            "postgresql://me@host/name?passfile=mine.pgpass",
+            "postgresql://me@host/name?passfile=mine.pgpass",
         ),
         ("postgresql://me:secret@host:port/name", "postgresql://me:***@host:port/name"),
         ("", ""),

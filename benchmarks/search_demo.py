@@ -177,7 +177,11 @@ class Worker:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*_inside(self.namespace), *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*_inside(self.namespace), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_hear_ctrl_c,
             )
 
     @property
@@ -196,6 +200,11 @@ class Worker:
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+
+def _hear_ctrl_c() -> None:
+    """A shell's background job ignores it, and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def trials_at(url: str) -> list[FrozenTrial]:

@@ -7,6 +7,7 @@ hides a trial that was taken over meanwhile. Knows nothing of what a trial does.
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -36,14 +37,33 @@ def beating(study: Study, trial: Trial) -> Iterator[None]:
     heart = threading.Thread(target=_beat_on, args=arguments, name="heartbeat", daemon=True)
     heart.start()
     try:
-        yield
+        with _heard_by(errors, in_main=interrupts):
+            yield
     except KeyboardInterrupt:
         if errors:
-            raise errors[0] from None
+            raise errors[0] from errors[0].__cause__  # which says what the driver met
         raise
     finally:
         ended.set()
         heart.join(timeout=1.0)  # a beat to a server that went away may take longer; nobody waits for it
+
+
+@contextmanager
+def _heard_by(errors: list[Exception], *, in_main: bool) -> Iterator[None]:
+    """Where Ctrl-C is ignored, as in a shell's background jobs, it stays so inside, but not the heart's own."""
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        if errors:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _beat(study: Study, trial: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,29 @@ def test_a_trial_has_a_heartbeat_before_it_begins(study: Study, monkeypatch: pyt
         assert study.trials[0].state == TrialState.FAIL
 
 
+@pytest.fixture(params=["heard", "ignored"])
+def ctrl_c(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As in a terminal, and as in a job that a shell started in the background."""
+    before = signal.getsignal(signal.SIGINT)
+    if request.param == "ignored":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    after = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert after is (before if request.param == "heard" else signal.SIG_IGN)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_storage_that_stays_silent_ends_the_trial_with_its_error(study: Study, beats: list[Exception | None]) -> None:
     trial = study.ask()
     end = time.monotonic() + ENOUGH_S
-    with pytest.raises(StorageInternalError, match="gone"), beating(study, trial):  # noqa: PT012
-        beats.append(StorageInternalError("gone"))
+    silence = StorageInternalError("gone")
+    silence.__cause__ = ConnectionError("refused")
+    with pytest.raises(StorageInternalError, match="gone") as caught, beating(study, trial):  # noqa: PT012
+        beats.append(silence)
         while time.monotonic() < end:
             time.sleep(0.001)
+    assert str(caught.value.__cause__) == "refused"
 
 
 def test_a_short_silence_ends_nothing(

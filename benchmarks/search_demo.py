@@ -147,8 +147,8 @@ def two_networks() -> Iterator[None]:
 
 
 def set_link(state: str) -> None:
-    """`up` or `down`, at the south's end: what is sent is lost, and nobody is told."""
-    _ip("-n", SOUTH, "link", "set", "demo-s", state)
+    """`up` or `down`, at the north's end: what the south sends is lost, and it is not told."""
+    _ip("-n", NORTH, "link", "set", "demo-n", state)
 
 
 # workers

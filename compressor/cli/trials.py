@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # bring optuna
 
 _ROWS = 20  # trials in the table, where the terminal is high enough
 _BESIDE_ROWS = 7  # lines of the terminal for everything else
+_COLUMNS = ("trial", "worker", "state", "point", "area", "at the budgets", "seconds")
+_POINT = _COLUMNS.index("point")
+_GAP = 2  # characters between two columns
 _LOOKS_PER_S = 1.0  # each asks the storage
 
 
@@ -59,7 +62,7 @@ def search_screen(total: int, *, several: bool) -> Iterator[SearchScreen]:
             say_now(trial_line(progress, several=several))
 
     def shown() -> Group:
-        return Group(bar, table_of(looks[0](), _height())) if looks else Group(bar)
+        return Group(bar, table_of(looks[0](), height=_height(), width=console.width)) if looks else Group(bar)
 
     screen = SearchScreen(notify, on_trial, looks.append)
     if not live:
@@ -73,36 +76,46 @@ def _height() -> int:
     return max(1, min(_ROWS, console.height - _BESIDE_ROWS))
 
 
-def table_of(views: Sequence[TrialView], height: int) -> Table:
-    """The trials that run and, of the others, the latest; `height` rows at most."""
+def table_of(views: Sequence[TrialView], *, height: int, width: int) -> Table:
+    """The trials that run and, of the others, the latest; at most `height` rows of `width` characters."""
     from ..searching.study import best_of
 
-    running = [view for view in views if view.state == "running"]
-    others = [view for view in views if view.state not in ("running", "waiting")]
-    latest = others[max(0, len(others) - max(0, height - len(running))) :]
-    best = best_of([view.row for view in views])
+    shown_views = _latest(views, height)
+    rows = [_cells(view) for view in shown_views]
+    beside = sum(
+        max(len(line[index]) for line in (_COLUMNS, *rows)) + _GAP for index in range(len(_COLUMNS)) if index != _POINT
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for index, name in enumerate(_COLUMNS):
+        if index == _POINT:  # whatever room the others leave: a point may be longer than any terminal
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=max(len(name), width - beside))
+        else:
+            table.add_column(name, no_wrap=True, justify="right" if index > _POINT else "left")
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("trial", "worker", "state"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("point", no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("area", "at the budgets", "seconds"):
-        table.add_column(name, no_wrap=True, justify="right")
-    for view in sorted([*running[:height], *latest], key=lambda view: view.row.number):
+    best = best_of([view.row for view in views])
+    for view, cells in zip(shown_views, rows, strict=True):
         leads = best is not None and best.number == view.row.number
-        table.add_row(*_cells(view), style="bold" if leads else None)
+        table.add_row(*map(escape, cells), style="bold" if leads else None)
     return table
 
 
+def _latest(views: Sequence[TrialView], height: int) -> list[TrialView]:
+    """All that run before any that does not, in the order they were begun."""
+    running = [view for view in views if view.state == "running"][:height]
+    others = [view for view in views if view.state not in ("running", "waiting")]
+    latest = others[max(0, len(others) - (height - len(running))) :]
+    return sorted([*running, *latest], key=lambda view: view.row.number)
+
+
 def _cells(view: TrialView) -> tuple[str, ...]:
+    """As `_COLUMNS` names them."""
     from ..searching.watching import point_text
 
     row = view.row
     area = told(row.value, row) if row.value is not None else ""
     qualities = " ".join(told(point.quality, row) for point in row.points)
     text = f"[{row.preset}]" if row.preset else point_text(row.point)
-    cells = (str(row.number), view.worker, view.state, text, area, qualities, f"{row.seconds:.0f}")
-    return tuple(map(escape, cells))
+    return str(row.number), view.worker, view.state, text, area, qualities, f"{row.seconds:.0f}"
 
 
 def trial_line(progress: StudyProgress, *, several: bool) -> str:

@@ -10,7 +10,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
@@ -19,11 +19,9 @@ import torch
 
 from ..device.isolation import command, environment
 from ..files import Json
-from ..run.stages import Notify
 
 ENDING_S = 25.0
 """Given to a process to stop its trial and say so; longer than it takes to end itself by force (`worker`)."""
-_INTERRUPTED = 130
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -37,10 +35,12 @@ class Crewman:
 
 
 @contextmanager
-def crew(requests: Sequence[Mapping[str, Json]], threads: int, notify: Notify) -> Iterator[tuple[Crewman, ...]]:
+def crew(
+    requests: Sequence[Mapping[str, Json]], threads: int, lose: Callable[[str], None]
+) -> Iterator[tuple[Crewman, ...]]:
     """A process for each request while the block runs, with so many threads each.
 
-    They go on without one that ends before; which one, and its last line, is said through `notify`.
+    They go on without one that ends before it is done; `lose` is told which, and its last line.
     """
     started: list[Crewman] = []
     try:
@@ -48,7 +48,7 @@ def crew(requests: Sequence[Mapping[str, Json]], threads: int, notify: Notify) -
             started.append(_start(f"worker {index + 2} of {len(requests) + 1}", request, threads))
         yield tuple(started)
         for man in started:
-            _say_if_it_failed(man, notify)
+            _say_if_it_failed(man, lose)
     finally:
         _end(started)
 
@@ -99,10 +99,10 @@ def _start(name: str, request: Mapping[str, Json], threads: int) -> Crewman:
     return Crewman(name, process, words)
 
 
-def _say_if_it_failed(man: Crewman, notify: Notify) -> None:
+def _say_if_it_failed(man: Crewman, lose: Callable[[str], None]) -> None:
     code = man.process.poll()
     if code:  # it ended, and not because it was done
-        notify(f"{man.name} ended with {code} ({_last_line(man)}); the others went on", 1.0)
+        lose(f"{man.name} ended with {code} ({_last_line(man)}); the others went on")
 
 
 def _last_line(man: Crewman) -> str:

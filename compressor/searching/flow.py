@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,6 +125,15 @@ class Heard:
     on_study: Callable[[Look], None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The study's finished trials, what each choice weighs, and a line for each helper that ended before its time."""
+
+    rows: tuple[TrialRow, ...]
+    weights: Mapping[str, float]
+    lost_workers: tuple[str, ...]
+
+
 def _run_search(recipe: Recipe, options: SearchOptions, heard: Heard, request: Request) -> SearchResult:
     began = time.monotonic()
     families = _families_of(recipe, options)
@@ -137,8 +146,8 @@ def _run_search(recipe: Recipe, options: SearchOptions, heard: Heard, request: R
     with _begun(bench.work):
         keep_units(bench.work, bench.structure, spent)
         bench, space = _spaced(bench, recipe, families, options)
-        trials, weights = _try(bench, space, families, options, began, heard)
-        return write_outcome(_choose(bench, space, options, began, trials, weights))
+        tried = _try(bench, space, families, options, began, heard)
+        return write_outcome(_choose(bench, space, options, began, tried))
 
 
 def join_trials(recipe: Recipe, options: SearchOptions, study_name: str) -> None:
@@ -211,8 +220,14 @@ def _try(
     options: SearchOptions,
     began: float,
     heard: Heard,
-) -> tuple[list[TrialRow], dict[str, float]]:
-    """The study's trials, with those of earlier starts and other processes, and what each choice weighs."""
+) -> Tried:
+    """The trials, with those of earlier starts and other processes."""
+    lost_workers: list[str] = []
+
+    def lose(line: str) -> None:
+        lost_workers.append(line)
+        heard.notify(line, 1.0)
+
     url = options.storage or f"sqlite:///{bench.work.stages.folder / 'study.db'}"
     name = _study_name(bench.work, space, options)
     with open_study(url, name, seed=space.base.seed, images=bench.trial_image_count) as study:
@@ -221,11 +236,11 @@ def _try(
             look = stack.enter_context(watched(study))
             if heard.on_study is not None:
                 heard.on_study(look)
-            men = stack.enter_context(_helpers(bench, replace(options, storage=url), name, began, heard.notify))
+            men = stack.enter_context(_helpers(bench, replace(options, storage=url), name, began, lose))
             _run_trials(study, bench, space, options, began, heard.on_trial)
             if len(rows(study)) < options.trials:  # time is over: what others have begun they finish
                 wait_for(men)
-        return rows(study), importances(study)
+        return Tried(tuple(rows(study)), importances(study), tuple(lost_workers))
 
 
 def _run_trials(
@@ -257,7 +272,7 @@ def _run_trials(
 
 @contextmanager
 def _helpers(
-    bench: Bench, options: SearchOptions, study_name: str, began: float, notify: Notify
+    bench: Bench, options: SearchOptions, study_name: str, began: float, lose: Callable[[str], None]
 ) -> Iterator[tuple[Crewman, ...]]:
     """The other processes at the trials, where more than one was asked for, and this one's threads shared with them."""
     if options.workers == 1:
@@ -273,7 +288,7 @@ def _helpers(
         recipe = bench.work.recipe
         recipe = replace(recipe, device=device_of(recipe.device, index, gpus))
         requests.append({"recipe": asdict(recipe), "options": asdict(options), "study": study_name})
-    with limited_threads(threads), crew(requests, threads, notify) as men:
+    with limited_threads(threads), crew(requests, threads, lose) as men:
         yield men
 
 
@@ -282,12 +297,11 @@ def _choose(
     space: Space,
     options: SearchOptions,
     began: float,
-    trials: list[TrialRow],
-    weights: dict[str, float],
+    tried: Tried,
 ) -> Outcome:
     """The best trials and the presets made again as a run makes them, on all search images."""
     work = bench.work
-    chosen = finalists_of(trials, options.finalists)
+    chosen = finalists_of(tried.rows, options.finalists)
     if not chosen:
         raise RecipeError("no trial of the search was completed; allow more trials or minutes")
 
@@ -298,7 +312,17 @@ def _choose(
     dense = {split: bench.quality(work.dense, images) for split, images in images_by_split.items()}
 
     seconds = time.monotonic() - began
-    return Outcome(work, options, space.axes, tuple(trials), tuple(finalists), weights, dense, seconds)
+    return Outcome(
+        work,
+        options,
+        space.axes,
+        tried.rows,
+        tuple(finalists),
+        tried.weights,
+        dense,
+        seconds,
+        tried.lost_workers,
+    )
 
 
 def _study_name(work: Work, space: Space, options: SearchOptions) -> str:

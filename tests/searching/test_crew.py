@@ -38,7 +38,7 @@ def test_a_helper_is_told_what_to_do_where_nobody_else_reads_and_ends_with_the_b
 ) -> None:
     _script(monkeypatch, OBEYS, str(tmp_path / "told"))
     said: list[str] = []
-    with crew([{"storage": SECRET}], 1, lambda stage, share: said.append(stage)) as men:
+    with crew([{"storage": SECRET}], 1, said.append) as men:
         assert SECRET in _wait_for_words(tmp_path / "told")
         assert not any(SECRET in str(word) for word in men[0].process.args)  # type: ignore[union-attr]
         assert men[0].process.poll() is None
@@ -48,7 +48,7 @@ def test_a_helper_is_told_what_to_do_where_nobody_else_reads_and_ends_with_the_b
 
 def test_helpers_end_when_the_block_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _script(monkeypatch, OBEYS, str(tmp_path / "told"))
-    with pytest.raises(KeyboardInterrupt), crew([{}, {}], 1, lambda stage, share: None) as men:
+    with pytest.raises(KeyboardInterrupt), crew([{}, {}], 1, lambda line: None) as men:
         raise KeyboardInterrupt
     assert [man.process.returncode is not None for man in men] == [True, True]
 
@@ -56,7 +56,7 @@ def test_helpers_end_when_the_block_is_interrupted(monkeypatch: pytest.MonkeyPat
 def test_a_helper_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     _script(monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(crews, "ENDING_S", 0.05)
-    with crew([{}], 1, lambda stage, share: None) as men:
+    with crew([{}], 1, lambda line: None) as men:
         pass
     assert men[0].process.returncode == -9
 
@@ -64,7 +64,7 @@ def test_a_helper_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -
 def test_what_a_helper_died_of_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     _script(monkeypatch, "import sys; print('error: no memory', file=sys.stderr); sys.exit(1)")
     said: list[str] = []
-    with crew([{}], 1, lambda stage, share: said.append(stage)) as men:
+    with crew([{}], 1, said.append) as men:
         wait_for(men)
     assert said == ["worker 2 of 2 ended with 1 (error: no memory); the others went on"]
 
@@ -74,7 +74,7 @@ def test_each_process_gets_its_share_of_the_threads(monkeypatch: pytest.MonkeyPa
     _script(monkeypatch, text, str(tmp_path / "threads"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert [share_of_threads(workers) for workers in (1, 2, 3, 9)] == [8, 4, 2, 1]
-    with crew([{}], share_of_threads(2), lambda stage, share: None):
+    with crew([{}], share_of_threads(2), lambda line: None):
         assert _wait_for_words(tmp_path / "threads") == "4"
 
 

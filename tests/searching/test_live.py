@@ -19,6 +19,8 @@ from compressor.searching.storage import open_study
 from compressor.searching.study import Progress, TrialRow
 from compressor.searching.watching import TrialView, point_text, watched
 
+MORE = {f"lrp.layer{number}.rule": "zplus" for number in range(20)}  # longer than any terminal
+
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
@@ -27,7 +29,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 
 def _row(number: int, value: float, state: str = "complete", preset: str = "") -> TrialRow:
-    point = {"lrp.low.rule": "gamma", "lrp.low.gamma": 0.25, "scope": "global"}
+    point = {"lrp.low.rule": "gamma", "lrp.low.gamma": 0.25, "scope": "global", **MORE}
     kept = (Kept(0.5, 0.5, value, 100), Kept(0.8, 0.8, value, 100))
     return TrialRow(number, state, value, point, kept, 2.0, preset, worker="host:7:run:machine")
 
@@ -38,8 +40,8 @@ def _views(count: int, running: int = 0) -> list[TrialView]:
 
 
 def _printed(views: list[TrialView], height: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(table_of(views, height))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table_of(views, height=height, width=100))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -84,7 +86,8 @@ def test_the_last_look_stands_when_the_storage_is_silent_or_closed(
 
 
 def test_a_point_is_told_in_short() -> None:
-    assert point_text(_row(0, 0.5).point) == "low.rule gamma, low.gamma 0.25, scope global"
+    point = {"lrp.low.rule": "gamma", "lrp.low.gamma": 0.25, "scope": "global"}
+    assert point_text(point) == "low.rule gamma, low.gamma 0.25, scope global"
 
 
 # what is shown
@@ -95,7 +98,9 @@ def test_the_table_has_what_runs_and_the_latest_of_the_others_in_order() -> None
     assert lines[0].split() == ["trial", "worker", "state", "point", "area", "at", "the", "budgets", "seconds"]
     assert [line.split()[0] for line in lines[1:]] == ["26", "27", "28", "29", "30", "31"]
     assert lines[-1].split()[:3] == ["31", "host:8", "running"]
-    assert "low.rule gamma" in lines[1]
+    assert "low.rule gamma, low.gamma 0.25" in lines[1]
+    assert lines[1].split()[-7:] == ["76.00", "%", "76.00", "%", "76.00", "%", "2"]
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_the_table_is_no_higher_than_the_terminal() -> None:

@@ -629,6 +629,7 @@ def searched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_search_leaves_a_recipe_that_keeps_at_least_what_the_presets_keep(searched: Any) -> None:
     summary, folder = searched.summary, searched.folder
+    assert summary["lost_workers"] == []
     assert summary["area"]["search"] >= max(areas["search"] for areas in summary["area_presets"].values())
     recipe = read_recipe(folder / "best.toml")
     assert recipe == searched.recipe
@@ -665,6 +666,7 @@ def test_two_workers_of_one_command_do_as_many_trials_as_one_and_no_point_twice(
     points = {json.dumps(row["point"], sort_keys=True) for row in record["history"]}
     assert (len(record["history"]), len(points)) == (30, 30)
     assert record["options"]["workers"] == 2
+    assert found.summary["lost_workers"] == []
     assert len(_workers_of(found.folder)) == 2, "the helper did nothing"
 
 

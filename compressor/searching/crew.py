@@ -26,7 +26,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 @dataclass(frozen=True, slots=True)
-class Crewman:
+class Helper:
     """A process that was started; `words` is the file that holds what it says."""
 
     name: str
@@ -37,26 +37,26 @@ class Crewman:
 @contextmanager
 def crew(
     requests: Sequence[Mapping[str, Json]], threads: int, lose: Callable[[str], None]
-) -> Iterator[tuple[Crewman, ...]]:
+) -> Iterator[tuple[Helper, ...]]:
     """A process for each request while the block runs, with so many threads each.
 
     They go on without one that ends before it is done; `lose` is told which, and its last line.
     """
-    started: list[Crewman] = []
+    started: list[Helper] = []
     try:
         for index, request in enumerate(requests):
             started.append(_start(f"worker {index + 2} of {len(requests) + 1}", request, threads))
         yield tuple(started)
-        for man in started:
-            _say_if_it_failed(man, lose)
+        for helper in started:
+            _say_if_it_failed(helper, lose)
     finally:
         _end(started)
 
 
-def wait_for(men: Sequence[Crewman]) -> None:
+def wait_for(helpers: Sequence[Helper]) -> None:
     """Until each has ended by itself."""
-    for man in men:
-        man.process.wait()
+    for helper in helpers:
+        helper.process.wait()
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def device_of(device: str, index: int, gpus: int) -> str:
     return f"cuda:{index % gpus}" if gpus > 1 and device in ("auto", "cuda") else device
 
 
-def _start(name: str, request: Mapping[str, Json], threads: int) -> Crewman:
+def _start(name: str, request: Mapping[str, Json], threads: int) -> Helper:
     words = tempfile.TemporaryFile("w+")  # noqa: SIM115  it is read when the process has ended
     # not on the command line, which everybody can read: an address may hold a password
     process = subprocess.Popen(
@@ -96,32 +96,32 @@ def _start(name: str, request: Mapping[str, Json], threads: int) -> Crewman:
     with suppress(BrokenPipeError):  # it ended already; that is said later
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-    return Crewman(name, process, words)
+    return Helper(name, process, words)
 
 
-def _say_if_it_failed(man: Crewman, lose: Callable[[str], None]) -> None:
-    code = man.process.poll()
+def _say_if_it_failed(helper: Helper, lose: Callable[[str], None]) -> None:
+    code = helper.process.poll()
     if code:  # it ended, and not because it was done
-        lose(f"{man.name} ended with {code} ({_last_line(man)}); the others went on")
+        lose(f"{helper.name} ended with {code} ({_last_line(helper)}); the others went on")
 
 
-def _last_line(man: Crewman) -> str:
-    man.words.seek(0)
-    lines = man.words.read().splitlines()
+def _last_line(helper: Helper) -> str:
+    helper.words.seek(0)
+    lines = helper.words.read().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 
-def _end(men: Sequence[Crewman]) -> None:
+def _end(helpers: Sequence[Helper]) -> None:
     """Lets all go at once, then waits; one that does not end is killed, and its trial taken up later."""
-    for man in men:
-        assert man.process.stdin is not None
+    for helper in helpers:
+        assert helper.process.stdin is not None
         with suppress(BrokenPipeError):
-            man.process.stdin.close()
+            helper.process.stdin.close()
     give_up_s = time.monotonic() + ENDING_S
-    for man in men:
+    for helper in helpers:
         try:
-            man.process.wait(max(0.0, give_up_s - time.monotonic()))
+            helper.process.wait(max(0.0, give_up_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            man.process.kill()
-            man.process.wait()
-        man.words.close()
+            helper.process.kill()
+            helper.process.wait()
+        helper.words.close()

@@ -37,7 +37,7 @@ from ..run.stages import Notify
 from ..run.tasking import task_in_memory
 from ..run.work import Request, Work, prepare
 from .bench import Bench, Kept, first_images
-from .crew import Crewman, crew, device_of, limited_threads, share_of_threads, wait_for
+from .crew import Helper, crew, device_of, limited_threads, share_of_threads, wait_for
 from .finalists import check_finalists, finalists_of
 from .options import SearchOptions, make_options
 from .outcome import Outcome, SearchResult, write_outcome
@@ -236,10 +236,10 @@ def _try(
             look = stack.enter_context(watched(study))
             if heard.on_study is not None:
                 heard.on_study(look)
-            men = stack.enter_context(_helpers(bench, replace(options, storage=url), name, began, lose))
+            helpers = stack.enter_context(_helpers(bench, replace(options, storage=url), name, began, lose))
             _run_trials(study, bench, space, options, began, heard.on_trial)
             if len(rows(study)) < options.trials:  # time is over: what others have begun they finish
-                wait_for(men)
+                wait_for(helpers)
         return Tried(tuple(rows(study)), importances(study), tuple(lost_workers))
 
 
@@ -273,7 +273,7 @@ def _run_trials(
 @contextmanager
 def _helpers(
     bench: Bench, options: SearchOptions, study_name: str, began: float, lose: Callable[[str], None]
-) -> Iterator[tuple[Crewman, ...]]:
+) -> Iterator[tuple[Helper, ...]]:
     """The other processes at the trials, where more than one was asked for, and this one's threads shared with them."""
     if options.workers == 1:
         yield ()
@@ -288,8 +288,8 @@ def _helpers(
         recipe = bench.work.recipe
         recipe = replace(recipe, device=device_of(recipe.device, index, gpus))
         requests.append({"recipe": asdict(recipe), "options": asdict(options), "study": study_name})
-    with limited_threads(threads), crew(requests, threads, lose) as men:
-        yield men
+    with limited_threads(threads), crew(requests, threads, lose) as helpers:
+        yield helpers
 
 
 def _choose(

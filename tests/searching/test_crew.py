@@ -38,34 +38,34 @@ def test_a_helper_is_told_what_to_do_where_nobody_else_reads_and_ends_with_the_b
 ) -> None:
     _script(monkeypatch, OBEYS, str(tmp_path / "told"))
     said: list[str] = []
-    with crew([{"storage": SECRET}], 1, said.append) as men:
+    with crew([{"storage": SECRET}], 1, said.append) as helpers:
         assert SECRET in _wait_for_words(tmp_path / "told")
-        assert not any(SECRET in str(word) for word in men[0].process.args)  # type: ignore[union-attr]
-        assert men[0].process.poll() is None
-    assert men[0].process.returncode == 0
+        assert not any(SECRET in str(word) for word in helpers[0].process.args)  # type: ignore[union-attr]
+        assert helpers[0].process.poll() is None
+    assert helpers[0].process.returncode == 0
     assert said == []
 
 
 def test_helpers_end_when_the_block_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _script(monkeypatch, OBEYS, str(tmp_path / "told"))
-    with pytest.raises(KeyboardInterrupt), crew([{}, {}], 1, lambda line: None) as men:
+    with pytest.raises(KeyboardInterrupt), crew([{}, {}], 1, lambda line: None) as helpers:
         raise KeyboardInterrupt
-    assert [man.process.returncode is not None for man in men] == [True, True]
+    assert [helper.process.returncode is not None for helper in helpers] == [True, True]
 
 
 def test_a_helper_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     _script(monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(crews, "ENDING_S", 0.05)
-    with crew([{}], 1, lambda line: None) as men:
+    with crew([{}], 1, lambda line: None) as helpers:
         pass
-    assert men[0].process.returncode == -9
+    assert helpers[0].process.returncode == -9
 
 
 def test_what_a_helper_died_of_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     _script(monkeypatch, "import sys; print('error: no memory', file=sys.stderr); sys.exit(1)")
     said: list[str] = []
-    with crew([{}], 1, said.append) as men:
-        wait_for(men)
+    with crew([{}], 1, said.append) as helpers:
+        wait_for(helpers)
     assert said == ["worker 2 of 2 ended with 1 (error: no memory); the others went on"]
 
 

@@ -84,6 +84,31 @@ def test_a_preset_that_two_commands_queued_at_once_is_done_once(study: Study) ->
     assert [row.preset for row in finished].count("recipe") == 1
 
 
+@pytest.mark.parametrize("reason", [{"preset": "recipe"}, {"retries": 7, "preset": "recipe"}], ids=["preset", "retry"])
+def test_of_two_queued_for_one_reason_the_later_steps_back_whatever_the_earlier_said(
+    study: Study, monkeypatch: pytest.MonkeyPatch, reason: dict[str, object]
+) -> None:
+    monkeypatch.setattr(studies, "ASKING_S", 0.0)
+    for _ in range(2):
+        study.enqueue_trial(dict(POINT), user_attrs=reason)
+    earlier, later = study.ask(), study.ask()
+    with pytest.raises(studies.RepeatedError):
+        studies._require_new(later, 100)
+    studies._require_new(earlier, 100)
+
+
+def test_a_preset_that_was_one_too_many_may_be_queued_again(study: Study) -> None:
+    presets = {"first": POINT, "second": {**POINT, "axis0": "b"}}
+    enqueue_presets(study, presets)
+    skipped, kept = study.ask(), study.ask()
+    skipped.set_user_attr("skipped", "enough trials")
+    for trial in (skipped, kept):
+        trial.set_user_attr("worker", name_of_worker())
+        study.tell(trial, state=TrialState.FAIL)
+    enqueue_presets(study, presets)
+    assert {row.preset for row in _run(study, 2)} == {"first", "second"}
+
+
 def test_a_point_that_its_workers_die_of_is_a_failed_trial_and_said_so(study: Study) -> None:
     enqueue_presets(study, {"deadly": POINT})
     for _ in range(DEATHS):

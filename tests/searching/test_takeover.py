@@ -92,6 +92,8 @@ def test_of_two_queued_for_one_reason_the_later_steps_back_whatever_the_earlier_
     for _ in range(2):
         study.enqueue_trial(dict(POINT), user_attrs=reason)
     earlier, later = study.ask(), study.ask()
+    for axis in SPACE.axes:  # of the earlier one nothing is known yet
+        later.suggest_categorical(axis.field, AXES)
     with pytest.raises(studies.RepeatedError):
         studies._require_new(later, 100)
     studies._require_new(earlier, 100)

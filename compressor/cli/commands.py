@@ -27,7 +27,8 @@ from ..searching.options import SearchOptions
 from ..signing import make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
-from .screen import DeviceBars, StageBars, announce, console, say_now, search_bars
+from .screen import DeviceBars, StageBars, announce, console, say_now
+from .trials import search_screen
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
 _WrongUsage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -301,8 +302,9 @@ def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None
     console.quiet = quiet
     announce(f"search for {recipe.model}", recipe)
     run_search = load_flow().run_search
-    with search_bars(options.trials) as (notify, on_trial):
-        finished_search = run_search(recipe, options, notify=notify, on_trial=on_trial)
+    several = options.workers > 1 or bool(options.storage)
+    with search_screen(options.trials, several=several) as screen:
+        finished_search = run_search(recipe, options, **screen._asdict())
     tables.searched(finished_search.summary)
     print(json.dumps(finished_search.summary))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,10 +21,6 @@ from rich.progress import (
 
 from ..recipe import Recipe
 
-if TYPE_CHECKING:
-    from ..searching.study import Progress as StudyProgress  # brings optuna
-    from ..searching.study import TrialRow
-
 console = Console(stderr=True)
 _SHOWN = 80  # characters of what happens on a device
 
@@ -37,7 +31,7 @@ def say_now(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _say_if(text: str) -> None:
+def say_if(text: str) -> None:
     """The same, of a text that may be empty."""
     if text:
         say_now(text)
@@ -93,7 +87,7 @@ class StageBars:
 
         text = str(step)
         if not self.live:
-            _say_if(self.log.line(text, share))
+            say_if(self.log.line(text, share))
 
         if step.key not in self.tasks:
             self.tasks[step.key] = self.bar.add_task(text, total=None)  # moves to and fro until a share is known
@@ -131,69 +125,13 @@ class DeviceBars:
         """What happens on a device now, and how much of it is done; 0 where that is not known."""
         if not self.live:
             with self.lock:
-                _say_if(self.log.line(f"{device}: {text}", share))
+                say_if(self.log.line(f"{device}: {text}", share))
         self.bar.update(self.tasks[device], description=escape(text[:_SHOWN]), total=1.0 if share else None)
         if share:
             self.bar.update(self.tasks[device], completed=share)
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
-
-
-@contextmanager
-def search_bars(total: int) -> Iterator[tuple[Callable[[str, float], None], Callable[[StudyProgress], None]]]:
-    """A bar with the best so far for people; for logs a line per stage. A line per trial for both.
-
-    Gives what is to be called at each stage, and after each trial; `total` is how many trials there will be.
-    """
-    from ..report.facts import title_of
-    from .progress import Log
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    live = sys.stderr.isatty() and not console.quiet
-    log = Log()
-    with Progress(*columns, console=console, disable=not live) as bar:
-        task = bar.add_task("search", total=total)
-
-        def notify(stage: str, share: float) -> None:
-            title = title_of(stage, several=False)
-            bar.update(task, description=title)
-            if not live:
-                _say_if(log.line(title, share))
-
-        def on_trial(progress: StudyProgress) -> None:
-            text = f"trials: best {_best_area(progress)}, {minutes(progress.left_s)} left"
-            bar.update(task, completed=progress.done, description=text)
-            line = _trial_line(progress)
-            if live:
-                bar.console.print(line, highlight=False, soft_wrap=True)
-            else:
-                say_now(line)
-
-        yield notify, on_trial
-
-
-def _trial_line(progress: StudyProgress) -> str:
-    row, best = progress.row, progress.best
-    preset = f" [{row.preset}]" if row.preset else ""
-    leads = " (best)" if best is not None and best.number == row.number else ""
-    qualities = ", ".join(f"{point.budget:g}: {_told(point.quality, row)}" for point in row.points)
-    return (
-        f"{progress.done}/{progress.total} trial {row.number}{preset} {row.state}: "
-        f"area {_told(row.value, row)}{leads}; "
-        f"{qualities or row.why}; {row.seconds:.1f} s, {minutes(progress.left_s)} left, best {_best_area(progress)}"
-    )
-
-
-def _best_area(progress: StudyProgress) -> str:
-    return percent(None) if progress.best is None else _told(progress.best.value, progress.best)
-
-
-def _told(value: float | None, row: TrialRow) -> str:
-    """A trial's quality: in per cent where it is a share."""
-    if value is None or all(point.is_share for point in row.points):
-        return percent(value)
-    return f"{value:.2f}"
 
 
 def percent(share: float | None) -> str:

@@ -274,3 +274,4 @@ def searched(summary: SearchSummary) -> None:
     console.print(table)
     console.print(f"recipe: {summary['recipe']}", highlight=False, soft_wrap=True)
     console.print(f"report: {Path(summary['run_dir']) / 'search.html'}", highlight=False, soft_wrap=True)
+    warn(summary["lost_workers"])

@@ -118,9 +118,10 @@ def best_preset(finalists: Sequence[Finalist]) -> Finalist | None:
 
 
 def plain_row(row: TrialRow) -> dict[str, object]:
-    """A trial as JSON."""
-    qualities = {f"{point.budget:g}": round(point.quality, 4) for point in row.points}
-    return {**asdict(row), "quality": qualities}
+    """A trial as JSON, without who tried it."""
+    fields = asdict(row)
+    del fields["worker"]
+    return {**fields, "quality": {f"{point.budget:g}": round(point.quality, 4) for point in row.points}}
 
 
 def plain_finalist(finalist: Finalist) -> dict[str, object]:

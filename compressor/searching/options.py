@@ -31,6 +31,7 @@ class SearchOptions:
     score_images: int = _option(128, "calibration images that score and repair a trial")
     finalists: int = _option(3, "trials made again with all images, besides the presets")
     minutes: float = _option(0.0, "no trial is begun after so long; 0 for no limit")
+    workers: int = _option(1, "processes at the trials here, each with its share of the threads")
     storage: str = _option("", "database address, such as postgresql://user@host/name; else a file in the folder")
     evaluate: bool = _option(True, "count the evaluation images for the finalists, once the choice is made")
 
@@ -39,7 +40,7 @@ class SearchOptions:
             raise RecipeError(
                 f"budgets {list(self.budgets)} must be shares of the MACs between 0 and 1, such as 0.35,0.5"
             )
-        for name in ("trials", "search_images", "trial_images", "score_images", "finalists"):
+        for name in ("trials", "search_images", "trial_images", "score_images", "finalists", "workers"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.minutes < 0:

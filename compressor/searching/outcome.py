@@ -61,6 +61,7 @@ class SearchSummary(TypedDict):
     trials_stopped: int
     trial_seconds: float
     seconds: float
+    lost_workers: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,10 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's quality by split."""
+    """`importance`: how far each choice sets the best trials apart; `dense`: the dense network's quality by split.
+
+    `lost_workers` has a line for each helping process that ended before it was done.
+    """
 
     work: Work
     options: SearchOptions
@@ -84,6 +88,7 @@ class Outcome:
     importance: Mapping[str, float]
     dense: Mapping[str, Figure]
     seconds: float
+    lost_workers: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -143,6 +148,7 @@ def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
         "trials_stopped": sum(row.state == "stopped" for row in outcome.rows),
         "trial_seconds": round(sum(row.seconds for row in outcome.rows), 1),
         "seconds": round(outcome.seconds, 1),
+        "lost_workers": list(outcome.lost_workers),
     }
 
 

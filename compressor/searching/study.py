@@ -7,14 +7,13 @@ process that died was doing is taken up again, and no point is tried twice.
 from __future__ import annotations
 
 import math
-import os
-import socket
 import statistics
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
+from typing import NoReturn
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -24,12 +23,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ..errors import CompressorError
 from ..relevance.composite import Axis, Choice
 from .bench import Kept, area
+from .heartbeat import beating
 from .sampling import FINISHED, JUDGES
 from .space import Space
+from .storage import LOST
+from .takeover import DEATHS, Lookout, name_of_worker, take_back, twin_in_queue
 
 Qualities = Callable[[dict[str, str | float]], Iterator[Kept]]
 WAIT_S = 1.0
 REPEATS = 100  # in a row: the space holds nothing new
+ASKING_S = 5.0  # a worker that began a trial says its point within, unless it died
 
 
 class RepeatedError(Exception):
@@ -48,11 +51,12 @@ class TrialRow:
     seconds: float
     preset: str = ""
     why: str = ""
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a study stands after a trial of this process."""
+    """How a study stands after a trial, of this process or another."""
 
     row: TrialRow
     best: TrialRow | None
@@ -82,43 +86,78 @@ def run_trials(
 ) -> None:
     """Trials of `steps` budgets until the study has `total` finished ones, or `time.monotonic()` passes `until`.
 
-    The last ones may be another process's: they are waited for, and taken over when it dies.
+    The last ones may be another process's: they are waited for, and taken over when it dies. `report` is called for
+    every trial that finished since, between trials of this process.
     """
-    worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    began, own_trials, repeats = time.monotonic(), 0, 0
+    lookout = Lookout(name_of_worker())
+    news = _News(study, total, report)
+    repeats = 0
     while time.monotonic() < until and repeats < REPEATS:
-        _take_back(study, worker)
+        take_back(study, lookout)
+        news.tell()
         finished = _count(study, FINISHED)
-        running = _count(study, (TrialState.RUNNING,))
         if finished >= total:
             return
-        if finished + running >= total:
+        if finished + _count(study, (TrialState.RUNNING,)) >= total:
             time.sleep(WAIT_S)
             continue
 
         try:
-            study.optimize(lambda trial: _try(trial, space, qualities, worker, total, steps), n_trials=1)
+            _run_next(study, lambda trial: _try(trial, space, qualities, lookout.worker, total, steps))
+            repeats = 0
         except (RepeatedError, UpdateFinishedTrialError):  # the latter: taken for dead, and another's by now
             repeats += 1
-            continue
-        own_trials, repeats = own_trials + 1, 0
-
-        last = _last_of(study, worker)
-        finished = _count(study, FINISHED)
-        # this process's pace, shared with as many processes as ran beside it when the trial began
-        left_s = (time.monotonic() - began) / own_trials * max(0, total - finished) / (running + 1)
-        report(Progress(last, best_of(rows(study)), finished, total, left_s))
+    news.tell()
 
 
 def _count(study: Study, states: tuple[TrialState, ...]) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
 
 
-def _last_of(study: Study, worker: str) -> TrialRow:
-    """The finished trial that this worker began last."""
-    finished = rows(study)
-    trials = study.trials  # read after the rows: other processes add trials meanwhile
-    return next(row for row in reversed(finished) if trials[row.number].user_attrs.get("worker") == worker)
+class _News:
+    """What finished since it was last told of, whoever tried it."""
+
+    def __init__(self, study: Study, total: int, report: Callable[[Progress], None]) -> None:
+        self.study, self.total, self.report = study, total, report
+        self.told = {row.number for row in rows(study)}
+        self.told_at_first, self.began_s = len(self.told), time.monotonic()
+
+    def tell(self) -> None:
+        """Each new row once, in the order the trials were begun."""
+        finished = rows(self.study)
+        for row in finished:
+            if row.number in self.told:
+                continue
+            self.told.add(row.number)
+            done = len(self.told)
+            pace_s = (time.monotonic() - self.began_s) / (done - self.told_at_first)
+            left_s = pace_s * max(0, self.total - done)
+            best = best_of([other for other in finished if other.number in self.told])
+            self.report(Progress(row, best, done, self.total, left_s))
+
+
+def _run_next(study: Study, objective: Callable[[Trial], float]) -> None:
+    """One trial, from the queue or drawn; what becomes of it is told the study, whatever that is.
+
+    Raises what the objective raises, TrialPruned apart. Not by `Study.optimize`: where a trial was taken over, or the
+    storage went away, that raises errors of its own in place of these.
+    """
+    trial = study.ask()
+    try:
+        with beating(study, trial):
+            value = objective(trial)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+    except LOST:
+        raise  # nobody is there to be told; the trial is known by its worker, which ends
+    except BaseException as error:
+        with suppress(UpdateFinishedTrialError, *LOST):
+            if isinstance(error, KeyboardInterrupt):
+                trial.set_user_attr("interrupted", True)
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        raise
+    else:
+        study.tell(trial, value, skip_if_finished=True)
 
 
 def _try(trial: Trial, space: Space, qualities: Qualities, worker: str, total: int, steps: int) -> float:
@@ -128,7 +167,9 @@ def _try(trial: Trial, space: Space, qualities: Qualities, worker: str, total: i
     """
     trial.set_user_attr("worker", worker)
     point = space.walk(lambda axis: _suggested(trial, axis))
+    trial.set_user_attr("asked", True)
     _require_new(trial, total)
+    _require_survivable(trial)
 
     points: list[Kept] = []
     start = time.perf_counter()
@@ -142,9 +183,24 @@ def _try(trial: Trial, space: Space, qualities: Qualities, worker: str, total: i
             if budgets_are_left and trial.should_prune():
                 raise optuna.TrialPruned
     except CompressorError as error:  # a composite may overflow on this network: a bad point, not a bad search
-        trial.set_user_attr("why", str(error))
-        raise optuna.TrialPruned from error
-    return area(points)
+        _give_up(trial, str(error))
+    value = area(points)
+    if not math.isfinite(value):
+        _give_up(trial, f"its quality is {value}")
+    return value
+
+
+def _give_up(trial: Trial, why: str) -> NoReturn:
+    """Ends a trial as a failed one, which counts and is not tried again."""
+    trial.set_user_attr("why", why)
+    raise optuna.TrialPruned
+
+
+def _require_survivable(trial: Trial) -> None:
+    """Gives up a point whose workers died too often."""
+    deaths = trial.user_attrs.get("deaths", 0)
+    if deaths >= DEATHS:
+        _give_up(trial, f"its worker died {deaths} times in a row; it is not tried again")
 
 
 def _suggested(trial: Trial, axis: Axis) -> str | float:
@@ -155,12 +211,31 @@ def _suggested(trial: Trial, axis: Axis) -> str | float:
 
 def _require_new(trial: Trial, total: int) -> None:
     """Raises RepeatedError where the point is another trial's, or enough others were begun before this one."""
-    earlier = [row for row in trial.study.get_trials(deepcopy=False) if _began_before(row, trial)]
-    twin = next((row for row in earlier if row.params == trial.params), None)
+    trials = _once_asked(trial)
+    earlier = [row for row in trials if _began_before(row, trial)]
+    twin = twin_in_queue(trials[trial.number], trials)
+    if twin is None:
+        twin = next((row for row in earlier if row.params == trial.params), None)
     if twin is None and len(earlier) < total:
         return
     trial.set_user_attr("skipped", "enough trials" if twin is None else f"as trial {twin.number}")
     raise RepeatedError
+
+
+def _once_asked(trial: Trial) -> list[FrozenTrial]:
+    """All trials, by number, when those that were begun before this one have said their points.
+
+    Of two that are begun at once the later waits for the earlier; one that died in that moment is not waited for.
+    """
+    give_up_s = time.monotonic() + ASKING_S
+    while True:
+        trials = trial.study.get_trials(deepcopy=False)
+        silent = any(
+            row.state == TrialState.RUNNING and "asked" not in row.user_attrs for row in trials[: trial.number]
+        )
+        if not silent or time.monotonic() > give_up_s:
+            return trials
+        time.sleep(0.05)
 
 
 def _began_before(rival: FrozenTrial, trial: Trial) -> bool:
@@ -170,51 +245,13 @@ def _began_before(rival: FrozenTrial, trial: Trial) -> bool:
     return rival.state in FINISHED or (rival.state == TrialState.RUNNING and rival.number < trial.number)
 
 
-def _take_back(study: Study, worker: str) -> None:
-    """Trials that were stopped half-way are queued again; those of dead processes are stopped first."""
-    optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_dead(str(trial.user_attrs.get("worker", "")), worker):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-
-    trials = study.get_trials(deepcopy=False)
-    retried = {trial.user_attrs.get("retries") for trial in trials}
-    for trial in trials:
-        if trial.state != TrialState.FAIL or "skipped" in trial.user_attrs or trial.number in retried:
-            continue
-        attributes = {"retries": trial.number}
-        if "preset" in trial.user_attrs:
-            attributes["preset"] = trial.user_attrs["preset"]
-        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        study.enqueue_trial(point, user_attrs=attributes)
-
-
-def _is_dead(worker: str, asking: str) -> bool:
-    """Whether a worker of this machine (`host:pid:run`) does not run any more; of other machines its heartbeat tells.
-
-    `asking` is the worker of this process.
-    """
-    host, _, process = worker.partition(":")
-    if host != asking.partition(":")[0] or worker == asking or not process:
-        return False
-    pid = int(process.partition(":")[0])
-    if pid == os.getpid():  # an earlier search of this very process, or one whose number came again
-        return True
-    try:
-        os.kill(pid, 0)  # signal 0 only asks whether it is there
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
 def rows(study: Study) -> list[TrialRow]:
     """The finished trials in the order they were begun."""
-    return [_row(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED)]
+    return [row_of(trial) for trial in study.get_trials(deepcopy=False, states=FINISHED)]
 
 
-def _row(trial: FrozenTrial) -> TrialRow:
+def row_of(trial: FrozenTrial) -> TrialRow:
+    """A trial as it stands, also one that runs."""
     attributes = trial.user_attrs
     saved_points = attributes.get("points", [])
     points = tuple(Kept(*fields) for fields in saved_points)
@@ -234,6 +271,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         float(attributes.get("seconds", 0.0)),
         str(attributes.get("preset", "")),
         str(attributes.get("why", "")),
+        str(attributes.get("worker", "")),
     )
 
 

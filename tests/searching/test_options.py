@@ -31,7 +31,7 @@ def test_values_come_in_the_type_of_the_option(values: dict[str, Any], name: str
     assert type(value) is type(expected)
 
 
-@pytest.mark.parametrize("name", ["trials", "search_images", "trial_images", "score_images", "finalists"])
+@pytest.mark.parametrize("name", ["trials", "search_images", "trial_images", "score_images", "finalists", "workers"])
 def test_what_is_counted_is_one_at_least(name: str) -> None:
     assert getattr(make_options({name: 1}), name) == 1
     with pytest.raises(RecipeError, match=f"{name} = 0 must be at least 1"):

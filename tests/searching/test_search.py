@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -549,11 +550,21 @@ def postgres() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_two_processes_share_a_postgresql_study_and_repeat_nothing(postgres: str) -> None:
+    _require_shared(postgres)
+
+
+@pytest.mark.thorough
+def test_two_processes_share_a_file_and_repeat_nothing(url: str) -> None:
+    _require_shared(url)
+
+
+def _require_shared(url: str) -> None:
+    """Two processes at one study: each does its part, no point is begun by both."""
     total = 10
-    workers = [_worker(postgres, 0.1, total) for _ in range(2)]
+    workers = [_worker(url, 0.1, total) for _ in range(2)]
     printed = [worker.communicate(timeout=120)[0].splitlines() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    with open_study(postgres, "test", seed=0, images=1000) as study:
+    with open_study(url, "test", seed=0, images=1000) as study:
         found = rows(study)
     assert len(found) == total
     assert len({json.dumps(r.point, sort_keys=True) for r in found}) == total
@@ -618,6 +629,7 @@ def searched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_search_leaves_a_recipe_that_keeps_at_least_what_the_presets_keep(searched: Any) -> None:
     summary, folder = searched.summary, searched.folder
+    assert summary["lost_workers"] == []
     assert summary["area"]["search"] >= max(areas["search"] for areas in summary["area_presets"].values())
     recipe = read_recipe(folder / "best.toml")
     assert recipe == searched.recipe
@@ -645,6 +657,25 @@ def test_a_search_with_more_trials_goes_on(searched: Any, place: Path, tmp_path:
     history = json.loads((folder / "search.json").read_text())["history"]
     assert history[:4] == before
     assert (after.summary["trials"], len(history)) == (5, 5)
+
+
+@pytest.mark.slow
+def test_two_workers_of_one_command_do_as_many_trials_as_one_and_no_point_twice(place: Path, tmp_path: Path) -> None:
+    found = _search(place, tmp_path / "run", 30, workers=2, evaluate=False)
+    record = json.loads((found.folder / "search.json").read_text())
+    points = {json.dumps(row["point"], sort_keys=True) for row in record["history"]}
+    assert (len(record["history"]), len(points)) == (30, 30)
+    assert record["options"]["workers"] == 2
+    assert found.summary["lost_workers"] == []
+    assert len(_workers_of(found.folder)) == 2, "the helper did nothing"
+
+
+def _workers_of(folder: Path) -> set[str]:
+    """Who did the trials of the one study in the folder's file."""
+    url = f"sqlite:///{folder / 'study.db'}"
+    (name,) = optuna.get_all_study_names(url)
+    with open_study(url, name, seed=0, images=60) as study:
+        return {row.worker for row in rows(study)}
 
 
 @pytest.mark.thorough

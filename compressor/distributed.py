@@ -57,7 +57,7 @@ def process_group() -> Iterator[None]:
     GPUs talk over NCCL where every process of a machine has one of its own, CPUs over gloo. A group that a caller made
     is taken as it is. Raises RanksError where the others can't be reached.
     """
-    made = is_launched() and not distributed.is_initialized()
+    made = is_launched() and not _alone.get() and not distributed.is_initialized()
     if made:
         seconds = _timeout_s()
         local, local_world = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
@@ -169,7 +169,8 @@ def _reaching_others() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process goes by itself: its sums are its own."""
+    """Inside, this process goes by itself: its sums are its own. For a script under `torchrun` of which one process
+    compresses, and the others do something else."""
     before = _alone.set(True)
     try:
         yield

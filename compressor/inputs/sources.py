@@ -1,8 +1,8 @@
 """The name of a source in, `Images` or `Examples` out.
 
 Sources: a folder per class, a folder with labels.csv, images with masks, boxes or other images (`paired`, `coco`), tars
-(`shards`), an .npz (`archives`), `torchvision:NAME(key=value)`, `file.py:loader`, and `digits[:training|:evaluation]`,
-scikit-learn's scans. Knows neither models nor recipes.
+(`shards`), a saved data set (`huggingface_datasets`), an .npz (`archives`), `torchvision:NAME(key=value)`,
+`file.py:loader`, and `digits[:training|:evaluation]`, scikit-learn's scans. Knows neither models nor recipes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .digits import digits_images, names_digits
 from .entries import ANY_SIGNATURE, Signature
 from .examples import Examples
 from .folders import images_of_files
+from .huggingface_datasets import saved_images
 from .images import Images, Source, Storage
 from .loaders import called_loader
 from .paired import paired_images
@@ -71,6 +72,9 @@ def load_source(
     path = Path(source).expanduser()
     if names_shards(source) and not path.is_dir():
         return shard_images(source, named_shards(source), classes)
+    saved = saved_images(source)
+    if saved is not None:
+        return saved
     if not path.exists():
         return _of_code(source, signature, classes, root)
     if not path.is_file():

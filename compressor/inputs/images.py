@@ -388,8 +388,9 @@ def require_decodable(images: Source) -> None:
     """Reads every sample that was not yet; raises DataError at the first that can't be."""
     pixel_hashes(images, images.names)
     if isinstance(images, Images) and images.target_of is not None:
-        for index in range(len(images)):
-            images.sample(index)
+        indices, workers = range(len(images)), decoding_workers(images)
+        for _ in in_order(images.sample, indices, workers=workers, ahead=HASHED_AHEAD):
+            pass
 
 
 def pixel_hashes(images: Source, names: Sequence[str]) -> list[str]:
@@ -431,6 +432,7 @@ class Batches:
         self._cache_bytes = cache_bytes
         self._workers = decoding_workers(images) if workers is None else workers
         self._samples: dict[int, Sample] = {}
+        self._fits: bool | None = None  # all samples into the cache, by the first one that was read
 
     def __len__(self) -> int:
         first, apart = self.turns
@@ -475,10 +477,13 @@ class Batches:
         return in_order(self._sample, indices, workers=0 if is_cached else self._workers, ahead=self.batch_size)
 
     def _sample(self, index: int) -> Sample:
-        if index in self._samples:
-            return self._samples[index]
+        kept = self._samples.get(index)
+        if kept is not None:
+            return kept
         sample = self.images.sample(index)
-        if len(self.images) * sample.nbytes <= self._cache_bytes:
+        if self._fits is None:
+            self._fits = len(self.images) * sample.nbytes <= self._cache_bytes
+        if self._fits:
             self._samples[index] = sample
         return sample
 

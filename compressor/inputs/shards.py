@@ -81,11 +81,14 @@ def _expanded(text: str, source: str) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Where each image lies: `length` bytes from `offset` of file number `shard`, [images] each; labels -1: unknown."""
+    """Where each image lies: `length` bytes from `offset` of file number `shard`, [images] each; labels -1: unknown.
 
-    shard: IntArray
-    offset: IntArray
-    length: IntArray
+    Arrays of Python's own: 8 bytes a number, as numpy's, and a single one is read without being wrapped.
+    """
+
+    shard: array[int]
+    offset: array[int]
+    length: array[int]
     labels: IntArray
 
 
@@ -111,7 +114,7 @@ def _images(
     def content(name: str) -> bytes:
         number = number_of[name]
         file = opened(files[index.shard[number]])
-        return file.content(int(index.offset[number]), int(index.length[number]))
+        return file.content(index.offset[number], index.length[number])
 
     def read(name: str) -> Image.Image:
         return Image.open(io.BytesIO(content(name)))
@@ -141,7 +144,7 @@ def _indexed(files: Sequence[Path]) -> tuple[tuple[str, ...], _Index]:
     """Names and places of all images, from the headers; what else is read of a tar are its labels."""
     parent = Path(os.path.commonpath([file.parent.absolute() for file in files]))
     names: list[str] = []
-    shards, offsets, lengths, labels = (array("q") for _ in range(4))  # 8 bytes a number, which are many
+    shards, offsets, lengths, labels = (array("q") for _ in range(4))
     first: _Sample | None = None
     for number, file in enumerate(files):
         shard = file.absolute().relative_to(parent).as_posix()
@@ -153,7 +156,7 @@ def _indexed(files: Sequence[Path]) -> tuple[tuple[str, ...], _Index]:
             offsets.append(sample.image.offset)
             lengths.append(sample.image.length)
             labels.append(UNKNOWN if sample.label is None else sample.label)
-    return tuple(names), _Index(*(np.array(column, np.int64) for column in (shards, offsets, lengths, labels)))
+    return tuple(names), _Index(shards, offsets, lengths, np.array(labels, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

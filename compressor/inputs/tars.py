@@ -26,6 +26,7 @@ _CHECKSUM = slice(148, 156)
 _ADLER_BASE = 65521
 _MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _MOST_NAME_BYTES = 1 << 16  # of a long name, and of an extended header
+_HAS_PREAD = hasattr(os, "pread")  # not on Windows
 _MOST_DIGITS = 20  # of a length in bytes
 
 _PLAIN = b"\0" + b"07"
@@ -204,9 +205,9 @@ class OpenFile:
 
     def content(self, offset: int, length: int) -> bytes:
         """So many bytes. Raises OSError where the file holds fewer."""
-        if hasattr(os, "pread"):
+        if _HAS_PREAD:
             content = os.pread(self._descriptor, length, offset)
-        else:  # Windows
+        else:
             with self.path.open("rb") as file:
                 file.seek(offset)
                 content = file.read(length)

@@ -59,10 +59,15 @@ class Recipe:
         "digits-resnet", "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, file.py:factory"
     )
     weights: str = _option("", "default (the library's), none, or a safetensors / state-dict file")
-    data: str = _option("", "images: folder per class, folder with labels.csv, .npz, torchvision:NAME, digits")
+    data: str = _option(
+        "", "images: folder per class, folder with labels.csv, shards (.tar), .npz, torchvision:NAME, digits"
+    )
     evaluation_data: str = _option("", "images for evaluation given apart; else a part of --data is held out")
     calibration: int = _option(512, "images that score, repair and, with all that are left over, teach")
     evaluation: float = _option(0.3, "share of --data held out when no evaluation data is given")
+    damaged_images: float = _option(
+        0.0, "share of --data that may be damaged: those images are counted, named and left out; 0: each is an error"
+    )
     size: tuple[int, ...] = _option((), "height,width of the network's input in pixels, or one number for both")
     resize: tuple[int, ...] = _option((), "shorter side before the crop")
     interpolation: str = _option("", "bilinear, bicubic or nearest")
@@ -229,6 +234,7 @@ class RecipeFields(TypedDict, total=False):
     evaluation_data: str
     calibration: int
     evaluation: float
+    damaged_images: float
     size: Sequence[int] | int
     resize: Sequence[int] | int
     interpolation: str
@@ -296,6 +302,7 @@ def _choices_of_lists() -> Mapping[str, tuple[str, ...]]:
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("calibration", 1, 10**9),
     ("evaluation", 0, 0.95),
+    ("damaged_images", 0, 0.95),
     ("batch_size", 1, 10**6),
     ("seed", 0, 2**32 - 1),
     ("gates_steps", 0, 10**7),

@@ -42,6 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cv2": ("device/cameras.py",),
     "optuna": ("searching/",),
     "transformers": ("inputs/transformers_models.py",),
+    "datasets": ("inputs/huggingface_datasets.py",),
     "typer": ("cli/",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
+from ..device.listings import is_file
 from ..errors import RecipeError
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 """What stands before the colon of a library's model or data set."""
 
 
+SPLITS = "dataset_dict.json"
+"""What a folder of several saved data sets has in it."""
+
+
+def names_split(text: str) -> bool:
+    """Whether it is `FOLDER:split` of a folder that the package datasets saved."""
+    place, _, name = text.rpartition(":")
+    return bool(place and name) and is_file(Path(place).expanduser() / SPLITS)
+
+
 def names_code(text: str) -> bool:
     """Whether it is `file.py:name` or `package.module:name`, with arguments or without: code of the user's."""
+    if names_split(text):
+        return False
     place, _, name = text.partition("(")[0].rpartition(":")
     if not name.isidentifier() or place in (*LIBRARIES, "digits", "digits-masks", "digits-boxes"):
         return False

@@ -1,8 +1,8 @@
 """Data as a Python caller has them in; `Images`, `Examples` or a source's name out, anything else refused by name.
 
-Takes names and paths, arrays, a torch `Dataset` or `DataLoader`, batches in whatever can be gone through again, and a
-function that returns one of these. Pixels become `Images`, which are pre-processed here; tensors that are as the
-network takes them become `Examples`. Knows of a model how its forward is called, and no more.
+Takes names and paths, arrays, a `Dataset` of torch's or Hugging Face's, a `DataLoader`, batches in whatever can be gone
+through again, and a function that returns one of these. Pixels become `Images`, which are pre-processed here; tensors
+that are as the network takes them become `Examples`. Knows of a model how its forward is called, and no more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .blame import raised
 from .datasets import Dataset, as_picture, dataset_images, dataset_labels
 from .entries import ANY_SIGNATURE, Batch, Signature, is_array, read_batch, read_entry
 from .examples import Examples, examples_in_memory, hashes_of, numbered_classes
+from .huggingface_datasets import table_images
 from .images import Images, numbered
 from .samples import BOXES, Sample, class_index, kind_of
 from .streams import Streamed, streamed
@@ -44,6 +45,9 @@ def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Imag
     Raises DataError for what is no data, and for data that don't fit together.
     """
     name = type(data).__name__
+    images = table_images(name, data) if signature.wanted == 1 else None
+    if images is not None:
+        return images
     match data:
         case None | str() | Images() | Examples():
             return data

@@ -6,6 +6,7 @@ Knows neither labels nor what targets mean.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ def images_of_files(folder: Path, names: Sequence[str], labels: Sequence[int], c
         return digests[name]
 
     def read(name: str) -> Image.Image:
-        return Image.open(folder / name)
+        # from memory: of a damaged file a decoder would take as much as it declares, and leave it open
+        return Image.open(io.BytesIO((folder / name).read_bytes()))
 
     return Images(str(folder), tuple(names), np.array(labels, dtype=np.int64), tuple(classes), None, read, digest)
 

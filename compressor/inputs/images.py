@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..errors import DataError, RecipeError, first_line
 from ..files import content_hash
 from ..records import FloatArray, IntArray
 from ..tensors import Inputs
+from .lookahead import in_order, usable_workers
 from .samples import Sample, Target, TargetKind, Targets, stacked_targets
 from .targets import pixels_of, placed_target
 
@@ -39,6 +42,8 @@ _FILTERS: dict[Interpolation, Image.Resampling] = {
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 CACHE_BYTES = 1 << 30
 """Of samples that are kept between passes: 7,000 images at 224 px, as their pixels."""
+HASHED_AHEAD = 64
+"""Images that are decoded for their pixels' hash while one's hash is in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +153,12 @@ def _scaled(preset: Preprocessing, size: tuple[int, int]) -> tuple[int, ...]:
     return (round(preset.resize[0] * min(size) / min(preset.size)),)
 
 
-Storage = Literal["files", "npz", "arrays", "data set"]
+Storage = Literal["files", "shards", "npz", "arrays", "data set"]
 
 # what to do about an image that can't be decoded
 _CORRECTED: Mapping[Storage, str] = {
     "files": "replace or remove the file",
+    "shards": "write the shard without it",
     "npz": "correct 'images' in the .npz",
     "arrays": "correct the array of images",
     "data set": "correct what the data set gives there",
@@ -201,7 +207,7 @@ class Images:
         Raises DataError where either can't be decoded.
         """
         if self.target_of is None:
-            return Sample(self.pixels(index), torch.tensor(int(self.labels[index])))
+            return Sample(self.pixels(index), torch.from_numpy(np.asarray(self.labels[index])))
         picture = _decoded(self, self.names[index])
         return Sample(_cropped(picture, _preprocessing_of(self)), _target(self, index, picture))
 
@@ -315,7 +321,9 @@ def _crop_of(picture: Image.Image, preprocessing: Preprocessing) -> Crop:
 
 def _cropped(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """Resized and cropped, uint8 [C, H, W]."""
-    picture = picture.convert("L" if len(preprocessing.mean) == 1 else "RGB")
+    mode = "L" if len(preprocessing.mean) == 1 else "RGB"
+    if picture.mode != mode:  # else a copy would be made
+        picture = picture.convert(mode)
     return pixels_of(cropped(picture, _crop_of(picture, preprocessing), _FILTERS[preprocessing.interpolation]))
 
 
@@ -323,7 +331,7 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [N, C, H, W] to float32, (x / 255 - mean) / std."""
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, -1, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, -1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    return pixels.float().div_(255).sub_(mean).div_(std)  # in place: a batch's memory is taken once
 
 
 def visible(image: FloatArray, preprocessing: Preprocessing) -> FloatArray:
@@ -378,22 +386,41 @@ class Source(Protocol):
 
 def require_decodable(images: Source) -> None:
     """Reads every sample that was not yet; raises DataError at the first that can't be."""
-    for name in images.names:
-        images.pixel_hash(name)
+    pixel_hashes(images, images.names)
     if isinstance(images, Images) and images.target_of is not None:
-        for index in range(len(images)):
-            images.sample(index)
+        indices, workers = range(len(images)), decoding_workers(images)
+        for _ in in_order(images.sample, indices, workers=workers, ahead=HASHED_AHEAD):
+            pass
+
+
+def pixel_hashes(images: Source, names: Sequence[str]) -> list[str]:
+    """The `pixel_hash` of each, decoded in threads where that is safe."""
+    is_new = isinstance(images, Images) and any(name not in images.seen for name in names)
+    workers = decoding_workers(images) if is_new else 0
+    return list(in_order(images.pixel_hash, names, workers=workers, ahead=HASHED_AHEAD))
+
+
+def decoding_workers(images: Source) -> int:
+    """How many threads may decode: none where reading runs a user's code, or there is nothing to decode."""
+    return usable_workers() if images.storage in ("files", "shards") else 0
 
 
 class Batches:
     """Batches of (inputs, targets), as often as they are iterated: of images float32 [N, C, H, W] and int64 [N].
 
-    Samples stay in memory (images as uint8 pixels) as long as all of them take at most `cache_bytes`. Of the batches
-    those whose number over `turns[1]` leaves `turns[0]` are made: one process's share, each whole.
+    Samples stay in memory (images as uint8 pixels) as long as all of them take at most `cache_bytes`. While a batch is
+    in use `workers` threads decode the next one; batches are the same whatever their number. Of the batches those whose
+    number over `turns[1]` leaves `turns[0]` are made: one process's share, each whole.
     """
 
     def __init__(
-        self, images: Source, batch_size: int, *, cache_bytes: int = CACHE_BYTES, turns: tuple[int, int] = (0, 1)
+        self,
+        images: Source,
+        batch_size: int,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        turns: tuple[int, int] = (0, 1),
+        workers: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch size {batch_size} must be at least 1")
@@ -403,7 +430,9 @@ class Batches:
         self.batch_size = batch_size
         self.turns = turns
         self._cache_bytes = cache_bytes
+        self._workers = decoding_workers(images) if workers is None else workers
         self._samples: dict[int, Sample] = {}
+        self._fits: bool | None = None  # all samples into the cache, by the first one that was read
 
     def __len__(self) -> int:
         first, apart = self.turns
@@ -418,7 +447,8 @@ class Batches:
 
     def share(self, rank: int, world: int) -> Batches:
         """Every `world`-th batch from `rank` on, the same as among all; what was decoded already is not again."""
-        shared = Batches(self.images, self.batch_size, cache_bytes=self._cache_bytes, turns=(rank, world))
+        turns, workers = (rank, world), self._workers
+        shared = Batches(self.images, self.batch_size, cache_bytes=self._cache_bytes, turns=turns, workers=workers)
         shared._samples = self._samples
         return shared
 
@@ -435,15 +465,25 @@ class Batches:
 
     def _in_order(self, order: IntArray) -> Iterator[Batch]:
         first, apart = self.turns
-        for start in range(first * self.batch_size, len(order), apart * self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield self.images.batch([self._sample(int(index)) for index in chosen])
+        starts = range(first * self.batch_size, len(order), apart * self.batch_size)
+        parts = [order[start : start + self.batch_size].tolist() for start in starts]
+        with closing(self._read(list(chain(*parts)))) as samples:
+            for chosen in parts:
+                yield self.images.batch(list(islice(samples, len(chosen))))
+
+    def _read(self, indices: Sequence[int]) -> Generator[Sample, None, None]:
+        """Samples in that order, the next batch's ahead of being asked for."""
+        is_cached = all(index in self._samples for index in indices)
+        return in_order(self._sample, indices, workers=0 if is_cached else self._workers, ahead=self.batch_size)
 
     def _sample(self, index: int) -> Sample:
-        if index in self._samples:
-            return self._samples[index]
+        kept = self._samples.get(index)
+        if kept is not None:
+            return kept
         sample = self.images.sample(index)
-        if len(self.images) * sample.nbytes <= self._cache_bytes:
+        if self._fits is None:
+            self._fits = len(self.images) * sample.nbytes <= self._cache_bytes
+        if self._fits:
             self._samples[index] = sample
         return sample
 

@@ -1,8 +1,8 @@
 """The name of a source in, `Images` or `Examples` out.
 
-Sources: a folder per class, a folder with labels.csv, images with masks, boxes or other images (`paired`, `coco`), an
-.npz (`archives`), `torchvision:NAME(key=value)`, `file.py:loader`, and `digits[:training|:evaluation]`, scikit-learn's
-scans. Knows neither models nor recipes.
+Sources: a folder per class, a folder with labels.csv, images with masks, boxes or other images (`paired`, `coco`), tars
+(`shards`), a saved data set (`huggingface_datasets`), an .npz (`archives`), `torchvision:NAME(key=value)`,
+`file.py:loader`, and `digits[:training|:evaluation]`, scikit-learn's scans. Knows neither models nor recipes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..device.annotations import annotations_of
 from ..device.labels import TABLE, ClassLabels, class_folders, labelled_files
+from ..device.listings import image_files
 from ..errors import DataError
 from .archives import npz_data
 from .calls import names_code
@@ -24,13 +25,16 @@ from .digits import digits_images, names_digits
 from .entries import ANY_SIGNATURE, Signature
 from .examples import Examples
 from .folders import images_of_files
+from .huggingface_datasets import saved_images
 from .images import Images, Source, Storage
 from .loaders import called_loader
 from .paired import paired_images
+from .shards import named_shards, names_shards, shard_files, shard_images
 
 # how images of each kind are given their labels
 _LABELLED: Mapping[Storage, str] = {
     "files": "sort them into one folder per class or add labels.csv",
+    "shards": "write a .cls with the class index beside each image",
     "npz": "store 'labels' in the .npz, the class index of each image",
     "arrays": "give a pair of arrays (images, labels)",
     "data set": "let the data set give pairs (image, label)",
@@ -66,6 +70,11 @@ def load_source(
     if source.startswith("torchvision:"):
         return library_images(source, root)
     path = Path(source).expanduser()
+    if names_shards(source) and not path.is_dir():
+        return shard_images(source, named_shards(source), classes)
+    saved = saved_images(source)
+    if saved is not None:
+        return saved
     if not path.exists():
         return _of_code(source, signature, classes, root)
     if not path.is_file():
@@ -76,13 +85,27 @@ def load_source(
 
 
 def _folder_images(folder: Path, classes: Sequence[str] | None) -> Images:
-    """By what lies in it: a table of labels, boxes, masks or other images, else a folder for each class."""
+    """By what lies in it: shards, a table of labels, boxes, masks or other images, else a folder for each class."""
+    shards = shard_files(folder)
+    if shards:
+        _require_shards_alone(folder, shards[0])
+        return shard_images(str(folder), shards, classes)
     if (folder / TABLE).is_file():
         return _of_classes(folder, labelled_files(folder, classes))
     annotations = annotations_of(folder)
     if annotations is not None:
         return coco_images(annotations, classes)
     return paired_images(folder) or _of_classes(folder, class_folders(folder, classes))
+
+
+def _require_shards_alone(folder: Path, shard: Path) -> None:
+    """Raises DataError for images beside shards: one of the two would be passed over."""
+    images = next(iter(image_files(folder)), None)
+    if images is not None:
+        raise DataError(
+            f"folder {str(folder)!r} holds the shard {shard.name!r} and images ({images.name!r}); give each a folder "
+            f"of its own, or name the shards: {str(shard)!r}"
+        )
 
 
 def _of_code(source: str, signature: Signature, classes: Sequence[str] | None, root: str) -> Images | Examples:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..records import IntArray
-from .images import Kind, Source
+from .images import Kind, Source, pixel_hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ def split_apart(images: Source, held_out: Source, seed: int, *, calibration: int
 
 def require_disjoint(images: Source, held_out: Source) -> None:
     """Raises DataError when an image of `images` is also in `held_out`, by its pixels, however it is stored."""
-    evaluated = {held_out.pixel_hash(name): name for name in held_out.names}
-    hashes = {name: images.pixel_hash(name) for name in images.names}
+    evaluated = dict(zip(pixel_hashes(held_out, held_out.names), held_out.names, strict=True))
+    hashes = dict(zip(images.names, pixel_hashes(images, images.names), strict=True))
     twins = [(name, evaluated[pixels]) for name, pixels in hashes.items() if pixels in evaluated]
     if twins:
         named = ", ".join(f"{name!r} = {evaluated_name!r}" for name, evaluated_name in twins[:3])
@@ -100,6 +100,7 @@ def _take(images: Kind, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, 
     dealt: set[str] = set()
     taken: dict[str, list[int]] = {name: [] for name in sizes}
     left_out: list[str] = []
+    pixel_hashes(images, [images.names[index] for index in order[: len(destinations)]])  # so many are looked at anyway
     for index in order:
         if len(dealt) == len(destinations):
             break

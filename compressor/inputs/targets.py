@@ -70,6 +70,5 @@ def _enlarged_picture(stored: object, picture: Image.Image) -> Image.Image:
 
 def pixels_of(picture: Image.Image) -> Tensor:
     """A grey or RGB picture's values, uint8 [C, H, W]."""
-    channels = len(picture.getbands())
-    array = np.array(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)  # a grey one is [H, W]
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, -1)  # grey has one, too
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # numpy's copy, as threads of torch's own would add up

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from ..choices import given_preprocessing
 from ..errors import DataError, RecipeError
 from ..graph.program import inputs_wanted, parameter_names
+from ..inputs.damage import without_damaged
 from ..inputs.data import given_data
 from ..inputs.entries import Signature
 from ..inputs.examples import Examples
-from ..inputs.images import Images, Preprocessing, Source, overridden
+from ..inputs.images import Images, Preprocessing, Source, overridden, pixel_hashes
 from ..inputs.models import Model
 from ..inputs.sources import load_source
 from ..inputs.splits import Splits, split, split_apart
@@ -49,13 +50,13 @@ def read_data(recipe: Recipe, model: Model, data: object, *, search: int = 0, sp
     source = _source_of(recipe, model, given_data(data, signature), signature)
     if isinstance(source, Examples):
         specs = specs_of(source.inputs([0]))
-        splits = _dealt(recipe, model, source, signature, None, search=search, spare=spare)
+        splits, _ = _dealt(recipe, model, source, signature, None, search=search, spare=spare)
         return Data(splits, None, specs, source.input_names, source.notes)
     preset = source.preprocessing or model.preprocessing
     preprocessing = overridden(preset, **given_preprocessing(recipe))
-    prepared = source.prepared(preprocessing)
-    splits = _dealt(recipe, model, prepared, signature, preprocessing, search=search, spare=spare)
-    return Data(splits, preprocessing, (InputSpec(preprocessing.shape),))
+    prepared, notes = without_damaged(source.prepared(preprocessing), recipe.damaged_images)
+    splits, more_notes = _dealt(recipe, model, prepared, signature, preprocessing, search=search, spare=spare)
+    return Data(splits, preprocessing, (InputSpec(preprocessing.shape),), notes=(*notes, *more_notes))
 
 
 def _signature_of(recipe: Recipe, model: Model) -> Signature:
@@ -91,15 +92,17 @@ def _dealt(
     *,
     search: int,
     spare: int,
-) -> Splits:
+) -> tuple[Splits, tuple[str, ...]]:
+    """The parts, and what was left out of evaluation images that are given apart."""
     if recipe.evaluation_data:
         classes = source.class_names or _classes_of(model)
         held_out: Source = load_source(recipe.evaluation_data, signature, classes=classes)
         if preprocessing is not None:
             held_out = held_out.prepared(preprocessing)
+        held_out, notes = without_damaged(held_out, recipe.damaged_images)
         n = min(recipe.calibration, _different(source, recipe.calibration + search))
         rest = _left_for_search(source, n, search) if search else _left(source, n, spare)
-        return split_apart(source, held_out, recipe.seed, calibration=n, search=rest)
+        return split_apart(source, held_out, recipe.seed, calibration=n, search=rest), notes
     evaluated = round(recipe.evaluation * len(source))
     n = min(recipe.calibration, _different(source, recipe.calibration + evaluated + search) - evaluated)
     if not evaluated or n < 1:
@@ -108,7 +111,7 @@ def _dealt(
             "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
         )
     rest = _left_for_search(source, evaluated + n, search) if search else _left(source, evaluated + n, spare)
-    return split(source, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation)
+    return split(source, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), ()
 
 
 def _left_for_search(images: Source, taken: int, search: int) -> int:
@@ -128,4 +131,4 @@ def _left(images: Source, taken: int, wanted: int) -> int:
 
 def _different(images: Source, wanted: int) -> int:
     """How many images there are; repeated ones count once where that decides whether there are enough."""
-    return len(images) if len(images) > 2 * wanted else len({images.pixel_hash(name) for name in images.names})
+    return len(images) if len(images) > 2 * wanted else len(set(pixel_hashes(images, images.names)))

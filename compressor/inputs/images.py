@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..device.cropping import Crop, crop_of, cropped
+from ..distributed import in_turns, own_share
 from ..errors import DataError, RecipeError, first_line
 from ..files import content_hash
 from ..records import FloatArray, IntArray
@@ -394,10 +395,13 @@ def require_decodable(images: Source) -> None:
 
 
 def pixel_hashes(images: Source, names: Sequence[str]) -> list[str]:
-    """The `pixel_hash` of each, decoded in threads where that is safe."""
-    is_new = isinstance(images, Images) and any(name not in images.seen for name in names)
-    workers = decoding_workers(images) if is_new else 0
-    return list(in_order(images.pixel_hash, names, workers=workers, ahead=HASHED_AHEAD))
+    """The `pixel_hash` of each, decoded in threads where that is safe; of several processes each decodes its share."""
+    if isinstance(images, Images):
+        new = [name for name in names if name not in images.seen]
+        workers = decoding_workers(images) if new else 0
+        own = list(in_order(images.pixel_hash, own_share(new), workers=workers, ahead=HASHED_AHEAD))
+        images.seen.update(zip(new, in_turns(own), strict=True))
+    return [images.pixel_hash(name) for name in names]
 
 
 def decoding_workers(images: Source) -> int:

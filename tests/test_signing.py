@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,8 +133,8 @@ def test_a_bundle_that_changes_while_it_is_signed_has_no_signature(
 
     made = signing._sign
 
-    def sign_and_change(folder: Path, key: Path, path: Path) -> None:
-        made(folder, key, path)
+    def sign_and_change(folder: Path, key: Path, path: Path, password: bytes) -> None:
+        made(folder, key, path, password)
         (folder / "models" / "m.onnx").write_bytes(b"Model")
 
     monkeypatch.setattr(signing, "_sign", sign_and_change)
@@ -155,6 +158,119 @@ def test_a_key_that_cannot_sign_is_named(bundle: Path, tmp_path: Path) -> None:
             sign_bundle(bundle, tmp_path / "key.pem")
     with pytest.raises(InputError, match="can't be read"):
         sign_bundle(bundle, tmp_path / "none.pem")
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> tuple[Path, Path]:
+    private = tmp_path / "locked.pem"
+    public, _ = make_key(private, b"secret")
+    return private, public
+
+
+def test_a_locked_key_signs_for_who_knows_its_password(
+    bundle: Path, locked: tuple[Path, Path], keys: tuple[Path, Path]
+) -> None:
+    private, public = locked
+    assert b"ENCRYPTED PRIVATE KEY" in private.read_bytes()
+    for password, words in ((b"", "is locked with a password"), (b"Secret", "the password does not open")):
+        with pytest.raises(InputError, match=words):
+            sign_bundle(bundle, private, password)
+    assert not (bundle / "model.sig").exists()
+    with pytest.raises(InputError, match="has no password"):
+        sign_bundle(bundle, keys[0], b"secret")
+
+    assert sign_bundle(bundle, private, b"secret") == verify_signature(bundle, public)
+    verified = library("verify", "key", bundle, "--signature", bundle / "model.sig", "--public_key", public)
+    assert (verified.returncode, "succeeded" in verified.stdout + verified.stderr) == (0, True), verified
+
+
+Typed = Callable[..., list[str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """A terminal on which these lines are typed; what it asked comes back."""
+
+    def type_in(*lines: str) -> list[str]:
+        asked: list[str] = []
+        left = list(lines)
+
+        def answer(prompt: str) -> str:
+            asked.append(prompt)
+            return left.pop(0)
+
+        monkeypatch.setattr("getpass.getpass", answer)
+        return asked
+
+    return type_in
+
+
+def test_a_password_is_asked_for_where_a_key_is_made_and_where_it_signs(
+    bundle: Path, tmp_path: Path, typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "asked.pem"
+    typed("one", "other")
+    assert main(["key", str(key), "--password"]) == 2
+    assert ("differ" in capsys.readouterr().err, key.exists()) == (True, False)
+    typed("", "")
+    assert main(["key", str(key), "--password"]) == 2
+    assert ("is empty" in capsys.readouterr().err, key.exists()) == (True, False)
+
+    assert len(typed("secret", "secret")) == 0
+    assert main(["key", str(key), "--password"]) == 0
+    asked = typed("secret")
+    assert main(["sign", str(bundle), "--key", str(key)]) == 0
+    assert asked == [f"password of {key}: "]
+    typed("wrong")
+    assert main(["sign", str(bundle), "--key", str(key)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: the password does not open {key}; nothing was signed"]
+
+
+def test_a_password_comes_from_where_the_user_says(
+    bundle: Path, locked: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PASSWORD_OF_THE_KEY", "secret")
+    sign = ["sign", str(bundle), "--key", str(locked[0]), "--password-from"]
+    assert main([*sign, "env:PASSWORD_OF_THE_KEY"]) == 0
+    end, start = os.pipe()
+    os.write(start, b"secret\nanother line")
+    assert main([*sign, f"fd:{end}"]) == 0
+    capsys.readouterr()
+    os.close(start)
+    for source, words in {
+        "env:NO_SUCH_VARIABLE": "is not set",
+        f"fd:{end}": "can't be read",  # closed by now
+        "fd:999999999": "can't be read",
+        "fd:" + 30 * "9": "takes env:NAME",
+        "hunter2": "takes env:NAME",
+        "fd:x": "takes env:NAME",
+    }.items():
+        assert main([*sign, source]) == 2
+        error = capsys.readouterr().err
+        assert (words in error, error.count("\n"), "hunter2" in error) == (True, 1, False), error
+
+
+def test_without_a_terminal_nobody_is_asked(
+    bundle: Path, locked: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(prompt: str) -> str:
+        warnings.warn("Can not control echo on the terminal.", getpass.GetPassWarning, stacklevel=2)
+        return "secret"
+
+    monkeypatch.setattr("getpass.getpass", shown)
+    assert main(["sign", str(bundle), "--key", str(locked[0])]) == 2
+    assert "no terminal to ask on; --password-from env:NAME" in capsys.readouterr().err
+
+
+def test_a_run_is_told_of_a_wrong_password_before_it_begins(
+    locked: tuple[Path, Path], tmp_path: Path, typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed("wrong")
+    out = tmp_path / "run"
+    assert main(["compress", "--signing-key", str(locked[0]), "--out", str(out)]) == 2
+    assert "the password does not open" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_without_the_library_it_says_what_to_install(

@@ -23,6 +23,7 @@ from ..errors import CompressorError, DataError, GateError
 from . import fields
 from .answering import read_samples, require_answer
 from .answers import Answer, answers_of
+from .archive import as_folder
 from .bundle import open_bundle, read_bundle, require_listed
 from .choosing import Pair, Ranking, rank
 from .feeds import Array, Arrays, as_tuple, count, unwrapped
@@ -71,11 +72,16 @@ class Loaded:
 def load(bundle: str | os.PathLike[str], *, runtime: str = "", model: str = "", threads: int = 0) -> Loaded:
     """The bundle's model that is fastest here, as it was measured; its hashes are checked before anything runs.
 
+    An archive that `pack` wrote is unpacked, compared with its hashes and removed again once the model is in memory.
     `runtime` and `model` (a file of the bundle, or a precision such as "int8") leave out the others. What was measured
     is kept for the next time, in the user's folder of caches; one that does not give the golden outputs is not taken.
     Raises GateError for a bundle that is not whole, MissingPackageError or EngineError where nothing runs here.
     """
-    folder = Path(bundle)
+    with as_folder(Path(bundle)) as folder:
+        return _load(folder, runtime, model, threads)
+
+
+def _load(folder: Path, runtime: str, model: str, threads: int) -> Loaded:
     manifest = read_bundle(folder)
     require_listed(folder, manifest)
     ranking = rank(folder, manifest, runtime=runtime, model=model, threads=threads)

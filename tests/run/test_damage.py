@@ -172,6 +172,7 @@ def test_a_run_of_a_model_object_is_measured_without_it(run: Path) -> None:
     place = open_place(run)
     assert [f.artifact.name for f in place.files] == ["dense.onnx", "model.onnx"]
     assert place.networks is None
+    assert isinstance(place.images, np.ndarray)
     assert place.images.dtype == np.float32
 
 

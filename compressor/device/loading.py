@@ -24,7 +24,7 @@ from . import fields
 from .answering import read_samples, require_answer
 from .answers import Answer, answers_of
 from .archive import as_folder
-from .bundle import open_bundle, read_bundle, require_listed
+from .bundle import open_bundle, read_bundle, require_listed, unused_engines
 from .choosing import Pair, Ranking, rank
 from .feeds import Array, Arrays, as_tuple, count, unwrapped
 from .golden import distance, read_golden
@@ -43,11 +43,15 @@ Given: TypeAlias = "One | list[One]"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A bundle's model, ready to answer. `choice` says in words which file runs on which runtime, and why that one."""
+    """A bundle's model, ready to answer. `choice` says in words which file runs on which runtime, and why that one.
+
+    `unused` are engines that were left out before that, since they are of another GPU or library, each with why.
+    """
 
     manifest: Manifest
     session: Session
     choice: str
+    unused: tuple[str, ...] = ()
 
     def __call__(self, inputs: Given, *, top: int = 5) -> tuple[Answer, ...]:
         """An answer for each sample, in order; `top` classes each of a classifier.
@@ -109,7 +113,8 @@ def _loaded(
         broken = failures(distance(session, read_golden(folder, manifest)), pair.model.limits)
         if broken:
             raise GateError(f"{pair} differs from the golden outputs: {'; '.join(broken)}")
-    return Loaded(manifest, session, fields.printable("; ".join([f"{pair}: {ranking.reason}", *refused])))
+    choice = fields.printable("; ".join([f"{pair}: {ranking.reason}", *refused]))
+    return Loaded(manifest, session, choice, tuple(map(fields.printable, unused_engines(folder, manifest))))
 
 
 def _is_built(pair: Pair) -> bool:

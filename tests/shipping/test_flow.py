@@ -17,6 +17,7 @@ from compressor.device.archive import pack_bundle
 from compressor.errors import GateError, HostError, InputError
 from compressor.hosts.address import Device
 from compressor.hosts.connection import Session, connected
+from compressor.report.write import SCHEMA, Page, write_page
 from compressor.shipping import (
     Cargo,
     Options,
@@ -166,6 +167,21 @@ def test_the_page_says_which_devices_got_it(scene: dict[str, Any], tmp_path: Pat
     assert "integrity only" in text
     assert json.loads(page.with_suffix(".json").read_text())["devices"][0]["device"] == "whole-my-models"
     assert known_path(tmp_path / "devices.toml").is_file()
+
+
+def test_a_run_shows_the_devices_of_its_bundle_in_its_report(
+    scene: dict[str, Any], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bundles["first"], run / "bundle")
+    (run / "run.json").write_text("{}")
+    write_page(Page("small", (), (), (), (), {}), run, "report", {"schema": SCHEMA})
+    cargo = read_cargo(run)
+    assert cargo.is_of_run
+    shutil.copytree(scene["cargo"].reports, cargo.reports)
+    keep_outcomes(cargo, [scene["outcome"]], None)
+    assert f"whole-my-models: {cargo.release}, since" in (run / "report.md").read_text()
+    assert not scene["cargo"].is_of_run
 
 
 def test_answers_that_are_not_the_models_are_caught_here(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import getpass
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,10 +17,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from compressor.__main__ import main
+from compressor.device.archive import pack_bundle, unpack_bundle
 from compressor.device.bundle import Manifest, ModelFile, verify_bundle, write_bundle
 from compressor.device.signature import verify_signature
 from compressor.errors import FolderError, GateError, InputError, MissingPackageError
@@ -304,3 +308,58 @@ def test_a_runs_bundle_is_signed_where_there_is_a_key(
     monkeypatch.setattr(tables, "compressed", lambda finished: None)
     assert main(["compress", "--signing-key", str(keys[0]), "--quiet"]) == 0
     assert verify_signature(run.folder / "bundle", keys[1])
+
+
+def certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """A private key, a certificate of it, and the authority that gave it, as an organisation has them."""
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "release")]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in names]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    signs = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    grants = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+    paths = folder / "certified.pem", folder / "certificate.pem", folder / "authority.pem"
+    paths[0].write_bytes(
+        keys[1].private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    for path, name, key, usage, is_authority in (
+        (paths[2], names[0], keys[0], grants, True),
+        (paths[1], names[1], keys[1], signs, False),
+    ):
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(names[0]).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(usage, critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        if not is_authority:
+            purpose = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING])
+            builder = builder.add_extension(purpose, critical=False)
+        certified = builder.sign(keys[0], hashes.SHA256())
+        path.write_bytes(certified.public_bytes(serialization.Encoding.PEM))
+    return paths
+
+
+def test_a_signature_of_another_kind_stands_beside_a_bundle_and_its_key(
+    bundle: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """An identity's needs the network; a certificate's is laid out in the same way and does not."""
+    from model_signing import hashing, signing, verifying
+
+    private, signed_certificate, authority = certificate(tmp_path)
+    sign_bundle(bundle, keys[0])
+    beside = tmp_path / "b.sigstore.json"
+    hashed = hashing.Config().set_ignored_paths(paths=[beside], ignore_git_paths=True)
+    signer = signing.Config().set_hashing_config(hashed)
+    signer.use_certificate_signer(
+        private_key=private, signing_certificate=signed_certificate, certificate_chain=[authority]
+    ).sign(bundle, beside)
+
+    there = unpack_bundle(pack_bundle(bundle), tmp_path / "there" / "bundle")
+    verifier = verifying.Config().use_certificate_verifier(certificate_chain=[authority])
+    verifier.verify(there, beside)
+    assert verify_signature(there, keys[1])
+    shutil.copy(beside, there / "model.sig")  # in the key's place it is none that a device checks
+    with pytest.raises(GateError, match="names no key; `model_signing verify` checks identities and certificates"):
+        verify_signature(there, keys[1])
+    with pytest.raises(ValueError, match="mismatch"):
+        verifier.verify(there, beside)

@@ -243,6 +243,7 @@ def _brief(group: Group, recipe: Recipe) -> dict[str, object]:
 @app.command()
 @with_recipe
 def benchmark(
+    context: typer.Context,
     recipe: Recipe,
     places: list[Path] = typer.Argument(
         None,
@@ -298,7 +299,8 @@ def benchmark(
 
     with StageBars(None if places else recipe) as notify, ExitStack() as stack:
         paths = places or [pipeline.run(recipe, notify=notify).folder]
-        data = recipe.evaluation_data
+        is_named = context.params["evaluation_data"] or context.params["recipe_file"]
+        data = recipe.evaluation_data if is_named else ""  # of the model that is taken where none is named
         opening = [benchmarking.opened_place(path, evaluation_data=data, trust=trust) for path in paths]
         opened = [stack.enter_context(place) for place in opening]
         out = report or benchmarking.results_folder(paths[0])

@@ -275,6 +275,8 @@ def test_a_run_is_told_of_a_wrong_password_before_it_begins(
     assert main(["compress", "--signing-key", str(locked[0]), "--out", str(out)]) == 2
     assert "the password does not open" in capsys.readouterr().err
     assert not out.exists()
+    assert main(["compress", "--password-from", "env:X", "--out", str(out)]) == 2
+    assert "give --signing-key, or leave it out" in capsys.readouterr().err
 
 
 def test_without_the_library_it_says_what_to_install(

@@ -19,9 +19,10 @@ from ..device.golden import read_golden
 from ..device.runtimes import kind_of
 from ..errors import CompressorError, FolderError, InputError, ModelError
 from ..files import read_json
-from ..inputs.images import Batches, Images, batches, overridden
+from ..inputs.entries import Signature
+from ..inputs.images import Batches, Images, Source, batches, overridden
 from ..inputs.models import load_model
-from ..inputs.sources import load_images
+from ..inputs.sources import load_images, load_source
 from ..inputs.trust import require_trusted
 from ..recipe import Recipe, read_recipe
 from ..run.choosing import CLASSES
@@ -30,6 +31,7 @@ from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
 from ..run.user_code import require_trusted_data
 from ..run.work import arrays_of
+from ..tensors import as_tuple
 from .records import Content
 
 STEM = "benchmark"
@@ -226,11 +228,11 @@ def _bundle_file(folder: Path, model: ModelFile, provenance: Content) -> File:
     )
 
 
-def _prepared(source: str, manifest: Manifest) -> Images:
-    """The images of a source as the bundle's network takes them, its labels as their classes."""
+def _prepared(source: str, manifest: Manifest) -> Source:
+    """The samples of a source as the bundle's network takes them, its labels as their classes."""
     shipped = manifest.preprocessing
     if shipped is None:
-        raise InputError(f"the bundle of {manifest.name} takes no images, so accuracy can't be measured on {source}")
+        return _tensors(source, manifest)
     preprocessing = overridden(
         None,
         size=shipped.size,
@@ -240,6 +242,22 @@ def _prepared(source: str, manifest: Manifest) -> Images:
         std=shipped.std,
     )
     return load_images(source, classes=manifest.labels or None).prepared(preprocessing)
+
+
+def _tensors(source: str, manifest: Manifest) -> Source:
+    """Samples that are tensors as the network takes them, of inputs called as the manifest has them."""
+    names = tuple(leaf.name for leaf in manifest.inputs)
+    samples = load_source(source, Signature(len(names), names, False))
+    if isinstance(samples, Images):
+        raise InputError(f"the bundle of {manifest.name} takes no images, so accuracy can't be measured on {source}")
+    shapes = [list(tensor.shape[1:]) for tensor in as_tuple(samples.inputs([0]))]
+    if shapes != [list(leaf.shape) for leaf in manifest.inputs]:
+        raise InputError(f"{source} holds {shapes}, the bundle of {manifest.name} takes {_listed(manifest)}")
+    return samples
+
+
+def _listed(manifest: Manifest) -> str:
+    return ", ".join(f"{leaf.name} {list(leaf.shape)}" for leaf in manifest.inputs)
 
 
 def _gathered(evaluation: Batches) -> Arrays:

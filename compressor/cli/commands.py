@@ -109,6 +109,8 @@ def compress(
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet or launched_rank() > 0
     password = b""
+    if signing_key is None and password_from:
+        raise InputError("--password-from is of a key, and none is named; give --signing-key, or leave it out")
     if signing_key is not None and launched_rank() == 0:  # before hours of work, not after them
         password = password_of(signing_key, password_from)
         require_signer(signing_key, password)

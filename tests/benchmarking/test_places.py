@@ -18,7 +18,7 @@ from compressor.benchmarking.places import open_place, opened_place, results_fol
 from compressor.device.archive import pack_bundle
 from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
-from compressor.errors import FolderError, GateError
+from compressor.errors import FolderError, GateError, InputError
 
 SUMMARY = {
     "schema": "summary/2",
@@ -157,15 +157,23 @@ def test_several_inputs_are_drawn_together(tmp_path: Path, monkeypatch: pytest.M
         outputs=declared(("output",), outputs),
     )
     files = {"model.onnx": tmp_path / "model.onnx"}
-    place = open_place(
-        write_bundle(tmp_path / "pair", files, manifest=manifest, golden_inputs=inputs, golden_outputs=outputs)
-    )
+    bundle = write_bundle(tmp_path / "pair", files, manifest=manifest, golden_inputs=inputs, golden_outputs=outputs)
+    place = open_place(bundle)
     pool = measurement.pool_of(place.images)
     assert isinstance(pool, tuple)
     images, places_ = pool
     assert len(images) == len(places_) > 2
     for image, index in zip(images[:20], places_[:20], strict=True):
         np.testing.assert_array_equal(image, IMAGES[int(index[0])])
+
+    np.savez(tmp_path / "held-out.npz", **{"input.place": inputs[1], "input.image": IMAGES, "targets": np.arange(2)})
+    judged = open_place(bundle, evaluation_data=str(tmp_path / "held-out.npz"))
+    assert judged.evaluation is not None
+    for given, gathered in zip(inputs, judged.images, strict=True):
+        np.testing.assert_array_equal(given, gathered)
+    np.savez(tmp_path / "others.npz", **{"input.place": inputs[1], "input.image": IMAGES[:, :1]})
+    with pytest.raises(InputError, match=r"others.npz holds \[\[1, 4, 4\], \[1\]\], .* takes image \[3, 4, 4\], place"):
+        open_place(bundle, evaluation_data=str(tmp_path / "others.npz"))
 
 
 class Batched:

@@ -1,74 +1,152 @@
 """One image through LRP, gathered for a picture: the input's heat map, every layer's units, every head.
 
-A recipe and an image's number in, the record that `report.explanation` draws out. Knows no plan and draws nothing.
+A recipe and an image's number in, the record that `report.explanation` draws out, whatever the task and however many
+inputs. Knows no plan and draws nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from .choices import given_preprocessing
+from .delivery.pictures import asked_of, image_of, visible_of
 from .errors import DataError, FolderError, RecipeError
 from .graph import trace
-from .inputs.images import Images, overridden, visible
+from .graph.interface import input_names, input_nodes
+from .inputs.examples import Examples
+from .inputs.images import Source, batches, overridden
 from .inputs.models import Model, load_model
-from .inputs.sources import load_images
-from .placement import computing, device_of, placed, resolve, to_device
+from .inputs.samples import UNKNOWN
+from .inputs.sources import load_source
+from .placement import CPU, computing, device_of, inputs_to, placed, resolve, to_device
 from .pruning import analyse
 from .recipe import Recipe
 from .records import FloatArray, Group, Site
 from .relevance.lrp import LrpOptions, prepare
 from .relevance.spelling import composite_of
+from .relevance.starts import CLASSES, Objective, objective_of
 from .report.explanation import Explanation, LayerRelevance
-from .run.saved import example_of
+from .run.choosing import NO_PARTS, choose, parts_of
+from .run.reading import signature_of
+from .run.tasking import NetworkTask, predict_of
 from .steering import hash_of_network, learned_in, read_selector
 from .steering.objectives import answers_of
 from .steering.selector import Selector, features_of, question_of
+from .tasks import Targets, reference_of
+from .tasks.record import class_leaf
+from .tensors import Inputs, as_tuple, noise_like, specs_of
+
+MEAN_OF = 64  # images whose mean answer stands for what no image in particular says
 
 
 def explain(recipe: Recipe, index: int = 0, *, saliency: bool = False) -> Explanation:
-    """What the recipe's model finds relevant in image `index` of its data, for the labelled (else predicted) class.
+    """What the recipe's model finds relevant in image `index` of its data: of the answer that its task starts from.
 
+    A classifier is asked for the labelled (else predicted) class, any other task for what it says of this image.
     `saliency` adds the mask of the selector that a run in the recipe's folder learned. Raises DataError when there is
-    no such image, RecipeError when no data is named, FolderError where there is no selector.
+    no such image or none of the inputs is one, RecipeError when no data is named, FolderError where there is no
+    selector.
     """
     with computing():
         return _explained(recipe, index, saliency)
 
 
 def _explained(recipe: Recipe, index: int, saliency: bool) -> Explanation:
-    device = resolve(recipe.device)
     model = load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
-    images = _prepared(recipe, model)
-    if not 0 <= index < len(images):
-        raise DataError(f"image {index} was asked for, {images.source} has {len(images)} (0 to {len(images) - 1})")
-    preprocessing = images.preprocessing
-    assert preprocessing is not None
-
-    traced = trace(model.module, example_of(preprocessing.shape))
+    source = _source_of(recipe, model)
+    if not 0 <= index < len(source):
+        raise DataError(f"image {index} was asked for, {source.source} has {len(source)} (0 to {len(source) - 1})")
+    keywords = source.input_names if isinstance(source, Examples) else ()
+    inputs = source.inputs([index])  # [1, ...] of each
+    traced = trace(model.module, noise_like(specs_of(inputs)), keywords)
     selector = selector_of(recipe, traced) if saliency else None
-    graph = placed(traced, device)
-    groups = analyse(graph).groups.groups
-    lrp = _lrp_options(recipe)
-    image = images[index][None]  # [1, C, H, W]
-    label = torch.tensor([int(images.labels[index])])  # -1 where it has none: then relevance starts at the prediction
+    question = _asked(recipe, model, traced, source, index)
 
-    placeholder = next(node.name for node in graph.graph.nodes if node.op == "placeholder")
-    site_nodes = dict.fromkeys(site.node for group in groups for site in group.sites)
-    on_device = prepare(graph, lrp)(to_device(image, device), to_device(label, device), [placeholder, *site_nodes])
-    relevance = {node: value.cpu() for node, value in on_device.items()}
-    scores = torch.softmax(_logits(graph, image), dim=1)[0]  # [classes]
+    graph = placed(traced, resolve(recipe.device) if question.objective.classifies else CPU)
+    shown = image_of(inputs)
+    if shown < 0:
+        shapes = ", ".join(f"{name} {list(leaf.shape[1:])}" for name, leaf in _named(graph, inputs))
+        raise DataError(
+            f"none of the inputs is an image [C, H, W] of real numbers, there is {shapes}; nothing is drawn"
+        )
+    groups = analyse(graph).groups.groups
+    relevance = _relevance(graph, replace(_lrp_options(recipe), objective=question.objective), groups, inputs, question)
+    by_input = [relevance[node.name] for node in input_nodes(graph)]
+    image = visible_of(inputs, source.preprocessing)
+    assert image is not None  # one of the inputs is
     return Explanation(
-        _title(recipe, images, index, scores, int(label)),
-        visible(image[0].numpy(), preprocessing),
-        relevance[placeholder][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
+        f"{recipe.model}: image '{source.names[index]}' {question.title}{_shares(graph, by_input)}",
+        image,
+        by_input[shown][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
         tuple(_layers(groups, relevance)),
         *_heads(groups, relevance),
-        None if selector is None else _mask(selector, graph, image),
+        None if selector is None else _mask(selector, graph, inputs),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What relevance starts at, for which targets [1, ...]; `title` says it."""
+
+    objective: Objective
+    targets: Targets
+    title: str
+
+
+def _asked(recipe: Recipe, model: Model, graph: fx.GraphModule, source: Source, index: int) -> _Question:
+    """By the task that data and answers show, or that the recipe asks for."""
+    decode = None
+    if model.decode is not None:
+        height, width = as_tuple(source.inputs([index]))[0].shape[-2:]
+        decode = model.decode.at((height, width))
+    parts = parts_of(recipe, NO_PARTS, decode)
+    decoded = decode is not None and parts.functions["decode"] is decode
+    first = batches(source.subset(range(min(MEAN_OF, len(source)))), recipe.batch_size)
+    chosen = choose(recipe, graph, first, parts, decoded=decoded)
+    answer, targets = predict_of(graph)(source.inputs([index])), source.targets([index])
+    if chosen.classifies:
+        label = targets if chosen.labelled else torch.tensor([UNKNOWN])
+        assert isinstance(label, Tensor)
+        logits = class_leaf(answer)[1]  # [1, classes]
+        return _Question(CLASSES, label, _seen_as(source, torch.softmax(logits, dim=1)[0], int(label)))
+    reference = reference_of(predict_of(graph), first, by_place=chosen.name == "detection")
+    task = NetworkTask(chosen, reference, graph, None)
+    question = _Question(
+        objective_of(graph, task.task), asked_of(task, answer, targets), f"asked for its {chosen.name}"
+    )
+    return replace(question, title="asked for its whole answer") if chosen.name == "any" else question
+
+
+def _relevance(
+    graph: fx.GraphModule, options: LrpOptions, groups: tuple[Group, ...], inputs: Inputs, question: _Question
+) -> dict[str, Tensor]:
+    """By node: of every input, and of every one that shows units."""
+    device, targets = device_of(graph), question.targets
+    if isinstance(targets, Tensor):
+        targets = to_device(targets, device)
+    placeholders = [node.name for node in input_nodes(graph)]
+    sites = dict.fromkeys(site.node for group in groups for site in group.sites)
+    found = prepare(graph, options)(inputs_to(inputs, device), targets, [*placeholders, *sites])
+    return {node: value.cpu() for node, value in found.items()}
+
+
+def _shares(graph: fx.GraphModule, by_input: Sequence[Tensor]) -> str:
+    """How much of the relevance lies in each of several inputs."""
+    if len(by_input) == 1:
+        return ""
+    sums = [float(relevance.double().abs().sum()) for relevance in by_input]
+    total = sum(sums) or 1.0
+    listed = (f"{share / total:.0%} in {name}" for name, share in zip(input_names(graph), sums, strict=True))
+    return f"; relevance lies to {', '.join(listed)}"
+
+
+def _named(graph: fx.GraphModule, inputs: Inputs) -> list[tuple[str, Tensor]]:
+    return list(zip(input_names(graph), as_tuple(inputs), strict=True))
 
 
 def selector_of(recipe: Recipe, graph: fx.GraphModule) -> Selector:
@@ -83,10 +161,10 @@ def selector_of(recipe: Recipe, graph: fx.GraphModule) -> Selector:
 
 
 @torch.no_grad()
-def _mask(selector: Selector, graph: fx.GraphModule, image: torch.Tensor) -> FloatArray:
+def _mask(selector: Selector, graph: fx.GraphModule, image: Inputs) -> FloatArray:
     """[H, W] of one image [1, C, H, W]."""
     device = device_of(graph)
-    inputs, spots_on = to_device(image, device), selector.to(device)
+    inputs, spots_on = inputs_to(image, device), selector.to(device)
     features = features_of(graph, inputs, [scale.node for scale in selector.scales])
     mask: FloatArray = spots_on(features, question_of(answers_of(graph, inputs))).map()[0, 0].cpu().double().numpy()
     return mask
@@ -99,30 +177,24 @@ def _lrp_options(recipe: Recipe) -> LrpOptions:
     return replace(options, composite=composite_of(recipe.composite))
 
 
-def _prepared(recipe: Recipe, model: Model) -> Images:
-    source = recipe.evaluation_data or recipe.data
-    if not source:
+def _source_of(recipe: Recipe, model: Model) -> Source:
+    """The images prepared for the model, or tensors as they are."""
+    name = recipe.evaluation_data or recipe.data
+    if not name:
         raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
-    overrides = {name: getattr(recipe, name) or None for name in ("size", "resize", "interpolation", "mean", "std")}
-    if overrides["size"] and len(overrides["size"]) == 1:
-        overrides["size"] = overrides["size"][0]
-    return load_images(source, classes=model.class_names).prepared(overridden(model.preprocessing, **overrides))
+    source = load_source(name, signature_of(recipe, model), classes=model.class_names)
+    if isinstance(source, Examples):
+        return source
+    return source.prepared(overridden(source.preprocessing or model.preprocessing, **given_preprocessing(recipe)))
 
 
-@torch.no_grad()
-def _logits(graph: fx.GraphModule, image: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = graph(to_device(image, device_of(graph))).cpu()
-    return logits
-
-
-def _title(recipe: Recipe, images: Images, index: int, scores: torch.Tensor, label: int) -> str:
+def _seen_as(images: Source, scores: Tensor, label: int) -> str:
     predicted = int(scores.argmax())
-    seen_as = f"{_class_name(images, predicted)} ({float(scores[predicted]):.0%})"
     truth = f", labelled {_class_name(images, label)}" if label >= 0 else ""
-    return f"{recipe.model}: image '{images.names[index]}' seen as {seen_as}{truth}"
+    return f"seen as {_class_name(images, predicted)} ({float(scores[predicted]):.0%}){truth}"
 
 
-def _class_name(images: Images, index: int) -> str:
+def _class_name(images: Source, index: int) -> str:
     names = images.class_names
     return names[index] if index < len(names) else str(index)
 

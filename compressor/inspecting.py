@@ -1,4 +1,7 @@
-"""What can be said before a run: a model's units, what is left alone, and what a plan would cost. Writes nothing."""
+"""What can be said before a run: a model's units, what is left alone, and what a plan would cost. Writes nothing.
+
+Images are needed by neither; data that are tensors, or several inputs, say what goes into a model.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,12 @@ from .errors import RecipeError
 from .graph import trace
 from .graph.behaviour import require_function
 from .graph.cost import measure_cost
+from .graph.interface import input_names
+from .graph.program import inputs_wanted
+from .inputs.examples import Examples
 from .inputs.images import overridden
 from .inputs.models import Model, load_model
+from .inputs.sources import load_source
 from .placement import computing
 from .planning import make_plan
 from .pruning import Structure, find_structure, prune
@@ -27,10 +34,11 @@ from .records import Groups
 from .run.baseline import any_scores
 from .run.judges import spare_of
 from .run.plans import below_budget, kept_of, ranking_here, require_reachable, shares_of
+from .run.reading import signature_of
 from .run.saved import example_of
 from .run.stages import Notify
 from .run.work import Request, Work, prepare
-from .tensors import as_tuple, specs_of
+from .tensors import Inputs, as_tuple, noise_like, specs_of
 
 STRIDE = 32  # pixels that most networks divide an image into
 ROUNDING = 1e-4  # of float32 sums in another order, on answers of about 1
@@ -49,19 +57,48 @@ def _step(notify: Notify, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The units a model can lose and what is left alone; and, in words, which sizes of image it takes."""
+    """The units a model can lose and what is left alone; and, in words, which sizes of image or inputs it takes."""
 
     groups: Groups
     image_size: str
 
 
 def inspect(recipe: Recipe, *, notify: Notify = _say_nothing) -> Inspection:
-    """What a recipe's model is made of; no images are needed. `notify` is told each step."""
+    """What a recipe's model is made of; no images are needed. `notify` is told each step.
+
+    Data that are tensors as the network takes them, one or several a sample, say of which shapes it is traced.
+    """
     with _step(notify, "reading the model and trying it"):
-        model, graph, example = _without_images(recipe)
-        image_size = _sizes_in_words(model.module, graph, example)
+        graph, example, image_size = _tried(recipe)
     with _step(notify, "groups"):
         return Inspection(find_structure(graph, example, recipe.seed).groups, image_size)
+
+
+def _tried(recipe: Recipe) -> tuple[fx.GraphModule, Inputs, str]:
+    """The model's traced network, what it was traced with, and which sizes it takes in words."""
+    require_known(recipe)
+    model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
+    given = _tensors_of(recipe, model)
+    if given is None:
+        graph, images = _without_images(recipe, model)
+        return graph, images, _sizes_in_words(model.module, graph, images)
+    example = noise_like(specs_of(given.inputs([0])))
+    graph = trace(model.module, example, given.input_names)
+    require_function(model.module, graph, example, given.input_names)
+    if isinstance(example, Tensor) and example.dim() == 4:
+        return graph, example, _sizes_in_words(model.module, graph, example)
+    shapes = (list(tensor.shape[1:]) for tensor in as_tuple(example))
+    listed = ", ".join(f"{name} {shape}" for name, shape in zip(input_names(graph), shapes, strict=True))
+    return graph, example, f"{listed}, as the data have it"
+
+
+def _tensors_of(recipe: Recipe, model: Model) -> Examples | None:
+    """The data of a model that says nothing of its images, or takes more than one input; None of images as files."""
+    is_of_images = model.preprocessing is not None and len(inputs_wanted(model.module)) <= 1
+    if not recipe.data or is_of_images:
+        return None
+    source = load_source(recipe.data, signature_of(recipe, model))
+    return source if isinstance(source, Examples) else None
 
 
 @torch.no_grad()
@@ -88,13 +125,11 @@ def _alike(leaf: Tensor, answer: Tensor) -> bool:
     return leaf.shape == answer.shape and torch.allclose(leaf, answer, rtol=ROUNDING, atol=ROUNDING)
 
 
-def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[Model, fx.GraphModule, Tensor]:
-    """The model and its traced network alone: 224 px RGB unless model or recipe say otherwise, no weights unless named.
+def _without_images(recipe: Recipe, model: Model, *, sized: bool = False) -> tuple[fx.GraphModule, Tensor]:
+    """The model's traced network and what it was traced with: 224 px RGB unless model or recipe say otherwise.
 
     `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
     """
-    require_known(recipe)
-    model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
     given = given_preprocessing(recipe)
     if sized and model.preprocessing is None and not given["size"]:
         raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
@@ -104,7 +139,7 @@ def _without_images(recipe: Recipe, *, sized: bool = False) -> tuple[Model, fx.G
     example = example_of(overridden(model.preprocessing, **given).shape)
     graph = trace(model.module, example)
     require_function(model.module, graph, example)
-    return model, graph, example
+    return graph, example
 
 
 def predict(recipe: Recipe, *, notify: Notify = _say_nothing) -> dict[str, Any]:
@@ -125,7 +160,9 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
             graph, example = work.dense, work.example
     else:
         with _step(notify, "reading the model and trying it"):
-            _, graph, example = _without_images(recipe, sized=True)
+            require_known(recipe)
+            model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
+            graph, example = _without_images(recipe, model, sized=True)
     dense = measure_cost(graph)
     units: dict[str, Any] = {"groups": 0, "left_alone": []}
     costs: dict[str, Any] = {"macs_predicted": dense.macs, "params_predicted": dense.parameters, "warnings": []}

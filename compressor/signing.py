@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 _REMEDY = "pip install 'compressor[sign]'"
 
 
-def make_key(path: Path) -> tuple[Path, str]:
+def make_key(path: Path, password: bytes = b"") -> tuple[Path, str]:
     """Writes a new private key to `path`, for its owner's eyes alone, and its public half beside it.
 
-    Returns the public half's path and sha256. Raises FolderError where one of the files is there already: a key that
-    is replaced can't be had again.
+    It is locked with the `password` where there is one (PKCS #8, PBES2). Returns the public half's path and sha256.
+    Raises FolderError where one of the files is there already: a key that is replaced can't be had again.
     """
     try:
         from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
         from cryptography.hazmat.primitives.serialization import (
+            BestAvailableEncryption,
             Encoding,
             NoEncryption,
             PrivateFormat,
@@ -44,7 +45,8 @@ def make_key(path: Path) -> tuple[Path, str]:
     if path.is_dir():
         raise FolderError(f"{path} is a folder; name a file, such as {path / 'release.pem'}")
     key = generate_private_key(SECP256R1())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    lock = BestAvailableEncryption(password) if password else NoEncryption()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     public_path = path.with_name(f"{path.stem}.pub{path.suffix or '.pem'}")
     for place in (path, public_path):
@@ -76,24 +78,24 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
         raise FolderError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def sign_bundle(folder: Path | str, key: Path) -> str:
+def sign_bundle(folder: Path | str, key: Path, password: bytes = b"") -> str:
     """Signs all files of a whole, unchanged bundle, over an earlier signature; the sha256 of the key that signed.
 
-    Raises what `read_bundle` and `verify_files` raise, InputError for a key that can't sign, FolderError where engines
-    built on this device lie in the bundle, which would be signed for every device.
+    `password` opens a key that is locked. Raises what `read_bundle` and `verify_files` raise, InputError for a key that
+    can't sign, FolderError where engines built on this device lie in the bundle: they would be signed for every device.
     """
     folder = Path(folder)
     verify_files(folder, read_bundle(folder))
     for engine in engine_files(folder):
         raise FolderError(f"{engine} was built on this device and is no part of the bundle; remove it, then sign")
-    public_key = _read_private_key(key).public_key()
+    public_key = _read_private_key(key, password).public_key()
 
     path = folder / SIGNATURE
     try:
         # beside the bundle: in it, the scratch file would be signed too
         with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=".sign-") as scratch:
             made = Path(scratch) / SIGNATURE
-            _sign(folder, key, made)
+            _sign(folder, key, made, password)
             os.replace(made, path)
     except OSError as error:
         raise FolderError(f"can't write {path}: {error.strerror or error}") from error
@@ -104,18 +106,31 @@ def sign_bundle(folder: Path | str, key: Path) -> str:
         raise
 
 
-def require_signer(key: Path) -> None:
+def require_signer(key: Path, password: bytes = b"") -> None:
     """Raises what `sign_bundle` would raise for this key, or for what is not installed."""
-    _read_private_key(key)
+    _read_private_key(key, password)
     _load_library()
 
 
-def _sign(folder: Path, key: Path, made: Path) -> None:
+def is_locked(key: Path) -> bool:
+    """Whether a password is needed to read the private key; False for what is none, which signing refuses."""
+    try:
+        _loaded(_content(key), b"")
+    except TypeError:
+        return True
+    except ValueError:
+        return False
+    return False
+
+
+def _sign(folder: Path, key: Path, made: Path, password: bytes) -> None:
     """The signature over everything in the folder but an earlier one, as a file."""
     hashing, signing = _load_library()
     # nothing else is left out, as it would be by itself: what was left out would be signed by nobody
     hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
-    signing.Config().set_hashing_config(hashed).use_elliptic_key_signer(private_key=key).sign(folder, made)
+    config = signing.Config().set_hashing_config(hashed)
+    # bytes, although it says text: the library hands it on as it is, and `cryptography` takes nothing else
+    config.use_elliptic_key_signer(private_key=key, password=password or None).sign(folder, made)
 
 
 def _load_library() -> tuple[ModuleType, ModuleType]:
@@ -127,24 +142,40 @@ def _load_library() -> tuple[ModuleType, ModuleType]:
     return hashing, signing
 
 
-def _read_private_key(path: Path) -> EllipticCurvePrivateKey:
+def _read_private_key(path: Path, password: bytes) -> EllipticCurvePrivateKey:
     """The private key of a PEM file, on one of the three curves that are signed with."""
     try:
-        data = path.read_bytes()
+        key = _loaded(_content(path), password)
+    except TypeError as error:
+        if password:
+            raise InputError(f"{path} has no password; sign without one") from error
+        raise InputError(f"{path} is locked with a password, which is needed to sign with it") from error
+    except ValueError as error:
+        if password:
+            raise InputError(f"the password does not open {path}; nothing was signed") from error
+        raise InputError(f"{path} holds no private key in PEM, such as `compressor key` makes") from error
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey  # `_loaded` has said if it is not
+
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
+        raise InputError(f"{path} is no key on a NIST curve ({', '.join(CURVES)}), such as `compressor key` makes")
+    return key
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"the key {path} can't be read: {error.strerror}; `compressor key` makes one") from error
+
+
+def _loaded(content: bytes, password: bytes) -> object:
+    """A private key of any kind; TypeError where a password is missing or too much, ValueError for no key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError as error:
         raise MissingPackageError(f"signing needs `cryptography`; {_REMEDY}") from error
     try:
-        key = load_pem_private_key(data, password=None)
-    except TypeError as error:
-        raise InputError(f"{path} is locked with a password; `model_signing sign key` asks for it") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{path} holds no private key in PEM, such as `compressor key` makes") from error
-    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in CURVES:
-        raise InputError(f"{path} is no key on a NIST curve ({', '.join(CURVES)}), such as `compressor key` makes")
-    return key
+        return load_pem_private_key(content, password=password or None)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import compressor
-from compressor import errors
+from compressor import errors, shipping
 from compressor.cli import app
 from compressor.criteria import CRITERIA
 from compressor.device.__main__ import VERBS
@@ -123,6 +123,15 @@ def test_every_public_name_is_on_the_page_of_the_python_api() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
 
     assert [name for name in compressor.__all__ if not name.startswith("__") and f"compressor.{name}" not in page] == []
+
+
+def test_what_ships_is_on_the_page_of_the_python_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"compressor\.shipping\.(\w+)", page))
+    of_the_command_line = {"age_s", "in_words"}
+    assert documented == set(shipping.__all__) - of_the_command_line
+    named = re.findall(r"shipping\.([A-Za-z_]+)\(", (ROOT / "docs" / "shipping.md").read_text())
+    assert set(named) <= documented
 
 
 def test_every_error_is_on_the_page_of_the_python_api_and_says_when_it_comes() -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import getpass
 import json
+import os
+import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from compressor.__main__ import main
+from compressor.device.archive import pack_bundle, unpack_bundle
 from compressor.device.bundle import Manifest, ModelFile, verify_bundle, write_bundle
 from compressor.device.signature import verify_signature
 from compressor.errors import FolderError, GateError, InputError, MissingPackageError
@@ -130,8 +137,8 @@ def test_a_bundle_that_changes_while_it_is_signed_has_no_signature(
 
     made = signing._sign
 
-    def sign_and_change(folder: Path, key: Path, path: Path) -> None:
-        made(folder, key, path)
+    def sign_and_change(folder: Path, key: Path, path: Path, password: bytes) -> None:
+        made(folder, key, path, password)
         (folder / "models" / "m.onnx").write_bytes(b"Model")
 
     monkeypatch.setattr(signing, "_sign", sign_and_change)
@@ -155,6 +162,121 @@ def test_a_key_that_cannot_sign_is_named(bundle: Path, tmp_path: Path) -> None:
             sign_bundle(bundle, tmp_path / "key.pem")
     with pytest.raises(InputError, match="can't be read"):
         sign_bundle(bundle, tmp_path / "none.pem")
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> tuple[Path, Path]:
+    private = tmp_path / "locked.pem"
+    public, _ = make_key(private, b"secret")
+    return private, public
+
+
+def test_a_locked_key_signs_for_who_knows_its_password(
+    bundle: Path, locked: tuple[Path, Path], keys: tuple[Path, Path]
+) -> None:
+    private, public = locked
+    assert b"ENCRYPTED PRIVATE KEY" in private.read_bytes()
+    for password, words in ((b"", "is locked with a password"), (b"Secret", "the password does not open")):
+        with pytest.raises(InputError, match=words):
+            sign_bundle(bundle, private, password)
+    assert not (bundle / "model.sig").exists()
+    with pytest.raises(InputError, match="has no password"):
+        sign_bundle(bundle, keys[0], b"secret")
+
+    assert sign_bundle(bundle, private, b"secret") == verify_signature(bundle, public)
+    verified = library("verify", "key", bundle, "--signature", bundle / "model.sig", "--public_key", public)
+    assert (verified.returncode, "succeeded" in verified.stdout + verified.stderr) == (0, True), verified
+
+
+Typed = Callable[..., list[str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """A terminal on which these lines are typed; what it asked comes back."""
+
+    def type_in(*lines: str) -> list[str]:
+        asked: list[str] = []
+        left = list(lines)
+
+        def answer(prompt: str) -> str:
+            asked.append(prompt)
+            return left.pop(0)
+
+        monkeypatch.setattr("getpass.getpass", answer)
+        return asked
+
+    return type_in
+
+
+def test_a_password_is_asked_for_where_a_key_is_made_and_where_it_signs(
+    bundle: Path, tmp_path: Path, typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "asked.pem"
+    typed("one", "other")
+    assert main(["key", str(key), "--password"]) == 2
+    assert ("differ" in capsys.readouterr().err, key.exists()) == (True, False)
+    typed("", "")
+    assert main(["key", str(key), "--password"]) == 2
+    assert ("is empty" in capsys.readouterr().err, key.exists()) == (True, False)
+
+    assert len(typed("secret", "secret")) == 0
+    assert main(["key", str(key), "--password"]) == 0
+    asked = typed("secret")
+    assert main(["sign", str(bundle), "--key", str(key)]) == 0
+    assert asked == [f"password of {key}: "]
+    typed("wrong")
+    assert main(["sign", str(bundle), "--key", str(key)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"error: the password does not open {key}; nothing was signed"]
+
+
+def test_a_password_comes_from_where_the_user_says(
+    bundle: Path, locked: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PASSWORD_OF_THE_KEY", "secret")
+    sign = ["sign", str(bundle), "--key", str(locked[0]), "--password-from"]
+    assert main([*sign, "env:PASSWORD_OF_THE_KEY"]) == 0
+    end, start = os.pipe()
+    os.write(start, b"secret\nanother line")
+    assert main([*sign, f"fd:{end}"]) == 0
+    capsys.readouterr()
+    os.close(start)
+    for source, words in {
+        "env:NO_SUCH_VARIABLE": "is not set",
+        f"fd:{end}": "can't be read",  # closed by now
+        "fd:999999999": "can't be read",
+        "fd:" + 30 * "9": "takes env:NAME",
+        "hunter2": "takes env:NAME",
+        "fd:x": "takes env:NAME",
+    }.items():
+        assert main([*sign, source]) == 2
+        error = capsys.readouterr().err
+        assert (words in error, error.count("\n"), "hunter2" in error) == (True, 1, False), error
+
+
+def test_without_a_terminal_nobody_is_asked(
+    bundle: Path, locked: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(prompt: str) -> str:
+        warnings.warn("Can not control echo on the terminal.", getpass.GetPassWarning, stacklevel=2)
+        return "secret"
+
+    monkeypatch.setattr("getpass.getpass", shown)
+    assert main(["sign", str(bundle), "--key", str(locked[0])]) == 2
+    assert "no terminal to ask on; --password-from env:NAME" in capsys.readouterr().err
+
+
+def test_a_run_is_told_of_a_wrong_password_before_it_begins(
+    locked: tuple[Path, Path], tmp_path: Path, typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed("wrong")
+    out = tmp_path / "run"
+    assert main(["compress", "--signing-key", str(locked[0]), "--out", str(out)]) == 2
+    assert "the password does not open" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["compress", "--password-from", "env:X", "--out", str(out)]) == 2
+    assert "give --signing-key, or leave it out" in capsys.readouterr().err
 
 
 def test_without_the_library_it_says_what_to_install(
@@ -188,3 +310,58 @@ def test_a_runs_bundle_is_signed_where_there_is_a_key(
     monkeypatch.setattr(tables, "compressed", lambda finished: None)
     assert main(["compress", "--signing-key", str(keys[0]), "--quiet"]) == 0
     assert verify_signature(run.folder / "bundle", keys[1])
+
+
+def certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """A private key, a certificate of it, and the authority that gave it, as an organisation has them."""
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "release")]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in names]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    signs = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    grants = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+    paths = folder / "certified.pem", folder / "certificate.pem", folder / "authority.pem"
+    paths[0].write_bytes(
+        keys[1].private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    for path, name, key, usage, is_authority in (
+        (paths[2], names[0], keys[0], grants, True),
+        (paths[1], names[1], keys[1], signs, False),
+    ):
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(names[0]).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(usage, critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        if not is_authority:
+            purpose = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CODE_SIGNING])
+            builder = builder.add_extension(purpose, critical=False)
+        certified = builder.sign(keys[0], hashes.SHA256())
+        path.write_bytes(certified.public_bytes(serialization.Encoding.PEM))
+    return paths
+
+
+def test_a_signature_of_another_kind_stands_beside_a_bundle_and_its_key(
+    bundle: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """An identity's needs the network; a certificate's is laid out in the same way and does not."""
+    from model_signing import hashing, signing, verifying
+
+    private, signed_certificate, authority = certificate(tmp_path)
+    sign_bundle(bundle, keys[0])
+    beside = tmp_path / "b.sigstore.json"
+    hashed = hashing.Config().set_ignored_paths(paths=[beside], ignore_git_paths=True)
+    signer = signing.Config().set_hashing_config(hashed)
+    signer.use_certificate_signer(
+        private_key=private, signing_certificate=signed_certificate, certificate_chain=[authority]
+    ).sign(bundle, beside)
+
+    there = unpack_bundle(pack_bundle(bundle), tmp_path / "there" / "bundle")
+    verifier = verifying.Config().use_certificate_verifier(certificate_chain=[authority])
+    verifier.verify(there, beside)
+    assert verify_signature(there, keys[1])
+    shutil.copy(beside, there / "model.sig")  # in the key's place it is none that a device checks
+    with pytest.raises(GateError, match="names no key; `model_signing verify` checks identities and certificates"):
+        verify_signature(there, keys[1])
+    with pytest.raises(ValueError, match="mismatch"):
+        verifier.verify(there, beside)

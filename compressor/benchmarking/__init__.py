@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..device.environment import read_environment
+from ..device.feeds import as_tuple
 from ..device.timing import Speedup
 from ..errors import InputError
 from ..files import read_json
@@ -17,12 +18,10 @@ from ..run.stages import Notify
 from .comparison import Change, compare_benchmarks, require_alike
 from .measurement import measure, resolved
 from .pages import crowd_of, page_of, speedups
-from .places import Place, open_place
+from .places import STEM, Place, open_place, opened_place, results_folder
 from .records import SINGLE, Measured, Options, SubjectRow, Summary, read_measured, write_measured
 
-STEM = "benchmark"
-
-__all__ = ["STEM", "Options", "benchmark", "open_place", "read_cores"]
+__all__ = ["STEM", "Options", "benchmark", "open_place", "opened_place", "read_cores", "results_folder"]
 
 
 def benchmark(
@@ -36,12 +35,13 @@ def benchmark(
     """Measures the places and writes `out`/benchmark.{json,md,html}; returns the headline figures.
 
     `other` is a benchmark.json to compare with. Raises GateError before measuring when its machine or libraries are
-    not these, InputError when places take images of different shapes.
+    not these, InputError when places take inputs of different shapes.
     """
-    shapes = {place.images.shape[1:] for place in places}
+    shapes = {_shapes(place) for place in places}
     if len(shapes) > 1:
-        listed = ", ".join(map(str, sorted(shapes)))
-        raise InputError(f"the places take images of different shapes ({listed}); measure them apart")
+        raise InputError(
+            f"the places take inputs of different shapes ({'; '.join(sorted(shapes))}); measure them apart"
+        )
     options = resolved(options or Options())
     before = read_measured(other) if other is not None else None
     if before is not None:
@@ -59,6 +59,11 @@ def benchmark(
 
     shutil.rmtree(out / "parts", ignore_errors=True)  # only an interrupted benchmark needs them
     return summary_of(measured, changes, out)
+
+
+def _shapes(place: Place) -> str:
+    """`[3, 32, 32]`, of several inputs `[3, 32, 32], [7]`: one sample's shapes."""
+    return ", ".join(str(list(array.shape[1:])) for array in as_tuple(place.images))
 
 
 def read_cores(text: str) -> tuple[int, ...]:

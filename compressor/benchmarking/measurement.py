@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..delivery.answers import predict_of_file
 from ..delivery.gates import accuracy_of
 from ..delivery.networks import WAYS, unavailable
+from ..device import feeds
 from ..device.environment import affinity, cache_bytes, read_environment
+from ..device.feeds import Arrays
 from ..device.runtimes import available, runtime_names
 from ..device.timing import Schedule, Timing, from_json, to_json
 from ..device.worker import time_files
@@ -56,7 +57,7 @@ class _Bench:
     places: tuple[Place, ...]
     options: Options
     stages: Stages
-    pool: NDArray[np.float32]
+    pool: Arrays
 
 
 def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
@@ -91,22 +92,22 @@ def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify
         timings=tuple(timings),
         cold=tuple(cold),
         not_run=tuple(not_run),
-        pool_bytes=bench.pool.nbytes,
+        pool_bytes=sum(array.nbytes for array in feeds.as_tuple(bench.pool)),
         cache_bytes=cache_bytes(),
         seconds=dict(bench.stages.seconds),
     )
 
 
-def pool_of(images: NDArray[np.float32]) -> NDArray[np.float32]:
+def pool_of(images: Arrays) -> Arrays:
     """Twice the largest cache of images in an order without a pattern, each at an address of its own.
 
-    In: `images` [N, C, H, W]. Out: [M, C, H, W], copies of them, M at least N.
+    In: `images` [N, ...], or several inputs of as many samples. Out: [M, ...], copies of them, M at least N.
     """
     wanted_bytes = min(_POOL_LIMIT_BYTES, 2 * (cache_bytes() or _CACHE_GUESS_BYTES))
-    count = max(len(images), -(-wanted_bytes // images[0].nbytes))  # rounded up: part of an image is one more
-    order = np.random.default_rng(0).integers(len(images), size=count)
-    pool: NDArray[np.float32] = images[order]
-    return pool
+    available_count = feeds.count(images)
+    pool_count = max(available_count, -(-wanted_bytes // feeds.sample_bytes(images)))  # rounded up: part of one is one
+    order = np.random.default_rng(0).integers(available_count, size=pool_count)
+    return feeds.mapped(lambda array: array[order], images)
 
 
 def resolved(options: Options) -> Options:
@@ -227,7 +228,7 @@ def _cold(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> list[ColdSt
     )
 
     def take() -> list[dict[str, object]]:
-        one_image = bench.pool[:1]
+        one_image = feeds.cut(bench.pool, 0, 1)
         starts = [time_files(files, one_image, schedule=schedule, runtime=runtime) for _ in range(options.repeats)]
         return [asdict(_cold_start(timings)) for timings in _by_subject(files, starts)]
 

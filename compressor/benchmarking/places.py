@@ -1,25 +1,28 @@
-"""A finished run's folder or a bundle in, what can be measured of it out: files, costs, images, networks.
+"""A finished run's folder, a bundle or its archive in, what can be measured of it out: files, costs, inputs, networks.
 
 A place says for each thing it lacks why; nothing is measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..delivery.artifacts import DENSE, SHIPPED, Artifact
-from ..device.bundle import GOLDEN, MANIFEST, Manifest, ModelFile, read_bundle, verify_files
+from ..device import feeds
+from ..device.archive import as_folder
+from ..device.bundle import MANIFEST, Manifest, ModelFile, read_bundle, verify_files
+from ..device.feeds import Arrays
+from ..device.golden import read_golden
 from ..device.runtimes import kind_of
-from ..errors import CompressorError, FolderError, InputError, ModelError, first_line
+from ..errors import CompressorError, FolderError, InputError, ModelError
 from ..files import read_json
-from ..inputs.images import Batches, Images, batches, overridden
+from ..inputs.entries import Signature
+from ..inputs.images import Batches, Images, Source, batches, overridden
 from ..inputs.models import load_model
-from ..inputs.sources import load_images
+from ..inputs.sources import load_images, load_source
 from ..inputs.trust import require_trusted
 from ..recipe import Recipe, read_recipe
 from ..run.choosing import CLASSES
@@ -27,8 +30,11 @@ from ..run.reading import read_data
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
 from ..run.user_code import require_trusted_data
+from ..run.work import arrays_of
+from ..tensors import as_tuple
 from .records import Content
 
+STEM = "benchmark"
 BATCH = 32
 POOL_IMAGES = 512
 
@@ -45,7 +51,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`label` names the place among others; `images` [N, C, H, W] are real ones, as the network takes them.
+    """`label` names the place among others; `images` are real ones [N, C, H, W], or several inputs, as it takes them.
 
     `task` is what the network's answers mean.
     """
@@ -54,12 +60,29 @@ class Place:
     folder: Path
     budget: str
     files: tuple[File, ...]
-    images: NDArray[np.float32]
+    images: Arrays
     evaluation: Batches | None
     lacks: tuple[str, ...]
     networks: Path | None = None
     evaluation_hash: str = ""
     task: str = CLASSES
+
+
+@contextmanager
+def opened_place(place: Path, *, evaluation_data: str = "", trust: bool = False) -> Iterator[Place]:
+    """`open_place` of a folder, or of a bundle's archive, which is unpacked for as long as the block lasts."""
+    with as_folder(place) as folder:
+        yield open_place(folder, evaluation_data=evaluation_data, trust=trust)
+
+
+def results_folder(place: Path) -> Path:
+    """Where a place's results lie: in a run's folder; beside a bundle, as nothing foreign may lie in one."""
+    if place.is_file():
+        return place.with_suffix(f".{STEM}")
+    if (place / MANIFEST).is_file():
+        bundle = place.resolve()
+        return bundle.with_name(f"{bundle.name}.{STEM}")
+    return place / STEM
 
 
 def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trust: bool = False) -> Place:
@@ -73,8 +96,8 @@ def open_place(folder: Path, *, label: str = "", evaluation_data: str = "", trus
     if (folder / "summary.json").is_file() and (folder / "recipe.toml").is_file():
         return _run(folder, label, trust)
     raise FolderError(
-        f"{folder} is neither the folder of a finished run nor a bundle; give one of them (`compressor unpack` makes "
-        "the folder of an archive), or no folder and a recipe"
+        f"{folder} is neither the folder of a finished run nor a bundle; give one of them, a bundle's archive, or no "
+        "folder and a recipe"
     )
 
 
@@ -102,7 +125,7 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         folder=folder,
         budget=recipe.budget,
         files=files,
-        images=_golden(folder / "bundle") if evaluation is None else _gathered(evaluation),
+        images=_golden_of_run(folder) if evaluation is None else _gathered(evaluation),
         evaluation=evaluation,
         lacks=tuple(lacks),
         networks=folder if network.builder else None,
@@ -163,22 +186,10 @@ def _require_unchanged(folder: Path, names: Sequence[str]) -> None:
         raise FolderError(f"{name} in {folder} {reason}; run the command that made this folder again")
 
 
-def _golden(bundle: Path) -> NDArray[np.float32]:
-    """The golden inputs of a bundle, float32 [N, C, H, W]."""
-    try:
-        with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
-            inputs = [name for name in golden.files if name == "inputs" or name.startswith("input.")]
-            if len(inputs) != 1:
-                raise ValueError(f"{len(inputs)} inputs, expected one of images")
-            images = np.asarray(golden[inputs[0]], dtype=np.float32)
-        if images.ndim != 4 or not images.size:
-            raise ValueError(f"inputs of shape {list(images.shape)}")
-    except Exception as error:
-        reason = first_line(error)
-        raise FolderError(
-            f"{bundle / GOLDEN} holds no golden inputs ({reason}); run the command that made it again"
-        ) from error
-    return images
+def _golden_of_run(folder: Path) -> Arrays:
+    """The golden inputs of the run's bundle."""
+    bundle = folder / "bundle"
+    return read_golden(bundle, read_bundle(bundle)).inputs
 
 
 def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
@@ -200,7 +211,7 @@ def _bundle(folder: Path, label: str, evaluation_data: str) -> Place:
         folder=folder,
         budget=str(manifest.provenance.get("budget", "")),
         files=files,
-        images=_golden(folder) if evaluation is None else _gathered(evaluation),
+        images=read_golden(folder, manifest).inputs if evaluation is None else _gathered(evaluation),
         evaluation=evaluation,
         lacks=tuple(lacks),
         evaluation_hash=_hash_of(evaluation),
@@ -217,11 +228,11 @@ def _bundle_file(folder: Path, model: ModelFile, provenance: Content) -> File:
     )
 
 
-def _prepared(source: str, manifest: Manifest) -> Images:
-    """The images of a source as the bundle's network takes them, its labels as their classes."""
+def _prepared(source: str, manifest: Manifest) -> Source:
+    """The samples of a source as the bundle's network takes them, its labels as their classes."""
     shipped = manifest.preprocessing
     if shipped is None:
-        raise InputError(f"the bundle of {manifest.name} takes no images, so accuracy can't be measured on {source}")
+        return _tensors(source, manifest)
     preprocessing = overridden(
         None,
         size=shipped.size,
@@ -233,11 +244,27 @@ def _prepared(source: str, manifest: Manifest) -> Images:
     return load_images(source, classes=manifest.labels or None).prepared(preprocessing)
 
 
-def _gathered(evaluation: Batches) -> NDArray[np.float32]:
-    """The first images, [N, C, H, W]; whole batches until there are at least `POOL_IMAGES`, or all."""
-    gathered: list[NDArray[np.float32]] = []
-    for images, _ in evaluation:
-        gathered.append(images.numpy())
-        if sum(map(len, gathered)) >= POOL_IMAGES:
+def _tensors(source: str, manifest: Manifest) -> Source:
+    """Samples that are tensors as the network takes them, of inputs called as the manifest has them."""
+    names = tuple(leaf.name for leaf in manifest.inputs)
+    samples = load_source(source, Signature(len(names), names, False))
+    if isinstance(samples, Images):
+        raise InputError(f"the bundle of {manifest.name} takes no images, so accuracy can't be measured on {source}")
+    shapes = [list(tensor.shape[1:]) for tensor in as_tuple(samples.inputs([0]))]
+    if shapes != [list(leaf.shape) for leaf in manifest.inputs]:
+        raise InputError(f"{source} holds {shapes}, the bundle of {manifest.name} takes {_listed(manifest)}")
+    return samples
+
+
+def _listed(manifest: Manifest) -> str:
+    return ", ".join(f"{leaf.name} {list(leaf.shape)}" for leaf in manifest.inputs)
+
+
+def _gathered(evaluation: Batches) -> Arrays:
+    """The first inputs [N, ...]; whole batches until there are at least `POOL_IMAGES` samples, or all."""
+    gathered: list[Arrays] = []
+    for inputs, _ in evaluation:
+        gathered.append(arrays_of(inputs))
+        if sum(map(feeds.count, gathered)) >= POOL_IMAGES:
             break
-    return np.concatenate(gathered)
+    return feeds.joined(gathered)

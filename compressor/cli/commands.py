@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
@@ -27,6 +28,7 @@ from ..searching.options import SearchOptions
 from ..signing import make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
+from .passwords import new_password, password_of
 from .screen import DeviceBars, StageBars, announce, console, say_now
 from .trials import search_screen
 
@@ -85,6 +87,9 @@ def _main(
 
 
 _TRUST = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
+_PASSWORD_FROM = typer.Option(
+    "", help="the key's password: env:NAME or fd:NUMBER; asked for on the terminal by default", metavar="WHERE"
+)
 _QUIET = typer.Option(False, "--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
 
 
@@ -98,12 +103,17 @@ def compress(
     signing_key: Path | None = typer.Option(
         None, help="sign the bundle with this private key, as `compressor sign` does", metavar="FILE"
     ),
+    password_from: str = _PASSWORD_FROM,
     quiet: bool = _QUIET,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
     console.quiet = quiet or launched_rank() > 0
-    if signing_key is not None:
-        require_signer(signing_key)  # before hours of work, not after them
+    password = b""
+    if signing_key is None and password_from:
+        raise InputError("--password-from is of a key, and none is named; give --signing-key, or leave it out")
+    if signing_key is not None and launched_rank() == 0:  # before hours of work, not after them
+        password = password_of(signing_key, password_from)
+        require_signer(signing_key, password)
     announce(_task(recipe), recipe)
     if dry_run:
         if launched_rank() == 0:
@@ -116,7 +126,7 @@ def compress(
     if len(points_of(recipe.budget)) > 1:
         _require_alone("a sweep of budgets")
         sweep = pipeline.sweep(recipe, watch=_watched)
-        _sign([run.folder for run in sweep.runs], signing_key)
+        _sign([run.folder for run in sweep.runs], signing_key, password)
         tables.swept(sweep.summary)
         print(json.dumps(sweep.summary))
         return
@@ -124,7 +134,7 @@ def compress(
         run = pipeline.run(recipe, notify=notify)
     if launched_rank() > 0:
         return
-    _sign([run.folder], signing_key)
+    _sign([run.folder], signing_key, password)
     tables.compressed(run)
     print(json.dumps(run.summary))
 
@@ -135,12 +145,12 @@ def _require_alone(what: str) -> None:
         raise RecipeError(f"{what} is one process's work; torchrun is for `compress` at one budget: start it without")
 
 
-def _sign(folders: Sequence[Path], key: Path | None) -> None:
+def _sign(folders: Sequence[Path], key: Path | None, password: bytes) -> None:
     """Signs the bundles in runs' folders, where there is a key."""
     if key is None:
         return
     for folder in folders:
-        sha256 = sign_bundle(folder / "bundle", key)
+        sha256 = sign_bundle(folder / "bundle", key, password)
         say_now(f"signed {folder / 'bundle'} with the key {sha256}")
 
 
@@ -235,9 +245,12 @@ def _brief(group: Group, recipe: Recipe) -> dict[str, object]:
 @app.command()
 @with_recipe
 def benchmark(
+    context: typer.Context,
     recipe: Recipe,
     places: list[Path] = typer.Argument(
-        None, help="folders of finished runs, or a bundle; none: the recipe's run, made if need be", show_default=False
+        None,
+        help="folders of finished runs, a bundle or its archive; none: the recipe's run, made if need be",
+        show_default=False,
     ),
     on: str = typer.Option(
         "", help="runtimes, such as onnxruntime,openvino; all that are here by default", metavar="TEXT,..."
@@ -264,7 +277,9 @@ def benchmark(
         None, help="a benchmark.json to compare with; refused if taken elsewhere", metavar="FILE"
     ),
     report: Path | None = typer.Option(
-        None, help="folder of the results; `benchmark` in the first place by default", metavar="FOLDER"
+        None,
+        help="folder of the results; by default `benchmark` in the first run's, or beside a bundle",
+        metavar="FOLDER",
     ),
     trust: bool = _TRUST,
     quiet: bool = _QUIET,
@@ -284,11 +299,13 @@ def benchmark(
         on=tuple(name for name in runtimes if name),
     )
 
-    with StageBars(None if places else recipe) as notify:
-        folders = places or [pipeline.run(recipe, notify=notify).folder]
-        data = recipe.evaluation_data
-        opened = [benchmarking.open_place(folder, evaluation_data=data, trust=trust) for folder in folders]
-        out = report or folders[0] / benchmarking.STEM
+    with StageBars(None if places else recipe) as notify, ExitStack() as stack:
+        paths = places or [pipeline.run(recipe, notify=notify).folder]
+        is_named = context.params["evaluation_data"] or context.params["recipe_file"]
+        data = recipe.evaluation_data if is_named else ""  # of the model that is taken where none is named
+        opening = [benchmarking.opened_place(path, evaluation_data=data, trust=trust) for path in paths]
+        opened = [stack.enter_context(place) for place in opening]
+        out = report or benchmarking.results_folder(paths[0])
         summary = benchmarking.benchmark(opened, options=options, out=out, notify=notify, other=compare)
     tables.benchmarked(summary)
     print(json.dumps(summary))
@@ -445,9 +462,11 @@ def load(
 @app.command()
 def key(
     file: Annotated[Path, typer.Argument(help="the private key; its public half lies beside it", metavar="FILE")],
+    password: bool = typer.Option(False, "--password", help="lock it with a password, asked for here", metavar=""),
+    password_from: str = _PASSWORD_FROM,
 ) -> None:
     """Makes a key pair that bundles are signed with: ECDSA on P-256, the private half readable to its owner alone."""
-    public, sha256 = make_key(file)
+    public, sha256 = make_key(file, new_password(password_from) if password or password_from else b"")
     print(json.dumps({"private": str(file), "public": str(public), "sha256": sha256}))
 
 
@@ -455,9 +474,10 @@ def key(
 def sign(
     bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
     key: Path = typer.Option(..., "--key", help="the private key, of `compressor key` or any on a NIST curve"),
+    password_from: str = _PASSWORD_FROM,
 ) -> None:
     """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
-    sha256 = sign_bundle(bundle, key)
+    sha256 = sign_bundle(bundle, key, password_of(key, password_from))
     print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
 
 

@@ -17,6 +17,7 @@ from ..graph.cost import measure_cost
 from ..placement import CPU, placed, release
 from ..records import InputSpec
 from ..report import write_report
+from ..report.shipped import devices_in, show_devices
 from ..run.checks import Checks
 from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
@@ -60,7 +61,11 @@ def deliver(work: Work, outcome: Outcome) -> Delivered:
     else:
         work.stages.retract()
 
-    write_report(report_of(work, outcome, delivery), work.stages.folder, delivery.pictures.images)
+    folder = work.stages.folder
+    devices = devices_in(folder)  # of this very bundle: another one has taken the earlier report away
+    write_report(report_of(work, outcome, delivery), folder, delivery.pictures.images)
+    if devices:
+        show_devices(folder, devices)
     if failure is not None:
         raise failure
 

@@ -103,7 +103,7 @@ def _drawn(
     for number, (index, (inputs, _)) in enumerate(zip(chosen, samples, strict=True)):
         answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
         (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
-        shown = Comparison(_visible(inputs, preprocessing), view_dense, view_shipped, *heats[number])
+        shown = Comparison(visible_of(inputs, preprocessing), view_dense, view_shipped, *heats[number])
         if masks[number]:
             shown = replace(shown, mask_dense=masks[number][0], mask_shipped=masks[number][1])
 
@@ -160,7 +160,7 @@ def _relevances(
 
 
 def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> Heats:
-    if _image_of(inputs) < 0:
+    if image_of(inputs) < 0:
         return ()
     return tuple(_relevance(network, inputs, targets) for network in prepared)
 
@@ -191,13 +191,13 @@ def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
 
 def _relevance(prepared: Prepared, inputs: Inputs, targets: Targets) -> FloatArray:
     """[H, W] of the image, summed over its channels."""
-    node = input_nodes(prepared.graph)[_image_of(inputs)].name
+    node = input_nodes(prepared.graph)[image_of(inputs)].name
     relevance = prepared(inputs, targets, [node])[node]
     summed: FloatArray = relevance[0].sum(0).double().numpy()
     return summed
 
 
-def _image_of(inputs: Inputs) -> int:
+def image_of(inputs: Inputs) -> int:
     """Which of the inputs is shown: the first of real numbers [1, C, H, W]; -1 where none is."""
     for index, tensor in enumerate(as_tuple(inputs)):
         if tensor.dim() == 4 and tensor.is_floating_point():
@@ -205,9 +205,9 @@ def _image_of(inputs: Inputs) -> int:
     return -1
 
 
-def _visible(inputs: Inputs, preprocessing: Preprocessing | None) -> FloatArray | None:
+def visible_of(inputs: Inputs, preprocessing: Preprocessing | None) -> FloatArray | None:
     """[H, W, 3] in 0-1; the first channel in grey where the pre-processing is not known. None where it is no image."""
-    index = _image_of(inputs)
+    index = image_of(inputs)
     if index < 0:
         return None
     image: Tensor = as_tuple(inputs)[index][0]  # [C, H, W]

@@ -44,7 +44,10 @@ def require_answer(outputs: Arrays, samples: Arrays, manifest: Manifest, where: 
 
 
 def read_samples(path: Path, manifest: Manifest) -> Arrays:
-    """The inputs [N, ...] in a file: an image, an .npy of the only input, or an .npz of arrays named as the inputs."""
+    """The inputs [N, ...] in a file: an image, an .npy of the only input, or an .npz of arrays named as the inputs.
+
+    An .npz may as well be one that `compress` takes, or a golden file: `input.NAME`, of an only input `inputs`.
+    """
     if manifest.preprocessing is not None:
         return load_inputs(path, manifest.preprocessing)
     require_file(path)
@@ -69,10 +72,12 @@ def _read_arrays(path: Path, names: Sequence[str]) -> tuple[Array, ...]:
     def choose(stored: Sequence[str]) -> Sequence[str]:
         if len(names) == len(stored) == 1 and stored[0]:
             return stored
-        missing = [name for name in names if name not in stored]
-        if missing:
-            raise DataError(f"{path} holds {fields.shown(', '.join(stored))}; expected arrays named {listed}")
-        return names
+        only = ("inputs",) if len(names) == 1 else ()
+        spelt = (names, [f"input.{name}" for name in names], only)
+        for wanted in spelt:
+            if wanted and set(wanted) <= set(stored):
+                return wanted
+        raise DataError(f"{path} holds {fields.shown(', '.join(stored))}; expected arrays named {listed}")
 
     try:
         with path.open("rb") as file:

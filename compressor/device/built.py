@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import EngineError, GateError
-from . import fields, tensorrt
+from . import cuda, fields, tensorrt
 from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
 from .folders import files_below
 from .golden import Golden, distance
@@ -94,6 +94,7 @@ def write_check(engine: Path, parity: Parity) -> None:
         "engine_sha256": sha256_of(engine),
         "manifest_sha256": sha256_of(_manifest_beside(engine)),
         "max_abs": parity.max_abs,
+        "gpu": _gpu_here(),
     }
     write_atomically(_record_of(engine), (json.dumps(content, indent=1) + "\n").encode())
 
@@ -112,6 +113,11 @@ def _manifest_beside(engine: Path) -> Path:
     return engine.parent.parent / MANIFEST  # BUNDLE/built/small.plan and BUNDLE/manifest.json
 
 
+def _gpu_here() -> str:
+    """The GPU's architecture, such as SM87, which an engine is built for; empty where there is none."""
+    return "" if cuda.unavailable() else cuda.device()[1]
+
+
 def _unchecked(engine: Path, record: EngineRecord) -> str:
     """Why nothing says that the engine passed; `record.sha256` is known to be the file's."""
     remedy = "run `compressor build` on the bundle, which checks it"
@@ -123,11 +129,15 @@ def _unchecked(engine: Path, record: EngineRecord) -> str:
         content = fields.read_object(_record_of(engine), _MOST_RECORD_BYTES)
         recorded_hashes = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}
         is_our_schema = fields.field(content, "schema") == SCHEMA
+        checked_on = fields.text({"gpu": "", **content}, "gpu")  # records did not always say
     except FileNotFoundError:
         return f"it was not checked on the golden outputs; {remedy}"
     except (OSError, ValueError, RecursionError) as error:
         return f"the record of its check can't be read ({error}); {remedy}"
 
+    here = _gpu_here()
+    if checked_on and here and checked_on != here:
+        return f"it was checked on a GPU of {checked_on}, this one is {here}; {remedy}"
     hashes = {"engine_sha256": record.sha256, "manifest_sha256": sha256_of(_manifest_beside(engine))}
     if is_our_schema and recorded_hashes == hashes:
         return ""

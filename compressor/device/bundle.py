@@ -333,6 +333,13 @@ def unchecked_engines(folder: Path, manifest: Manifest) -> dict[str, str]:
     return {engine.model.path: engine.unchecked for engine in engines if engine.unchecked}
 
 
+def unused_engines(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Which engines, built here or shipped, are not taken here whatever is asked for, each with why."""
+    shipped = {model.path: _other_gpu(model) for model in manifest.models}
+    reasons = {**unchecked_engines(folder, manifest), **shipped}
+    return tuple(f"{path} is not used: {reason}" for path, reason in reasons.items() if reason)
+
+
 def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "", threads: int = 0) -> list[Arrays]:
     """The model's answer [N, ...] for each input file: .npy, .npz, or an image where Pillow is installed.
 

@@ -23,7 +23,8 @@ from ..errors import CompressorError, DataError, GateError
 from . import fields
 from .answering import read_samples, require_answer
 from .answers import Answer, answers_of
-from .bundle import open_bundle, read_bundle, require_listed
+from .archive import as_folder
+from .bundle import open_bundle, read_bundle, require_listed, unused_engines
 from .choosing import Pair, Ranking, rank
 from .feeds import Array, Arrays, as_tuple, count, unwrapped
 from .golden import distance, read_golden
@@ -42,11 +43,15 @@ Given: TypeAlias = "One | list[One]"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A bundle's model, ready to answer. `choice` says in words which file runs on which runtime, and why that one."""
+    """A bundle's model, ready to answer. `choice` says in words which file runs on which runtime, and why that one.
+
+    `unused` are engines that were left out before that, since they are of another GPU or library, each with why.
+    """
 
     manifest: Manifest
     session: Session
     choice: str
+    unused: tuple[str, ...] = ()
 
     def __call__(self, inputs: Given, *, top: int = 5) -> tuple[Answer, ...]:
         """An answer for each sample, in order; `top` classes each of a classifier.
@@ -71,11 +76,16 @@ class Loaded:
 def load(bundle: str | os.PathLike[str], *, runtime: str = "", model: str = "", threads: int = 0) -> Loaded:
     """The bundle's model that is fastest here, as it was measured; its hashes are checked before anything runs.
 
+    An archive that `pack` wrote is unpacked, compared with its hashes and removed again once the model is in memory.
     `runtime` and `model` (a file of the bundle, or a precision such as "int8") leave out the others. What was measured
     is kept for the next time, in the user's folder of caches; one that does not give the golden outputs is not taken.
     Raises GateError for a bundle that is not whole, MissingPackageError or EngineError where nothing runs here.
     """
-    folder = Path(bundle)
+    with as_folder(Path(bundle)) as folder:
+        return _load(folder, runtime, model, threads)
+
+
+def _load(folder: Path, runtime: str, model: str, threads: int) -> Loaded:
     manifest = read_bundle(folder)
     require_listed(folder, manifest)
     ranking = rank(folder, manifest, runtime=runtime, model=model, threads=threads)
@@ -103,7 +113,8 @@ def _loaded(
         broken = failures(distance(session, read_golden(folder, manifest)), pair.model.limits)
         if broken:
             raise GateError(f"{pair} differs from the golden outputs: {'; '.join(broken)}")
-    return Loaded(manifest, session, fields.printable("; ".join([f"{pair}: {ranking.reason}", *refused])))
+    choice = fields.printable("; ".join([f"{pair}: {ranking.reason}", *refused]))
+    return Loaded(manifest, session, choice, tuple(map(fields.printable, unused_engines(folder, manifest))))
 
 
 def _is_built(pair: Pair) -> bool:

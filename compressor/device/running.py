@@ -24,7 +24,6 @@ from . import feeds
 from .answering import require_answer
 from .answers import answers_of, by_output, logits_of, maps_of
 from .arrays import write_npz
-from .bundle import unchecked_engines
 from .feeds import Array, Arrays
 from .fields import printable
 from .loading import Loaded, load
@@ -70,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
             _require_place(name, path)
 
     model = load(options.bundle, runtime=options.runtime, model=options.model, threads=options.threads)
-    for name, reason in unchecked_engines(options.bundle, model.manifest).items():
-        _say(f"note: {name} is not used: {reason}")
+    for line in model.unused:
+        _say(f"note: {line}")
 
     samples = samples_of(options.inputs, model.manifest, most_frames=options.frames)
     tally = _Tally()

@@ -21,11 +21,15 @@ def to_markdown(
         blocks.append(subtitle)
     blocks.extend(f"> **Warning:** {warning}." for warning in warnings)
     blocks.append(" ".join(verdict))
-    for section in sections:
-        blocks.append(f"## {section.title}")
-        blocks.extend(section.text)
-        blocks.extend(_block(element) for element in section.parts)
+    blocks.extend(map(section_to_markdown, sections))
     return "\n\n".join(blocks) + "\n"
+
+
+def section_to_markdown(section: Section) -> str:
+    """Its title, sentences, tables and figures; empty lines between."""
+    blocks = [f"## {section.title}", *section.text]
+    blocks.extend(_block(element) for element in section.parts)
+    return "\n\n".join(blocks)
 
 
 def _block(element: Table | Figure) -> str:

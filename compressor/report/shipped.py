@@ -1,6 +1,7 @@
 """Which devices run a bundle, for people: their reports in, shipped.md, shipped.json and a self-contained shipped.html.
 
-A row for each device and model: how fast it is there, how far its answers lie from the golden ones. Plain values.
+A row for each device and model: how fast it is there, how far its answers lie from the golden ones. Plain values. The
+same is the last section of the report of the run that made the bundle; it is put there when the bundle ships.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import FolderError
+from ..files import read_json, write_json, write_text
 from . import facts
+from .markdown import section_to_markdown
 from .sections import Section
 from .tables import Table
-from .write import Page, ReportPaths, write_page
+from .write import SCHEMA as REPORT_SCHEMA
+from .write import Page, ReportPaths, section_to_html, write_page
 
 SCHEMA = "shipped-page/1"
+_DEVICES = "devices"
+_MARK = "<!-- devices -->"  # what stands behind it in a report's page, its links and its Markdown is this section
 Report = Mapping[str, Any]  # as `shipping.reports` has it
 
 
@@ -29,6 +36,46 @@ def write_shipped_page(name: str, reports: Sequence[Report], folder: Path, stem:
         images={},
     )
     return write_page(page, folder, stem, {"schema": SCHEMA, "devices": list(reports)})
+
+
+def devices_in(folder: Path) -> list[Report]:
+    """The devices that the report in a run's folder shows; none where there is no report."""
+    try:
+        return list(read_json(folder / "report.json", REPORT_SCHEMA).get(_DEVICES, []))
+    except FolderError:
+        return []
+
+
+def show_devices(folder: Path, reports: Sequence[Report]) -> None:
+    """The devices as the last section of a run's report, over what it showed of them; FolderError without a report."""
+    content = read_json(folder / "report.json", REPORT_SCHEMA)
+    markdown, html = folder / "report.md", folder / "report.html"
+    try:
+        page, text = html.read_text(), markdown.read_text().partition(_MARK)[0].rstrip()
+    except OSError as error:
+        raise FolderError(f"can't read {error.filename}: {error.strerror}; make the run's report again") from error
+
+    section = _section(reports)
+    link = f'<a href="#{section.anchor}">{section.title}</a>'
+    page = _before(_before(page, "</nav>", link), "</main>", section_to_html(section))
+    write_text(markdown, f"{text}\n\n{_MARK}\n\n{section_to_markdown(section)}\n")
+    write_text(html, page)
+    write_json(folder / "report.json", {**content, _DEVICES: list(reports)})
+
+
+def _before(page: str, end: str, content: str) -> str:
+    """The page with the content, behind a mark, as the last thing before `end`."""
+    before, found, behind = page.rpartition(end)
+    marked = before.find(_MARK, before.rfind(end.replace("</", "<").rstrip(">")))  # of this element, not of an earlier
+    kept = before if marked < 0 else before[:marked]
+    return f"{kept.rstrip()}\n{_MARK}\n{content.strip()}\n{found}{behind}"
+
+
+def _section(reports: Sequence[Report]) -> Section:
+    running, devices = _running(reports), _devices(reports)
+    failures = [f"{name[:1].upper()}{name[1:]} failed: {reason}." for name, reason in _failures(reports)]
+    text = (*_verdict(reports), *failures, *running.text, *devices.text)
+    return Section(_DEVICES, "On the devices", text, (*running.parts, *devices.parts))
 
 
 def _verdict(reports: Sequence[Report]) -> tuple[str, ...]:

@@ -140,6 +140,30 @@ _CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it
 
 def to_html(page: Page, stem: str) -> str:
     """The page on its own, images within; `stem` is what the file beside it that holds the numbers is called."""
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            title=page.title,
+            subtitle=page.subtitle,
+            verdict=page.verdict,
+            failures=page.failures,
+            warnings=page.warnings,
+            figures=page.key_figures,
+            sections=page.sections,
+            images={name: _data_url(image) for name, image in page.images.items()},
+            footer=page.footer or f"Raw samples and every number shown are in {stem}.json.",
+        )
+    )
+
+
+def section_to_html(section: Section) -> str:
+    """A section without figures, as it stands in a page."""
+    shown = _templates().get_template("section.html.j2").module.shown  # type: ignore[attr-defined]
+    return str(shown(section, {}))
+
+
+def _templates() -> Environment:
     loader = PackageLoader("compressor.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -147,17 +171,7 @@ def to_html(page: Page, stem: str) -> str:
     # escaped first: what stands between backticks is as untrusted as the rest
     environment.filters["code"] = lambda text: Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
     environment.tests["figure"] = lambda element: isinstance(element, Figure)
-    return environment.get_template("page.html.j2").render(
-        title=page.title,
-        subtitle=page.subtitle,
-        verdict=page.verdict,
-        failures=page.failures,
-        warnings=page.warnings,
-        figures=page.key_figures,
-        sections=page.sections,
-        images={name: _data_url(image) for name, image in page.images.items()},
-        footer=page.footer or f"Raw samples and every number shown are in {stem}.json.",
-    )
+    return environment
 
 
 def _data_url(png: bytes) -> str:

@@ -46,7 +46,7 @@ def read_data(recipe: Recipe, model: Model, data: object, *, search: int = 0, sp
     `data` are what a Python caller gave, in place of the recipe's. Raises DataError for data that are none, or too few,
     RecipeError where a pre-processing is missing.
     """
-    signature = _signature_of(recipe, model)
+    signature = signature_of(recipe, model)
     source = _source_of(recipe, model, given_data(data, signature), signature)
     if isinstance(source, Examples):
         specs = specs_of(source.inputs([0]))
@@ -59,7 +59,7 @@ def read_data(recipe: Recipe, model: Model, data: object, *, search: int = 0, sp
     return Data(splits, preprocessing, (InputSpec(preprocessing.shape),), notes=(*notes, *more_notes))
 
 
-def _signature_of(recipe: Recipe, model: Model) -> Signature:
+def signature_of(recipe: Recipe, model: Model) -> Signature:
     """What forward takes; images can be given as pixels where a pre-processing is known or asked for."""
     asked = any(given_preprocessing(recipe).values())
     wanted = max(1, len(inputs_wanted(model.module)))

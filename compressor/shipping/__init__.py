@@ -50,9 +50,14 @@ def read_key(path: Path) -> bytes:
 
 
 def keep_outcomes(cargo: Cargo, outcomes: Sequence[Outcome], inventory: Path | None) -> Path:
-    """Writes the page over all devices' reports, and what they last said beside the inventory; returns the page."""
-    from ..report.shipped import write_shipped_page  # brings jinja2, once everything is done
+    """Writes the page over all devices' reports, and what they last said beside the inventory; returns the page.
+
+    A run whose bundle it was shows the devices in its own report too.
+    """
+    from ..report.shipped import show_devices, write_shipped_page  # brings jinja2, once everything is done
 
     remember(None if inventory is None else known_path(inventory), outcomes)
-    folder = cargo.reports
-    return write_shipped_page(cargo.manifest.name, read_reports(folder), folder.parent, folder.name).html
+    folder, reports = cargo.reports, read_reports(cargo.reports)
+    if (folder.parent / "report.json").is_file() and cargo.is_of_run:
+        show_devices(folder.parent, reports)
+    return write_shipped_page(cargo.manifest.name, reports, folder.parent, folder.name).html

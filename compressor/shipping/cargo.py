@@ -31,6 +31,11 @@ class Cargo:
     reports: Path
 
     @property
+    def is_of_run(self) -> bool:
+        """Whether it lies in the folder of the run that made it."""
+        return _is_of_run(self.folder.resolve())
+
+    @property
     def bytes(self) -> int:
         """Of all files."""
         return sum(file.bytes for file in self.files.values())
@@ -76,5 +81,8 @@ def _release(name: str, files: Files) -> str:
 def _reports(bundle: Path) -> Path:
     """In the run's folder, where the bundle is one's; else beside the bundle, in which nothing foreign may lie."""
     resolved = bundle.resolve()
-    is_of_run = resolved.name == "bundle" and (resolved.parent / "run.json").is_file()
-    return resolved.parent / SHIPPED if is_of_run else resolved.parent / f"{resolved.name}.{SHIPPED}"
+    return resolved.parent / (SHIPPED if _is_of_run(resolved) else f"{resolved.name}.{SHIPPED}")
+
+
+def _is_of_run(bundle: Path) -> bool:
+    return bundle.name == "bundle" and (bundle.parent / "run.json").is_file()

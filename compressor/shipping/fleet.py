@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import CompressorError, HostError
+from ..device.manifest import SIGNATURE
+from ..errors import CompressorError, GateError, HostError
 from ..hosts.address import Device
 from .cargo import Cargo
 from .flow import Options, Outcome, ship_to
@@ -18,8 +19,11 @@ Notify = Callable[[str, str, float], None]  # a device, what happens there, the 
 def ship_all(cargo: Cargo, devices: Sequence[Device], options: Options, notify: Notify) -> list[Outcome]:
     """Ships to all, `at_once` of them at a time; where one of the first `canary` fails, the others are not begun.
 
-    A device that fails among the others stops nobody else: each has its own outcome, in the order given.
+    A device that fails among the others stops nobody else: each has its own outcome, in the order given. Raises
+    GateError where there is a key and nothing that was signed.
     """
+    if options.key and SIGNATURE not in cargo.files:
+        raise GateError(f"{cargo.folder} is not signed: `compressor sign` does it, or leave --key out")
     first, others = list(devices[: options.canary]), list(devices[options.canary :])
     outcomes = _together(cargo, first, options, notify)
     failed = next((outcome for outcome in outcomes if not outcome.has_it), None)

@@ -109,9 +109,10 @@ def _ship(cargo: Cargo, session: Session, options: Options, say: Say, course: _C
     start = time.monotonic()
     device = session.device
     say("looking it over", 0.0)
-    found = survey(session, cargo.manifest)
+    found = survey(session, cargo.manifest, signed=bool(options.key))
     course.current, course.described = found.current, found.describe()
-    require_fit(device.name, found, cargo.manifest, 0 if cargo.release in found.releases else cargo.bytes)
+    needed_bytes = 0 if cargo.release in found.releases else cargo.bytes
+    require_fit(device.name, found, cargo.manifest, needed_bytes, signed=bool(options.key))
     side = carry(session, found.installed)
 
     plan = CopyPlan(cargo.release, _whoami(), found.has_rsync)

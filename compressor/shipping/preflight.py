@@ -14,6 +14,7 @@ from ..hosts.connection import Answer, Session, facts_of
 _ROOM = 1.05  # of the bundle's bytes: folders, and blocks that are not full
 _ROOM_BYTES = 1 << 24  # the device side, reports, a little more
 _FAULT = "error: "
+_CHECKS_SIGNATURES = "cryptography"
 _MOST_TEXT = 300
 
 
@@ -58,9 +59,12 @@ class Survey:
         return ", ".join(part for part in parts if part)
 
 
-def survey(session: Session, manifest: Manifest) -> Survey:
-    """Asks the device, and for the libraries that the bundle's models may want; HostError for no such answer."""
-    libraries = ["numpy", *_runtimes_for(manifest)]
+def survey(session: Session, manifest: Manifest, *, signed: bool = False) -> Survey:
+    """Asks the device, and for the libraries that the bundle's models may want; HostError for no such answer.
+
+    `signed`: its signature is to be checked there too.
+    """
+    libraries = ["numpy", *_runtimes_for(manifest), *([_CHECKS_SIGNATURES] if signed else [])]
     return read_survey(session.ask("survey", root=session.device.root, libraries=libraries), session.device.name)
 
 
@@ -82,13 +86,18 @@ def read_survey(answer: Answer, name: str) -> Survey:
         raise HostError(f"{name} answers with what is no survey: {error}") from error
 
 
-def require_fit(device: str, found: Survey, manifest: Manifest, needed_bytes: int) -> None:
-    """Raises HostError, naming the remedy, where the bundle can't run on the device, or not lie there."""
+def require_fit(device: str, found: Survey, manifest: Manifest, needed_bytes: int, *, signed: bool = False) -> None:
+    """Raises HostError, naming the remedy, where the bundle can't run on the device, or not lie there.
+
+    `signed`: nor its signature be checked there.
+    """
     if found.system not in ("Linux", "Darwin"):
         raise HostError(f"{device} is a {found.system} system; bundles ship to Linux and macOS, copy it there by hand")
     _require_library(device, found, ("numpy",), "numpy")
     wanted = _runtimes_for(manifest)
     _require_library(device, found, tuple(wanted), "a runtime that takes the bundle's models")
+    if signed:
+        _require_library(device, found, (_CHECKS_SIGNATURES,), "what checks a signature (--key)")
     room = int(_ROOM * needed_bytes) + _ROOM_BYTES
     if found.free_bytes < room:
         raise HostError(

@@ -126,7 +126,10 @@ def masks_of(logits: Tensor, targets: Targets) -> Tensor | None:
     if masks.dim() == logits.dim() and masks.shape[1] == 1:
         masks = masks[:, 0]  # [N, 1, h, w] to [N, h, w]
     if masks.dim() != logits.dim() - 1 or len(masks) != len(logits):
-        raise DataError(f"masks are {list(targets.shape)}, the network answers with {list(logits.shape)}")
+        raise DataError(
+            f"masks are {list(targets.shape)}, the network answers with {list(logits.shape)}, and segmentation takes a "
+            "class index for each pixel, [N, H, W]; give those, or say another task"
+        )
     classes = logits.shape[1]
     for entry in IGNORED:
         if entry < 0 or entry >= classes:

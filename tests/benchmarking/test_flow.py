@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compressor import benchmarking
+from compressor.__main__ import main
 from compressor.benchmarking import read_cores, summary_of
 from compressor.benchmarking.comparison import Change
 from compressor.benchmarking.places import Place
@@ -76,7 +77,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 def test_places_of_different_images_are_refused_before_anything_is_measured(
     measuring: list[Options], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"\(3, 4, 4\), \(3, 8, 8\)\); measure them apart"):
+    with pytest.raises(InputError, match=r"\[3, 4, 4\]; \[3, 8, 8\]\); measure them apart"):
         benchmarking.benchmark([place("a"), place("b", 8)], options=OPTIONS, out=tmp_path, notify=_silent)
     assert measuring == []
 
@@ -100,3 +101,27 @@ def test_what_was_measured_is_written_whole_and_compared(measuring: list[Options
     assert f"Compared with {old}." in (out / "benchmark.md").read_text()
     assert "shipped-int8" in (out / "benchmark.html").read_text()
     assert not (out / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "data"),
+    [
+        ((), ""),  # and not the evaluation images of the model that is taken where none is named
+        (("--evaluation-data", "photos"), "photos"),
+        (("--recipe", "r.toml"), "apart"),
+    ],
+)
+def test_a_bundle_is_judged_on_images_that_were_named_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], data: str
+) -> None:
+    (tmp_path / "r.toml").write_text('evaluation_data = "apart"')
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def opened(path: Path, *, evaluation_data: str, trust: bool) -> None:
+        asked.append(evaluation_data)
+        raise InputError("enough")
+
+    monkeypatch.setattr(benchmarking, "opened_place", opened)
+    assert main(["benchmark", "bundle", *more]) == InputError.exit_code
+    assert asked == [data]

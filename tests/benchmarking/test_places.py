@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.benchmarking import places
-from compressor.benchmarking.places import open_place
-from compressor.device.bundle import Manifest, ModelFile, write_bundle
+from compressor.benchmarking import measurement, places
+from compressor.benchmarking.places import open_place, opened_place, results_folder
+from compressor.device.archive import pack_bundle
+from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
-from compressor.errors import FolderError, GateError
+from compressor.errors import FolderError, GateError, InputError
 
 SUMMARY = {
     "schema": "summary/2",
@@ -118,19 +119,61 @@ def test_a_bundle_that_was_changed_is_refused(bundle: Path) -> None:
         open_place(bundle)
 
 
-def test_golden_inputs_that_are_none_are_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "golden.npz"
-    for write in (
-        lambda: np.savez(path, outputs=IMAGES),
-        lambda: np.savez(path, inputs=IMAGES[0]),
-        lambda: np.savez(path, inputs=IMAGES[:0]),
-        lambda: np.savez(path, **{"input.a": IMAGES, "input.b": IMAGES}),
-        lambda: path.write_bytes(b"no archive"),
-        path.unlink,
-    ):
-        write()
-        with pytest.raises(FolderError, match=r"golden\.npz holds no golden inputs \(.+\); run the command"):
-            places._golden(tmp_path)
+def test_an_archive_is_measured_like_its_folder_and_leaves_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack_bundle(bundle)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with opened_place(archive) as place:
+        assert [file.path.is_file() for file in place.files] == [True]
+        assert (place.label, place.budget) == ("small.bundle", "macs 0.5")
+        np.testing.assert_array_equal(place.images, IMAGES)
+    assert list(scratch.iterdir()) == []
+
+    archive.write_bytes(archive.read_bytes()[:-1])
+    with pytest.raises(GateError, match="has none"), opened_place(archive):
+        pass
+    assert list(scratch.iterdir()) == []
+
+
+def test_results_never_lie_in_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    assert results_folder(bundle) == tmp_path / "small.bundle.benchmark"
+    assert results_folder(pack_bundle(bundle)) == tmp_path / "small.bundle.benchmark"
+    assert results_folder(tmp_path / "run") == tmp_path / "run" / "benchmark"
+
+
+def test_several_inputs_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement, "_POOL_LIMIT_BYTES", 2**12)
+    (tmp_path / "model.onnx").write_bytes(b"a model")
+    inputs = (IMAGES, np.arange(2.0).reshape(2, 1))
+    outputs = np.zeros((2, 5), np.float32)
+    manifest = Manifest(
+        name="pair",
+        models=(ModelFile("model.onnx"),),
+        preprocessing=None,
+        inputs=declared(("image", "place"), inputs),
+        outputs=declared(("output",), outputs),
+    )
+    files = {"model.onnx": tmp_path / "model.onnx"}
+    bundle = write_bundle(tmp_path / "pair", files, manifest=manifest, golden_inputs=inputs, golden_outputs=outputs)
+    place = open_place(bundle)
+    pool = measurement.pool_of(place.images)
+    assert isinstance(pool, tuple)
+    images, places_ = pool
+    assert len(images) == len(places_) > 2
+    for image, index in zip(images[:20], places_[:20], strict=True):
+        np.testing.assert_array_equal(image, IMAGES[int(index[0])])
+
+    np.savez(tmp_path / "held-out.npz", **{"input.place": inputs[1], "input.image": IMAGES, "targets": np.arange(2)})
+    judged = open_place(bundle, evaluation_data=str(tmp_path / "held-out.npz"))
+    assert judged.evaluation is not None
+    for given, gathered in zip(inputs, judged.images, strict=True):
+        np.testing.assert_array_equal(given, gathered)
+    np.savez(tmp_path / "others.npz", **{"input.place": inputs[1], "input.image": IMAGES[:, :1]})
+    with pytest.raises(InputError, match=r"others.npz holds \[\[1, 4, 4\], \[1\]\], .* takes image \[3, 4, 4\], place"):
+        open_place(bundle, evaluation_data=str(tmp_path / "others.npz"))
 
 
 class Batched:

@@ -276,7 +276,7 @@ def test_an_answer_that_is_not_finite_is_the_farthest_and_goes_to_disk(tmp_path:
 def test_an_input_is_shown_as_the_image_that_it_is(
     inputs: Any, preprocessing: Preprocessing | None, shape: tuple[int, ...] | None
 ) -> None:
-    image = pictures._visible(inputs, preprocessing)
+    image = pictures.visible_of(inputs, preprocessing)
     if shape is None:
         assert image is None
     else:

@@ -55,6 +55,18 @@ def test_a_bundle_of_several_inputs_passes_and_says_what_it_is(pair_bundle: Path
     assert (manifest.task, manifest.preprocessing, manifest.decode) == ("any", None, None)
 
 
+def test_what_a_run_was_given_is_run_on_the_device_too(
+    pair_bundle: Path, pair_inputs: Arrays, pair_npz: Path, tmp_path: Path
+) -> None:
+    stored = {f"input.{name}": array for name, array in zip(NAMES, pair_inputs, strict=True)}
+    np.savez(tmp_path / "host.npz", targets=np.zeros(5), **stored)  # as `compress --data` takes it
+    plain, as_on_host = run_bundle(pair_bundle, [pair_npz, tmp_path / "host.npz"])
+    (golden,) = run_bundle(pair_bundle, [pair_bundle / "golden.npz"])
+    for leaf, same, again in zip(plain, as_on_host, golden, strict=True):
+        np.testing.assert_array_equal(leaf, same)
+        np.testing.assert_array_equal(leaf, again)
+
+
 def test_one_wrong_output_fails_the_bundle(pair_bundle: Path, tmp_path: Path, pair_inputs: Arrays) -> None:
     scores, best, maps = pair_outputs(pair_inputs)
     wrong = np.where(np.arange(5) < 4, best, 9)

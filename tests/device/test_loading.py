@@ -15,6 +15,7 @@ from PIL import Image
 
 from compressor import device
 from compressor.device import choosing, loading
+from compressor.device.archive import pack_bundle
 from compressor.device.bundle import Manifest, ModelFile, read_bundle, write_bundle
 from compressor.device.images import load_inputs
 from compressor.device.parity import Limits
@@ -237,6 +238,27 @@ def test_a_bundle_that_is_not_whole_does_not_load(bundle: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(GateError, match="is truncated"):
         device.load(bundle, **ON_ORT)
+
+
+def test_an_archive_is_loaded_and_leaves_nothing(
+    bundle: Path, images: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack_bundle(bundle)
+    shutil.rmtree(bundle)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    model = device.load(archive, **ON_ORT)
+    assert list(scratch.iterdir()) == []
+    for answer, row in zip(model(images), expected(images), strict=True):
+        np.testing.assert_allclose(answer.outputs["output"], row, atol=FP32_ABS)
+
+    content = archive.read_bytes()
+    archive.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    with pytest.raises(GateError):
+        device.load(archive, **ON_ORT)
+    assert list(scratch.iterdir()) == []
+    assert not bundle.exists()
 
 
 def test_the_room_says_what_it_has() -> None:

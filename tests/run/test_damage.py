@@ -20,6 +20,7 @@ from compressor.benchmarking import open_place
 from compressor.device.bundle import verify_bundle
 from compressor.errors import FolderError
 from compressor.inputs.images import Images
+from compressor.report.shipped import devices_in, show_devices
 from compressor.run import saved
 
 QUICK: dict[str, Any] = {
@@ -172,6 +173,7 @@ def test_a_run_of_a_model_object_is_measured_without_it(run: Path) -> None:
     place = open_place(run)
     assert [f.artifact.name for f in place.files] == ["dense.onnx", "model.onnx"]
     assert place.networks is None
+    assert isinstance(place.images, np.ndarray)
     assert place.images.dtype == np.float32
 
 
@@ -181,3 +183,15 @@ def test_a_finished_run_remembers_the_module_it_was_given(compress: Callable[...
     with torch.no_grad():
         torch.testing.assert_close(again.network()(x), again.module()(x))
     assert "dense=" not in repr(again)  # a network's many lines
+
+
+def test_a_run_that_is_made_again_keeps_what_devices_said_of_its_bundle(
+    compress: Callable[..., compressor.Run], copy: Path
+) -> None:
+    show_devices(copy, [{"device": "kitchen", "current": None, "attempt": {"failure": "no link"}}])
+    compress(copy)
+    assert [report["device"] for report in devices_in(copy)] == ["kitchen"]
+    assert "The last attempt on kitchen failed: no link" in (copy / "report.md").read_text()
+    (copy / "model.onnx").unlink()  # what ships is made anew, and was not on any device
+    compress(copy)
+    assert devices_in(copy) == []

@@ -17,6 +17,7 @@ from compressor.device.archive import pack_bundle
 from compressor.errors import GateError, HostError, InputError
 from compressor.hosts.address import Device
 from compressor.hosts.connection import Session, connected
+from compressor.report.write import SCHEMA, Page, write_page
 from compressor.shipping import (
     Cargo,
     Options,
@@ -35,6 +36,7 @@ from compressor.shipping import (
 from compressor.shipping.acceptance import Acceptance
 from compressor.shipping.preflight import Survey, read_survey, require_fit
 from compressor.shipping.reports import age_s, in_words, known_path, now, read_report
+from tests.device.signing import sign, write_keys
 from tests.shipping.conftest import Hosts
 from tests.shipping.made import make_bundle
 
@@ -55,6 +57,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "first": make_bundle(place / "first bundle"),
         "second": make_bundle(place / "second", seed=3),
         "broken": make_bundle(place / "broken", broken=True),
+        "signed": sign(make_bundle(place / "signed"), write_keys(place, "key")[0]),
     }
 
 
@@ -72,10 +75,11 @@ def _onnxruntime_alone() -> Iterator[None]:
         yield
 
 
-def survey_quickly(session: Session, manifest: object) -> Survey:
+def survey_quickly(session: Session, manifest: object, *, signed: bool) -> Survey:
     """Libraries take seconds to import: all are said to be there."""
     answer = session.ask("survey", root=session.device.root, libraries=[])
-    return read_survey({**answer, "libraries": LIBRARIES}, session.device.name)
+    libraries = {**LIBRARIES, **({"cryptography": "44.0.0"} if signed else {})}
+    return read_survey({**answer, "libraries": libraries}, session.device.name)
 
 
 def accept_all(*given: Any, **more: Any) -> Acceptance:
@@ -165,6 +169,21 @@ def test_the_page_says_which_devices_got_it(scene: dict[str, Any], tmp_path: Pat
     assert known_path(tmp_path / "devices.toml").is_file()
 
 
+def test_a_run_shows_the_devices_of_its_bundle_in_its_report(
+    scene: dict[str, Any], bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bundles["first"], run / "bundle")
+    (run / "run.json").write_text("{}")
+    write_page(Page("small", (), (), (), (), {}), run, "report", {"schema": SCHEMA})
+    cargo = read_cargo(run)
+    assert cargo.is_of_run
+    shutil.copytree(scene["cargo"].reports, cargo.reports)
+    keep_outcomes(cargo, [scene["outcome"]], None)
+    assert f"whole-my-models: {cargo.release}, since" in (run / "report.md").read_text()
+    assert not scene["cargo"].is_of_run
+
+
 def test_answers_that_are_not_the_models_are_caught_here(
     hosts: Hosts, cargoes: dict[str, Cargo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +209,23 @@ def test_answers_that_are_not_the_models_are_caught_here(
     assert hosts.current(device) == ""
 
 
+def test_with_a_key_an_unsigned_bundle_goes_nowhere(hosts: Hosts, cargoes: dict[str, Cargo]) -> None:
+    device = hosts.add("keyed")
+    with pytest.raises(GateError, match="is not signed: `compressor sign` does it, or leave --key out"):
+        ship(cargoes["first"], device, options=replace(OPTIONS, key=b"a key"))
+    assert list((hosts.folder / "keyed").iterdir()) == []
+
+
+def test_a_device_is_asked_for_what_checks_a_signature_where_it_is_to(hosts: Hosts, cargoes: dict[str, Cargo]) -> None:
+    cargo = cargoes["signed"]
+    with connected(hosts.add("asked")) as session:
+        plain, keyed = (preflight.survey(session, cargo.manifest, signed=signed) for signed in (False, True))
+    assert keyed.libraries.keys() - plain.libraries.keys() == {"cryptography"}
+    require_fit("kitchen", keyed, cargo.manifest, cargo.bytes, signed=True)
+    with pytest.raises(HostError, match=r"checks a signature \(--key\): it has no cryptography; there: python3\."):
+        require_fit("kitchen", plain, cargo.manifest, cargo.bytes, signed=True)
+
+
 # the order of things
 
 
@@ -208,7 +244,7 @@ def test_the_second_takes_the_firsts_place_and_the_last_good_one_stays(hosts: Ho
 
 @pytest.mark.usefixtures("quick", "without_rsync")
 def test_what_runs_already_is_not_tried_again_unless_asked(hosts: Hosts, cargoes: dict[str, Cargo]) -> None:
-    device, cargo = hosts.add("already"), cargoes["first"]
+    device, cargo = hosts.add("already"), cargoes["signed"]
     assert [ship(cargo, device)[0].result for _ in range(2)] == ["shipped", "already there"]
     assert ship(cargo, device, options=replace(OPTIONS, again=True))[0].result == "shipped"
     keyed = replace(OPTIONS, key=b"a key")  # it was accepted without one

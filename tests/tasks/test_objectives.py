@@ -90,7 +90,12 @@ def test_a_small_map_is_judged_at_the_size_of_the_masks() -> None:
         ("classification", (2, 3), torch.zeros(2, 2, dtype=torch.int64), "expected one class index a sample"),
         ("multi-label", (2, 3), torch.zeros(2, 4), "answers with \\[2, 3\\] labels"),
         ("segmentation", (2, 3, 2, 2), torch.full((2, 2, 2), 7), "a mask holds 7 to 7"),
-        ("segmentation", (2, 3, 2, 2), torch.zeros(2, 2, dtype=torch.int64), "masks are \\[2, 2\\]"),
+        (
+            "segmentation",
+            (2, 3, 2, 2),
+            torch.zeros(2, 2, dtype=torch.int64),
+            "masks are \\[2, 2\\], .* a class index for each pixel",
+        ),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...], targets: Tensor, words: str) -> None:

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from compressor import distributed
 from compressor.budgets import Budget
@@ -35,7 +35,7 @@ from compressor.inputs.samples import Sample
 from compressor.inputs.sources import load_images
 from compressor.planning import RankingOptions, make_plan, measure_scores
 from compressor.planning.budget import least_share
-from compressor.planning.covariance import collect
+from compressor.planning.covariance import Inputs, collect
 from compressor.pruning import find_structure, prune, slices_of
 from compressor.relevance import score
 from compressor.repair import compensate
@@ -152,7 +152,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np
         return result
 
     scores = timed("scoring", lambda: score(graph, structure.groups, share, criterion="lrp"))
-    timed("covariances", lambda: collect(graph, layers, [inputs for inputs, _ in share]))
+    timed("covariances", lambda: _finished(collect(graph, layers, [inputs for inputs, _ in share])))
     measured = timed("measured loss", lambda: measure_scores(graph, structure, scores, list(images), RANKING))
     budget = Budget("macs", max(0.5, 1.05 * least_share(graph, structure, measured, "macs", RANKING)))
     plan = make_plan(graph, structure, measured, budget, RANKING)
@@ -168,6 +168,12 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np
     arrays |= {f"plan|{name}": kept for name, kept in plan.kept.items()}
     arrays |= {f"repaired|{name}": tensor.numpy() for name, tensor in small.state_dict().items()}
     return times, arrays
+
+
+def _finished(inputs: Mapping[fx.Node, Inputs]) -> None:
+    """Each process needs the covariances of its own groups' readers."""
+    for node in distributed.own_share(list(inputs)):
+        assert len(inputs[node].covariance)
 
 
 def _images(options: argparse.Namespace) -> Batches:

@@ -8,7 +8,7 @@ oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -115,7 +115,7 @@ def collect(
     options: CompensationOptions = ROWS,
     layouts: Layouts | None = None,
     progress: Callable[[float], None] = lambda share: None,
-) -> dict[fx.Node, Inputs]:
+) -> Mapping[fx.Node, Inputs]:
     """One pass over the images; sums over ranks, each of which has batches of its own, dealt out in turns.
 
     `images` are gone through twice. Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are
@@ -163,7 +163,28 @@ def collect(
         progress((index + 1) / len(own))
     if not own:
         _settle_origins(sums)
-    return {node: rows.inputs(device) for node, rows in sums.items()}
+    for rows in sums.values():
+        rows.add_others(device)
+    return _Finished(sums)
+
+
+class _Finished(Mapping[fx.Node, Inputs]):
+    """A layer's covariance is worked out when it is asked for: of several processes each asks for those it needs."""
+
+    def __init__(self, sums: Mapping[fx.Node, _Sums]) -> None:
+        self._nodes, self._waiting = tuple(sums), dict(sums)
+        self._inputs: dict[fx.Node, Inputs] = {}
+
+    def __getitem__(self, node: fx.Node) -> Inputs:
+        if node not in self._inputs:
+            self._inputs[node] = self._waiting.pop(node).inputs()  # its rows and sums are not needed again
+        return self._inputs[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
 
 def _settle_origins(sums: Mapping[fx.Node, _Sums]) -> None:
@@ -223,19 +244,23 @@ class _Sums:
             least_squares.add_lower_product(self.xx, rows)
         self.rows = []
 
-    def inputs(self, device: torch.device) -> Inputs:
-        """Mean and shrunk covariance of the rows that all ranks saw."""
+    def add_others(self, device: torch.device) -> None:
+        """Takes in what the other ranks saw: their rows where all are few, else their sums."""
+        if sum_count(self.count) <= FEW * self.features:
+            self._take_in_others()
+            return
+        self._multiply()
+        self._sum_up(device)
+
+    def inputs(self) -> Inputs:
+        """Mean and shrunk covariance of the rows that were taken in."""
         if self.origin is None:
             self.count_from(self.first_mean)
         assert self.origin is not None
-        few = sum_count(self.count) <= FEW * self.features
-        if few:
-            self._take_in_others()
-        else:
-            self._multiply()
-            self._add_others(device)
-        if few and self.rows:
+        if self.rows:
             return self._of_few()
+        if not len(self.xx):
+            self._multiply()
 
         count = max(float(self.count), 1.0)
         mean = (self.x + count * self.origin) / count
@@ -258,7 +283,7 @@ class _Sums:
         for rows in self.rows:
             self.x += rows.sum(0, dtype=torch.float64)
 
-    def _add_others(self, device: torch.device) -> None:
+    def _sum_up(self, device: torch.device) -> None:
         if world() == 1:
             return
         own = {"n": torch.tensor(float(self.count)), "x": self.x, "xx": self.xx}

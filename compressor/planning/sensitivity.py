@@ -176,7 +176,7 @@ def _collected(
     images: _Images,
     layouts: Layouts,
     progress: Progress,
-) -> dict[fx.Node, Inputs]:
+) -> Mapping[fx.Node, Inputs]:
     """Each rank looks at its share of the batches; where there are fewer than ranks, at all of them."""
     if shares_out(len(images)):
         share = images.share(rank(), world()) if isinstance(images, Batches) else own_share(images)
@@ -239,8 +239,9 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
     """Errors with growing shares of the group's units gone, the layers that read it refitted each time."""
 
     def mend(small: fx.GraphModule, slices: Slices) -> None:
-        for node, layer_inputs in inputs.items():
-            repair(bench.graph, small, bench.layers[node], slices, layer_inputs)
+        for node in inputs:
+            if loses_inputs(bench.graph, bench.layers[node], slices):
+                repair(bench.graph, small, bench.layers[node], slices, inputs[node])
 
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
     errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
@@ -412,13 +413,17 @@ def _pairs(node: fx.Node, twin: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     return ((ours, twins[ours.name]) for ours in computed_operands(node) if ours.name in twins)
 
 
+def loses_inputs(graph: fx.GraphModule, layer: Layer, slices: Slices) -> bool:
+    """Whether not all of a layer's inputs stayed."""
+    kept = slices.kept.get(layer.weight)
+    return kept is not None and len(kept[1]) < fetch(graph, layer.weight).shape[1]
+
+
 @torch.no_grad()
 def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: Slices, inputs: Inputs) -> None:
-    """Gives the inputs that stayed the part of the others' work that they can take over; nothing where all stayed."""
+    """Gives the inputs that stayed the part of the others' work that they can take over: of a layer that lost some."""
     weight = fetch(graph, layer.weight).detach()
-    kept = slices.kept.get(layer.weight)
-    if kept is None or len(kept[1]) == weight.shape[1]:
-        return
+    kept = slices.kept[layer.weight]
     rows = weight.double().flatten(1)
     entries = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
     entries[torch.from_numpy(kept[1])] = True

@@ -207,7 +207,9 @@ class Gathering:
         if not sums:  # a rank may have no image
             zero_row, zero_target = (torch.zeros(groups, 1, width, device=device) for width in (features, outputs))
             sums = _empty_sums(zero_row, zero_target)
-        totals = _over_ranks(sums[0].moments()), _over_ranks(sums[1].moments())
+        for fold in sums:
+            _sum_up(fold)
+        totals = sums[0].moments(), sums[1].moments()
         if self.bounds is None:
             return Statistics(totals)
 
@@ -277,8 +279,14 @@ def sampled_positions(available: int, rows: int, images: int, seed: int) -> Tens
     return torch.randperm(available, generator=generator)[:count].sort().values
 
 
-def _over_ranks(moments: least_squares.Moments) -> least_squares.Moments:
-    arrays = {str(i): tensor.cpu().numpy() for i, tensor in enumerate(moments.tensors())}
-    sums = sum_over_ranks(arrays)
-    device = moments.x.device
-    return least_squares.Moments(*(torch.from_numpy(np.asarray(sums[name])).to(device) for name in arrays))
+def _sum_up(sums: least_squares.MomentSums) -> None:
+    """Takes in what the other ranks saw, all of which count from the same point.
+
+    Entries are sums of products in float32, which float64 adds without rounding: the order makes no difference yet.
+    """
+    names = ("x", "y", "yy", "xx", "xy")
+    own = {name: getattr(sums, name).cpu().numpy() for name in names}
+    totals = sum_over_ranks({**own, "count": np.array(float(sums.count))})
+    sums.count = int(totals["count"])
+    for name in names:
+        setattr(sums, name, torch.from_numpy(np.asarray(totals[name])).to(sums.x.device))

@@ -91,7 +91,7 @@ def test_of_few_rows_the_covariance_and_its_inverse_are_the_same(dtype: torch.dt
     sums = _Sums(60)
     for part in x.to(dtype).split(5):
         sums.add(part)
-    found = sums.inputs(torch.device("cpu"))
+    found = sums.inputs()
     assert (found.few is None) == (count > 30)
     expected = torch.cov(x.T, correction=0)
     expected = shrunk(expected, shrinkage(expected, count))

@@ -79,6 +79,7 @@ def require_alike(one: Arrays, others: list[Arrays]) -> None:
             assert np.abs(found - expected).max() <= within * max(np.abs(expected).max(), 1e-12), name
 
 
+@pytest.mark.thorough
 def test_two_processes_come_to_what_one_comes_to(alone: Arrays, together: list[Arrays]) -> None:
     require_alike(alone, together)
 
@@ -88,16 +89,19 @@ def test_three_processes_do_too(alone: Arrays, tmp_path: Path) -> None:
     require_alike(alone, results(3, tmp_path))
 
 
+@pytest.mark.thorough
 def test_all_processes_have_the_same_bits(together: list[Arrays]) -> None:
     first, second = together
     assert all((first[name] == second[name]).all() for name in first if name != "sent")
 
 
+@pytest.mark.thorough
 def test_what_is_sent_is_counted(alone: Arrays, together: list[Arrays]) -> None:
     assert int(alone["sent"]) == 0
     assert int(together[0]["sent"]) > 10_000
 
 
+@pytest.mark.thorough
 def test_the_first_may_work_alone_for_longer_than_the_time_out(tmp_path: Path) -> None:
     ends = ended(started("longer_than_the_time_out", 2, tmp_path, timeout_s=4))
     assert [code for code, _ in ends] == [0, 0], ends
@@ -107,6 +111,7 @@ def test_the_first_may_work_alone_for_longer_than_the_time_out(tmp_path: Path) -
         assert found["squares"].tolist() == [1, 4, 9, 16, 25]
 
 
+@pytest.mark.thorough
 def test_an_error_of_the_first_ends_the_others(tmp_path: Path) -> None:
     (first, first_said), (second, second_said) = ended(started("failing", 2, tmp_path))
     assert (first, second) == (1, RanksError.exit_code)
@@ -114,6 +119,7 @@ def test_an_error_of_the_first_ends_the_others(tmp_path: Path) -> None:
     assert "RanksError: the first process of this run ended: the first can't" in second_said
 
 
+@pytest.mark.thorough
 def test_one_that_is_not_heard_of_any_more_is_an_error_within_the_time_out(tmp_path: Path) -> None:
     begin = time.monotonic()
     first, second = started("silent", 2, tmp_path, timeout_s=3)

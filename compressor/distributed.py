@@ -198,27 +198,12 @@ def own_share(pieces: Sequence[T]) -> Sequence[T]:
     return pieces[rank() :: world()]
 
 
-def each(pieces: Sequence[P], work: Callable[[P], T], costs: Sequence[float] | None = None) -> list[T]:
-    """What `work` makes of each piece; every process does its share of them by itself, and all get all.
-
-    Pieces are dealt out in turns, or so that the sums of their `costs` are about alike.
-    """
-    owners = dealt(costs or [1.0] * len(pieces), world())
-    own = [number for number, owner in enumerate(owners) if owner == rank()]
+def each(pieces: Sequence[P], work: Callable[[P], T]) -> list[T]:
+    """What `work` makes of each piece; every process does its share of them by itself, and all get all."""
+    mine = own_share(pieces)
     with alone():
-        made = {number: work(pieces[number]) for number in own}
-    everything = {number: result for of_one in gathered(made) for number, result in of_one.items()}
-    return [everything[number] for number in range(len(pieces))]
-
-
-def dealt(costs: Sequence[float], ranks: int) -> list[int]:
-    """The rank of each piece: the costliest first, each to whoever has least so far (Graham 1969)."""
-    owners = [0] * len(costs)
-    loads = [0.0] * ranks
-    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
-        owners[number] = loads.index(min(loads))
-        loads[owners[number]] += costs[number]
-    return owners
+        made = [work(piece) for piece in mine]
+    return in_turns(made)
 
 
 def sent_bytes() -> int:

@@ -153,9 +153,3 @@ def test_alone_nothing_is_shared_out() -> None:
     assert distributed.each([1, 2], str) == ["1", "2"]
     assert distributed.by_first(lambda: 3) == distributed.from_first(3) == 3
     assert distributed.bytes_from_first(b"ab") == b"ab"
-
-
-def test_the_costliest_pieces_are_dealt_first_each_to_whoever_has_least() -> None:
-    assert distributed.dealt([8, 1, 1, 1, 5], 2) == [0, 1, 1, 1, 1]
-    assert distributed.dealt([1.0] * 5, 2) == [0, 1, 0, 1, 0]
-    assert distributed.dealt([], 3) == []

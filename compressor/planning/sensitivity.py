@@ -52,7 +52,6 @@ LIGHT = CompensationOptions(
 )
 ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
 COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
-PASSES = 1e9  # what the passes over the probes cost beside solving, in features cubed
 Progress = Callable[[float], None]
 _Images: TypeAlias = "Batches | list[NetworkInputs]"  # images of which not all need be in memory, or all are
 Mend = Callable[[fx.GraphModule, Slices], object]
@@ -155,27 +154,20 @@ def _curves_of(
         order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, worth)
         return importance(group, scores, ranking) if order is None else order
 
-    costs = {group.name: _cost_of(bench, readers.get(group.name, {})) for group in pack}
-    orders = dict(zip(costs, each(pack, ordered, list(costs.values())), strict=True))
+    names = [group.name for group in pack]
+    orders = dict(zip(names, each(pack, ordered), strict=True))
 
     chunks_by_group = list(_chunks_of(pack, orders, ranking, bench.structure))
-    costs_of_chunks = [costs[chunks[0].group] for chunks in chunks_by_group]
     done = 0
 
     def measured(chunks: Sequence[Chunk]) -> _Curve:
         nonlocal done
         curve = _measured(bench, chunks, inputs)
         done += 1
-        progress(COLLECTED + (1 - COLLECTED) * min(1.0, world_size * done / len(chunks_by_group)))
+        progress(COLLECTED + (1 - COLLECTED) * done / len(own_share(chunks_by_group)))
         return curve
 
-    world_size = world()
-    return each(chunks_by_group, measured, costs_of_chunks)
-
-
-def _cost_of(bench: _Bench, readers: Mapping[fx.Node, IntArray]) -> float:
-    """About what it takes to put a group's units in order and to try them: solving for each layer that reads them."""
-    return PASSES + sum(float(features_of(bench.graph, bench.layers[node])) ** 3 for node in readers)
+    return each(chunks_by_group, measured)
 
 
 def _collected(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import time
 from collections.abc import Sequence
 
 from . import __version__
 from .device.__main__ import VERBS
 from .device.__main__ import main as on_device
 from .device.isolation import leave_current_folder
-from .errors import MissingPackageError
+from .errors import CompressorError, MissingPackageError
+from .launch import launched_rank
 
 _CONTINUED = ("compress", "rebundle", "ship", "search", "benchmark")
 _INTERRUPTED = 130
+_PATIENCE_S = 3.0
 _NEEDED = ("torch", "torchvision", "onnx", "safetensors", "typer")
 _HELP: tuple[list[str], ...] = ([], ["--help"], ["--help-all"], ["-h"])
 
@@ -40,6 +43,10 @@ def _compress(arguments: list[str]) -> int:
     try:
         app = importlib.import_module("compressor.cli").app
         app(args=arguments, prog_name="compressor")
+    except CompressorError:
+        if launched_rank() > 0:  # the first process fails for the same reason and says so: `torchrun` ends this one
+            time.sleep(_PATIENCE_S)
+        raise
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

@@ -32,7 +32,6 @@ TIMEOUT_S = 600.0  # no process works longer than that on its share between two 
 TIMEOUT_VARIABLE = "COMPRESSOR_RANKS_TIMEOUT"  # seconds, in place of `TIMEOUT_S`
 _BEAT = 0.25  # of the time-out: so often a process that works alone tells the others that it is alive
 _AT_ONCE = 1 << 26  # bytes of a file that are sent at a time
-_PATIENCE_S = 3.0  # the first process fails for the same reason, says so, and `torchrun` ends the others
 _NOTICE, _KNOCK_S = "compressor/port", 2.0
 _WAITING, _DONE, _FAILED = 0, 1, 2
 
@@ -76,10 +75,6 @@ def process_group() -> Iterator[None]:
             )
     try:
         yield
-    except CompressorError:
-        if made and launched_rank() > 0:
-            time.sleep(_PATIENCE_S)
-        raise
     finally:
         if made:
             _leave()
@@ -169,8 +164,10 @@ def _reaching_others() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process goes by itself: its sums are its own. For a script under `torchrun` of which one process
-    compresses, and the others do something else."""
+    """Inside, this process goes by itself: its sums are its own.
+
+    For a script under `torchrun` of which one process compresses, and the others do something else.
+    """
     before = _alone.set(True)
     try:
         yield

@@ -114,17 +114,20 @@ def collect(
     *,
     options: CompensationOptions = ROWS,
     layouts: Layouts | None = None,
+    image_count: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Mapping[fx.Node, Inputs]:
     """One pass over the images; sums over ranks, each of which has batches of its own, dealt out in turns.
 
-    `images` are gone through twice. Layers whose `features_of` is 0, or whose inputs can't be told apart by image, are
-    left out. `layouts` are `layouts_of` the graph's layers, where they are known already.
+    `image_count` is that of all ranks; where it is not known, `images` are gone through twice. Layers whose
+    `features_of` is 0, or whose inputs can't be told apart by image, are left out. `layouts` are `layouts_of` the
+    graph's layers, where they are known already.
     """
-    own = list(map(count, images))  # by batch
-    image_count = sum_count(sum(own))
+    if image_count is None:
+        image_count = sum_count(sum(map(count, images)))
     if layouts is None:
-        layouts = layouts_of(graph, layers, next(iter(images))) if own else {}
+        first = next(iter(images), None)
+        layouts = {} if first is None else layouts_of(graph, layers, first)
     widths = {node: features_of(graph, layer) for node, layer in layers.items()}
     used = {use.node: node for node, layer in layers.items() for use in layer.uses}
     input_layouts = {use: layouts.get(arguments(use)["input"].name) for use in used}
@@ -155,13 +158,15 @@ def collect(
         return value
 
     walk = Watcher(graph, watch)
-    for index, batch in enumerate(images):
+    done = 0
+    for batch in images:
         n = count(batch)
         walk.run(*as_tuple(inputs_to(batch, device)))
-        if index == 0:
+        if not done:
             _settle_origins(sums)
-        progress((index + 1) / len(own))
-    if not own:
+        done += n
+        progress(min(1.0, world() * done / image_count))  # ranks are about as far
+    if not done:
         _settle_origins(sums)
     for rows in sums.values():
         rows.add_others(device)

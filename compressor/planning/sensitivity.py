@@ -178,16 +178,22 @@ def _collected(
     progress: Progress,
 ) -> Mapping[fx.Node, Inputs]:
     """Each rank looks at its share of the batches; where there are fewer than ranks, at all of them."""
+    total = _image_count(images)
     if shares_out(len(images)):
         share = images.share(rank(), world()) if isinstance(images, Batches) else own_share(images)
-        return collect(graph, reading, inputs_of(share), layouts=layouts, progress=progress)
+        return collect(graph, reading, inputs_of(share), layouts=layouts, image_count=total, progress=progress)
     with alone():
-        return collect(graph, reading, inputs_of(images), layouts=layouts, progress=progress)
+        return collect(graph, reading, inputs_of(images), layouts=layouts, image_count=total, progress=progress)
+
+
+def _image_count(images: _Images) -> int:
+    """Without decoding any."""
+    return images.image_count if isinstance(images, Batches) else sum(map(count, images))
 
 
 def _parts(images: _Images, probes: int) -> tuple[list[NetworkInputs], _Images]:
     """Images that measure and images that repair; the same where there are too few to part."""
-    total = len(images.images) if isinstance(images, Batches) else sum(count(part) for part in images)
+    total = _image_count(images)
     if not total:
         raise DataError("no image was given to measure losses on; expected at least one: check the calibration images")
     measuring = min(probes, total // 5)

@@ -13,11 +13,12 @@ from .. import __version__
 from ..device import feeds
 from ..device.bundle import Leaf, Manifest, ModelFile, declared, write_bundle
 from ..device.feeds import Arrays
+from ..device.golden import Golden, distance
 from ..device.images import Preprocessing
 from ..device.manifest import Decode, FileListing
 from ..device.metrics import Metric
-from ..device.parity import Limits, limits_around
-from ..device.runtimes import REFERENCE
+from ..device.parity import Limits, limits_around, worst_of
+from ..device.runtimes import REFERENCE, open_model
 from ..graph.cost import measure_cost
 from ..graph.interface import answers, input_names, output_names
 from ..inputs.decoding import NamedDecode
@@ -26,6 +27,7 @@ from ..records import Figure
 from ..report.bundled import describe_bundle
 from ..run.work import Work
 from ..tensors import from_arrays
+from .artifacts import Artifact
 from .bom import BOM, bill_of_materials
 from .results import Delivery, Engine, Outcome
 
@@ -40,7 +42,9 @@ def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
     Writes `bundle/` in the run's folder. Parity must have been measured for every shipped file.
     """
     folder, shipped = work.stages.folder, delivery.files.shipped
-    limits = {artifact.name: limits_around(delivery.parity.worst(artifact)) for artifact in shipped}
+    images, outputs = _golden(work, outcome.network)
+    golden = Golden(images, outputs, tuple(output_names(outcome.network)))
+    limits = {artifact.name: file_limits(artifact, delivery, golden) for artifact in shipped}
     models = [
         ModelFile(artifact.name, artifact.precision, limits=limits[artifact.name], made_for=artifact.made_for)
         for artifact in shipped
@@ -53,7 +57,6 @@ def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
         models.append(_engine_file(engine, limits[engine.model]))
         files[engine.path] = folder / engine.path
 
-    images, outputs = _golden(work, outcome.network)
     ends = Declared(declared(input_names(outcome.network), images), declared(output_names(outcome.network), outputs))
     manifest = _manifest(work, outcome, delivery, models, ends)
     write_bundle(
@@ -64,6 +67,16 @@ def bundle(work: Work, outcome: Outcome, delivery: Delivery) -> None:
         golden_outputs=outputs,
         describe=_described,
     )
+
+
+def file_limits(artifact: Artifact, delivery: Delivery, golden: Golden) -> Limits:
+    """About the file's distances from its network on the images of parity and on the golden ones.
+
+    A difference counts as a share of what the images at hand spread, and golden images are few: those whom a device
+    compares must be among those that set the limits.
+    """
+    session = open_model(delivery.files.paths[artifact], fused=not artifact.made_for)
+    return limits_around(worst_of([*delivery.parity.by_file[artifact.name].values(), distance(session, golden)]))
 
 
 def _described(manifest: Manifest) -> dict[str, bytes]:

@@ -87,6 +87,11 @@ def compare(reference: Arrays, output: Arrays, names: Sequence[str] = ()) -> Par
         raise GateError("there are no outputs, so nothing was compared")
     prefixes = [""] if len(references) == 1 else [_prefix(index, names) for index in range(len(references))]
     parities = [_compare_one(*pair) for pair in zip(references, outputs, prefixes, strict=True)]
+    return worst_of(parities)
+
+
+def worst_of(parities: Sequence[Parity]) -> Parity:
+    """The largest difference of all, and for every other figure the worst."""
     worst = max(parities, key=relative_difference)
     worst_channel = max(parities, key=_channel_difference)
     return replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from torch import nn
 import compressor
 from compressor.accuracy import evaluate
 from compressor.delivery import flow, gates, precisions
-from compressor.delivery.artifacts import INT8, INT8_TENSORRT, Measure
+from compressor.delivery.artifacts import INT8, INT8_TENSORRT, Artifact, Measure
+from compressor.delivery.bundling import file_limits
+from compressor.delivery.results import Delivery, Files, Parities
 from compressor.device.bundle import read_bundle, verify_bundle
-from compressor.device.golden import read_golden
-from compressor.device.parity import LIMITS
+from compressor.device.golden import distance, read_golden
+from compressor.device.parity import LIMITS, Parity, failures
+from compressor.device.runtimes import open_model
 from compressor.errors import GateError, RecipeError
 from compressor.files import read_json, read_record
 from compressor.inputs.checkpoints import state_hash
@@ -331,6 +335,20 @@ def test_the_golden_outputs_are_the_shipped_networks_and_limits_leave_room(run: 
     for model in manifest.models[:4]:
         found = max(parity["max_abs"] / parity["reference_max_abs"] for parity in measured[model.path].values())
         assert found <= model.limits.relative
+
+
+def test_limits_leave_room_for_what_the_golden_images_differ_by(run: compressor.Run) -> None:
+    """Eight images spread a channel less than those of parity, so a difference is a larger share of its spread."""
+    manifest, name = read_bundle(run.folder / "bundle"), "model.onnx"
+    held = read_golden(run.folder / "bundle", manifest)
+    apart = replace(held, outputs=np.asarray(held.outputs) * np.float32(1.1))
+    unnoticed = Parity(64, 1e-9, 1e-9, 1.0, 200.0, 1.0, 1.0)
+    artifact, path = Artifact(name, "shipped"), run.folder / name
+    delivery = Delivery(files=Files({artifact: path}), parity=Parities({name: {1: unnoticed}}))
+
+    limits = file_limits(artifact, delivery, apart)
+    assert not failures(distance(open_model(path), apart), limits)
+    assert failures(distance(open_model(path), apart), file_limits(artifact, delivery, held))
 
 
 def test_the_reports_rows_are_those_of_the_runs_files(run: compressor.Run) -> None:

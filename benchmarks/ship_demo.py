@@ -48,11 +48,15 @@ HEAVY = ("torch", "zennit", "torch_pruning", "optuna")
 
 @dataclass
 class Server:
-    """One sshd on a free port of this machine, for the user who runs this; `folder` holds its keys and its files."""
+    """One sshd on a free port of this machine, for the user who runs this; `folder` holds its keys and its files.
+
+    With `within`, a folder that holds another system, whatever is asked for over SSH is done in that one.
+    """
 
     name: str
     folder: Path
     python: str
+    within: Path | None = None
     port: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -60,10 +64,11 @@ class Server:
         """Starts it and waits until it answers; after the first time on the same port."""
         self.port = self.port or _free_port()
         config = self.folder / "sshd_config"
+        elsewhere = f'ForceCommand chroot {self.within} /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n' if self.within else ""
         config.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nPidFile {self.folder}/pid\nStrictModes no\n"
-            "UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\n"
+            f"UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\n{elsewhere}"
         )
         command = [sshd(), "-D", "-e", "-f", str(config)]
         with (self.folder / "log").open("ab") as log:
@@ -96,13 +101,15 @@ def sshd() -> str:
 
 
 @contextlib.contextmanager
-def servers(folder: Path, pythons: Sequence[str]) -> Iterator[list[Server]]:
+def servers(
+    folder: Path, pythons: Sequence[str], names: Sequence[str] = NAMES, within: Path | None = None
+) -> Iterator[list[Server]]:
     """Running servers, by `folder/ssh_config` and `folder/devices.toml` reached under their names; ended afterwards."""
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd asks for it when it may change users
     sshd()
     _keygen(folder / "key")
-    found = [_prepared(name, folder, python) for name, python in zip(NAMES, pythons, strict=True)]
+    found = [_prepared(name, folder, python, within) for name, python in zip(names, pythons, strict=True)]
     try:
         for server in found:
             server.start()
@@ -113,12 +120,12 @@ def servers(folder: Path, pythons: Sequence[str]) -> Iterator[list[Server]]:
             server.kill()
 
 
-def _prepared(name: str, folder: Path, python: str) -> Server:
+def _prepared(name: str, folder: Path, python: str, within: Path | None) -> Server:
     place = folder / name
     place.mkdir()
     _keygen(place / "host_key")
     shutil.copy(folder / "key.pub", place / "authorized_keys")
-    return Server(name, place, python)
+    return Server(name, place, python, within)
 
 
 def _write_settings(folder: Path, found: Sequence[Server]) -> None:

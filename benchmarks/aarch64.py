@@ -82,7 +82,7 @@ def measured(folder: Path, system: Path, run: Path) -> dict[str, Any]:
     write_scans(system / "scans", read_bundle(bundle).preprocessing)
     stated = _within(system, "/edge/bin/compressor", "run", "/bundle", "/scans", "--top", "1", "--json")
     answered = json.loads(stated.splitlines()[-1])
-    return {"machine": machine, **shipped.rows[NAME], "accuracy": answered["accuracy"]}
+    return {"machine": machine, **shipped.rows[NAME], "quality": answered["quality"], "stated": answered["stated"]}
 
 
 def write_scans(folder: Path, how: Preprocessing) -> None:

@@ -69,7 +69,7 @@ def prepared(system: Path) -> Path:
 
 
 def measured(folder: Path, system: Path, run: Path) -> dict[str, Any]:
-    """Ships there, then has the bundle's evaluation images answered there and compares with what the manifest states."""
+    """Ships there, then has the evaluation scans answered there, beside what the manifest states."""
     machine = _within(system, PYTHON, "-c", "import platform; print(platform.machine())")
     require(machine == "aarch64", f"the device's Python runs on {machine}")
     with servers(folder, [PYTHON], names=[NAME], within=system):

@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -33,6 +33,14 @@ _PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
 
 KernelShape = tuple[int, int, int, int]
 """(groups, outputs of a group, inputs of a group, taps)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicPart:
+    """What a node [N, ...] is to a dynamic convolution, whose kernel of one image has that shape."""
+
+    role: Literal["kernel", "bias", "result"]
+    kernel: KernelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,15 @@ class _Geometry:
         )
 
 
-def kernel_of(node: fx.Node) -> KernelShape | None:
-    """What kernel each image has at a node [N, ...] that holds the kernels of a dynamic convolution; else None."""
-    return node.meta.get("kernel")
+def part_of(node: object) -> DynamicPart | None:
+    """What a node is to a dynamic convolution; None for any other node, and for what is no node."""
+    return node.meta.get("dynamic") if isinstance(node, fx.Node) else None
 
 
-def dynamic_kernel(node: fx.Node) -> KernelShape | None:
-    """The kernel that a dynamic convolution gave its result at a node [N, out, ...] with; None for any other node."""
-    return node.meta.get("dynamic")
+def is_part(node: object, *roles: str) -> bool:
+    """Whether a node plays one of those roles in a dynamic convolution."""
+    part = part_of(node)
+    return part is not None and part.role in roles
 
 
 def unfold_images(graph: fx.GraphModule) -> None:
@@ -146,15 +155,16 @@ class _Writer:
         parts = () if groups == 1 else (groups,)  # no axis for one group
         columns = self._regrouped(patches, geometry.batch, (*parts, inputs * taps, math.prod(geometry.places)))
         kernels = self._regrouped(settings.weight, geometry.batch, (*parts, outputs, inputs * taps))
-        kernels.meta["kernel"] = geometry.kernel_shape
+        kernels.meta["dynamic"] = DynamicPart("kernel", geometry.kernel_shape)
         product = self.call(aten.matmul.default, kernels, columns)  # [N, (groups,) out / groups, places]
 
         result = self._regrouped(product, geometry.batch, (geometry.outputs, *geometry.places))
         if settings.bias is not None:
             ones = [1] * len(geometry.places)
             bias = self._regrouped(settings.bias, geometry.batch, (geometry.outputs, *ones))
+            bias.meta["dynamic"] = DynamicPart("bias", geometry.kernel_shape)
             result = self.call(aten.add.Tensor, result, bias)
-        result.meta["dynamic"] = geometry.kernel_shape
+        result.meta["dynamic"] = DynamicPart("result", geometry.kernel_shape)
         self._replace(result)
 
     def _images(self, folded: fx.Node, batch: fx.Node, shape: Sequence[int]) -> fx.Node:
@@ -200,8 +210,9 @@ class _Writer:
     def _replace(self, result: fx.Node) -> None:
         """Puts the images' own result in the place of what brings [1, N * out, ...] into that shape further on."""
         wanted = shape_of(result)
-        behind, regrouped = [self.convolution], []
-        for node in behind:
+        behind: list[fx.Node] = [self.convolution]
+        regrouped: list[fx.Node] = []
+        for node in behind:  # grows on the way
             for user in node.users:
                 if not keeps_order(user):
                     continue
@@ -224,6 +235,6 @@ def keeps_order(node: fx.Node) -> bool:
     assert isinstance(source, fx.Node)
     sizes = shape_of(source)
     numbered = torch.empty([axis + 1 for axis in range(len(sizes))], device="meta")  # each axis as long as its number
-    moved: Tensor = node.target(numbered, *node.args[1:])  # type: ignore[operator]
+    moved: Tensor = node.target(numbered, *node.args[1:])
     longer = [number for number in moved.shape if sizes[number - 1] > 1]
     return longer == sorted(longer)

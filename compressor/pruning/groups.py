@@ -15,7 +15,7 @@ import numpy as np
 from torch import fx
 
 from ..graph import aten
-from ..graph.dynamic import dynamic_kernel, kernel_of
+from ..graph.dynamic import is_part, part_of
 from ..graph.operators import ALL_CONVOLUTIONS, channel_axis, weight_shape
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .classes import Classes, resolve
@@ -74,13 +74,13 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
 
 def _channel_axis(node: fx.Node) -> int | None:
     """The output-channel axis of a layer, also of a dynamic convolution's result; None for any other node."""
-    return channel_axis(node) if dynamic_kernel(node) is None else 1
+    return 1 if is_part(node, "result") else channel_axis(node)
 
 
 def _is_attention(node: fx.Node) -> bool:
-    """Whether a product may be one of an attention: it neither makes an image's kernel nor reads one."""
+    """Whether a product may be one of an attention: it neither makes a dynamic convolution's kernel nor reads one."""
     around = [*node.all_input_nodes, *node.users]
-    return node.target in ATTENTIONS and all(kernel_of(neighbour) is None for neighbour in around)
+    return node.target in ATTENTIONS and not any(is_part(neighbour, "kernel", "bias") for neighbour in around)
 
 
 def _produced(result: Result, axis: int) -> IntArray:
@@ -296,9 +296,9 @@ def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
 
 
 def _is_depthwise(node: fx.Node) -> bool:
-    kernel = dynamic_kernel(node)
-    if kernel is not None:
-        _, _, inputs, _ = kernel
+    part = part_of(node)
+    if part is not None:
+        _, _, inputs, _ = part.kernel
         return inputs == 1
     return node.target in ALL_CONVOLUTIONS and weight_shape(node)[1] == 1
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..graph.dynamic import KernelShape, kernel_of, keeps_order
+from ..graph.dynamic import KernelShape, keeps_order, part_of
 from ..graph.neighbours import calls_of, computed_operands, is_stored, shape_of
 from ..graph.operators import CONVOLUTIONS, LINEAR, arguments
 from .labels import Ledger
@@ -34,9 +34,10 @@ def kernel_axes(graph: fx.GraphModule) -> dict[str, KernelAxis]:
     """The axes that hold kernels, by their parameters' qualified names."""
     axes: dict[str, KernelAxis] = {}
     for node in calls_of(graph):
-        shape = kernel_of(node)
-        if shape is not None:
-            axes |= {str(parameter.target): KernelAxis(axis, shape) for parameter, axis in _holders(node, shape)}
+        part = part_of(node)
+        if part is not None and part.role == "kernel":
+            for parameter, axis in _holders(node, part.kernel):
+                axes[str(parameter.target)] = KernelAxis(axis, part.kernel)
     return axes
 
 

@@ -39,7 +39,8 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
                 freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
             case "get_attr":
                 tensor = fetch(graph, str(node.target))
-                results[node.name] = _parameter(ledger, tensor, node.target in grouped, kernels.get(str(node.target)), parameters)
+                kernel = kernels.get(str(node.target))
+                results[node.name] = _parameter(ledger, tensor, node.target in grouped, kernel, parameters)
                 if node.name in frozen:
                     freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
                 elif node.name in tied:

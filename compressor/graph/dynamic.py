@@ -31,16 +31,16 @@ _ORDERINGS = (aten.permute.default, aten.transpose.int, aten.movedim.int)
 _PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
-KernelShape = tuple[int, int, int, int]
-"""(groups, outputs of a group, inputs of a group, taps)."""
-
-
 @dataclass(frozen=True, slots=True)
 class DynamicPart:
-    """What a node [N, ...] is to a dynamic convolution, whose kernel of one image has that shape."""
+    """What a node [N, ...] is to a dynamic convolution, whose kernels have so many taps.
+
+    A kernel is [N, (groups,) outputs of a group, inputs of a group * taps], without the axis for one group.
+    """
 
     role: Literal["kernel", "bias", "result"]
-    kernel: KernelShape
+    taps: int
+    depthwise: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,6 @@ class _Geometry:
     lengths: tuple[int, ...]
     kernel: tuple[int, ...]
     places: tuple[int, ...]
-
-    @property
-    def kernel_shape(self) -> KernelShape:
-        """Of one image's kernel."""
-        return (
-            self.groups,
-            self.outputs // self.groups,
-            self.channels // self.groups,
-            math.prod(self.kernel),
-        )
 
 
 def part_of(node: object) -> DynamicPart | None:
@@ -151,20 +141,21 @@ class _Writer:
         images = self._padded(images, paddings_of(settings.padding, geometry.kernel, settings.dilation))
         patches = self._patches(images, settings, geometry)
 
-        groups, outputs, inputs, taps = geometry.kernel_shape
+        groups, taps = geometry.groups, math.prod(geometry.kernel)
+        outputs, inputs = geometry.outputs // groups, geometry.channels // groups
         parts = () if groups == 1 else (groups,)  # no axis for one group
         columns = self._regrouped(patches, geometry.batch, (*parts, inputs * taps, math.prod(geometry.places)))
         kernels = self._regrouped(settings.weight, geometry.batch, (*parts, outputs, inputs * taps))
-        kernels.meta["dynamic"] = DynamicPart("kernel", geometry.kernel_shape)
+        kernels.meta["dynamic"] = DynamicPart("kernel", taps, inputs == 1)
         product = self.call(aten.matmul.default, kernels, columns)  # [N, (groups,) out / groups, places]
 
         result = self._regrouped(product, geometry.batch, (geometry.outputs, *geometry.places))
         if settings.bias is not None:
             ones = [1] * len(geometry.places)
             bias = self._regrouped(settings.bias, geometry.batch, (geometry.outputs, *ones))
-            bias.meta["dynamic"] = DynamicPart("bias", geometry.kernel_shape)
+            bias.meta["dynamic"] = DynamicPart("bias", taps, inputs == 1)
             result = self.call(aten.add.Tensor, result, bias)
-        result.meta["dynamic"] = DynamicPart("result", geometry.kernel_shape)
+        result.meta["dynamic"] = DynamicPart("result", taps, inputs == 1)
         self._replace(result)
 
     def _images(self, folded: fx.Node, batch: fx.Node, shape: Sequence[int]) -> fx.Node:

@@ -298,8 +298,7 @@ def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
 def _is_depthwise(node: fx.Node) -> bool:
     part = part_of(node)
     if part is not None:
-        _, _, inputs, _ = part.kernel
-        return inputs == 1
+        return part.depthwise
     return node.target in ALL_CONVOLUTIONS and weight_shape(node)[1] == 1
 
 

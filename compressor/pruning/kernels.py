@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..graph.dynamic import KernelShape, keeps_order, part_of
+from ..graph.dynamic import keeps_order, part_of
 from ..graph.neighbours import calls_of, computed_operands, is_stored, shape_of
 from ..graph.operators import CONVOLUTIONS, LINEAR, arguments
 from .labels import Ledger
 
 _MIXTURES = (aten.matmul.default, aten.mm.default)
+
+
+KernelShape = tuple[int, int, int, int]
+"""(groups, outputs of a group, inputs of a group, taps)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,16 @@ def kernel_axes(graph: fx.GraphModule) -> dict[str, KernelAxis]:
     for node in calls_of(graph):
         part = part_of(node)
         if part is not None and part.role == "kernel":
-            for parameter, axis in _holders(node, part.kernel):
-                axes[str(parameter.target)] = KernelAxis(axis, part.kernel)
+            shape = _kernel_shape(node, part.taps)
+            for parameter, axis in _holders(node, shape):
+                axes[str(parameter.target)] = KernelAxis(axis, shape)
     return axes
+
+
+def _kernel_shape(kernel: fx.Node, taps: int) -> KernelShape:
+    """Of one image, from [N, (groups,) outputs, inputs * taps]."""
+    *parts, outputs, row = shape_of(kernel)[1:]
+    return math.prod(parts), outputs, row // taps, taps
 
 
 def _holders(kernel: fx.Node, shape: KernelShape) -> Iterator[tuple[fx.Node, int]]:

@@ -8,6 +8,7 @@ graph in, their copies with such convolutions out. Depthwise kernels stay: each 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from ..graph import aten, fetch, store
 from ..graph.dynamic import keeps_order, part_of
 from ..graph.interface import nodes_by_name
-from ..graph.neighbours import calls_of, is_stored, only_user, shape_of
+from ..graph.neighbours import calls_of, is_stored, only_user, shape_of, stored_nodes
 from ..records import IntArray, Slices
 
 _MIXTURES = (aten.matmul.default, aten.mm.default)
@@ -66,8 +67,9 @@ class Experts:
 
 def experts_of(graph: fx.GraphModule) -> list[Experts]:
     """The products of kernels that are mixed of stored experts, each of which is used there alone."""
+    readers = Counter(id(fetch(graph, str(node.target))) for node in stored_nodes(graph))
     found = [_experts(node) for node in calls_of(graph)]
-    return [experts for experts in found if experts is not None]
+    return [experts for experts in found if experts is not None and readers[id(fetch(graph, experts.weight))] == 1]
 
 
 def _experts(kernel: fx.Node) -> Experts | None:
@@ -105,20 +107,18 @@ def experts_as_layers(
     kept = dict(slices.kept)
     for entry, _ in pairs:
         if entry.weight in kept:
-            kept[_name_of(entry)] = (entry.outputs_of(kept[entry.weight][1]),)
+            kept[entry.weight] = (entry.outputs_of(kept[entry.weight][1]),)
     wide = _spelled_out(pruned, [entry for _, entry in pairs])
     before = dict(_tensors(wide))
     yield _spelled_out(dense, [entry for entry, _ in pairs]), wide, Slices(kept)
 
-    stands_for = {_name_of(entry): entry for _, entry in pairs}
+    spelled = {entry.weight: entry for _, entry in pairs}
     for name, tensor in _tensors(wide):
         if tensor is before[name]:
             continue
-        if name in stands_for:
-            mixed = stands_for[name].mixed_again(tensor.detach())
-            store(pruned, stands_for[name].weight, nn.Parameter(mixed))
-        else:
-            store(pruned, name, tensor)
+        if name in spelled:
+            tensor = nn.Parameter(spelled[name].mixed_again(tensor.detach()))
+        store(pruned, name, tensor)
 
 
 def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
@@ -127,20 +127,18 @@ def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
     yield from graph.named_buffers(remove_duplicate=False)
 
 
-def _name_of(experts: Experts) -> str:
-    """Of the weight of the convolution that stands for the product."""
-    return f"_experts_{experts.product.name}"
-
-
 def _spelled_out(graph: fx.GraphModule, experts: list[Experts]) -> fx.GraphModule:
-    """A copy over the same tensors, in which convolutions stand in the place of the experts' products."""
+    """A copy over the same tensors, in which convolutions stand in the place of the experts' products.
+
+    Their weights have the experts' names.
+    """
     twin = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     nodes = nodes_by_name(twin)
     for entry in experts:
-        weight = entry.side_by_side(fetch(graph, entry.weight).detach())
-        twin.register_parameter(_name_of(entry), nn.Parameter(weight))
+        store(twin, entry.weight, nn.Parameter(entry.side_by_side(fetch(graph, entry.weight).detach())))
         _convolve(twin, nodes, entry)
     twin.graph.eliminate_dead_code()
+    twin.recompile()
     return twin
 
 
@@ -165,8 +163,8 @@ def _convolve(graph: fx.GraphModule, nodes: dict[str, fx.Node], experts: Experts
         shared = call(aten.mul.Tensor, shares, apart)
         rows = call(aten.flatten.using_ints, shared, 1, -2)  # [N, groups * K * in * taps, places]
         rows = call(aten.unflatten.int, rows, 2, list(places))
-        weight = graph.graph.get_attr(_name_of(experts))
-        weight.meta = {**product.meta, "val": torch.empty_like(fetch(graph, _name_of(experts)), device="meta")}
+        weight = graph.graph.get_attr(experts.weight)
+        weight.meta = {**product.meta, "val": torch.empty_like(fetch(graph, experts.weight), device="meta")}
         ones, zeros = [1] * len(places), [0] * len(places)
         convolution = _CONVOLUTIONS[len(places)]
         summed = call(convolution, rows, weight, None, ones, zeros, ones, groups)

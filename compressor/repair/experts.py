@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,15 +54,39 @@ class Experts:
         by_output = weight.reshape(experts, groups * outputs, row).transpose(0, 1)
         return by_output.reshape(groups * outputs, experts * row, *ones).clone()
 
-    def mixed_again(self, weight: Tensor) -> Tensor:
-        """[K, groups * out * in * taps], as `weight` is stored."""
-        experts, groups, outputs, row = self.sizes
-        return weight.reshape(groups * outputs, experts, row).transpose(0, 1).reshape(experts, -1).clone()
+    @property
+    def patches(self) -> fx.Node:
+        """What the kernels are multiplied with, [N, (groups,) in * taps, places]."""
+        return self.product.all_input_nodes[1]
 
-    def outputs_of(self, entries: IntArray) -> IntArray:
-        """The output channels that those entries of an expert belong to, each once."""
+    def kept_side_by_side(self, kept: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+        """Outputs and inputs that stay of `side_by_side`, from the experts and the entries of each that stay."""
+        of_experts, entries = kept
         _, _, _, row = self.sizes
-        return np.unique(entries // row)
+        rows = np.unique(entries % row)
+        return np.unique(entries // row), (of_experts[:, None] * row + rows).reshape(-1)
+
+
+def as_stored(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Experts side by side, [out, K * in * taps], as [K, out * in * taps] of that shape."""
+    return weight.reshape(len(weight), shape[0], -1).transpose(0, 1).reshape(*shape).clone()
+
+
+def spelled_out(graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Experts]]:
+    """A graph in which one convolution stands for each mixture of experts, and these by their weights' names.
+
+    The graph itself where there are none.
+    """
+    experts = {entry.weight: entry for entry in experts_of(graph)}
+    return (_spelled_out(graph, list(experts.values())) if experts else graph), experts
+
+
+def slices_side_by_side(experts: Mapping[str, Experts], slices: Slices) -> Slices:
+    """What stays of each parameter, of experts as they stand in a graph that spells them out."""
+    kept = dict(slices.kept)
+    for name in experts.keys() & kept.keys():
+        kept[name] = experts[name].kept_side_by_side(kept[name])
+    return Slices(kept)
 
 
 def experts_of(graph: fx.GraphModule) -> list[Experts]:
@@ -104,20 +128,17 @@ def experts_as_layers(
 
     left = {entry.product.name: entry for entry in experts_of(pruned)}
     pairs = [(entry, left[entry.product.name]) for entry in experts if entry.product.name in left]
-    kept = dict(slices.kept)
-    for entry, _ in pairs:
-        if entry.weight in kept:
-            kept[entry.weight] = (entry.outputs_of(kept[entry.weight][1]),)
+    wide_slices = slices_side_by_side({entry.weight: entry for entry, _ in pairs}, slices)
     wide = _spelled_out(pruned, [entry for _, entry in pairs])
     before = dict(_tensors(wide))
-    yield _spelled_out(dense, [entry for entry, _ in pairs]), wide, Slices(kept)
+    yield _spelled_out(dense, [entry for entry, _ in pairs]), wide, wide_slices
 
-    spelled = {entry.weight: entry for _, entry in pairs}
+    spelled = {entry.weight for entry, _ in pairs}
     for name, tensor in _tensors(wide):
         if tensor is before[name]:
             continue
         if name in spelled:
-            tensor = nn.Parameter(spelled[name].mixed_again(tensor.detach()))
+            tensor = nn.Parameter(as_stored(tensor.detach(), fetch(pruned, name).shape))
         store(pruned, name, tensor)
 
 

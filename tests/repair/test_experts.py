@@ -12,7 +12,7 @@ from compressor.graph import fetch, trace
 from compressor.pruning import find_structure, prune
 from compressor.records import Slices
 from compressor.repair import compensate
-from compressor.repair.experts import experts_as_layers, experts_of
+from compressor.repair.experts import as_stored, experts_as_layers, experts_of
 
 PX, IMAGES = 8, 96
 EXACT = 1e-12  # float64 rounding over a few hundred terms
@@ -48,7 +48,7 @@ def test_one_convolution_of_all_experts_gives_the_same(groups: int) -> None:
     graph, images = graph.double(), images.double()
     (experts,) = experts_of(graph)
     weight = fetch(graph, experts.weight)
-    assert torch.equal(experts.mixed_again(experts.side_by_side(weight)), weight)
+    assert torch.equal(as_stored(experts.side_by_side(weight), weight.shape), weight)
     with experts_as_layers(graph, graph, Slices({})) as (wide, _, _), torch.no_grad():
         assert fetch(wide, "experts").shape == (8, 3 * 12 // groups * 9, 1, 1)
         assert float((wide(images) - graph(images)).abs().max()) < EXACT

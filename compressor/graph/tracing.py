@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..errors import ModelError
 from ..placement import placed
 from ..tensors import Inputs, as_tuple
+from .dynamic import unfold_images
 from .forms import unify
 from .interface import input_nodes, name_outputs, output_node
 from .neighbours import calls_of, stored_nodes
@@ -65,6 +66,7 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
 
     _record_shapes(graph, example)  # what follows reads the shapes and types of values that depend on the input
     unify(graph)
+    unfold_images(graph)
     _fold_constants(graph)
     note_dropouts(graph)
     _record_shapes(graph, example)

@@ -7,7 +7,7 @@ each output counted by its own score. Units go greedily, and the inverse covaria
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ..graph.operators import arguments
 from ..pruning import Structure
 from ..records import FloatArray, Group, IntArray, Scores
 from ..repair.consumers import Layer
+from ..repair.experts import Experts
 from .covariance import Inputs
 
 AT_ONCE = 50  # a group is emptied in about so many steps
@@ -83,16 +84,17 @@ class _Consumer:
             self.owner = self.owner[remaining]
 
 
-def consumers_of(structure: Structure, layers: Mapping[fx.Node, Layer]) -> dict[str, dict[fx.Node, IntArray]]:
-    """For every group the layers that read it, each with the unit of every input channel (-1: none)."""
+def consumers_of(
+    structure: Structure, layers: Mapping[fx.Node, Layer], experts: Mapping[str, Experts] | None = None
+) -> dict[str, dict[fx.Node, IntArray]]:
+    """For every group the layers that read it, each with the unit of every input channel (-1: none).
+
+    `experts`, by their weights' names, are those that layers stand for.
+    """
     readers: dict[str, dict[fx.Node, IntArray]] = {}
     groups = structure.groups.groups
     for node, layer in layers.items():
-        source = arguments(node)["input"]
-        axis = layer.channel_axis % source.meta["val"].ndim
-        for facet_axes, members in structure.lying(source):
-            if facet_axes != (axis,):
-                continue
+        for members in _read_classes(structure, layer, (experts or {}).get(layer.weight)):
             # a channel goes with its own unit (a column's, if it is a cell), or with the row (a head) that it lies in
             for classes in (structure.classes.units(members), structure.classes.parent[members]):  # [channels]
                 group_of_channel = np.where(classes > 0, structure.group_of[classes], -1)
@@ -100,6 +102,27 @@ def consumers_of(structure: Structure, layers: Mapping[fx.Node, Layer]) -> dict[
                     units = np.where(group_of_channel == number, structure.unit_of[classes], -1)
                     readers.setdefault(groups[number].name, {})[node] = units
     return readers
+
+
+def _read_classes(structure: Structure, layer: Layer, experts: Experts | None) -> Iterator[IntArray]:
+    """[channels] the classes along the channels that a layer reads, once for each way they are parted."""
+    if experts is None:
+        source = arguments(layer.node)["input"]
+        axis = layer.channel_axis % source.meta["val"].ndim
+        yield from _along(structure, source, axis)
+        return
+    count, _, _, row = experts.sizes  # each expert reads the same row
+    for members in _along(structure, experts.patches, experts.patches.meta["val"].ndim - 2):
+        yield np.tile(members, count)
+    for members in _along(structure, experts.routing, 1):
+        yield np.repeat(members, row)
+
+
+def _along(structure: Structure, node: fx.Node, axis: int) -> Iterator[IntArray]:
+    """The classes that lie on one axis of a node's result alone."""
+    for facet_axes, members in structure.lying(node):
+        if facet_axes == (axis,):
+            yield members
 
 
 def order_of_loss(

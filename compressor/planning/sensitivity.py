@@ -8,7 +8,7 @@ layers further on make up for, which is the more the earlier a loss is, is measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
 from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of, means_of, store_under
 from ..repair.consumers import Layer, find_layers
+from ..repair.experts import as_stored, slices_side_by_side, spelled_out
 from ..tasks import Task
 from ..tensors import Inputs as NetworkInputs
 from ..tensors import count, cut, joined, parted
@@ -108,11 +109,14 @@ def measure_scores(
     """
     pool: _Images = batches if isinstance(batches, Batches) else [images_of(batch) for batch in batches]
     probing, fitting = _parts(pool, options.probes)
-    layers, _ = find_layers(graph, set(graph.graph.nodes))
-    layouts = layouts_of(graph, layers, probing[0])
-    bench = _Bench(graph, structure, layers, probing, task)
+    bench = _Bench(graph, structure, probing, task)
+    layers = bench.layers
+    layouts = layouts_of(bench.spelled, layers, probing[0])
     worth = counts_of(scores, structure.groups.groups)
-    readers = consumers_of(structure, layers)
+    for node, layer in layers.items():
+        if layer.weight in bench.experts and bench.experts[layer.weight].result.name in worth:
+            worth[node.name] = worth[bench.experts[layer.weight].result.name]
+    readers = consumers_of(structure, layers, bench.experts)
     groups = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
 
     curves: list[_Curve] = []
@@ -146,7 +150,7 @@ def _curves_of(
     progress: Progress,
 ) -> list[_Curve]:
     """The curves of groups whose readers' covariances are held at the same time, and no longer."""
-    graph, layers = bench.graph, bench.layers
+    graph, layers = bench.spelled, bench.layers
     reading = {node: layers[node] for group in pack for node in readers.get(group.name, {})}
     inputs = _collected(graph, reading, images, layouts, lambda share: progress(COLLECTED * share))
 
@@ -219,7 +223,7 @@ def _packs(
     for bundle in bundles:
         more = {node for group in bundle for node in readers.get(group.name, {})}
         # a covariance and its inverse, 8 bytes an entry each
-        size = sum(16 * features_of(bench.graph, bench.layers[node]) ** 2 for node in nodes | more)
+        size = sum(16 * features_of(bench.spelled, bench.layers[node]) ** 2 for node in nodes | more)
         if pack and size > limit:
             yield pack
             pack, nodes = [], set()
@@ -245,9 +249,10 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
     """Errors with growing shares of the group's units gone, the layers that read it refitted each time."""
 
     def mend(small: fx.GraphModule, slices: Slices) -> None:
+        slices = slices_side_by_side(bench.experts, slices)
         for node in inputs:
-            if loses_inputs(bench.graph, bench.layers[node], slices):
-                repair(bench.graph, small, bench.layers[node], slices, inputs[node])
+            if loses_inputs(bench.spelled, bench.layers[node], slices):
+                repair(bench.spelled, small, bench.layers[node], slices, inputs[node], bench.experts)
 
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
     errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
@@ -348,17 +353,21 @@ def _falls(before: tuple[float, float, int], after: tuple[float, float, int]) ->
 
 
 class _Bench:
-    """The network with some units gone and the layers behind them repaired, against the whole one."""
+    """The network with some units gone and the layers behind them repaired, against the whole one.
+
+    `layers` are those of `spelled`, in which a convolution stands for each mixture of `experts`.
+    """
 
     def __init__(
         self,
         graph: fx.GraphModule,
         structure: Structure,
-        layers: Mapping[fx.Node, Layer],
         images: Sequence[NetworkInputs],
         task: Task | None,
     ) -> None:
-        self.graph, self.structure, self.layers = graph, structure, layers
+        self.graph, self.structure = graph, structure
+        self.spelled, self.experts = spelled_out(graph)
+        self.layers, _ = find_layers(self.spelled, set(self.spelled.graph.nodes))
         self.walk = _Walk(graph, images)
         whole = [self.walk.finish(graph, values) for values in self.walk.just_before(0)]
         self.likeness = Likeness.to(whole, output_names(graph), task)
@@ -426,8 +435,18 @@ def loses_inputs(graph: fx.GraphModule, layer: Layer, slices: Slices) -> bool:
 
 
 @torch.no_grad()
-def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: Slices, inputs: Inputs) -> None:
-    """Gives the inputs that stayed the part of the others' work that they can take over: of a layer that lost some."""
+def repair(
+    graph: fx.GraphModule,
+    small: fx.GraphModule,
+    layer: Layer,
+    slices: Slices,
+    inputs: Inputs,
+    experts: Collection[str] = (),
+) -> None:
+    """Gives the inputs that stayed the part of the others' work that they can take over: of a layer that lost some.
+
+    `experts` are the weights that stand side by side in `graph` and in `slices`, and not in `small`.
+    """
     weight = fetch(graph, layer.weight).detach()
     kept = slices.kept[layer.weight]
     rows = weight.double().flatten(1)
@@ -439,7 +458,9 @@ def repair(graph: fx.GraphModule, small: fx.GraphModule, layer: Layer, slices: S
     shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
     outputs = torch.from_numpy(kept[0]).to(rows.device)
     old = fetch(small, layer.weight)
-    store_under(small, [use.weight for use in layer.uses], fitted[outputs].reshape(old.shape).to(old))
+    stored = fitted[outputs]
+    stored = as_stored(stored, old.shape) if layer.weight in experts else stored.reshape(old.shape)
+    store_under(small, [use.weight for use in layer.uses], stored.to(old))
     if layer.bias:
         bias = fetch(small, layer.bias)
         store_under(small, [use.bias for use in layer.uses], bias + shift[outputs].to(bias))

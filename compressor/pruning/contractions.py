@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..graph import aten
+from ..graph.dynamic import is_part
 from ..graph.operators import ALL_CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
 from .handlers import Call, Table, blank, unknown
 from .labels import Ledger, Result, Value, compress, values_in
@@ -107,6 +108,8 @@ def _product(ledger: Ledger, call: Call, a: Value, b: Value) -> Value:
     front = _FRONT[: max(rank_a, rank_b)]
     # of `ab`, an operand with one axis in front has `b`
     front_a, front_b = front[len(front) - rank_a :], front[len(front) - rank_b :]
+    if is_part(call.node.args[0], "kernel"):  # what it is multiplied with comes first, as for a convolution
+        return contract(ledger, b, a, f"{front_b}ky,{front_a}xk->{front}xy", call.name)
     return contract(ledger, a, b, f"{front_a}xk,{front_b}ky->{front}xy", call.name)
 
 

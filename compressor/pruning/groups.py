@@ -15,6 +15,7 @@ import numpy as np
 from torch import fx
 
 from ..graph import aten
+from ..graph.dynamic import is_part, part_of
 from ..graph.operators import ALL_CONVOLUTIONS, channel_axis, weight_shape
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .classes import Classes, resolve
@@ -50,7 +51,7 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
     """Classes to groups, rows first: a group that lies in heads comes after the heads."""
     produced: dict[fx.Node, IntArray] = {}
     for node in graph.graph.nodes:
-        axis = channel_axis(node)
+        axis = _channel_axis(node)
         if axis is not None:
             produced[node] = _produced(results[node.name], axis)
     channels = [classes.of[labels] for labels in produced.values()]
@@ -69,6 +70,17 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
     left_alone = tuple(_left_alone(graph, structure, produced))
     structure = replace(structure, groups=Groups(tuple(groups), left_alone))
     return replace(structure, spans=spans_of(structure), coupled=coupled_groups(structure))
+
+
+def _channel_axis(node: fx.Node) -> int | None:
+    """The output-channel axis of a layer, also of a dynamic convolution's result; None for any other node."""
+    return 1 if is_part(node, "result") else channel_axis(node)
+
+
+def _is_attention(node: fx.Node) -> bool:
+    """Whether a product may be one of an attention: it neither makes a dynamic convolution's kernel nor reads one."""
+    around = [*node.all_input_nodes, *node.users]
+    return node.target in ATTENTIONS and not any(is_part(neighbour, "kernel", "bias") for neighbour in around)
 
 
 def _produced(result: Result, axis: int) -> IntArray:
@@ -154,7 +166,7 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
     sites: dict[int, list[Shown]] = defaultdict(list)
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
-        shown_at = _heads_at if node.target in ATTENTIONS else _channels_at
+        shown_at = _heads_at if _is_attention(node) else _channels_at
         for number, site in shown_at(structure, node):
             sites[number].append((node, site))
         for number, site in _whole_heads_at(structure, node):
@@ -164,7 +176,7 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
 
 def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
     """What a layer's output channels show: its units, and the rows that they lie in. Nothing for any other node."""
-    axis = channel_axis(node)
+    axis = _channel_axis(node)
     if axis is None:
         return
     for over, members in structure.lying(node):
@@ -181,7 +193,7 @@ def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, S
 
 def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
     """Heads that are units themselves: of [N, heads, tokens, d], what lies in front of the last two axes."""
-    if node.target not in BATCHED:
+    if node.target not in BATCHED or not _is_attention(node):
         return
     for over, members in structure.lying(node):
         if over[-1] < len(structure.shape(node)) - 2:
@@ -194,7 +206,7 @@ def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
     Where no dimension may go by itself, heads are no rows but units of their layers. Then they show at `whole_head`,
     where attention last gave them out, if a layer has several channels of each.
     """
-    attended = [(node, site) for node, site in sites if node.target in ATTENTIONS]
+    attended = [(node, site) for node, site in sites if _is_attention(node)]
     if attended or whole_head is None:
         return attended or sites
     repeats = any(len(np.unique(site.units)) < len(site.units) for _, site in sites)
@@ -272,7 +284,7 @@ def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
     if above is not None and above.kind == "head":
         return "head_dim"
     nodes = [node for node, _ in sites]
-    if any(node.target in ATTENTIONS for node in nodes):
+    if any(_is_attention(node) for node in nodes):
         return "head"
     if is_row:
         return "conv_group"
@@ -284,6 +296,9 @@ def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
 
 
 def _is_depthwise(node: fx.Node) -> bool:
+    part = part_of(node)
+    if part is not None:
+        return part.depthwise
     return node.target in ALL_CONVOLUTIONS and weight_shape(node)[1] == 1
 
 

@@ -15,6 +15,7 @@ from ..graph import aten, fetch
 from ..graph.neighbours import is_stored
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
 from .handlers import Call, left_alone, unknown
+from .kernels import KernelAxis, kernel_axes, kernel_labels
 from .labels import Ledger, Result, Value, along, axes, facets_in, values_in
 from .operations import handler_of
 from .relations import freeze_all, spread_over_space
@@ -29,6 +30,7 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
     results: dict[str, Result] = {}
     parameters: dict[int, Value] = {}
     grouped = set(_grouped_weights(graph))
+    kernels = kernel_axes(graph)
     for node in graph.graph.nodes:
         match node.op:
             case "placeholder":
@@ -37,7 +39,8 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
                 freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
             case "get_attr":
                 tensor = fetch(graph, str(node.target))
-                results[node.name] = _parameter(ledger, tensor, node.target in grouped, parameters)
+                kernel = kernels.get(str(node.target))
+                results[node.name] = _parameter(ledger, tensor, node.target in grouped, kernel, parameters)
                 if node.name in frozen:
                     freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
                 elif node.name in tied:
@@ -124,7 +127,9 @@ def parameters_behind(layer: fx.Node) -> Iterator[fx.Node]:
             front += source.all_input_nodes
 
 
-def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, parameters: dict[int, Value]) -> Value:
+def _parameter(
+    ledger: Ledger, tensor: Tensor, grouped: bool, kernel: KernelAxis | None, parameters: dict[int, Value]
+) -> Value:
     """New labels on every axis of a parameter; `parameters` holds those met before, by `id`, and this one then."""
     if id(tensor) in parameters:  # tied parameters have the same labels
         return parameters[id(tensor)]
@@ -137,5 +142,8 @@ def _parameter(ledger: Ledger, tensor: Tensor, grouped: bool, parameters: dict[i
         joint = spread_over_space(ledger.fresh(*shape[:2]), shape)  # a label for each entry of [out, in / groups]
         facets = [facet for facet in facets if axes(facet) != (1,)]
         facets.append(joint)
+    if kernel is not None:
+        facets = [facet for facet in facets if axes(facet) != (kernel.axis,)]
+        facets += [along(labels, kernel.axis, shape) for labels in kernel_labels(ledger, kernel.shape)]
     parameters[id(tensor)] = Value(shape, tuple(facets))
     return parameters[id(tensor)]

@@ -27,6 +27,7 @@ from ..records import Compensation, LayerRepair, LeftAlone, Slices
 from ..tensors import Inputs, as_tuple, count, cut
 from . import clamped, dual, least_squares
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
+from .experts import experts_as_layers
 from .gathering import Fit, Gathering, Statistics, Use
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -96,10 +97,27 @@ def compensate(
         raise DataError(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
+    with experts_as_layers(dense, pruned, slices) as (wide_dense, wide_pruned, wide_slices):
+        return _refitted(wide_dense, wide_pruned, wide_slices, images, folds, first, options, layouts or {}, progress)
+
+
+def _refitted(
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    slices: Slices,
+    images: Iterable[Inputs],
+    folds: Sequence[Tensor],
+    first: Inputs | None,
+    options: CompensationOptions,
+    layouts: Layouts,
+    progress: Callable[[float], None],
+) -> Compensation:
+    """`folds` are those of each batch, `first` is an image, `layouts` of those layers where they are known already."""
     changed = changed_nodes(dense, pruned)
     layers, left_alone = find_layers(dense, changed, left=nodes_by_name(pruned))
-    if layouts is None:
-        layouts = {} if first is None else layouts_of(dense, layers, first)
+    unknown = {node: layer for node, layer in layers.items() if node.name not in layouts}
+    if unknown and first is not None:
+        layouts = {**layouts, **layouts_of(dense, unknown, first)}
     order = schedule(dense, layers)
     needed = {node: _needed(layer) for node, layer in layers.items()}
 

@@ -47,14 +47,32 @@ def test_adaptive_maxima_are_spelled_exactly(cells: int, tmp_path: Path) -> None
 
 def per_image(y: Tensor) -> Tensor:
     n, c, h, w = y.shape
-    kernels = y.mean((2, 3)).reshape(n * c, 1, 1, 1)
-    return F.conv2d(y.reshape(1, n * c, h, w), kernels, groups=n * c).reshape(n, c, h, w)
+    kernels = y[..., :3, :3].reshape(n * c, 1, 3, 3)
+    return F.conv2d(y.reshape(1, n * c, h, w), kernels, padding=1, stride=2, groups=n * c).reshape(n, c, 5, 5)
+
+
+def per_volume(y: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    kernels = y.mean((2, 3)).reshape(n * c, 1, 1, 1, 1)
+    return F.conv3d(y.reshape(1, n * c, 1, h, w), kernels, groups=n * c).reshape(n, c, h, w)
+
+
+@pytest.mark.thorough
+def test_a_kernel_for_each_image_fits_in_a_file_of_any_batch_size(tmp_path: Path) -> None:
+    graph = traced(per_image)
+    require_exportable(graph)
+    path = export_onnx(graph, torch.randn(2, 3, PX, PX), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    for count in (1, 3):
+        images = torch.randn(count, 3, PX, PX)
+        got = session.run(None, {"input": images.numpy()})[0]
+        assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("between", "words"),
     [
-        (per_image, "as many groups as the batch has images"),
+        (per_volume, "as many groups as the batch has images"),
         (lambda y: y.flatten(2).median(2)[0], "aten.median.dim in .*has no ONNX function"),
         (lambda y: torch.cat([*F.adaptive_max_pool2d(y, 3, return_indices=True)], 1), "places of its maxima"),
     ],

@@ -164,14 +164,49 @@ class KernelsPerImage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.route, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 3), nn.Linear(16, 5)
-        self.experts, self.b = nn.Parameter(torch.randn(3, 8 * 8 * 9) * 0.1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.experts, self.b = nn.Parameter(torch.randn(3, 10 * 8 * 9) * 0.1), nn.Conv2d(10, 16, 3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.a(x))
         n, c, h, w = y.shape
-        kernels = (self.route(y.mean((2, 3))).sigmoid() @ self.experts).view(n * 8, c, 3, 3)
-        y = F.conv2d(y.reshape(1, n * c, h, w), kernels, padding=1, groups=n).view(n, 8, h, w)
+        kernels = (self.route(y.mean((2, 3))).sigmoid() @ self.experts).view(n * 10, c, 3, 3)
+        y = F.conv2d(y.reshape(1, n * c, h, w), kernels, padding=1, groups=n).view(n, 10, h, w)
         return self.head(F.relu(self.b(F.relu(y))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class FiltersPerImage(nn.Module):
+    """A dynamic filter network: a layer predicts a depthwise kernel for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.predict = nn.Conv2d(3, 12, 3, 2, 1), nn.Linear(12, 12 * 9)
+        self.b, self.head = nn.Conv2d(12, 16, 3, 2, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        n, c, h, w = y.shape
+        filters = torch.tanh(self.predict(y.mean((2, 3)))).view(n * c, 1, 3, 3)
+        y = F.conv2d(y.reshape(1, n * c, h, w), filters, padding=1, groups=n * c).view(n, c, h, w)
+        return self.head(F.relu(self.b(F.relu(y))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class GroupsPerImage(nn.Module):
+    """Experts of a grouped, biased convolution in strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.route = nn.Conv2d(3, 12, 3, 2, 1), nn.Linear(12, 3)
+        self.experts, self.bias = nn.Parameter(torch.randn(3, 18 * 4 * 9) * 0.1), nn.Parameter(torch.randn(3, 18))
+        self.b, self.head = nn.Conv2d(18, 16, 3, 2, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        n, c, h, w = y.shape
+        routing = self.route(y.mean((2, 3))).sigmoid()
+        kernels, bias = (routing @ self.experts).view(n * 18, 4, 3, 3), (routing @ self.bias).view(n * 18)
+        y = F.conv2d(y.reshape(1, n * c, h, w), kernels, bias, padding=1, stride=2, groups=3 * n)
+        y = F.relu(y.permute(1, 0, 2, 3).reshape(n, 18, h // 2, w // 2))
+        return self.head(F.relu(self.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def named(build: Callable[[], nn.Module], name: str, *units: str) -> object:
@@ -199,7 +234,9 @@ CONSTRUCTS = [
     named(lambda: Attended(batch_first=True), "batch first", "fc1", "attention@head"),
     named(Queried, "queries", "decoder.layers.0.linear1"),
     named(Unfolded, "unfold", "a", "b"),
-    named(KernelsPerImage, "kernels per image", "b"),
+    named(KernelsPerImage, "kernels per image", "a", "route", "b"),
+    named(FiltersPerImage, "filters per image", "a", "b"),
+    named(GroupsPerImage, "groups per image", "a@conv_group", "a", "route", "b"),
 ]
 
 

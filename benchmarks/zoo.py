@@ -84,7 +84,7 @@ NORM_SCALE = 0.3
 # float32 against float32 with other summation orders, through the same layers
 PARITY = 1e-3
 USUAL = Preprocessing((224, 224), (256,), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SMALL_PX = 64  # the job's images where the network takes them so small
+SMALL_PX = (64, 96, 128)  # of the job's images, the smallest that the network takes
 JOB_IMAGES = 40
 RECIPE: dict[str, Any] = {  # the default but for what only costs time here: tuning, timing, and gates on random weights
     "calibration": 24,
@@ -370,15 +370,16 @@ def _small(name: str, pixels: int) -> tuple[str, Model, Preprocessing]:
     how = overridden(model.preprocessing or USUAL, size=pixels or None)
     if pixels:
         return name, model, how
-    small = overridden(how, size=SMALL_PX)
-    if _takes(model.module, SMALL_PX):
-        return name, model, small
-    for argument in ("img_size", "image_size"):
-        spelled = f"{name}({argument}={SMALL_PX})"
-        with suppress(CompressorError, RuntimeError, AssertionError):
-            built = load_model(spelled, "none")
-            if _takes(built.module, SMALL_PX):
-                return spelled, built, small
+    for small_px in SMALL_PX:
+        small = overridden(how, size=small_px)
+        if _takes(model.module, small_px):
+            return name, model, small
+        for argument in ("img_size", "image_size"):
+            spelled = f"{name}({argument}={small_px})"
+            with suppress(CompressorError, RuntimeError, AssertionError):
+                built = load_model(spelled, "none")
+                if _takes(built.module, small_px):
+                    return spelled, built, small
     return name, model, how
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from . import __version__
-from .device.__main__ import VERBS
+from .device.__main__ import VERBS, load_commands
 from .device.__main__ import main as on_device
 from .device.isolation import leave_current_folder
 from .errors import CompressorError, MissingPackageError
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in VERBS:
         return on_device(given)
     # only now: it brings numpy, which takes longer to import than the version takes to print
-    from .device.commands import guarded
-
-    return guarded(lambda: _compress(given))
+    commands = load_commands()
+    if commands is None:
+        return MissingPackageError.exit_code
+    return int(commands.guarded(lambda: _compress(given)))
 
 
 def _compress(arguments: list[str]) -> int:

@@ -68,6 +68,8 @@ def replacing(path: Place) -> Iterator[Path]:
     FolderError when the disk or the folder's rights are in the way.
     """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise FolderError(f"{str(target)!r} is a device or a pipe, which a file would replace; name an ordinary file")
     temporary = target.with_name(f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)

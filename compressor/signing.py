@@ -112,6 +112,13 @@ def require_signer(key: Path, password: bytes = b"") -> None:
     _load_library()
 
 
+def exposure(key: Path) -> str:
+    """What to do where others than the private key's owner can read it; empty where nobody can."""
+    if os.name == "nt" or not key.stat().st_mode & 0o044:
+        return ""
+    return f"others than its owner can read {key}: chmod 600 {key}, and make another where they may have"
+
+
 def is_locked(key: Path) -> bool:
     """Whether a password is needed to read the private key; False for what is none, which signing refuses."""
     try:

@@ -26,7 +26,7 @@ from compressor.device.archive import pack_bundle, unpack_bundle
 from compressor.device.bundle import Manifest, ModelFile, verify_bundle, write_bundle
 from compressor.device.signature import verify_signature
 from compressor.errors import FolderError, GateError, InputError, MissingPackageError
-from compressor.signing import make_key, sign_bundle
+from compressor.signing import exposure, make_key, sign_bundle
 
 
 @pytest.fixture
@@ -365,3 +365,10 @@ def test_a_signature_of_another_kind_stands_beside_a_bundle_and_its_key(
         verify_signature(there, keys[1])
     with pytest.raises(ValueError, match="mismatch"):
         verifier.verify(there, beside)
+
+
+def test_a_key_that_others_can_read_is_told(tmp_path: Path) -> None:
+    make_key(tmp_path / "release.pem")
+    assert exposure(tmp_path / "release.pem") == ""
+    (tmp_path / "release.pem").chmod(0o640)
+    assert "chmod 600" in exposure(tmp_path / "release.pem")

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..delivery.artifacts import DENSE, SHIPPED, Artifact
 from ..device import feeds
 from ..device.archive import as_folder
-from ..device.bundle import MANIFEST, Manifest, ModelFile, read_bundle, verify_files
+from ..device.bundle import MANIFEST, Manifest, ModelFile, read_bundle, require_signed, verify_files
 from ..device.feeds import Arrays
 from ..device.golden import read_golden
 from ..device.runtimes import kind_of
@@ -69,9 +69,16 @@ class Place:
 
 
 @contextmanager
-def opened_place(place: Path, *, evaluation_data: str = "", trust: bool = False) -> Iterator[Place]:
-    """`open_place` of a folder, or of a bundle's archive, which is unpacked for as long as the block lasts."""
+def opened_place(
+    place: Path, *, evaluation_data: str = "", trust: bool = False, key: Path | None = None
+) -> Iterator[Place]:
+    """`open_place` of a folder, or of a bundle's archive, which is unpacked for as long as the block lasts.
+
+    With a public `key`, nothing is read before the signature over all of the bundle's files held.
+    """
     with as_folder(place) as folder:
+        if key is not None:
+            require_signed(folder, key)
         yield open_place(folder, evaluation_data=evaluation_data, trust=trust)
 
 

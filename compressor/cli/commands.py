@@ -25,11 +25,11 @@ from ..recipe import Recipe, read_recipe
 from ..records import Group
 from ..searching import load_flow
 from ..searching.options import SearchOptions
-from ..signing import make_key, require_signer, sign_bundle
+from ..signing import exposure, make_key, require_signer, sign_bundle
 from . import tables
 from .flags import Verb, show_all, with_recipe, with_search, without_kinds
 from .passwords import new_password, password_of
-from .screen import DeviceBars, StageBars, announce, console, say_now
+from .screen import DeviceBars, StageBars, announce, console, say_now, warn
 from .trials import search_screen
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
@@ -281,6 +281,9 @@ def benchmark(
         help="folder of the results; by default `benchmark` in the first run's, or beside a bundle",
         metavar="FOLDER",
     ),
+    key: Path | None = typer.Option(
+        None, help="a public key in PEM: go on only if its owner signed the bundles as they are", metavar="FILE"
+    ),
     trust: bool = _TRUST,
     quiet: bool = _QUIET,
 ) -> None:
@@ -303,7 +306,7 @@ def benchmark(
         paths = places or [pipeline.run(recipe, notify=notify).folder]
         is_named = context.params["evaluation_data"] or context.params["recipe_file"]
         data = recipe.evaluation_data if is_named else ""  # of the model that is taken where none is named
-        opening = [benchmarking.opened_place(path, evaluation_data=data, trust=trust) for path in paths]
+        opening = [benchmarking.opened_place(path, evaluation_data=data, trust=trust, key=key) for path in paths]
         opened = [stack.enter_context(place) for place in opening]
         out = report or benchmarking.results_folder(paths[0])
         summary = benchmarking.benchmark(opened, options=options, out=out, notify=notify, other=compare)
@@ -414,11 +417,15 @@ def ship(
         say_now(f"ship {cargo.release} to {', '.join(names)}")
         with DeviceBars(names) as notify:
             outcomes = shipping.ship_all(cargo, devices, options, notify)
-    page = shipping.keep_outcomes(cargo, outcomes, place)
+    page, trouble = None, None
+    try:
+        page = shipping.keep_outcomes(cargo, outcomes, place)
+    except CompressorError as error:  # devices have what they have: that is said first
+        trouble = error
     tables.shipped(cargo.release, outcomes, page)
     rows = [outcome.to_json() for outcome in outcomes]
-    print(json.dumps({"release": cargo.release, "page": str(page), "devices": rows}))
-    failure = shipping.failure_of(outcomes)
+    print(json.dumps({"release": cargo.release, "page": str(page or ""), "devices": rows}))
+    failure = shipping.failure_of(outcomes) or trouble
     if failure is not None:
         raise failure
 
@@ -478,6 +485,7 @@ def sign(
 ) -> None:
     """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
     sha256 = sign_bundle(bundle, key, password_of(key, password_from))
+    warn(filter(None, [exposure(key)]))
     print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
 
 

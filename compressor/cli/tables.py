@@ -145,8 +145,8 @@ def compressed(run: Run) -> None:
     _closing_lines(summary)
 
 
-def shipped(release: str, outcomes: Sequence[Outcome], page: Path) -> None:
-    """What came of shipping: a row for each device and timed model, then why some did not get it."""
+def shipped(release: str, outcomes: Sequence[Outcome], page: Path | None) -> None:
+    """What came of shipping: a row for each device and timed model, then why some did not get it, and the page."""
     table = Table(title=f"{release} on {counted(len(outcomes), 'device')}")
     for column in ("device", "result", "runs now", "model", "p50 ms", "copied"):
         table.add_column(column, justify="right" if column in ("p50 ms", "copied") else "left", overflow="fold")
@@ -158,7 +158,7 @@ def shipped(release: str, outcomes: Sequence[Outcome], page: Path) -> None:
             table.add_row(*(first if index == 0 else ("", "", "")), *cells, copied if index == 0 else "")
     console.print(table)
     warn(str(outcome.error) for outcome in outcomes if outcome.error is not None)
-    say_lines([f"page: {page}"])
+    say_lines([f"page: {page}"] if page else [])
 
 
 def running(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -125,8 +125,9 @@ class Agent:
         self.root = self._place(request["root"])
         try:
             said = json.loads(_read(os.path.join(self.root, OURS, STATE)) or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             said = {}
+        said = said if isinstance(said, dict) else {}  # whoever wrote it, the next ship writes it anew
         return {"current": _current(self.root), "releases": _listed(os.path.join(self.root, RELEASES)), "state": said}
 
     def begin(self, request: Request, payload: bytes) -> Answer:

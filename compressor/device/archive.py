@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ..errors import FolderError, GateError, InputError
+from ..errors import CompressorError, FolderError, GateError, InputError
 from . import fields
 from .built import shipped_files
 from .bundle import verify_files
+from .destinations import require_destination
 from .manifest import BUILT, MANIFEST, SIGNATURE, inside, read_bundle
 
 SUFFIX = ".tar"
@@ -55,9 +56,8 @@ def pack_bundle(folder: Path | str, target: Path | None = None) -> Path:
     """
     folder = Path(folder)
     target = target or archive_of(folder)
-    if target.is_dir():
-        raise FolderError(f"{target} is a folder; name a file, such as {target / archive_of(folder).name}")
     verify_files(folder, read_bundle(folder))
+    _require_target(target, folder)
     names = sorted(shipped_files(folder))  # verified: what is listed, the manifest and the signature
     if len(names) > _MOST_FILES:
         raise InputError(f"{folder} holds {len(names)} files, an archive at most {_MOST_FILES}; ship the folder itself")
@@ -74,6 +74,21 @@ def pack_bundle(folder: Path | str, target: Path | None = None) -> Path:
     finally:
         scratch.unlink(missing_ok=True)
     return target
+
+
+def _require_target(target: Path, folder: Path) -> None:
+    """FolderError or InputError where no verb would take an archive, or it would replace anything but one."""
+    if target.is_dir():
+        raise FolderError(f"{target} is a folder; name a file, such as {target / archive_of(folder).name}")
+    if target.suffix != SUFFIX:
+        raise InputError(f"{target} is no name of an archive; let it end with {SUFFIX}")
+    require_destination("the archive", target, kept=[folder])
+    if target.is_file() and target.stat().st_size:
+        try:
+            with target.open("rb") as file:
+                _member(file.read(_BLOCK), target)
+        except (CompressorError, OSError) as error:
+            raise FolderError(f"{target} is there and no archive of a bundle; name another file") from error
 
 
 def archive_of(folder: Path) -> Path:
@@ -123,9 +138,8 @@ def unpack_bundle(archive: Path | str, folder: Path | None = None) -> Path:
     """
     archive = Path(archive)
     folder = folder or _folder_of(archive)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        unpacked = _unpack(archive, Path(scratch) / folder.name)
+    with _beside(folder) as scratch:
+        unpacked = _unpack(archive, scratch / folder.name)
         if _is_same(unpacked, folder):
             verify_files(folder, read_bundle(folder))  # it may have been changed since
             return folder
@@ -136,6 +150,20 @@ def unpack_bundle(archive: Path | str, folder: Path | None = None) -> Path:
         except OSError as error:
             raise FolderError(f"can't write {folder}: {error.strerror or error}") from error
     return folder
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder next to the one that is to be made, as long as the block lasts; FolderError where there can be none."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+    except OSError as error:
+        raise FolderError(f"can't write {folder}: {error.strerror or error}; name another place with --out") from error
+    try:
+        yield Path(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -156,6 +184,8 @@ def as_folder(bundle: Path, *, keep: bool = False) -> Iterator[Path]:
 def _folder_of(archive: Path) -> Path:
     if archive.suffix != SUFFIX:
         raise InputError(f"{archive} is no bundle: neither a folder with a {MANIFEST} nor an archive called *{SUFFIX}")
+    if archive.stem.strip(".") == "":  # `..tar` would be unpacked to `.`
+        raise InputError(f"{archive} has a name that no folder can have; rename it")
     return archive.with_suffix("")
 
 
@@ -176,9 +206,15 @@ def _unpack(archive: Path, folder: Path) -> Path:
         with archive.open("rb") as file:
             _require_room(archive, folder)
             _extract(file, archive, folder)
+    except (FileExistsError, NotADirectoryError) as error:  # into an empty folder: the archive's own doing
+        raise GateError(f"{archive} holds a file in the place of a folder; {_REMEDY}") from error
     except OSError as error:
         raise FolderError(f"can't unpack {archive}: {error.strerror or error}") from error
-    verify_files(folder, read_bundle(folder))
+    try:
+        verify_files(folder, read_bundle(folder))
+    except (GateError, InputError) as error:  # where it was unpacked to is gone when this is read
+        reason = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "it")
+        raise GateError(f"{archive} holds no whole bundle: {reason}") from error
     return folder
 
 

@@ -6,6 +6,7 @@ Exit codes are those of the error tree; every error is one line on stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -27,6 +28,7 @@ from .bundle import (
     verify_bundle,
     verify_files,
 )
+from .destinations import require_destination, written
 from .engines import build_bundle
 from .environment import affinity
 from .feeds import sample_bytes
@@ -52,6 +54,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
     options = parser.parse_args(words)
     verb: Verb = options.verb
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels may hold what a terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return verb(options) if verb in (_pack, _unpack) else _on_folder(verb, options)
     except BrokenPipeError:
@@ -144,6 +148,8 @@ def _engine_line(record: EngineRecord) -> str:
 def _benchmark(options: argparse.Namespace) -> int:
     if options.runtime:
         require_runtime(options.runtime)
+    if options.samples:
+        require_destination("--samples", options.samples, kept=[options.given])
     manifest = read_bundle(options.bundle)
     verify_files(options.bundle, manifest)
 
@@ -155,7 +161,8 @@ def _benchmark(options: argparse.Namespace) -> int:
         timings += time_files(files, images, schedule=schedule, runtime=runtime).values()
 
     if options.samples:
-        options.samples.write_text(json.dumps([to_json(timing) for timing in timings]))
+        with written(options.samples) as file:
+            file.write(json.dumps([to_json(timing) for timing in timings]))
     _print_timings(timings, not_run, as_json=options.json)
     if not timings:
         reasons = [f"{name}: {reason}" for name, reason in not_run.items()]

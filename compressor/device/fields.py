@@ -77,6 +77,8 @@ def as_text(value: object, subject: str, *, most: int = MOST_TEXT) -> str:
     """The value, if it is a text of at most that many characters."""
     if not isinstance(value, str) or len(value) > most:
         raise ValueError(f"{subject} is {shown(value)}, expected a text of at most {most} characters")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # no file holds half a pair
+        raise ValueError(f"{subject} is {shown(value)}, which is no text in Unicode")
     return value
 
 

@@ -120,6 +120,8 @@ def read_bundle(folder: Path | str) -> Manifest:
 
 def _nearby(folder: Path) -> str:
     """Where a run's folder was given, its bundle is one down."""
+    if folder.is_file():
+        return "; it is a file, `compressor unpack` makes a folder of an archive"
     below = folder / "bundle"
     return f"; the bundle is one folder down: {below}" if (below / MANIFEST).is_file() else ""
 

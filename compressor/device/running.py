@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ from . import feeds
 from .answering import require_answer
 from .answers import answers_of, by_output, logits_of, maps_of
 from .arrays import write_npz
+from .destinations import require_destination, written
 from .feeds import Array, Arrays
 from .fields import printable
 from .loading import Loaded, load
@@ -64,9 +65,11 @@ def run(options: argparse.Namespace) -> int:
     if options.serve:
         return _serve(options)
     output_format = _format(options)
-    for name, path in (("--out", options.out), ("--output", options.output)):
+    kept = [options.given, *(Path(name) for name in options.inputs if os.path.isfile(name))]
+    out = None if options.out is None else _array_file(options.out)
+    for name, path in (("--out", out), ("--output", options.output)):
         if path is not None:
-            _require_place(name, path)
+            require_destination(name, path, kept=kept)
 
     model = load(options.bundle, runtime=options.runtime, model=options.model, threads=options.threads)
     for line in model.unused:
@@ -87,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
             _say(f"interrupted after {tally.count} samples")
         figure = _figure(model.manifest, tally)
         writer.end(_closing(model, tally, figure))
-    if options.out:
-        _write_outputs(options.out, model.manifest, tally.outputs)
+    if out is not None:
+        _write_outputs(out, model.manifest, tally.outputs)
     if output_format != "json":
         _say_end(model, tally, figure)
     return 0
@@ -110,8 +113,12 @@ def _format(options: argparse.Namespace) -> str:
         raise InputError(f"--json and --format {options.format} ask for two formats; give one")
     if options.json:
         return "json"
-    ending = options.output.suffix.lower() if options.output else ""
-    return str(options.format or _ENDINGS.get(ending, "jsonl" if options.output else "text"))
+    if options.format or not options.output:
+        return str(options.format or "text")
+    ending = options.output.suffix.lower()
+    if ending and ending not in _ENDINGS:
+        raise InputError(f"--output {options.output}: no format is called {ending}; give --format, or name it .csv")
+    return _ENDINGS.get(ending, "jsonl")
 
 
 def _results(model: Loaded, samples: Iterator[Sample], tally: _Tally, *, top: int, keeps: bool) -> Iterator[_Result]:
@@ -188,21 +195,9 @@ def _say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _written(path: Path | None) -> Iterator[IO[str]]:
+def _written(path: Path | None) -> AbstractContextManager[IO[str]]:
     """stdout, or a file that appears when the context ends without an error."""
-    if path is None:
-        yield sys.stdout
-        return
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(scratch, path)
-    except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    return nullcontext(sys.stdout) if path is None else written(path)
 
 
 class _Text:
@@ -303,12 +298,9 @@ _WRITERS: Mapping[str, Callable[[IO[str], Loaded], Any]] = {
 }
 
 
-def _require_place(name: str, path: Path) -> None:
-    """Raises FolderError where no file can be written, before a model runs for it."""
-    if path.is_dir():
-        raise FolderError(f"{name} {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
-    if not path.parent.is_dir():
-        raise FolderError(f"{name} {path}: there is no folder {path.parent}")
+def _array_file(path: Path) -> Path:
+    """The file that arrays are written to, called as np.savez would call it."""
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
 
 
 def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:
@@ -323,12 +315,10 @@ def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) ->
             continue
         prefix = "" if len(outputs) == 1 else f"output_{index}."
         arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
-    target = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")  # as np.savez would call it
-    _require_place("--out", target)
-    scratch = target.with_name(f".{target.stem}.{os.getpid()}.npz")
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         write_npz(scratch, arrays)
-        os.replace(scratch, target)
+        os.replace(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise FolderError(f"can't write {target}: {error.strerror}") from error
+        raise FolderError(f"can't write {path}: {error.strerror}") from error

@@ -157,7 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _require_own_page(self) -> None:
         """Another site's page, open in the same browser, may neither read nor send here under a name of its own."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        try:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+            urlsplit(self.path), urlsplit(self.headers.get("Origin", ""))
+        except ValueError as error:  # brackets that hold no address
+            raise _Refused(HTTPStatus.BAD_REQUEST, "the request names no address; open the page anew") from error
         if self.server.is_local and not _is_loopback(host):
             raise _Refused(HTTPStatus.FORBIDDEN, "this address is for this machine alone; open it as 127.0.0.1")
         origin = self.headers.get("Origin")

@@ -41,12 +41,15 @@ _BOOT = (
     "exec(i.read(int(i.readline())))"
 )
 _REMEDIES = {
+    "identification has changed": "its host key is not the one that is known: if you know why, remove the old one "
+    "(ssh-keygen -R, as ssh {login} says), else don't connect",
     "host key verification failed": "connect to it once by hand, and look at its key: ssh {login}",
     "permission denied": "ssh {login} must work without a password: a key in your agent, or in your configuration",
     "could not resolve": "is the name right? ssh {login} must find it",
     "connection refused": "is its SSH server running, on the port of your configuration?",
     "connection timed out": "is it on, and in this network?",
     "no route to host": "is it on, and in this network?",
+    "can't open user config file": "name a configuration of ssh that is there, or leave it out",
 }
 
 Answer = dict[str, Any]
@@ -76,6 +79,7 @@ class Session:
     noise: IO[str]
     folder: Path
     sent_bytes: int = 0
+    greets: bool = False  # its login shell prints before anything else, also to a program
     killed: list[str] = field(default_factory=list)
 
     def ask(self, do: str, payload: bytes | None = None, *, timeout_s: float = _ANSWER_S, **facts: object) -> Answer:
@@ -151,9 +155,10 @@ class Session:
         self.noise.seek(0)
         lines = [line.strip() for line in self.noise.read()[-_MOST_CHATTER:].splitlines() if line.strip()]
         last = printable(lines[-1])[:300] if lines else f"ssh ended with code {code}"
-        if code == 127:
+        if code in (126, 127):
+            found = "can't run" if code == 126 else "has no"
             return HostError(
-                f"{self.device.name} has no {self.device.python} ({last}); install Python "
+                f"{self.device.name} {found} {self.device.python} ({last}); install Python "
                 f'{_version(OLDEST_PYTHON)} or later there, or name it: --python, or python = "..." in the inventory'
             )
         said = " ".join(lines).lower()
@@ -165,6 +170,8 @@ class Session:
         name = self.device.name
         if kind == "full":
             return HostError(f"{name}: its disk is full ({message}); free space there and run the same command again")
+        if kind == "disk":
+            return HostError(f"{name}: {message}; mend that there, or name another path: user@host:path")
         if kind == "locked":
             return HostError(f"{name}: {message}; wait until that ends, then run the same command again")
         return HostError(f"{name}: {message}")
@@ -226,9 +233,11 @@ def _greeting(session: Session, token: str) -> tuple[int, ...]:
         line = session.process.stdout.readline(_MOST_CHATTER)
         if not line:
             raise session._death()
+        session.greets = session.greets or read > 0
         read += len(line)
         word, _, version = line.decode(errors="replace").strip().rpartition(" ")
         if word.endswith(token):
+            session.greets = session.greets or word != token
             return tuple(int(number) for number in version.split("."))
     raise HostError(
         f"{session.device.name}: its login shell prints without an end; see ssh {session.device.login} true"

@@ -67,7 +67,8 @@ def copy_files(session: Session, folder: Path, files: Files, plan: CopyPlan, pro
         here = {str(name): File(int(size), str(sha256)) for name, (size, sha256) in hashes.items()}
     missing = {name: file for name, file in files.items() if here.get(name) != file}
     sent_bytes = sum(file.bytes for file in missing.values())
-    if missing and plan.rsync and shutil.which("rsync") is not None:
+    by_rsync = plan.rsync and not session.greets  # to rsync, what a login shell prints is no protocol of its own
+    if missing and by_rsync and shutil.which("rsync") is not None:
         _copy_by_rsync(session, folder, list(missing), target, progress)
     elif missing:
         sent_bytes = _copy_by_pieces(session, folder, missing, here, progress)
@@ -173,5 +174,6 @@ def _rsync_error(session: Session, said: str, code: int) -> HostError:
     name = session.device.name
     if "No space left on device" in said or "File too large" in said or "Disk quota" in said:
         return HostError(f"{name}: its disk is full; free space there and run the same command again")
+    lines = [line for line in lines if "rsync" in line] or lines  # not what a login shell says on its way
     reason = printable(lines[0])[:300] if lines else f"rsync ended with code {code}"
     return HostError(f"{name}: the copy was cut off: {reason}; run the same command again, it goes on from there")

@@ -34,7 +34,7 @@ def read_inventory(path: Path) -> tuple[Device, ...]:
         raise InputError(f"{path}: {what}; write {_EXAMPLE}")
     settings = _text(path, content, "ssh_config", "")
     if settings:
-        settings = str(path.parent / Path(settings).expanduser())
+        settings = str(path.parent / os.path.expanduser(settings))
     devices = tuple(_device(path, row, settings) for row in rows)
     names = [device.name for device in devices]
     twice = next((name for name in names if names.count(name) > 1), "")
@@ -59,6 +59,10 @@ def find_devices(words: Sequence[str], inventory: Path | None, *, python: str = 
         devices = [replace(device, settings=settings) for device in devices]
     for device in devices:
         require_safe(device)
+        if device.settings not in ("", "none") and not os.path.exists(device.settings):  # `none` is ssh's own word
+            raise InputError(
+                f"{device.settings} is no file; name a configuration of ssh that is there, or leave it out"
+            )
     names = [device.name for device in devices]
     twice = next((name for name in names if names.count(name) > 1), "")
     if twice:
@@ -109,5 +113,5 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); it names devices: {_EXAMPLE}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and depths
+        raise InputError(f"{path} is no TOML that can be read: {error}; write {_EXAMPLE}") from error

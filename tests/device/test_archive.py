@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no name": (lambda _: ours(("", b"x")), ""),
     "a name twice": (lambda _: ours(("a", b"x"), ("a", b"y")), "twice"),
     "names out of order": (lambda _: ours(("b", b"x"), ("a", b"y")), "out of order"),
-    "a file as a folder": (lambda _: ours(("a", b"x"), ("a/b", b"y")), "can't unpack"),
+    "a file as a folder": (lambda _: ours(("a", b"x"), ("a/b", b"y")), "a file in the place of a folder"),
     "no manifest": (lambda _: ours(("a", b"x")), "is no bundle"),
     "nothing": (lambda _: b"", "is cut off"),
     "an end alone": (lambda _: bytes(1024), "is no bundle"),
@@ -327,3 +328,25 @@ def test_a_bundle_of_ten_thousand_files_more_is_a_few_lines(bundle: Path, comman
     assert_refused(answer, "many/0 is not in the manifest")
     assert "9980 more files" in answer.out
     assert len(answer.out.splitlines()) < 30
+
+
+def test_an_archive_replaces_nothing_but_an_archive(bundle: Path, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.tar").write_bytes(b"mine")
+    for target, said in (
+        (tmp_path / "image.png", "let it end with .tar"),
+        (bundle / "inner.tar", "would change"),
+        (tmp_path / "notes.tar", "no archive of a bundle"),
+    ):
+        before = contents(tmp_path)
+        with pytest.raises(CompressorError, match=said):
+            pack_bundle(bundle, target)
+        assert contents(tmp_path) == before
+    assert pack_bundle(bundle, archive).read_bytes() == before[archive.name]
+
+
+def test_what_is_wrong_within_is_said_of_the_archive(archive: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "empty.tar").write_bytes(bytes(1024))
+    answer = command("verify", tmp_path / "empty.tar")
+    assert_refused(answer, "empty.tar holds no whole bundle")
+    assert tempfile.gettempdir() + os.sep + "compressor-" not in answer.err
+    assert_refused(command("verify", archive.rename(tmp_path / "..tar")), "a name that no folder can have")

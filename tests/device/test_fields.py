@@ -93,6 +93,7 @@ def test_a_value_on_the_bound_passes_unchanged(read: Reader, value: Any) -> None
     [
         (fields.text, 3, "'key' is 3, expected a text"),
         (fields.text, "t" * (fields.MOST_TEXT + 1), r"\(10001 characters\), expected a text of at most 10000"),
+        (fields.text, "a\ud800", "no text in Unicode"),
         (fields.whole, True, "'key' is true, expected a whole number"),
         (fields.whole, 1.0, "'key' is 1.0, expected a whole number"),
         (fields.whole, -1, "'key' is -1, expected a whole number from 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,3 +63,13 @@ def test_the_first_entry_goes_only_where_python_put_the_current_folder_there(
     monkeypatch.setattr(isolation.sys, "flags", SimpleNamespace(safe_path=safe_path))
     isolation.leave_current_folder()
     assert path == [here if entry == "here" else entry for entry in left]
+
+
+@pytest.mark.parametrize("module", ["compressor.device.__main__", "compressor.__main__"])
+def test_without_numpy_it_says_what_to_install(module: str) -> None:
+    code = f"import sys; sys.modules['numpy'] = None; from {module} import main; sys.exit(main(['verify', 'x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: numpy can't be imported")
+    assert done.stderr.rstrip().endswith("-m pip install numpy")
+    assert done.stderr.count("\n") == 1

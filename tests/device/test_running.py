@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,8 +27,9 @@ from compressor.device.metrics import Metric
 from compressor.device.stated import stated_figure
 from compressor.records import Quality
 
-from .conftest import PREPROCESSING, SIZE
+from .conftest import PREPROCESSING, SIZE, Command
 from .tampering import put
+from .test_attacks import assert_refused
 
 ON_ORT = ("--runtime", "onnxruntime")
 COUNT = 12
@@ -262,12 +264,38 @@ def test_a_file_is_whole_or_not_there(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_nothing_else_is_replaced_by_answers(bundle: Path, pictures: Path, command: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "rows.csv")
+    image = pictures / "05.png"
+    before = {path: path.read_bytes() for path in (image, *bundle.glob("*.*"))}
+    for flag, place, said in (
+        ("--output", bundle / "rows.csv", "would change"),
+        ("--out", bundle / "golden", "would change"),
+        ("--output", image, "would change"),
+        ("--output", tmp_path / "pipe.csv", "a link or a device"),
+        ("--output", tmp_path / "link.csv", "a link or a device"),
+    ):
+        assert_refused(command("run", bundle, image, *ON_ORT, flag, place, "--format", "csv"), said)
+    assert_refused(command("benchmark", bundle, "--samples", bundle / "golden.npz"), "would change")
+    assert {path: path.read_bytes() for path in (image, *bundle.glob("*.*"))} == before
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(bundle: Path, pictures: Path, command: Command) -> None:
+    odd = os.fsdecode(os.fsencode(pictures) + b"/\xff.png")
+    os.rename(pictures / "05.png", odd)
+    rows = pictures.parent / "rows.csv"
+    assert command("run", bundle, odd, *ON_ORT, "--output", rows).code == 0
+    assert "\\udcff.png" in rows.read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--json", "--format", "csv"), "--json and --format csv ask for two formats"),
         (("--format", "xml"), "invalid choice: 'xml'"),
         (("--output", "gone/rows.csv"), "--output gone/rows.csv: there is no folder gone"),
+        (("--output", "rows.xlsx"), "no format is called .xlsx; give --format"),
         (("--serve",), "--serve takes images from its page"),
         (("--port", "70000"), "'70000' is no port"),
         (("--model", "int4"), "the bundle has no model 'int4'"),

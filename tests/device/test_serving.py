@@ -130,6 +130,7 @@ def test_a_bad_image_is_one_line_and_the_next_is_answered(bundle: Path, serve: S
         ({"Origin": "http://elsewhere.example"}, 403, "another site's page"),
         ({"Origin": "null"}, 403, "another site's page"),
         ({"Host": "rebound.example"}, 403, "for this machine alone"),
+        ({"Host": "[::"}, 400, "names no address"),
     ],
 )
 def test_what_is_too_large_or_of_another_site_is_refused(

@@ -56,6 +56,7 @@ def test_an_inventory_names_devices(tmp_path: Path) -> None:
     assert kitchen == Device("kitchen", "pi@10.0.0.7", "models", "venv/bin/python", str(tmp_path / "config"))
     assert (gate.name, gate.login, gate.root, gate.python) == ("gate-x", "gate", "x", "python3")
 
+    (tmp_path / "config").write_text("")
     assert find_devices([], path) == [kitchen, gate]
     named, other = find_devices(["kitchen", "pi@hall"], path, python="python3.12")
     assert (named.login, named.python, other.login, other.python) == (
@@ -100,3 +101,11 @@ def test_who_is_meant_must_be_said_and_once(tmp_path: Path, monkeypatch: pytest.
     assert inventory_path() is None
     (tmp_path / "devices.toml").touch()
     assert inventory_path() == Path("devices.toml")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "a = " + "1" * 5000, 'ssh_config = "~nobody/x"'])
+def test_an_inventory_beyond_reason_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "devices.toml"
+    path.write_text(f'{text}\n[[device]]\naddress = "pi@kitchen"\n')
+    with pytest.raises(InputError, match=r"no TOML that can be read|is no file; name a configuration"):
+        find_devices([], path)

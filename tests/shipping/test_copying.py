@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from compressor.device.agent import BESIDE, package_digest, package_files
 from compressor.errors import GateError, HostError, MissingPackageError
-from compressor.hosts import connection
+from compressor.hosts import connection, copying
 from compressor.hosts.address import Device
 from compressor.hosts.carrying import archive, carry, digest, store
 from compressor.hosts.connection import Session, connected
@@ -339,3 +340,31 @@ def test_a_device_that_answers_nonsense_is_not_believed(hosts: Hosts) -> None:
                 patch.setattr(session.process, "stdout", pipe)
                 with pytest.raises(HostError, match="odd answers with what is no answer of ours"):
                     session.ask("state", root=device.root)
+
+
+def test_a_login_shell_that_prints_is_spared_rsync(hosts: Hosts, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_copy_by_rsync", lambda *given: pytest.fail("it would take the words for its own"))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    device = hosts.add("greeter")
+    hosts.fault("greeter", "chatter")
+    with connected(device) as session:
+        session.ask("survey", root=device.root, libraries=[])
+        files = read_files(folder, [path.name for path in folder.iterdir() if path.is_file()])
+        assert copy_files(session, folder, files, CopyPlan("r-1", "a test", True), lambda share: None) > 0
+
+
+def test_a_state_that_is_none_is_written_anew(hosts: Hosts) -> None:
+    device = hosts.add("scribbled")
+    state = hosts.root(device) / ".shipping" / "state.json"
+    state.parent.mkdir(parents=True)
+    for text in ("[]", "[" * 100_000, "5"):
+        state.write_text(text)
+        with connected(device) as session:
+            assert session.ask("state", root=device.root)["state"] == {}
+
+
+def test_a_python_that_can_not_be_run_is_named(hosts: Hosts, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("")
+    device = replace(hosts.add("rightless"), python=str(tmp_path / "python"))
+    with pytest.raises(HostError, match=r"rightless can't run .*python .*--python"), connected(device):
+        pass

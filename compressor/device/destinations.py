@@ -1,0 +1,45 @@
+"""Where a verb may write: a file that is free, or what the verb wrote before; it appears whole or not at all.
+
+What else would be lost stays: a device or a link that has a file's name, a bundle's files, the samples themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import FolderError
+
+
+def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> None:
+    """Raises FolderError where no file can be written, or would replace what is none, or lie at or in one of `kept`.
+
+    `name` is what messages call it, such as its flag.
+    """
+    if path.is_dir():
+        raise FolderError(f"{name} {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
+    if not path.parent.is_dir():
+        raise FolderError(f"{name} {path}: there is no folder {path.parent}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise FolderError(f"{name} {path} is a link or a device, which a file would replace; name an ordinary file")
+    actual = path.resolve()
+    for place in kept:
+        if place.resolve() in (actual, *actual.parents):
+            raise FolderError(f"{name} {path} would change {place}, which is to stay as it is; name another file")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[str]]:
+    """A text that appears as the file when the context ends without an error; FolderError where the disk won't."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        os.replace(scratch, path)
+    except OSError as error:
+        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -62,9 +62,8 @@ def prepared(system: Path) -> Path:
     chosen = ["--only-binary=:all:", "--python-version", _within(system, "/usr/bin/python3", "-c", _VERSION)]
     subprocess.run([*pip, "download", "--quiet", *platforms, *chosen, "-d", str(wheels), *WITH], check=True)
     _within(system, "/usr/bin/python3", "-m", "venv", "--clear", "/edge")
-    _within(
-        system, PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", "/wheels", "compressor", *WITH
-    )
+    names = [f"/wheels/{wheel.name}" for wheel in sorted(wheels.iterdir())]
+    _within(system, PYTHON, "-m", "pip", "install", "--quiet", "--no-index", *names)
     return system
 
 

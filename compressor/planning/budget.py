@@ -155,22 +155,29 @@ def make_plan(
     )
     budgets = (budget, *also)
     prices = (price, *(_counted(meter, other.kind) for other in also))
-    dense = [priced(nothing) for priced in prices]
-    limits = [asked.share * whole for asked, whole in zip(budgets, dense, strict=True)]
+    shares = [_share_of(priced, priced(nothing)) for priced in prices]
 
     def fits(removed: Sequence[Chunk]) -> bool:
         gone = removed_classes(structure, kept_after(structure.groups, removed))
-        return all(priced(gone) <= limit for priced, limit in zip(prices, limits, strict=True))
+        return all(share(gone) <= asked.share for share, asked in zip(shares, budgets, strict=True))
 
     everything = removed_classes(structure, kept_after(structure.groups, chunks))  # that may go
-    for index, priced in enumerate(prices):
-        least = priced(everything)
-        if least > limits[index]:
-            raise BudgetError(out_of_reach(budgets, index, least / dense[index], structure))
+    for index, share in enumerate(shares):
+        least = share(everything)
+        if least > budgets[index].share:
+            raise BudgetError(out_of_reach(budgets, index, least, structure))
     removed = _fill(_prefix(chunks, fits), fits)
     kept = kept_after(structure.groups, removed)
     text = ", ".join(map(str, budgets))
     return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], text)
+
+
+def _share_of(price: Cost, whole: float) -> Cost:
+    """What stays as a share of the whole; 0 where that costs nothing.
+
+    A quotient, for 29 of 100 are the share 0.29 exactly, while 0.29 * 100 is less than 29 in floating point.
+    """
+    return lambda gone: price(gone) / whole if whole else 0.0
 
 
 def _counted(meter: Meter, kind: Kind) -> Cost:

@@ -195,7 +195,8 @@ def _stops(width: int, kind: UnitKind, options: RankingOptions, spared_count: in
     """
     multiple = 1 if kind in ("head", "conv_group") else min(options.multiple, width)
     # a group no wider than the multiple loses nothing: its whole width is the least
-    least = max(1, multiple, spared_count, int(np.ceil(options.least * width)))
+    share = round(options.least * width, 6)  # 0.55 of 100 is 55.00000000000001 in floating point, and means 55
+    least = max(1, multiple, spared_count, int(np.ceil(share)))
     staying = [count for count in range(width - 1, least - 1, -1) if count % multiple == 0]
     return [width - count for count in staying]
 

@@ -71,7 +71,7 @@ def _joined(
     spoken_for = False
     for entry in merged:
         met_number, met_facet = entry
-        if met_number == number:
+        if met_number == number or _are_apart(facet, operands[number], met_facet, operands[met_number]):
             continue
         met_sizes = _fixed_beside(operands[met_number], met_facet)
         speaker = _relate(ledger, facet, met_facet, sizes, met_sizes, node)
@@ -80,6 +80,20 @@ def _joined(
         if speaker is facet:
             remaining = [kept for kept in remaining if kept is not entry]
     return remaining if spoken_for else [*remaining, newcomer]
+
+
+def _are_apart(facet: Tensor, operand: Operand, met_facet: Tensor, met: Operand) -> bool:
+    """Whether both operands have several facets on those axes, and these two stand at different places among them.
+
+    A weight and a bias that hold kernels, [out * in * taps], have labels of outputs and of inputs on that axis. Outputs
+    meet outputs and inputs meet inputs; if all four met, the whole kernel would be one unit.
+    """
+    over = axes(facet)
+    alike = [id(other) for other in operand.facets if axes(other) == over]
+    met_alike = [id(other) for other in met.facets if axes(other) == over]
+    if len(alike) != len(met_alike) or id(met_facet) not in met_alike:
+        return False
+    return alike.index(id(facet)) != met_alike.index(id(met_facet))
 
 
 def _fixed_beside(operand: Operand, facet: Tensor) -> list[int]:

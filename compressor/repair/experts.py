@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import aten, fetch, store
-from ..graph.dynamic import keeps_order, part_of
+from ..graph.dynamic import is_part, keeps_order, part_of
 from ..graph.interface import nodes_by_name
 from ..graph.neighbours import calls_of, is_stored, only_user, shape_of, stored_nodes
 from ..records import IntArray, Slices
@@ -108,9 +108,15 @@ def _experts(kernel: fx.Node) -> Experts | None:
     routing, weight = mixture.all_input_nodes
     if not is_stored(weight) or is_stored(routing) or only_user(weight) is None or len(shape_of(routing)) != 2:
         return None
+    return Experts(product, _result_of(product), routing, str(weight.target))
+
+
+def _result_of(product: fx.Node) -> fx.Node:
+    """The node with the product's values as [N, out, *places]: along a line the product itself, whatever reads it."""
     user = only_user(product)
-    result = user if user is not None and keeps_order(user) else product
-    return Experts(product, result, routing, str(weight.target))
+    if is_part(product, "result") or user is None or not keeps_order(user):
+        return product
+    return user
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import ModelError
 from compressor.graph import cost, trace
-from compressor.graph.cost import macs_by_layer, measure_cost
+from compressor.graph.cost import formula_of, macs_by_layer, measure_cost
 
 COUNTER_TOLERANCE = 1e-9  # both count integers; only their ratio is a float
 
@@ -57,6 +57,9 @@ CLOSED_FORMS: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
     ("convolution 3d", nn.Conv3d(2, 4, 3), (2, 5, 5, 5), 27 * 4 * 2 * 27),
     ("transposed convolution", nn.ConvTranspose2d(3, 4, 3, stride=2), (3, 5, 6), 5 * 6 * 3 * 4 * 9),
     ("grouped transposed convolution", nn.ConvTranspose2d(4, 6, 2, groups=2), (4, 5, 6), 30 * 4 * 3 * 4),
+    ("dilated in groups", nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=4), (4, 9, 7), 5 * 4 * 8 * 1 * 9),
+    ("transposed and dilated", nn.ConvTranspose1d(3, 4, 3, 2, 1, 1, dilation=2), (3, 5), 5 * 3 * 4 * 3),
+    ("transposed 3d", nn.ConvTranspose3d(2, 4, 2), (2, 3, 3, 3), 27 * 2 * 4 * 8),
     ("linear on tokens", nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
     (
         "recurrent, two layers both ways",
@@ -64,11 +67,24 @@ CLOSED_FORMS: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
         (7, 5),
         7 * 2 * 9 * (5 + 3 + 6 + 3),
     ),
+    (
+        "recurrent, its state projected",
+        First(nn.LSTM(5, 6, proj_size=2)),
+        (7, 5),
+        7 * (4 * 6 * 5 + 4 * 6 * 2 + 2 * 6),
+    ),
     ("matmul", Apply(lambda w, x: x @ w, 5, 6), (4, 5), 4 * 5 * 6),
     ("matmul of two images' maps", Apply(lambda w, x: (x * w) @ x.transpose(1, 2), 5), (4, 5), 4 * 4 * 5),
     ("matrix by vector", Apply(lambda w, x: x @ w, 5), (4, 5), 4 * 5),
     ("addmm", Apply(lambda w, x: torch.addmm(x.new_zeros(6), x, w), 5, 6), (5,), 5 * 6),
     ("baddbmm", Apply(lambda w, x: torch.baddbmm(x, x, x * w), 4), (4, 4), 4**3),
+    (
+        "addbmm, summed over a table",
+        Apply(lambda w, x: x + torch.addbmm(w[0, :, :3] * 0, w, w.mT), 2, 3, 5),
+        (3, 3),
+        2 * 3 * 5 * 3,
+    ),
+    ("addmv and dot", Apply(lambda w, x: x + torch.addmv(w[0], w, w[0]) * torch.dot(w[0], w[1]), 5, 5), (5,), 25 + 5),
     ("bilinear", nn.Sequential(Apply(lambda w, x: F.bilinear(x, x, w), 6, 4, 5 - 1)), (4,), 6 * (4 * 4 + 4)),
     ("einsum, two operands", Apply(lambda w, x: torch.einsum("bchw,cd->bdhw", x, w), 3, 4), (3, 5, 6), 5 * 6 * 3 * 4),
     ("einsum, dots", Apply(lambda w, x: torch.einsum("b...c,cd->b...d", x, w), 3, 4), (5, 6, 3), 5 * 6 * 3 * 4),
@@ -87,6 +103,13 @@ CLOSED_FORMS: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
         (4, 5, 6),
         4 * 5 * 3 * (6 + 2),
     ),
+    (
+        "attention, keys shared by two heads each",
+        Apply(lambda w, x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2] * w, enable_gqa=True), 1),
+        (4, 5, 6),
+        4 * 5 * 5 * (6 + 6),
+    ),
+    ("attention without heads", Apply(lambda w, x: F.scaled_dot_product_attention(x, x * w, x), 6), (5, 6), 5 * 5 * 12),
 ]
 
 
@@ -95,6 +118,26 @@ CLOSED_FORMS: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
 )
 def test_an_operation_costs_its_closed_form(model: nn.Module, shape: tuple[int, ...], expected: int) -> None:
     assert macs_of(model, *shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("transposed", "weight", "expected"),
+    [(False, (8, 3, 3, 3), 2 * 8 * 25 * 3 * 9), (True, (6, 4, 3, 3), 2 * 6 * 49 * 4 * 9)],
+)
+def test_the_general_convolution_says_itself_whether_it_is_transposed(
+    transposed: bool, weight: tuple[int, ...], expected: int
+) -> None:
+    """In two groups of 3 channels, on 7 x 7: plain to 4 each, [8, 3, 3, 3]; transposed to 4 each, [6, 4, 3, 3]."""
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    settings = ([1, 1], [0, 0], [1, 1], transposed, [0, 0], 2)
+    node = graph.call_function(torch.ops.aten.convolution.default, (x, w, None, *settings))
+    for operand, shape in ((x, (2, 6, 7, 7)), (w, weight)):
+        operand.meta["val"] = torch.empty(shape, device="meta")
+    node.meta["val"] = torch.ops.aten.convolution.default(x.meta["val"], w.meta["val"], None, *settings)
+    formula = formula_of(node)
+    assert formula is not None
+    assert formula(node) == expected
 
 
 def test_the_batch_of_the_example_does_not_matter() -> None:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from compressor.graph import trace
 from compressor.graph.cost import measure_cost
 from compressor.pruning import Structure, find_structure, identity_error, prune
-from compressor.pruning.kernels import KernelAxis, kernel_axes
+from compressor.pruning.kernels import KernelAxis, kernel_axes, kernel_labels
+from compressor.pruning.labels import Ledger
 
 PX = 12
 EXACT = 1e-12  # float64 rounding over a few hundred terms
@@ -91,3 +92,59 @@ def test_removal_is_exact_and_cuts_experts_as_kernels(traced: tuple[torch.fx.Gra
     assert measure_cost(small).macs < 0.5 * measure_cost(graph).macs
     for count in (1, 3):
         assert small(images[:count]).shape == (count, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"),
+    [
+        ((1, 2, 3, 1), [[1, 1, 1, 2, 2, 2], [3, 4, 5, 3, 4, 5]]),
+        ((1, 2, 2, 2), [[1, 1, 1, 1, 2, 2, 2, 2], [3, 3, 4, 4, 3, 3, 4, 4]]),
+        ((2, 1, 2, 1), [[1, 1, 2, 2], [3, 4, 5, 6]]),  # inputs of each group by themselves
+        ((3, 1, 1, 2), [[1, 1, 2, 2, 3, 3]]),  # depthwise: outputs speak for inputs
+        ((1, 1, 3, 1), [[1, 2, 3]]),
+    ],
+)
+def test_an_entry_of_a_kernel_goes_with_its_output_and_its_input(
+    shape: tuple[int, int, int, int], labels: list[list[int]]
+) -> None:
+    assert [entries.tolist() for entries in kernel_labels(Ledger(), shape)] == labels
+
+
+class Predicting(nn.Module):
+    """Kernels that layers predict: a linear one and its shifts, with biases, a convolution for a depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.hidden = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, 4)
+        self.kernels, self.shifts = nn.Linear(4, 8 * 6 * 9), nn.Linear(4, 8)
+        self.depthwise, self.head = nn.Conv2d(8, 8 * 9, 1, bias=False), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        n, c, h, w = y.shape
+        hidden = F.relu(self.hidden(y.mean((2, 3))))
+        kernels, shifts = torch.tanh(self.kernels(hidden)).view(n * 8, c, 3, 3), self.shifts(hidden).view(-1)
+        z = F.relu(F.conv2d(y.reshape(1, n * c, h, w), kernels, shifts, padding=1, groups=n).view(n, 8, h, w))
+        kernels = self.depthwise(z.mean((2, 3), keepdim=True)).view(n * 8, 1, 3, 3)
+        z = F.conv2d(z.reshape(1, n * 8, h, w), kernels, padding=1, groups=n * 8).view(n, 8, h, w)
+        return self.head(F.relu(z).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_layers_that_predict_kernels_lose_entries_of_both_sides_exactly() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, PX, PX)
+    graph = trace(Predicting().eval(), images[:2])
+    assert kernel_axes(graph) == {
+        "kernels.weight": KernelAxis(0, (1, 8, 6, 9)),
+        "kernels.bias": KernelAxis(0, (1, 8, 6, 9)),
+        "depthwise.weight": KernelAxis(0, (8, 1, 1, 9)),
+    }
+    structure = find_structure(graph, images[:2])
+    units = {group.name: (group.kind, group.size) for group in structure.groups.groups}
+    assert (units["a"][1], units["hidden"][1]) == (6, 4), "a bias of kernels makes no unit of them all"
+    kept = {"a": np.array([0, 2, 3, 5]), "hidden": np.array([1, 3])}
+    small, _ = prune(graph, structure, kept)
+    assert identity_error(graph, small, structure, kept, images) < EXACT
+    dense = dict(graph.named_parameters())["kernels.weight"].reshape(8, 6, 9, 4)
+    cut = dict(small.named_parameters())["kernels.weight"]
+    assert torch.equal(cut, dense[:, kept["a"]][..., kept["hidden"]].flatten(0, 2))

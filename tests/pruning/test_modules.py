@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,3 +61,51 @@ def test_a_class_that_fixes_widths_in_its_code_is_refused_with_the_remedy() -> N
     assert pruned(example).shape == (2, 5)
     with pytest.raises(ModelError, match="use the traced network"):
         to_module(model, pruned, slices, example)
+
+
+def test_layers_of_every_type_follow_by_what_stays_of_their_weights() -> None:
+    """By hand: a transposed weight is [in, out], a depthwise channel and its input go together."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.PReLU(8), nn.ConvTranspose2d(8, 6, 2, 2), nn.BatchNorm2d(6)),
+        *(nn.Conv2d(6, 6, 3, groups=6), nn.Flatten(2), nn.LayerNorm(36), nn.Linear(36, 4), nn.Conv1d(6, 5, 1)),
+    ).eval()
+    example = torch.randn(2, 3, 6, 6)
+    graph = trace(model, example)
+    structure = analyse(graph)
+    kept = {"0": np.array([0, 3, 5, 6]), "3": np.array([1, 2, 5])}
+    assert {name: structure.groups[name].size for name in kept} == {"0": 8, "3": 6}
+    pruned, slices = prune(graph, structure, kept)
+    small = to_module(model, pruned, slices, example)
+    assert [tuple(small[place].weight.shape) for place in (0, 1, 2, 3, 4, 5, 7, 9)] == [
+        *((4, 3, 3, 3), (4,), (4,), (4, 3, 2, 2), (3,), (3, 1, 3, 3), (36,), (5, 3, 1)),
+    ]
+    assert (small[3].in_channels, small[3].out_channels, small[5].groups) == (4, 3, 3)
+    assert torch.equal(small[3].weight, model[3].weight[kept["0"]][:, kept["3"]])
+    assert torch.equal(small[4].running_var, model[4].running_var[kept["3"]])
+    assert torch.allclose(small(example), pruned(example), atol=TOLERANCE)
+
+
+class _Scaled(nn.Module):
+    """Divides by how many channels there are: the trace has the number that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x.mean((2, 3)) / x.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1)), "layer '1' is a grouped"),
+        (_Scaled(), "gives other outputs .* use the traced network"),
+    ],
+)
+def test_what_the_class_would_compute_otherwise_is_refused(model: nn.Module, words: str) -> None:
+    example = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ModelError, match=words):
+        to_module(model.eval(), *_pruned(model, example), example)

@@ -79,3 +79,50 @@ def test_experts_take_over_what_lost_inputs_did() -> None:
     assert refit.error_after < 0.7 * refit.error_before
     assert error() < before / 2
     assert fetch(small, "experts").shape == shape
+
+
+class Line(nn.Module):
+    """Experts along a line, read without a word in between: their product has the result's shape already."""
+
+    def __init__(self, *, twice: bool = False) -> None:
+        super().__init__()
+        self.a, self.route, self.twice = nn.Conv1d(3, 6, 3), nn.Linear(6, 3), twice
+        self.experts, self.head = nn.Parameter(torch.randn(3, 8 * 6 * 3)), nn.Linear(8 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x))
+        n, c, length = y.shape
+        kernels = (self.route(y.mean(2)).sigmoid() @ self.experts).view(n * 8, 6, 3)
+        z = F.conv1d(y.reshape(1, n * c, length), kernels, groups=n).view(n, 8, -1)
+        return self.head(z.flatten(1)) + (self.experts.sum() if self.twice else 0.0)  # type: ignore[no-any-return]
+
+
+def test_experts_along_a_line_are_spelled_out_whatever_reads_them() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, PX).double()
+    graph = trace(Line().eval().double(), images[:2])
+    (experts,) = experts_of(graph)
+    assert experts.result is experts.product
+    with experts_as_layers(graph, graph, Slices({})) as (wide, _, _), torch.no_grad():
+        assert fetch(wide, "experts").shape == (8, 3 * 6 * 3, 1)
+        assert float((wide(images) - graph(images)).abs().max()) < EXACT
+
+
+def test_experts_that_something_else_reads_stay_experts() -> None:
+    assert experts_of(trace(Line(twice=True).eval(), torch.randn(2, 3, PX))) == []
+
+
+def test_what_stays_of_experts_is_what_stays_side_by_side() -> None:
+    """Three experts of two groups, 4 outputs each that read 6 x 9 entries; the middle one and all of input 1 go."""
+    graph, _ = built(2)
+    (experts,) = experts_of(graph)
+    assert experts.sizes == (3, 2, 4, 54)
+    entries = np.arange(2 * 4 * 54).reshape(8, 6, 9)[[0, 2, 5, 6]][:, [0, 2, 3, 4, 5]].reshape(-1)
+    outputs, inputs = experts.kept_side_by_side((np.array([0, 2]), entries))
+    row = [entry for entry in range(54) if entry // 9 != 1]
+    assert outputs.tolist() == [0, 2, 5, 6]
+    assert inputs.tolist() == [*row, *(2 * 54 + entry for entry in row)]
+    weight = fetch(graph, "experts")
+    small = weight[[0, 2]][:, entries].reshape(2, 4, -1).transpose(0, 1).reshape(4, -1)
+    wide = experts.side_by_side(weight)[:, :, 0, 0]
+    assert torch.equal(wide[outputs][:, inputs], small)

@@ -13,17 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from compressor.errors import DataError, FolderError, ModelError, RecipeError
+from compressor.errors import FolderError, ModelError, RecipeError
 from compressor.graph import aten, trace
 from compressor.inputs.images import Images, batches
 from compressor.pruning import Structure, find_structure
 from compressor.records import Scores
 from compressor.steering import (
-    GATES,
-    SELECTORS,
     GateOptions,
     SelectorOptions,
-    SteeringOptions,
     read_selector,
     start_logits,
 )
@@ -34,9 +31,8 @@ from compressor.steering.costs import CostOfGates
 from compressor.steering.explanation import both_lost, graph_spots
 from compressor.steering.gates import chance_to_be_open, learn_gates, paid_at
 from compressor.steering.gating import _WEIGHED, Gated, Gating, find_gates
-from compressor.steering.lessons import image_count, lessons_from, uniform
+from compressor.steering.lessons import image_count, lessons_from
 from compressor.steering.objectives import answers_of, distance_of, spread_of
-from compressor.steering.options import selector_options
 from compressor.steering.predictor import Stream, mean_over, require_images
 from compressor.steering.saving import ABOUT, FILE, write_selector
 from compressor.steering.selector import Scale, Selector, features_of, find_scales, make_selector, question_of
@@ -116,7 +112,7 @@ NORMS: dict[str, tuple[Any, Tensor, int, dict[str, Any], Callable[[Tensor, Tenso
         lambda x, w, b: functional.group_norm(x, 2, w, b),
     ),
     "mean": (aten.mean.dim, X, 1, {"dim": [1, -1], "keepdim": True}, lambda x, w, b: x.mean([1, -1], keepdim=True)),
-    "mean of one": (aten.mean.dim, X, 1, {"dim": 1, "keepdim": False}, lambda x, w, b: x.mean(1)),
+    "mean of one": (aten.mean.dim, X[:1], 1, {"dim": 1, "keepdim": False}, lambda x, w, b: x.mean(1)),
     "mean of all": (aten.mean.dim, X, 1, {"dim": [], "keepdim": False}, lambda x, w, b: x.mean()),
 }  # fmt: skip
 
@@ -203,7 +199,7 @@ def test_images_alike_have_no_spread_and_answers_all_the_same_still_have_a_dista
 ) -> None:
     graph, _, images = two
     alike = [(images[:1].repeat(4, 1, 1, 1), None)]
-    assert spread_of(graph, alike) == pytest.approx(0, abs=1e-9)
+    assert 1e-12 <= spread_of(graph, alike) < 1e-9  # something to divide by
     distance = distance_of(graph, alike, None)
     dense = answers_of(graph, images)
     assert float(distance(dense, dense)) == 0
@@ -333,15 +329,6 @@ def test_nothing_is_written_before_it_is_due_and_nothing_stays_when_it_is_done(t
     assert not Checkpoint(None, "a", seconds=0).is_due
 
 
-def test_the_papers_prices_are_others_for_large_images() -> None:
-    papers = SteeringOptions(schedule="isp2022", selector=SELECTORS["isp2022"], gates=GATES["isp2022"])
-    small, large = selector_options(papers, 32), selector_options(papers, 224)
-    assert (small.area, small.power, small.roughness) == (0.2, 0.3, 1e-3)
-    assert (large.area, large.power, large.roughness) == (1.0, 0.5, 1e-4)
-    assert large.rate == small.rate
-    assert selector_options(SteeringOptions(), 224) == SelectorOptions()
-
-
 def test_positions_and_places_are_those_of_the_grid_whatever_lies_last() -> None:
     maps = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4)
     scale = Scale("maps", 1, 3, (2, 4))
@@ -429,13 +416,3 @@ def test_a_damaged_selector_is_refused_by_its_file(file: str, words: str, select
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FolderError, match=words):
         read_selector(tmp_path)
-
-
-def test_numbers_depend_on_seed_and_step_and_have_finite_logarithms() -> None:
-    like = torch.zeros((), dtype=torch.float32)
-    one = uniform(3, 4, 50, like=like)
-    assert torch.equal(one, uniform(3, 4, 50, like=like))
-    assert not torch.equal(one, uniform(4, 3, 50, like=like))
-    assert one.dtype == torch.float32
-    with pytest.raises(DataError, match="no images to learn gates from"):
-        next(lessons_from([], 0, 0))

@@ -160,7 +160,7 @@ def test_the_loss_is_the_answers_distance_and_the_features_over_their_spread() -
     spread = float((rows - rows.mean(0)).square().sum(1).mean())
     off = (own - feature.of_dense(taught)).square().sum(1).mean()
     assert float(teaching.loss(IMAGES, None)) == pytest.approx(float(answers + 0.5 * off / spread), rel=1e-4)
-    plain = teaching_of(RecoveryOptions(features=0))[0]
+    plain = Teaching(dense, small, teaching.task, pool(20), slices=None, options=RecoveryOptions(features=0))
     assert float(plain.loss(IMAGES, None)) == pytest.approx(float(answers), rel=1e-4)
 
 

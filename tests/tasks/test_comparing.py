@@ -67,8 +67,8 @@ def test_label_agreement_depends_on_no_batching() -> None:
         assert (quality.value, quality.n) == (pytest.approx(float(shares.mean())), 3)
     probable = without_labels("multi-label", ours.sigmoid(), theirs.sigmoid(), [2, 1])
     assert probable.value == pytest.approx(float(shares.mean()))
-    over = without_labels("multi-label", ours.sigmoid() + 0.2, theirs.sigmoid(), [3])  # theirs say what scores are
-    assert over.value == pytest.approx(float(((ours.sigmoid() > 0.3) == (theirs > 0)).double().mean()))
+    over = without_labels("multi-label", ours.sigmoid() + 0.3, theirs.sigmoid(), [3])  # theirs say what scores are
+    assert over.value == pytest.approx(float(((ours.sigmoid() > 0.2) == (theirs > 0)).double().mean()))
 
 
 def test_answers_of_other_forms_are_not_compared() -> None:
@@ -120,6 +120,8 @@ def test_no_sample_is_farther_off_than_the_worst_and_one_alone_does_not_hide_the
     assert math.isfinite(quality.low)
     theirs[0, 0] = NAN  # nothing is compared there
     assert fidelity(network(output=theirs), network(output=theirs.nan_to_num(7)), unlabelled([4])).value < 0
+    huge = fidelity(network(output=1e9 * ours[:1]), network(output=0.001 * ours[:1]), unlabelled([1]))
+    assert huge.value == 1 - WORST
     with pytest.raises(ModelError, match="no leaf of real numbers"):
         fidelity(network(index=torch.arange(4)), network(index=torch.arange(4)), unlabelled([4]))
 

@@ -18,7 +18,7 @@ from ..placement import device_of, inputs_to
 from ..tasks import Leaves, Task, class_leaf, fidelity, reference_of, task_named
 from ..tensors import Inputs
 
-FARTHEST = 1e9  # a distance that is not finite, as JSON can hold it
+FARTHEST = 1e9  # no distance is more: one that is not finite, as JSON can hold it
 MOST_BYTES = 1 << 28  # of the dense network's answers that are kept between judgements
 AGREEMENT, FIDELITY = "agreement", "fidelity"
 
@@ -92,8 +92,8 @@ class Judge:
         with evaluating(network), torch.no_grad(), self._together():
             near = fidelity(predict, dense_predict, self.held).value
             sums = sum_over_ranks({"distance": np.array(tally.distance), "alike": np.array(float(tally.alike))})
-        distance = np.nan_to_num(float(sums["distance"]) / self.images, nan=FARTHEST, posinf=FARTHEST)
-        return Judgement(float(distance), near, float(sums["alike"]) / self.images if self.classifies else near)
+        distance = float(np.nan_to_num(float(sums["distance"]) / self.images, nan=FARTHEST))
+        return Judgement(min(distance, FARTHEST), near, float(sums["alike"]) / self.images if self.classifies else near)
 
     def _dense_of(self, batch: int, inputs: Inputs) -> Leaves:
         """The batches come in the same order in every pass."""

@@ -26,6 +26,12 @@ def batches_from(images: Batches, seed: int, step: int) -> Iterator[Batch]:
         yield from itertools.islice(images.shuffled(order), first, None)
 
 
+def images_in(images: Batches, steps: int) -> int:
+    """How many images so many steps show; the last batch of a pass may be smaller: 20 in 16s are 16 and 4."""
+    passes, rest = divmod(steps, len(images))
+    return passes * images.image_count + rest * images.batch_size
+
+
 def generator_at(seed: int, step: int) -> torch.Generator:
     """Draws that depend on the step and on no earlier draw."""
     number = int(np.random.default_rng([seed, step]).integers(2**63))

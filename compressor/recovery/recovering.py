@@ -23,8 +23,9 @@ from ..inputs.images import Batches
 from ..records import Slices
 from ..steering.checkpoints import Checkpoint, optimiser_state, restore_optimiser
 from ..tasks import Task
+from ..tensors import count
 from .judging import Judge
-from .lessons import batches_from
+from .lessons import batches_from, images_in
 from .options import RecoveryOptions, Setting
 from .pupil import Pupil, State, rate_factor
 from .record import Ending, Moment, Recovery
@@ -146,13 +147,13 @@ class _Recovering:
         step_s = seconds_per_step(self.pupil, settings[0], self.clock)
 
         def say(phase: str) -> None:
-            self.progress((self.clock() - begin) / self.limit_s, phase)
+            self.progress(min((self.clock() - begin) / self.limit_s, 1.0), phase)
 
         tried = choose_setting(self.pupil, self.judge, settings, self._within(self.limit_s, step_s), say)
         if tried.distance < start.distance:
             self.pupil.restore(tried.state)
             reached = self.judge.judge(self.pupil.network)
-            shown = tried.steps * self.pupil.lessons.batch_size
+            shown = images_in(self.pupil.lessons, tried.steps)
             moments.append(Moment(self.clock() - begin, shown, reached.distance, reached.fidelity, reached.quality))
         spent = self.clock() - begin
         steps = self._within(self.limit_s - spent, step_s)
@@ -178,8 +179,9 @@ class _Recovering:
         batches = batches_from(self.pupil.lessons, self.options.seed + 1, standing.step)
         while standing.step < standing.steps:
             rate = standing.setting.rate * rate_factor(standing.way)
-            self.pupil.learn(next(batches), standing.first_steps + standing.step, optimiser, rate)
-            standing.advance(self.pupil.lessons.batch_size, self.clock() - begin)
+            batch = next(batches)
+            self.pupil.learn(batch, standing.first_steps + standing.step, optimiser, rate)
+            standing.advance(count(batch[0]), self.clock() - begin)
             if standing.seconds >= self.limit_s:
                 standing.steps = standing.step
             if standing.step % every == 0 or standing.step == standing.steps:

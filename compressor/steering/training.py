@@ -85,14 +85,14 @@ def train(
         _copy(also, state)
         restore_optimiser(optimiser, state)
     else:
-        best, best_state = judge(), _cloned(tensors)
+        best, best_state = _number(judge()), _cloned(tensors)
 
     for step in range(done, options.steps):
         optimiser.zero_grad(set_to_none=True)
         loss(step).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if _is_judged(step + 1, options):
-            judged = judge()
+            judged = _number(judge())
             if judged < best:
                 best, best_state = judged, _cloned(tensors)
         state = {**tensors, **also, **{_BEST + name: tensor for name, tensor in best_state.items()}}
@@ -103,6 +103,11 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return best
+
+
+def _number(judged: float) -> float:
+    """What is no number is worse than any, so that the first that is one takes its place."""
+    return math.inf if math.isnan(judged) else judged
 
 
 def _is_judged(step: int, options: TrainingOptions) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -80,8 +79,12 @@ def classes_of(leaves: Leaves) -> Tensor:
 def labels_of(leaves: Leaves) -> Tensor:
     """int64 [N, C]: which labels; scores within 0 and 1 are taken for probabilities."""
     scores = finite(class_leaf(leaves)[1])
-    certain = bool(scores.min() >= 0) and bool(scores.max() <= 1)
-    return (scores > (0.5 if certain else 0.0)).long()
+    return (scores > _even(float(scores.min()), float(scores.max()))).long()
+
+
+def _even(low: float, high: float) -> float:
+    """The score from which a label is given: of probabilities, within 0 and 1, a half."""
+    return 0.5 if low >= 0 and high <= 1 else 0.0
 
 
 def pixels_of(leaves: Leaves) -> Tensor:
@@ -106,8 +109,7 @@ def agreement(
 
     def measure(inputs: Inputs, targets: Targets) -> Mapping[str, Tensor]:
         ours, theirs = decisions(predict(inputs)), decisions(dense_predict(inputs))
-        if ours.shape != theirs.shape:
-            raise ModelError(f"answers differ in form: {list(ours.shape)} decisions, expected {list(theirs.shape)}")
+        _require_one_form(ours, theirs)
         alike = (ours == theirs).double()
         if alike.dim() > 1:
             return {"alike": alike.flatten(1).mean(1)}
@@ -120,9 +122,26 @@ def agreement(
     return Quality(metric, float(shares.mean()), len(shares), *mean_interval(shares))
 
 
+def _require_one_form(ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise ModelError(f"answers differ in form: {list(ours.shape)} decisions, expected {list(theirs.shape)}")
+
+
 def label_agreement(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
-    """The share of labels that are given or not as by the dense network."""
-    return agreement(predict, dense_predict, data, decisions=labels_of, metric="label agreement")
+    """The share of labels that are given or not as by the dense network.
+
+    Whether scores are probabilities is told by all the dense network's together, whatever the batches.
+    """
+
+    def measure(inputs: Inputs, targets: Targets) -> Mapping[str, Tensor]:
+        ours, theirs = (finite(class_leaf(network(inputs))[1]) for network in (predict, dense_predict))
+        _require_one_form(ours, theirs)
+        return {"ours": ours, "theirs": theirs}
+
+    rows = rows_of(data, measure)  # [N, C] both
+    even = _even(float(rows["theirs"].min()), float(rows["theirs"].max()))
+    shares = ((rows["ours"] > even) == (rows["theirs"] > even)).mean(1)
+    return Quality("label agreement", float(shares.mean()), len(shares), *mean_interval(shares))
 
 
 def pixel_agreement(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
@@ -148,6 +167,6 @@ def psnr_to_dense(predict: Predict, dense_predict: Predict, data: Data) -> Quali
         dense = dense_predict(inputs)
         name, _ = map_leaf(dense)
         ours, theirs = both(predict(inputs), dense, name)
-        return image_errors(torch.nan_to_num(ours.double()), theirs.double())
+        return image_errors(finite(ours).double(), theirs.double())
 
     return decibels("PSNR to dense", rows_of(data, measure))

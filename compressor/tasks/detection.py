@@ -59,7 +59,8 @@ def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
     if not boxes.numel():
         boxes = boxes.reshape(-1, 4)
     are_boxes = boxes.dim() == 2 and boxes.shape[1] == 4
-    if not are_boxes or any(len(values) != len(boxes) for values in tensors.values()):
+    others = [values for key, values in tensors.items() if key != "boxes"]
+    if not are_boxes or any(values.shape != (len(boxes),) for values in others):
         shapes = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
         raise TaskError(f"{who} has an image of {shapes}, expected boxes [k, 4] and the others [k]")
     if not all(bool(tensors[key].double().isfinite().all()) for key in keys):

@@ -106,8 +106,8 @@ def _add(sums: dict[str, FloatArray], ends: dict[str, tuple[float, float]], name
     for part, total in parts.items():
         key = f"{name}|{part}"
         if key in sums and sums[key].shape != total.shape:
-            before, now = list(sums[key].shape), list(total.shape)
-            raise ModelError(f"leaf {name!r} is [N, *{before}] for some images and [N, *{now}] for others")
+            before, now = _of_samples(sums[key].shape), _of_samples(total.shape)
+            raise ModelError(f"leaf {name!r} is {before} for some images and {now} for others")
         sums[key] = sums.get(key, 0.0) + total.numpy()
     low, high = ends.get(name, (np.inf, -np.inf))
     if values.numel():
@@ -159,6 +159,11 @@ def _leaf_reference(name: str, totals: Mapping[str, FloatArray], samples: int, e
     )
 
 
+def _of_samples(shape: Iterable[int]) -> str:
+    """`[N, 4]` of a sample's [4]."""
+    return f"[{', '.join(['N', *map(str, shape)])}]"
+
+
 def leaf_in(reference: Reference | None, name: str, leaves: Leaves) -> LeafReference | None:
     """What the reference says of a leaf, None without a reference. Raises ModelError where it does not fit."""
     if reference is None:
@@ -169,6 +174,6 @@ def leaf_in(reference: Reference | None, name: str, leaves: Leaves) -> LeafRefer
         )
     entry = reference.leaves[name]
     if entry.mean.shape != leaves[name].shape[1:]:
-        expected, shape = list(entry.mean.shape), list(leaves[name].shape[1:])
-        raise ModelError(f"leaf {name!r} is [N, *{shape}], the mean answer was taken of [N, *{expected}]")
+        expected, shape = _of_samples(entry.mean.shape), _of_samples(leaves[name].shape[1:])
+        raise ModelError(f"leaf {name!r} is {shape}, the mean answer was taken of {expected}")
     return entry

@@ -299,8 +299,8 @@ _WRITERS: Mapping[str, Callable[[IO[str], Loaded], Any]] = {
 
 
 def _array_file(path: Path) -> Path:
-    """The file that arrays are written to, called as np.savez would call it."""
-    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+    """The file that arrays are written to, called as np.savez would call it; a folder stays one, to be refused."""
+    return path if path.suffix == ".npz" or path.is_dir() else path.with_name(f"{path.name}.npz")
 
 
 def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:

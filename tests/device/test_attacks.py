@@ -162,12 +162,17 @@ def test_every_field_is_held_to_its_kind_and_size(
 
 
 def test_a_label_that_would_steer_the_terminal_is_shown_not_obeyed(bundle: Path, image: Path, command: Command) -> None:
-    put(bundle, "labels", ["\x1b[2J\nerror: none", "\ud800", "c", "d", "e"])
+    put(bundle, "labels", ["\x1b[2J\nerror: none", "\u202e", "c", "d", "e"])
     answer = command("run", bundle, image)
     assert answer.code == 0
     assert answer.out.count("\n") == 1
     assert answer.out.strip().isprintable()
     json.loads(command("run", bundle, image, "--json").out)
+
+
+def test_a_label_that_no_file_can_hold_is_refused(bundle: Path, image: Path, command: Command) -> None:
+    put(bundle, "labels", ["a", "\ud800", "c", "d", "e"])
+    assert_refused(command("run", bundle, image), "no text in Unicode")
 
 
 # --- golden files ------------------------------------------------------------------------------------------------

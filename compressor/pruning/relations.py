@@ -83,17 +83,29 @@ def _joined(
 
 
 def _are_apart(facet: Tensor, operand: Operand, met_facet: Tensor, met: Operand) -> bool:
-    """Whether both operands have several facets on those axes, and these two stand at different places among them.
+    """Whether both operands part those axes in the same several ways, and these two facets are of different ways.
 
     A weight and a bias that hold kernels, [out * in * taps], have labels of outputs and of inputs on that axis. Outputs
     meet outputs and inputs meet inputs; if all four met, the whole kernel would be one unit.
     """
     over = axes(facet)
-    alike = [id(other) for other in operand.facets if axes(other) == over]
-    met_alike = [id(other) for other in met.facets if axes(other) == over]
-    if len(alike) != len(met_alike) or id(met_facet) not in met_alike:
+    ways = [other for other in operand.facets if axes(other) == over]
+    met_ways = [other for other in met.facets if axes(other) == over]
+    if len(ways) < 2 or len(ways) != len(met_ways) or axes(met_facet) != over:
         return False
-    return alike.index(id(facet)) != met_alike.index(id(met_facet))
+    if any(_parting(one) != _parting(other) for one, other in zip(ways, met_ways, strict=True)):
+        return False
+    return _place(facet, ways) != _place(met_facet, met_ways)
+
+
+def _parting(facet: Tensor) -> list[int]:
+    """Which entries go together, whatever their labels: 7 7 3 and 5 5 9 are both 0 0 1."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(label, len(numbers)) for label in facet.flatten().tolist()]
+
+
+def _place(facet: Tensor, facets: Sequence[Tensor]) -> int:
+    return next(place for place, other in enumerate(facets) if other is facet)
 
 
 def _fixed_beside(operand: Operand, facet: Tensor) -> list[int]:

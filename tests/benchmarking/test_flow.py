@@ -118,7 +118,7 @@ def test_a_bundle_is_judged_on_images_that_were_named_alone(
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
-    def opened(path: Path, *, evaluation_data: str, trust: bool) -> None:
+    def opened(path: Path, *, evaluation_data: str, trust: bool, key: Path | None) -> None:
         asked.append(evaluation_data)
         raise InputError("enough")
 

@@ -250,6 +250,7 @@ def test_a_dry_run_warns_of_the_task_that_the_run_would_guess(command: Command, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("short_runs")
 def test_of_two_outputs_the_one_that_tells_classes_is_counted(command: Command, tmp_path: Path) -> None:
     answer = _compress(command, tmp_path / "run", model="models.py:pair")

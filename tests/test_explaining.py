@@ -36,6 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe
 
 
+@pytest.mark.thorough
 def test_the_mask_of_a_runs_selector_is_drawn_beside_the_heat_map(recipe: Recipe) -> None:
     explanation = explain(recipe, 3, saliency=True)
     assert explanation.mask is not None

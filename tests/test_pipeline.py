@@ -415,6 +415,7 @@ def test_other_rounds_in_the_same_folder_give_what_they_give_in_a_new_one(
     assert kept("a", 1) == once
 
 
+@pytest.mark.thorough
 def test_only_the_allowed_kinds_of_units_go(tmp_path: Path) -> None:
     recipe = _embedded(tmp_path / "run", "digits-vit", units="head_dim,neuron", budget="macs 0.7")
     work, pruned = _planned(recipe)
@@ -633,6 +634,7 @@ def test_a_run_without_a_budget_predicts_the_dense_network() -> None:
 # amounts and several at once
 
 
+@pytest.mark.thorough
 def test_the_summary_and_the_report_say_which_of_several_budgets_decided(
     compress: Compress, run: compressor.Run, tmp_path: Path
 ) -> None:

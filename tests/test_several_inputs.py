@@ -76,6 +76,7 @@ def test_any_answer_is_explained_and_it_is_said_which_input_counts(place: Path) 
     assert {row.layer for row in explanation.layers} == {"left", "right", "mix"}
 
 
+@pytest.mark.thorough
 def test_a_map_of_classes_is_explained_too() -> None:
     explanation = explain(read_recipe(None, model="digits-unet"), 2)
     assert "asked for its segmentation" in explanation.title

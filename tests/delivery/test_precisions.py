@@ -148,6 +148,7 @@ def test_int8_that_loses_too_much_ends_the_run_and_says_what_to_do(
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.thorough
 def test_layers_that_int8_hurts_stay_in_float_and_are_named(
     run: compressor.Run, compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_device_times_a_bundle_on_it(bundle: Path, capsys: pytest.CaptureFixtu
     assert (row["runtime"], row["n"]) == ("evaluator", 1)
 
 
+@pytest.mark.thorough
 def test_a_benchmark_measures_it(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "_POOL_LIMIT_BYTES", 2**14)
     options = Options(seconds=0.0, runs=1, offline_batch=2, repeats=1, threads=1, on=("evaluator",))

@@ -34,6 +34,7 @@ def network() -> nn.Sequential:
     ).eval()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "wrap",
     [torch.compile, nn.DataParallel, AveragedModel, lambda net: nn.DataParallel(torch.compile(net))],

@@ -530,6 +530,7 @@ def test_milliseconds_are_met_as_a_share_of_the_dense_networks(
     assert budget in (run.folder / "report.md").read_text()
 
 
+@pytest.mark.thorough
 def test_milliseconds_that_the_dense_network_takes_are_told_before_layers_are_timed(
     images: Images, tmp_path: Path, ruled: list[str]
 ) -> None:
@@ -538,6 +539,7 @@ def test_milliseconds_that_the_dense_network_takes_are_told_before_layers_are_ti
     assert ruled == []
 
 
+@pytest.mark.thorough
 def test_a_latency_out_of_reach_in_milliseconds_is_refused_in_milliseconds(
     images: Images, tmp_path: Path, ruled: list[str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_what_the_recipe_asks_for_is_repaired_and_nothing_else(
     assert changed(small, sought) == set(), "a search repairs otherwise than a run"
 
 
+@pytest.mark.thorough
 def test_a_repair_says_how_far_it_is(tmp_path: Path) -> None:
     work, structure, plan = prepared(tmp_path / "run")
     small, slices = prune(work.dense, structure, plan)
@@ -69,6 +70,7 @@ def test_a_repair_says_how_far_it_is(tmp_path: Path) -> None:
     assert 0 < shares[0] < shares[1] <= 1
 
 
+@pytest.mark.thorough
 def test_a_lighter_repair_is_another_one(tmp_path: Path) -> None:
     work, structure, plan = prepared(tmp_path / "run")
     bench = Bench(work, structure, (), ())

@@ -235,6 +235,7 @@ def test_what_is_wrong_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_quality_that_only_some_images_suit_is_left_to_the_run(
     models: dict[str, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

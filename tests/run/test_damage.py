@@ -177,6 +177,7 @@ def test_a_run_of_a_model_object_is_measured_without_it(run: Path) -> None:
     assert place.images.dtype == np.float32
 
 
+@pytest.mark.thorough
 def test_a_finished_run_remembers_the_module_it_was_given(compress: Callable[..., compressor.Run], copy: Path) -> None:
     again = compress(copy)
     x = torch.randn(2, 3, 12, 12)
@@ -185,6 +186,7 @@ def test_a_finished_run_remembers_the_module_it_was_given(compress: Callable[...
     assert "dense=" not in repr(again)  # a network's many lines
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_made_again_keeps_what_devices_said_of_its_bundle(
     compress: Callable[..., compressor.Run], copy: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_its_figures_are_named_as_trained_by_the_user(shipped: compressor.Run) -
     assert next(iter(shipped.summary["gates"])).startswith("identity")
 
 
+@pytest.mark.thorough
 def test_the_same_call_goes_on_and_other_weights_are_refused(
     run: compressor.Run, trained: nn.Module, shipped: compressor.Run
 ) -> None:

@@ -649,6 +649,7 @@ def test_the_recipe_found_compresses(searched: Any) -> None:
     assert main(words) == 0
 
 
+@pytest.mark.thorough
 def test_a_search_with_more_trials_goes_on(searched: Any, place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(searched.folder, folder)
@@ -687,6 +688,7 @@ def test_without_budgets_the_usual_ones_within_reach_are_tried(place: Path, tmp_
     assert set(summary["budgets"]) < {0.35, 0.5, 0.65, 0.8}
 
 
+@pytest.mark.thorough
 def test_a_search_that_repairs_nothing_says_so(place: Path, tmp_path: Path) -> None:
     found = _search(place, tmp_path / "run", 1, compensate=False, evaluate=False)
     assert not found.recipe.compensate

@@ -158,6 +158,7 @@ def test_the_predictor_and_the_selector_are_judged_on_images_kept_out(monkeypatc
     assert seen["taught"] <= {float(inputs.sum()) for inputs, _ in learning}
 
 
+@pytest.mark.thorough
 def test_the_predictor_comes_nearer_to_the_network_under_masks_and_the_network_stays() -> None:
     of, lessons = subject()
     before = {name: tensor.clone() for name, tensor in of.network.state_dict().items()}

@@ -28,6 +28,8 @@ _REGROUPINGS = (
     *(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
 )
 _ORDERINGS = (aten.permute.default, aten.transpose.int, aten.movedim.int)
+MIXTURES = (aten.matmul.default, aten.mm.default)
+"""What mixes stored kernels for each image: shares [N, K] times [K, out * in * taps]."""
 _PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
 
 

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..graph import aten
-from ..graph.dynamic import keeps_order, part_of
+from ..graph.dynamic import MIXTURES, keeps_order, part_of
 from ..graph.neighbours import calls_of, computed_operands, is_stored, shape_of
 from ..graph.operators import CONVOLUTIONS, LINEAR, arguments
 from .labels import Ledger
-
-_MIXTURES = (aten.matmul.default, aten.mm.default)
-
 
 KernelShape = tuple[int, int, int, int]
 """(groups, outputs of a group, inputs of a group, taps)."""
@@ -60,7 +56,7 @@ def _holders(kernel: fx.Node, shape: KernelShape) -> Iterator[tuple[fx.Node, int
     if source.op != "call_function" or math.prod(shape_of(source)[1:]) != math.prod(shape):
         return
     settings = arguments(source) if source.target in (LINEAR, *CONVOLUTIONS) else {}
-    if source.target in _MIXTURES:
+    if source.target in MIXTURES:
         yield from _of_length(source.args[1], -1, shape)
     elif settings.get("groups", 1) == 1:
         yield from _of_length(settings.get("weight"), 0, shape)

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import aten, fetch, store
-from ..graph.dynamic import is_part, keeps_order, part_of
+from ..graph.dynamic import MIXTURES, is_part, keeps_order, part_of
 from ..graph.interface import nodes_by_name
 from ..graph.neighbours import calls_of, is_stored, only_user, shape_of, stored_nodes
 from ..records import IntArray, Slices
 
-_MIXTURES = (aten.matmul.default, aten.mm.default)
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default}
 
 
@@ -103,7 +102,7 @@ def _experts(kernel: fx.Node) -> Experts | None:
     mixture: fx.Node = kernel
     while keeps_order(mixture) and only_user(mixture) is not None:
         mixture = mixture.all_input_nodes[0]
-    if mixture.target not in _MIXTURES or only_user(mixture) is None:
+    if mixture.target not in MIXTURES or only_user(mixture) is None:
         return None
     routing, weight = mixture.all_input_nodes
     if not is_stored(weight) or is_stored(routing) or only_user(weight) is None or len(shape_of(routing)) != 2:

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import string
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import fx, nn
 from ..errors import FolderError, GateError, ModelError, first_line
 from ..files import note, write_bytes
 from ..graph.interface import input_names, output_names
-from ..placement import CPU, placed
+from ..placement import CPU, placed, release
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
 from .attention import spelled_out
 from .parts import attributes_of
@@ -72,7 +73,12 @@ def export_onnx(
         raw = _torch_export(model, example)
         most = weight_elements(raw)
         least = weight_elements(raw, equal_once=True)
-        slim, optimiser = _optimise(raw)
+        folded = _folded(raw)
+        del raw  # every form of the model holds all its weights: none lives longer than the next one needs
+        with tempfile.TemporaryDirectory() as folder:
+            unslimmed = _spilled(folded, Path(folder))
+            del folded
+            slim, optimiser = _slimmed(unslimmed)
 
     _finish(slim, {**(metadata or {}), "compressor.optimiser": optimiser})
     after = weight_elements(slim)
@@ -127,21 +133,53 @@ def _reason(error: BaseException) -> str:
     return first_line(error, longest=300)
 
 
-def _optimise(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """onnxscript folds constants and norms; onnxslim then fuses what is left (measured: both beat either)."""
+def _folded(raw: onnx.ModelProto) -> onnx.ModelProto:
+    """Constants and norms folded by onnxscript."""
     import onnxscript.optimizer
 
     folded: onnx.ModelProto = onnxscript.optimizer.optimize(raw)
-    if folded.ByteSize() > _PROTOBUF_LIMIT_BYTES:
-        return folded, "onnxscript"
+    _forget_matches()
+    return folded
+
+
+def _spilled(model: onnx.ModelProto, folder: Path) -> Path:
+    """The model in a file, its weights beside it where it is larger than a message may be."""
+    path = folder / "model.onnx"
+    is_large = model.ByteSize() > _PROTOBUF_LIMIT_BYTES
+    onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
+    return path
+
+
+def _slimmed(folded: Path) -> tuple[onnx.ModelProto, str]:
+    """What onnxslim fuses of what onnxscript left (measured: both beat either), and who optimised it."""
+    if folded.with_name("model.onnx.data").exists():  # above the limit of what onnxslim handles
+        return onnx.load(folded), "onnxscript"
     import onnxslim
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(folded)
     try:
-        return onnxslim.slim(copy), "onnxscript+onnxslim"
+        return onnxslim.slim(str(folded)), "onnxscript+onnxslim"
     except Exception as error:  # an optional fusion pass: the folded graph computes the same without it
-        return folded, f"onnxscript (onnxslim: {_reason(error)})"
+        return onnx.load(folded), f"onnxscript (onnxslim: {_reason(error)})"
+    finally:
+        _forget_matches()
+
+
+def _forget_matches() -> None:
+    """Frees what both optimisers keep: their rules hold the nodes they matched last, and so the graph and its weights.
+
+    Of a large model that is three times its weights, for as long as the process lives.
+    """
+    import onnxscript.rewriter
+    from onnxslim.core.pattern.registry import DEFAULT_FUSION_PATTERNS
+
+    for rule in onnxscript.rewriter._DEFAULT_REWRITE_RULES:
+        for name in ("_graph", "_match", "_current_node", "_tracer"):
+            vars(rule._matcher).pop(name, None)
+    for matchers in DEFAULT_FUSION_PATTERNS.values():
+        for matcher in matchers:
+            for name in ("output", *(node.name for node in matcher.pattern.nodes)):
+                vars(matcher).pop(name, None)
+    release()
 
 
 def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -1,9 +1,11 @@
 """What several processes make of one run: how much faster, how many bytes they send, and whether it stays the same.
 
 In: networks, numbers of processes, images (noise, or `--data`). Each number of processes is started by `torchrun`, one
-thread each, in turns; scoring, covariances, measured loss and repair are timed between barriers. Out: a table, and as
-the last line one JSON object: medians, efficiency (time of one over that of n, times n), bytes each process gave to
-sums, and how far scores, plan and repaired weights lie from those of one process.
+thread each, in turns; scoring, covariances, measured loss and repair are timed between barriers. Beside them as many
+processes that know nothing of each other do all the work each: what they lose to one alone, the machine's caches and
+memory take, and no program of several processes can have back. Out: a table, and as the last line one JSON object:
+medians, that ceiling, efficiency (time of one over that of n, times n), bytes each process gave to sums, and how far
+scores, plan and repaired weights lie from those of one process.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,37 +74,80 @@ def _options() -> argparse.Namespace:
 def _compared(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All numbers of processes in turns, so that a machine that changes its speed changes it for all."""
     numbers = [int(text) for text in options.ranks.split(",")]
-    found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+    runs: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+    strangers: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers[1:]}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
             for number in numbers:
-                out = Path(folder, f"{number}-{repeat}")
-                _start(name, number, out, options)
-                found[number].append(json.loads(out.with_suffix(".json").read_text()))
+                (times,) = _finished_runs([_start(name, number, Path(folder, f"{number}-{repeat}"), options)])
+                runs[number].append(times)
+            for number in numbers[1:]:
+                outs = [Path(folder, f"alone-{number}-{repeat}-{index}") for index in range(number)]
+                strangers[number] += _finished_runs([_start(name, 1, out, options) for out in outs])
         first = dict(np.load(Path(folder, f"{numbers[0]}-0.npz")))
         apart = {number: _apart(first, dict(np.load(Path(folder, f"{number}-0.npz")))) for number in numbers[1:]}
+
     rows: dict[str, Any] = {"images": options.images, "size": options.size, "apart": apart}
     print(f"{name}, {options.images} images of {options.size} px")
     for step in STEPS:
-        seconds = {number: median(run[step]["seconds"] for run in found[number]) for number in numbers}
-        base = numbers[0] * seconds[numbers[0]]
-        efficiency = {number: base / (number * seconds[number]) for number in numbers}
-        sent = {number: found[number][0][step]["sent_bytes"] for number in numbers}
-        rows[step] = {"seconds": seconds, "efficiency": efficiency, "sent_bytes": sent}
-        text = ", ".join(f"{n}: {seconds[n]:.2f} s ({efficiency[n]:.0%}, {sent[n] / 1e6:.1f} MB)" for n in numbers)
-        print(f"  {step:14} {text}")
+        rows[step] = _row(step, numbers, runs, strangers)
+        print(f"  {step:14} {_told(rows[step])}")
     for number, distances in apart.items():
         print(f"  {number} processes and {numbers[0]}: {distances}")
     return rows
 
 
-def _start(name: str, number: int, out: Path, options: argparse.Namespace) -> None:
+def _row(
+    step: str,
+    numbers: list[int],
+    runs: Mapping[int, list[dict[str, Any]]],
+    strangers: Mapping[int, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Medians of one step, what several processes reach of their share, and what strangers would."""
+    seconds = {number: median(run[step]["seconds"] for run in runs[number]) for number in numbers}
+    base = numbers[0] * seconds[numbers[0]]
+    beside = {number: median(run[step]["seconds"] for run in strangers[number]) for number in numbers[1:]}
+    return {
+        "seconds": seconds,
+        "ceiling": {number: base / slowed for number, slowed in beside.items()},
+        "efficiency": {number: base / (number * seconds[number]) for number in numbers},
+        "sent_bytes": {number: runs[number][0][step]["sent_bytes"] for number in numbers},
+    }
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    parts = []
+    for number, seconds in row["seconds"].items():
+        ceiling = f" of {row['ceiling'][number]:.0%}" if number in row["ceiling"] else ""
+        sent_mb = row["sent_bytes"][number] / 1e6
+        parts.append(f"{number}: {seconds:.2f} s ({row['efficiency'][number]:.0%}{ceiling}, {sent_mb:.1f} MB)")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job that runs, and the file, without its suffix, that it leaves its times in."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+
+
+def _finished_runs(jobs: list[Started]) -> list[dict[str, Any]]:
+    """The times of jobs that run at once; raises CalledProcessError where one failed."""
+    for job in jobs:
+        code = job.process.wait()
+        if code:
+            raise subprocess.CalledProcessError(code, job.process.args)
+    return [json.loads(job.out.with_suffix(".json").read_text()) for job in jobs]
+
+
+def _start(name: str, number: int, out: Path, options: argparse.Namespace) -> Started:
     given = ["--models", name, "--worker", str(out), "--images", str(options.images), "--size", str(options.size)]
     given += ["--batch", str(options.batch), "--data", options.data]
     given += ["--all-criteria"] if options.all_criteria else []
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     command = [sys.executable, *launcher, __file__, *given]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return Started(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}), out)
 
 
 def _apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:

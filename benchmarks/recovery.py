@@ -1,11 +1,12 @@
 """What all images give back: the repaired network taught by the dense one, over 200, 1,000 and all images, no labels.
 
     python benchmarks/recovery.py --networks resnet20,resnet56 --kept 0.5,0.35 --minutes 30
-    python benchmarks/recovery.py --networks resnet20 --images all --peer
+    python benchmarks/recovery.py --networks resnet20 --images all --peer --fastnas
 Of the images of a point a fifth (512 at most) tells when to end, as many choose between repaired and recovered, the
 others teach; the first 500 of those repair. Evaluation images are counted once, at the end. `--peer` gives the same
-recovery to torch_pruning's plan (`--setting`). OUT/points.jsonl holds what is done, with the fidelity over the minutes;
-a point that is killed goes on where it was. The last line is JSON.
+recovery to torch_pruning's plan (`--setting`), `--fastnas` to ModelOpt's (`--fastnas-setting`, or `all` for each one
+repaired only). OUT/points.jsonl holds what is done, with the fidelity over the minutes; a point that is killed goes on
+where it was. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accuracy import peer_subject, with_repaired_norms
+from fastnas import FASTNAS_SETTINGS, FastNas, fastnas_to, require_fastnas
 from peer import SETTINGS, prune_to
 from study import (
     Points,
@@ -62,6 +64,7 @@ REPAIR_IMAGES = 500
 MOST = 512  # images that tell when to end, and that choose
 APART = 5  # one image of so many does each
 OURS = "ours"
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,9 +114,9 @@ def measure(
     for count in counts:
         subjects = functools.cache(lambda count=count: subjects_with(study, seed, read(), count))
         for share in study.kept:
-            for plan in (OURS, *([options.setting] if options.peer else [])):
+            for plan, states in _plans(options):
                 begin = functools.cache(lambda s=share, p=plan, f=subjects: start_of(f()[0], s, p, seed))
-                for state in (REPAIRED, RECOVERED):
+                for state in states:
                     name = f"{plan}, {state}, {count or 'all'} images"
                     named = {"network": study.name, "seed": seed, "asked": share, "variant": name, "state": state}
                     named |= {"plan": plan, "images_given": count}
@@ -125,6 +128,17 @@ def measure(
                         return attempt(f, b, o, at)
 
                     yield points.measure(named, depends, work)
+
+
+def _plans(options: argparse.Namespace) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Whose plans are followed, and which states of each are measured."""
+    yield OURS, (REPAIRED, RECOVERED)
+    if options.peer:
+        yield options.setting, (REPAIRED, RECOVERED)
+    if options.fastnas:
+        screened = options.fastnas_setting == ALL
+        for setting in map(str, FASTNAS_SETTINGS) if screened else [options.fastnas_setting]:
+            yield setting, (REPAIRED,) if screened else (REPAIRED, RECOVERED)
 
 
 def _teaching(options: argparse.Namespace, seed: int) -> RecoveryOptions:
@@ -145,10 +159,11 @@ def subjects_with(study: Study, seed: int, read: tuple[Any, Images, Images], cou
 
 
 def start_of(subjects: Subjects, share: float, plan: str, seed: int) -> Start:
-    """Our plan repaired, or torch_pruning's with its batch normalisations repaired where it has any."""
+    """Our plan repaired, or a peer's with its batch normalisations repaired where it has any."""
     if plan != OURS:
-        setting = next(setting for setting in SETTINGS if str(setting) == plan)
-        module, _ = prune_to(peer_subject(subjects), setting, share, seed=seed)
+        setting = next(setting for setting in (*SETTINGS, *FASTNAS_SETTINGS) if str(setting) == plan)
+        prune = fastnas_to if isinstance(setting, FastNas) else prune_to
+        module, _ = prune(peer_subject(subjects), setting, share, seed=seed)
         module = with_repaired_norms(module, subjects.calibration) or module
         network = trace(copy.deepcopy(module), subjects.example)
         return Start(network, _kept(network, subjects), None)
@@ -229,6 +244,8 @@ def summarise(table: pd.DataFrame) -> list[Row]:
 
 def main() -> None:
     options = _options()
+    if options.fastnas:
+        require_fastnas()
     counts = [0 if text == "all" else int(text) for text in options.images.split(",")]
     points = Points(options.out / "points.jsonl")
     rows: list[Row] = []
@@ -248,6 +265,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--features", type=float, default=1.0, help="weight of the features in front of the head")
     parser.add_argument("--peer", action="store_true", help="torch_pruning's plan, too")
     parser.add_argument("--setting", default="taylor, isomorphic", help="torch_pruning's importance and scope")
+    parser.add_argument("--fastnas", action="store_true", help="ModelOpt's FastNAS, too")
+    parser.add_argument(
+        "--fastnas-setting", default=ALL, help=f"one of {', '.join(map(str, FASTNAS_SETTINGS))}; or all"
+    )
     add_flags(parser, kept="shares of the MACs that stay", out="runs/recovery")
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from ..report.write import write_page
 from ..run.stages import Notify
 from .comparison import Change, compare_benchmarks, require_alike
 from .measurement import measure, resolved
-from .pages import crowd_of, page_of, speedups
+from .pages import crowd_of, metric_of, page_of, speedups
 from .places import STEM, Place, open_place, opened_place, results_folder
 from .records import SINGLE, Measured, Options, SubjectRow, Summary, read_measured, write_measured
 
@@ -37,14 +37,15 @@ def benchmark(
     `other` is a benchmark.json to compare with. Raises GateError before measuring when its machine or libraries are
     not these, InputError when places take inputs of different shapes.
     """
-    shapes = {_shapes(place) for place in places}
+    shapes = set(map(_shapes, places))
     if len(shapes) > 1:
         raise InputError(
             f"the places take inputs of different shapes ({'; '.join(sorted(shapes))}); measure them apart"
         )
     options = resolved(options or Options())
-    before = read_measured(other) if other is not None else None
-    if before is not None:
+    before = None
+    if other is not None:
+        before = read_measured(other)
         require_alike(before, read_environment(), options)
 
     measured = measure(places, options, out, notify)
@@ -69,7 +70,7 @@ def _shapes(place: Place) -> str:
 def read_cores(text: str) -> tuple[int, ...]:
     """`0,1` to (0, 1), an empty text to none. Raises InputError for anything but numbers."""
     numbers = [number.strip() for number in text.split(",") if number.strip()]
-    if not all(number.isdigit() for number in numbers):
+    if not all(map(str.isdigit, numbers)):
         raise InputError(f"cores are written as '0,1', not {text!r}")
     return tuple(map(int, numbers))
 
@@ -80,7 +81,7 @@ def summary_of(measured: Measured, changes: Sequence[Change], out: Path) -> Summ
         "benchmark": str(out / f"{STEM}.json"),
         "page": str(out / f"{STEM}.html"),
         "fingerprint": measured.environment.fingerprint,
-        "metric": next((row.accuracy.metric for row in measured.subjects if row.accuracy is not None), None),
+        "metric": metric_of(measured),
         "accuracy": {row.name: _accuracy(row) for row in measured.subjects},
         "p50_ms": _medians_ms(measured),
         "speed_up": _ratios(measured),

@@ -73,8 +73,9 @@ def _other_environment(before: Environment, after: Environment) -> list[str]:
 def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     differences = []
     for name in dict.fromkeys((*before, *after)):
-        if before.get(name) != after.get(name):
-            differences.append(f"{name} was {before.get(name) or 'absent'} and is {after.get(name) or 'absent'}")
+        earlier, later = before.get(name), after.get(name)
+        if earlier != later:
+            differences.append(f"{name} was {earlier or 'absent'} and is {later or 'absent'}")
     return differences
 
 
@@ -88,4 +89,6 @@ def _other_options(before: Options, after: Options) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return str(value)

@@ -27,9 +27,9 @@ from ..files import file_sha256, read_json, write_json
 from ..records import Figure, figure_fields, figure_of
 from ..run.choosing import CLASSES
 from ..run.stages import Notify, Stages
-from ..tasks import is_labelled, task_named
+from ..tasks import Predict, is_labelled, task_named
 from .network_worker import MODULE, VARIANTS
-from .places import Place
+from .places import File, Place
 from .records import (
     CAMERA,
     OFFLINE,
@@ -63,26 +63,23 @@ class _Bench:
 def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify) -> Measured:
     """Measures everything that can be here; the rest is in `not_run` with its reason. `out` holds the parts."""
     bench = _Bench(tuple(places), options, Stages(out / "parts", notify), pool_of(places[0].images))
-    runtimes = options.on or _measurable()
-    reasons = {runtime: _why_unavailable(runtime) for runtime in runtimes}
+    reasons = {runtime: _why_unavailable(runtime) for runtime in options.on or _measurable()}
     not_run = [f"{runtime}: {reason}" for runtime, reason in reasons.items() if reason]
     subjects: list[SubjectRow] = []
     for place in places:
         not_run += place.lacks
-        for row, lack in _subjects(bench, place):
+        for file in place.files:
+            row, lacks = _subject(bench, place, file)
             subjects.append(row)
-            if lack:
-                not_run.append(lack)
+            not_run += lacks
 
-    cold: list[ColdStart] = []
     timings: list[ScenarioTiming] = []
-    for runtime in [runtime for runtime, reason in reasons.items() if not reason]:
-        files = _files(bench, runtime)
-        if files:
-            taken = list(_scenarios(bench, runtime, files))
-            timings += taken
-            # a network takes seconds to import and to compile: its own timing's process is one cold start
-            cold += _cold_of(taken) if runtime in WAYS else _cold(bench, runtime, files)
+    cold: list[ColdStart] = []
+    for runtime, reason in reasons.items():
+        if not reason:
+            scenarios, starts = _timed(bench, runtime)
+            timings += scenarios
+            cold += starts
 
     return Measured(
         title=" and ".join(place.label for place in places),
@@ -96,6 +93,18 @@ def measure(places: Sequence[Place], options: Options, out: Path, notify: Notify
         cache_bytes=cache_bytes(),
         seconds=dict(bench.stages.seconds),
     )
+
+
+def _timed(bench: _Bench, runtime: str) -> tuple[list[ScenarioTiming], list[ColdStart]]:
+    """Every scenario and every cold start on one runtime; none where no place holds anything for it."""
+    files = _files(bench, runtime)
+    if not files:
+        return [], []
+    scenarios = list(_scenarios(bench, runtime, files))
+    if runtime in WAYS:
+        # a network takes seconds to import and to compile: its own timing's process is one cold start
+        return scenarios, _cold_of(scenarios)
+    return scenarios, _cold(bench, runtime, files)
 
 
 def pool_of(images: Arrays) -> Arrays:
@@ -115,11 +124,12 @@ def resolved(options: Options) -> Options:
 
     Raises InputError for a core that it may not use.
     """
-    cores = options.cores or affinity()
-    missing = set(options.cores) - set(affinity())
-    if missing and affinity():
-        usable = ", ".join(map(str, affinity()))
-        raise InputError(f"core {min(missing)} is not among those this process may use: {usable}")
+    usable = affinity()
+    cores = options.cores or usable
+    missing = set(options.cores) - set(usable)
+    if missing and usable:
+        listed = ", ".join(map(str, usable))
+        raise InputError(f"core {min(missing)} is not among those this process may use: {listed}")
     return replace(options, cores=cores, threads=options.threads or len(cores))
 
 
@@ -141,15 +151,17 @@ def _why_unavailable(runtime: str) -> str:
 
 def subject_name(bench_places: Sequence[Place], place: Place, subject: str) -> str:
     """`shipped-int8`, with the place before it where there are several."""
-    return subject if len(bench_places) == 1 else f"{place.label}/{subject}"
+    if len(bench_places) == 1:
+        return subject
+    return f"{place.label}/{subject}"
 
 
 def _files(bench: _Bench, runtime: str) -> dict[str, Path]:
     """What the runtime opens, by subject; the dense networks of further places are there too."""
+    paths_of = _networks if runtime in WAYS else _model_files
     files: dict[str, Path] = {}
     for place in bench.places:
-        of_place = _networks(place) if runtime in WAYS else _model_files(place)
-        for subject, path in of_place.items():
+        for subject, path in paths_of(place).items():
             files[subject_name(bench.places, place, subject)] = path
     return files
 
@@ -165,29 +177,29 @@ def _model_files(place: Place) -> dict[str, Path]:
     return {file.artifact.subject: file.path for file in place.files}
 
 
-def _subjects(bench: _Bench, place: Place) -> Iterator[tuple[SubjectRow, str]]:
-    """Every file, and why its accuracy could not be measured where there are images; empty where it was."""
-    for file in place.files:
-        artifact = file.artifact
-        name = subject_name(bench.places, place, artifact.subject)
-        lack = ""
-        try:
-            accuracy = _accuracy(bench, place, name, file.path)
-        except (InputError, MissingPackageError) as error:  # a detector's boxes are made by code that no folder holds
-            accuracy, lack = None, f"accuracy of {name}: {error}"
-        row = SubjectRow(
-            name=name,
-            place=place.label,
-            variant=artifact.variant,
-            precision=artifact.precision,
-            file=artifact.name,
-            bytes=file.path.stat().st_size,
-            budget=place.budget if artifact.variant == "shipped" else "",
-            macs=file.macs,
-            parameters=file.parameters,
-            accuracy=accuracy,
-        )
-        yield row, lack
+def _subject(bench: _Bench, place: Place, file: File) -> tuple[SubjectRow, list[str]]:
+    """A file, and a line that says why its accuracy could not be measured where there are images; none where it was."""
+    artifact = file.artifact
+    name = subject_name(bench.places, place, artifact.subject)
+    accuracy: Figure | None = None
+    lacks: list[str] = []
+    try:
+        accuracy = _accuracy(bench, place, name, file.path)
+    except (InputError, MissingPackageError) as error:  # a detector's boxes are made by code that no folder holds
+        lacks.append(f"accuracy of {name}: {error}")
+    row = SubjectRow(
+        name=name,
+        place=place.label,
+        variant=artifact.variant,
+        precision=artifact.precision,
+        file=artifact.name,
+        bytes=file.path.stat().st_size,
+        budget=place.budget if artifact.variant == "shipped" else "",
+        macs=file.macs,
+        parameters=file.parameters,
+        accuracy=accuracy,
+    )
+    return row, lacks
 
 
 def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Figure | None:
@@ -203,21 +215,24 @@ def _accuracy(bench: _Bench, place: Place, name: str, path: Path) -> Figure | No
     def take() -> dict[str, object]:
         if place.task == CLASSES and labelled:
             return figure_fields(accuracy_of(path, images))
-        dense = _dense_file(place)
-        task = task_named(place.task, dense=None if dense is None else predict_of_file(dense))
+        task = task_named(place.task, dense=_predict_of_dense(place))
         return figure_fields(task.quality(predict_of_file(path), images))
 
     key = [file_sha256(path), place.evaluation_hash, place.task]
     return figure_of(_taken_once(bench, f"accuracy of {name}", key, take))
 
 
-def _dense_file(place: Place) -> Path | None:
-    return next((file.path for file in place.files if file.artifact.variant == "dense"), None)
+def _predict_of_dense(place: Place) -> Predict | None:
+    """The answers of the place's dense file; None where it has none."""
+    for file in place.files:
+        if file.artifact.variant == "dense":
+            return predict_of_file(file.path)
+    return None
 
 
-def _cold_of(taken: Sequence[ScenarioTiming]) -> list[ColdStart]:
+def _cold_of(scenarios: Sequence[ScenarioTiming]) -> list[ColdStart]:
     """The processes that timed single images opened them first; their peak has the pool of images in it."""
-    return [_cold_start([timed.timing]) for timed in taken if timed.scenario == SINGLE]
+    return [_cold_start([timed.timing]) for timed in scenarios if timed.scenario == SINGLE]
 
 
 def _cold(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> list[ColdStart]:
@@ -229,12 +244,12 @@ def _cold(bench: _Bench, runtime: str, files: Mapping[str, Path]) -> list[ColdSt
 
     def take() -> list[dict[str, object]]:
         one_image = feeds.cut(bench.pool, 0, 1)
-        starts = [time_files(files, one_image, schedule=schedule, runtime=runtime) for _ in range(options.repeats)]
-        return [asdict(_cold_start(timings)) for timings in _by_subject(files, starts)]
+        by_process = [time_files(files, one_image, schedule=schedule, runtime=runtime) for _ in range(options.repeats)]
+        return [asdict(_cold_start(timings)) for timings in _by_subject(files, by_process)]
 
     key = [_identities(files), asdict(schedule), options.repeats]
     rows = _taken_once(bench, f"cold start, {runtime}", key, take)
-    return [cold_start(row) for row in rows]
+    return list(map(cold_start, rows))
 
 
 def _cold_start(timings: Sequence[Timing]) -> ColdStart:
@@ -284,8 +299,7 @@ def _timings(bench: _Bench, runtime: str, files: Mapping[str, Path], schedule: S
     by_process = [
         time_files(files, bench.pool, schedule=shorter, runtime=runtime, module=module) for _ in range(repeats)
     ]
-    joined = [_joined(timings) for timings in _by_subject(files, by_process)]
-    return [replace(timing, schedule=schedule) for timing in joined]
+    return [replace(_joined(timings), schedule=schedule) for timings in _by_subject(files, by_process)]
 
 
 def _by_subject(names: Iterable[str], by_process: Sequence[Mapping[str, Timing]]) -> Iterator[list[Timing]]:
@@ -312,11 +326,13 @@ def _joined(timings: Sequence[Timing]) -> Timing:
 
 def _identities(files: Mapping[str, Path]) -> dict[str, str]:
     """Hashes of files; a network is no file of its own, so its path stands for it."""
-    identities = {name: str(path) for name, path in files.items()}
-    for name, path in files.items():
-        if path.is_file():
-            identities[name] = file_sha256(path)
-    return identities
+    return {name: _identity(path) for name, path in files.items()}
+
+
+def _identity(path: Path) -> str:
+    if path.is_file():
+        return file_sha256(path)
+    return str(path)
 
 
 def _taken_once(bench: _Bench, name: str, key: object, take: Callable[[], object]) -> Any:

@@ -15,7 +15,7 @@ from ..records import Accuracy, Quality
 from ..report import LatencyRow, ParetoPoint, facts
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
 from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
-from ..report.tables import TOO_FEW, Table, headed, pairs_table, top5_of, without_column
+from ..report.tables import ABSENT, TOO_FEW, Table, headed, lines_table, pairs_table, top5_of, without_empty_column
 from ..report.write import Page
 from .comparison import Change
 from .records import SINGLE, ColdStart, Measured, ScenarioTiming, SubjectRow
@@ -26,7 +26,9 @@ _MOST_FIGURES = 6  # on top of the page
 def page_of(measured: Measured, changes: tuple[Change, ...] = (), before: str = "") -> Page:
     """The page; `changes` against another benchmark, whose file `before` names, come first where there are any."""
     images = draw(_drawings(measured))
-    sections = [_changes(changes, before)] if changes else []
+    sections: list[Section] = []
+    if changes:
+        sections.append(_changes(changes, before))
     sections += [
         _accuracy(measured),
         _latency(measured, images),
@@ -69,9 +71,8 @@ def speedups(measured: Measured) -> Iterator[tuple[ScenarioTiming, Speedup]]:
     """
     timings = {(timed.timing.name, timed.timing.runtime, timed.scenario): timed.timing for timed in measured.timings}
     for timed in measured.timings:
-        place, _, subject = timed.timing.name.rpartition("/")  # of several places `run/shipped-int8`
-        dense_name = f"{place}/dense" if place else "dense"
-        dense = timings.get((dense_name, timed.timing.runtime, timed.scenario))
+        place, slash, subject = timed.timing.name.rpartition("/")  # of several places `run/shipped-int8`
+        dense = timings.get((f"{place}{slash}dense", timed.timing.runtime, timed.scenario))
         if subject != "dense" and dense is not None:
             yield timed, compare(dense, timed.timing)
 
@@ -84,7 +85,8 @@ def _verdict(measured: Measured) -> tuple[str, ...]:
             ratios_by_runtime.setdefault(timed.timing.runtime, []).append(ratio)
 
     lines = []
-    care = f" ({crowd_of(measured)})" if crowd_of(measured) else ""
+    crowd = crowd_of(measured)
+    care = f" ({crowd})" if crowd else ""
     for runtime, ratios in ratios_by_runtime.items():
         lines.append(f"{runtime}, one image at a time, against dense by medians: {', '.join(ratios)}{care}.")
     unstable = sorted({timed.timing.name for timed in measured.timings if not timed.timing.stable})
@@ -97,17 +99,17 @@ def _verdict(measured: Measured) -> tuple[str, ...]:
 
 def _single_on_reference(measured: Measured) -> list[Timing]:
     """What headlines and the plot of accuracy over latency show: accuracy is counted by that runtime too."""
-    return [
-        timed.timing for timed in measured.timings if timed.scenario == SINGLE and timed.timing.runtime == REFERENCE
-    ]
+    return _by_scenario_and_runtime(measured).get((SINGLE, REFERENCE), [])
 
 
 def _key_figures(measured: Measured) -> tuple[KeyFigure, ...]:
-    accuracies = {row.name: row.accuracy for row in measured.subjects}
+    accuracies = _accuracies(measured)
     figures = []
     for timing in _single_on_reference(measured)[:_MOST_FIGURES]:
-        accuracy = accuracies.get(timing.name)
-        detail = "accuracy not measured" if accuracy is None else f"{facts.value_of(accuracy)} {accuracy.metric}"
+        detail = "accuracy not measured"
+        if timing.name in accuracies:
+            accuracy = accuracies[timing.name]
+            detail = f"{facts.value_of(accuracy)} {accuracy.metric}"
         figures.append(KeyFigure(f"{timing.name}, p50", f"{facts.milliseconds(timing.p50_ms)} ms", detail))
     return tuple(figures)
 
@@ -133,13 +135,13 @@ def _figure_name(scenario: str, runtime: str) -> str:
 
 def _latency_row(timing: Timing) -> LatencyRow:
     statistics = summarise(timing)
-    place, _, subject = timing.name.rpartition("/")
+    place, slash, subject = timing.name.rpartition("/")
     variant, _, precision = subject.partition("-")  # `shipped-int8`, but `dense` alone is fp32
     return LatencyRow(
         runtime=timing.runtime,
         precision=precision or "fp32",
         batch=timing.schedule.batch,
-        variant=f"{place}/{variant}" if place else variant,
+        variant=f"{place}{slash}{variant}",
         samples_ms=np.array(timing.samples_ms),
         percentiles={"p50": statistics["p50_ms"], "p90": statistics["p90_ms"], "p99": statistics["p99_ms"]},
     )
@@ -147,13 +149,14 @@ def _latency_row(timing: Timing) -> LatencyRow:
 
 def _points(measured: Measured) -> list[ParetoPoint]:
     """Files with an accuracy, where ONNX Runtime took them one image at a time; equal dense networks once."""
-    rows = {row.name: row for row in measured.subjects if row.accuracy is not None}
+    rows = {row.name: row for row in measured.subjects}
+    accuracies = _accuracies(measured)
     points: dict[str, ParetoPoint] = {}
     for timing in _single_on_reference(measured):
-        row = rows.get(timing.name)
-        if row is not None and row.accuracy is not None:
+        if timing.name in accuracies:
+            row = rows[timing.name]
             label = _point_label(row)
-            point = ParetoPoint(label, timing.p50_ms, row.accuracy, reference=row.variant == "dense")
+            point = ParetoPoint(label, timing.p50_ms, accuracies[row.name], reference=row.variant == "dense")
             points.setdefault(label, point)
     return list(points.values())
 
@@ -162,11 +165,13 @@ def _point_label(row: SubjectRow) -> str:
     """The subject's name; with its budget where there are several places, which may differ in it."""
     if row.variant == "dense":
         return "dense"
-    return f"{row.name} ({row.budget})" if row.budget and "/" in row.name else row.name
+    if row.budget and "/" in row.name:
+        return f"{row.name} ({row.budget})"
+    return row.name
 
 
 def _changes(changes: tuple[Change, ...], before: str) -> Section:
-    rows = tuple(_change_cells(change) for change in changes)
+    rows = tuple(map(_change_cells, changes))
     head = ("subject", "runtime", "scenario", "before ms", "now ms", "speed-up", "95 %")
     note = "Ratio of medians; the interval redraws whole turns. The two were taken at different times."
     table = Table("Changes", head, "lllrrrr", rows, note)
@@ -197,45 +202,56 @@ def _accuracy(measured: Measured) -> Section:
     if len(points) > 1:
         alt = f"Points: {facts.metric_in_words(_metric(measured))} against median latency of every file"
         elements.append(Figure("pareto", alt, pareto_caption(points)))
-    is_measured = any(row.accuracy is not None for row in measured.subjects)
-    text = () if is_measured else ("Quality was not measured; see what was not run.",)
+    text = () if _accuracies(measured) else ("Quality was not measured; see what was not run.",)
     title = "Accuracy and size" if _metric(measured) == "top-1" else "Quality and size"
     return Section("accuracy", title, text, tuple(elements))
 
 
+def _accuracies(measured: Measured) -> dict[str, Accuracy | Quality]:
+    """By the subject's name, of those whose accuracy was measured."""
+    return {row.name: row.accuracy for row in measured.subjects if row.accuracy is not None}
+
+
+def metric_of(measured: Measured) -> str | None:
+    """What the files are judged by; None where none was."""
+    return next((accuracy.metric for accuracy in _accuracies(measured).values()), None)
+
+
 def _metric(measured: Measured) -> str:
-    """What the files are judged by."""
-    return next((row.accuracy.metric for row in measured.subjects if row.accuracy is not None), "top-1")
+    return metric_of(measured) or "top-1"
 
 
 def _subject_table(measured: Measured) -> Table:
     """A row for each file; a column of top-5 where some row has it."""
-    figures = [row.accuracy for row in measured.subjects if row.accuracy is not None]
-    rows = tuple(_subject_cells(row) for row in measured.subjects)
-    head = ("subject", _metric(measured), "95 % interval", "top-5", *_COSTS)
-    interval = "; Wilson interval" if all(isinstance(figure, Accuracy) for figure in figures) else ""
+    is_quality = any(isinstance(row.accuracy, Quality) for row in measured.subjects)
+    interval = "" if is_quality else "; Wilson interval"
     note = f"ONNX Runtime on held-out images{interval}. FLOPs are 2 per MAC. MACs and parameters: of the network."
-    table = Table("Subjects", head, "crrrrrrrrc", rows, note)
-    return table if any(top5_of(figure) for figure in figures) else without_column(table, head.index("top-5"))
+    head = ("subject", _metric(measured), "95 % interval", "top-5", *_COSTS)
+    rows = tuple(map(_subject_cells, measured.subjects))
+    return without_empty_column(Table("Subjects", head, "crrrrrrrrc", rows, note), "top-5")
 
 
 _COSTS = ("n", "MACs", "FLOPs", "parameters", "size", "file")
 
 
 def _subject_cells(row: SubjectRow) -> tuple[str, ...]:
-    costs = (row.macs, 2 * row.macs, row.parameters)
-    counts = [facts.count(cost) if cost >= 0 else "–" for cost in costs]
+    counts = map(_count, (row.macs, 2 * row.macs, row.parameters))
     return (row.name, *_accuracy_cells(row.accuracy), *counts, facts.size(row.bytes), row.file)
+
+
+def _count(cost: int) -> str:
+    """A dash for a negative one, which stands for unknown."""
+    return ABSENT if cost < 0 else facts.count(cost)
 
 
 def _accuracy_cells(accuracy: Accuracy | Quality | None) -> tuple[str, str, str, str]:
     """The figure, its interval, top-5 and the number of images."""
     if accuracy is None:
-        return "–", "–", "–", "–"
+        return ABSENT, ABSENT, ABSENT, ABSENT
     return (
         facts.value_of(accuracy),
         facts.interval_of(accuracy),
-        top5_of(accuracy) or "–",
+        top5_of(accuracy) or ABSENT,
         f"{accuracy.n:,}",
     )
 
@@ -292,12 +308,11 @@ def _timing_cells(timing: Timing, speedup: Speedup | None) -> tuple[str, ...]:
 
 
 def _percentile(timing: Timing, percentile: float) -> str:
-    value = estimate(timing.samples_ms, percentile)
-    return TOO_FEW if value is None else facts.milliseconds(value)
+    return facts.written(estimate(timing.samples_ms, percentile), facts.milliseconds, unknown=TOO_FEW)
 
 
 def _cold(measured: Measured) -> Section:
-    rows = tuple(_cold_cells(cold) for cold in measured.cold)
+    rows = tuple(map(_cold_cells, measured.cold))
     head = ("subject", "runtime", "load ms", "first run ms", "peak memory", "processes")
     note = (
         "Medians over fresh processes. Load has the import of the runtime in it; the file is in the system's cache. "
@@ -307,21 +322,22 @@ def _cold(measured: Measured) -> Section:
 
 
 def _cold_cells(cold: ColdStart) -> tuple[str, ...]:
-    is_known = min(cold.peak_bytes) >= 0  # -1 stands for unknown
+    peak = ABSENT
+    if min(cold.peak_bytes) >= 0:  # -1 stands for unknown
+        peak = facts.size(float(np.median(cold.peak_bytes)))
     return (
         cold.name,
         cold.runtime,
         facts.milliseconds(float(np.median(cold.load_ms))),
         facts.milliseconds(float(np.median(cold.first_run_ms))),
-        facts.size(float(np.median(cold.peak_bytes))) if is_known else "–",
+        peak,
         str(len(cold.load_ms)),
     )
 
 
 def _not_run(measured: Measured) -> Section:
-    rows = tuple((line,) for line in measured.not_run)
-    text = () if rows else ("Everything was run.",)
-    return Section("not-run", "What was not run", text, (Table("Not run", ("what and why",), "l", rows),))
+    text = () if measured.not_run else ("Everything was run.",)
+    return Section("not-run", "What was not run", text, (lines_table("Not run", "what and why", measured.not_run),))
 
 
 def _how(measured: Measured) -> Section:
@@ -333,7 +349,7 @@ def _how(measured: Measured) -> Section:
         "least runs": options.runs,
         "processes per subject": options.repeats,
         "images drawn from": facts.size(measured.pool_bytes),
-        "largest cache": facts.size(measured.cache_bytes) if measured.cache_bytes else "unknown",
+        "largest cache": facts.written(measured.cache_bytes or None, facts.size, unknown="unknown"),
         "warm-up": "by time, then until two windows' medians agree",
         "fingerprint": environment.fingerprint,
     }

@@ -5,7 +5,7 @@ A place says for each thing it lacks why; nothing is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +124,13 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         evaluation = _evaluation_of(recipe, network)
     except CompressorError as error:
         lacks.append(f"{label}: accuracy was not measured, its images are not at hand: {error}")
-    if not network.builder:
+    networks: Path | None = None
+    if network.builder:
+        networks = folder
+    else:
         lacks.append(f"{label}: PyTorch was not timed, the run began with a model object")
 
+    summary = read_json(folder / "summary.json", "summary/2")
     return Place(
         label=label,
         folder=folder,
@@ -135,9 +139,9 @@ def _run(folder: Path, label: str, trust: bool) -> Place:
         images=_golden_of_run(folder) if evaluation is None else _gathered(evaluation),
         evaluation=evaluation,
         lacks=tuple(lacks),
-        networks=folder if network.builder else None,
+        networks=networks,
         evaluation_hash=_hash_of(evaluation),
-        task=str(read_json(folder / "summary.json", "summary/2").get("task") or CLASSES),
+        task=str(summary.get("task") or CLASSES),
     )
 
 
@@ -166,18 +170,25 @@ def _files_of(folder: Path) -> tuple[File, ...]:
             f"{path} does not say what the run made ({type(error).__name__}: {error}); run the command that made this "
             "folder again"
         ) from error
-    outside = [name for name in precisions if Path(name).name != name]
-    if outside:
-        raise FolderError(f"{path} names {outside[0][:80]!r}, which is no file of its folder; run the command again")
+    for name in precisions:
+        if Path(name).name != name:
+            raise FolderError(f"{path} names {name[:80]!r}, which is no file of its folder; run the command again")
 
+    artifacts = _artifacts_of(precisions, ships_dense=summary.get("shipped") == "dense")
+    return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
+
+
+def _artifacts_of(precisions: Mapping[str, str], *, ships_dense: bool) -> list[Artifact]:
+    """The dense network's file, then the shipped one's by their `precisions`; where the dense ships, one is both."""
     # TensorRT's form of Q/DQ is for an engine's parser and is not itself run
     run_precisions = {name: precision for name, precision in precisions.items() if "tensorrt" not in name}
-    dense = DENSE
-    if summary.get("shipped") == "dense":  # one file, which is both
-        dense = Artifact(SHIPPED.name, "dense")
+    artifacts = [DENSE]
+    if ships_dense:
+        artifacts = [Artifact(SHIPPED.name, "dense")]
         run_precisions.pop(SHIPPED.name, None)
-    artifacts = [dense, *(Artifact(name, "shipped", precision) for name, precision in run_precisions.items())]
-    return tuple(File(artifact, folder / artifact.name, *costs[artifact.variant]) for artifact in artifacts)
+    for name, precision in run_precisions.items():
+        artifacts.append(Artifact(name, "shipped", precision))
+    return artifacts
 
 
 def _costs_of(summary: Content, variant: str) -> tuple[int, int]:

@@ -108,7 +108,6 @@ class Summary(TypedDict):
 
 def write_measured(measured: Measured, path: Path) -> None:
     """The record as JSON, raw samples and all. Raises GateError for a number that JSON doesn't know."""
-    timings = [{"scenario": timed.scenario, **to_json(timed.timing)} for timed in measured.timings]
     content = {
         "title": measured.title,
         "not_run": measured.not_run,
@@ -117,9 +116,9 @@ def write_measured(measured: Measured, path: Path) -> None:
         "seconds": measured.seconds,
         "environment": asdict(measured.environment),
         "options": asdict(measured.options),
-        "subjects": [_subject_fields(row) for row in measured.subjects],
-        "cold": [asdict(row) for row in measured.cold],
-        "timings": timings,
+        "subjects": list(map(_subject_fields, measured.subjects)),
+        "cold": list(map(asdict, measured.cold)),
+        "timings": list(map(_timing_fields, measured.timings)),
         "schema": SCHEMA,
     }
     write_json(path, content)
@@ -148,9 +147,9 @@ def _measured_of(content: Content) -> Measured:
         title=content["title"],
         environment=Environment(**content["environment"]),
         options=Options(**{**options, **sequences}),
-        subjects=tuple(_subject(row) for row in content["subjects"]),
-        timings=tuple(_timing(timed) for timed in content["timings"]),
-        cold=tuple(cold_start(row) for row in content["cold"]),
+        subjects=tuple(map(_subject, content["subjects"])),
+        timings=tuple(map(_timing, content["timings"])),
+        cold=tuple(map(cold_start, content["cold"])),
         not_run=tuple(content["not_run"]),
         pool_bytes=content["pool_bytes"],
         cache_bytes=content["cache_bytes"],
@@ -171,6 +170,10 @@ def cold_start(content: Content) -> ColdStart:
     """The inverse of `asdict`, from JSON's lists. Raises KeyError or TypeError for anything else."""
     numbers = {name: tuple(content[name]) for name in ("load_ms", "first_run_ms", "peak_bytes")}
     return ColdStart(content["name"], content["runtime"], **numbers)
+
+
+def _timing_fields(timed: ScenarioTiming) -> dict[str, object]:
+    return {"scenario": timed.scenario, **to_json(timed.timing)}
 
 
 def _timing(content: Content) -> ScenarioTiming:

@@ -6,23 +6,23 @@ what nobody checked. Everything shown stands in the manifest; its texts and name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..device.leaves import Leaf
 from ..device.manifest import MANIFEST, SIGNATURE, Manifest, ModelFile
 from ..device.metrics import Metric
 from ..device.runtimes import kind_of, takers
-from ..records import Quality
 from . import facts
 from .markdown import to_markdown
 from .sections import KeyFigure, Section
-from .tables import Table
+from .tables import ABSENT, Table
 from .write import Page, to_html
 
 README, PAGE = "README.md", "index.html"
 _MOST_SHOWN = 12  # labels, of which there may be thousands
 _DIGITS = 16  # of a hash in a table
+_COSTS = (("macs", "MACs", "of one sample"), ("parameters", "parameters", ""))  # field of the provenance, label, detail
 
 
 def describe_bundle(manifest: Manifest) -> dict[str, bytes]:
@@ -47,28 +47,45 @@ def describe_bundle(manifest: Manifest) -> dict[str, bytes]:
 def _verdict(manifest: Manifest) -> tuple[str, ...]:
     """The first sentences: what it is, and how good."""
     name = facts.model_name(manifest.name)
-    budget, shipped = manifest.provenance.get("budget"), manifest.provenance.get("shipped")
-    made = "as it is" if shipped == "dense" else f"made smaller by compressor (budget: {budget})"
+    made = f"made smaller by compressor (budget: {manifest.provenance.get('budget')})"
+    if manifest.provenance.get("shipped") == "dense":
+        made = "as it is"
     lines = [f"The network {name}, {made}, ready to run: its models as files, and what they answered to known inputs."]
-    first = next((metric for metric in manifest.metrics if metric.of != "dense"), None)
-    dense = next((metric for metric in manifest.metrics if metric.of == "dense"), None)
-    if first:
-        was = f" The network it was made from: {_value(dense)}." if dense else ""
-        lines.append(f"{first.of}: {first.metric} {_value(first)} on {first.n:,} evaluation samples.{was}")
+    lines += _quality_line(manifest)
     if not manifest.not_checked:
         lines.append("Nothing that was asked for was left unchecked.")
     return tuple(lines)
 
 
+def _quality_line(manifest: Manifest) -> list[str]:
+    """How good the first model is, and the network it was made from where that was judged too; or no line."""
+    metric = next((metric for metric in manifest.metrics if metric.of != "dense"), None)
+    if metric is None:
+        return []
+    line = f"{metric.of}: {metric.metric} {facts.value_of(metric)} on {metric.n:,} evaluation samples."
+    dense = _metrics_by_model(manifest).get("dense")
+    if dense is not None:
+        line += f" The network it was made from: {facts.value_of(dense)}."
+    return [line]
+
+
+def _metrics_by_model(manifest: Manifest) -> dict[str, Metric]:
+    """The first metric of each model, by its path, and of the dense network."""
+    by_model: dict[str, Metric] = {}
+    for metric in manifest.metrics:
+        by_model.setdefault(metric.of, metric)
+    return by_model
+
+
 def _key_figures(manifest: Manifest) -> tuple[KeyFigure, ...]:
-    figures = [
-        KeyFigure(facts.capitalised(metric.metric), _value(metric), f"{metric.of}, 95 %: {_interval(metric)}")
-        for metric in manifest.metrics[:3]
-    ]
-    for field, label in (("macs", "MACs"), ("parameters", "parameters")):
+    figures = []
+    for metric in manifest.metrics[:3]:
+        detail = f"{metric.of}, 95 %: {facts.interval_of(metric)}"
+        figures.append(KeyFigure(facts.capitalised(metric.metric), facts.value_of(metric), detail))
+    for field, label, detail in _COSTS:
         number = manifest.provenance.get(field)
         if isinstance(number, int) and number >= 0:
-            figures.append(KeyFigure(label, facts.count(number), "of one sample" if field == "macs" else ""))
+            figures.append(KeyFigure(label, facts.count(number), detail))
     smallest = min((manifest.files[model.path]["bytes"] for model in manifest.models), default=0)
     figures.append(KeyFigure("smallest model file", facts.size(smallest), ""))
     return tuple(figures)
@@ -81,12 +98,13 @@ def _sections(manifest: Manifest) -> tuple[Section, ...]:
 
 def _commands(manifest: Manifest) -> Section:
     """What to type, in this folder."""
-    given = "photo.jpg" if manifest.preprocessing else "inputs.npz"
-    kind = "an image, or a folder of them" if manifest.preprocessing else "arrays called as the inputs, samples first"
+    inputs, kind = "inputs.npz", "arrays called as the inputs, samples first"
+    if manifest.preprocessing:
+        inputs, kind = "photo.jpg", "an image, or a folder of them"
     rows = [
         ("compressor verify .", "compare every file with its hash, run the models on the golden inputs"),
         ("compressor verify . --key release.pub.pem", f"and check that its owner signed all of it ({SIGNATURE})"),
-        (f"compressor run . {given}", f"what the network says of {kind}"),
+        (f"compressor run . {inputs}", f"what the network says of {kind}"),
         ("compressor benchmark .", "time the models on the runtimes found there"),
     ]
     if manifest.build:
@@ -99,39 +117,38 @@ def _commands(manifest: Manifest) -> Section:
 
 
 def _models(manifest: Manifest) -> Section:
-    by_model: dict[str, Metric] = {}
-    for metric in manifest.metrics:
-        by_model.setdefault(metric.of, metric)
+    by_model = _metrics_by_model(manifest)
     rows = tuple(_model_cells(manifest, model, by_model.get(model.path)) for model in manifest.models)
-    dense = by_model.get("dense")
     measure = manifest.metrics[0].metric if manifest.metrics else "quality"
     note = "Of what was not measured, the outputs are held to those of the file it was made from."
-    if dense:
-        note = f"The dense network: {_value(dense)} ({_interval(dense)}). {note}"
+    dense = by_model.get("dense")
+    if dense is not None:
+        note = f"The dense network: {facts.value_of(dense)} ({facts.interval_of(dense)}). {note}"
     head = ("file", "precision", "runs in", "size", measure, "95 %", "samples")
     text = ("The files are plain ones of their runtimes: what runs those runs them without compressor too.",)
     return Section("models", "Models", text, (Table("Models", head, "cllrrrr", rows, note),))
 
 
 def _model_cells(manifest: Manifest, model: ModelFile, metric: Metric | None) -> tuple[str, ...]:
-    if model.library:
-        runtimes = f"{model.library}, {model.target}"
-    elif model.made_for:
-        runtimes = f"built by {model.made_for}"
-    else:
-        runtimes = ", ".join(takers(kind_of(model.path))[:3])
+    quality = (ABSENT, ABSENT, ABSENT)
+    if metric is not None:
+        quality = (facts.value_of(metric), facts.interval_of(metric), f"{metric.n:,}")
     size = facts.size(manifest.files[model.path]["bytes"])
-    if metric is None:
-        return model.path, model.precision, runtimes, size, "–", "–", "–"
-    return model.path, model.precision, runtimes, size, _value(metric), _interval(metric), f"{metric.n:,}"
+    return model.path, model.precision, _runtimes_of(model), size, *quality
+
+
+def _runtimes_of(model: ModelFile) -> str:
+    if model.library:
+        return f"{model.library}, {model.target}"
+    if model.made_for:
+        return f"built by {model.made_for}"
+    return ", ".join(takers(kind_of(model.path))[:3])
 
 
 def _ends(manifest: Manifest) -> Section:
     """Inputs and outputs, how an image becomes the one, and what the other means."""
-    rows = [
-        *(_leaf_cells("input", leaf) for leaf in manifest.inputs),
-        *(_leaf_cells("output", leaf) for leaf in manifest.outputs),
-    ]
+    rows = [_leaf_cells("input", leaf) for leaf in manifest.inputs]
+    rows += [_leaf_cells("output", leaf) for leaf in manifest.outputs]
     head = ("", "name", "shape", "type")
     table = Table("Inputs and outputs", head, "lclc", tuple(rows), "N is the number of samples at once.")
     text = (_prepared(manifest), f"Task: {manifest.task}.", *_meaning(manifest))
@@ -139,7 +156,8 @@ def _ends(manifest: Manifest) -> Section:
 
 
 def _leaf_cells(kind: str, leaf: Leaf) -> tuple[str, ...]:
-    return kind, leaf.name, f"[{', '.join(map(str, ('N', *leaf.shape)))}]", leaf.dtype
+    shape = ", ".join(map(str, ("N", *leaf.shape)))
+    return kind, leaf.name, f"[{shape}]", leaf.dtype
 
 
 def _prepared(manifest: Manifest) -> str:
@@ -147,13 +165,17 @@ def _prepared(manifest: Manifest) -> str:
     if chosen is None:
         return "Inputs are arrays as the network takes them: nothing is done to them."
     sides = "the shorter side" if len(chosen.resize) == 1 else "the image"
-    resized, cut = (" × ".join(map(str, side)) for side in (chosen.resize, chosen.size))
-    mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (chosen.mean, chosen.std))
     channels = "grey" if len(chosen.mean) == 1 else f"{len(chosen.mean)} channels"
+    resized = " × ".join(map(str, chosen.resize))
+    cut = " × ".join(map(str, chosen.size))
     return (
         f"An image ({channels}) becomes the input so: {sides} resized to {resized} ({chosen.interpolation}), cut to "
-        f"{cut} in the middle, values divided by 255, minus {mean}, divided by {std}."
+        f"{cut} in the middle, values divided by 255, minus {_listed(chosen.mean)}, divided by {_listed(chosen.std)}."
     )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(map("{:g}".format, numbers))
 
 
 def _meaning(manifest: Manifest) -> list[str]:
@@ -161,8 +183,9 @@ def _meaning(manifest: Manifest) -> list[str]:
     lines = []
     if manifest.labels:
         shown = ", ".join(f"`{label}`" for label in manifest.labels[:_MOST_SHOWN])
-        more = f" and {len(manifest.labels) - _MOST_SHOWN} more" if len(manifest.labels) > _MOST_SHOWN else ""
-        lines.append(f"{facts.counted(len(manifest.labels), 'label')}, in the outputs' order: {shown}{more}.")
+        if len(manifest.labels) > _MOST_SHOWN:
+            shown += f" and {len(manifest.labels) - _MOST_SHOWN} more"
+        lines.append(f"{facts.counted(len(manifest.labels), 'label')}, in the outputs' order: {shown}.")
     if manifest.decode:
         parameters = ", ".join(f"{name} {value}" for name, value in manifest.decode.parameters.items())
         lines.append(f"Outputs are decoded as `{manifest.decode.kind}`: {parameters}.")
@@ -204,15 +227,3 @@ def _files(manifest: Manifest) -> Section:
 
 def _licences(manifest: Manifest) -> Section:
     return Section("licences", "Licences", manifest.licences or ("None are stated.",))
-
-
-def _value(metric: Metric) -> str:
-    return facts.value_of(_quality(metric))
-
-
-def _interval(metric: Metric) -> str:
-    return facts.interval_of(_quality(metric))
-
-
-def _quality(metric: Metric) -> Quality:
-    return Quality(metric.metric, metric.value, metric.n, metric.low, metric.high, is_share=metric.is_share)

@@ -7,11 +7,11 @@ Knows neither Markdown nor HTML nor plots.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import isfinite
 from pathlib import PurePath
 
 import numpy as np
 
+from ..device.metrics import Metric
 from ..records import Accuracy, FloatArray, Quality
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint
 
@@ -50,7 +50,9 @@ ROOM_FOR_OURS = 0.5  # a run's own work is in the load average too, and must not
 def model_name(model: str) -> str:
     """A model as the command line took it, without the folder its file lies in."""
     file, ending, factory = model.partition(".py:")
-    return f"{PurePath(file).name}{ending}{factory}" if ending else model
+    if not ending:
+        return model
+    return f"{PurePath(file).name}{ending}{factory}"
 
 
 def worth(run: ReportInput) -> str:
@@ -60,7 +62,9 @@ def worth(run: ReportInput) -> str:
 
 def reached(run: ReportInput, variant: str) -> str:
     """`shipped: tuned`, so that the name stands for one network and it is said which."""
-    return f"shipped: {run.shipped}" if variant == "shipped" and run.shipped else variant
+    if variant == "shipped" and run.shipped:
+        return f"shipped: {run.shipped}"
+    return variant
 
 
 def final_accuracy(run: ReportInput) -> AccuracyRow | None:
@@ -86,50 +90,86 @@ def metric_in_words(metric: str) -> str:
     """A measure's name in a sentence: some have nothing but the dense network to be one with."""
     if metric.endswith("agreement"):
         return f"{metric} with the dense network"
-    return f"{metric} to the dense network" if metric in (FIDELITY, "mean cosine") else metric
+    if metric in (FIDELITY, "mean cosine"):
+        return f"{metric} to the dense network"
+    return metric
+
+
+def metric_title(metric: str) -> str:
+    """A measure's name where a sentence or a heading begins with it."""
+    return capitalised(metric_in_words(metric))
 
 
 def capitalised(metric: str) -> str:
     """`top-1` is Top-1, `mIoU` stays."""
-    return metric[:1].upper() + metric[1:] if metric.islower() or metric[:3] == "top" else metric
+    if metric.islower() or metric.startswith("top"):
+        return metric[:1].upper() + metric[1:]
+    return metric
 
 
 def metric_of(run: ReportInput) -> str:
     """What the run's networks are judged by."""
-    return run.accuracy[0].accuracy.metric if run.accuracy else "top-1"
+    if not run.accuracy:
+        return "top-1"
+    return run.accuracy[0].accuracy.metric
+
+
+def fidelities(run: ReportInput) -> Mapping[str, Accuracy | Quality]:
+    """Each smaller network's fidelity to the dense one, by its name; empty where that is the measure itself."""
+    if metric_of(run) == FIDELITY:
+        return {}
+    return run.fidelity
 
 
 def fidelity_of(run: ReportInput) -> Accuracy | Quality | None:
     """The shipped network's fidelity to the dense one; None where it is the measure itself, or was not taken."""
-    if metric_of(run) == FIDELITY:
-        return None
-    return run.fidelity.get("shipped")
+    return fidelities(run).get("shipped")
 
 
-def value_of(figure: Accuracy | Quality | TradePoint) -> str:
+def value_of(figure: Accuracy | Quality | Metric | TradePoint) -> str:
     """A figure as it is printed: per cent where it is a share, else the number."""
-    return percent(figure.value) if figure.is_share else f"{figure.value:.2f}"
+    return told(figure.value, figure.is_share)
 
 
-def interval_of(figure: Accuracy | Quality) -> str:
+def told(value: float, is_share: bool) -> str:
+    """`61.2 %` of a share, else `3.21`."""
+    if is_share:
+        return percent(value)
+    return f"{value:.2f}"
+
+
+def scale_of(is_share: bool) -> float:
+    """What a value is multiplied by where it stands without its unit: shares are told in per cent."""
+    return 100.0 if is_share else 1.0
+
+
+def axis_title(metric: str, is_share: bool) -> str:
+    """`top-1, %`; without the per cent where it is no share."""
+    return f"{metric}, %" if is_share else metric
+
+
+def interval_of(figure: Accuracy | Quality | Metric) -> str:
     """Its 95 % interval, in per cent where it is a share; a dash where nobody could give one."""
     if figure.low == figure.high:
         return "–"
-    scale, digits = (100, 1) if figure.is_share else (1, 2)
-    return f"{scale * figure.low:.{digits}f}–{scale * figure.high:.{digits}f}"
+    if figure.is_share:
+        return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
+    return f"{figure.low:.2f}–{figure.high:.2f}"
 
 
 def loss_of(figure: Accuracy | Quality, lost: float) -> str:
     """The signed difference, a loss below 0: points of a share, else per cent of the dense network's figure."""
-    return points(lost) if figure.is_share else f"{points(lost)} %"
+    unit = "" if figure.is_share else " %"
+    return points(lost) + unit
 
 
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
     """What was lost against the dense model on the same images (whatever its precision): points, else per cent."""
     dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
-    alike = [dense for dense in dense_rows if same_conditions(dense, row)]
-    references = alike or dense_rows
-    return references[0].accuracy.lost(row.accuracy) if references else None
+    if not dense_rows:
+        return None
+    reference = next((dense for dense in dense_rows if same_conditions(dense, row)), dense_rows[0])
+    return reference.accuracy.lost(row.accuracy)
 
 
 def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
@@ -139,9 +179,15 @@ def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
     """
     dense_rows = {(row.precision, *_place(row)): row for row in run.latency if row.variant == "dense"}
     for row in run.latency:
-        dense = dense_rows.get((row.precision, *_place(row))) or dense_rows.get(("fp32", *_place(row)))
+        dense_in_fp32 = dense_rows.get(("fp32", *_place(row)))
+        dense = dense_rows.get((row.precision, *_place(row)), dense_in_fp32)
         if row.variant != "dense" and dense is not None:
             yield dense, row
+
+
+def timed_runtimes(run: ReportInput) -> tuple[str, ...]:
+    """Each once, in the order of the timings."""
+    return tuple(dict.fromkeys(row.runtime for row in run.latency))
 
 
 def _place(row: LatencyRow) -> tuple[str, int, int]:
@@ -151,7 +197,9 @@ def _place(row: LatencyRow) -> tuple[str, int, int]:
 def median_ms(row: LatencyRow) -> float:
     """The p50 as measured; where the measurer gives none, the samples' median."""
     p50 = row.percentiles.get("p50")
-    return float(np.median(row.samples_ms)) if p50 is None else p50
+    if p50 is None:
+        return float(np.median(row.samples_ms))
+    return p50
 
 
 def speed_up(dense: LatencyRow, row: LatencyRow) -> float:
@@ -172,12 +220,8 @@ def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
 
 def last_variant(run: ReportInput) -> str:
     """The most finished variant that was timed."""
-    variants = {row.variant for row in run.latency}
-    return max(variants, key=_progress, default="dense")
-
-
-def _progress(variant: str) -> int:
-    return ORDER.index(variant) if variant in ORDER else -1
+    timed = {row.variant for row in run.latency}
+    return next((variant for variant in reversed(ORDER) if variant in timed), "dense")
 
 
 def layer_name(layer: str) -> str:
@@ -203,7 +247,10 @@ def title_of(name: str, *, several: bool) -> str:
     stage, _, number = name.rpartition("-")
     if name in STAGES or not number.isdigit():
         return STAGES.get(name, name)
-    return STAGES.get(stage, stage) + (f", round {number}" if several else "")
+    title = STAGES.get(stage, stage)
+    if several:
+        title += f", round {number}"
+    return title
 
 
 def load_of(state: Mapping[str, object]) -> float:
@@ -214,7 +261,8 @@ def load_of(state: Mapping[str, object]) -> float:
 
 def crowd(state: Mapping[str, object], machine: Mapping[str, object]) -> str:
     """What made a timing doubtful when it began: more wanted to run than there are cores. Empty where not."""
-    cores, load = int(str(machine.get("cores") or 0)), load_of(state)
+    cores = int(str(machine.get("cores") or 0))
+    load = load_of(state)
     if not cores or load <= cores + ROOM_FOR_OURS:
         return ""
     return f"busy machine: load {load:.1f} on {counted(cores, 'core')}"
@@ -222,12 +270,18 @@ def crowd(state: Mapping[str, object], machine: Mapping[str, object]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """`1 layer`, `1,200 layers`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    plural = "" if number == 1 else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def removed_share(before: float, after: float) -> float:
     """What went, as a share of `before`; 0 of nothing."""
     return 1 - after / before if before else 0.0
+
+
+def share_of(part: float, whole: float) -> float:
+    """A part as a share of the whole; 0 of nothing."""
+    return part / whole if whole else 0.0
 
 
 def kept_mask(group: GroupRow) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -273,7 +327,9 @@ def three_digits(number: float) -> str:
     magnitude = abs(number)
     if magnitude < 10:
         return f"{number:.2f}"
-    return f"{number:.1f}" if magnitude < 100 else f"{number:.0f}"
+    if magnitude < 100:
+        return f"{number:.1f}"
+    return f"{number:.0f}"
 
 
 def size(number: float) -> str:
@@ -283,7 +339,9 @@ def size(number: float) -> str:
 
 def milliseconds(ms: float) -> str:
     """Without the unit; microseconds still show below one: `0.034`."""
-    return f"{ms:.3f}" if ms < 1 else three_digits(ms)
+    if ms < 1:
+        return f"{ms:.3f}"
+    return three_digits(ms)
 
 
 def points(lost: float) -> str:
@@ -301,8 +359,8 @@ def number(value: object) -> str:
         case bool():  # before numbers: in Python it is one
             return "yes" if value else "no"
         case float():
-            return f"{value:.4g}" if isfinite(value) else str(value)
-        case Sequence() if not isinstance(value, str):
-            return ", ".join(number(element) for element in value)
+            return f"{value:.4g}"
+        case tuple() | list():
+            return ", ".join(map(number, value))
         case _:
             return str(value)

@@ -19,21 +19,22 @@ def to_markdown(
     blocks = [f"# {title}"]
     if subtitle:
         blocks.append(subtitle)
-    blocks.extend(f"> **Warning:** {warning}." for warning in warnings)
+    blocks += [f"> **Warning:** {warning}." for warning in warnings]
     blocks.append(" ".join(verdict))
-    blocks.extend(map(section_to_markdown, sections))
+    blocks += map(section_to_markdown, sections)
     return "\n\n".join(blocks) + "\n"
 
 
 def section_to_markdown(section: Section) -> str:
     """Its title, sentences, tables and figures; empty lines between."""
-    blocks = [f"## {section.title}", *section.text]
-    blocks.extend(_block(element) for element in section.parts)
+    blocks = [f"## {section.title}", *section.text, *map(_block, section.parts)]
     return "\n\n".join(blocks)
 
 
 def _block(element: Table | Figure) -> str:
-    return _figure(element) if isinstance(element, Figure) else _table(element)
+    if isinstance(element, Figure):
+        return _figure(element)
+    return _table(element)
 
 
 def _figure(figure: Figure) -> str:
@@ -43,9 +44,11 @@ def _figure(figure: Figure) -> str:
 def _table(table: Table) -> str:
     rules = ["---:" if letter == "r" else "---" for letter in table.align]
     lines = [_line(table.head), "|" + "|".join(rules) + "|"]
-    lines.extend(_row(row, table.align) for row in table.rows)
-    note = f"\n\n*{table.note}*" if table.note else ""
-    return f"**{table.title}**\n\n" + "\n".join(lines) + note
+    lines += [_row(row, table.align) for row in table.rows]
+    blocks = [f"**{table.title}**", "\n".join(lines)]
+    if table.note:
+        blocks.append(f"*{table.note}*")
+    return "\n\n".join(blocks)
 
 
 def _row(row: Sequence[str], align: str) -> str:
@@ -62,4 +65,6 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(text: str, letter: str) -> str:
     """`letter` is the column's in `Table.align`; code stands in backticks, and an empty pair of them is none."""
     one_line = " ".join(text.split()).replace("|", "\\|")
-    return f"`{one_line}`" if letter == "c" and one_line else one_line
+    if letter == "c" and one_line:
+        return f"`{one_line}`"
+    return one_line

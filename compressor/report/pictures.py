@@ -34,7 +34,8 @@ def draw_comparison(comparison: Comparison) -> bytes:
 def figure_of(comparison: Comparison) -> Figure:
     """Image and keys in the first column, the dense network in the second, the shipped one in the third."""
     masks = (comparison.mask_dense, comparison.mask_shipped)
-    rows = 2 if all(mask is None for mask in masks) else 3
+    has_masks = any(mask is not None for mask in masks)
+    rows = 3 if has_masks else 2
     figure = Figure(figsize=(WIDTH_IN, 1.75 * rows), layout="constrained")
     axes = figure.subplots(rows, 3)
     _draw_image(axes[0, 0], comparison.image)
@@ -48,7 +49,7 @@ def figure_of(comparison: Comparison) -> Figure:
         _draw_heat(panel, heat, comparison.image, limit, title)
         for panel, heat, title in zip(axes[1, 1:], heats, ("dense: relevance", "shipped: relevance"), strict=True)
     ]
-    if rows == 3:
+    if has_masks:
         axes[2, 0].axis("off")
         for panel, mask, title in zip(axes[2, 1:], masks, ("dense: selector", "shipped: selector"), strict=True):
             _draw_mask(panel, mask, comparison.image, title)
@@ -117,7 +118,9 @@ def _draw_view(axes: Axes, view: View, image: FloatArray | None, title: str) -> 
 def _aspect(values: FloatArray) -> Literal["equal", "auto"]:
     """Places of an image are squares; a long table fills the panel."""
     height, width = values.shape
-    return "equal" if max(height, width) <= 2 * min(height, width) else "auto"
+    if max(height, width) <= 2 * min(height, width):
+        return "equal"
+    return "auto"
 
 
 def _draw_bars(axes: Axes, bars: Bars) -> None:
@@ -132,7 +135,9 @@ def _draw_bars(axes: Axes, bars: Bars) -> None:
 
 def _cut(name: str) -> str:
     """The beginning of a class's name, which tells it best."""
-    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    if len(name) <= _NAME:
+        return name
+    return name[: _NAME - 1] + "…"
 
 
 def _colour(kind: int) -> tuple[float, float, float]:
@@ -145,13 +150,16 @@ def _colour(kind: int) -> tuple[float, float, float]:
 
 
 def _draw_masks(axes: Axes, masks: Masks, image: FloatArray | None) -> None:
-    colours = np.array([_colour(kind) for kind in range(20)])
-    height, width = masks.classes.shape if image is None else image.shape[:2]
-    extent = (0, width, height, 0)  # of the image, so that a smaller map lies over all of it
+    height, width = masks.classes.shape
+    alpha = 1.0
     if image is not None:
+        height, width = image.shape[:2]  # so that a smaller map lies over all of it
+        alpha = 0.6
+        extent = (0, width, height, 0)
         axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
-    alpha = 1.0 if image is None else 0.6
-    axes.imshow(colours[masks.classes % 20], alpha=alpha, interpolation="nearest", extent=extent)
+    colours = np.array([_colour(kind) for kind in range(20)])  # [20, RGB]
+    coloured = colours[masks.classes % 20]  # [h, w, RGB]
+    axes.imshow(coloured, alpha=alpha, interpolation="nearest", extent=(0, width, height, 0))
 
 
 _PLATE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.8}  # under words on an image
@@ -176,9 +184,11 @@ def _draw_boxes(axes: Axes, boxes: Boxes, image: FloatArray | None) -> None:
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
+    """The dense network's in grey, and over it another's."""
     marker = "o" if len(curve.values) < 12 else ""
     places = np.arange(len(curve.values))
-    axes.plot(places, curve.values if curve.dense is None else curve.dense, color=DENSE, linewidth=1.6, marker=marker)
+    dense = curve.values if curve.dense is None else curve.dense
+    axes.plot(places, dense, color=DENSE, linewidth=1.6, marker=marker)
     if curve.dense is not None:
         axes.plot(places, curve.values, color=KEPT, linewidth=0.9, marker=marker, markersize=3)
     axes.margins(x=0.02)
@@ -210,9 +220,13 @@ def _handles(comparison: Comparison) -> list[Patch]:
 
 def _largest(dense: Masks, shipped: Masks) -> list[int]:
     """The classes of most places in either mask, by number."""
-    kinds, counts = np.unique(np.concatenate([dense.classes.ravel(), shipped.classes.ravel()]), return_counts=True)
-    return sorted(int(kind) for kind in kinds[np.argsort(-counts, kind="stable")][:MOST_CLASSES])
+    classes = np.concatenate([dense.classes.ravel(), shipped.classes.ravel()])
+    kinds, counts = np.unique(classes, return_counts=True)
+    most_first = np.argsort(-counts, kind="stable")
+    return sorted(map(int, kinds[most_first][:MOST_CLASSES]))
 
 
 def _name(names: tuple[str, ...], kind: int) -> str:
-    return _cut(names[kind]) if 0 <= kind < len(names) else str(kind)
+    if 0 <= kind < len(names):
+        return _cut(names[kind])
+    return str(kind)

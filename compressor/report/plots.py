@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ..records import Accuracy, FloatArray, Quality
 from . import facts
-from .contents import GroupRow, LatencyRow, ParetoPoint, ReportInput, TradePoint
+from .contents import GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint
 from .sections import slug
 from .tables import SLOWEST, subject
 
@@ -67,7 +68,7 @@ def _drawings(run: ReportInput) -> Iterable[tuple[str, Drawing]]:
     yield "recovery", lambda: _recovery(run)
     yield "pareto", lambda: draw_pareto(run.pareto)
     yield "time", lambda: _time(run)
-    for runtime in dict.fromkeys(row.runtime for row in run.latency):
+    for runtime in facts.timed_runtimes(run):
         rows = [row for row in run.latency if row.runtime == runtime]
         # bound now: the drawing is called when the loop is further on
         yield f"latency-{slug(runtime)}", lambda rows=rows: draw_latency(rows)  # type: ignore[misc]
@@ -99,18 +100,21 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 def label_step(rows: int) -> int:
     """From one named row to the next: 1 up to `LABELS` rows; of 100 every third."""
-    return 1 if rows <= LABELS else -(-rows // _MOST_NAMED)
+    if rows <= LABELS:
+        return 1
+    return -(-rows // _MOST_NAMED)
 
 
 def shortened(name: str, length: int = 26) -> str:
     """The end of a long qualified name, of at most `length` letters: it tells more than the beginning."""
-    return name if len(name) <= length else "…" + name[-(length - 1) :]
+    if len(name) <= length:
+        return name
+    return "…" + name[-(length - 1) :]
 
 
-def _above(axes: Axes, columns: int) -> None:
-    axes.figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, fontsize=9, markerscale=2.5
-    )
+def _above(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside upper left", ncols=2, fontsize=9, markerscale=2.5)
 
 
 def _removed(groups: Sequence[GroupRow]) -> Figure | None:
@@ -128,7 +132,7 @@ def _removed(groups: Sequence[GroupRow]) -> Figure | None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.set_xlabel("units")
-    _above(axes, 2)
+    _above(axes)
     return figure
 
 
@@ -145,16 +149,17 @@ def _relevance(groups: Sequence[GroupRow], score_name: str) -> Figure | None:
 
     figure, axes = _rows_figure(len(names))
     dot_size = 9 if len(names) <= LABELS else 3
+    labels = ("kept", "removed")
     for row, (kept, removed) in enumerate(split_scores):
         largest = max(float(np.abs(np.concatenate([kept, removed])).max()), np.finfo(float).tiny)
-        kept_label, removed_label = ("kept", "removed") if row == 0 else ("", "")  # each once in the legend
-        _dots(axes, kept / largest, row - 0.18, KEPT, kept_label, dot_size)
-        _dots(axes, removed / largest, row + 0.18, REMOVED, removed_label, dot_size)
+        _dots(axes, kept / largest, row - 0.18, KEPT, labels[0], dot_size)
+        _dots(axes, removed / largest, row + 0.18, REMOVED, labels[1], dot_size)
+        labels = ("", "")  # each once in the legend
     _name_rows(axes, names)
     axes.set_xlabel(f"{score_name}, as a share of the group's largest")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    _above(axes, 2)
+    _above(axes)
     return figure
 
 
@@ -165,17 +170,24 @@ def _dots(axes: Axes, values: FloatArray, row: float, colour: str, label: str, s
 
 def _layers(run: ReportInput) -> Figure | None:
     layers = [row for row in run.layers if row.macs_dense]
+    dense = [layer.macs_dense / 1e6 for layer in layers]
+    shipped = [layer.macs_shipped / 1e6 for layer in layers]
+    return _layer_bars(layers, dense, shipped, "million MACs per image")
+
+
+def _layer_bars(
+    layers: Sequence[LayerRow], dense: Sequence[float], shipped: Sequence[float], label: str
+) -> Figure | None:
+    """Both networks' bar of each layer, one inside the other; None without a layer."""
     if not layers:
         return None
     figure, axes = _rows_figure(len(layers))
     rows = np.arange(len(layers))
-    dense = np.array([layer.macs_dense for layer in layers]) / 1e6
-    shipped = np.array([layer.macs_shipped for layer in layers]) / 1e6
     axes.barh(rows, dense, color="#d5d5d5", height=0.8, label="dense")
     axes.barh(rows, shipped, color=KEPT, height=0.5, label="shipped")
     _name_rows(axes, [facts.layer_name(layer.layer) for layer in layers])
-    axes.set_xlabel("million MACs per image")
-    _above(axes, 2)
+    axes.set_xlabel(label)
+    _above(axes)
     return figure
 
 
@@ -207,13 +219,13 @@ def _trade(run: ReportInput) -> Figure | None:
         colour, marker, size = _NETWORKS.get(network, (INK, "^", 40))
         label = f"{network}: {facts.value_of(points[0])}" if len(points) == 1 else network
         x = [100 * point.macs_share for point in points]
-        y = [_scaled(point, point.value) for point in points]
+        y = [_height(point) for point in points]
         axes.scatter(x, y, s=size, marker=marker, color=colour, label=label, zorder=3)
     for point in run.trade:
         if point.chosen:
-            axes.scatter(100 * point.macs_share, _scaled(point, point.value), s=190, **_RING)
+            axes.scatter(100 * point.macs_share, _height(point), s=190, **_RING)
     axes.set_xlabel("MACs kept, % of dense")
-    axes.set_ylabel(_axis_of(run.trade[0]))
+    axes.set_ylabel(facts.axis_title(run.trade[0].metric, run.trade[0].is_share))
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(fontsize=9, loc="outside upper left", ncols=3)
@@ -237,9 +249,9 @@ def _recovery(run: ReportInput) -> Figure | None:
     return figure
 
 
-def _axis_of(figure: Accuracy | Quality | TradePoint) -> str:
-    """`top-1, %`; without the per cent where it is no share."""
-    return f"{figure.metric}, %" if figure.is_share else figure.metric
+def _height(figure: Accuracy | Quality | TradePoint) -> float:
+    """On an axis: in per cent where the figure is a share."""
+    return facts.scale_of(figure.is_share) * figure.value
 
 
 _COLOURS = (KEPT, REMOVED, "#38761d", "#741b47", "#444444")
@@ -254,58 +266,47 @@ def draw_pareto(points: Sequence[ParetoPoint]) -> Figure | None:
     axes = figure.add_subplot()
     front = facts.pareto_front(points)
     front_ms = [point.ms for point in front]
-    front_values = [_scaled(point.accuracy, point.accuracy.value) for point in front]
+    front_values = [_height(point.accuracy) for point in front]
     axes.plot(front_ms, front_values, color="#888888", linewidth=1.4, zorder=1)
-    for index, point in enumerate(points):
-        colour = DENSE if point.reference else _COLOURS[index % len(_COLOURS)]
-        _pareto_point(axes, point, colour, _MARKERS[index % len(_MARKERS)])
+    for point, colour, marker in zip(points, cycle(_COLOURS), cycle(_MARKERS)):
+        _pareto_point(axes, point, DENSE if point.reference else colour, marker)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(fontsize=8, loc="outside upper left", ncols=1 if len(points) < 4 else 2)
     axes.set_xlabel(f"median milliseconds, batch {points[0].batch}, {points[0].runtime}")
-    axes.set_ylabel(_axis_of(points[0].accuracy))
+    axes.set_ylabel(facts.axis_title(points[0].accuracy.metric, points[0].accuracy.is_share))
     axes.grid(color="#dddddd", linewidth=0.6)
     return figure
 
 
-def _scaled(figure: Accuracy | Quality | TradePoint, value: float) -> float:
-    """In per cent where the figure is a share."""
-    return 100 * value if figure.is_share else value
-
-
 def _pareto_point(axes: Axes, point: ParetoPoint, colour: str, marker: str) -> None:
     """The point, and its accuracy's interval as a bar."""
-    low, high = (_scaled(point.accuracy, bound) for bound in (point.accuracy.low, point.accuracy.high))
-    value = _scaled(point.accuracy, point.accuracy.value)
-    axes.plot([point.ms] * 2, [low, high], color=colour, linewidth=0.8, alpha=0.6)
-    label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {facts.value_of(point.accuracy)}"
-    axes.scatter(point.ms, value, s=44, marker=marker, color=colour, label=label, zorder=3)
+    accuracy = point.accuracy
+    scale = facts.scale_of(accuracy.is_share)
+    axes.plot([point.ms] * 2, [scale * accuracy.low, scale * accuracy.high], color=colour, linewidth=0.8, alpha=0.6)
+    label = f"{point.label}: {facts.milliseconds(point.ms)} ms, {facts.value_of(accuracy)}"
+    axes.scatter(point.ms, _height(accuracy), s=44, marker=marker, color=colour, label=label, zorder=3)
 
 
 def _time(run: ReportInput) -> Figure | None:
-    timed = [row for _, row in facts.timed_layers(run)][:SLOWEST]
-    if not timed:
-        return None
-    figure, axes = _rows_figure(len(timed))
-    rows = np.arange(len(timed))
-    axes.barh(rows, [layer.ms_dense or 0.0 for layer in timed], color="#d5d5d5", height=0.8, label="dense")
-    axes.barh(rows, [layer.ms_shipped or 0.0 for layer in timed], color=KEPT, height=0.5, label="shipped")
-    _name_rows(axes, [facts.layer_name(layer.layer) for layer in timed])
-    axes.set_xlabel("milliseconds")
-    _above(axes, 2)
-    return figure
+    timed = facts.timed_layers(run)[:SLOWEST]
+    layers = [layer for _, layer in timed]
+    dense_ms = [layer.ms_dense or 0.0 for layer in layers]
+    shipped_ms = [ms for ms, _ in timed]
+    return _layer_bars(layers, dense_ms, shipped_ms, "milliseconds")
 
 
 def draw_latency(rows: Sequence[LatencyRow]) -> Figure | None:
     """Rows of one runtime: a panel for each batch size, a curve for each row; None where no row has samples."""
-    batch_sizes = list(dict.fromkeys(row.batch for row in rows if row.samples_ms.size))
-    if not batch_sizes:
+    timed = [row for row in rows if row.samples_ms.size]
+    if not timed:
         return None
+    batch_sizes = list(dict.fromkeys(row.batch for row in timed))
     figure = Figure(figsize=(WIDTH_IN, 0.5 + 1.7 * len(batch_sizes)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(batch_sizes)))  # of one panel `subplots` gives no array
     for axes, batch_size in zip(panels, batch_sizes, strict=True):
-        for row in rows:
-            if row.batch == batch_size and row.samples_ms.size:
+        for row in timed:
+            if row.batch == batch_size:
                 _finished_by(axes, row)
         axes.set_title(f"batch {batch_size}", fontsize=9, loc="left")
         axes.set_ylabel("% finished", fontsize=9)
@@ -323,7 +324,9 @@ def _finished_by(axes: Axes, row: LatencyRow) -> None:
     samples = np.sort(row.samples_ms)
     share = 100 * np.arange(1, samples.size + 1) / samples.size
     label = f"{subject(row)}, p50 {facts.milliseconds(facts.median_ms(row))} ms"
-    colour, line = (DENSE, "--") if row.variant == "dense" else _LINES.get(row.precision, (REMOVED, "-"))
+    colour, line = _LINES.get(row.precision, (REMOVED, "-"))
+    if row.variant == "dense":
+        colour, line = DENSE, "--"
     axes.step(samples, share, where="post", color=colour, linestyle=line, label=label)
     if samples[-1] > 10 * samples[0]:  # a few slow runs would press all others into one line
         axes.set_xscale("log")

@@ -22,7 +22,7 @@ from . import facts
 from .facts import model_name
 from .plots import DENSE, KEPT, REMOVED, WIDTH_IN, Drawing, draw
 from .sections import Figure, KeyFigure, Section
-from .tables import Table
+from .tables import ABSENT, Table
 from .write import Page, ReportPaths, write_page
 
 _PART_TITLES = {"search": "search images", "evaluation": "images the search never saw"}
@@ -123,34 +123,34 @@ def _verdict(report: SearchReport) -> Iterator[str]:
     if best.preset:
         yield "No trial beat the best preset on the search images: the recipe is that preset's."
         return
+    yield _lead_sentence(report, best, rival)
+    if _counts(report):
+        images = f"{_images_of(best)} images"
+        yield f"{images} carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
+
+
+def _lead_sentence(report: SearchReport, best: Curve, rival: Curve) -> str:
     lead = _scale(report) * (best.area - rival.area)
-    yield (
-        f"On {_PART_TITLES[image_part]} its area under {report.metric} over MACs is {_told(report, best.area)}, "
-        f"{abs(lead):.2f} {'points' if report.is_share else ''} {_standing(lead)} the best preset there ({rival.name}, "
-        f"{_told(report, rival.area)})."
+    unit = "points" if report.is_share else ""
+    return (
+        f"On {_PART_TITLES[best.part]} its area under {report.metric} over MACs is {_told(report, best.area)}, "
+        f"{abs(lead):.2f} {unit} {_standing(lead)} the best preset there ({rival.name}, {_told(report, rival.area)})."
     )
-    if not _counts(report):
-        return
-    yield f"{_images_of(best)} images carry about ±{_noise(best):.1f} points at each budget; all recipes share them."
 
 
 def _scale(report: SearchReport) -> float:
-    return 100.0 if report.is_share else 1.0
+    return facts.scale_of(report.is_share)
 
 
 def _told(report: SearchReport, value: float, digits: int = 2) -> str:
     """With its unit, where it is a share."""
-    return f"{_scale(report) * value:.{digits}f}" + (" %" if report.is_share else "")
+    unit = " %" if report.is_share else ""
+    return f"{_scale(report) * value:.{digits}f}{unit}"
 
 
 def _heading(metric: str) -> str:
     """`Top-1`, and `mIoU` as it is."""
     return metric.capitalize() if metric.islower() else metric
-
-
-def _unit(report: SearchReport) -> str:
-    """Behind a column's or an axis's name."""
-    return ", %" if report.is_share else ""
 
 
 def _counts(report: SearchReport) -> bool:
@@ -161,12 +161,14 @@ def _counts(report: SearchReport) -> bool:
 def _standing(lead: float) -> str:
     if lead > 0:
         return "ahead of"
-    return "behind" if lead < 0 else "level with"
+    if lead < 0:
+        return "behind"
+    return "level with"
 
 
 def _all_alike(report: SearchReport) -> bool:
     """Whether the best and the worst complete trial differ by less than one of them may by chance."""
-    areas = [trial.value for trial in report.tried if trial.state == "complete" and trial.value is not None]
+    _, areas = _numbered_areas(_complete(report))
     if len(areas) < 2 or not _counts(report):
         return False
     images = max(1, report.trial_images)
@@ -190,8 +192,10 @@ def _images_of(curve: Curve) -> int:
 def _figures(report: SearchReport) -> Iterator[KeyFigure]:
     for image_part in _image_parts(report):
         best, rival = _best_on(report, image_part), _best_preset_on(report, image_part)
+        detail = "no preset was completed"
+        if rival is not None:
+            detail = f"best preset there {_told(report, rival.area)}"
         if best is not None:
-            detail = "no preset was completed" if rival is None else f"best preset there {_told(report, rival.area)}"
             yield KeyFigure(f"Area, {image_part} images", _told(report, best.area), detail)
     total_s = sum(trial.seconds for trial in report.tried)
     yield KeyFigure("Trials", str(len(report.tried)), f"{total_s:.0f} s in all")
@@ -255,13 +259,13 @@ def _recipe_tables(report: SearchReport) -> tuple[Table, ...]:
 def _curve_tables(report: SearchReport) -> Iterator[Table]:
     for image_part in _image_parts(report):
         curves = sorted(_curves_on(report, image_part), key=lambda curve: -curve.area)
-        rows = tuple(_curve_cells(report, curve) for curve in curves)
+        rows = [_curve_cells(report, curve) for curve in curves]
         budgets = tuple(f"{100 * budget:g} % of MACs" for budget, *_ in curves[0].points)
-        head = ("recipe", f"area{_unit(report)}", *budgets)
+        head = ("recipe", facts.axis_title("area", report.is_share), *budgets)
         dense = _scale(report) * report.dense[image_part]
         measured_in = " in %" if report.is_share else ""
         note = f"{_heading(report.metric)}{measured_in}, {_images_of(curves[0])} images; dense {dense:.1f}."
-        yield Table(f"On {_PART_TITLES[image_part]}", head, "lr" + "r" * len(budgets), rows, note)
+        yield Table(f"On {_PART_TITLES[image_part]}", head, "lr" + "r" * len(budgets), tuple(rows), note)
 
 
 def _curve_cells(report: SearchReport, curve: Curve) -> tuple[str, ...]:
@@ -273,19 +277,16 @@ def _curve_cells(report: SearchReport, curve: Curve) -> tuple[str, ...]:
 def _trial_table(report: SearchReport) -> Table:
     rows = tuple(_trial_cells(report, trial) for trial in report.tried)
     at_each = f"{report.metric} at each budget, the lowest first"
-    head = ("trial", "state", "preset", f"area{_unit(report)}", at_each, "seconds")
+    area = facts.axis_title("area", report.is_share)
+    head = ("trial", "state", "preset", area, at_each, "seconds")
     return Table("Trials", head, "rllrlr", rows, "A stopped trial's area is that of the budgets it reached.")
 
 
 def _trial_cells(report: SearchReport, trial: Tried) -> tuple[str, ...]:
-    return (
-        str(trial.number),
-        trial.state,
-        trial.preset or "–",
-        "" if trial.value is None else f"{_scale(report) * trial.value:.2f}",
-        ", ".join(f"{_scale(report) * quality:.1f}" for _, quality in trial.points),
-        f"{trial.seconds:.1f}",
-    )
+    scale = _scale(report)
+    area = "" if trial.value is None else f"{scale * trial.value:.2f}"
+    qualities = ", ".join(f"{scale * quality:.1f}" for _, quality in trial.points)
+    return str(trial.number), trial.state, trial.preset or ABSENT, area, qualities, f"{trial.seconds:.1f}"
 
 
 def _hash_table(report: SearchReport) -> Table:
@@ -305,19 +306,22 @@ def _curve(report: SearchReport) -> Sheet:
     shown = [curve for curve in _curves_on(report, image_part) if curve.best or curve.preset]
     best_last = sorted(shown, key=lambda curve: (curve.best, curve.area))  # so that it lies on top
     for curve, line in zip(best_last, cycle(_LINES)):
-        budgets = [100 * budget for budget, *_ in curve.points]
-        qualities = [_scale(report) * quality for _, quality, *_ in curve.points]
         style: dict[str, Any] = {"color": DENSE, "linestyle": line, "markersize": 3}
         if curve.best:
             style = {"color": KEPT, "linewidth": 2.2, "markersize": 5}
-        axes.plot(
-            budgets, qualities, marker="o", label=f"{curve.name}: area {_told(report, curve.area, digits=1)}", **style
-        )
+        _draw_curve(axes, report, curve, style)
     axes.axhline(_scale(report) * report.dense[image_part], color=REMOVED, linewidth=0.9, label="dense")
     axes.set_xlabel("MACs that may stay, % of dense")
-    axes.set_ylabel(f"{report.metric}{_unit(report)}")
+    axes.set_ylabel(facts.axis_title(report.metric, report.is_share))
     figure.legend(loc="outside upper left", fontsize=8)
     return figure
+
+
+def _draw_curve(axes: Axes, report: SearchReport, curve: Curve, style: Mapping[str, Any]) -> None:
+    budgets = [100 * budget for budget, *_ in curve.points]
+    qualities = [_scale(report) * quality for _, quality, *_ in curve.points]
+    label = f"{curve.name}: area {_told(report, curve.area, digits=1)}"
+    axes.plot(budgets, qualities, marker="o", label=label, **style)
 
 
 def _sheet(height_in: float) -> tuple[Sheet, Axes]:
@@ -338,30 +342,41 @@ _MARKS: Mapping[str, dict[str, Any]] = {
 def _mark_of(trial: Tried) -> str:
     if trial.preset:
         return "preset"
-    return "complete" if trial.state == "complete" else "stopped"
+    if trial.state == "complete":
+        return "complete"
+    return "stopped"
 
 
 def _history(report: SearchReport) -> Sheet:
     figure, axes = _sheet(3.0)
     for mark, style in _MARKS.items():
-        numbers, areas = _numbered_areas([trial for trial in report.tried if _mark_of(trial) == mark])
+        trials = [trial for trial in report.tried if _mark_of(trial) == mark]
+        numbers, areas = _numbered_areas(trials)
         if numbers:
-            axes.scatter(numbers, [_scale(report) * area for area in areas], label=mark, zorder=3, **style)
-    numbers, areas = _numbered_areas([trial for trial in report.tried if trial.state == "complete"])
+            axes.scatter(numbers, _scale(report) * np.array(areas), label=mark, zorder=3, **style)
+    numbers, areas = _numbered_areas(_complete(report))
     if numbers:
         best = _scale(report) * np.maximum.accumulate(areas)
         axes.step(numbers, best, where="post", color=KEPT, linewidth=1, label="best so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("trial")
-    axes.set_ylabel(f"area{_unit(report)}")
+    axes.set_ylabel(facts.axis_title("area", report.is_share))
     figure.legend(loc="outside upper left", ncols=4, fontsize=8)
     return figure
 
 
+def _complete(report: SearchReport) -> list[Tried]:
+    return [trial for trial in report.tried if trial.state == "complete"]
+
+
 def _numbered_areas(trials: Sequence[Tried]) -> tuple[list[int], list[float]]:
     """Numbers and areas of the trials that have an area: a failed one has none."""
-    numbers = [trial.number for trial in trials if trial.value is not None]
-    areas = [trial.value for trial in trials if trial.value is not None]
+    numbers: list[int] = []
+    areas: list[float] = []
+    for trial in trials:
+        if trial.value is not None:
+            numbers.append(trial.number)
+            areas.append(trial.value)
     return numbers, areas
 
 

@@ -6,11 +6,11 @@ both print. What was not done is said where it would have stood, and again in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from . import facts, tables
-from .contents import LatencyRow, ParetoPoint, PictureRow, ReportInput
+from .contents import AccuracyRow, LatencyRow, ParetoPoint, PictureRow, ReportInput
 from .tables import Table
 
 
@@ -56,69 +56,100 @@ def _without_missing_plots(section: Section, plots: Collection[str]) -> Section:
 
 
 def _has_content(element: Table | Figure, plots: Collection[str]) -> bool:
-    return element.name in plots if isinstance(element, Figure) else bool(element.rows)
+    if isinstance(element, Figure):
+        return element.name in plots
+    return bool(element.rows)
 
 
 def subtitle(run: ReportInput) -> str:
     """What the network's answers were taken for and why; where that was a guess, how to say otherwise."""
     if not run.task_reason:
         return ""
-    words = f"Task {run.task_reason}" if run.task_reason.startswith("taken as") else f"Task: {run.task_reason}"
-    return words + (" (--task on the command line)." if "say task=" in words else ".")
+    colon = "" if run.task_reason.startswith("taken as") else ":"
+    words = f"Task{colon} {run.task_reason}"
+    if "say task=" in words:
+        words += " (--task on the command line)"
+    return f"{words}."
 
 
 def verdict(run: ReportInput) -> tuple[str, ...]:
     """The first sentences: what went, what it cost, what it bought, whether it may ship."""
-    macs = facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs)
-    parameters = facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters)
-    lines = [f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."]
-    if run.as_it_is:
-        lines = [_NOTHING_REMOVED]
-    elif run.whole:
-        lines = [_TRAINED_ALONE]
-    lines.extend(_accuracy_sentence(run))
-    lines.append(_speed_sentence(run))
-    lines.append(_gate_sentence(run))
-    return tuple(lines)
+    return _removal_sentence(run), _accuracy_sentence(run), _speed_sentence(run), _gate_sentence(run)
 
 
 _NOTHING_REMOVED = "Nothing was removed: the network ships as it is."
 _TRAINED_ALONE = "Nothing was removed: the network ships with the weights of your training."
 
 
-def _accuracy_sentence(run: ReportInput) -> list[str]:
-    dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
-    if dense is not None and run.as_it_is:
-        metric, value = facts.capitalised(facts.metric_in_words(dense.accuracy.metric)), facts.value_of(dense.accuracy)
-        return [f"{metric} on {dense.accuracy.n:,} {dense.images} images is {value}."]
+def _removal_sentence(run: ReportInput) -> str:
+    if run.as_it_is:
+        return _NOTHING_REMOVED
+    if run.whole:
+        return _TRAINED_ALONE
+    macs = facts.removed_share(run.cost_dense.macs, run.cost_shipped.macs)
+    parameters = facts.removed_share(run.cost_dense.parameters, run.cost_shipped.parameters)
+    return f"{facts.percent(macs)} of the MACs and {facts.percent(parameters)} of the parameters were removed."
+
+
+def _before_and_after(run: ReportInput) -> tuple[AccuracyRow, AccuracyRow] | None:
+    """The dense network's accuracy and that of what ships, which is the dense one's where nothing was removed.
+
+    None where not both were measured.
+    """
+    dense = facts.dense_accuracy(run)
+    final = dense if run.as_it_is else facts.final_accuracy(run)
     if dense is None or final is None:
-        return ["Accuracy before and after was not measured."]
+        return None
+    return dense, final
+
+
+def _accuracy_sentence(run: ReportInput) -> str:
+    pair = _before_and_after(run)
+    if pair is None:
+        return "Accuracy before and after was not measured."
+    dense, final = pair
+    metric = facts.metric_title(dense.accuracy.metric)
+    images = f"{final.accuracy.n:,} {final.images} images"
+    after = facts.value_of(final.accuracy)
+    if run.as_it_is:
+        return f"{metric} on {images} is {after}."
+
+    before = facts.value_of(dense.accuracy)
     lost = facts.loss_of(dense.accuracy, dense.accuracy.lost(final.accuracy))
     unit = " points" if dense.accuracy.is_share else ""
-    metric = facts.capitalised(facts.metric_in_words(dense.accuracy.metric))
-    return [
-        f"{metric} on {final.accuracy.n:,} {final.images} images went from "
-        f"{facts.value_of(dense.accuracy)} to {facts.value_of(final.accuracy)} ({lost}{unit}, "
-        f"{facts.reached(run, final.variant)})."
-    ]
+    reached = facts.reached(run, final.variant)
+    return f"{metric} on {images} went from {before} to {after} ({lost}{unit}, {reached})."
 
 
 def _speed_sentence(run: ReportInput) -> str:
+    ratios_by_place = _ratios_by_place(run)
+    if ratios_by_place:
+        listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in ratios_by_place.items())
+        care = f" Not to be relied on ({run.busy} when the timing began)." if run.busy else ""
+        return f"Speed against dense, by median latency: {listed}.{care}"
+    if run.as_it_is and run.latency:
+        medians = "; ".join(f"{_place(row)} {_median(row)}" for row in run.latency)
+        return f"Median latency: {medians}."
+    return "Latency was not measured, so nothing is said about speed."
+
+
+def _ratios_by_place(run: ReportInput) -> dict[str, list[str]]:
+    """How much faster than dense the last network is, in each precision, by runtime and batch."""
+    last_variant = facts.last_variant(run)
     ratios_by_place: dict[str, list[str]] = {}
     for dense, row in facts.latency_pairs(run):
-        if row.variant == facts.last_variant(run):
+        if row.variant == last_variant:
             ratio = f"{facts.speed_up(dense, row):.2f}×{_unless_fp32(row.precision)}"
-            ratios_by_place.setdefault(f"{row.runtime} at batch {row.batch}", []).append(ratio)
-    if not ratios_by_place and run.as_it_is and run.latency:
-        medians = [
-            f"{row.runtime} at batch {row.batch} {facts.milliseconds(facts.median_ms(row))} ms" for row in run.latency
-        ]
-        return f"Median latency: {'; '.join(medians)}."
-    if not ratios_by_place:
-        return "Latency was not measured, so nothing is said about speed."
-    listed = "; ".join(f"{place} {', '.join(ratios)}" for place, ratios in ratios_by_place.items())
-    care = f" Not to be relied on ({run.busy} when the timing began)." if run.busy else ""
-    return f"Speed against dense, by median latency: {listed}.{care}"
+            ratios_by_place.setdefault(_place(row), []).append(ratio)
+    return ratios_by_place
+
+
+def _place(row: LatencyRow) -> str:
+    return f"{row.runtime} at batch {row.batch}"
+
+
+def _median(row: LatencyRow) -> str:
+    return f"{facts.milliseconds(facts.median_ms(row))} ms"
 
 
 def _unless_fp32(precision: str) -> str:
@@ -169,14 +200,12 @@ def _cost_figure(label: str, dense: int, shipped: int) -> KeyFigure:
 
 def _accuracy_figure(run: ReportInput) -> list[KeyFigure]:
     """One figure, or none where accuracy was not measured before and after."""
-    dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
-    if dense is not None and run.as_it_is:
-        final = dense
-    if dense is None or final is None:
+    pair = _before_and_after(run)
+    if pair is None:
         return []
+    dense, final = pair
     detail = f"dense {facts.value_of(dense.accuracy)}; 95 % interval {facts.interval_of(final.accuracy)}"
-    label = facts.capitalised(facts.metric_in_words(dense.accuracy.metric))
-    return [KeyFigure(label, facts.value_of(final.accuracy), detail)]
+    return [KeyFigure(facts.metric_title(dense.accuracy.metric), facts.value_of(final.accuracy), detail)]
 
 
 def _fidelity_figure(run: ReportInput) -> list[KeyFigure]:
@@ -190,8 +219,7 @@ def _fidelity_figure(run: ReportInput) -> list[KeyFigure]:
 def _latency_figure(run: ReportInput, reference: LatencyRow, row: LatencyRow) -> KeyFigure:
     crowd = ", busy machine" if run.busy else ""
     place = f"{row.runtime}{_unless_fp32(row.precision)}{crowd}"
-    detail = f"dense {facts.milliseconds(facts.median_ms(reference))} ms; {place}"
-    return KeyFigure(f"p50, batch {row.batch}", f"{facts.milliseconds(facts.median_ms(row))} ms", detail)
+    return KeyFigure(f"p50, batch {row.batch}", _median(row), f"dense {_median(reference)}; {place}")
 
 
 def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
@@ -203,12 +231,13 @@ def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
     if not in_fp32:
         return []
     _, first = in_fp32[0]
-    reduced = [
-        (reference, row)
-        for reference, row in pairs
-        if row.precision != "fp32" and (row.runtime, row.batch) == (first.runtime, first.batch)
-    ]
-    return in_fp32 + sorted(reduced, key=lambda pair: facts.median_ms(pair[1]))[:1]
+    reduced = []
+    for reference, row in pairs:
+        is_alike = (row.runtime, row.batch) == (first.runtime, first.batch)
+        if is_alike and row.precision != "fp32":
+            reduced.append((reference, row))
+    fastest_first = sorted(reduced, key=lambda pair: facts.median_ms(pair[1]))
+    return in_fp32 + fastest_first[:1]
 
 
 def _gates(run: ReportInput) -> Section:
@@ -250,8 +279,9 @@ def _removed_sentences(run: ReportInput) -> str:
     units = sum(group.size for group in run.groups)
     removed = sum(group.size - len(group.kept) for group in run.groups)
     changed = sum(len(group.kept) < group.size for group in run.groups)
-    whole = len(run.depth.gone)
-    blocks = f"{whole} block{'s' if whole > 1 else ''} went whole; of what was left, " if whole else ""
+    blocks = ""
+    if run.depth.gone:
+        blocks = f"{facts.counted(len(run.depth.gone), 'block')} went whole; of what was left, "
     return (
         f"{blocks}{removed:,} of {units:,} units went, from {changed} of {len(run.groups)} groups. A group is a set of "
         "units that the network ties together, over one layer or many; a unit is gone from all of them at once."
@@ -270,13 +300,12 @@ _OF_UNITS = (
 
 
 def _cost(run: ReportInput) -> Section:
-    text = [] if run.accuracy else ["Quality was not measured."]
-    if run.choice:
-        text.append(run.choice)
-    if run.recovered:
-        text.append(run.recovered)
-    if not run.parity:
-        text.append("Parity between runtimes was not measured.")
+    text = (
+        "" if run.accuracy else "Quality was not measured.",
+        run.choice,
+        run.recovered,
+        "" if run.parity else "Parity between runtimes was not measured.",
+    )
     metric = facts.metric_in_words(facts.metric_of(run))
     trade = Figure(
         "trade",
@@ -291,7 +320,12 @@ def _cost(run: ReportInput) -> Section:
         tables.repair_table(run),
         tables.parity_table(run),
     )
-    return Section("cost", "What it cost", tuple(text), elements)
+    return Section("cost", "What it cost", _said(text), elements)
+
+
+def _said(sentences: Iterable[str]) -> tuple[str, ...]:
+    """Those that are not empty."""
+    return tuple(filter(None, sentences))
 
 
 def _recovery(run: ReportInput) -> tuple[Table | Figure, ...]:
@@ -314,8 +348,7 @@ def _seen(run: ReportInput) -> Section:
         f"({run.pictures[0].shows}); below, in each network, which pixels speak for {_spoken_for(run)} (warm colours) "
         f"and against it (cold ones).{_of_masks(run)}",
     )
-    figures = (_picture(row) for row in run.pictures)
-    return Section("seen", "What it sees", text, tuple(figures))
+    return Section("seen", "What it sees", text, tuple(map(_picture, run.pictures)))
 
 
 def _of_masks(run: ReportInput) -> str:
@@ -361,20 +394,19 @@ def _picture(row: PictureRow) -> Figure:
 
 
 def _gain(run: ReportInput) -> Section:
-    text = []
-    if not run.latency:
-        text.append("Latency was not measured.")
-    if not run.engines:
-        text.append("No engine was built.")
+    text = (
+        "" if run.latency else "Latency was not measured.",
+        "" if run.engines else "No engine was built.",
+    )
     elements: list[Table | Figure] = [tables.latency_table(run)]
-    for runtime in dict.fromkeys(row.runtime for row in run.latency):
+    for runtime in facts.timed_runtimes(run):
         alt = f"Curves: share of runs finished by a given time on {runtime}, dense and shipped"
         elements.append(Figure(f"latency-{slug(runtime)}", alt, _LATENCY_CAPTION.format(runtime=runtime)))
     metric = facts.metric_in_words(facts.metric_of(run))
     pareto_alt = f"Points: {metric} against median latency of every file"
     elements.append(Figure("pareto", pareto_alt, pareto_caption(run.pareto)))
     elements += [tables.cost_table(run), tables.file_table(run), tables.precision_table(run), tables.engine_table(run)]
-    return Section("gain", "What it bought", tuple(text), tuple(elements))
+    return Section("gain", "What it bought", _said(text), tuple(elements))
 
 
 def pareto_caption(points: Sequence[ParetoPoint]) -> str:
@@ -416,9 +448,9 @@ _TIME_CAPTION = "Profiled time of the slowest layers of the shipped network, and
 
 
 def _not_done(run: ReportInput) -> Section:
-    rows = tuple((line,) for line in dict.fromkeys(_undone(run)))  # each once
-    text = () if rows else ("Nothing was left out.",)
-    table = Table("Not checked, not scored, not counted", ("what",), "l", rows)
+    lines = dict.fromkeys(_undone(run))  # each once
+    text = () if lines else ("Nothing was left out.",)
+    table = tables.lines_table("Not checked, not scored, not counted", "what", lines)
     return Section("not-done", "What was not done", text, (table,))
 
 

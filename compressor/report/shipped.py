@@ -64,11 +64,13 @@ def show_devices(folder: Path, reports: Sequence[Report]) -> None:
 
 
 def _before(page: str, end: str, content: str) -> str:
-    """The page with the content, behind a mark, as the last thing before `end`."""
-    before, found, behind = page.rpartition(end)
-    marked = before.find(_MARK, before.rfind(end.replace("</", "<").rstrip(">")))  # of this element, not of an earlier
-    kept = before if marked < 0 else before[:marked]
-    return f"{kept.rstrip()}\n{_MARK}\n{content.strip()}\n{found}{behind}"
+    """The page with the content, behind a mark, as the last thing before `end`, a closing tag such as `</nav>`."""
+    before, tag, behind = page.rpartition(end)
+    opening = before.rfind(end.replace("</", "<").rstrip(">"))  # `<nav`, whatever its attributes
+    mark = before.find(_MARK, opening)  # of this element, not of an earlier
+    if mark >= 0:
+        before = before[:mark]
+    return f"{before.rstrip()}\n{_MARK}\n{content.strip()}\n{tag}{behind}"
 
 
 def _section(reports: Sequence[Report]) -> Section:
@@ -78,11 +80,16 @@ def _section(reports: Sequence[Report]) -> Section:
     return Section(_DEVICES, "On the devices", text, (*running.parts, *devices.parts))
 
 
+def _with_release(reports: Sequence[Report]) -> list[Report]:
+    """Those of devices that run a release of the bundle."""
+    return [report for report in reports if report["current"]]
+
+
 def _verdict(reports: Sequence[Report]) -> tuple[str, ...]:
-    releases = {report["current"]["release"] for report in reports if report["current"]}
-    running = sum(1 for report in reports if report["current"])
+    running = [report["current"]["release"] for report in _with_release(reports)]
+    releases = set(running)
     same = "all the same release" if len(releases) == 1 else f"{len(releases)} different releases"
-    return (f"It runs on {running} of {facts.counted(len(reports), 'device')}, {same}.",)
+    return (f"It runs on {len(running)} of {facts.counted(len(reports), 'device')}, {same}.",)
 
 
 def _failures(reports: Sequence[Report]) -> Iterator[tuple[str, str]]:
@@ -95,11 +102,10 @@ def _failures(reports: Sequence[Report]) -> Iterator[tuple[str, str]]:
 
 def _running(reports: Sequence[Report]) -> Section:
     rows: list[tuple[str, ...]] = []
-    for report in reports:
+    for report in _with_release(reports):
         current = report["current"]
-        if current:
-            rows.append((f"{report['device']}: {current['release']}, since {current['when']}",))
-            rows += [_timing(row, current) for row in current["latency"]]
+        rows.append((f"{report['device']}: {current['release']}, since {current['when']}",))
+        rows += [_timing(row, current) for row in current["latency"]]
     head = ("model", "runtime", "p50, ms", "p90", "runs", "off the reference")
     table = Table("Latency there", head, "clrrrr", tuple(rows))
     text = (
@@ -111,33 +117,34 @@ def _running(reports: Sequence[Report]) -> Section:
 
 
 def _timing(row: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
-    compared = [entry for entry in current["compared"] if entry["model"] == row["model"]]
-    off = max((entry["relative"] for entry in compared), default=None)
-    words = "not compared" if off is None else f"{off:.1e}"
-    return row["model"], row["runtime"], f"{row['p50_ms']:.3f}", row["p90"], str(row["n"]), words
+    differences = [entry["relative"] for entry in current["compared"] if entry["model"] == row["model"]]
+    largest = max(differences, default=None)
+    off = facts.written(largest, "{:.1e}".format, unknown="not compared")
+    return row["model"], row["runtime"], f"{row['p50_ms']:.3f}", row["p90"], str(row["n"]), off
 
 
 def _devices(reports: Sequence[Report]) -> Section:
-    rows = tuple(_device(report) for report in reports if report["current"])
+    rows: list[tuple[str, ...]] = []
+    text: list[str] = []
+    for report in _with_release(reports):
+        rows.append(_device(report))
+        text += [f"Not checked: {report['device']}: {line}." for line in _not_checked(report["current"])]
     head = ("device", "address", "architecture", "Python", "libraries", "signature")
-    notes = [f"{report['device']}: {line}" for report in reports for line in _not_checked(report)]
-    text = tuple(f"Not checked: {note}." for note in notes)
-    return Section("devices", "The devices", text, (Table("Devices", head, "lclrll", rows),))
+    return Section("devices", "The devices", tuple(text), (Table("Devices", head, "lclrll", tuple(rows)),))
 
 
 def _device(report: Report) -> tuple[str, ...]:
     current = report["current"]
     device = current["device"]
     libraries = ", ".join(f"{name} {version}" for name, version in device["libraries"].items())
+    architecture = device["architecture"]
     board = device["board"] or device["gpu"]
-    architecture = f"{device['architecture']} ({board})" if board else device["architecture"]
+    if board:
+        architecture += f" ({board})"
     signature = "verified there" if current["signed"] else "none asked for: integrity only"
     return report["device"], current["address"], architecture, device["python"], libraries, signature
 
 
-def _not_checked(report: Report) -> list[str]:
-    current = report["current"]
-    if not current:
-        return []
-    timed = [f"latency of {model}: {reason}" for model, reason in current["not_timed"].items()]
-    return [*current["not_compared"], *timed]
+def _not_checked(current: Mapping[str, Any]) -> list[str]:
+    not_timed = [f"latency of {model}: {reason}" for model, reason in current["not_timed"].items()]
+    return [*current["not_compared"], *not_timed]

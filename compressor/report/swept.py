@@ -5,7 +5,7 @@ One row a budget: what is left, how often it is right, how fast it is, where its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,20 @@ class SweepReport:
     @property
     def axis(self) -> str:
         """What stands beside the curve's values."""
-        return f"{self.metric}, %" if self.is_share else self.metric
+        return facts.axis_title(self.metric, self.is_share)
 
     def value(self, quality: float) -> str:
-        return facts.percent(quality) if self.is_share else f"{quality:.2f}"
+        return facts.told(quality, self.is_share)
 
-    def change(self, quality: float) -> float | None:
-        """What is lost against dense: points of a share, else per cent of the dense value."""
+    def lost_by(self, point: SweptPoint) -> float | None:
+        """What is lost against dense: points of a share, else per cent of the dense value; None where unknown."""
         dense = self.dense.quality
-        if dense is None or (not self.is_share and dense == 0):
+        if dense is None or point.quality is None:
             return None
-        return 100 * (dense - quality) if self.is_share else 100 * (dense - quality) / abs(dense)
+        lost = 100 * (dense - point.quality)
+        if self.is_share:
+            return lost
+        return lost / abs(dense) if dense else None
 
 
 def write_sweep_report(report: SweepReport, folder: Path, content: Mapping[str, Any]) -> ReportPaths:
@@ -72,16 +75,15 @@ def write_sweep_report(report: SweepReport, folder: Path, content: Mapping[str, 
     Raises FolderError when the disk is in the way.
     """
     images = draw(_drawings(report))
+    failed = [point for point in report.points if point.failure]
     page = Page(
         title=f"{facts.model_name(report.model)}: {facts.counted(len(report.points), 'budget')}",
         verdict=(_verdict(report),),
         failures=(),
         key_figures=(),
-        sections=(_curves(report, tuple(images)),),
+        sections=(_curves(report, images),),
         images=images,
-        warnings=tuple(
-            f"{point.budget} came to no bundle: {point.failure}" for point in report.points if point.failure
-        ),
+        warnings=tuple(f"{point.budget} came to no bundle: {point.failure}" for point in failed),
     )
     return write_page(page, folder, "sweep", content)
 
@@ -93,12 +95,12 @@ def _verdict(report: SweepReport) -> str:
     return f"{len(shipped)} of {facts.counted(len(report.points), 'run')} ended with a bundle."
 
 
-def _curves(report: SweepReport, drawn: tuple[str, ...]) -> Section:
-    metric = facts.capitalised(facts.metric_in_words(report.metric))
-    captions = {
-        name: f"{metric} against {title}; the grey mark is the dense network." for name, (title, _) in _AXES.items()
-    }
-    figures = tuple(Figure(name, f"Points: {captions[name]}", captions[name]) for name in drawn)
+def _curves(report: SweepReport, drawn: Iterable[str]) -> Section:
+    metric = facts.metric_title(report.metric)
+    figures = []
+    for name in drawn:
+        caption = f"{metric} against {_AXES[name].title}; the grey mark is the dense network."
+        figures.append(Figure(name, f"Points: {caption}", caption))
     timed = f"milliseconds are medians of one image on {report.runtime}"
     text = f"{metric} on {report.images:,} evaluation images; {timed}."
     return Section("curve", "What is left at each budget", (text,), (*figures, _table(report)))
@@ -113,9 +115,10 @@ def _table(report: SweepReport) -> Table:
 
 
 def _cells(report: SweepReport, point: SweptPoint) -> tuple[str, ...]:
-    dense = report.dense
-    lost = None if point is dense or point.quality is None else report.change(point.quality)
-    share = None if point.macs is None or not dense.macs else point.macs / dense.macs
+    lost = None if point is report.dense else report.lost_by(point)
+    share = None
+    if point.macs is not None and report.dense.macs:
+        share = point.macs / report.dense.macs
     return (
         point.budget,
         facts.written(point.quality, report.value),
@@ -129,30 +132,42 @@ def _cells(report: SweepReport, point: SweptPoint) -> tuple[str, ...]:
 
 
 def _drawings(report: SweepReport) -> Iterator[tuple[str, Drawing]]:
-    for name, (title, read) in _AXES.items():
+    for name, axis in _AXES.items():
         # bound now: the drawing is called when the loop is further on
-        yield name, lambda title=title, read=read: _curve(report, title, read)  # type: ignore[misc]
+        yield name, lambda axis=axis: _curve(report, axis)  # type: ignore[misc]
 
 
-Read = Callable[[SweptPoint], float | None]
-_AXES: Mapping[str, tuple[str, Read]] = {
-    "sweep-macs": ("MACs, millions", lambda point: None if point.macs is None else point.macs / 1e6),
-    "sweep-size": ("fp32 file, MB", lambda point: None if point.bytes is None else point.bytes / 1e6),
-    "sweep-latency": ("median milliseconds, one image", lambda point: point.ms),
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A cost, as `read` finds it in a point, told in multiples of `unit`."""
+
+    title: str
+    read: Callable[[SweptPoint], float | None]
+    unit: float = 1.0
+
+
+_AXES: Mapping[str, _Axis] = {
+    "sweep-macs": _Axis("MACs, millions", lambda point: point.macs, 1e6),
+    "sweep-size": _Axis("fp32 file, MB", lambda point: point.bytes, 1e6),
+    "sweep-latency": _Axis("median milliseconds, one image", lambda point: point.ms),
 }
 
 
-def _places(points: Sequence[SweptPoint], read: Read, scale: float) -> list[tuple[float, float]]:
+def _places(report: SweepReport, points: Sequence[SweptPoint], axis: _Axis) -> list[tuple[float, float]]:
     """(cost, quality) of the points that have both."""
-    pairs = [(read(point), point.quality) for point in points]
-    return [(x, scale * quality) for x, quality in pairs if x is not None and quality is not None]
+    scale = facts.scale_of(report.is_share)
+    places = []
+    for point in points:
+        cost = axis.read(point)
+        if cost is not None and point.quality is not None:
+            places.append((cost / axis.unit, scale * point.quality))
+    return places
 
 
-def _curve(report: SweepReport, title: str, read: Read) -> Sheet | None:
+def _curve(report: SweepReport, axis: _Axis) -> Sheet | None:
     """Quality over one cost, the points joined in the cost's order; None where fewer than two networks have both."""
-    scale = 100 if report.is_share else 1
-    shipped = sorted(_places(report.points, read, scale))
-    dense = _places([report.dense], read, scale)
+    shipped = sorted(_places(report, report.points, axis))
+    dense = _places(report, [report.dense], axis)
     if len(shipped) + len(dense) < 2:
         return None
     sheet = Sheet(figsize=(WIDTH_IN, 3.0), layout="constrained")
@@ -161,7 +176,7 @@ def _curve(report: SweepReport, title: str, read: Read) -> Sheet | None:
     for x, y in dense:
         axes.scatter(x, y, color=DENSE, marker="s", label="dense", zorder=3)
     axes.set_xlim(left=0)
-    axes.set_xlabel(title)
+    axes.set_xlabel(axis.title)
     axes.set_ylabel(report.axis)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="lower right")

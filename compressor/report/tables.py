@@ -5,10 +5,10 @@ In: `ReportInput`. Out: `Table`s. An empty one is left out by whoever prints it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..records import UNMET, Accuracy, Quality
+from ..records import UNMET, Accuracy, Dropped, LayerRepair, Quality
 from . import facts
 from .contents import (
     AccuracyRow,
@@ -24,6 +24,7 @@ from .contents import (
 )
 
 TOO_FEW = "n too small"
+ABSENT = "–"  # a cell's text where there is nothing to say
 Cells = tuple[str, ...]
 
 
@@ -40,7 +41,7 @@ class Table:
 
 def gate_table(run: ReportInput) -> Table:
     """Every gate; why one shows nothing stands in the note."""
-    rows = tuple(_gate_cells(gate) for gate in run.gates)
+    rows = tuple(map(_gate_cells, run.gates))
     doubts = "; ".join(dict.fromkeys(gate.doubt for gate in run.gates if gate.doubt))
     note = f"Not shown: {doubts}." if doubts else ""
     return Table("Gates", ("gate", "result", "found", "limit", "unit"), "llrrl", rows, note)
@@ -58,17 +59,31 @@ def _relation(relation: str) -> str:
 def conditions(row: AccuracyRow | LatencyRow | ParityRow) -> str:
     """The conditions of a measurement, as the heading over its rows."""
     place = f"{row.runtime}, {row.precision}"
-    return place if isinstance(row, AccuracyRow) else f"{place}, batch {row.batch}"
+    if isinstance(row, AccuracyRow):
+        return place
+    return f"{place}, batch {row.batch}"
 
 
-def without_column(table: Table, column: int) -> Table:
-    """The table without what nobody has; headings, which are one cell, stay."""
+def without_empty_column(table: Table, head: str) -> Table:
+    """The table, without the column called `head` where no row has anything in it."""
+    column = table.head.index(head)
+    cells = {row[column] for row in table.rows if len(row) > 1}
+    if cells <= {"", ABSENT}:
+        return without_column(table, head)
+    return table
 
-    def left(cells: Cells) -> Cells:
-        return cells if len(cells) == 1 else cells[:column] + cells[column + 1 :]
+
+def without_column(table: Table, head: str) -> Table:
+    """The table without the column called `head`; headings over rows, which are one cell, stay."""
+    column = table.head.index(head)
+
+    def shortened(cells: Cells) -> Cells:
+        if len(cells) == 1:
+            return cells
+        return cells[:column] + cells[column + 1 :]
 
     align = table.align[:column] + table.align[column + 1 :]
-    return replace(table, head=left(table.head), align=align, rows=tuple(map(left, table.rows)))
+    return replace(table, head=shortened(table.head), align=align, rows=tuple(map(shortened, table.rows)))
 
 
 def headed(rows: Iterable[tuple[str, Cells]]) -> tuple[Cells, ...]:
@@ -86,7 +101,7 @@ def headed(rows: Iterable[tuple[str, Cells]]) -> tuple[Cells, ...]:
 def group_table(run: ReportInput) -> Table:
     """Every group: what went of its units, and of what they count for."""
     score_name = facts.worth(run)
-    rows = tuple(_group_cells(group) for group in run.groups)
+    rows = tuple(map(_group_cells, run.groups))
     head = ("group", "units", "removed", f"{score_name} removed", "kind", "layers")
     note = f"{score_name.capitalize()} removed: the removed units' share of the group's sum."
     return Table("Groups", head, "crrrlr", rows, note)
@@ -107,34 +122,42 @@ def _removed_score(group: GroupRow) -> str:
     """The removed units' share of the sum of scores, sizes without signs; a dash for a group without scores."""
     kept, removed = facts.split_scores(group)
     if not kept.size + removed.size:
-        return "–"
+        return ABSENT
     removed_sum = float(abs(removed).sum())
     total = float(abs(kept).sum() + abs(removed).sum())
-    return facts.percent(removed_sum / total if total else 0.0)
+    return facts.percent(facts.share_of(removed_sum, total))
 
 
 def branch_table(run: ReportInput) -> Table:
     """The residual branches that went whole, in that order."""
-    rows = []
-    for branch in run.depth.gone:
-        rows.append((branch.layer, branch.name, facts.percent(branch.macs), facts.number(branch.loss)))
+    rows = tuple(map(_branch_cells, run.depth.gone))
     head = ("begins at", "its sum", "MACs of the network", "error with it and those above gone")
-    note = "Errors are of the outputs, relative, before anything is thinned or repaired." if rows else ""
-    return Table("Blocks that went whole", head, "ccrr", tuple(rows), note)
+    note = "Errors are of the outputs, relative, before anything is thinned or repaired."
+    return Table("Blocks that went whole", head, "ccrr", rows, note)
+
+
+def _branch_cells(branch: Dropped) -> Cells:
+    return branch.layer, branch.name, facts.percent(branch.macs), facts.number(branch.loss)
 
 
 def depth_table(run: ReportInput) -> Table:
-    """The networks that were made to find how many blocks may go."""
-    rows = []
-    for number, error in zip(run.depth.tried, run.depth.errors, strict=True):
-        found = "no plan meets the budget" if error >= UNMET else facts.number(error)
-        rows.append((f"{number}", found, "taken" if number == run.depth.taken else ""))
-    return Table(
-        "Blocks gone, and what the network is off by at the budget, repaired",
-        ("blocks", "error", ""),
-        "rrl",
-        tuple(rows) if len(rows) > 1 else (),
-    )
+    """The networks that were made to find how many blocks may go; empty where one alone was tried."""
+    depth = run.depth
+    rows: list[Cells] = []
+    for number, error in zip(depth.tried, depth.errors, strict=True):
+        mark = "taken" if number == depth.taken else ""
+        rows.append((f"{number}", _depth_error(error), mark))
+    if len(rows) == 1:
+        rows = []
+
+    title = "Blocks gone, and what the network is off by at the budget, repaired"
+    return Table(title, ("blocks", "error", ""), "rrl", tuple(rows))
+
+
+def _depth_error(error: float) -> str:
+    if error >= UNMET:
+        return "no plan meets the budget"
+    return facts.number(error)
 
 
 def layer_table(run: ReportInput) -> Table:
@@ -162,17 +185,18 @@ def left_alone_table(run: ReportInput) -> Table:
 
 def repair_table(run: ReportInput) -> Table:
     """The layers refitted by least squares, with their errors before and after."""
-    rows = tuple(
-        (
-            facts.layer_name(layer.layer),
-            facts.percent(layer.error_before),
-            facts.percent(layer.error_after),
-            f"{layer.rows:,}",
-        )
-        for layer in run.repair.repaired
-    )
+    rows = tuple(map(_repaired_cells, run.repair.repaired))
     note = "Squared error of the layer's outputs against the dense network's, of their variance."
     return Table("Repaired layers", ("layer", "error before", "error after", "rows"), "crrr", rows, note)
+
+
+def _repaired_cells(layer: LayerRepair) -> Cells:
+    return (
+        facts.layer_name(layer.layer),
+        facts.percent(layer.error_before),
+        facts.percent(layer.error_after),
+        f"{layer.rows:,}",
+    )
 
 
 def accuracy_table(run: ReportInput) -> Table:
@@ -186,8 +210,7 @@ def accuracy_table(run: ReportInput) -> Table:
         f"{_difference_note(run)} Removed: units gone, nothing else done; repaired: by least squares; tuned: "
         f"taught by the dense network after the repair; {_trained_note(run)}shipped: what is in the files."
     )
-    table = Table(accuracy_title(run), head, "lrrrr", headed(rows), note)
-    return table if any(top5_of(row.accuracy) for row in run.accuracy) else without_column(table, head.index("top-5"))
+    return without_empty_column(Table(accuracy_title(run), head, "lrrrr", headed(rows), note), "top-5")
 
 
 def _trained_note(run: ReportInput) -> str:
@@ -197,7 +220,9 @@ def _trained_note(run: ReportInput) -> str:
 def accuracy_title(run: ReportInput) -> str:
     """`Accuracy` where right answers are counted, else by the measure."""
     metric = facts.metric_of(run)
-    return "Accuracy" if metric == "top-1" else facts.capitalised(facts.metric_in_words(metric))
+    if metric == "top-1":
+        return "Accuracy"
+    return facts.metric_title(metric)
 
 
 def _lost_head(run: ReportInput) -> str:
@@ -213,14 +238,21 @@ def _difference_note(run: ReportInput) -> str:
 
 
 def _accuracy_cells(run: ReportInput, row: AccuracyRow) -> Cells:
-    figure, lost = row.accuracy, facts.lost_points(run, row)
     return (
         network(run, row),
-        facts.value_of(figure),
-        "" if row.variant == "dense" or lost is None else facts.loss_of(figure, lost),
-        facts.interval_of(figure),
-        top5_of(figure) or "–",
+        facts.value_of(row.accuracy),
+        _lost_cell(run, row),
+        facts.interval_of(row.accuracy),
+        top5_of(row.accuracy) or ABSENT,
     )
+
+
+def _lost_cell(run: ReportInput, row: AccuracyRow) -> str:
+    """The change from the dense network; empty for that itself, and where there is none on these images."""
+    lost = facts.lost_points(run, row)
+    if row.variant == "dense" or lost is None:
+        return ""
+    return facts.loss_of(row.accuracy, lost)
 
 
 def top5_of(figure: Accuracy | Quality) -> str:
@@ -232,9 +264,8 @@ def top5_of(figure: Accuracy | Quality) -> str:
 
 def fidelity_table(run: ReportInput) -> Table:
     """How near each smaller network's answers are to the dense one's; empty where that is the measure itself."""
-    figures = {} if facts.metric_of(run) == facts.FIDELITY else run.fidelity
     rows = []
-    for variant, figure in figures.items():
+    for variant, figure in facts.fidelities(run).items():
         name = facts.reached(run, variant)
         rows.append((name, f"{figure.value:.3f}", f"{figure.low:.3f}–{figure.high:.3f}", f"{figure.n:,}"))
     note = f"{facts.MEANING_OF_FIDELITY}. It is of the whole answer, not only of what is decided by it."
@@ -257,7 +288,9 @@ def recovery_table(run: ReportInput) -> Table:
 
 def network(run: ReportInput, row: AccuracyRow) -> str:
     """The network's name; in PyTorch, of the shipped one also which it is."""
-    return facts.reached(run, row.variant) if row.runtime == "pytorch" else row.variant
+    if row.runtime == "pytorch":
+        return facts.reached(run, row.variant)
+    return row.variant
 
 
 def parity_table(run: ReportInput) -> Table:
@@ -283,8 +316,7 @@ def latency_table(run: ReportInput) -> Table:
         "Dense and shipped interleaved. Speed-up: dense p50 over this p50. "
         f"'{TOO_FEW}': too few runs for the percentile to stand."
     )
-    table = Table("Latency", head, "lrrrrrl", headed(rows), note)
-    return table if any(row.note for row in run.latency) else without_column(table, head.index("note"))
+    return without_empty_column(Table("Latency", head, "lrrrrrl", headed(rows), note), "note")
 
 
 def _latency_heading(row: LatencyRow) -> str:
@@ -307,14 +339,15 @@ def _latency_cells(row: LatencyRow, ratio: float | None) -> Cells:
 
 def subject(row: LatencyRow) -> str:
     """`shipped`, or `shipped, int8` where the precision is not fp32."""
-    return row.variant if row.precision == "fp32" else f"{row.variant}, {row.precision}"
+    if row.precision == "fp32":
+        return row.variant
+    return f"{row.variant}, {row.precision}"
 
 
 def _percentile(row: LatencyRow, name: str) -> str:
     if name not in row.percentiles:
-        return "–"
-    value = row.percentiles[name]
-    return TOO_FEW if value is None else facts.milliseconds(value)
+        return ABSENT
+    return facts.written(row.percentiles[name], facts.milliseconds, unknown=TOO_FEW)
 
 
 def cost_table(run: ReportInput) -> Table:
@@ -335,8 +368,12 @@ def cost_table(run: ReportInput) -> Table:
 
 def file_table(run: ReportInput) -> Table:
     """The exported files, with what each is for."""
-    rows = tuple((file.name, facts.size(file.bytes), file.variant, file.precision, file.role) for file in run.files)
+    rows = tuple(map(_file_cells, run.files))
     return Table("Files", ("file", "size", "network", "precision", "for"), "crlll", rows)
+
+
+def _file_cells(file: FileRow) -> Cells:
+    return file.name, facts.size(file.bytes), file.variant, file.precision, file.role
 
 
 def precision_table(run: ReportInput) -> Table:
@@ -353,13 +390,15 @@ def precision_table(run: ReportInput) -> Table:
 
 
 def _precision_cells(file: FileRow) -> Cells:
-    layers = f"{len(file.kept)}: {', '.join(file.kept)}" if file.kept else "none"
-    return file.name, file.precision, file.method or "–", str(file.bits or "–"), file.rest or "–", layers
+    layers = "none"
+    if file.kept:
+        layers = f"{len(file.kept)}: {', '.join(file.kept)}"
+    return file.name, file.precision, file.method or ABSENT, str(file.bits or ABSENT), file.rest or ABSENT, layers
 
 
 def engine_table(run: ReportInput) -> Table:
     """The engines, with what was really done with each."""
-    rows = tuple(_engine_cells(engine) for engine in run.engines)
+    rows = tuple(map(_engine_cells, run.engines))
     head = ("engine", "status", "size", "target", "precision", "network", "runtime", "kernels", "build s")
     return Table("Engines", head, "clrllllrr", rows)
 
@@ -368,7 +407,7 @@ def _engine_cells(engine: EngineRow) -> Cells:
     return (
         engine.name,
         engine.status,
-        facts.size(engine.bytes) if engine.bytes else "–",
+        facts.written(engine.bytes or None, facts.size),
         engine.target,
         engine.precision,
         engine.variant,
@@ -380,49 +419,50 @@ def _engine_cells(engine: EngineRow) -> Cells:
 
 def job_table(run: ReportInput) -> Table:
     """What the job cost, stage by stage; memory of a GPU has a column where one was used."""
-    on_gpu = any(row.gpu_peak_bytes is not None for row in run.stages)
     total_s = sum(row.seconds for row in run.stages)
-    rows = [_stage_cells(run, row, total_s=total_s, on_gpu=on_gpu) for row in run.stages]
+    rows = [_stage_cells(run, row, total_s) for row in run.stages]
     if rows:
-        rows.append(_sum_cells(run.stages, total_s=total_s, on_gpu=on_gpu))
-
-    gpu_head = ("peak on the GPU",) if on_gpu else ()
-    head = ("stage", "seconds", "share", "peak memory", *gpu_head, "when")
-    align = "lrrrrl" if on_gpu else "lrrrl"
+        rows.append(_sum_cells(run.stages, total_s))
+    head = ("stage", "seconds", "share", "peak memory", _GPU_HEAD, "when")
     note = (
         "A re-used stage was done by an earlier start in this folder; its figures are from then. Memory is the most "
         "that the process held, libraries included; processes that time a file have their own."
     )
-    return Table("What the job cost", head, align, tuple(rows), note)
+    table = Table("What the job cost", head, "lrrrrl", tuple(rows), note)
+    if _largest(row.gpu_peak_bytes for row in run.stages) is None:
+        return without_column(table, _GPU_HEAD)
+    return table
 
 
-def _stage_cells(run: ReportInput, row: StageRow, *, total_s: float, on_gpu: bool) -> Cells:
-    share = row.seconds / total_s if total_s else 0.0
+_GPU_HEAD = "peak on the GPU"
+
+
+def _stage_cells(run: ReportInput, row: StageRow, total_s: float) -> Cells:
     return (
         facts.stage_title(run, row.name),
         f"{row.seconds:.1f}",
-        facts.percent(share, 0),
-        *_peaks(row.peak_bytes, row.gpu_peak_bytes, on_gpu=on_gpu),
+        facts.percent(facts.share_of(row.seconds, total_s), 0),
+        _peak(row.peak_bytes),
+        _peak(row.gpu_peak_bytes),
         "re-used" if row.reused else "done now",
     )
 
 
-def _sum_cells(stages: tuple[StageRow, ...], *, total_s: float, on_gpu: bool) -> Cells:
+def _sum_cells(stages: Sequence[StageRow], total_s: float) -> Cells:
     """The last row: seconds add up, of memory the largest peak counts."""
-    host = _largest(row.peak_bytes for row in stages)
-    gpu = _largest(row.gpu_peak_bytes for row in stages)
     reused = sum(row.reused for row in stages)
-    peaks = _peaks(host, gpu, on_gpu=on_gpu)
-    return "all", f"{total_s:.1f}", "100 %", *peaks, f"{reused} of {len(stages)} re-used"
-
-
-def _peaks(host_bytes: int | None, gpu_bytes: int | None, *, on_gpu: bool) -> Cells:
-    """One cell, or two where a GPU was used in any stage."""
-    return (_peak(host_bytes), _peak(gpu_bytes)) if on_gpu else (_peak(host_bytes),)
+    return (
+        "all",
+        f"{total_s:.1f}",
+        "100 %",
+        _peak(_largest(row.peak_bytes for row in stages)),
+        _peak(_largest(row.gpu_peak_bytes for row in stages)),
+        f"{reused} of {len(stages)} re-used",
+    )
 
 
 def _peak(peak_bytes: int | None) -> str:
-    return "unknown" if peak_bytes is None else facts.size(peak_bytes)
+    return facts.written(peak_bytes, facts.size, unknown="unknown")
 
 
 def _largest(peaks: Iterable[int | None]) -> int | None:
@@ -431,8 +471,13 @@ def _largest(peaks: Iterable[int | None]) -> int | None:
 
 def pairs_table(title: str, fields: Mapping[str, object]) -> Table:
     """A record's fields by name, a dash for what is empty."""
-    rows = tuple((name, facts.number(value) or "–") for name, value in fields.items())
+    rows = tuple((name, facts.number(value) or ABSENT) for name, value in fields.items())
     return Table(title, ("field", "value"), "cl", rows)
+
+
+def lines_table(title: str, head: str, lines: Iterable[str]) -> Table:
+    """One column, a line in each row."""
+    return Table(title, (head,), "l", tuple((line,) for line in lines))
 
 
 SLOWEST = 15
@@ -456,7 +501,7 @@ def _timed_cells(layer: LayerRow, ms: float, total_ms: float) -> Cells:
         facts.layer_name(layer.layer),
         facts.written(layer.ms_dense, facts.milliseconds),
         facts.milliseconds(ms),
-        facts.percent(ms / total_ms if total_ms else 0.0),
+        facts.percent(facts.share_of(ms, total_ms)),
         layer.operation,
     )
 
@@ -466,14 +511,19 @@ NOTABLE = 0.1  # by which whole layers may differ before it is said that they do
 
 def _untouched(run: ReportInput) -> str:
     """What layers that lost nothing differ by: so much of every other difference is not the pruning's."""
-    whole = [layer for layer in run.layers if layer.macs_dense and layer.macs_dense == layer.macs_shipped]
-    pairs = [(layer.ms_dense, layer.ms_shipped) for layer in whole if layer.ms_dense and layer.ms_shipped is not None]
-    if not pairs:
+    dense_ms: list[float] = []
+    shipped_ms: list[float] = []
+    for layer in run.layers:
+        lost_nothing = 0 < layer.macs_dense == layer.macs_shipped
+        if lost_nothing and layer.ms_dense and layer.ms_shipped is not None:
+            dense_ms.append(layer.ms_dense)
+            shipped_ms.append(layer.ms_shipped)
+    if not dense_ms:
         return ""
-    ratio = sum(after for _, after in pairs) / sum(before for before, _ in pairs)
+    ratio = sum(shipped_ms) / sum(dense_ms)
     if abs(ratio - 1) < NOTABLE:
         return ""
-    taken = f"{facts.counted(len(pairs), 'layer')} that lost nothing took {facts.percent(ratio, 0)} of their time"
+    taken = f"{facts.counted(len(dense_ms), 'layer')} that lost nothing took {facts.percent(ratio, 0)} of their time"
     return (
         f" {taken} in the dense file: the two files are profiled one after the other, and caches, clocks and what runs "
         "beside them differ. So much of any difference here is not the pruning's."

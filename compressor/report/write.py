@@ -60,11 +60,18 @@ def write_report(run: ReportInput, folder: str | Path, pictures: Mapping[str, by
 
     images = {**draw_plots(run), **(pictures or {})}
     sections = build_sections(run, images.keys())
-    how = "as it is" if run.as_it_is else "trained" if run.whole else "made smaller"
-    title = f"{facts.model_name(run.model)}, {how}"
+    title = f"{facts.model_name(run.model)}, {_way_it_ships(run)}"
     warnings = tuple(warning for warning in run.warnings if warning != run.task_reason)  # which stands under the title
     page = Page(title, verdict(run), failures(run), key_figures(run), sections, images, warnings, subtitle(run))
     return write_page(page, folder, "report", {"schema": SCHEMA, "summary": summarise(run), **_plain(run)})
+
+
+def _way_it_ships(run: ReportInput) -> str:
+    if run.as_it_is:
+        return "as it is"
+    if run.whole:
+        return "trained"
+    return "made smaller"
 
 
 def write_page(page: Page, folder: str | Path, stem: str, content: Mapping[str, Any]) -> ReportPaths:
@@ -88,6 +95,7 @@ def summarise(run: ReportInput) -> dict[str, Any]:
     """The headline numbers, for a machine: shares, accuracy, speed-ups (dense p50 over this p50)."""
     dense, final = facts.dense_accuracy(run), facts.final_accuracy(run)
     cost_dense, cost_shipped = run.cost_dense, run.cost_shipped
+    fidelity = run.fidelity.get("shipped")
     return {
         "verdict": list(verdict(run)),
         "macs_removed_share": facts.removed_share(cost_dense.macs, cost_shipped.macs),
@@ -96,7 +104,7 @@ def summarise(run: ReportInput) -> dict[str, Any]:
         "metric": None if dense is None else dense.accuracy.metric,
         "accuracy_dense": None if dense is None else dense.accuracy.value,
         "accuracy_final": None if final is None else final.accuracy.value,
-        "fidelity_shipped": run.fidelity["shipped"].value if "shipped" in run.fidelity else None,
+        "fidelity_shipped": None if fidelity is None else fidelity.value,
         "explanation_shipped": None if run.explanation is None else run.explanation.value,
         "final_variant": None if final is None else final.variant,
         "shipped": run.shipped,
@@ -140,20 +148,17 @@ _CODE = re.compile(r"`([^`]+)`")  # as Markdown writes it
 
 def to_html(page: Page, stem: str) -> str:
     """The page on its own, images within; `stem` is what the file beside it that holds the numbers is called."""
-    return (
-        _templates()
-        .get_template("page.html.j2")
-        .render(
-            title=page.title,
-            subtitle=page.subtitle,
-            verdict=page.verdict,
-            failures=page.failures,
-            warnings=page.warnings,
-            figures=page.key_figures,
-            sections=page.sections,
-            images={name: _data_url(image) for name, image in page.images.items()},
-            footer=page.footer or f"Raw samples and every number shown are in {stem}.json.",
-        )
+    template = _templates().get_template("page.html.j2")
+    return template.render(
+        title=page.title,
+        subtitle=page.subtitle,
+        verdict=page.verdict,
+        failures=page.failures,
+        warnings=page.warnings,
+        figures=page.key_figures,
+        sections=page.sections,
+        images={name: _data_url(image) for name, image in page.images.items()},
+        footer=page.footer or f"Raw samples and every number shown are in {stem}.json.",
     )
 
 

@@ -43,7 +43,7 @@ class Finalist:
 
 def finalists_of(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     """The best complete trials and every preset, best first, earlier ones before equals."""
-    # `or` is for the type alone: complete ones have a value
+    # the value of a complete trial is its area; `or` is for the type alone
     ordered = sorted(complete_of(rows), key=lambda row: (-(row.value or 0.0), row.number))
     presets_behind = [row for row in ordered[count:] if row.preset]
     return ordered[:count] + presets_behind
@@ -83,7 +83,7 @@ def _checked(
     plain_points: dict[str, list[dict[str, float]]] = {}
     for split in images_by_split:
         points[split] = tuple(step[split] for step in steps)
-        plain_points[split] = [asdict(point) for point in points[split]]
+        plain_points[split] = list(map(asdict, points[split]))
     path.parent.mkdir(exist_ok=True)
     write_json(path, signed({"schema": "finalist/3", "points": plain_points}))
     return points
@@ -113,26 +113,30 @@ def winner_of(finalists: Sequence[Finalist]) -> Finalist:
 
 def best_preset(finalists: Sequence[Finalist]) -> Finalist | None:
     """The winner among the presets; None where none of them was completed."""
-    presets = [finalist for finalist in finalists if finalist.row.preset]
-    return winner_of(presets) if presets else None
+    presets = presets_among(finalists)
+    if not presets:
+        return None
+    return winner_of(presets)
+
+
+def presets_among(finalists: Sequence[Finalist]) -> list[Finalist]:
+    """In the finalists' order."""
+    return [finalist for finalist in finalists if finalist.row.preset]
 
 
 def plain_row(row: TrialRow) -> dict[str, object]:
-    """A trial as JSON, without who tried it."""
+    """A trial as JSON, without who tried it; `quality` is by budget."""
     fields = asdict(row)
     del fields["worker"]
-    return {**fields, "quality": {f"{point.budget:g}": round(point.quality, 4) for point in row.points}}
+    fields["quality"] = {f"{point.budget:g}": round(point.quality, 4) for point in row.points}
+    return fields
 
 
 def plain_finalist(finalist: Finalist) -> dict[str, object]:
     """A finalist as JSON; areas and points by split."""
-    return {
-        "name": finalist.name,
-        "trial": finalist.row.number,
-        "area": {split: round(finalist.area(split), 5) for split in finalist.points},
-        "points": {split: _plain_points(points) for split, points in finalist.points.items()},
-    }
-
-
-def _plain_points(points: Sequence[Kept]) -> list[dict[str, object]]:
-    return [{**asdict(point), "quality": round(point.quality, 4)} for point in points]
+    areas: dict[str, float] = {}
+    plain_points: dict[str, list[dict[str, object]]] = {}
+    for split, points in finalist.points.items():
+        areas[split] = round(finalist.area(split), 5)
+        plain_points[split] = [{**asdict(point), "quality": round(point.quality, 4)} for point in points]
+    return {"name": finalist.name, "trial": finalist.row.number, "area": areas, "points": plain_points}

@@ -66,11 +66,11 @@ def _read(option: Field[Any], value: Any) -> object:
         if not isinstance(default, tuple):
             return type(default)(value)
         entries = _words(value) if isinstance(value, str) else value
-        return tuple(option.metadata["of"](entry) for entry in entries)
+        return tuple(map(option.metadata["of"], entries))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{option.name} = {value!r} is not understood; an example: {default!r}") from error
 
 
 def _words(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    return [word for word in words if word]
+    words = map(str.strip, text.split(","))
+    return list(filter(None, words))

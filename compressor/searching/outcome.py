@@ -17,7 +17,7 @@ from ..records import Figure
 from ..relevance.composite import Axis
 from ..report.searched import Curve, SearchReport, Tried, write_search_report
 from ..run.work import Work
-from .finalists import Finalist, best_preset, plain_finalist, plain_row, winner_of
+from .finalists import Finalist, best_preset, plain_finalist, plain_row, presets_among, winner_of
 from .options import SearchOptions
 from .storage import masked
 from .study import TrialRow
@@ -93,12 +93,19 @@ class Outcome:
     @property
     def metric(self) -> str:
         """What the task's quality is called."""
-        return next(figure.metric for figure in self.dense.values())
+        figure, *_ = self.dense.values()
+        return figure.metric
 
     @property
     def is_share(self) -> bool:
         """Whether 1 is the best there is."""
-        return next(figure.is_share for figure in self.dense.values())
+        figure, *_ = self.dense.values()
+        return figure.is_share
+
+    @property
+    def dense_qualities(self) -> dict[str, float]:
+        """By split."""
+        return {split: figure.value for split, figure in self.dense.items()}
 
 
 def write_outcome(outcome: Outcome) -> SearchResult:
@@ -113,11 +120,11 @@ def write_outcome(outcome: Outcome) -> SearchResult:
         "schema": "search/2",
         **summary,
         "options": {**asdict(outcome.options), "storage": masked(outcome.options.storage)},
-        "space": [asdict(axis) for axis in outcome.axes],
+        "space": list(map(asdict, outcome.axes)),
         "importance": dict(outcome.importance),
-        "dense": {split: figure.value for split, figure in outcome.dense.items()},
-        "finalists": [plain_finalist(finalist) for finalist in outcome.finalists],
-        "history": [plain_row(row) for row in outcome.rows],
+        "dense": outcome.dense_qualities,
+        "finalists": list(map(plain_finalist, outcome.finalists)),
+        "history": list(map(plain_row, outcome.rows)),
         "splits": splits,
     }
     write_search_report(_report(outcome, best), folder, record)
@@ -126,9 +133,8 @@ def write_outcome(outcome: Outcome) -> SearchResult:
 
 def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
     folder, preset = outcome.work.stages.folder, best_preset(outcome.finalists)
-    presets = [finalist for finalist in outcome.finalists if finalist.row.preset]
     composite: Json = recipe.composite
-    if recipe.composite.startswith("{"):  # no preset's name, but the composite itself
+    if _is_spelled_out(recipe):
         composite = json.loads(recipe.composite)
     return {
         "model": recipe.model,
@@ -142,7 +148,7 @@ def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
         "composite": composite,
         "area": _areas(best),
         "best_preset": preset.name if preset else None,
-        "area_presets": {finalist.name: _areas(finalist) for finalist in presets},
+        "area_presets": {finalist.name: _areas(finalist) for finalist in presets_among(outcome.finalists)},
         "budgets": sorted(outcome.options.budgets),
         "trials": len(outcome.rows),
         "trials_stopped": sum(row.state == "stopped" for row in outcome.rows),
@@ -150,6 +156,11 @@ def _summary(outcome: Outcome, best: Finalist, recipe: Recipe) -> SearchSummary:
         "seconds": round(outcome.seconds, 1),
         "lost_workers": list(outcome.lost_workers),
     }
+
+
+def _is_spelled_out(recipe: Recipe) -> bool:
+    """Whether the composite is no preset's name but the table itself, as JSON."""
+    return recipe.composite.startswith("{")
 
 
 def _areas(finalist: Finalist) -> dict[str, float]:
@@ -168,13 +179,13 @@ def _report(outcome: Outcome, best: Finalist) -> SearchReport:
         model=work.recipe.model,
         best=best.name,
         preset=preset.name if preset else "",
-        dense={split: figure.value for split, figure in outcome.dense.items()},
+        dense=outcome.dense_qualities,
         metric=outcome.metric,
         is_share=outcome.is_share,
         settings=settings,
         composite=tuple(_composite_rows(best.recipe)),
         curves=tuple(_curves(outcome.finalists, best)),
-        tried=tuple(_tried(row) for row in outcome.rows),
+        tried=tuple(map(_tried, outcome.rows)),
         importance=tuple(outcome.importance.items()),
         images=_sizes(work),
         hashes=dict(work.splits.hashes),
@@ -201,16 +212,17 @@ def _composite_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The composite as a table: a preset's name, or each layer's rule and each fixed choice."""
     if recipe.criterion != "lrp":
         return
-    if not recipe.composite.startswith("{"):
+    if not _is_spelled_out(recipe):
         yield "preset", recipe.composite or "epsilon-plus-flat"
         return
     for name, value in json.loads(recipe.composite).items():
-        if isinstance(value, dict):
-            yield name, _rule_text(value)
-        elif isinstance(value, float):
-            yield name, f"{value:.3g}"
-        else:
-            yield name, str(value)
+        match value:
+            case dict():
+                yield name, _rule_text(value)
+            case float():
+                yield name, f"{value:.3g}"
+            case _:
+                yield name, str(value)
 
 
 def _rule_text(rule: Mapping[str, Json]) -> str:

@@ -38,7 +38,9 @@ _RANKING: tuple[Axis, ...] = (
     Range("per_cost", 0.0, 1.0, logarithmic=False, when=("scope", ("global", "isomorphic"))),
 )
 
-_HOLDABLE = [axis.field for axis in (*_READING, *_RANKING)]
+_READING_FIELDS = tuple(axis.field for axis in _READING)
+_RANKING_FIELDS = tuple(axis.field for axis in _RANKING)
+_HOLDABLE = [*_READING_FIELDS, *_RANKING_FIELDS]
 
 Probe = Callable[[Recipe], Scores]
 # a recipe's fields by name, each in its own type
@@ -65,9 +67,16 @@ class Space:
         """A point, axis by axis; those that do not count where the earlier ones stand are not asked."""
         point: dict[str, str | float] = {}
         for axis in self.axes:
-            if axis.when is None or point.get(axis.when[0]) in axis.when[1]:
+            if _is_asked(axis, point):
                 point[axis.field] = suggest(axis)
         return point
+
+
+def _is_asked(axis: Axis, point: Point) -> bool:
+    if axis.when is None:
+        return True
+    name, values = axis.when
+    return point.get(name) in values
 
 
 def require_holdable(held: Sequence[str]) -> None:
@@ -95,7 +104,7 @@ def find_space(
         if family == "lrp":
             by_depth, family_axes = _composite_axes(probed, aliases)
         if isinstance(criterion_named(family), AtNodes):
-            family_axes += [axis for axis in _distinct(probed, aliases, family) if axis.field not in held]
+            family_axes += _reading_axes(probed, aliases, family, held)
         axes += [_within(family, axis, several=several) for axis in family_axes]
 
     axes += _ranking_axes(base, groups, held)
@@ -104,29 +113,24 @@ def find_space(
 
 def _ranking_axes(base: Recipe, groups: Sequence[Group], held: Sequence[str]) -> list[Axis]:
     """How scores become an order; how sites are reduced counts only where a group has several."""
-    several_sites = any(len(group.sites) > 1 for group in groups if group.kind in base.units)
+    settled = {*held}
+    if not any(len(group.sites) > 1 for group in groups if group.kind in base.units):
+        settled.add("reduction")
     axes: list[Axis] = []
     for axis in _RANKING:
-        if axis.field in held or (axis.field == "reduction" and not several_sites):
-            continue
-        if _counts_beside(axis, base, held):
-            axes.append(_asked_by(axis, base, held))
+        if axis.field not in settled:
+            axes += _beside(axis, base, held)
     return axes
 
 
-def _counts_beside(axis: Axis, base: Recipe, held: Sequence[str]) -> bool:
-    """Whether the axis means something beside what is held."""
-    if axis.when is None:
-        return True
-    name, values = axis.when
-    return name not in held or getattr(base, name) in values
-
-
-def _asked_by(axis: Axis, base: Recipe, held: Sequence[str]) -> Axis:
-    """The axis, asked in any case where what it depends on is held: no other axis will say it."""
+def _beside(axis: Axis, base: Recipe, held: Sequence[str]) -> list[Axis]:
+    """The axis beside choices that are held; none where one of them leaves it without a meaning."""
     if axis.when is None or axis.when[0] not in held:
-        return axis
-    return replace(axis, when=None)
+        return [axis]
+    name, values = axis.when
+    if getattr(base, name) in values:
+        return [replace(axis, when=None)]  # in any case, as no other axis will say what it depends on
+    return []
 
 
 @dataclass(slots=True)
@@ -173,7 +177,7 @@ def _composite_axes(probed: _Probed, aliases: Aliases) -> tuple[bool, list[Axis]
     # the same where inner linear layers follow their depth group: then its rule is theirs too
     deep = at({"linear.rule": BY_DEPTH})
     counts_deep = {layer: _rule_counts(probed, deep, layer) for layer in _DEPTHS}
-    by_depth = counts["linear"] and not any(counts[layer] for layer in _DEPTHS)
+    by_depth = counts["linear"] and not any(map(counts.get, _DEPTHS))
     if by_depth:  # they follow their depth group in every point, so a rule of their own is not asked
         counts |= {**counts_deep, "linear": False}
 
@@ -184,9 +188,11 @@ def _composite_axes(probed: _Probed, aliases: Aliases) -> tuple[bool, list[Axis]
             axes += _plain_axis(probed, axis, aliases)
         elif counts[layer]:
             axes.append(axis)
-        elif counts_deep.get(layer) and not by_depth:
+        elif counts_deep.get(layer):
             # the depth group holds linear layers alone: its rule is asked where they follow it
-            axes.append(replace(axis, when=("linear.rule", (BY_DEPTH,))) if parameter == "rule" else axis)
+            if parameter == "rule":
+                axis = replace(axis, when=("linear.rule", (BY_DEPTH,)))
+            axes.append(axis)
     return by_depth, axes
 
 
@@ -199,7 +205,9 @@ def _plain_axis(probed: _Probed, axis: Axis, aliases: Aliases) -> list[Axis]:
     """An axis of no layer (`softmax`, `epsilon`), where it counts; of a range, its ends are tried."""
     if isinstance(axis, Range):
         lowest, highest = at({axis.field: axis.lowest}), at({axis.field: axis.highest})
-        return [axis] if probed.composites_differ(lowest, highest) else []
+        if not probed.composites_differ(lowest, highest):
+            return []
+        return [axis]
 
     def differ(first: str, second: str) -> bool:
         return probed.composites_differ(at({axis.field: first}), at({axis.field: second}))
@@ -207,19 +215,24 @@ def _plain_axis(probed: _Probed, axis: Axis, aliases: Aliases) -> list[Axis]:
     return _thinned(axis, axis.values, differ, "lrp", aliases)
 
 
-def _distinct(probed: _Probed, aliases: Aliases, family: str) -> list[Axis]:
-    """The ways of reading scores off the network that differ here; of equal ones the first stands for all."""
+def _reading_axes(probed: _Probed, aliases: Aliases, family: str, held: Sequence[str]) -> list[Axis]:
+    """The ways of reading scores off the network that differ here, but for those that are held."""
     axes: list[Axis] = []
     for axis in _READING:
-        changes = {value: {axis.field: _recipe_value(value)} for value in axis.values}
-        accepted = tuple(value for value in axis.values if probed.scores(changes[value]) is not None)
-
-        # bound now: the loop's next turn has other changes
-        def differ(first: str, second: str, changes: Mapping[str, Point] = changes) -> bool:
-            return probed.differ(changes[first], changes[second])
-
-        axes += _thinned(axis, accepted, differ, family, aliases)
+        if axis.field not in held:
+            axes += _reading_axis(probed, axis, aliases, family)
     return axes
+
+
+def _reading_axis(probed: _Probed, axis: Choice, aliases: Aliases, family: str) -> list[Axis]:
+    """Of values that read the same scores the first stands for all; none that the criterion refuses."""
+    changes = {value: {axis.field: _recipe_value(value)} for value in axis.values}
+    accepted = [value for value in axis.values if probed.scores(changes[value]) is not None]
+
+    def differ(first: str, second: str) -> bool:
+        return probed.differ(changes[first], changes[second])
+
+    return _thinned(axis, accepted, differ, family, aliases)
 
 
 def _recipe_value(value: str | float) -> str | float:
@@ -242,47 +255,50 @@ def _thinned(
             kept.append(value)
         else:
             aliases[f"{family}.{axis.field}", value] = twin
-    return [replace(axis, values=tuple(kept))] if len(kept) > 1 else []
+    if len(kept) < 2:
+        return []
+    return [replace(axis, values=tuple(kept))]
 
 
 def _within(family: str, axis: Axis, *, several: bool) -> Axis:
     """The axis as its family's own: `sign` becomes `lrp.sign`, asked where that criterion was chosen among several."""
-    when: tuple[str, tuple[str, ...]] | None = ("criterion", (family,)) if several else None
+    when = None
     if axis.when is not None:
         name, values = axis.when
         when = (f"{family}.{name}", values)
+    elif several:
+        when = ("criterion", (family,))
     return replace(axis, field=f"{family}.{axis.field}", when=when)
 
 
 def recipe_at(space: Space, point: Point) -> Recipe:
     """The recipe a point of the space stands for; what no axis says is as in the space's `base`."""
     criterion = str(point.get("criterion") or _only_family(space))
-    prefix = f"{criterion}."
-    family_point = {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
-    reading_names = {axis.field for axis in _READING}
-    reading = {name: _recipe_value(value) for name, value in family_point.items() if name in reading_names}
-    rules = {name: value for name, value in family_point.items() if name not in reading_names}
+    changed = _unread(space.base, space.held)
+    rules: dict[str, str | float] = {}
+    for name, value in point.items():
+        family, _, inner_name = name.partition(".")  # `lrp.low.rule`, but `scope` is of no family
+        if name in _RANKING_FIELDS:
+            changed[name] = value
+        elif family == criterion and inner_name in _READING_FIELDS:
+            changed[inner_name] = _recipe_value(value)
+        elif family == criterion:
+            rules[inner_name] = value
 
     composite = ""
     if criterion == "lrp":
         base = at({"linear.rule": BY_DEPTH}) if space.by_depth else Composite()
         composite = to_text(at(rules, base))
-    ranking = {name: value for name, value in point.items() if name in _ranked()}
-    changed: RecipeFields = {**_unread(space.base, space.held), **reading, **ranking}
     return replace(space.base, **changed, criterion=criterion, composite=composite)
 
 
-def _unread(base: Recipe, held: Sequence[str]) -> RecipeFields:
-    """The criterion as its paper reads it, but for what is held."""
+def _unread(base: Recipe, held: Sequence[str]) -> dict[str, Any]:
+    """The recipe's fields for a criterion as its paper reads it, but for what is held."""
     fields = {"start": "", "start_class": "true", "sign": "", "per": "", "place": ""}
     for name in fields:
         if name in held:
             fields[name] = getattr(base, name)
     return fields
-
-
-def _ranked() -> set[str]:
-    return {axis.field for axis in _RANKING}
 
 
 def _only_family(space: Space) -> str:
@@ -295,12 +311,14 @@ def point_at(space: Space, recipe: Recipe) -> dict[str, str | float]:
     """The point a recipe stands at, `recipe_at`'s inverse. Raises RecipeError where the space can't say it."""
     # every axis there may be; the space asks for those it has
     values: dict[str, str | float] = {"criterion": recipe.criterion}
-    values |= {name: getattr(recipe, name) for name in _ranked()}
+    values |= {name: getattr(recipe, name) for name in _RANKING_FIELDS}
     values |= {f"{recipe.criterion}.{name}": value for name, value in _reading_of(recipe).items()}
     if recipe.criterion == "lrp":
         composite = composite_of(recipe.composite)
-        if space.by_depth:
-            composite = _follow_depth(composite)
+        if space.by_depth and composite.linear is not None:
+            # the same rule for every layer of a network of linear layers alone, said by depth
+            rule = composite.linear
+            composite = replace(composite, low=rule, mid=rule, high=rule, linear=None)
         values |= {f"lrp.{name}": value for name, value in point_of(composite).items()}
 
     def value_on(axis: Axis) -> str | float:
@@ -336,12 +354,6 @@ def _reading_of(recipe: Recipe) -> dict[str, str]:
         "per": recipe.per or usual.per or USUAL,
         "place": recipe.place or usual.place,
     }
-
-
-def _follow_depth(composite: Composite) -> Composite:
-    """The same rules for a network of linear layers alone, said by depth."""
-    rule = composite.linear
-    return composite if rule is None else replace(composite, low=rule, mid=rule, high=rule, linear=None)
 
 
 def presets(space: Space, families: Sequence[str]) -> dict[str, dict[str, str | float]]:

@@ -189,11 +189,11 @@ def _secrets_of(url: str) -> list[str]:
         address = make_url(url)
     except (ArgumentError, ValueError):
         return re.findall(r"://[^/]*?:(.+)@", url)
-    given = [str(address.password or "")]
-    for name, value in address.query.items():
+    secrets = [str(address.password or "")]
+    for name, values in address.normalized_query.items():
         if _is_secret(name):
-            given += [value] if isinstance(value, str) else list(value)
-    return [secret for secret in given if secret]
+            secrets += values
+    return list(filter(None, secrets))
 
 
 def _is_secret(option: str) -> bool:

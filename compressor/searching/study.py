@@ -33,6 +33,7 @@ Qualities = Callable[[dict[str, str | float]], Iterator[Kept]]
 WAIT_S = 1.0
 REPEATS = 100  # in a row: the space holds nothing new
 ASKING_S = 5.0  # a worker that began a trial says its point within, unless it died
+ENOUGH = 2 * JUDGES  # complete trials, to say what a choice weighs
 
 
 class RepeatedError(Exception):
@@ -119,21 +120,19 @@ class _News:
 
     def __init__(self, study: Study, total: int, report: Callable[[Progress], None]) -> None:
         self.study, self.total, self.report = study, total, report
-        self.told = {row.number for row in rows(study)}
+        self.told = {row.number: row for row in rows(study)}
         self.told_at_first, self.began_s = len(self.told), time.monotonic()
 
     def tell(self) -> None:
         """Each new row once, in the order the trials were begun."""
-        finished = rows(self.study)
-        for row in finished:
+        for row in rows(self.study):
             if row.number in self.told:
                 continue
-            self.told.add(row.number)
+            self.told[row.number] = row
             done = len(self.told)
             pace_s = (time.monotonic() - self.began_s) / (done - self.told_at_first)
             left_s = pace_s * max(0, self.total - done)
-            best = best_of([other for other in finished if other.number in self.told])
-            self.report(Progress(row, best, done, self.total, left_s))
+            self.report(Progress(row, best_of([*self.told.values()]), done, self.total, left_s))
 
 
 def _run_next(study: Study, objective: Callable[[Trial], float]) -> None:
@@ -216,9 +215,14 @@ def _require_new(trial: Trial, total: int) -> None:
     twin = twin_in_queue(trials[trial.number], trials)
     if twin is None:
         twin = next((row for row in earlier if row.params == trial.params), None)
-    if twin is None and len(earlier) < total:
+
+    if twin is not None:
+        reason = f"as trial {twin.number}"
+    elif len(earlier) >= total:
+        reason = "enough trials"
+    else:
         return
-    trial.set_user_attr("skipped", "enough trials" if twin is None else f"as trial {twin.number}")
+    trial.set_user_attr("skipped", reason)
     raise RepeatedError
 
 
@@ -228,21 +232,23 @@ def _once_asked(trial: Trial) -> list[FrozenTrial]:
     Of two that are begun at once the later waits for the earlier; one that died in that moment is not waited for.
     """
     give_up_s = time.monotonic() + ASKING_S
-    while True:
-        trials = trial.study.get_trials(deepcopy=False)
-        silent = any(
-            row.state == TrialState.RUNNING and "asked" not in row.user_attrs for row in trials[: trial.number]
-        )
-        if not silent or time.monotonic() > give_up_s:
-            return trials
+    trials = trial.study.get_trials(deepcopy=False)
+    while any(map(_is_silent, trials[: trial.number])) and time.monotonic() <= give_up_s:
         time.sleep(0.05)
+        trials = trial.study.get_trials(deepcopy=False)
+    return trials
+
+
+def _is_silent(trial: FrozenTrial) -> bool:
+    """Whether it was begun and has not said its point yet."""
+    return trial.state == TrialState.RUNNING and "asked" not in trial.user_attrs
 
 
 def _began_before(rival: FrozenTrial, trial: Trial) -> bool:
     """Of two that run the lower number goes on; what is finished came before in any case."""
-    if rival.number == trial.number:
-        return False
-    return rival.state in FINISHED or (rival.state == TrialState.RUNNING and rival.number < trial.number)
+    if rival.state == TrialState.RUNNING:
+        return rival.number < trial.number
+    return rival.state in FINISHED
 
 
 def rows(study: Study) -> list[TrialRow]:
@@ -256,11 +262,10 @@ def row_of(trial: FrozenTrial) -> TrialRow:
     saved_points = attributes.get("points", [])
     points = tuple(Kept(*fields) for fields in saved_points)
 
+    value = area(points) if points else None
+    state = "failed" if "why" in attributes else "stopped"
     if trial.state == TrialState.COMPLETE:
         state, value = "complete", trial.value
-    else:
-        state = "failed" if "why" in attributes else "stopped"
-        value = area(points) if points else None
 
     return TrialRow(
         trial.number,
@@ -292,7 +297,7 @@ def importances(study: Study) -> dict[str, float]:
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     distinct_values = {trial.value for trial in complete}
-    if len(complete) < 2 * JUDGES or len(distinct_values) < 2:
+    if len(complete) < ENOUGH or len(distinct_values) < 2:
         return {}
     try:
         with warnings.catch_warnings():
@@ -305,7 +310,7 @@ def importances(study: Study) -> dict[str, float]:
     weights: dict[str, float] = {}
     for name, share in shares.items():
         asked = sum(name in trial.params for trial in complete)
-        if asked >= 2 * JUDGES and share > 0:
+        if asked >= ENOUGH and share > 0:
             weights[name] = float(share)
     total = sum(weights.values())
     return {name: round(weight / total, 4) for name, weight in weights.items()}

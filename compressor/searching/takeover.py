@@ -64,8 +64,13 @@ def take_back(study: Study, lookout: Lookout) -> None:
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retries") for trial in trials}
     for trial in trials:
-        if trial.state == TrialState.FAIL and "skipped" not in trial.user_attrs and trial.number not in retried:
+        if _is_broken_off(trial) and trial.number not in retried:
             _queue_again(study, trial)
+
+
+def _is_broken_off(trial: FrozenTrial) -> bool:
+    """Whether it was stopped half-way; what is skipped was another trial's point and needs no trial."""
+    return trial.state == TrialState.FAIL and "skipped" not in trial.user_attrs
 
 
 def _stop(study: Study, trial: FrozenTrial) -> None:
@@ -102,12 +107,10 @@ def is_dead(worker: str, asking: str) -> bool:
 
     `asking` is the worker of this process.
     """
-    if worker == asking or worker.count(":") != 3 or asking.count(":") != 3:
+    machine = _machine_of(worker)
+    if worker == asking or not machine or machine != _machine_of(asking):
         return False
-    _, process, _, machine = worker.split(":")
-    if machine != asking.split(":")[3]:
-        return False
-    pid = int(process)
+    pid = int(worker.split(":")[1])
     if pid == os.getpid():  # an earlier search of this very process, or one whose number came again
         return True
     try:
@@ -117,6 +120,12 @@ def is_dead(worker: str, asking: str) -> bool:
     except PermissionError:
         return False
     return _is_zombie(pid)
+
+
+def _machine_of(worker: str) -> str:
+    """The last part of `name_of_worker`; empty for a name of another form."""
+    parts = worker.split(":")
+    return parts[3] if len(parts) == 4 else ""
 
 
 def _is_zombie(pid: int) -> bool:

@@ -301,7 +301,7 @@ def _differs_in_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tens
     if misfit.missing or len(layers) != 1:
         return False
     theirs, ours = state[misfit.unequal[0]].shape, expected[misfit.unequal[0]].shape
-    return theirs[1:] == ours[1:] and theirs[:1] != ours[:1]
+    return len(theirs) == len(ours) and theirs[1:] == ours[1:]
 
 
 def state_hash(module: nn.Module) -> str:

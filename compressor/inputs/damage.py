@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..errors import DataError, first_line
-from .images import HASHED_AHEAD, Images, Kind, decoding_workers
+from .images import HASHED_AHEAD, Images, Kind, Source, decoding_workers
 from .lookahead import in_order
 
 _NAMED = 5  # damaged images in a message
@@ -20,7 +20,7 @@ def without_damaged(images: Kind, most: float) -> tuple[Kind, tuple[str, ...]]:
     Where `most` is 0 these are all of them, and the first damaged one is an error when it is decoded. Above it every
     image is decoded here, once. Raises DataError where a larger share than `most` is damaged.
     """
-    if not most or not isinstance(images, Images):  # tensors need no decoding
+    if not most:
         return images, ()
     objections = _objections(images)
     damaged = [name for name, objection in zip(images.names, objections, strict=True) if objection]
@@ -40,8 +40,10 @@ def without_damaged(images: Kind, most: float) -> tuple[Kind, tuple[str, ...]]:
     return images.subset(intact), (f"{counted} and are left out: {listed}",)
 
 
-def _objections(images: Images) -> list[str]:
-    """Why each image can't be used, empty where it can."""
+def _objections(images: Source) -> list[str]:
+    """Why each image can't be used, empty where it can; tensors need no decoding."""
+    if not isinstance(images, Images):
+        return [""] * len(images)
     objection_to = partial(_objection, images)
     return list(in_order(objection_to, range(len(images)), workers=decoding_workers(images), ahead=HASHED_AHEAD))
 

@@ -228,7 +228,7 @@ def dataset_labels(dataset: Dataset) -> IntArray | None:
     A list of files or of several values an image under the same name is none of them.
     """
     for attribute in _LABEL_ATTRIBUTES:
-        values = getattr(dataset, attribute, None)
+        values: Any = getattr(dataset, attribute, None)
         with suppress(TypeError, ValueError, RuntimeError):  # without a length, or no array
             array = np.asarray(values)
             is_one_each = len(values) == len(dataset) == array.size

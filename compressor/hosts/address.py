@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 ROOT = "compressor"  # where bundles lie on a device whose path is not said: a folder in the user's home
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]*")
+_HOST = r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]"
+_USER = r"[A-Za-z0-9_][A-Za-z0-9._@+-]*"
+_LOGIN = re.compile(f"({_USER}@)?({_HOST})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 _FORM = "write user@host, host or user@host:path, as ssh knows the host"
 
@@ -33,7 +34,9 @@ class Device:
     @property
     def address(self) -> str:
         """As it is written."""
-        return self.login if self.root == ROOT else f"{self.login}:{self.root}"
+        if self.root == ROOT:
+            return self.login
+        return f"{self.login}:{self.root}"
 
 
 def read_address(text: str, *, python: str = "python3", settings: str = "") -> Device:
@@ -46,14 +49,19 @@ def read_address(text: str, *, python: str = "python3", settings: str = "") -> D
 
 def require_safe(device: Device) -> None:
     """Raises InputError where a part of an address would be taken for something else by ssh, rsync or a shell."""
-    user, _, host = device.login.rpartition("@")
-    if not _HOST.fullmatch(host) or (user and not _USER.fullmatch(user)) or device.login.startswith("@"):
+    if not _LOGIN.fullmatch(device.login):
         raise InputError(f"{device.login!r} is no address of a device: {_FORM}")
-    for what, value in (("path", device.root), ("Python", device.python)):
-        if not value or value.startswith("-") or not value.isprintable():
-            raise InputError(f"{device.login}: its {what} can't be {value!r}; {_FORM}")
+    _require_word(device, "path", device.root)
+    _require_word(device, "Python", device.python)
     if not _NAME.fullmatch(device.name):
         raise InputError(f"{device.name!r} is no name for a device; take letters, digits, '.', '_' and '-'")
+
+
+def _require_word(device: Device, what: str, word: str) -> None:
+    """Raises InputError for a path that is empty, that a program would read as an option, or that can't be shown."""
+    is_option = word.startswith("-")
+    if not word or is_option or not word.isprintable():
+        raise InputError(f"{device.login}: its {what} can't be {word!r}; {_FORM}")
 
 
 def _parted(text: str) -> tuple[str, str]:

@@ -29,8 +29,10 @@ OLDEST_PYTHON = (3, 10)
 CONNECT_S = 20.0
 _GREETING_S = 60.0  # jump hosts, and a slow device's first Python
 _ANSWER_S = 600.0
+_END_S = 5.0
 _MOST_LINE = 1 << 24
 _MOST_CHATTER = 1 << 16  # bytes that a login shell's own files may print first
+_NO_PYTHON = {126: "can't run", 127: "has no"}  # what a shell's exit code says of a program
 _OPTIONS = (
     *("BatchMode=yes", f"ConnectTimeout={CONNECT_S:.0f}", "ServerAliveInterval=5", "ServerAliveCountMax=3"),
     *("ClearAllForwardings=yes", "ForwardAgent=no"),  # of what a configuration may open, a device needs nothing
@@ -52,6 +54,13 @@ _REMEDIES = {
     "can't open user config file": "name a configuration of ssh that is there, or leave it out",
 }
 
+_REFUSALS = {  # by the agent's own word for what is wrong
+    "full": "its disk is full ({message}); free space there and run the same command again",
+    "disk": "{message}; mend that there, or name another path: user@host:path",
+    "locked": "{message}; wait until that ends, then run the same command again",
+}
+_AGAIN = "run the same command again, it goes on from there"
+
 Answer = dict[str, Any]
 Opened = Callable[["subprocess.Popen[bytes]"], None]
 
@@ -65,9 +74,24 @@ def ssh_program(device: Device, *options: str) -> list[str]:
     """ssh with its options, to be followed by whom to connect to."""
     if shutil.which("ssh") is None:
         raise MissingPackageError("there is no ssh here; install OpenSSH's client (Debian: openssh-client)")
-    settings = ["-F", device.settings] if device.settings else []
-    pairs = [word for option in (*_OPTIONS, *options) for word in ("-o", option)]
-    return ["ssh", *settings, *pairs]
+    words = ["ssh"]
+    if device.settings:
+        words += ["-F", device.settings]
+    for option in (*_OPTIONS, *options):
+        words += ["-o", option]
+    return words
+
+
+def pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    """A stream of a process that was started with pipes, where it is never None."""
+    assert stream is not None
+    return stream
+
+
+def said_lines(text: str) -> list[str]:
+    """The lines of what a program printed, without empty ones."""
+    lines = (line.strip() for line in text.splitlines())
+    return list(filter(None, lines))
 
 
 @dataclass
@@ -87,19 +111,25 @@ class Session:
 
         Raises HostError when the device refuses, dies or says nothing for longer than that.
         """
-        request = {"do": do, **facts, **({} if payload is None else {"bytes": len(payload)})}
-        assert self.process.stdin is not None
+        request = {"do": do, **facts}
+        if payload is not None:  # of no bytes, too: an empty file is a file
+            request["bytes"] = len(payload)
+        content = payload or b""
         with self._within(timeout_s):
-            try:
-                self.process.stdin.write(json.dumps(request).encode() + b"\n" + (payload or b""))
-                self.process.stdin.flush()
-            except OSError as error:
-                raise self._death() from error
-            self.sent_bytes += len(payload or b"")
+            self._send(json.dumps(request).encode() + b"\n" + content)
+            self.sent_bytes += len(content)
             answer = self._answer()
         if "refused" in answer:
             raise self._refusal(str(answer["refused"]), printable(str(answer.get("message", "")))[:500])
         return answer
+
+    def _send(self, content: bytes) -> None:
+        requests = pipe(self.process.stdin)
+        try:
+            requests.write(content)
+            requests.flush()
+        except OSError as error:
+            raise self._death() from error
 
     @property
     def sharing(self) -> tuple[str, ...]:
@@ -107,14 +137,16 @@ class Session:
         return _sharing(self.folder, "no")
 
     def _answer(self) -> Answer:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline(_MOST_LINE)
+        answers = pipe(self.process.stdout)
+        line = answers.readline(_MOST_LINE)
         if not line.endswith(b"\n"):
             raise self._death()
         with self.understood():
             answer = json.loads(line)
             size = int(answer.pop("bytes"))
-        payload = self.process.stdout.read(size) if 0 < size <= _MOST_LINE else b""
+        if not 0 <= size <= _MOST_LINE:
+            raise self._death()
+        payload = answers.read(size)
         if len(payload) != size:
             raise self._death()
         return {**answer, "payload": payload}
@@ -146,35 +178,23 @@ class Session:
     def _death(self) -> HostError:
         """Why the conversation ended, in ssh's own last words, with what can be done about it."""
         if self.killed:
-            return HostError(f"{self.device.name}: {self.killed[0]}; run the same command again, it goes on from there")
-        try:
-            code = self.process.wait(timeout=CONNECT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
+            return HostError(f"{self.device.name}: {self.killed[0]}; {_AGAIN}")
+        code = _exit_code(self.process, CONNECT_S)
         self.noise.seek(0)
-        lines = [line.strip() for line in self.noise.read()[-_MOST_CHATTER:].splitlines() if line.strip()]
+        lines = said_lines(self.noise.read()[-_MOST_CHATTER:])
         last = printable(lines[-1])[:300] if lines else f"ssh ended with code {code}"
-        if code in (126, 127):
-            found = "can't run" if code == 126 else "has no"
+        if code in _NO_PYTHON:
             return HostError(
-                f"{self.device.name} {found} {self.device.python} ({last}); install Python "
+                f"{self.device.name} {_NO_PYTHON[code]} {self.device.python} ({last}); install Python "
                 f'{_version(OLDEST_PYTHON)} or later there, or name it: --python, or python = "..." in the inventory'
             )
         said = " ".join(lines).lower()
-        hints = [hint.format(login=self.device.login) for words, hint in _REMEDIES.items() if words in said]
-        remedy = hints[0] if hints else "run the same command again, it goes on from there"
-        return HostError(f"{self.device.name}: the connection ended: {last}; {remedy}")
+        remedy = next((hint for words, hint in _REMEDIES.items() if words in said), _AGAIN)
+        return HostError(f"{self.device.name}: the connection ended: {last}; {remedy.format(login=self.device.login)}")
 
     def _refusal(self, kind: str, message: str) -> CompressorError:
-        name = self.device.name
-        if kind == "full":
-            return HostError(f"{name}: its disk is full ({message}); free space there and run the same command again")
-        if kind == "disk":
-            return HostError(f"{name}: {message}; mend that there, or name another path: user@host:path")
-        if kind == "locked":
-            return HostError(f"{name}: {message}; wait until that ends, then run the same command again")
-        return HostError(f"{name}: {message}")
+        sentence = _REFUSALS.get(kind, "{message}").format(message=message)
+        return HostError(f"{self.device.name}: {sentence}")
 
 
 @contextlib.contextmanager
@@ -205,9 +225,6 @@ def connected(device: Device, opened: Opened = lambda process: None) -> Iterator
 
 def _greet(session: Session, token: str) -> None:
     """Waits for the device's Python, and sends it the agent."""
-    process = session.process
-    assert process.stdin is not None
-    assert process.stdout is not None
     text = Path(agent.__file__).read_bytes()
     with session._within(_GREETING_S):
         version = _greeting(session, token)
@@ -217,28 +234,23 @@ def _greet(session: Session, token: str) -> None:
                 f"{_version(OLDEST_PYTHON)} or later is needed; install it, or name another: --python, or "
                 'python = "..." in the inventory'
             )
-        try:
-            process.stdin.write(f"{len(text)}\n".encode() + text)
-            process.stdin.flush()
-        except OSError as error:
-            raise session._death() from error
+        session._send(f"{len(text)}\n".encode() + text)
         session._answer()
 
 
 def _greeting(session: Session, token: str) -> tuple[int, ...]:
     """The version of Python there, on the line that begins with the token; what stands before it is a shell's."""
-    assert session.process.stdout is not None
-    read = 0
-    while read < _MOST_CHATTER:
-        line = session.process.stdout.readline(_MOST_CHATTER)
+    answers = pipe(session.process.stdout)
+    read_bytes = 0
+    while read_bytes < _MOST_CHATTER:
+        line = answers.readline(_MOST_CHATTER)
         if not line:
             raise session._death()
-        session.greets = session.greets or read > 0
-        read += len(line)
         word, _, version = line.decode(errors="replace").strip().rpartition(" ")
         if word.endswith(token):
-            session.greets = session.greets or word != token
+            session.greets = read_bytes > 0 or word != token
             return tuple(int(number) for number in version.split("."))
+        read_bytes += len(line)
     raise HostError(
         f"{session.device.name}: its login shell prints without an end; see ssh {session.device.login} true"
     )
@@ -264,15 +276,19 @@ def _short_folder() -> Iterator[Path]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe(stream).close()
+    _exit_code(process, _END_S)
+
+
+def _exit_code(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """How it ends by itself within that time, or by being killed."""
     try:
-        process.wait(timeout=5)
+        return process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
 
 
 def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ can't answer for bytes that it does not have.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -13,20 +14,23 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..device.fields import printable
 from ..errors import GateError, HostError
-from .connection import Session, ssh_program
+from .connection import Session, pipe, said_lines, ssh_program
 
 Progress = Callable[[float], None]  # the share that is there
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _SHARE = re.compile(r"(\d+)%")
 _RSYNC_TIMEOUT_S = 60  # without a byte
+_FULL = ("No space left on device", "File too large", "Disk quota")  # in rsync's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +70,20 @@ def copy_files(session: Session, folder: Path, files: Files, plan: CopyPlan, pro
         hashes, target = dict(answer["hashes"]), str(answer["folder"])
         here = {str(name): File(int(size), str(sha256)) for name, (size, sha256) in hashes.items()}
     missing = {name: file for name, file in files.items() if here.get(name) != file}
-    sent_bytes = sum(file.bytes for file in missing.values())
-    by_rsync = plan.rsync and not session.greets  # to rsync, what a login shell prints is no protocol of its own
-    if missing and by_rsync and shutil.which("rsync") is not None:
+    if missing and _can_rsync(session, plan):
         _copy_by_rsync(session, folder, list(missing), target, progress)
-    elif missing:
+        sent_bytes = sum(file.bytes for file in missing.values())
+    else:
         sent_bytes = _copy_by_pieces(session, folder, missing, here, progress)
     prove_files(session, folder, files)
     session.ask("settle", release=plan.release)
     return sent_bytes
+
+
+def _can_rsync(session: Session, plan: CopyPlan) -> bool:
+    """Whether both sides have rsync and can talk: what a login shell prints is no protocol of rsync's own."""
+    is_here = shutil.which("rsync") is not None
+    return plan.rsync and is_here and not session.greets
 
 
 def prove_files(session: Session, folder: Path, files: Files) -> None:
@@ -91,15 +100,12 @@ def prove_files(session: Session, folder: Path, files: Files) -> None:
             )
 
 
-def sha256_of(path: Path, before: bytes = b"", most: int | None = None) -> str:
+def sha256_of(path: Path, before: bytes = b"", most: int = sys.maxsize) -> str:
     """Of `before` and the file, or of its first `most` bytes."""
     digest = hashlib.sha256(before)
-    left = path.stat().st_size if most is None else most
+    left = most
     with path.open("rb") as file:
-        while left > 0:
-            block = file.read(min(_BLOCK_BYTES, left))
-            if not block:
-                break
+        while block := file.read(min(_BLOCK_BYTES, left)):  # none at the file's end, and where nothing is left to read
             digest.update(block)
             left -= len(block)
     return digest.hexdigest()
@@ -134,7 +140,9 @@ def _offset(path: Path, file: File, here: File | None) -> int:
     """Where to go on: 0 where nothing, or something else, lies there."""
     if here is None or not 0 < here.bytes < file.bytes:
         return 0
-    return here.bytes if sha256_of(path, most=here.bytes) == here.sha256 else 0
+    if sha256_of(path, most=here.bytes) != here.sha256:
+        return 0
+    return here.bytes
 
 
 def _copy_by_rsync(session: Session, folder: Path, names: list[str], target: str, progress: Progress) -> None:
@@ -147,33 +155,36 @@ def _copy_by_rsync(session: Session, folder: Path, names: list[str], target: str
     ]
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise)
-        assert process.stdin is not None
-        assert process.stdout is not None
+        requests, answers = pipe(process.stdin), pipe(process.stdout)
         try:
-            process.stdin.write(b"\0".join(name.encode() for name in names))
-            process.stdin.close()
-            while chunk := os.read(process.stdout.fileno(), 1 << 12):
-                shares = _SHARE.findall(chunk.decode(errors="replace"))
-                if shares:
-                    progress(int(shares[-1]) / 100)
-            code = process.wait()
-        except OSError:
+            with contextlib.suppress(OSError):  # of an rsync that ended early, whose code and last words say why
+                requests.write("\0".join(names).encode())
+                requests.close()
+                _report_shares(answers, progress)
             code = process.wait()
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            process.kill()  # nothing where it has ended
+            process.wait()
+            answers.close()
         if code:
             noise.seek(0)
             raise _rsync_error(session, noise.read(), code)
 
 
+def _report_shares(answers: IO[bytes], progress: Progress) -> None:
+    """Tells of each share, `45%`, that rsync prints until it ends."""
+    while chunk := os.read(answers.fileno(), 1 << 12):
+        shares = _SHARE.findall(chunk.decode(errors="replace"))
+        if shares:
+            progress(int(shares[-1]) / 100)
+
+
 def _rsync_error(session: Session, said: str, code: int) -> HostError:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
     name = session.device.name
-    if "No space left on device" in said or "File too large" in said or "Disk quota" in said:
+    if any(words in said for words in _FULL):
         return HostError(f"{name}: its disk is full; free space there and run the same command again")
-    lines = [line for line in lines if "rsync" in line] or lines  # not what a login shell says on its way
-    reason = printable(lines[0])[:300] if lines else f"rsync ended with code {code}"
+    lines = said_lines(said)
+    from_rsync = [line for line in lines if "rsync" in line]  # not what a login shell says on its way
+    first = next(iter(from_rsync or lines), f"rsync ended with code {code}")
+    reason = printable(first)[:300]
     return HostError(f"{name}: the copy was cut off: {reason}; run the same command again, it goes on from there")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
-from .address import ROOT, Device, read_address, require_safe
+from .address import Device, read_address, require_safe
 
 FILE = "devices.toml"
 """Where it lies if nothing else is said, in the current folder; COMPRESSOR_DEVICES names another."""
@@ -21,26 +22,34 @@ _EXAMPLE = '[[device]] with name = "kitchen" and address = "pi@kitchen.local"'
 def inventory_path() -> Path | None:
     """The file that is read where none is named; None where there is none."""
     path = Path(os.environ.get("COMPRESSOR_DEVICES") or FILE)
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    return path
 
 
 def read_inventory(path: Path) -> tuple[Device, ...]:
     """The devices of a file, each name once; raises InputError naming what is wrong in it."""
     content = _read(path)
     unknown = sorted(set(content) - {"device", "ssh_config"})
-    rows = content.get("device", [])
-    if unknown or not isinstance(rows, list) or not rows:
-        what = f"{unknown[0]!r} is no part of it" if unknown else "it names no device"
-        raise InputError(f"{path}: {what}; write {_EXAMPLE}")
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]!r} is no part of it; write {_EXAMPLE}")
+    rows = content.get("device")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: it names no device; write {_EXAMPLE}")
     settings = _text(path, content, "ssh_config", "")
     if settings:
         settings = str(path.parent / os.path.expanduser(settings))
     devices = tuple(_device(path, row, settings) for row in rows)
-    names = [device.name for device in devices]
-    twice = next((name for name in names if names.count(name) > 1), "")
+    twice = _named_twice(devices)
     if twice:
         raise InputError(f"{path} names {twice!r} twice; give each device a name of its own")
     return devices
+
+
+def _named_twice(devices: Sequence[Device]) -> str:
+    """The first name that several devices have; empty where none is."""
+    counts = Counter(device.name for device in devices)
+    return next((name for name, count in counts.items() if count > 1), "")
 
 
 def find_devices(words: Sequence[str], inventory: Path | None, *, python: str = "", settings: str = "") -> list[Device]:
@@ -49,28 +58,34 @@ def find_devices(words: Sequence[str], inventory: Path | None, *, python: str = 
     `python` and `settings` stand in place of what is said of every one. Raises InputError for an address that is none,
     and a device that is named twice.
     """
-    listed = {} if inventory is None else {device.name: device for device in read_inventory(inventory)}
-    if not words and not listed:
+    listed: dict[str, Device] = {}
+    if inventory is not None:
+        listed = {device.name: device for device in read_inventory(inventory)}
+    names = words or list(listed)
+    if not names:
         raise InputError(f"no device is named; give user@host, or name them in {FILE}: {_EXAMPLE}")
-    devices = [_found(word, listed) for word in words] if words else list(listed.values())
-    if python:
-        devices = [replace(device, python=python) for device in devices]
-    if settings:
-        devices = [replace(device, settings=settings) for device in devices]
-    for device in devices:
+
+    devices = []
+    for device in [_device_named(name, listed) for name in names]:
+        device = replace(device, python=python or device.python, settings=settings or device.settings)
         require_safe(device)
-        if device.settings not in ("", "none") and not os.path.exists(device.settings):  # `none` is ssh's own word
-            raise InputError(
-                f"{device.settings} is no file; name a configuration of ssh that is there, or leave it out"
-            )
-    names = [device.name for device in devices]
-    twice = next((name for name in names if names.count(name) > 1), "")
+        _require_settings(device)
+        devices.append(device)
+    twice = _named_twice(devices)
     if twice:
         raise InputError(f"{twice} is named twice; a device gets a bundle once")
     return devices
 
 
-def _found(word: str, listed: dict[str, Device]) -> Device:
+def _require_settings(device: Device) -> None:
+    """Raises InputError where ssh's configuration is named and not there; `none` is ssh's own word for no file."""
+    names_file = device.settings not in ("", "none")
+    if names_file and not os.path.exists(device.settings):
+        raise InputError(f"{device.settings} is no file; name a configuration of ssh that is there, or leave it out")
+
+
+def _device_named(word: str, listed: dict[str, Device]) -> Device:
+    """The inventory's device of that name, else the one at that address."""
     if word in listed:
         return listed[word]
     try:
@@ -89,7 +104,7 @@ def _device(path: Path, row: object, settings: str) -> Device:
     device = Device(
         _text(path, row, "name", address.name),
         address.login,
-        _text(path, row, "path", address.root or ROOT),
+        _text(path, row, "path", address.root),
         _text(path, row, "python", "python3"),
         settings,
     )

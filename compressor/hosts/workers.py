@@ -53,7 +53,10 @@ def _carrying(side: DeviceSide, ask: child.Ask) -> child.Ask:
 
     def ask_there(request: Mapping[str, object], on_progress: child.Report | None = None) -> child.Event:
         sent: dict[str, str] = {}  # by path here, the path there
-        moved = {key: _moved(side, value, sent) if key in _NAMING else value for key, value in request.items()}
+        moved = dict(request)
+        for key, value in request.items():
+            if key in _NAMING:
+                moved[key] = _moved(side, value, sent)
         try:
             return ask(moved, on_progress)
         finally:

@@ -19,12 +19,14 @@ from PIL import Image
 from ..device.labels import MOST_CLASSES, UNKNOWN, too_large_label
 from ..errors import DataError, first_line
 from ..records import IntArray
-from .entries import ANY_SIGNATURE, Signature, read_batch
+from .entries import ANY_SIGNATURE, Signature, notes_on, read_batch
 from .examples import Examples, examples_in_memory
 from .folders import with_targets
 from .images import Images, numbered
 from .samples import TargetKind
+from .targets import picture_of
 
+_INPUTS = ("images", "inputs")
 _INPUT = "input."  # before the name of one input of several
 _TARGETS = ("labels", "masks", "targets")
 
@@ -52,7 +54,7 @@ def _target_name(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
     names = [name for name in _TARGETS if name in arrays]
     if len(names) > 1:
         raise DataError(f"{str(path)!r} holds {' and '.join(names)}; keep the one that is meant")
-    return names[0] if names else ""
+    return next(iter(names), "")
 
 
 def _are_indices(targets: NDArray[Any]) -> bool:
@@ -62,7 +64,7 @@ def _are_indices(targets: NDArray[Any]) -> bool:
 def _pixels(path: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
     if images.ndim == 3:
         images = images[..., None]  # grey, [N, H, W] to [N, H, W, 1]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if not _are_pictures(images):
         raise DataError(
             f"'images' in {str(path)!r} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] (or 1), or "
             "'inputs' for tensors as the network takes them"
@@ -70,6 +72,13 @@ def _pixels(path: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
     if not images.size:
         raise DataError(f"{str(path)!r} holds no images")
     return images
+
+
+def _are_pictures(pixels: NDArray[Any]) -> bool:
+    """Whether these are uint8 [N, H, W, C] with C 1 or 3."""
+    if pixels.ndim != 4 or pixels.dtype != np.uint8:
+        return False
+    return pixels.shape[-1] in (1, 3)
 
 
 def _labels(path: Path, labels: NDArray[Any], class_names: Sequence[str]) -> IntArray:
@@ -88,7 +97,9 @@ def _with_targets(images: Images, targets: NDArray[Any]) -> Images:
 
     def target_of(name: str) -> object:
         target = targets[int(name)]
-        return picture_of(target) if kind == "image" else target
+        if kind == "image":
+            return picture_of(target)
+        return target
 
     def stored(name: str) -> bytes:
         target = np.ascontiguousarray(targets[int(name)])
@@ -98,13 +109,11 @@ def _with_targets(images: Images, targets: NDArray[Any]) -> Images:
 
 
 def _kind_of(targets: NDArray[Any]) -> TargetKind:
-    match targets.ndim, targets.dtype.kind:
-        case 4, _ if targets.dtype == np.uint8 and targets.shape[-1] in (1, 3):
-            return "image"
-        case 3, "i" | "u":
-            return "mask"
-        case _:
-            return "values"
+    if _are_pictures(targets):
+        return "image"
+    if targets.ndim == 3 and targets.dtype.kind in "iu":
+        return "mask"
+    return "values"
 
 
 def _examples(
@@ -113,19 +122,18 @@ def _examples(
     by_name = {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)}
     if by_name and "inputs" in arrays:
         raise DataError(f"{str(path)!r} holds 'inputs' and '{_INPUT}{next(iter(by_name))}'; keep one of the two")
-    target = _target_name(path, arrays)
     inputs = by_name or (arrays["inputs"],)
-    batch = read_batch((inputs, arrays[target] if target else None), signature, str(path))
+    targets = arrays.get(_target_name(path, arrays))
+    batch = read_batch((inputs, targets), signature, str(path))
     if not len(batch):
         raise DataError(f"{str(path)!r} holds no samples")
-    notes = [f"entries that forward has no parameter for are left out: {', '.join(batch.left_out)}"]
     return examples_in_memory(
         str(path),
         batch.samples(),
         numbered(len(batch)),
         class_names=class_names,
         input_names=batch.names,
-        notes=notes if batch.left_out else (),
+        notes=notes_on(batch.left_out),
     )
 
 
@@ -133,10 +141,12 @@ def _require_indices(labels: IntArray, names: Sequence[str], path: Path) -> None
     least, largest = int(labels.min()), int(labels.max())
     if largest >= MOST_CLASSES:
         raise DataError(too_large_label(str(largest), str(path)))
-    if least < -1 or (names and largest >= len(names)):
-        wrong = least if least < -1 else largest
-        most = f"{len(names) - 1}, the last of 'class_names'" if names else "the number of classes"
-        raise DataError(f"{str(path)!r} has label {wrong}, outside 0 to {most} (-1: unknown); correct 'labels'")
+    most, beyond = "the number of classes", MOST_CLASSES
+    if names:
+        most, beyond = f"{len(names) - 1}, the last of 'class_names'", len(names)
+    extreme = least if least < UNKNOWN else largest
+    if not UNKNOWN <= extreme < beyond:
+        raise DataError(f"{str(path)!r} has label {extreme}, outside 0 to {most} (-1: unknown); correct 'labels'")
 
 
 def _npz_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
@@ -161,7 +171,7 @@ def _npz_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]
 
 def _stored_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
     with np.load(path, allow_pickle=False) as archive:
-        inputs = [name for name in archive if name in ("images", "inputs") or name.startswith(_INPUT)]
+        inputs = [name for name in archive if name in _INPUTS or name.startswith(_INPUT)]
         if not inputs:
             raise DataError(
                 f"{str(path)!r} holds {', '.join(archive)}; expected 'images' and 'labels', or 'inputs' and 'targets'"
@@ -188,8 +198,3 @@ def images_of_array(source: str, images: NDArray[np.uint8], labels: IntArray, cl
 
     class_names = tuple(classes or map(str, range(int(labels.max()) + 1)))
     return Images(source, numbered(len(images)), labels, class_names, None, read, digest, "npz")
-
-
-def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
-    """PIL's image of [H, W, C] with C 1 or 3."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

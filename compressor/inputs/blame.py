@@ -16,16 +16,20 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback as text, wh
 def raised(error: BaseException) -> str:
     """`ValueError: no such file, at data.py:12`; the last line outside of installed libraries, where there is one."""
     words = _words(str(error))
-    kind = type(error).__name__
-    named = words if words.startswith(f"{kind}:") else f"{kind}: {words}"
+    kind = f"{type(error).__name__}:"
+    if not words.startswith(kind):
+        words = f"{kind} {words}"
     users = [f"{file}:{line}" for file, line in _places(error) if _is_users(file)]
-    return f"{named}, at {users[-1]}" if users else named
+    if not users:
+        return words
+    return f"{words}, at {users[-1]}"
 
 
 def _words(text: str) -> str:
     """The line of an error's text that says what happened: the first, of a traceback the last."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
-    return lines[-1 if "Traceback" in text else 0][:300]
+    lines = text.strip().splitlines() or ["no message"]
+    line = lines[-1] if "Traceback" in text else lines[0]
+    return line.strip()[:300]
 
 
 def _places(error: BaseException) -> Iterator[tuple[str, int]]:
@@ -38,4 +42,5 @@ def _places(error: BaseException) -> Iterator[tuple[str, int]]:
 
 def _is_users(file: str) -> bool:
     path = Path(file).resolve()
-    return path.suffix == ".py" and not is_installed(path) and not path.is_relative_to(_PACKAGE)
+    is_ours = path.is_relative_to(_PACKAGE)
+    return path.suffix == ".py" and not is_ours and not is_installed(path)

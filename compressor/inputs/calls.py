@@ -26,10 +26,16 @@ def names_code(text: str) -> bool:
     """Whether it is `file.py:name` or `package.module:name`, with arguments or without: code of the user's."""
     if names_split(text):
         return False
-    place, _, name = text.partition("(")[0].rpartition(":")
+    place, name = place_and_name(text)
     if not name.isidentifier() or place in (*LIBRARIES, "digits", "digits-masks", "digits-boxes"):
         return False
     return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+
+
+def place_and_name(text: str) -> tuple[str, str]:
+    """`file.py:name(key=1)` to ("file.py", "name"); without a colon the place is empty."""
+    place, _, name = text.partition("(")[0].rpartition(":")
+    return place, name
 
 
 def parse_call(text: str) -> tuple[str, dict[str, object]]:

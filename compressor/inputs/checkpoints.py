@@ -38,7 +38,7 @@ class _Misfit:
 
     @property
     def is_none(self) -> bool:
-        return not (self.missing or self.unexpected or self.unequal)
+        return not any((self.missing, self.unexpected, self.unequal))
 
 
 def fill(module: nn.Module, path: str | Path) -> None:
@@ -53,11 +53,9 @@ def fill(module: nn.Module, path: str | Path) -> None:
             f"{_guess(expected, state, misfit)}"
         )
 
-    fitting = {name: tensor for name, tensor in state.items() if name in expected}
-    for name, tensor in fitting.items():
-        _require_usable(name, tensor, expected[name], f"checkpoint {str(path)!r}")
+    trained = _trained(state, expected, f"checkpoint {str(path)!r}")
     try:
-        module.load_state_dict(_of_this_version(fitting, expected), strict=False)
+        module.load_state_dict(_of_this_version(trained, expected), strict=False)
     except Exception as error:  # of a module's own way of loading
         reason = first_line(error)
         raise ModelError(f"checkpoint {str(path)!r} has the model's names and shapes, but {reason}") from error
@@ -81,10 +79,15 @@ def fitting(
     misfit = _misfit(expected, whole, optional, spare)
     if not misfit.is_none:
         raise ModelError(f"{where} doesn't fit the network: {_differences(expected, whole, misfit)}. {remedy}")
-    fitting_ones = {name: tensor for name, tensor in whole.items() if name in expected}
-    for name, tensor in fitting_ones.items():
+    return _trained(whole, expected, where)
+
+
+def _trained(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors that are expected. Raises ModelError for one that is no trained weight."""
+    tensors = {name: tensor for name, tensor in state.items() if name in expected}
+    for name, tensor in tensors.items():
         _require_usable(name, tensor, expected[name], where)
-    return fitting_ones
+    return tensors
 
 
 def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,20 +103,19 @@ def _of_this_version(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 def _with_tied(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that the model has under several names, under all of them: safetensors' own writer keeps one."""
-    name_of: dict[tuple[int, torch.Size], str] = {}  # by the memory that holds the model's tensor
     in_memory = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in expected.items() if _has_memory(tensor)}
-    for name, place in in_memory.items():
-        if name in state:
-            name_of[place] = name
+    saved = {place: state[name] for name, place in in_memory.items() if name in state}
     tied = dict(state)
     for name, place in in_memory.items():
-        if place in name_of:
-            tied.setdefault(name, state[name_of[place]])
+        if place in saved:
+            tied.setdefault(name, saved[place])
     return tied
 
 
 def _has_memory(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and not is_lazy(tensor) and not tensor.is_meta and tensor.numel() > 0
+    if not isinstance(tensor, Tensor) or is_lazy(tensor):
+        return False
+    return not tensor.is_meta and tensor.numel() > 0
 
 
 def _misfit(
@@ -137,13 +139,16 @@ def _needed_names(names: Iterable[str], without: Collection[str]) -> list[str]:
 def _require_usable(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
     """Values that a trained model has: numbers of the model's kind, all finite but where the model's own are not."""
     _require_plain(name, tensor, where)
-    if not tensor.is_floating_point():
-        if expected.is_floating_point():
-            raise ModelError(
-                f"{where} holds {_dtype(tensor)} where the model has {_dtype(expected)} (first in {name!r}); is it of "
-                "a quantised model? Give the float one, int8 files are made from that"
-            )
-        return
+    if tensor.is_floating_point():
+        _require_sound(name, tensor, expected, where)
+    elif expected.is_floating_point():
+        raise ModelError(
+            f"{where} holds {_dtype(tensor)} where the model has {_dtype(expected)} (first in {name!r}); is it of "
+            "a quantised model? Give the float one, int8 files are made from that"
+        )
+
+
+def _require_sound(name: str, tensor: Tensor, expected: Tensor, where: str) -> None:
     if tensor.isnan().any():
         raise ModelError(f"{where} holds NaN (first in {name!r}); it is of a failed training")
     if tensor.isinf().any() and not expected.isinf().any():  # an attention's mask is infinite on purpose
@@ -208,18 +213,21 @@ def state_in(value: object, entry: str = "") -> tuple[dict[str, Tensor], tuple[s
     """
     if not isinstance(value, Mapping):
         return None
-    others = [nest for nest in _NESTS if nest != entry and _nested(value.get(nest)) is not None]
+    nests = [nest for nest in _NESTS if _nested(value.get(nest))]
     if not entry:
-        state = _nested(value)
-        return None if state is None else (state, tuple(others[1:]))
-    if isinstance(value.get(entry), Mapping):
-        state = _nested(value[entry])
-        return None if state is None else (state, tuple(others))
+        state, others = _nested(value), nests[1:]  # the first of them is what was taken
+    elif isinstance(value.get(entry), Mapping):
+        state, others = _nested(value[entry]), [nest for nest in nests if nest != entry]
+    else:
+        state, others = _below(entry.rstrip(".") + ".", _nested(value) or {}), []
+    if not state:
+        return None
+    return state, tuple(others)
 
-    below = entry.rstrip(".") + "."
-    tensors = _nested(value) or {}
-    state = {name.removeprefix(below): tensor for name, tensor in tensors.items() if name.startswith(below)}
-    return (state, ()) if state else None
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _load(file: Path) -> object:
@@ -232,69 +240,68 @@ def _load(file: Path) -> object:
 
 
 def _nested(value: object) -> dict[str, Tensor] | None:
-    """A mapping of tensors alone, else the first one inside; tensors among other things where there is none."""
+    """The tensors of the first mapping inside, else the value's own; None where it has none."""
     if not isinstance(value, Mapping):
         return None
     tensors = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
-    if tensors and len(tensors) == len(value):
-        return tensors
-    for nest in _NESTS:
-        inner = _nested(value.get(nest))
-        if inner is not None:
-            return inner
-    return tensors or None
+    nested = (_nested(value.get(nest)) for nest in _NESTS)
+    return next(filter(None, nested), tensors or None)
 
 
 def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Wrappers (DataParallel, compile, trainers) put a prefix before every name; the model's own names win."""
     expected = set(module.state_dict())
     for prefix in _PREFIXES:
-        prefixed = bool(state) and all(name.startswith(prefix) for name in state)
-        if prefixed and not expected & set(state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        has_prefix = all(name.startswith(prefix) for name in state)
+        if has_prefix and expected.isdisjoint(state):
+            state = _below(prefix, state)
     return state
 
 
 def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: _Misfit) -> str:
     """`1 missing ('fc.bias'), 1 of other shape (...)`."""
-    differences = []
-    for kind, names in (("missing", misfit.missing), ("unexpected", misfit.unexpected)):
-        if names:
-            differences.append(f"{len(names)} {kind} ({_first(names)})")
-
     shapes = []
     for name in misfit.unequal:
         theirs, ours = list(state[name].shape), list(expected[name].shape)
         shapes.append(f"{name!r} {theirs} in the file, {ours} in the model")
-    if shapes:
-        differences.append(f"{len(shapes)} of other shape ({'; '.join(shapes[:_NAMED])}{_dots(shapes)})")
-    return ", ".join(differences)
+    differences = (
+        _counted("missing", list(map(repr, misfit.missing))),
+        _counted("unexpected", list(map(repr, misfit.unexpected))),
+        _counted("of other shape", shapes, "; "),
+    )
+    return ", ".join(filter(None, differences))
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:_NAMED]) + _dots(names)
-
-
-def _dots(names: list[str]) -> str:
-    return ", ..." if len(names) > _NAMED else ""
+def _counted(kind: str, entries: list[str], separator: str = ", ") -> str:
+    """`4 missing ('a', 'b', 'c', ...)`; empty where there are none."""
+    if not entries:
+        return ""
+    dots = ", ..." if len(entries) > _NAMED else ""
+    return f"{len(entries)} {kind} ({separator.join(entries[:_NAMED])}{dots})"
 
 
 def _guess(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: _Misfit) -> str:
-    """What the user probably did; a single layer that differs in its outputs alone is the classifier."""
-    missing, unequal = misfit.missing, misfit.unequal
-    layers = {name.rpartition(".")[0] for name in unequal}
-    if not missing and len(layers) == 1:
-        theirs, ours = state[unequal[0]].shape, expected[unequal[0]].shape
-        if theirs[1:] == ours[1:] and theirs[:1] != ours[:1]:
-            return (
-                f"Probably the number of classes differs: {theirs[0]} in the file, {ours[0]} in the model; "
-                f"build the model for {theirs[0]}, for example with (num_classes={theirs[0]})"
-            )
-    if len(missing) > len(expected) / 2:
+    """What the user probably did."""
+    if len(misfit.missing) > len(expected) / 2:
         return "Probably the file is of another architecture; give the model it was trained with"
-    if unequal:
+    if _differs_in_classes(expected, state, misfit):
+        theirs, ours = (len(tensors[misfit.unequal[0]]) for tensors in (state, expected))
+        return (
+            f"Probably the number of classes differs: {theirs} in the file, {ours} in the model; "
+            f"build the model for {theirs}, for example with (num_classes={theirs})"
+        )
+    if misfit.unequal:
         return "Probably the model was built with another width or input; give the arguments it was trained with"
     return "Probably the model was built with other options; give the arguments it was trained with"
+
+
+def _differs_in_classes(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], misfit: _Misfit) -> bool:
+    """Whether a single layer differs, in its outputs alone: it is the classifier."""
+    layers = {name.rpartition(".")[0] for name in misfit.unequal}
+    if misfit.missing or len(layers) != 1:
+        return False
+    theirs, ours = state[misfit.unequal[0]].shape, expected[misfit.unequal[0]].shape
+    return len(theirs) == len(ours) and theirs[1:] == ours[1:]
 
 
 def state_hash(module: nn.Module) -> str:
@@ -302,11 +309,8 @@ def state_hash(module: nn.Module) -> str:
 
     Raises ModelError for a model without values of its own kind: quantised, sparse, not yet filled.
     """
-    require_values(module)
     contents: list[object] = []
-    for name, tensor in sorted(module.state_dict().items()):
-        if name.endswith(_EXTRA_STATE):
-            continue
+    for name, tensor in sorted(_tensors_of(module).items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)  # bfloat16 has no numpy type: hash the bytes
         contents += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy()]
     return content_hash(*contents)
@@ -314,9 +318,15 @@ def state_hash(module: nn.Module) -> str:
 
 def require_values(module: nn.Module) -> None:
     """Raises ModelError unless every parameter and buffer is a tensor of plain values."""
-    for name, tensor in module.state_dict().items():
-        if not name.endswith(_EXTRA_STATE):
-            _require_values(name, tensor)
+    _tensors_of(module)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers, each looked at."""
+    tensors = {name: value for name, value in module.state_dict().items() if not name.endswith(_EXTRA_STATE)}
+    for name, tensor in tensors.items():
+        _require_values(name, tensor)
+    return tensors
 
 
 def _require_values(name: str, tensor: object) -> None:

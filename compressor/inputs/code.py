@@ -26,7 +26,8 @@ def code_of(place: str, name: str, *, role: str, error: type[InputError], callab
     `role` is what it is called in errors, of the given type: for a file or a name that is not there, and for code that
     raises when it is imported. `callables`: anything else is as good as not there.
     """
-    folder = str((Path(place).expanduser().parent if place.endswith(".py") else Path.cwd()).resolve())
+    parent = Path(place).expanduser().parent if place.endswith(".py") else Path.cwd()
+    folder = str(parent.resolve())
     sys.path.insert(0, folder)  # as when the user's file is run as a script
     try:
         yield _attribute(_imported(place, role, error), name, place, role=role, error=error, callables=callables)
@@ -54,7 +55,9 @@ def _imported(place: str, role: str, kind: type[InputError]) -> ModuleType:
 def at_line(error: Exception) -> str:
     """` (at nets.py:12)` for an error of the user's code."""
     place = raised_at(error)
-    return f" (at {place})" if place else ""
+    if not place:
+        return ""
+    return f" (at {place})"
 
 
 def _file_module(path: Path, role: str, kind: type[InputError]) -> ModuleType:
@@ -79,7 +82,8 @@ def _attribute(
     module: ModuleType, name: str, place: str, *, role: str, error: type[InputError], callables: bool
 ) -> object:
     value: object = getattr(module, name, None)
-    if value is None or (callables and not callable(value)):
+    suits = callable(value) or not callables
+    if value is None or not suits:
         choices = [key for key, other in vars(module).items() if callable(other) and not key.startswith("_")]
         raise error(f"{place!r} has no {role} {name!r}.{did_you_mean(name, choices)}")
     return value

@@ -6,7 +6,6 @@ Which those are depends on the images alone, so parts dealt from what is left ar
 from __future__ import annotations
 
 from functools import partial
-from itertools import islice
 
 from ..errors import DataError, first_line
 from .images import HASHED_AHEAD, Images, Kind, Source, decoding_workers
@@ -21,16 +20,18 @@ def without_damaged(images: Kind, most: float) -> tuple[Kind, tuple[str, ...]]:
     Where `most` is 0 these are all of them, and the first damaged one is an error when it is decoded. Above it every
     image is decoded here, once. Raises DataError where a larger share than `most` is damaged.
     """
-    objections = _objections(images) if most else [""] * len(images)
-    reason_of = {name: reason for name, reason in zip(images.names, objections, strict=True) if reason}
-    if not reason_of:
+    if not most:
+        return images, ()
+    objections = _objections(images)
+    damaged = [name for name, objection in zip(images.names, objections, strict=True) if objection]
+    if not damaged:
         return images, ()
 
-    share = len(reason_of) / len(images)
-    counted = f"{len(reason_of):,} of {len(images):,} images of {images.source} ({share:.2%}) can't be used"
-    listed = ", ".join(map(repr, islice(reason_of, _NAMED)))
+    share = len(damaged) / len(images)
+    counted = f"{len(damaged):,} of {len(images):,} images of {images.source} ({share:.2%}) can't be used"
+    listed = ", ".join(map(repr, damaged[:_NAMED]))
     if share > most:
-        reason = next(iter(reason_of.values()))
+        reason = next(filter(None, objections))
         raise DataError(
             f"{counted}, more than --damaged-images {most:g} lets pass: {listed}; replace them or let more pass "
             f"({reason})"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
@@ -24,13 +26,14 @@ from torch.utils.data import (
 
 from ..errors import DataError, with_article
 from ..records import IntArray
+from ..tensors import Inputs
 from .blame import raised
 from .datasets import Dataset, as_picture, dataset_images, dataset_labels
-from .entries import ANY_SIGNATURE, Batch, Signature, is_array, read_batch, read_entry
+from .entries import ANY_SIGNATURE, Batch, Signature, is_array, notes_on, read_batch, read_entry
 from .examples import Examples, examples_in_memory, hashes_of, numbered_classes
 from .huggingface_datasets import table_images
 from .images import Images, numbered
-from .samples import BOXES, Sample, class_index, kind_of
+from .samples import BOXES, UNKNOWN, Sample, Targets, class_index, kind_of
 from .streams import Streamed, streamed
 
 _KINDS = (
@@ -45,9 +48,10 @@ def given_data(data: object, signature: Signature = ANY_SIGNATURE) -> str | Imag
     Raises DataError for what is no data, and for data that don't fit together.
     """
     name = type(data).__name__
-    images = table_images(name, data) if signature.wanted == 1 else None
-    if images is not None:
-        return images
+    if signature.wanted == 1:
+        images = table_images(name, data)
+        if images is not None:
+            return images
     match data:
         case None | str() | Images() | Examples():
             return data
@@ -111,18 +115,17 @@ class _Rows:
     """A batch of all samples as a data set of (pixels, target); `targets` where they are class indices."""
 
     def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        if batch.targets is None:
-            self.targets: object = np.full(len(batch), -1)
-        elif isinstance(batch.targets, Tensor) and kind_of(batch.targets[0]) == "class":
-            self.targets = batch.targets
+        self._pixels = batch.inputs[0]
+        unlabelled = torch.full((len(batch),), UNKNOWN)
+        self._targets: Targets = unlabelled if batch.targets is None else batch.targets
+        if kind_of(self._targets[0]) == "class":
+            self.targets = self._targets
 
     def __len__(self) -> int:
-        return len(self.batch)
+        return len(self._pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, object]:
-        targets = self.batch.targets
-        return self.batch.inputs[0][index], -1 if targets is None else targets[index]
+        return self._pixels[index], self._targets[index]
 
 
 def _of_columns(source: str, data: object, signature: Signature) -> Images | Examples:
@@ -132,18 +135,17 @@ def _of_columns(source: str, data: object, signature: Signature) -> Images | Exa
     pixels = batch.inputs[0]
     if len(batch.inputs) == 1 and _is_picture(pixels[0], signature) and _in_range(pixels):
         return dataset_images(source, _Rows(batch), storage="arrays")
-    notes = _notes(batch.samples()[:1], signature, batch.left_out)
-    return examples_in_memory(source, batch.samples(), numbered(len(batch)), input_names=batch.names, notes=notes)
+    samples = batch.samples()
+    notes = _notes(samples[0], signature, batch.left_out)
+    return examples_in_memory(source, samples, numbered(len(batch)), input_names=batch.names, notes=notes)
 
 
 def _is_picture(value: object, signature: Signature) -> bool:
     """Whether pre-processing has to make a tensor of it: PIL's images, and pixels where a pre-processing is known."""
     if signature.wanted != 1:
         return False
-    if isinstance(value, Image.Image):
-        return True
     if not signature.preprocessed or not is_array(value):
-        return False
+        return isinstance(value, Image.Image)
     try:
         as_picture(value)
     except TypeError:
@@ -156,26 +158,30 @@ def _in_range(pixels: Tensor) -> bool:
     return not pixels.is_floating_point() or 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
 
 
-def _notes(samples: Sequence[Sample], signature: Signature, left_out: Sequence[str]) -> tuple[str, ...]:
+def _notes(first: Sample, signature: Signature, left_out: Sequence[str]) -> tuple[str, ...]:
     """What was decided about data that become examples."""
-    notes = []
-    inputs = samples[0].inputs
-    if signature.preprocessed and isinstance(inputs, Tensor) and inputs.ndim == 3 and inputs.shape[0] in (1, 3):
-        notes.append(
-            f"the images are tensors {list(inputs.shape)} of values from {float(inputs.min()):.3g} to "
-            f"{float(inputs.max()):.3g}, which are no pixels: they are taken as the network takes them, without "
-            "pre-processing"
-        )
-    if left_out:
-        notes.append(f"entries that forward has no parameter for are left out: {', '.join(left_out)}")
-    return tuple(notes)
+    inputs = first.inputs
+    if not signature.preprocessed or not _has_form_of_image(inputs):
+        return notes_on(left_out)
+    taken = (
+        f"the images are tensors {list(inputs.shape)} of values from {float(inputs.min()):.3g} to "
+        f"{float(inputs.max()):.3g}, which are no pixels: they are taken as the network takes them, without "
+        "pre-processing"
+    )
+    return (taken, *notes_on(left_out))
+
+
+def _has_form_of_image(inputs: Inputs) -> TypeGuard[Tensor]:
+    """Whether there is one tensor, [1, H, W] or [3, H, W]."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 3:
+        return False
+    return inputs.shape[0] in (1, 3)
 
 
 def _of_stream(stream: Streamed, source: str, signature: Signature) -> Images | Examples:
-    pixels = [sample.inputs for sample in stream.samples]
-    if all(isinstance(tensor, Tensor) and _is_picture(tensor, signature) for tensor in pixels):
+    if all(_is_picture(sample.inputs, signature) for sample in stream.samples):
         return dataset_images(source, [(sample.inputs, sample.target) for sample in stream.samples])
-    notes = _notes(stream.samples, signature, stream.left_out)
+    notes = _notes(stream.samples[0], signature, stream.left_out)
     return examples_in_memory(source, stream.samples, stream.names, input_names=stream.input_names, notes=notes)
 
 
@@ -187,9 +193,13 @@ def _of_list(source: str, entries: Sequence[Any], signature: Signature) -> Image
 
 
 def _is_sample(entry: object) -> bool:
-    if isinstance(entry, Image.Image):
-        return True
-    return isinstance(entry, (tuple, list)) and _is_pair(entry)
+    match entry:
+        case Image.Image():
+            return True
+        case tuple() | list():
+            return _is_pair(entry)
+        case _:
+            return False
 
 
 def _is_pair(entry: Sequence[object]) -> bool:
@@ -234,16 +244,17 @@ def _indices(loader: DataLoader[Any]) -> list[int] | None:
     """The entries that a loader's sampler chooses, in the order of the data set; None where entries have no index."""
     if isinstance(loader.dataset, IterableDataset) or not _is_dataset(loader.dataset):
         return None
-    if loader.batch_size is None:
-        if loader.batch_sampler is None:  # an entry is a batch
-            return None
-        chosen = [index for batch in loader.batch_sampler for index in batch]
-    elif isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
+    if loader.batch_size is not None and isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
         return list(range(len(loader.dataset)))
-    else:
+    if loader.batch_size is not None:
         chosen = list(loader.sampler)
-    are_numbers = all(isinstance(index, (int, np.integer)) for index in chosen)
-    return sorted({int(index) for index in chosen}) if are_numbers else None
+    elif loader.batch_sampler is not None:
+        chosen = list(chain.from_iterable(loader.batch_sampler))
+    else:  # an entry is a batch
+        return None
+    if not all(isinstance(index, (int, np.integer)) for index in chosen):
+        return None
+    return sorted(set(map(int, chosen)))
 
 
 class _Entries:
@@ -295,10 +306,11 @@ def _of_dataset(
         raise DataError(f"{source} holds no samples")
     entries = _Entries(source, dataset, signature, collate)
     entry = entries.raw(chosen[0])
-    if _is_picture(_image_of(entry, signature), signature) and (signature.preprocessed or collate is None):
-        pairs = _Pairs(dataset, signature) if isinstance(entry, Mapping) else dataset
-        images = dataset_images(source, pairs)
-        return images if len(chosen) == len(images) else images.subset(chosen)
+    makes_tensors = collate is not None and not signature.preprocessed
+    if not makes_tensors and _is_picture(_image_of(entry, signature), signature):
+        if isinstance(entry, Mapping):
+            dataset = _Pairs(dataset, signature)
+        return dataset_images(source, dataset).subset(chosen)
 
     batch, first = entries.batch(chosen[0]), entries.sample(chosen[0])
     if hashes_of(first) != hashes_of(entries.sample(chosen[0])):
@@ -316,7 +328,7 @@ def _of_dataset(
         lambda name: entries.sample(int(name)),
         first,
         batch.names,
-        _notes([first], signature, batch.left_out),
+        _notes(first, signature, batch.left_out),
     )
 
 
@@ -332,10 +344,11 @@ def _labels(entries: _Entries, indices: Sequence[int], first: Sample) -> IntArra
 
 def _class_names(dataset: Dataset, labels: IntArray) -> tuple[str, ...]:
     """The data set's, else numbers; none where labels are no class indices."""
-    if labels.max(initial=-1) < 0:
-        return ()
+    has_classes = labels.max(initial=UNKNOWN) >= 0
     classes = getattr(dataset, "classes", None)
-    return tuple(map(str, classes)) if classes else numbered_classes(labels)
+    if has_classes and classes:
+        return tuple(map(str, classes))
+    return numbered_classes(labels)
 
 
 def _image_of(entry: object, signature: Signature) -> object:
@@ -352,8 +365,10 @@ def _image_of(entry: object, signature: Signature) -> object:
 def _image_by_name(entry: Mapping[Any, object], signature: Signature) -> object:
     others = {str(key): value for key, value in entry.items() if not signature.is_target(str(key))}
     inputs = [name for name in signature.parameters if name in others]
-    pictures = [others[name] for name in inputs or others if isinstance(others[name], Image.Image)]
-    return pictures[0] if pictures and len(inputs) <= 1 else None
+    if len(inputs) > 1:
+        return None
+    candidates = (others[name] for name in inputs or others)
+    return next((entry for entry in candidates if isinstance(entry, Image.Image)), None)
 
 
 class _Pairs:
@@ -368,5 +383,5 @@ class _Pairs:
     def __getitem__(self, index: int) -> tuple[object, object]:
         entry = self.dataset[index]
         assert isinstance(entry, Mapping)
-        targets = [value for key, value in entry.items() if self.signature.is_target(str(key))]
-        return _image_of(entry, self.signature), targets[0] if targets else -1
+        targets = (value for key, value in entry.items() if self.signature.is_target(str(key)))
+        return _image_of(entry, self.signature), next(targets, UNKNOWN)

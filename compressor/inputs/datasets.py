@@ -25,8 +25,8 @@ from ..records import IntArray
 from .blame import raised
 from .calls import parse_call
 from .images import Images, Storage, numbered
-from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN, TargetKind, kind_of
-from .targets import values_of
+from .samples import BOXES, LABELS, MOST_CLASSES, UNKNOWN, TargetKind, has_boxes, kind_of
+from .targets import on_cpu, picture_of, values_of
 
 # where data sets keep their labels, in torchvision and elsewhere
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
@@ -86,13 +86,12 @@ def dataset_images(source: str, dataset: Dataset, storage: Storage = "data set")
     What kind of target there is, the first entry says: a class index, a picture (of class indices where it has an
     index mode), boxes, or other numbers. Raises DataError where there are no images, and for targets of no kind.
     """
-    labels, kind = _labels_and_kind(source, dataset)
-    if not len(labels):
+    if not len(dataset):
         raise DataError(f"{source!r} holds no images")
+    labels, kind = _labels_and_kind(source, dataset)
 
     def read(name: str) -> Image.Image:
-        entry = dataset[int(name)]
-        return as_picture(entry[0] if isinstance(entry, (tuple, list)) else entry)
+        return as_picture(_picture_in(dataset[int(name)]))
 
     def target_of(name: str) -> object:
         return _stored_target(_target_of(dataset[int(name)]))[0]
@@ -101,20 +100,24 @@ def dataset_images(source: str, dataset: Dataset, storage: Storage = "data set")
     def digest(name: str) -> str:
         image = read(name)
         content = f"{image.mode}{image.size}".encode() + image.tobytes()
-        return hashlib.sha256(content + (b"" if kind == "class" else _stored_bytes(target_of(name)))).hexdigest()
+        if kind != "class":
+            content += _stored_bytes(target_of(name))
+        return hashlib.sha256(content).hexdigest()
 
     counted = min(int(labels.max()) + 1, MOST_CLASSES)
     classes = getattr(dataset, "classes", None) or range(counted)
     class_names = tuple(_class_name(name) for name in classes)
     images = Images(source, numbered(len(labels)), labels, class_names, None, read, digest, storage)
-    return images if kind == "class" else replace(images, target_of=target_of, target_kind=kind)
+    if kind == "class":
+        return images
+    return replace(images, target_of=target_of, target_kind=kind)
 
 
 def _labels_and_kind(source: str, dataset: Dataset) -> tuple[IntArray, TargetKind]:
     """Class indices, -1 without; and what the targets are."""
     stored = dataset_labels(dataset)
-    if stored is not None or not len(dataset):
-        return (np.zeros(0, np.int64) if stored is None else stored), "class"
+    if stored is not None:
+        return stored, "class"
     try:
         kind = _stored_target(_target_of(dataset[0]))[1]
         if kind != "class":
@@ -125,9 +128,18 @@ def _labels_and_kind(source: str, dataset: Dataset) -> tuple[IntArray, TargetKin
     return np.array(labels, dtype=np.int64), "class"
 
 
+def _picture_in(entry: object) -> object:
+    """The first of an entry, or the entry itself."""
+    if isinstance(entry, (tuple, list)):
+        return entry[0]
+    return entry
+
+
 def _target_of(entry: object) -> object:
     """None where an entry is the image alone."""
-    return entry[1] if isinstance(entry, (tuple, list)) and len(entry) > 1 else None
+    if isinstance(entry, (tuple, list)) and len(entry) > 1:
+        return entry[1]
+    return None
 
 
 def _stored_target(target: object) -> tuple[object, TargetKind]:
@@ -137,7 +149,7 @@ def _stored_target(target: object) -> tuple[object, TargetKind]:
             return target, "class"
         case Image.Image():
             return target, "mask" if target.mode in INDEX_MODES else "image"
-        case Mapping() if BOXES in target and LABELS in target:
+        case Mapping() if has_boxes(target):
             return dict(target), "boxes"
         case Tensor() | np.ndarray() | np.floating() | float() | tuple() | list():
             return _stored_values(target)
@@ -176,7 +188,7 @@ def as_picture(pixels: object) -> Image.Image:
     """
     if isinstance(pixels, Image.Image):
         return pixels
-    array = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels)
+    array = np.asarray(on_cpu(pixels))
     if array.ndim == 2:
         array = array[None]  # [1, H, W]
     if array.ndim != 3 or not {1, 3} & {array.shape[0], array.shape[-1]}:
@@ -185,8 +197,7 @@ def as_picture(pixels: object) -> Image.Image:
         )
     if array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)  # [C, H, W] to [H, W, C]
-    array = _eight_bit(array)
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    return picture_of(_eight_bit(array))
 
 
 def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -195,7 +206,8 @@ def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
         return array
     if array.dtype.kind != "f":
         raise TypeError(f"pixels are {array.dtype}, expected uint8 or floats in [0, 1]")
-    if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN is in no range
+    is_in_range = (array >= 0) & (array <= 1)  # False for NaN
+    if not is_in_range.all():
         raise TypeError(
             f"floats from {array.min():.3g} to {array.max():.3g} are no pixels in [0, 1]; give images as they are "
             "before normalisation, which is done here"
@@ -205,7 +217,9 @@ def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _class_name(name: object) -> str:
     """ImageNet's classes are tuples of synonyms."""
-    return ", ".join(name) if isinstance(name, (tuple, list)) else str(name)
+    if isinstance(name, (tuple, list)):
+        return ", ".join(name)
+    return str(name)
 
 
 def dataset_labels(dataset: Dataset) -> IntArray | None:
@@ -214,16 +228,25 @@ def dataset_labels(dataset: Dataset) -> IntArray | None:
     A list of files or of several values an image under the same name is none of them.
     """
     for attribute in _LABEL_ATTRIBUTES:
-        values = getattr(dataset, attribute, None)
+        values: Any = getattr(dataset, attribute, None)
         with suppress(TypeError, ValueError, RuntimeError):  # without a length, or no array
             array = np.asarray(values)
-            whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool((array == array.round()).all()))
-            if values is not None and len(values) == len(dataset) == array.size and whole:
+            is_one_each = len(values) == len(dataset) == array.size
+            if is_one_each and _are_whole(array):
                 return array.astype(np.int64).reshape(-1)
     return None
+
+
+def _are_whole(values: NDArray[Any]) -> bool:
+    """Whether these are whole numbers, some of them written as floats."""
+    if values.dtype.kind == "f":
+        return bool((values == values.round()).all())
+    return values.dtype.kind in "iub"
 
 
 def _label_of(entry: object) -> int:
     """-1 where an entry has none."""
     target: Any = _target_of(entry)
-    return UNKNOWN if target is None else int(target)
+    if target is None:
+        return UNKNOWN
+    return int(target)

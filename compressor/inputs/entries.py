@@ -18,7 +18,7 @@ from torch import Tensor
 from ..device.targets import require_boxes
 from ..errors import DataError, with_article
 from ..tensors import unwrapped
-from .samples import BOXES, LABELS, Sample, Target, Targets, unknown_class
+from .samples import BOXES, LABELS, Sample, Target, Targets, distinct_shapes, has_boxes, unknown_class
 from .targets import values_of
 
 Array = Tensor | NDArray[np.generic]
@@ -74,6 +74,13 @@ class Batch:
         return Sample(unwrapped(inputs), target)
 
 
+def notes_on(left_out: Sequence[str]) -> tuple[str, ...]:
+    """What a report says of a batch's `left_out`; nothing without any."""
+    if not left_out:
+        return ()
+    return (f"entries that forward has no parameter for are left out: {', '.join(left_out)}",)
+
+
 def is_array(value: object) -> TypeGuard[Array]:
     """A tensor, or numpy's."""
     return isinstance(value, (Tensor, np.ndarray))
@@ -117,20 +124,24 @@ def read_batch(batch: object, signature: Signature, where: str) -> Batch:
     """
     parts = _parts(batch, signature, where)
     places = parts.names or _places(len(parts.inputs))
-    inputs = tuple(_tensor(column, f"{place} of {where}") for column, place in zip(parts.inputs, places, strict=True))
+    inputs = {}
+    for place, column in zip(places, parts.inputs, strict=True):
+        inputs[place] = _tensor(column, f"{place} of {where}")
     targets = _targets(parts.targets, where)
-    lengths = {place: len(tensor) for place, tensor in zip(places, inputs, strict=True)}
+    lengths = {place: len(tensor) for place, tensor in inputs.items()}
     if targets is not None:
         lengths["targets"] = len(targets)
     if len(set(lengths.values())) > 1:
         counted = ", ".join(f"{count} of {place}" for place, count in lengths.items())
         raise DataError(f"{where} holds {counted}; give as many of each, with the samples on the first axis")
-    return Batch(inputs, parts.names, targets, parts.left_out)
+    return Batch(tuple(inputs.values()), parts.names, targets, parts.left_out)
 
 
 def _places(count: int) -> tuple[str, ...]:
     """What inputs without names are called in errors."""
-    return ("the input",) if count == 1 else tuple(f"input {index}" for index in range(count))
+    if count == 1:
+        return ("the input",)
+    return tuple(f"input {index}" for index in range(count))
 
 
 def _parts(batch: object, signature: Signature, where: str) -> _Parts:
@@ -148,11 +159,9 @@ def _parts_in_turn(entries: tuple[object, ...], signature: Signature, where: str
     match entries:
         case (Mapping() as inputs, targets):
             return replace(_parts_by_name(inputs, signature, where), targets=targets)
-        case (tuple() | list() as images, tuple() | list() as targets) if signature.wanted == 1 and len(images) == len(
-            targets
-        ):  # samples one by one, which are stacked
-            return _Parts((tuple(images),), targets)
         case (tuple() | list() as inputs, targets):
+            if signature.wanted == 1 and _are_as_many(inputs, targets):  # samples one by one, which are stacked
+                return _Parts((tuple(inputs),), targets)
             _require_count(len(inputs), signature, where)
             return _Parts(tuple(inputs), targets)
         case (*inputs, targets) if len(inputs) == signature.wanted:
@@ -162,12 +171,16 @@ def _parts_in_turn(entries: tuple[object, ...], signature: Signature, where: str
             return _Parts(entries)
 
 
+def _are_as_many(inputs: Sequence[object], targets: object) -> bool:
+    return isinstance(targets, (tuple, list)) and len(inputs) == len(targets)
+
+
 def _require_count(count: int, signature: Signature, where: str) -> None:
     if count != signature.wanted:
-        inputs = "1 input" if signature.wanted == 1 else f"{signature.wanted} inputs"
+        plural = "" if signature.wanted == 1 else "s"
         raise DataError(
-            f"{where} holds {count} entries, forward takes {inputs}; give (inputs, targets), with inputs a tensor, a "
-            "tuple or a dict"
+            f"{where} holds {count} entries, forward takes {signature.wanted} input{plural}; give (inputs, targets), "
+            "with inputs a tensor, a tuple or a dict"
         )
 
 
@@ -177,7 +190,7 @@ def _parts_by_name(batch: Mapping[Any, object], signature: Signature, where: str
     targets, target_keys = _targets_by_name(entries, signature, where)
     others = _without(entries, target_keys)
     arrays = [key for key in others if is_array(entries[key])]
-    names = [name for name in signature.parameters if name in others] if signature.parameters else arrays
+    names = [name for name in signature.parameters or arrays if name in others]
     if names:
         missing = _without(signature.parameters[: signature.wanted], names)
         if missing:
@@ -198,12 +211,12 @@ def _without(keys: Iterable[str], taken: Collection[str]) -> tuple[str, ...]:
 
 def _targets_by_name(entries: Mapping[str, object], signature: Signature, where: str) -> tuple[object, tuple[str, ...]]:
     """The target, None without one, and the keys that it takes."""
-    if BOXES in entries and LABELS in entries and BOXES not in signature.parameters:
+    if has_boxes(entries) and BOXES not in signature.parameters:
         return {BOXES: entries[BOXES], LABELS: entries[LABELS]}, (BOXES, LABELS)
     keys = tuple(key for key in entries if signature.is_target(key))
     if len(keys) > 1:
         raise DataError(f"{where} has several targets ({', '.join(keys)}); keep the one that is meant")
-    return (entries[keys[0]], keys) if keys else (None, ())
+    return next((entries[key] for key in keys), None), keys
 
 
 def _tensor(column: object, where: str) -> Tensor:
@@ -215,12 +228,19 @@ def _tensor(column: object, where: str) -> Tensor:
             tensor = torch.from_numpy(np.require(column, requirements=["C", "W"]))
         case tuple() | list() if _are_arrays(column):
             tensor = _stacked([_tensor(entry, where) for entry in column], where)
+        case np.ndarray():
+            raise _no_tensor(f"array of {column.dtype}", where)
         case _:
-            kind = f"array of {column.dtype}" if isinstance(column, np.ndarray) else type(column).__name__
-            raise DataError(f"{where} is {with_article(kind)}, expected a tensor or a numpy array of numbers")
+            raise _no_tensor(type(column).__name__, where)
     if not tensor.ndim:
         raise DataError(f"{where} is a single number, expected samples on its first axis")
-    return tensor.float() if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor
+
+
+def _no_tensor(kind: str, where: str) -> DataError:
+    return DataError(f"{where} is {with_article(kind)}, expected a tensor or a numpy array of numbers")
 
 
 def _are_arrays(entries: Sequence[object]) -> TypeGuard[Sequence[Array]]:
@@ -235,9 +255,9 @@ def _are_dicts(entries: Sequence[object]) -> TypeGuard[Sequence[Mapping[Any, Any
 
 def _stacked(tensors: Sequence[Tensor], where: str) -> Tensor:
     """Samples that come one by one, with an axis in front."""
-    shapes = list({tuple(tensor.shape): None for tensor in tensors})
+    shapes = distinct_shapes(tensors)
     if len(shapes) > 1:
-        raise DataError(f"{where} holds samples of the shapes {list(shapes[0])} and {list(shapes[1])}; give one shape")
+        raise DataError(f"{where} holds samples of the shapes {shapes[0]} and {shapes[1]}; give one shape")
     return torch.stack(list(tensors))
 
 
@@ -254,8 +274,10 @@ def _targets(targets: object, where: str) -> Targets | None:
     values = values_of(_numbers_in(targets, where))
     if not values.ndim:
         raise DataError(f"the targets of {where} are a single number, expected one a sample")
-    is_column = values.ndim == 2 and values.shape[1] == 1 and not values.is_floating_point()
-    return values[:, 0] if is_column else values  # class indices [N, 1] to [N]
+    is_column = values.shape[1:] == (1,)
+    if is_column and not values.is_floating_point():
+        return values[:, 0]  # class indices [N, 1] to [N]
+    return values
 
 
 def _as_one(targets: Sequence[object], where: str) -> object:
@@ -286,7 +308,7 @@ def _numbers_in(targets: object, where: str) -> Array:
 
 def _of_columns(targets: Mapping[Any, Any], where: str) -> Targets:
     """{"boxes": [N, k, 4], "labels": [N, k]}, as data of equally many boxes are collated, one by one."""
-    if BOXES not in targets or LABELS not in targets:
+    if not has_boxes(targets):
         raise DataError(
             f"the targets of {where} are a dict of {', '.join(map(str, targets))}, expected 'boxes' and 'labels', or a "
             "tensor"

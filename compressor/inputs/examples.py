@@ -22,13 +22,13 @@ from .samples import (
     MOST_CLASSES,
     UNKNOWN,
     Sample,
-    Target,
     TargetKind,
     Targets,
     class_index,
     kind_of,
     stacked_inputs,
     stacked_targets,
+    tensors_of,
 )
 
 
@@ -202,9 +202,7 @@ def _listed(tensors: Sequence[Tensor]) -> str:
 
 def hashes_of(sample: Sample) -> tuple[str, str]:
     """sha256 of a sample's inputs and of its target."""
-    target: Target = sample.target
-    entries = (target,) if isinstance(target, Tensor) else tuple(target[key] for key in sorted(target))
-    return _sha256(as_tuple(sample.inputs)), _sha256(entries)
+    return _sha256(as_tuple(sample.inputs)), _sha256(tensors_of(sample.target))
 
 
 def _sha256(tensors: Sequence[Tensor]) -> str:

@@ -45,10 +45,7 @@ def saved_images(source: str) -> Images | None:
     _require_files_inside(folder)
     library = _library(source)
     try:
-        table = library.load_from_disk(str(folder)).with_format(None)
-        for name in _image_columns(table):
-            mode = getattr(table.features[name], "mode", None)
-            table = table.cast_column(name, library.Image(mode=mode, decode=False))
+        table = _undecoded(library, folder)
     except Exception as error:  # the library's and Arrow's are of every kind
         raise DataError(f"{source!r} can't be read as a saved data set: {raised(error)}; save it again") from error
     images = table_images(source, table)
@@ -58,6 +55,15 @@ def saved_images(source: str) -> Images | None:
             f"one called {_LABELS[0]!r}"
         )
     return images
+
+
+def _undecoded(library: ModuleType, folder: Path) -> Any:
+    """The table that lies in a folder, its images as the bytes that they were saved as."""
+    table = library.load_from_disk(str(folder)).with_format(None)
+    for name in _columns(table, "Image"):
+        mode = getattr(table.features[name], "mode", None)
+        table = table.cast_column(name, library.Image(mode=mode, decode=False))
+    return table
 
 
 def _splits(folder: Path) -> Sequence[str]:
@@ -80,13 +86,20 @@ def _split_folder(source: str) -> Path:
 
 def _require_files_inside(folder: Path) -> None:
     files = read_json_object(folder / _STATE).get("_data_files")
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in files or ()]
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+    for entry in files or ():
+        name = entry.get("filename") if isinstance(entry, dict) else None
+        if not _is_file_in(folder, name):
             raise DataError(
                 f"{str(folder / _STATE)!r} names {shown(str(name))}, which is no file beside it; save the data set "
                 "again"
             )
+
+
+def _is_file_in(folder: Path, name: object) -> bool:
+    """Whether it is the bare name of a file there."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    return (folder / name).is_file()
 
 
 def _library(source: str) -> ModuleType:
@@ -109,42 +122,56 @@ def table_images(source: str, table: object) -> Images | None:
 
     Raises DataError for several splits at once, one that is streamed, and several columns of classes.
     """
-    if isinstance(table, Mapping) and table and all(is_table(part) for part in table.values()):
-        names = ", ".join(map(str, table))
-        raise DataError(f"{source} has the splits {names}; give one of them: data[{next(iter(table))!r}]")
+    if isinstance(table, Mapping):
+        _require_no_splits(source, table)
     if not is_table(table):
         return None
     if not hasattr(table, "__len__"):
         raise DataError(f"{source} is streamed, and images are read by number; load it without streaming=True")
-    pictures = _image_columns(table)
+    pictures = _columns(table, "Image")
     label = _label_column(source, table)
-    if len(pictures) != 1 or (label and not _is_whole(table.features[label])):
+    if len(pictures) != 1:
+        return None
+    if label and not _is_whole(table.features[label]):
         return None
     return dataset_images(source, _rows(table, pictures[0], label))
 
 
-def _image_columns(table: Any) -> list[str]:
-    return [name for name, feature in table.features.items() if type(feature).__name__ == "Image"]
+def _require_no_splits(source: str, tables: Mapping[Any, object]) -> None:
+    """Raises DataError for a dict of tables alone."""
+    if tables and all(is_table(part) for part in tables.values()):
+        names = ", ".join(map(str, tables))
+        raise DataError(f"{source} has the splits {names}; give one of them: data[{next(iter(tables))!r}]")
+
+
+def _columns(table: Any, kind: str) -> list[str]:
+    """The columns whose feature is of that class of the library's."""
+    return [name for name, feature in table.features.items() if type(feature).__name__ == kind]
 
 
 def _label_column(source: str, table: Any) -> str:
     """By its name, else the only one of classes; empty without either."""
-    named = [name for name in _LABELS if name in table.features]
+    named = next((name for name in _LABELS if name in table.features), "")
     if named:
-        return named[0]
-    classes = [name for name, feature in table.features.items() if type(feature).__name__ == "ClassLabel"]
+        return named
+    classes = _columns(table, "ClassLabel")
     if len(classes) > 1:
         raise DataError(
             f"{source} has the classes {', '.join(classes)}; rename the column that is meant: "
             f"data.rename_column({classes[0]!r}, 'label')"
         )
-    return classes[0] if classes else ""
+    return next(iter(classes), "")
 
 
 def _is_whole(feature: object) -> bool:
     """Whether a column holds class indices; several of them a sample, and floats, are other targets."""
-    is_value = type(feature).__name__ == "Value" and "int" in str(getattr(feature, "dtype", ""))
-    return is_value or type(feature).__name__ == "ClassLabel"
+    match type(feature).__name__:
+        case "ClassLabel":
+            return True
+        case "Value":
+            return "int" in str(getattr(feature, "dtype", ""))
+        case _:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +210,6 @@ def _picture(value: object, mode: str | None) -> object:
     picture.load()
     if picture.getexif().get(ExifTags.Base.Orientation) is not None:
         picture = ImageOps.exif_transpose(picture)
-    return picture.convert(mode) if mode and picture.mode != mode else picture
+    if mode is None or picture.mode == mode:
+        return picture
+    return picture.convert(mode)

@@ -85,21 +85,27 @@ class Preprocessing:
 
 def _sides(value: int | Sequence[int]) -> tuple[int, ...]:
     """224 is (224, 224)."""
-    return (value, value) if isinstance(value, int) else _whole_numbers(value)
+    if isinstance(value, int):
+        return (value, value)
+    return _whole_numbers(value)
 
 
 def _lengths(value: int | Sequence[int]) -> tuple[int, ...]:
     """256 is (256,), the length of the shorter side alone."""
-    return (value,) if isinstance(value, int) else _whole_numbers(value)
+    if isinstance(value, int):
+        return (value,)
+    return _whole_numbers(value)
 
 
 def _whole_numbers(numbers: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(number) for number in numbers)
+    return tuple(map(int, numbers))
 
 
 def _channel_values(value: float | Sequence[float]) -> tuple[float, ...]:
     """0.5 is (0.5,), of grey images."""
-    return tuple(float(number) for number in value) if isinstance(value, Sequence) else (float(value),)
+    if isinstance(value, Sequence):
+        return tuple(map(float, value))
+    return (float(value),)
 
 
 # how each field of a pre-processing is read
@@ -293,7 +299,9 @@ def _decoded(images: Images, name: str) -> Image.Image:
         raise DataError(
             f"image {name!r} of {images.source} has pixel format {image.mode!r}, expected 8 bits a channel; convert it"
         )
-    return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
+    if image.mode == "LAB":  # turns into grey by way of RGB only
+        return image.convert("RGB")
+    return image
 
 
 def _target(images: Images, index: int, picture: Image.Image) -> Target:
@@ -398,15 +406,17 @@ def pixel_hashes(images: Source, names: Sequence[str]) -> list[str]:
     """The `pixel_hash` of each, decoded in threads where that is safe; of several processes each decodes its share."""
     if isinstance(images, Images):
         new = [name for name in names if name not in images.seen]
-        workers = decoding_workers(images) if new else 0
-        own = list(in_order(images.pixel_hash, own_share(new), workers=workers, ahead=HASHED_AHEAD))
-        images.seen.update(zip(new, in_turns(own), strict=True))
+        workers = decoding_workers(images)
+        hashes = list(in_order(images.pixel_hash, own_share(new), workers=workers, ahead=HASHED_AHEAD))
+        images.seen.update(zip(new, in_turns(hashes), strict=True))
     return [images.pixel_hash(name) for name in names]
 
 
 def decoding_workers(images: Source) -> int:
     """How many threads may decode: none where reading runs a user's code, or there is nothing to decode."""
-    return usable_workers() if images.storage in ("files", "shards") else 0
+    if images.storage in ("files", "shards"):
+        return usable_workers()
+    return 0
 
 
 class Batches:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import DataError
 from .blame import raised
-from .calls import parse_call
+from .calls import parse_call, place_and_name
 from .code import code_of
 
 
@@ -20,7 +20,7 @@ def called_loader(source: str) -> object:
     Of a function what it returns, but itself where that can be gone through only once. Raises DataError for what is
     not there, and for code that raises.
     """
-    place, _, name = source.partition("(")[0].rpartition(":")
+    place, _ = place_and_name(source)
     name, arguments = parse_call(source[len(place) + 1 :])
     with code_of(place, name, role="loader", error=DataError, callables=False) as loader:
         if not _is_function(loader):

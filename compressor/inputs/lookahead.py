@@ -21,9 +21,14 @@ _MOST_WORKERS = 8  # what each image holds Python's lock for keeps no more of th
 
 def usable_workers() -> int:
     """One for each core that this process may use, shared with those that `torchrun` started beside it; 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, min(_MOST_WORKERS, cores // beside))
+    return max(1, min(_MOST_WORKERS, _cores() // beside))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_order(

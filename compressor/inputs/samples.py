@@ -5,7 +5,7 @@ Knows neither where samples come from nor what their targets mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -40,13 +40,24 @@ class Sample:
     @property
     def nbytes(self) -> int:
         """What its tensors take in memory."""
-        entries = tuple(self.target.values()) if isinstance(self.target, dict) else (self.target,)
-        return sum(tensor.nbytes for tensor in (*as_tuple(self.inputs), *entries))
+        return sum(tensor.nbytes for tensor in (*as_tuple(self.inputs), *tensors_of(self.target)))
 
 
 def unknown_class() -> Tensor:
     """The target of a sample that has none."""
     return torch.tensor(UNKNOWN)
+
+
+def tensors_of(target: Target) -> tuple[Tensor, ...]:
+    """A target's tensors, those of boxes in the order of their keys."""
+    if isinstance(target, Tensor):
+        return (target,)
+    return tuple(target[key] for key in sorted(target))
+
+
+def has_boxes(target: Collection[object]) -> bool:
+    """Whether a dict, or its keys, has what a detection target is made of."""
+    return BOXES in target and LABELS in target
 
 
 def kind_of(target: Target) -> TargetKind:
@@ -60,14 +71,18 @@ def kind_of(target: Target) -> TargetKind:
 
 def class_index(target: Target) -> int:
     """The class index that a target is; -1 of any other kind."""
-    return int(target) if isinstance(target, Tensor) and kind_of(target) == "class" else UNKNOWN
+    if isinstance(target, dict) or kind_of(target) != "class":
+        return UNKNOWN
+    return int(target)
 
 
 def stacked_inputs(samples: Sequence[Sample]) -> Inputs:
     """The samples' inputs with the batch's axis in front, one tensor or as many as a sample has."""
     columns = zip(*(as_tuple(sample.inputs) for sample in samples), strict=True)  # [samples, inputs] to [inputs, ...]
-    stacked = tuple(torch.stack(column) for column in columns)
-    return stacked[0] if isinstance(samples[0].inputs, Tensor) else stacked
+    stacked = tuple(map(torch.stack, columns))
+    if isinstance(samples[0].inputs, Tensor):
+        return stacked[0]
+    return stacked
 
 
 def stacked_targets(samples: Sequence[Sample], source: str) -> Targets:
@@ -78,10 +93,12 @@ def stacked_targets(samples: Sequence[Sample], source: str) -> Targets:
         raise DataError(f"{source} has boxes as targets of some samples and tensors of others; give one kind")
     if boxes:
         return boxes
-    shapes = {tuple(tensor.shape): None for tensor in tensors}
+    shapes = distinct_shapes(tensors)
     if len(shapes) > 1:
-        first, second = list(shapes)[:2]
-        raise DataError(
-            f"{source} has targets of the shapes {list(first)} and {list(second)}; give targets of one shape"
-        )
+        raise DataError(f"{source} has targets of the shapes {shapes[0]} and {shapes[1]}; give targets of one shape")
     return torch.stack(tensors)
+
+
+def distinct_shapes(tensors: Iterable[Tensor]) -> list[list[int]]:
+    """Each shape there is once, in the order in which they come."""
+    return list(map(list, dict.fromkeys(tensor.shape for tensor in tensors)))

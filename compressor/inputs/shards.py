@@ -66,16 +66,17 @@ def named_shards(source: str) -> tuple[Path, ...]:
 def _expanded(text: str, source: str) -> Sequence[str]:
     """Every name that a text with ranges stands for; numbers have as many digits as the first one has."""
     names = [text]
-    while (found := _RANGE.search(names[0])) is not None:
-        first, last = (int(digits[:20]) for digits in found.groups())
+    while braces := _RANGE.search(names[0]):
+        first, last = (int(digits[:20]) for digits in braces.groups())
         count = len(names) * (last - first + 1)
         if not 0 < count <= _MOST_SHARDS:
             raise DataError(
-                f"{source!r} has the range {shown(found[0])}, expected one that counts up, of at most "
+                f"{source!r} has the range {shown(braces[0])}, expected one that counts up, of at most "
                 f"{_MOST_SHARDS:,} shards; correct it"
             )
-        width = len(found[1])
-        names = [name.replace(found[0], f"{n:0{width}d}", 1) for name in names for n in range(first, last + 1)]
+        width = len(braces[1])
+        numbers = [f"{number:0{width}d}" for number in range(first, last + 1)]
+        names = [name.replace(braces[0], number, 1) for name in names for number in numbers]
     return names
 
 
@@ -155,7 +156,7 @@ def _indexed(files: Sequence[Path]) -> tuple[tuple[str, ...], _Index]:
             shards.append(number)
             offsets.append(sample.image.offset)
             lengths.append(sample.image.length)
-            labels.append(UNKNOWN if sample.label is None else sample.label)
+            labels.append(sample.index)
     return tuple(names), _Index(shards, offsets, lengths, np.array(labels, np.int64))
 
 
@@ -165,6 +166,13 @@ class _Sample:
 
     image: Member
     label: int | None
+
+    @property
+    def index(self) -> int:
+        """The label as it is stored, -1 for none."""
+        if self.label is None:
+            return UNKNOWN
+        return self.label
 
 
 def _require_alike(sample: _Sample, first: _Sample, file: Path) -> None:
@@ -199,13 +207,13 @@ def _samples_of(file: Path) -> Iterator[_Sample]:
 
 def _image_of(key: str, sample: Mapping[str, Member], file: Path) -> Member:
     """The image of a sample: `.jpg` and the like, else the only one of `.left.jpg` and the like."""
-    images = {ending: member for ending, member in sample.items() if f".{ending.rpartition('.')[2]}" in SUFFIXES}
+    images = {ending: member for ending, member in sample.items() if _suffix(ending) in SUFFIXES}
     plain = {ending: member for ending, member in images.items() if "." not in ending}
     candidates = plain or images
     if len(candidates) != 1:
-        held = "several images" if candidates else "no image"
+        count = "several images" if candidates else "no image"
         raise DataError(
-            f"{str(file)!r}: the sample {shown(key)} has {held} ({', '.join(candidates or sample)}); a sample is what "
+            f"{str(file)!r}: the sample {shown(key)} has {count} ({', '.join(candidates or sample)}); a sample is what "
             "shares a name up to its first dot, and holds one"
         )
     (image,) = candidates.values()
@@ -214,28 +222,39 @@ def _image_of(key: str, sample: Mapping[str, Member], file: Path) -> Member:
     return image
 
 
+def _suffix(ending: str) -> str:
+    """`left.jpg` is a `.jpg`."""
+    return f".{ending.rpartition('.')[2]}"
+
+
 def _label_of(key: str, sample: Mapping[str, Member], file: Path, opened: OpenFile) -> int | None:
     """What `.cls` or `.json` says, None where neither does."""
-    labels = {
-        ending: _label_in(sample[ending], ending, file, opened) for ending in _MOST_LABEL_BYTES if ending in sample
-    }
-    known = {ending: label for ending, label in labels.items() if label is not None}
-    if len(set(known.values())) > 1:
+    in_cls = _label_in(sample, "cls", file, opened)
+    in_json = _label_in(sample, "json", file, opened)
+    if in_cls is None:
+        return in_json
+    if in_json not in (None, in_cls):
         raise DataError(
-            f"{str(file)!r}: the sample {shown(key)} has the label {known['cls']} in .cls and {known['json']} in "
-            ".json; keep one"
+            f"{str(file)!r}: the sample {shown(key)} has the label {in_cls} in .cls and {in_json} in .json; keep one"
         )
-    return next(iter(known.values()), None)
+    return in_cls
 
 
-def _label_in(member: Member, ending: str, file: Path, opened: OpenFile) -> int | None:
+def _label_in(sample: Mapping[str, Member], ending: str, file: Path, opened: OpenFile) -> int | None:
+    """What one of its members says. Raises DataError for a label that is none."""
+    member = sample.get(ending)
+    if member is None:
+        return None
     try:
         if member.length > _MOST_LABEL_BYTES[ending]:
             raise ValueError(f"has {member.length} bytes, too many for a label")
-        content = opened.content(member.offset, member.length)
-        return _of_json(content) if ending == "json" else _class_index(content.decode("utf-8", "replace"))
+        return _LABEL_READERS[ending](opened.content(member.offset, member.length))
     except (ValueError, OSError) as error:
         raise DataError(f"{str(file)!r}: {shown(member.name)} {first_line(error)}; correct it") from error
+
+
+def _of_cls(content: bytes) -> int:
+    return _class_index(content.decode("utf-8", "replace"))
 
 
 def _of_json(content: bytes) -> int | None:
@@ -247,15 +266,20 @@ def _of_json(content: bytes) -> int | None:
     if not isinstance(fields, dict):
         return None
     label = next((fields[name] for name in _JSON_LABELS if name in fields), None)
-    return None if label is None else _class_index(json.dumps(label))
+    if label is None:
+        return None
+    return _class_index(json.dumps(label))
 
 
 def _class_index(text: str) -> int:
     """-1 where a class is not known. Raises ValueError for what is no class index."""
     stripped = text.strip()
-    label = int(stripped) if _WHOLE.fullmatch(stripped) else UNKNOWN - 1
-    if label < UNKNOWN:
+    if not _WHOLE.fullmatch(stripped) or int(stripped) < UNKNOWN:
         raise ValueError(f"has the label {shown(stripped)}, expected a class index (0, 1, ...)")
+    label = int(stripped)
     if label >= MOST_CLASSES:
         raise ValueError(f"has the label {label}, expected one below {MOST_CLASSES:,}: is it an id?")
     return label
+
+
+_LABEL_READERS: Mapping[str, Callable[[bytes], int | None]] = {"cls": _of_cls, "json": _of_json}

@@ -7,6 +7,7 @@ version. Knows neither models nor where images come from.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,7 @@ def _take(images: Kind, seed: int, sizes: Mapping[str, int]) -> tuple[dict[str, 
         raise DataError(f"a part can't have a negative number of images: {dict(sizes)}")
     order = stratified_order(images.names, images.labels, seed)
     # the part that each image dealt out goes to: evaluation 2, search 1 is evaluation, evaluation, search
-    destinations = [name for name, size in sizes.items() for _ in range(size)]
+    destinations = list(Counter(sizes).elements())
     dealt: set[str] = set()
     taken: dict[str, list[int]] = {name: [] for name in sizes}
     left_out: list[str] = []

@@ -6,6 +6,7 @@ Knows neither images nor models.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -42,14 +43,14 @@ def streamed(
     samples: list[Sample] = []
     batch: Batch | None = None
     size = 0
-    read = read_entry if by_sample else read_batch
+    kind, read = ("sample", read_entry) if by_sample else ("batch", read_batch)
     for number, value in enumerate(_guarded(source, passes)):
-        where = f"{'sample' if by_sample else 'batch'} {number} of {source}"
+        where = f"{kind} {number} of {source}"
         batch = _consistent(read(value, signature, where), batch, where)
         for sample in batch.samples():
-            require_alike(sample, samples[0] if samples else sample, where)
-            size += sample.nbytes
             samples.append(sample)
+            require_alike(sample, samples[0], where)
+            size += sample.nbytes
         _require_room(source, size, len(samples))
     if batch is None or not samples:
         raise DataError(f"{source} yields nothing; give a loader, or a function that returns one, with batches in it")
@@ -68,11 +69,13 @@ def _guarded(source: str, passes: Callable[[], Iterable[object]]) -> Iterator[ob
 
 
 def _consistent(batch: Batch, earlier: Batch | None, where: str) -> Batch:
-    if earlier is not None and earlier.names != batch.names:
+    if earlier is None:
+        return batch
+    if earlier.names != batch.names:
         raise DataError(
             f"{where} has the inputs {_named(batch)}, those before it {_named(earlier)}; give the same in all"
         )
-    if earlier is not None and (earlier.targets is None) != (batch.targets is None):
+    if (earlier.targets is None) != (batch.targets is None):
         has, had = ("no targets", "some") if batch.targets is None else ("targets", "none")
         raise DataError(f"{where} has {has}, those before it have {had}; give targets in all batches or in none")
     return batch
@@ -93,10 +96,11 @@ def _require_room(source: str, size: int, count: int) -> None:
 def _by_content(samples: list[Sample]) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
     """Names made of the inputs' hashes, and the samples in that order; of equal ones each has a number."""
     hashed = sorted(((hashes_of(sample), sample) for sample in samples), key=lambda entry: entry[0])
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     names = []
     for (inputs, _), _ in hashed:
         name = inputs[:_HASH_DIGITS]
-        counts[name] = counts.get(name, 0) + 1
-        names.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+        counts[name] += 1
+        repeat = "" if counts[name] == 1 else f"-{counts[name]}"
+        names.append(name + repeat)
     return tuple(names), tuple(sample for _, sample in hashed)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..device.cropping import Crop, cropped
 from ..device.targets import IGNORED, boxes_on_crop, mask_on_crop
-from .samples import BOXES, LABELS, Target, TargetKind
+from .samples import BOXES, LABELS, Target, TargetKind, has_boxes
 
 
 def placed_target(
@@ -42,14 +43,23 @@ def values_of(stored: object) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor.long()
 
 
+def on_cpu(stored: object) -> object:
+    """A tensor on the CPU without its gradient, as numpy can read it; anything else as it is."""
+    if isinstance(stored, Tensor):
+        return stored.detach().cpu()
+    return stored
+
+
 def _mask(stored: object, picture: Image.Image, crop: Crop) -> Tensor:
-    indices = mask_on_crop(stored.detach().cpu() if isinstance(stored, Tensor) else stored, picture, crop)  # [h, w]
-    return torch.from_numpy(indices.astype(np.uint8) if indices.max(initial=0) <= IGNORED else indices)
+    indices = mask_on_crop(on_cpu(stored), picture, crop)  # [h, w]
+    if indices.max(initial=0) <= IGNORED:
+        indices = indices.astype(np.uint8)
+    return torch.from_numpy(indices)
 
 
 def _boxes(stored: object, picture: Image.Image, crop: Crop) -> dict[str, Tensor]:
     """Of {"boxes": x0 y0 x1 y1 in pixels of the picture, "labels"}; a box without a pixel on the crop is left out."""
-    if not isinstance(stored, dict) or BOXES not in stored or LABELS not in stored:
+    if not isinstance(stored, dict) or not has_boxes(stored):
         raise TypeError(f"its target is a {type(stored).__name__}, expected a dict of 'boxes' and 'labels'")
     boxes, labels = boxes_on_crop(stored[BOXES], stored[LABELS], picture, crop)
     return {BOXES: torch.from_numpy(boxes), LABELS: torch.from_numpy(labels)}
@@ -66,6 +76,13 @@ def _enlarged_picture(stored: object, picture: Image.Image) -> Image.Image:
             f"{picture.width} x {picture.height}"
         )
     return stored
+
+
+def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """PIL's image of [H, W, C] with C 1 or 3."""
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]  # PIL has grey without an axis for it
+    return Image.fromarray(pixels)
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

@@ -73,7 +73,8 @@ def _members(file: BinaryIO, path: str) -> Iterator[Member]:
         if header == _ZEROS:
             return _require_end(file, offset, end, path)
         kind = header[156]
-        length = declared if declared >= 0 and kind in _PLAIN else _number(header[124:136], offset, path)
+        is_declared = declared >= 0 and kind in _PLAIN
+        length = declared if is_declared else _number(header[124:136], offset, path)
         name = long_name or _name(header)
         start = offset + _BLOCK
         if start + length > end:
@@ -82,19 +83,18 @@ def _members(file: BinaryIO, path: str) -> Iterator[Member]:
                 f"{max(0, end - start)} of them; copy it again"
             )
 
-        if kind in (_LONG_NAME, _EXTENDED):
-            content = _short_content(file, start, length, path)
-            if kind == _LONG_NAME:
-                long_name = _text(content)
-            else:
-                fields = _extended(content, offset, path)
-                long_name = fields.get("path", long_name)
-                declared = int(fields.get("size", "-1"))
+        if kind == _LONG_NAME:
+            long_name = _text(_short_content(file, start, length, path))
+        elif kind == _EXTENDED:
+            fields = _extended(_short_content(file, start, length, path), offset, path)
+            long_name = fields.get("path", long_name)
+            declared = int(fields.get("size", "-1"))
         elif kind not in (_LONG_LINK, _EXTENDED_FOR_ALL):
-            if kind not in (_FOLDER, _VOLUME) and not name.endswith("/"):  # how a folder was written before ustar
+            long_name, declared = "", -1
+            is_folder = kind in (_FOLDER, _VOLUME) or name.endswith("/")  # so it was written before ustar
+            if not is_folder:
                 _require_plain(kind, name, path)
                 yield Member(_inside(name, path), start, length)
-            long_name, declared = "", -1
         offset = start + -(-length // _BLOCK) * _BLOCK  # 700 bytes take two blocks
 
 
@@ -132,8 +132,11 @@ def _number(field: bytes, offset: int, path: str) -> int:
 def _name(header: bytes) -> str:
     """ustar has up to 155 bytes of folders in a field of their own."""
     name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return _text(prefix + b"/" + name if prefix else name)
+    is_ustar = header[257:263] == b"ustar\0"
+    prefix = header[345:500].partition(b"\0")[0] if is_ustar else b""
+    if prefix:
+        name = prefix + b"/" + name
+    return _text(name)
 
 
 def _text(content: bytes) -> str:
@@ -153,7 +156,8 @@ def _extended(content: bytes, offset: int, path: str) -> dict[str, str]:
     position = 0
     while position < len(content):
         digits, _, _ = content[position : position + 20].partition(b" ")
-        record = content[position : position + int(digits)] if digits.isdigit() else b""
+        length = int(digits) if digits.isdigit() else 0
+        record = content[position : position + length]
         key, equals, value = record[len(digits) + 1 :].partition(b"=")
         if not equals or not value.endswith(b"\n"):
             raise _damaged(offset, path, content)

@@ -37,7 +37,9 @@ def transformers_model(spec: str, weights: str) -> Built:
     default = weights == "default"
 
     def build() -> object:
-        return _trained(library, model_class, spec, config) if default else _fresh(model_class, config)
+        if default:
+            return _trained(library, model_class, spec, config)
+        return _fresh(model_class, config)
 
     module = called(build, f"transformers:{spec}", downloads=default)
     preprocessing = _of_processor(library, name)
@@ -79,7 +81,8 @@ def _of_class(library: ModuleType, spec: str, weights: str) -> Built:
     name, arguments = parse_call(spec)
     model_class = getattr(library, name, None)
     is_model = isinstance(model_class, type) and issubclass(model_class, library.PreTrainedModel)
-    if not is_model or getattr(model_class, "config_class", None) is None:
+    config_class = getattr(model_class, "config_class", None)
+    if not is_model or config_class is None:
         names = [entry for entry in dir(library) if entry.endswith("Model") or "For" in entry]
         raise ModelError(f"transformers has no model class {name!r}.{did_you_mean(name, names)}")
     if weights == "default":
@@ -87,7 +90,6 @@ def _of_class(library: ModuleType, spec: str, weights: str) -> Built:
             f"'transformers:{spec}' names a class, which has no default weights; give a checkpoint file, "
             "--weights none, or a model's name on the Hub"
         )
-    config_class = cast(Any, model_class).config_class
     _require_fields(spec, config_class(), arguments)
 
     def build() -> object:
@@ -128,16 +130,15 @@ def _class_names(model_class: Any, config: Any) -> tuple[str, ...] | None:
     """Of a classifier whose configuration names its classes; "LABEL_0" is what the library writes without names."""
     labels = [str(label) for _, label in sorted(config.id2label.items())]
     is_classifier = model_class.__name__.endswith("ForImageClassification")
-    return tuple(labels) if is_classifier and not labels[0].startswith("LABEL_") else None
+    if not is_classifier or labels[0].startswith("LABEL_"):
+        return None
+    return tuple(labels)
 
 
 def _saved_class(library: ModuleType, config: Any) -> Any:
     """The class a configuration was saved with, else the library's plain one for its kind."""
-    for name in config.architectures or ():
-        model_class = getattr(library, name, None)
-        if model_class is not None:
-            return model_class
-    return library.AutoModel
+    classes = (getattr(library, name, None) for name in config.architectures or ())
+    return next(filter(None, classes), library.AutoModel)
 
 
 def _trained(library: ModuleType, model_class: Any, spec: str, config: Any) -> object:
@@ -171,7 +172,9 @@ def _without_bars(library: ModuleType) -> Iterator[None]:
 
 def _fresh(model_class: Any, config: Any) -> object:
     """A model of new weights; the library's automatic classes are no constructors."""
-    return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
+    if hasattr(model_class, "from_config"):
+        return model_class.from_config(config)
+    return model_class(config)
 
 
 def _of_processor(library: ModuleType, name: str) -> Preprocessing | None:
@@ -191,17 +194,24 @@ def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing | None:
     """
     resize = _sides(fields.get("size")) if fields.get("do_resize", True) else None
     crop = _sides(fields.get("crop_size")) if fields.get("do_center_crop") else None
-    size = crop or resize
-    rescales = fields.get("do_rescale", True) and abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
-    if size is None or not rescales:
+    cut = crop or resize
+    if cut is None or not _is_scaled_to_one(fields):
         return None
-    size = (size[0], size[-1])
-    if resize is None or (crop is None and len(resize) == 1):
+    size = (cut[0], cut[-1])
+    is_whole = crop is None and len(cut) == 1  # its ratio is kept, and nothing is cut off
+    if resize is None or is_whole:
         resize = size
-    normalises = fields.get("do_normalize", True)
-    mean = tuple(fields["image_mean"]) if normalises else (0.0, 0.0, 0.0)
-    std = tuple(fields["image_std"]) if normalises else (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if fields.get("do_normalize", True):
+        mean, std = tuple(fields["image_mean"]), tuple(fields["image_std"])
     return Preprocessing(size, resize, _interpolation(fields.get("resample")), mean, std)
+
+
+def _is_scaled_to_one(fields: Mapping[str, Any]) -> bool:
+    """Whether pixels from 0 to 255 become values from 0 to 1."""
+    largest = fields.get("rescale_factor", 1 / 255) * 255
+    return bool(fields.get("do_rescale", True)) and abs(largest - 1) < 1e-6
 
 
 def _sides(size: object) -> tuple[int, ...] | None:
@@ -219,4 +229,6 @@ def _sides(size: object) -> tuple[int, ...] | None:
 
 def _interpolation(resample: int | None) -> Interpolation:
     """Pillow's number of a filter by its name; bilinear is the library's own where none is named."""
-    return "bilinear" if resample is None else cast(Interpolation, Image.Resampling(resample).name.lower())
+    if resample is None:
+        return "bilinear"
+    return cast(Interpolation, Image.Resampling(resample).name.lower())

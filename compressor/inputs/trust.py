@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import CompressorError, DataError, ModelError, RecipeError
 from ..files import file_sha256
-from .calls import LIBRARIES, names_code, parse_call
+from .calls import LIBRARIES, names_code, parse_call, place_and_name
 
 _TRUST = "read it, and if you trust it give --trust (in Python trust=True)"
 _REMEDY = f"{_TRUST}, or give the model itself"
@@ -22,7 +22,9 @@ _REMEDY = f"{_TRUST}, or give the model itself"
 def builder_sha256(builder: str) -> str:
     """The hash of the file that holds the builder's code; empty for libraries' models and where there is no file."""
     path = _code_of(builder)
-    return file_sha256(path) if path is not None and path.is_file() else ""
+    if path is None:
+        return ""
+    return file_sha256(path)
 
 
 def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
@@ -42,7 +44,9 @@ def require_trusted(builder: str, sha256: str, folder: Path, *, trust: bool = Fa
 
 def loader_sha256(source: str) -> str:
     """The hash of the file that holds the code of `file.py:loader`; empty for data that need none of the user's."""
-    return builder_sha256(source) if names_code(source) else ""
+    if not names_code(source):
+        return ""
+    return builder_sha256(source)
 
 
 def require_trusted_loader(source: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
@@ -56,7 +60,9 @@ def require_trusted_loader(source: str, sha256: str, folder: Path, *, trust: boo
 
 def require_trusted_function(spec: str, sha256: str, folder: Path, *, trust: bool = False) -> None:
     """As `require_trusted`, with RecipeError, of a function that the folder's recipe names (`metrics.py:quality`)."""
-    objection = "" if trust else _objection_to(spec, sha256, folder, role="function", instead="the function itself")
+    if trust:
+        return
+    objection = _objection_to(spec, sha256, folder, role="function", instead="the function itself")
     if objection:
         raise RecipeError(objection)
 
@@ -64,8 +70,8 @@ def require_trusted_function(spec: str, sha256: str, folder: Path, *, trust: boo
 def _objection_to(code: str, sha256: str, folder: Path, *, role: str, instead: str) -> str:
     """Why code that the folder names is not run, and what to do; empty where nothing is against it."""
     path = _code_of(code)
-    if path is None or not path.is_file():
-        place = code.partition("(")[0].rpartition(":")[0]
+    if path is None:
+        place, _ = place_and_name(code)
         return (
             f"the folder {str(folder)!r} names the {role} {code!r}, and there is no file of {place!r} here to "
             f"compare with the one it was made with; run in the folder where that lies, or give {instead}"
@@ -98,12 +104,14 @@ def _require_plain(call: str, builder: str, folder: Path) -> None:
 def _is_plain(value: object) -> bool:
     """A number, a switch, or text that is no path: letters, digits and underscores."""
     match value:
+        case None | bool() | int() | float():
+            return True
         case list() | tuple():
-            return all(_is_plain(inner) for inner in value)
+            return all(map(_is_plain, value))
         case str():
             return value.replace("_", "").isalnum()
         case _:
-            return value is None or isinstance(value, (bool, int, float))
+            return False
 
 
 def _objection(path: Path, sha256: str, folder: Path) -> str:
@@ -129,25 +137,30 @@ def is_installed(path: Path) -> bool:
 
 
 def _code_of(builder: str) -> Path | None:
-    """The file of `file.py:factory` or, without importing anything, of `package.module:factory` run from here."""
+    """The file of `file.py:factory` or, without importing anything, of `package.module:factory` run from here.
+
+    None for libraries' and embedded models, and where no such file is there.
+    """
     source, _, _ = builder.partition(":")
-    if not builder or source in LIBRARIES or _is_embedded(builder):
+    if source in LIBRARIES or _is_embedded(builder):
         return None
-    place = builder.partition("(")[0].rpartition(":")[0]
-    if place.endswith(".py"):
-        return Path(place).expanduser()
-    return _module_file(place)
+    place, _ = place_and_name(builder)
+    path = Path(place).expanduser() if place.endswith(".py") else _module_file(place)
+    if path is None or not path.is_file():
+        return None
+    return path
 
 
 def _module_file(place: str) -> Path | None:
     """Where Python would find the module; packages on the way are looked through, not imported."""
-    search: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
+    search = [str(Path.cwd()), *sys.path]
+    origin = None
     for name in place.split("."):
         spec = importlib.machinery.PathFinder.find_spec(name, search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
-    if spec is None or not spec.origin or not spec.has_location:  # a built-in, or a package without a file
+        origin = spec.origin if spec.has_location else None  # a package without a file has none
+    if origin is None:
         return None
-    return Path(spec.origin)
+    return Path(origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -24,19 +25,24 @@ def call(function: Callable[..., object], role: str, *arguments: object) -> obje
 
 def place_of(function: Callable[..., object]) -> str:
     """`my_map (metrics.py, line 12)`, as far as Python knows."""
-    bare: object = function
-    while isinstance(bare, functools.partial):
-        bare = bare.func
-    bare = inspect.unwrap(bare) if callable(bare) else bare
+    bare: Any = inspect.unwrap(_without_arguments(function))
     if not inspect.isroutine(bare):
-        bare = type(bare).__call__ if callable(bare) else bare  # an object that is called: its method
+        bare = type(bare).__call__  # an object that is called: its method
     code = getattr(bare, "__code__", None)
     name = name_of(function)
-    return name if code is None else f"{name} ({code.co_filename}, line {code.co_firstlineno})"
+    if code is None:
+        return name
+    return f"{name} ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def name_of(function: Callable[..., object]) -> str:
     """The function's name, that of an object's class."""
+    bare = _without_arguments(function)
+    return str(getattr(bare, "__name__", type(bare).__name__))
+
+
+def _without_arguments(function: Callable[..., object]) -> Callable[..., object]:
+    """The function of a `functools.partial`."""
     while isinstance(function, functools.partial):
         function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
+    return function

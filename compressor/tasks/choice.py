@@ -46,25 +46,24 @@ def choose_task(leaves: Leaves, targets: Targets, image_shape: Sequence[int]) ->
 
 
 def _labelled(leaves: dict[str, Tensor], targets: Tensor, image_shape: Sequence[int]) -> _Guess:
-    whole = not targets.is_floating_point()
-    if whole and targets.dim() == 1:
+    is_whole = not targets.is_floating_point()
+    if is_whole and targets.dim() == 1:
         return _of_indices(leaves, targets)
-    if targets.dim() == 2 and _are_flags(targets):
-        for leaf in leaves.values():
-            if leaf.shape == targets.shape:
-                return _Guess("multi-label", f"one output {list(leaf.shape)} and labels of 0 and 1 of that shape")
-    if whole and targets.dim() >= 3:
-        for leaf in leaves.values():
-            if leaf.dim() >= 4 and _are_masks(targets, leaf):
-                return _Guess("segmentation", f"one output {list(leaf.shape)} and masks {list(targets.shape)}")
+    size = list(targets.shape)
+    if targets.dim() == 2 and _are_flags(targets) and _has_leaf(leaves, targets.shape):
+        return _Guess("multi-label", f"one output {size} and labels of 0 and 1 of that shape")
+    if is_whole:
+        answer = next((leaf for leaf in leaves.values() if _are_masks(targets, leaf)), None)
+        if answer is not None:
+            return _Guess("segmentation", f"one output {list(answer.shape)} and masks {size}")
     try:
         _, leaf = leaf_like(leaves, targets)
     except ModelError:
-        because = f"targets {list(targets.shape)} fit no output, there are {in_words(leaves)}"
+        because = f"targets {size} fit no output, there are {in_words(leaves)}"
         return _Guess("any", because, "labels are not used; ")
     if _is_image(leaf, image_shape):
         return _Guess("image-to-image", f"outputs and targets are images {list(leaf.shape)}")
-    return _Guess("regression", f"targets {list(targets.shape)} of the shape of an output")
+    return _Guess("regression", f"targets {size} of the shape of an output")
 
 
 def _of_indices(leaves: dict[str, Tensor], labels: Tensor) -> _Guess:
@@ -76,9 +75,10 @@ def _of_indices(leaves: dict[str, Tensor], labels: Tensor) -> _Guess:
         return _Guess("any", because, "labels are not used; ")
     (leaf,) = heads.values()
     size, highest = list(leaf.shape), int(labels.max())
-    if leaf.shape[1] == 1:
-        if highest <= 1:
-            return _Guess("multi-label", f"one output {size} and labels that are 0 or 1")
+    has_one_channel = leaf.shape[1] == 1
+    if has_one_channel and highest <= 1:
+        return _Guess("multi-label", f"one output {size} and labels that are 0 or 1")
+    if has_one_channel:
         return _Guess("regression", f"one output {size} and labels up to {highest}")
     if _are_unit_rows(leaf):
         return _Guess("embedding", f"one output {size}, rows of length one, and labels that are identities")
@@ -95,18 +95,17 @@ def _unlabelled(leaves: dict[str, Tensor], image_shape: Sequence[int]) -> _Guess
         return _unlabelled_leaf(first, image_shape)
     if "logits" in heads:
         return _Guess("classification", f"an output 'logits' {list(heads['logits'].shape)}, no labels")
-    if first.dim() == 4 and all(leaf.shape == first.shape for leaf in leaves.values()):
+    shapes = {leaf.shape for leaf in leaves.values()}
+    if first.dim() == 4 and len(shapes) == 1:
         return _unlabelled_leaf(first, image_shape)  # the others are auxiliary ones
     return _Guess("any", f"several outputs, {in_words(leaves)}, and no labels")
 
 
 def _unlabelled_leaf(leaf: Tensor, image_shape: Sequence[int]) -> _Guess:
     size = list(leaf.shape)
-    if leaf.dim() == 2 and leaf.shape[1] > 1:
-        if _are_unit_rows(leaf):
-            return _Guess("embedding", f"one output {size} with rows of length one, no labels")
-        return _Guess("classification", f"one output {size}, no labels", "it may be an embedding or a vector: ")
-    if leaf.dim() <= 2:
+    if leaf.dim() == 2:
+        return _unlabelled_rows(leaf)
+    if leaf.dim() < 2:
         return _Guess("regression", f"one output {size}, no labels")
     if _is_image(leaf, image_shape):
         return _Guess("image-to-image", f"one output {size} for images {list(image_shape)}, no labels")
@@ -118,10 +117,26 @@ def _unlabelled_leaf(leaf: Tensor, image_shape: Sequence[int]) -> _Guess:
     return _Guess("any", f"one output {size}, no labels", "where it holds boxes, task='detection' with decode=...; ")
 
 
+def _unlabelled_rows(leaf: Tensor) -> _Guess:
+    """Of one leaf [N, C]."""
+    size = list(leaf.shape)
+    if leaf.shape[1] <= 1:
+        return _Guess("regression", f"one output {size}, no labels")
+    if _are_unit_rows(leaf):
+        return _Guess("embedding", f"one output {size} with rows of length one, no labels")
+    return _Guess("classification", f"one output {size}, no labels", "it may be an embedding or a vector: ")
+
+
 def _heads(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """The leaves [N, C]; of several the one called logits alone."""
     heads = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 2}
-    return {"logits": heads["logits"]} if "logits" in heads else heads
+    if "logits" in heads:
+        return {"logits": heads["logits"]}
+    return heads
+
+
+def _has_leaf(leaves: dict[str, Tensor], shape: Sequence[int]) -> bool:
+    return any(leaf.shape == shape for leaf in leaves.values())
 
 
 def _are_flags(targets: Tensor) -> bool:
@@ -131,8 +146,9 @@ def _are_flags(targets: Tensor) -> bool:
 
 def _are_masks(targets: Tensor, leaf: Tensor) -> bool:
     """Whether whole numbers [N, h, w] or [N, 1, h, w] can be classes of a leaf [N, C, h', w']."""
-    is_flat = targets.dim() == leaf.dim() - 1 or (targets.dim() == leaf.dim() and targets.shape[1] == 1)
-    if not is_flat or not _is_in_proportion(leaf, targets.shape):
+    is_flat = targets.dim() == leaf.dim() - 1
+    has_one_channel = targets.dim() == leaf.dim() and targets.shape[1] == 1
+    if not (is_flat or has_one_channel) or not _is_in_proportion(leaf, targets.shape):
         return False
     values = targets.long()
     classes = max(2, leaf.shape[1])  # one channel alone tells two classes
@@ -154,6 +170,8 @@ def _is_in_proportion(leaf: Tensor, shape: Sequence[int]) -> bool:
 
 def _is_image(leaf: Tensor, image_shape: Sequence[int]) -> bool:
     """Whether a leaf is what went in, as often grey or RGB as that, once, twice or four times as large."""
-    if leaf.dim() != 4 or len(image_shape) != 4 or leaf.shape[1] != image_shape[1] or leaf.shape[1] not in (1, 3):
+    if len(image_shape) != 4:
         return False
-    return any(list(leaf.shape[2:]) == [scale * side for side in image_shape[2:]] for scale in SCALES)
+    _, channels, height, width = image_shape
+    sizes = [(channels, scale * height, scale * width) for scale in SCALES]
+    return channels in (1, 3) and leaf.shape[1:] in sizes

@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..records import FloatArray, Quality
 from ..tensors import Inputs, count
 from .distances import both
+from .places import even_score
 from .qualities import chance_of, decibels, image_errors, rows_of, share
 from .record import (
     Data,
@@ -22,12 +23,12 @@ from .record import (
     Targets,
     class_leaf,
     finite,
-    float_leaves,
     in_words,
     map_leaf,
     per_sample,
+    sample_leaves,
 )
-from .reference import CONSTANT
+from .reference import scale_of
 
 WORST = 1e6  # a sample whose answer is not finite is so many times as far off as the mean answer
 
@@ -43,9 +44,7 @@ def fidelity(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
     def measure(inputs: Inputs, targets: Targets) -> Mapping[str, Tensor]:
         leaves, dense = predict(inputs), dense_predict(inputs)
         errors: dict[str, Tensor] = {}
-        for name, leaf in float_leaves(dense).items():
-            if len(leaf) != count(inputs):
-                continue  # anchors, a scale: no samples on the first axis
+        for name in sample_leaves(dense, count(inputs)):
             ours, theirs = both(leaves, dense, name)
             errors[name] = per_sample((ours.double() - theirs.double()).square())
             for part, values in {"sum": theirs.double(), "square": theirs.double().square()}.items():
@@ -64,8 +63,8 @@ def fidelity(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
 def _spread(totals: Mapping[str, FloatArray], name: str, samples: int) -> float:
     """A leaf's squared distance from its mean, the mean over samples."""
     square = float(totals[f"{name}|square"].sum()) / samples
-    spread = square - float(np.square(totals[f"{name}|sum"] / samples).sum())
-    return (spread if spread > CONSTANT * square else 0.0) or square or 1.0
+    spread = square - float(np.square(totals[f"{name}|sum"] / samples).sum())  # mean of |y|^2 less |mean y|^2
+    return scale_of(spread, square)
 
 
 Decisions = Callable[[Leaves], Tensor]  # whole numbers [N, ...]
@@ -79,18 +78,15 @@ def classes_of(leaves: Leaves) -> Tensor:
 def labels_of(leaves: Leaves) -> Tensor:
     """int64 [N, C]: which labels; scores within 0 and 1 are taken for probabilities."""
     scores = finite(class_leaf(leaves)[1])
-    return (scores > _even(float(scores.min()), float(scores.max()))).long()
-
-
-def _even(low: float, high: float) -> float:
-    """The score from which a label is given: of probabilities, within 0 and 1, a half."""
-    return 0.5 if low >= 0 and high <= 1 else 0.0
+    return (scores > even_score(float(scores.min()), float(scores.max()))).long()
 
 
 def pixels_of(leaves: Leaves) -> Tensor:
     """int64 [N, h, w]: the class of each pixel; of one channel alone, whether it is above 0."""
     logits = finite(map_leaf(leaves)[1])
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).long()
+    return logits.argmax(1)
 
 
 def agreement(
@@ -139,7 +135,7 @@ def label_agreement(predict: Predict, dense_predict: Predict, data: Data) -> Qua
         return {"ours": ours, "theirs": theirs}
 
     rows = rows_of(data, measure)  # [N, C] both
-    even = _even(float(rows["theirs"].min()), float(rows["theirs"].max()))
+    even = even_score(float(rows["theirs"].min()), float(rows["theirs"].max()))
     shares = ((rows["ours"] > even) == (rows["theirs"] > even)).mean(1)
     return Quality("label agreement", float(shares.mean()), len(shares), *mean_interval(shares))
 

@@ -36,38 +36,45 @@ def decoded(decode: Decode | None, leaves: Leaves, samples: int) -> list[Image]:
             "an image; say decode=..., or task='any' to compare the leaves with the dense network's"
         )
     answer = call(decode, "decode", leaves)
+    who = f"{place_of(decode)}, given as decode,"
     if not isinstance(answer, Sequence) or len(answer) != samples:
         size = f" of {len(answer)}" if isinstance(answer, Sequence) else ""
         raise TaskError(
-            f"{place_of(decode)}, given as decode, answers with a {type(answer).__name__}{size}, expected a list of "
-            f"{samples} dicts, one an image"
+            f"{who} answers with a {type(answer).__name__}{size}, expected a list of {samples} dicts, one an image"
         )
-    return [_checked(image, ("boxes", "scores", "labels"), f"{place_of(decode)}, given as decode,") for image in answer]
+    return [_checked(image, ("boxes", "scores", "labels"), who) for image in answer]
 
 
 def _checked(image: object, keys: tuple[str, ...], who: str) -> Image:
-    """One image's tensors, as many rows in each. Raises TaskError in the name of `who`."""
-    if not isinstance(image, Mapping) or any(key not in image for key in keys):
-        entries = f"with {', '.join(map(str, image))}" if isinstance(image, Mapping) else f"({type(image).__name__})"
-        raise TaskError(f"{who} has an image {entries}, expected a dict of {', '.join(keys)}")
-    try:
-        tensors = {key: torch.as_tensor(image[key]).detach().cpu() for key in keys}
-    except (TypeError, ValueError, RuntimeError) as error:
-        kinds = ", ".join(f"{key} ({type(image[key]).__name__})" for key in keys)
-        raise TaskError(f"{who} has an image of {kinds}, expected tensors of numbers") from error
+    """One image's tensors, as many rows in each, `keys` being boxes first. Raises TaskError in the name of `who`."""
+    tensors = _tensors_in(image, keys, who)
     boxes = tensors["boxes"].double()
     if not boxes.numel():
         boxes = boxes.reshape(-1, 4)
-    are_boxes = boxes.dim() == 2 and boxes.shape[1] == 4
-    others = [values for key, values in tensors.items() if key != "boxes"]
-    if not are_boxes or any(values.shape != (len(boxes),) for values in others):
-        shapes = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
-        raise TaskError(f"{who} has an image of {shapes}, expected boxes [k, 4] and the others [k]")
-    if not all(bool(tensors[key].double().isfinite().all()) for key in keys):
+    rows = boxes.shape[:1]
+    has_one_each = all(tensors[key].shape == rows for key in keys[1:])
+    if boxes.shape != (*rows, 4) or not has_one_each:
+        listed = ", ".join(f"{key} {list(values.shape)}" for key, values in tensors.items())
+        raise TaskError(f"{who} has an image of {listed}, expected boxes [k, 4] and the others [k]")
+    if not all(values.double().isfinite().all() for values in tensors.values()):
         raise TaskError(f"{who} has a box or a score that is not finite")
     if bool((tensors["labels"].double() % 1).any()):
         raise TaskError(f"{who} has labels that are no whole numbers")
     return {**tensors, "boxes": boxes}
+
+
+def _tensors_in(image: object, keys: tuple[str, ...], who: str) -> Image:
+    """An image's entries as tensors on the CPU. Raises TaskError for what is no dict of them."""
+    expected = f"expected a dict of {', '.join(keys)}"
+    if not isinstance(image, Mapping):
+        raise TaskError(f"{who} has an image ({type(image).__name__}), {expected}")
+    if not image.keys() >= set(keys):
+        raise TaskError(f"{who} has an image with {', '.join(map(str, image))}, {expected}")
+    try:
+        return {key: torch.as_tensor(image[key]).detach().cpu() for key in keys}
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(f"{key} ({type(image[key]).__name__})" for key in keys)
+        raise TaskError(f"{who} has an image of {kinds}, expected tensors of numbers") from error
 
 
 def average_precision(decode: Decode | None, thresholds: Sequence[float] | None = None) -> Judge:
@@ -75,11 +82,13 @@ def average_precision(decode: Decode | None, thresholds: Sequence[float] | None 
 
     The 95 % interval is the jackknife's over ten blocks of images. Raises DataError where no image has a box.
     """
-    metric = "mAP" if thresholds is None else f"mAP at IoU {', '.join(f'{threshold:g}' for threshold in thresholds)}"
+    metric = "mAP"
+    if thresholds is not None:
+        metric = f"mAP at IoU {', '.join(f'{threshold:g}' for threshold in thresholds)}"
 
     def quality(predict: Predict, data: Data) -> Quality:
         predictions, truths = _boxes_of(decode, predict, data)
-        if not sum(len(image["boxes"]) for image in truths):
+        if not any(_box_counts(truths)):
             raise DataError("no image is labelled with a box; mean average precision needs some")
 
         def figure(indices: IntArray) -> float:
@@ -90,6 +99,10 @@ def average_precision(decode: Decode | None, thresholds: Sequence[float] | None 
         return Quality(metric, value, len(truths), low, high, chance=0.0)
 
     return quality
+
+
+def _box_counts(images: Sequence[Image]) -> list[int]:
+    return [len(image["boxes"]) for image in images]
 
 
 @torch.no_grad()
@@ -115,25 +128,25 @@ def _over_ranks(images: Sequence[Image]) -> list[Image]:
     flat: dict[str, FloatArray] = {}
     for key in keys:
         flat[key] = torch.cat([image[key].double() for image in images]).numpy()
-    flat["count"] = np.array([len(image["boxes"]) for image in images], np.float64)
+    flat["count"] = np.array(_box_counts(images), np.float64)
     joined = joined_over_ranks(flat)
     ends = np.cumsum(joined["count"].astype(np.int64))[:-1]
-    parts = {key: np.split(joined[key], ends) for key in keys}
-    return [{key: torch.from_numpy(parts[key][i]) for key in keys} for i in range(len(joined["count"]))]
+    columns = [map(torch.from_numpy, np.split(joined[key], ends)) for key in keys]  # of each key, image by image
+    return [dict(zip(keys, tensors, strict=True)) for tensors in zip(*columns, strict=True)]
 
 
 def _coco_average(predictions: Sequence[Image], truths: Sequence[Image], thresholds: Sequence[float] | None) -> float:
-    metric = _coco_metric()(
-        iou_type="bbox", iou_thresholds=None if thresholds is None else list(thresholds), sync_on_compute=False
-    )
+    steps = None if thresholds is None else list(thresholds)
+    metric = _coco_metric()(iou_type="bbox", iou_thresholds=steps, sync_on_compute=False)
     metric.warn_on_many_detections = False
-    metric.update([_for_coco(image) for image in predictions], [_for_coco(image) for image in truths])
+    metric.update(list(map(_for_coco, predictions)), list(map(_for_coco, truths)))
     value = float(metric.compute()["map"])
     return value if value >= 0 else float("nan")  # -1 stands for no labelled box
 
 
 def _for_coco(image: Image) -> Image:
-    return {key: values.long() if key == "labels" else values.float() for key, values in image.items()}
+    floats = {key: values.float() for key, values in image.items()}
+    return {**floats, "labels": image["labels"].long()}
 
 
 def _coco_metric() -> Callable[..., Any]:
@@ -159,13 +172,12 @@ def matched_f1(decode: Decode | None) -> Callable[[Predict, Predict, Data], Qual
 
     def quality(predict: Predict, dense_predict: Predict, data: Data) -> Quality:
         def measure(inputs: Inputs, targets: Targets) -> Mapping[str, Tensor]:
-            ours = decoded(decode, predict(inputs), count(inputs))
-            theirs = decoded(decode, dense_predict(inputs), count(inputs))
-            pairs = [(_confident(a), _confident(b)) for a, b in zip(ours, theirs, strict=True)]
+            ours = list(map(_confident, decoded(decode, predict(inputs), count(inputs))))
+            theirs = list(map(_confident, decoded(decode, dense_predict(inputs), count(inputs))))
             return {
-                "matches": torch.tensor([float(matches(a, b)) for a, b in pairs]),
-                "ours": torch.tensor([float(len(a["boxes"])) for a, _ in pairs]),
-                "theirs": torch.tensor([float(len(b["boxes"])) for _, b in pairs]),
+                "matches": torch.tensor(list(map(matches, ours, theirs))),
+                "ours": torch.tensor(_box_counts(ours)),
+                "theirs": torch.tensor(_box_counts(theirs)),
             }
 
         rows = rows_of(data, measure)
@@ -176,7 +188,9 @@ def matched_f1(decode: Decode | None) -> Callable[[Predict, Predict, Data], Qual
 
         def figure(counts: FloatArray) -> float:
             boxes = counts @ (rows["ours"] + rows["theirs"])
-            return float(2 * (counts @ rows["matches"]) / boxes) if boxes else float("nan")
+            if not boxes:
+                return float("nan")
+            return float(2 * (counts @ rows["matches"]) / boxes)
 
         value = figure(np.ones(len(rows["ours"])))
         low, high = bootstrap(figure, len(rows["ours"]), value)
@@ -195,10 +209,10 @@ def _confident(image: Image) -> Image:
 def matches(image: Boxes, dense: Boxes) -> int:
     """How many pairs of boxes are one, the pair of the largest IoU first; each box is in one pair at most."""
     overlaps = box_iou(image["boxes"], dense["boxes"])  # [k, m]
-    overlaps = torch.where(image["labels"][:, None] == dense["labels"][None], overlaps, 0.0)
+    overlaps = torch.where(image["labels"][:, None] == dense["labels"][None], overlaps, 0.0)  # of one label alone
     matched = 0
     while overlaps.numel() and float(overlaps.max()) >= MATCHED:
-        row, column = divmod(int(overlaps.argmax()), overlaps.shape[1])
+        row, column = divmod(int(overlaps.argmax()), overlaps.shape[1])  # argmax 7 of [3, 4] is row 1, column 3
         overlaps[row, :] = 0.0
         overlaps[:, column] = 0.0
         matched += 1
@@ -207,8 +221,8 @@ def matches(image: Boxes, dense: Boxes) -> int:
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """[k, m] intersection over union of [k, 4] and [m, 4], all with an area."""
-    corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])  # [k, m, 2]
     end = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    overlap = (end - corner).clamp(min=0).prod(2)
+    overlap = (end - corner).clamp(min=0).prod(2)  # [k, m]; apart in one direction is no overlap
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None] + (others[:, 2:] - others[:, :2]).prod(1)[None]
     return overlap / (areas - overlap)

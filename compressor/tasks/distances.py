@@ -17,8 +17,20 @@ from torch.nn import functional
 from ..distributed import sum_over_ranks
 from ..errors import DataError, ModelError
 from .places import divergence, probabilities, score_leaves, weights
-from .record import Distance, Leaves, Pick, Task, class_leaf, finite, float_leaves, in_words, per_sample, real
-from .reference import CONSTANT, Reference, leaf_in
+from .record import (
+    Distance,
+    Leaves,
+    Pick,
+    Task,
+    class_leaf,
+    finite,
+    float_leaves,
+    in_words,
+    per_sample,
+    real,
+    sample_leaves,
+)
+from .reference import CONSTANT, Reference, leaf_in, scale_of
 
 
 @torch.no_grad()
@@ -44,26 +56,26 @@ def leaf_distance(reference: Reference | None, pick: Pick | None = None) -> Dist
     """
 
     def distance(leaves: Leaves, dense: Leaves) -> Tensor:
-        if pick is not None:
-            names = [pick(dense)[0]]
-        else:
-            names = list(_of_samples(dense) if reference is None else reference.leaves)
+        names = _compared(dense, reference, pick)
         if not names:
             raise ModelError(f"no leaf of real numbers is there to compare: {in_words(dense)}")
         terms = []
         for name in names:
-            entry = leaf_in(reference, name, dense)
-            terms.append(_squares(leaves, dense, name) / (_scale(dense[name]) if entry is None else entry.scale))
+            scale = _scale(reference, name, dense)
+            terms.append(_squares(leaves, dense, name) / scale)
         return torch.stack(terms).mean(0)
 
     return distance
 
 
-def _of_samples(leaves: Leaves) -> list[str]:
-    """The leaves of real numbers with as many entries as the first has: others (anchors) have no samples."""
-    reals = float_leaves(leaves)
-    samples = len(next(iter(reals.values()), ()))
-    return [name for name, leaf in reals.items() if len(leaf) == samples]
+def _compared(dense: Leaves, reference: Reference | None, pick: Pick | None) -> list[str]:
+    """The picked leaf, else the reference's, else all with as many entries as the first has."""
+    if pick is not None:
+        return [pick(dense)[0]]
+    if reference is not None:
+        return list(reference.leaves)
+    samples = next((len(leaf) for leaf in float_leaves(dense).values()), 0)
+    return list(sample_leaves(dense, samples))
 
 
 def both(leaves: Leaves, dense: Leaves, name: str) -> tuple[Tensor, Tensor]:
@@ -72,7 +84,7 @@ def both(leaves: Leaves, dense: Leaves, name: str) -> tuple[Tensor, Tensor]:
         raise ModelError(f"answers differ in form: {in_words(leaves)}; expected {in_words(dense)}")
     theirs = real(dense[name]).detach()
     ours = real(leaves[name]).to(theirs.dtype)
-    usable = theirs.isfinite()
+    usable = theirs.isfinite()  # where the dense answer is none there is nothing to be held to
     return torch.where(usable, ours, 0.0), torch.where(usable, theirs, 0.0)
 
 
@@ -81,12 +93,14 @@ def _squares(leaves: Leaves, dense: Leaves, name: str) -> Tensor:
     return per_sample((ours - theirs).square())
 
 
-def _scale(leaf: Tensor) -> float:
-    """The spread of [N, ...] about its own mean; its square where it has none, else 1."""
-    values = finite(leaf).double()
+def _scale(reference: Reference | None, name: str, dense: Leaves) -> float:
+    """What a leaf's squares are divided by: the reference's scale, without one that of the leaf itself."""
+    if reference is not None:
+        return reference.entry(name, dense).scale
+    values = finite(dense[name]).double()
     square = float(per_sample(values.square()).mean())
     spread = float(per_sample((values - values.mean(0)).square()).mean())
-    return (spread if spread > CONSTANT * square else 0.0) or square or 1.0
+    return scale_of(spread, square)
 
 
 def place_distance(reference: Reference | None) -> Distance:
@@ -96,25 +110,27 @@ def place_distance(reference: Reference | None) -> Distance:
     compared as by `leaf_distance`, and so are all of a network that calls none of them scores.
     """
     plain = leaf_distance(reference)
+    if reference is None:
+        return plain
 
     def distance(leaves: Leaves, dense: Leaves) -> Tensor:
-        entries = {} if reference is None else {name: leaf_in(reference, name, dense) for name in reference.leaves}
-        sure = {name: entry for name, entry in entries.items() if entry is not None and entry.sure_spread > CONSTANT}
-        scores = [name for name in score_leaves(dense) if name in sure]
+        entries = {name: reference.entry(name, dense) for name in reference.leaves}
+        sure = {name: entry for name, entry in entries.items() if entry.sure_spread > CONSTANT}
+        scores = sure.keys() & score_leaves(dense)
         if not scores:
             return plain(leaves, dense)
         ends = {name: (entry.low, entry.high) for name, entry in sure.items()}
-        seen = weights({name: dense[name].detach() for name in sure}, ends)
+        seen = weights({name: dense[name].detach() for name in sure}, ends)  # by the dense scores: ours may not move it
         terms = []
         for name, entry in entries.items():
+            ours, theirs = both(leaves, dense, name)
             if name in scores:
-                ours, theirs = (probabilities(values, *ends[name]) for values in both(leaves, dense, name))
-                terms.append(per_sample(divergence(ours, theirs)) / sure[name].sure_spread)
+                likely = probabilities(ours, *ends[name]), probabilities(theirs, *ends[name])
+                terms.append(per_sample(divergence(*likely)) / entry.sure_spread)
             elif name in seen:
-                ours, theirs = both(leaves, dense, name)
-                terms.append(per_sample(seen[name] * (ours - theirs).square()) / sure[name].sure_spread)
-            elif entry is not None:
-                terms.append(_squares(leaves, dense, name) / entry.scale)
+                terms.append(per_sample(seen[name] * (ours - theirs).square()) / entry.sure_spread)
+            else:
+                terms.append(per_sample((ours - theirs).square()) / entry.scale)
         return torch.stack(terms).mean(0)
 
     return distance
@@ -132,6 +148,7 @@ def class_distance(reference: Reference | None, pick: Pick) -> Distance:
         if dense[name].shape[1] == 1:
             return plain(leaves, dense)
         entry = leaf_in(reference, name, dense)
+        # [N, C, ...]; what all classes of a place have in common goes
         ours, theirs = (values - values.mean(1, keepdim=True) for values in both(leaves, dense, name))
         scale = float(per_sample(theirs.double().square()).mean()) if entry is None else entry.class_spread
         return per_sample((ours - theirs).square()) / (scale or 1.0)
@@ -146,6 +163,7 @@ def cosine_distance(reference: Reference | None) -> Distance:
         name, _ = class_leaf(dense)
         entry = leaf_in(reference, name, dense)
         ours, theirs = (functional.normalize(values, dim=1) for values in both(leaves, dense, name))
+        # the distance to the mean row of length one is 2 - 2 <row, mean row>, whose mean is the mean row's length
         scale = 2 - 2 * float(theirs.double().mean(0).norm()) if entry is None else entry.unit_spread
         return per_sample((ours - theirs).square()) / (scale if scale > CONSTANT else 1.0)
 

@@ -7,12 +7,14 @@ ordinary one (the plain energy |y|^2 / 2 has none where answers are normalised).
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError, ModelError
-from .places import FLOOR, probabilities, score_leaves, weights
+from .places import FLOOR, are_probabilities, even_score, probabilities, score_leaves, weights
 from .record import (
     Leaves,
     Objective,
@@ -27,7 +29,7 @@ from .record import (
     per_sample,
     real,
 )
-from .reference import Reference, leaf_in
+from .reference import Reference
 
 IGNORED = (255, -1)  # entries of a mask that belong to no class
 INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by the axes of [N, C, ...]
@@ -41,7 +43,7 @@ def labels_or_answers(logits: Tensor, targets: Targets) -> Tensor:
     labels = targets.to(logits.device).long()
     if labels.shape != answers.shape:
         raise DataError(f"labels are {list(labels.shape)}, expected one class index a sample, {list(answers.shape)}")
-    if labels.numel() and int(labels.max()) >= logits.shape[1]:
+    if (labels >= logits.shape[1]).any():
         raise DataError(f"a label is {int(labels.max())}, the network answers with {logits.shape[1]} classes")
     return torch.where(labels >= 0, labels, answers)
 
@@ -60,7 +62,7 @@ def class_loss(leaves: Leaves, targets: Targets) -> Tensor:
 
 def multi_hot(scores: Tensor, targets: Targets) -> Tensor | None:
     """[N, C] of 0, 1 and, where nobody knows, -1; None without labels."""
-    if not isinstance(targets, Tensor) or not is_labelled(targets):
+    if not _are_labels(targets):
         return None
     labels = targets.to(scores.device)
     if labels.dim() == 1 and scores.shape[1] == 1:
@@ -70,12 +72,18 @@ def multi_hot(scores: Tensor, targets: Targets) -> Tensor | None:
     return labels.to(scores.dtype)
 
 
-def are_probabilities(leaves: Leaves, name: str, reference: Reference | None) -> bool:
-    """Whether a leaf lies within 0 and 1: over all calibration images where a reference tells, else in this batch."""
-    entry = leaf_in(reference, name, leaves)
+def _are_labels(targets: Targets) -> TypeGuard[Tensor]:
+    """Whether the targets are a tensor, and any sample has one."""
+    return isinstance(targets, Tensor) and is_labelled(targets)
+
+
+def _ends(leaves: Leaves, name: str, reference: Reference | None) -> tuple[float, float]:
+    """A leaf's lowest and highest value: over all calibration images where a reference tells, else in this batch."""
+    if reference is not None:
+        entry = reference.entry(name, leaves)
+        return entry.low, entry.high
     leaf = leaves[name].detach()
-    low, high = (float(leaf.min()), float(leaf.max())) if entry is None else (entry.low, entry.high)
-    return low >= 0 and high <= 1
+    return float(leaf.min()), float(leaf.max())
 
 
 def labels_said(reference: Reference | None) -> Objective:
@@ -85,10 +93,10 @@ def labels_said(reference: Reference | None) -> Objective:
         name, leaf = class_leaf(leaves)
         scores = finite(leaf)  # [N, C]
         labels = multi_hot(scores, targets)
-        even = 0.5 if are_probabilities(leaves, name, reference) else 0.0
+        even = even_score(*_ends(leaves, name, reference))
         chosen = scores > even if labels is None else labels > 0
         best = functional.one_hot(scores.argmax(1), scores.shape[1]).bool()
-        chosen = torch.where(chosen.any(1, keepdim=True), chosen, best)
+        chosen = torch.where(chosen.any(1, keepdim=True), chosen, best)  # a sample of no class would say nothing
         return (scores * chosen).sum(1)
 
     return said
@@ -100,10 +108,11 @@ def labels_loss(reference: Reference | None) -> Objective:
     def loss(leaves: Leaves, targets: Targets) -> Tensor:
         name, leaf = class_leaf(leaves)
         scores = real(leaf)
-        certain = are_probabilities(leaves, name, reference)
+        ends = _ends(leaves, name, reference)
         labels = multi_hot(scores, targets)
         if labels is None:
-            labels = (scores > (0.5 if certain else 0.0)).to(scores.dtype)
+            labels = (scores > even_score(*ends)).to(scores.dtype)
+        certain = are_probabilities(*ends)
         unlike = functional.binary_cross_entropy if certain else functional.binary_cross_entropy_with_logits
         terms = unlike(scores, labels.clamp(0, 1), reduction="none")  # [N, C]
         weights = (labels >= 0).to(scores.dtype)
@@ -115,12 +124,14 @@ def labels_loss(reference: Reference | None) -> Objective:
 def pixel_logits(leaves: Leaves) -> Tensor:
     """[N, C, ...] of the map; one channel alone, z, becomes two classes, -z/2 and z/2, which have its cross-entropy."""
     logits = finite(map_leaf(leaves)[1])
-    return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
+    if logits.shape[1] == 1:
+        return torch.cat([-logits / 2, logits / 2], 1)  # [N, 1, ...] to [N, 2, ...]
+    return logits
 
 
 def masks_of(logits: Tensor, targets: Targets) -> Tensor | None:
     """int64 [N, ...], -1 where no class is said; None without labels. Raises DataError for a class there is not."""
-    if not isinstance(targets, Tensor) or not is_labelled(targets):
+    if not _are_labels(targets):
         return None
     masks = targets.to(logits.device).long()
     if masks.dim() == logits.dim() and masks.shape[1] == 1:
@@ -132,9 +143,10 @@ def masks_of(logits: Tensor, targets: Targets) -> Tensor | None:
         )
     classes = logits.shape[1]
     for entry in IGNORED:
-        if entry < 0 or entry >= classes:
+        if not 0 <= entry < classes:  # of a network with 300 classes 255 is one of them
             masks = torch.where(masks == entry, -1, masks)
-    if masks.numel() and (int(masks.max()) >= classes or int(masks.min()) < -1):
+    is_valid = (masks >= -1) & (masks < classes)
+    if not is_valid.all():
         raise DataError(
             f"a mask holds {int(masks.min())} to {int(masks.max())}, the network answers with {classes} classes; "
             "255 and -1 stand for pixels of no class"
@@ -158,7 +170,7 @@ def _pixels(leaves: Leaves, targets: Targets) -> tuple[Tensor, Tensor]:
     answers = logits.argmax(1)
     if masks is None:
         return logits, answers
-    empty = (masks < 0).flatten(1).all(1).view(-1, *[1] * (masks.dim() - 1))
+    empty = (masks < 0).flatten(1).all(1).view(-1, *[1] * (masks.dim() - 1))  # [N, 1, 1]
     return logits, torch.where(empty, answers, masks)
 
 
@@ -189,7 +201,7 @@ def spread_said(reference: Reference | None, pick: Pick | None = None) -> Object
             raise ModelError(
                 "what the network says without labels needs the mean answer over the images; give a reference"
             )
-        chosen = list(reference.leaves) if pick is None else [pick(leaves)[0]]
+        chosen = reference.varying if pick is None else (pick(leaves)[0],)
         names = [name for name in chosen if name in reference.varying]
         if not names:
             raise ModelError(
@@ -208,10 +220,12 @@ def places_said(reference: Reference | None) -> Objective:
     is what is said of every leaf.
     """
     plain = spread_said(reference)
+    if reference is None:
+        return plain
 
     def said(leaves: Leaves, targets: Targets) -> Tensor:
-        varying = {name: leaves[name] for name in (reference.varying if reference else ()) if name in leaves}
-        if reference is None or not score_leaves(varying):
+        varying = {name: leaves[name] for name in reference.varying if name in leaves}
+        if not score_leaves(varying):
             return plain(leaves, targets)
         ends = {name: (entry.low, entry.high) for name, entry in reference.leaves.items()}
         constants = {name: leaf.detach() for name, leaf in varying.items()}
@@ -219,11 +233,10 @@ def places_said(reference: Reference | None) -> Objective:
         sure |= {name: probabilities(finite(constants[name]), *ends[name]) + FLOOR for name in score_leaves(varying)}
         terms = []
         for name, leaf in varying.items():
-            entry = leaf_in(reference, name, leaves)
-            assert entry is not None
+            entry = reference.entry(name, leaves)
             values = finite(leaf)
             from_mean = (values - entry.mean.to(values)).detach()
-            weight = sure.get(name, torch.ones_like(values))
+            weight = sure.get(name, torch.ones_like(values))  # a leaf at no scores' places counts the same everywhere
             scale = per_sample(weight * from_mean.square()).mean()
             terms.append(per_sample(values * weight * from_mean) / scale.clamp(min=1e-30))
         return torch.stack(terms).sum(0)
@@ -237,8 +250,7 @@ def _deviation(reference: Reference, name: str, leaves: Leaves) -> Tensor:
         raise ModelError(
             f"the answer has no leaf {name!r}, there are {in_words(leaves)}; the mean answer is another network's"
         )
-    entry = leaf_in(reference, name, leaves)
-    assert entry is not None
+    entry = reference.entry(name, leaves)
     values = finite(leaves[name])
     return per_sample(values * (values - entry.mean.to(values)).detach()) / entry.spread
 
@@ -252,7 +264,7 @@ def absolute_loss(said: Objective) -> Objective:
     """The mean absolute difference from targets of the same shape (finite ones); without any, less of what is said."""
 
     def loss(leaves: Leaves, targets: Targets) -> Tensor:
-        if not isinstance(targets, Tensor) or not is_labelled(targets):
+        if not _are_labels(targets):
             return -said(leaves, targets)
         leaf = real(leaf_like(leaves, targets)[1])
         wanted = targets.to(leaf).reshape(leaf.shape)

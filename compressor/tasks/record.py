@@ -68,6 +68,11 @@ def float_leaves(leaves: Leaves) -> dict[str, Tensor]:
     return {name: leaf for name, leaf in leaves.items() if leaf.is_floating_point() and leaf.dim() > 0}
 
 
+def sample_leaves(leaves: Leaves, samples: int) -> dict[str, Tensor]:
+    """The leaves of real numbers with one entry a sample: others (anchors, a scale) have no samples."""
+    return {name: leaf for name, leaf in float_leaves(leaves).items() if len(leaf) == samples}
+
+
 def class_leaf(leaves: Leaves) -> tuple[str, Tensor]:
     """The leaf [N, C] called logits, else the first one, and its name. Raises ModelError where there is none."""
     logits = float_leaves(leaves).get("logits")
@@ -104,13 +109,18 @@ def _first(leaves: Leaves, suits: Callable[[Tensor], bool], shape: str) -> tuple
 
 def in_words(leaves: Leaves) -> str:
     """`out [2, 21, 8, 8], aux [2, 21, 8, 8]`."""
-    shapes = [f"{name} {list(leaf.shape)} ({str(leaf.dtype).removeprefix('torch.')})" for name, leaf in leaves.items()]
+    shapes = []
+    for name, leaf in leaves.items():
+        kind = str(leaf.dtype).removeprefix("torch.")
+        shapes.append(f"{name} {list(leaf.shape)} ({kind})")
     return ", ".join(shapes) or "nothing"
 
 
 def real(leaf: Tensor) -> Tensor:
     """At least float32, gradients kept."""
-    return leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+    if leaf.dtype in (torch.float16, torch.bfloat16):
+        return leaf.float()
+    return leaf
 
 
 def finite(leaf: Tensor) -> Tensor:
@@ -121,4 +131,6 @@ def finite(leaf: Tensor) -> Tensor:
 
 def per_sample(values: Tensor) -> Tensor:
     """[N, ...] to [N]: the sum over everything that a sample has."""
-    return values.flatten(1).sum(1) if values.dim() > 1 else values
+    if values.dim() <= 1:
+        return values
+    return values.flatten(1).sum(1)

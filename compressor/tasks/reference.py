@@ -18,9 +18,16 @@ from ..errors import DataError, ModelError
 from ..records import FloatArray
 from ..tensors import Inputs, count
 from .places import entropy, probabilities, score_leaves, weights
-from .record import Leaves, Predict, Targets, finite, float_leaves, in_words
+from .record import Leaves, Predict, Targets, finite, in_words, sample_leaves
 
 CONSTANT = 1e-10  # of the mean square: a spread below is what rounding leaves of a leaf that never changes
+
+
+def scale_of(spread: float, square: float) -> float:
+    """What squared distances of a leaf are divided by: its spread, its square if it never changes, else 1."""
+    if spread > CONSTANT * square:
+        return spread
+    return square or 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,16 @@ class Reference:
         """The leaves that differ between images."""
         return tuple(name for name, leaf in self.leaves.items() if leaf.spread > 0)
 
+    def entry(self, name: str, leaves: Leaves) -> LeafReference:
+        """What it says of a leaf. Raises ModelError where it is of another network or size."""
+        if name not in self.leaves:
+            raise ModelError(f"leaf {name!r} is not among those the mean answer was taken of: {', '.join(self.leaves)}")
+        entry = self.leaves[name]
+        if entry.mean.shape != leaves[name].shape[1:]:
+            expected, shape = _of_samples(entry.mean.shape), _of_samples(leaves[name].shape[1:])
+            raise ModelError(f"leaf {name!r} is {shape}, the mean answer was taken of {expected}")
+        return entry
+
 
 @torch.no_grad()
 def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]], *, by_place: bool = False) -> Reference:
@@ -78,9 +95,8 @@ def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]], *,
     for inputs, _ in batches:
         leaves = dict(predict(inputs))
         samples += count(inputs)
-        for name, leaf in float_leaves(leaves).items():
-            if len(leaf) == count(inputs):
-                _add(sums, ends, name, finite(leaf).double().cpu())
+        for name, leaf in sample_leaves(leaves, count(inputs)).items():
+            _add(sums, ends, name, finite(leaf).double().cpu())
         if by_place:
             _add_sureness(sums, ends, {name: leaf.cpu() for name, leaf in leaves.items() if name in ends})
     if samples == 0:
@@ -134,6 +150,7 @@ def _sure_spread(name: str, totals: Mapping[str, FloatArray], mean: FloatArray, 
         return of_mean - float(totals[f"{name}|entropy"]) / samples  # the mean divergence from the mean probability
     if f"{name}|weight" not in totals:
         return np.nan
+    # sum of w (x - m)^2 = sum of w x^2 - 2 m (sum of w x) + m^2 (sum of w), each summed over the images before
     crossed = (mean * totals[f"{name}|weighted"]).sum()
     squares = totals[f"{name}|weighted square"] - 2 * crossed + (np.square(mean) * totals[f"{name}|weight"]).sum()
     return float(squares) / samples
@@ -142,16 +159,15 @@ def _sure_spread(name: str, totals: Mapping[str, FloatArray], mean: FloatArray, 
 def _leaf_reference(name: str, totals: Mapping[str, FloatArray], samples: int, ends: FloatArray) -> LeafReference:
     mean = totals[f"{name}|sum"] / samples
     square = float(totals[f"{name}|square"]) / samples
-    spread = square - float(np.square(mean).sum())
-    within = totals.get(f"{name}|within")
-    units = totals.get(f"{name}|unit")
-    # |u - m|^2 of rows u and m of length one is 2 - 2 <u, m>, and the mean of <u, m> is the mean row's length
-    unit_spread = np.nan if units is None else 2 - 2 * float(np.linalg.norm(units / samples))
+    spread = square - float(np.square(mean).sum())  # the mean of |y - m|^2 is that of |y|^2 less |m|^2
+    within = totals.get(f"{name}|within", np.nan)
+    units = totals.get(f"{name}|unit", np.nan)
     return LeafReference(
         mean=torch.from_numpy(np.asarray(mean, np.float32)),
         spread=spread if spread > CONSTANT * square else 0.0,
-        class_spread=np.nan if within is None else float(within) / samples,
-        unit_spread=unit_spread,
+        class_spread=float(within) / samples,
+        # |u - m|^2 of rows u and m of length one is 2 - 2 <u, m>, and the mean of <u, m> is the mean row's length
+        unit_spread=2 - 2 * float(np.linalg.norm(units / samples)),
         square=square,
         low=float(ends[:, 0].min()),
         high=float(ends[:, 1].max()),
@@ -168,12 +184,4 @@ def leaf_in(reference: Reference | None, name: str, leaves: Leaves) -> LeafRefer
     """What the reference says of a leaf, None without a reference. Raises ModelError where it does not fit."""
     if reference is None:
         return None
-    if name not in reference.leaves:
-        raise ModelError(
-            f"leaf {name!r} is not among those the mean answer was taken of: {', '.join(reference.leaves)}"
-        )
-    entry = reference.leaves[name]
-    if entry.mean.shape != leaves[name].shape[1:]:
-        expected, shape = _of_samples(entry.mean.shape), _of_samples(leaves[name].shape[1:])
-        raise ModelError(f"leaf {name!r} is {shape}, the mean answer was taken of {expected}")
-    return entry
+    return reference.entry(name, leaves)

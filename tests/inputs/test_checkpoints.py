@@ -56,6 +56,12 @@ def test_a_checkpoint_with_strange_values_is_refused(
     assert state_hash(module) == before
 
 
+def test_a_number_in_place_of_a_vector_is_a_misfit(tmp_path: Path) -> None:
+    torch.save(_changed("3.bias", lambda t: t[0].clone()), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=r"1 of other shape \('3\.bias' \[\] in the file, \[2\] in the model\)"):
+        fill(_net(), tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_are_taken(tmp_path: Path, kind: torch.dtype) -> None:
     saved = {name: t.to(kind) if t.is_floating_point() else t for name, t in _net().state_dict().items()}

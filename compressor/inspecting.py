@@ -156,7 +156,9 @@ def predict(recipe: Recipe, *, notify: Notify = _say_nothing) -> dict[str, Any]:
 
 
 def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
-    task, images, warnings = None, None, ()
+    task: str | None = None
+    images: dict[str, int] | None = None
+    warnings: tuple[str, ...] = ()
     if recipe.data:
         with _step(notify, "reading the model and the images, and trying the model"):
             work = prepare(Request(recipe, spare=spare_of(recipe)), _say_nothing)

@@ -24,17 +24,18 @@ _HELP: tuple[list[str], ...] = ([], ["--help"], ["--help-all"], ["-h"])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code. Errors of the tree are one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["--version"]:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    verb = next(iter(words), "")
+    if verb == "--version":
         print(f"compressor {__version__}")
         return 0
-    if given and given[0] in VERBS:
-        return on_device(given)
+    if verb in VERBS:
+        return on_device(words)
     # only now: it brings numpy, which takes longer to import than the version takes to print
     commands = load_commands()
     if commands is None:
         return MissingPackageError.exit_code
-    return int(commands.guarded(lambda: _compress(given)))
+    return int(commands.guarded(lambda: _compress(words)))
 
 
 def _compress(arguments: list[str]) -> int:
@@ -49,10 +50,13 @@ def _compress(arguments: list[str]) -> int:
             time.sleep(_PATIENCE_S)
         raise
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, int):
+            return end.code
+        return 0 if end.code is None else 1
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if arguments[:1] and arguments[0] in _CONTINUED else ""
-        print(f"interrupted{goes_on}", file=sys.stderr)
+        is_continued = next(iter(arguments), "") in _CONTINUED
+        remedy = "; the same command goes on from here" if is_continued else ""
+        print(f"interrupted{remedy}", file=sys.stderr)
         return _INTERRUPTED
     return 0
 

@@ -39,8 +39,12 @@ def logits_of(network: nn.Module, images: Inputs) -> Tensor:
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode; every module's mode and every traced normalisation is put back."""
     # a traced normalisation holds its mode as an argument; graphs that evaluate anyway are not recompiled
-    graph_flags = {graph: [node.args[5] for node in batch_norms(graph)] for graph in _graphs(network)}
-    training_graphs = {graph: flags for graph, flags in graph_flags.items() if any(flags)}
+    training_graphs: dict[fx.GraphModule, list[Any]] = {}
+    for module in network.modules():
+        if isinstance(module, fx.GraphModule):
+            flags = [node.args[5] for node in batch_norms(module)]
+            if any(flags):
+                training_graphs[module] = flags
     try:
         with modes_kept(network):
             for module in network.modules():
@@ -53,10 +57,6 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
             for node, flag in zip(batch_norms(graph), flags, strict=True):
                 node.update_arg(5, flag)
             graph.recompile()
-
-
-def _graphs(network: nn.Module) -> list[fx.GraphModule]:
-    return [module for module in network.modules() if isinstance(module, fx.GraphModule)]
 
 
 def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
@@ -99,7 +99,9 @@ def evaluate(
     by_chance = 0.0
     if seen:
         by_chance = seen * chance_of(torch.cat(answers).numpy(), torch.cat(truths).numpy())
-    return _over_ranks(correct, correct_top5 if classes > 5 else -1, seen, by_chance, metric)
+    if classes <= 5:  # every answer would be right
+        correct_top5 = -1
+    return _over_ranks(correct, correct_top5, seen, by_chance, metric)
 
 
 def chance_of(answers: IntArray, truths: IntArray) -> float:
@@ -107,8 +109,10 @@ def chance_of(answers: IntArray, truths: IntArray) -> float:
 
     The agreement by chance of Cohen's kappa: the sum over classes of both shares' product.
     """
-    alike = sum(float((answers == label).mean() * (truths == label).mean()) for label in np.unique(truths))
-    return float(alike)
+    alike = 0.0
+    for label in np.unique(truths):
+        alike += float((answers == label).mean() * (truths == label).mean())
+    return alike
 
 
 def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float, metric: str) -> Accuracy:
@@ -118,4 +122,6 @@ def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float, me
     total, total_top5, n, has_top5 = (int(count) for count in sums[:4])
     if n == 0:
         raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
-    return Accuracy(total, n, total_top5 if has_top5 else -1, chance=float(sums[4]) / n, metric=metric)
+    if not has_top5:
+        total_top5 = -1
+    return Accuracy(total, n, total_top5, chance=float(sums[4]) / n, metric=metric)

@@ -7,7 +7,8 @@ So a budget that can't be meant is refused at once, before anything heavy is rea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, inf, log10
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ BYTES_PER_PARAMETER = 4  # float32
 
 Kind = Literal["macs", "parameters", "size", "latency"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_OF: Mapping[str, Kind | Literal[""]] = {kind: kind for kind in _KINDS}
 _SSH = "ssh:"
 _FORMS = "'macs S', 'parameters S', 'size S' or 'latency S on RUNTIME'"
 _AMOUNTS = "'macs 120 M', 'size 2 MB', 'latency 8 ms on onnxruntime' or '30 fps on onnxruntime'"
@@ -77,34 +79,47 @@ class Budget:
 
     def of(self, dense: float) -> Budget:
         """The same budget once the dense network's cost is known, in the kind's unit: an amount becomes a share."""
-        return replace(self, share=self.amount / dense) if self.amount else self
+        if not self.amount:
+            return self
+        return replace(self, share=self.amount / dense)
 
     def _in_unit(self, amount: float) -> float:
         """Of fps it counts images: a batch of 8 in 100 ms are 80 a second."""
         scale = _UNITS[self.kind][self.unit]
-        return self.batch * scale / amount if self.unit == "fps" else amount / scale
+        if self.unit == "fps":
+            return self.batch * scale / amount
+        return amount / scale
 
     def _laxer(self, number: float) -> float:
         """Rounded to four digits: upwards, and the images of a second downwards."""
-        step = 10.0 ** (floor(log10(number)) + 1 - _DIGITS)
+        step = 10.0 ** (floor(log10(number)) + 1 - _DIGITS)  # 0.1 for 123.45
         steps = number / step
-        return step * (floor(steps + 1e-6) if self.unit == "fps" else ceil(steps - 1e-6))
+        if self.unit == "fps":
+            return step * floor(steps + 1e-6)
+        return step * ceil(steps - 1e-6)
 
     def _written(self, figure: str) -> str:
-        text = f"{figure} {self.unit}" if self.unit else figure
-        text = text if self.unit == "fps" else f"{self.kind} {text}"
+        words = [figure]
+        if self.unit:
+            words.append(self.unit)
+        if self.unit != "fps":  # which says by itself that it is of latency
+            words.insert(0, self.kind)
         if self.kind == "latency":
-            text += f" on {self._place}"
-            text += f" batch {self.batch}" if self.batch != 1 else ""
-            text += f" threads {self.threads}" if self.threads else ""
-        return text
+            words.append(f"on {self._place}")
+            if self.batch != 1:
+                words.append(f"batch {self.batch}")
+            if self.threads:
+                words.append(f"threads {self.threads}")
+        return " ".join(words)
 
     @property
     def _place(self) -> str:
         """The runtime, or the device with its runtime where that is not the usual one."""
         if not self.host:
             return self.runtime
-        return f"{_SSH}{self.host}" + (f" runtime {self.runtime}" if self.runtime != REFERENCE else "")
+        if self.runtime == REFERENCE:
+            return f"{_SSH}{self.host}"
+        return f"{_SSH}{self.host} runtime {self.runtime}"
 
 
 def parse_budget(text: str) -> Budget:
@@ -128,12 +143,10 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
         )
     if is_none(text):
         return ()
-    parts = text.split(",")
-    budgets = tuple(_budget_of(_read_words(part, text), text) for part in parts)
-    kinds = [budget.kind for budget in budgets]
-    for kind in set(kinds):
-        if kinds.count(kind) > 1:
-            raise RecipeError(f"budget '{text}' asks for {kind} more than once; a run can meet one of a kind")
+    budgets = tuple(_budget_of(words, text) for words in _read_all(text))
+    kind, times = Counter(budget.kind for budget in budgets).most_common(1)[0]
+    if times > 1:
+        raise RecipeError(f"budget '{text}' asks for {kind} more than once; a run can meet one of a kind")
     return budgets
 
 
@@ -149,29 +162,28 @@ def points_of(text: str) -> tuple[str, ...]:
     """
     if is_none(text):
         return (NONE,)
-    if any(is_none(part) for part in text.split(",")):
+    if any(map(is_none, text.split(","))):
         raise RecipeError(f"budget '{text}' is '{NONE}' (nothing is removed) beside others; give one of the two")
-    parts = [_read_words(part, text) for part in text.split(",")]
-    first, *others = parts
-    follow = [not part.kind and part.asked_kind in ("", first.asked_kind) for part in others]
-    if not any(follow):
+    figures = _read_all(text)
+    are_swept = [figure.continues(figures[0]) for figure in figures[1:]]
+    if not any(are_swept):
         return (text,)
-    if not all(follow):
+    if not all(are_swept):
         raise RecipeError(f"budget '{text}' is half a sweep and half several budgets at once; write one of the two")
-    return tuple(str(budget) for budget in _swept(parts, text))
+    return tuple(map(str, _swept(figures, text)))
 
 
-def _swept(parts: Sequence[_Words], text: str) -> Iterator[Budget]:
+def _swept(figures: Sequence[_Words], text: str) -> list[Budget]:
     """A budget for each figure: all of the first's kind, and all on the runtime that one of them names."""
-    kind = parts[0].asked_kind
-    endings = {part.ending for part in parts if part.ending}
+    kind = figures[0].asked_kind
+    endings = {figure.ending for figure in figures} - {()}
     if len(endings) > 1:
         raise RecipeError(f"budget '{text}' is a sweep on different runtimes; name one of them, at the end")
-    ending = endings.pop() if endings else ()
-    budgets = [_budget_of(replace(part, kind=kind, ending=ending), text) for part in parts]
+    ending = next(iter(endings), ())
+    budgets = [_budget_of(replace(figure, kind=kind, ending=ending), text) for figure in figures]
     if len(set(budgets)) < len(budgets):
         raise RecipeError(f"budget '{text}' is a sweep that names one figure twice")
-    yield from budgets
+    return budgets
 
 
 def require_removal(budgets: Sequence[Budget]) -> None:
@@ -198,18 +210,31 @@ class _Words:
         """The kind that is named, or else that the unit says; empty where neither does."""
         return self.kind or _SAYS_KIND.get(self.unit, "")
 
+    def continues(self, first: _Words) -> bool:
+        """Whether this is one more figure of what the first asks for, and no budget of its own: the 0.5 of
+        `macs 0.7,0.5`."""
+        return not self.kind and self.asked_kind in ("", first.asked_kind)
 
-def _read_words(part: str, text: str) -> _Words:
-    """`part` of the whole `text`, which messages name. Raises RecipeError unless there is a kind (or a unit) and a
-    number."""
-    first, *words = part.split() or [""]
-    kind: Kind | Literal[""] = next((name for name in _KINDS if name == first.lower()), "")
-    match = _NUMBER.fullmatch(words.pop(0) if kind and words else first)
+
+def _read_all(text: str) -> list[_Words]:
+    """What stands between the commas. Raises RecipeError as `_read_words` does."""
+    return [_read_words(figure, text) for figure in text.split(",")]
+
+
+def _read_words(figure: str, text: str) -> _Words:
+    """`figure` is one of the whole `text`, which messages name. Raises RecipeError unless there is a kind (or a unit)
+    and a number."""
+    first, *words = figure.split() or [""]
+    kind = _KIND_OF.get(first.lower(), "")
+    figure_text = words.pop(0) if kind and words else first
+    match = _NUMBER.fullmatch(figure_text)
     if match is None:
         raise _not_understood(text, first)
     number, unit = float(match[1]), match[2].lower()
-    if not unit and words and words[0].lower() in (*_UNIT_OF, "%"):
-        unit = words.pop(0).lower()
+    word_behind = words[0].lower() if words else ""
+    if not unit and word_behind in (*_UNIT_OF, "%"):  # `2 MB` as well as `2MB`
+        unit = word_behind
+        del words[0]
     if unit == "%":
         number, unit = number / 100, ""
     if unit and unit not in _UNIT_OF:
@@ -239,13 +264,14 @@ def _budget_of(words: _Words, text: str) -> Budget:
     if kind != "latency" and words.ending:
         figure = "amount" if words.unit else "share"
         raise RecipeError(f"budget '{text}' goes on after its {figure} with '{' '.join(words.ending)}'; write {_FORMS}")
-    budget = Budget(kind, words.number if not words.unit else 1.0)
+    budget = Budget(kind, 1.0 if words.unit else words.number)
     if kind == "latency":
         budget = _on_runtime(budget, text, words.ending)
     if not words.unit:
         return budget
-    scale = _UNITS[kind][words.unit]
-    amount = budget.batch * scale / words.number if words.unit == "fps" else scale * words.number
+    amount = _UNITS[kind][words.unit] * words.number
+    if words.unit == "fps":
+        amount = budget.batch * _UNITS[kind][words.unit] / words.number
     return replace(budget, amount=amount, unit=words.unit)
 
 
@@ -258,25 +284,26 @@ def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:
         f"write 'latency S on RUNTIME' (then 'batch N', 'threads N' if you like) with a RUNTIME of {', '.join(timers)}"
         ", or 'latency S on ssh:HOST' (then 'runtime RUNTIME')"
     )
-    if len(words) % 2 or set(pairs) - {"on", "batch", "threads"} or not runtime:
+    unknown = pairs.keys() - {"on", "batch", "threads"}
+    if len(words) % 2 or unknown or not runtime:
         raise RecipeError(f"budget '{text}' is not understood; {form}")
     if runtime not in timers:
-        reason = row_of(runtime).untimed_layers if runtime in runtime_names() else "no runtime of that name"
-        reason = reason or "on a device, files are timed"
+        reason = "no runtime of that name"
+        if runtime in runtime_names():
+            reason = row_of(runtime).untimed_layers or "on a device, files are timed"
         raise RecipeError(f"budget '{text}': {reason}; {form}.{did_you_mean(runtime, [*timers])}")
 
-    numbers = {"batch": pairs.get("batch", "1"), "threads": pairs.get("threads", "0")}
-    for name, number in numbers.items():
-        if not number.isdigit() or (name == "batch" and int(number) < 1):
-            raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")
-    return replace(
-        budget,
-        slack=LATENCY_SLACK,
-        runtime=runtime,
-        batch=int(numbers["batch"]),
-        threads=int(numbers["threads"]),
-        host=host,
-    )
+    batch = _whole_number(pairs, "batch", 1, text)
+    threads = _whole_number(pairs, "threads", 0, text)
+    return replace(budget, slack=LATENCY_SLACK, runtime=runtime, batch=batch, threads=threads, host=host)
+
+
+def _whole_number(pairs: Mapping[str, str], name: str, least: int, text: str) -> int:
+    """The number that a word names, `least` where it is not there."""
+    number = pairs.get(name, str(least))
+    if not number.isdigit() or int(number) < least:
+        raise RecipeError(f"budget '{text}': {name} {number!r} is not a whole number above 0")
+    return int(number)
 
 
 def _host_of(pairs: dict[str, str], text: str) -> tuple[str, str]:

@@ -98,17 +98,18 @@ def counted_by(recipe: Recipe) -> Counted:
 
 def ranking_of(recipe: Recipe) -> RankingOptions:
     """How scores become an order; measured ones are comparable as they are, and count per MAC."""
-    measured, given = recipe.normalisation == "measured", recipe.multiple > 0
-    return RankingOptions(
+    options = RankingOptions(
         reduction=recipe.reduction,
-        normalisation="none" if recipe.normalisation == "measured" else recipe.normalisation,
         scope=recipe.scope,
-        per_cost=1.0 if measured else recipe.per_cost,
         kinds=recipe.units,
         least=recipe.least,
-        multiple=recipe.multiple if given else RankingOptions().multiple,
-        largest_step=1.0 if given else LARGEST_STEP,
+        largest_step=LARGEST_STEP,
     )
+    if recipe.multiple > 0:
+        options = replace(options, multiple=recipe.multiple, largest_step=1.0)
+    if recipe.normalisation == "measured":
+        return replace(options, normalisation="none", per_cost=1.0)
+    return replace(options, normalisation=recipe.normalisation, per_cost=recipe.per_cost)
 
 
 def measuring_of(recipe: Recipe) -> RankingOptions:
@@ -136,8 +137,9 @@ def recovering_of(recipe: Recipe) -> RecoveryOptions:
 
 def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says of pre-processing, None where it says nothing: arguments of `images.overridden`."""
+    size = recipe.size[0] if len(recipe.size) == 1 else recipe.size or None
     return {
-        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
+        "size": size,
         "resize": recipe.resize or None,
         "interpolation": recipe.interpolation or None,
         "mean": recipe.mean or None,

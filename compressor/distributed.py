@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from .errors import CompressorError, RanksError
+from .errors import CompressorError, RanksError, first_line
 from .launch import is_launched, launched_rank
 from .records import FloatArray
 
@@ -56,28 +56,30 @@ def process_group() -> Iterator[None]:
     GPUs talk over NCCL where every process of a machine has one of its own, CPUs over gloo. A group that a caller made
     is taken as it is. Raises RanksError where the others can't be reached.
     """
-    made = is_launched() and not _alone.get() and not distributed.is_initialized()
-    if made:
-        seconds = _timeout_s()
-        local, local_world = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= max(1, local_world)
-        if has_gpu:
-            torch.cuda.set_device(local)
-        timeout = timedelta(seconds=seconds)
-        with _reaching_others():
-            store = _meeting_place(timeout)
-            distributed.init_process_group(
-                "nccl" if has_gpu else "gloo",
-                timeout=timeout,
-                store=store,
-                rank=launched_rank(),
-                world_size=int(os.environ["WORLD_SIZE"]),
-            )
+    if not is_launched() or _alone.get() or distributed.is_initialized():
+        yield
+        return
+    _join()
     try:
         yield
     finally:
-        if made:
-            _leave()
+        _leave()
+
+
+def _join() -> None:
+    timeout = timedelta(seconds=_timeout_s())
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= max(1, processes_here)
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    with _reaching_others():
+        distributed.init_process_group(
+            "nccl" if has_gpu else "gloo",
+            timeout=timeout,
+            store=_meeting_place(timeout),
+            rank=launched_rank(),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
 
 
 def _meeting_place(timeout: timedelta) -> Any:
@@ -94,6 +96,11 @@ def _meeting_place(timeout: timedelta) -> Any:
         store = _store(host, 0, timeout, opens=True)
         noticeboard.set(_NOTICE, str(store.port))
         return store
+    return _noticed_store(noticeboard, host, timeout)
+
+
+def _noticed_store(noticeboard: Any, host: str, timeout: timedelta) -> Any:
+    """The store that the first process of this attempt opened, once its notice is up."""
     latest = time.monotonic() + timeout.total_seconds()
     while True:
         noticed = int(noticeboard.get(_NOTICE))
@@ -154,11 +161,10 @@ def _reaching_others() -> Iterator[None]:
     except CompressorError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RanksError(
-            f"the other processes of this run can't be reached ({reason[:200]}); look for what ended or cut off one of "
-            f"them, then start the same command again: it goes on after the last finished stage ({TIMEOUT_VARIABLE} "
-            "sets how many seconds they may take)"
+            f"the other processes of this run can't be reached ({first_line(error)}); look for what ended or cut off "
+            "one of them, then start the same command again: it goes on after the last finished stage "
+            f"({TIMEOUT_VARIABLE} sets how many seconds they may take)"
         ) from error
 
 
@@ -260,20 +266,27 @@ def joined_over_ranks(values: Mapping[str, FloatArray]) -> dict[str, FloatArray]
         return dict(values)
     _of_run().sent_bytes += sum(array.nbytes for array in values.values())
     of_ranks = gathered(dict(values))
-    return {name: np.concatenate([arrays[name] for arrays in of_ranks]) for name in values}
+    joined: dict[str, FloatArray] = {}
+    for name in values:
+        joined[name] = np.concatenate([arrays[name] for arrays in of_ranks])
+    return joined
 
 
 def in_turns(pieces: Sequence[T]) -> list[T]:
     """All ranks' pieces in the order that they had before `own_share` dealt them out."""
-    dealt = itertools.zip_longest(*gathered([[piece] for piece in pieces]), fillvalue=())
-    return [piece for turn in dealt for box in turn for piece in box]
+    of_ranks = gathered([[piece] for piece in pieces])  # boxed, as the last turn may have no piece of some rank
+    joined: list[T] = []
+    for turn in itertools.zip_longest(*of_ranks, fillvalue=()):
+        for box in turn:
+            joined.extend(box)
+    return joined
 
 
 def from_first(value: T) -> T:
     """The first process's value, in every process."""
     if world() == 1:
         return value
-    box: list[Any] = [value if rank() == 0 else None]
+    box: list[Any] = [value]  # what another process puts in is replaced
     with _reaching_others():
         distributed.broadcast_object_list(box, src=0, group=_of_run().control)
     received: T = box[0]
@@ -284,13 +297,15 @@ def bytes_from_first(data: bytes | None) -> bytes:
     """The first process's bytes, in every process; the others give None."""
     if world() == 1:
         return data or b""
-    size = from_first(0 if data is None else len(data))
-    buffer = torch.frombuffer(bytearray(data or bytes(size)), dtype=torch.uint8) if size else torch.zeros(0)
+    size = from_first(len(data or b""))
+    if not size:  # torch makes no tensor of an empty buffer
+        return b""
+    buffer = torch.frombuffer(bytearray(data or bytes(size)), dtype=torch.uint8)
     group = _of_run()
     for begin in range(0, size, _AT_ONCE):
         with _reaching_others():
             distributed.broadcast(buffer[begin : begin + _AT_ONCE], src=0, group=group.control)
-    return buffer.numpy().tobytes() if size else b""
+    return buffer.numpy().tobytes()
 
 
 def by_first(work: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ inputs. Knows no plan and draws nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from .relevance.lrp import LrpOptions, prepare
 from .relevance.spelling import composite_of
 from .relevance.starts import CLASSES, Objective, objective_of
 from .report.explanation import Explanation, LayerRelevance
-from .run.choosing import NO_PARTS, choose, parts_of
+from .run.choosing import choose, decode_of
 from .run.reading import signature_of
 from .run.tasking import NetworkTask, predict_of
 from .steering import hash_of_network, learned_in, read_selector
@@ -67,26 +67,37 @@ def _explained(recipe: Recipe, index: int, saliency: bool) -> Explanation:
     selector = selector_of(recipe, traced) if saliency else None
     question = _asked(recipe, model, traced, source, index)
 
-    graph = placed(traced, resolve(recipe.device) if question.objective.classifies else CPU)
-    shown = image_of(inputs)
-    if shown < 0:
-        shapes = ", ".join(f"{name} {list(leaf.shape[1:])}" for name, leaf in _named(graph, inputs))
-        raise DataError(
-            f"none of the inputs is an image [C, H, W] of real numbers, there is {shapes}; nothing is drawn"
-        )
+    device = resolve(recipe.device) if question.objective.classifies else CPU
+    graph = placed(traced, device)
+    shown = _shown_input(graph, inputs)
     groups = analyse(graph).groups.groups
-    relevance = _relevance(graph, replace(_lrp_options(recipe), objective=question.objective), groups, inputs, question)
+    composite = composite_of(recipe.composite)
+    options = LrpOptions(composite, accept=recipe.accept, strict=recipe.strict, objective=question.objective)
+    relevance = _relevance(graph, options, groups, inputs, question.targets)
     by_input = [relevance[node.name] for node in input_nodes(graph)]
     image = visible_of(inputs, source.preprocessing)
     assert image is not None  # one of the inputs is
+    mask = None if selector is None else _mask(selector, graph, inputs)
     return Explanation(
         f"{recipe.model}: image '{source.names[index]}' {question.title}{_shares(graph, by_input)}",
         image,
         by_input[shown][0].sum(dim=0).double().numpy(),  # [C, H, W] to [H, W]
         tuple(_layers(groups, relevance)),
         *_heads(groups, relevance),
-        None if selector is None else _mask(selector, graph, inputs),
+        mask,
     )
+
+
+def _shown_input(graph: fx.GraphModule, inputs: Inputs) -> int:
+    """Which of the inputs is drawn. Raises DataError where none of them is an image."""
+    position = image_of(inputs)
+    if position < 0:
+        named = zip(input_names(graph), as_tuple(inputs), strict=True)
+        shapes = ", ".join(f"{name} {list(tensor.shape[1:])}" for name, tensor in named)
+        raise DataError(
+            f"none of the inputs is an image [C, H, W] of real numbers, there is {shapes}; nothing is drawn"
+        )
+    return position
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +111,10 @@ class _Question:
 
 def _asked(recipe: Recipe, model: Model, graph: fx.GraphModule, source: Source, index: int) -> _Question:
     """By the task that data and answers show, or that the recipe asks for."""
-    decode = None
-    if model.decode is not None:
-        height, width = as_tuple(source.inputs([index]))[0].shape[-2:]
-        decode = model.decode.at((height, width))
-    parts = parts_of(recipe, NO_PARTS, decode)
-    decoded = decode is not None and parts.functions["decode"] is decode
+    inputs, targets = source.inputs([index]), source.targets([index])
     first = batches(source.subset(range(min(MEAN_OF, len(source)))), recipe.batch_size)
-    chosen = choose(recipe, graph, first, parts, decoded=decoded)
-    answer, targets = predict_of(graph)(source.inputs([index])), source.targets([index])
+    chosen = choose(recipe, graph, first, decode=decode_of(model, as_tuple(inputs)[0].shape))
+    answer = predict_of(graph)(inputs)
     if chosen.classifies:
         label = targets if chosen.labelled else torch.tensor([UNKNOWN])
         assert isinstance(label, Tensor)
@@ -116,23 +122,21 @@ def _asked(recipe: Recipe, model: Model, graph: fx.GraphModule, source: Source, 
         return _Question(CLASSES, label, _seen_as(source, torch.softmax(logits, dim=1)[0], int(label)))
     reference = reference_of(predict_of(graph), first, by_place=chosen.name == "detection")
     task = NetworkTask(chosen, reference, graph, None)
-    question = _Question(
-        objective_of(graph, task.task), asked_of(task, answer, targets), f"asked for its {chosen.name}"
-    )
-    return replace(question, title="asked for its whole answer") if chosen.name == "any" else question
+    title = "asked for its whole answer" if chosen.name == "any" else f"asked for its {chosen.name}"
+    return _Question(objective_of(graph, task.task), asked_of(task, answer, targets), title)
 
 
 def _relevance(
-    graph: fx.GraphModule, options: LrpOptions, groups: tuple[Group, ...], inputs: Inputs, question: _Question
+    graph: fx.GraphModule, options: LrpOptions, groups: tuple[Group, ...], inputs: Inputs, targets: Targets
 ) -> dict[str, Tensor]:
     """By node: of every input, and of every one that shows units."""
-    device, targets = device_of(graph), question.targets
+    device = device_of(graph)
     if isinstance(targets, Tensor):
         targets = to_device(targets, device)
     placeholders = [node.name for node in input_nodes(graph)]
     sites = dict.fromkeys(site.node for group in groups for site in group.sites)
-    found = prepare(graph, options)(inputs_to(inputs, device), targets, [*placeholders, *sites])
-    return {node: value.cpu() for node, value in found.items()}
+    relevance = prepare(graph, options)(inputs_to(inputs, device), targets, [*placeholders, *sites])
+    return {node: tensor.cpu() for node, tensor in relevance.items()}
 
 
 def _shares(graph: fx.GraphModule, by_input: Sequence[Tensor]) -> str:
@@ -141,12 +145,8 @@ def _shares(graph: fx.GraphModule, by_input: Sequence[Tensor]) -> str:
         return ""
     sums = [float(relevance.double().abs().sum()) for relevance in by_input]
     total = sum(sums) or 1.0
-    listed = (f"{share / total:.0%} in {name}" for name, share in zip(input_names(graph), sums, strict=True))
-    return f"; relevance lies to {', '.join(listed)}"
-
-
-def _named(graph: fx.GraphModule, inputs: Inputs) -> list[tuple[str, Tensor]]:
-    return list(zip(input_names(graph), as_tuple(inputs), strict=True))
+    shares = [f"{amount / total:.0%} in {name}" for name, amount in zip(input_names(graph), sums, strict=True)]
+    return f"; relevance lies to {', '.join(shares)}"
 
 
 def selector_of(recipe: Recipe, graph: fx.GraphModule) -> Selector:
@@ -166,15 +166,9 @@ def _mask(selector: Selector, graph: fx.GraphModule, image: Inputs) -> FloatArra
     device = device_of(graph)
     inputs, spots_on = inputs_to(image, device), selector.to(device)
     features = features_of(graph, inputs, [scale.node for scale in selector.scales])
-    mask: FloatArray = spots_on(features, question_of(answers_of(graph, inputs))).map()[0, 0].cpu().double().numpy()
+    spots = spots_on(features, question_of(answers_of(graph, inputs)))
+    mask: FloatArray = spots.map()[0, 0].cpu().double().numpy()  # [1, 1, H, W] to [H, W]
     return mask
-
-
-def _lrp_options(recipe: Recipe) -> LrpOptions:
-    options = LrpOptions(accept=recipe.accept, strict=recipe.strict)
-    if not recipe.composite:
-        return options
-    return replace(options, composite=composite_of(recipe.composite))
 
 
 def _source_of(recipe: Recipe, model: Model) -> Source:
@@ -196,7 +190,9 @@ def _seen_as(images: Source, scores: Tensor, label: int) -> str:
 
 def _class_name(images: Source, index: int) -> str:
     names = images.class_names
-    return names[index] if index < len(names) else str(index)
+    if index < len(names):
+        return names[index]
+    return str(index)
 
 
 def _units(relevance: dict[str, torch.Tensor], site: Site, size: int) -> FloatArray:
@@ -214,14 +210,13 @@ def _units(relevance: dict[str, torch.Tensor], site: Site, size: int) -> FloatAr
 
 def _layers(groups: tuple[Group, ...], relevance: dict[str, torch.Tensor]) -> list[LayerRelevance]:
     """A row for each node that shows units of a layer; heads have a table of their own."""
-    order = {name: position for position, name in enumerate(relevance)}
     rows: dict[str, LayerRelevance] = {}
     for group in groups:
         if group.kind in ("head", "head_dim", "conv_group"):
             continue
         for site in group.sites:
             rows[site.node] = LayerRelevance(site.layer or site.node, _units(relevance, site, group.size))
-    return [rows[node] for node in sorted(rows, key=lambda node: -order[node])]
+    return [rows[node] for node in reversed(relevance) if node in rows]  # relevance goes from the answer to the input
 
 
 def _heads(groups: tuple[Group, ...], relevance: dict[str, torch.Tensor]) -> tuple[FloatArray, tuple[str, ...]]:

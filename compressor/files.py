@@ -27,10 +27,8 @@ from . import records
 from .errors import FolderError, GateError, MissingPackageError
 
 # errors of a disk or of rights, which the user can mend; not every system has all of them
-_MENDABLE = {
-    getattr(errno, name, None)
-    for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()
-} - {None}
+_MENDABLE_NAMES = "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENOTDIR EISDIR EEXIST ENAMETOOLONG"
+_MENDABLE = {getattr(errno, name, None) for name in _MENDABLE_NAMES.split()} - {None}
 _SHOWN = 80  # characters of a foreign value in a message
 _BLOCK_BYTES = 1 << 20
 Record = TypeVar("Record")
@@ -240,9 +238,9 @@ def write_record(path: Place, record: object) -> None:
         write_arrays(target.with_name(beside), arrays)
     write_json(target, body)
 
-    for stale in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
-        if stale.name != beside:
-            stale.unlink(missing_ok=True)
+    for path in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
+        if path.name != beside:
+            path.unlink(missing_ok=True)
 
 
 def read_record(path: Place, kind: type[Record]) -> Record:
@@ -293,10 +291,13 @@ def _unfolded(value: object, place: str, arrays: Arrays) -> object:
         inside = {name: _unfolded(getattr(value, name), f"{place}/{name}", arrays) for name in names}
         return {"record": type(value).__name__, "fields": inside}
     if isinstance(value, Mapping):
-        return {"mapping": {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in value.items()}}
+        entries = {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in value.items()}
+        return {"mapping": entries}
     if isinstance(value, (tuple, list)):
         return [_unfolded(entry, f"{place}/{index}", arrays) for index, entry in enumerate(value)]
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
 
 
 def _folded(value: Any, arrays: Arrays) -> Any:
@@ -313,7 +314,8 @@ def _folded(value: Any, arrays: Arrays) -> Any:
     kind = getattr(records, value["record"])
     if not isinstance(kind, type) or not is_dataclass(kind):  # a file names it, which may be anything
         raise TypeError(f"{value['record']!r} is no record")
-    return kind(**{name: _folded(entry, arrays) for name, entry in value["fields"].items()})
+    entries = {name: _folded(entry, arrays) for name, entry in value["fields"].items()}
+    return kind(**entries)
 
 
 def file_sha256(path: Place) -> str:
@@ -341,7 +343,8 @@ def _feed(update: Callable[[bytes], None], value: object) -> None:
     if isinstance(value, np.ndarray):
         _feed_bytes(update, f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
-        _feed(update, (type(value).__name__, {field.name: getattr(value, field.name) for field in fields(value)}))
+        entries = {field.name: getattr(value, field.name) for field in fields(value)}
+        _feed(update, (type(value).__name__, entries))
     elif isinstance(value, Mapping):
         update(f"mapping {len(value)};".encode())
         for key in sorted(value, key=repr):  # keys may be of several types, which don't compare

@@ -78,13 +78,13 @@ def _tried(recipe: Recipe) -> tuple[fx.GraphModule, Inputs, str]:
     """The model's traced network, what it was traced with, and which sizes it takes in words."""
     require_known(recipe)
     model = load_model(recipe.model, recipe.weights or "none", seed=recipe.seed)
-    given = _tensors_of(recipe, model)
-    if given is None:
+    tensors = _tensors_of(recipe, model)
+    if tensors is None:
         graph, images = _without_images(recipe, model)
         return graph, images, _sizes_in_words(model.module, graph, images)
-    example = noise_like(specs_of(given.inputs([0])))
-    graph = trace(model.module, example, given.input_names)
-    require_function(model.module, graph, example, given.input_names)
+    example = noise_like(specs_of(tensors.inputs([0])))
+    graph = trace(model.module, example, tensors.input_names)
+    require_function(model.module, graph, example, tensors.input_names)
     if isinstance(example, Tensor) and example.dim() == 4:
         return graph, example, _sizes_in_words(model.module, graph, example)
     shapes = (list(tensor.shape[1:]) for tensor in as_tuple(example))
@@ -98,7 +98,9 @@ def _tensors_of(recipe: Recipe, model: Model) -> Examples | None:
     if not recipe.data or is_of_images:
         return None
     source = load_source(recipe.data, signature_of(recipe, model))
-    return source if isinstance(source, Examples) else None
+    if not isinstance(source, Examples):
+        return None
+    return source
 
 
 @torch.no_grad()
@@ -106,19 +108,20 @@ def _sizes_in_words(module: nn.Module, graph: fx.GraphModule, example: Tensor) -
     """Which sizes the model takes and which its files will: a trace computes with the sizes it was made at."""
     height, width = example.shape[-2:]
     here = f"{height} x {width}"
-    other = functional.pad(example, (0, STRIDE, 0, STRIDE))
+    larger = functional.pad(example, (0, STRIDE, 0, STRIDE))
     try:
-        expected = tree.tree_leaves(module(other))
+        expected = tree.tree_leaves(module(larger))
     except Exception:  # whatever a model raises that was built for one size
         return f"{here} alone: the model itself refuses {height + STRIDE} x {width + STRIDE}"
     fixed = f"the model takes other sizes too, its files take {here} alone (--size makes them for another)"
     try:
-        answers = as_tuple(graph(other))
+        answers = as_tuple(graph(larger))
     except Exception:  # reshapes to sizes of the traced image
         return fixed
     leaves = [leaf for leaf in expected if isinstance(leaf, Tensor)]
-    same = len(leaves) == len(answers) and all(map(_alike, leaves, answers))
-    return f"{fixed}; nothing in the graph depends on it" if same else fixed
+    if len(leaves) != len(answers) or not all(map(_alike, leaves, answers)):
+        return fixed
+    return f"{fixed}; nothing in the graph depends on it"
 
 
 def _alike(leaf: Tensor, answer: Tensor) -> bool:
@@ -130,13 +133,13 @@ def _without_images(recipe: Recipe, model: Model, *, sized: bool = False) -> tup
 
     `sized`: costs depend on the size, so it is not guessed. Raises RecipeError where it would have to be.
     """
-    given = given_preprocessing(recipe)
-    if sized and model.preprocessing is None and not given["size"]:
-        raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
+    asked = given_preprocessing(recipe)
     if model.preprocessing is None:
+        if sized and not asked["size"]:
+            raise RecipeError("the model says nothing about the size of its images, which costs depend on; give --size")
         usual = {"size": 224, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-        given |= {name: given[name] or value for name, value in usual.items()}
-    example = example_of(overridden(model.preprocessing, **given).shape)
+        asked |= {name: asked[name] or value for name, value in usual.items()}
+    example = example_of(overridden(model.preprocessing, **asked).shape)
     graph = trace(model.module, example)
     require_function(model.module, graph, example)
     return graph, example
@@ -153,11 +156,14 @@ def predict(recipe: Recipe, *, notify: Notify = _say_nothing) -> dict[str, Any]:
 
 
 def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
-    work: Work | None = None
+    task: str | None = None
+    images: dict[str, int] | None = None
+    warnings: tuple[str, ...] = ()
     if recipe.data:
         with _step(notify, "reading the model and the images, and trying the model"):
             work = prepare(Request(recipe, spare=spare_of(recipe)), _say_nothing)
-            graph, example = work.dense, work.example
+        graph, example = work.dense, work.example
+        task, images, warnings = work.chosen.name, _counts(work), work.warnings
     else:
         with _step(notify, "reading the model and trying it"):
             require_known(recipe)
@@ -174,15 +180,15 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
             costs = _costs_predicted(recipe, graph, structure)
         left_alone = [asdict(layer) for layer in structure.groups.left_alone]
         units = {"groups": len(structure.groups.groups), "left_alone": left_alone}
+    costs["warnings"] = [*warnings, *costs["warnings"]]
     sizes = [list(spec.shape) for spec in specs_of(example)]
-    if work is not None:
-        costs["warnings"] = [*work.warnings, *costs["warnings"]]
+    size = sizes[0] if len(sizes) == 1 else sizes
     return {
         "model": recipe.model,
-        "task": work and work.chosen.name,
+        "task": task,
         "budget": recipe.budget,
-        "size": sizes[0] if len(sizes) == 1 else sizes,
-        "images": work and _counts(work),
+        "size": size,
+        "images": images,
         "macs_dense": dense.macs,
         "params_dense": dense.parameters,
         **costs,
@@ -192,8 +198,8 @@ def _predicted(recipe: Recipe, notify: Notify) -> dict[str, Any]:
 
 
 def _counts(work: Work) -> dict[str, int]:
-    parts = {"calibration": work.splits.calibration, "evaluation": work.splits.evaluation, "spare": work.splits.search}
-    return {name: len(images) for name, images in parts.items()}
+    splits = work.splits
+    return {"calibration": len(splits.calibration), "evaluation": len(splits.evaluation), "spare": len(splits.search)}
 
 
 def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure) -> dict[str, Any]:
@@ -202,6 +208,11 @@ def _costs_predicted(recipe: Recipe, graph: fx.GraphModule, structure: Structure
         return {"not_predicted": f"MACs and parameters: '{budget}' is measured in the run", "warnings": []}
     scores = any_scores(graph, structure, recipe)
     plan = make_plan(graph, structure, scores, budget, ranking_here(graph, structure, recipe), also=also)
-    small = prune(graph, structure, plan)[0]
-    cost, said = measure_cost(small), below_budget(kept_of((budget, *also), graph, small), recipe.multiple)
-    return {"macs_predicted": cost.macs, "params_predicted": cost.parameters, "warnings": [said] if said else []}
+    small, _ = prune(graph, structure, plan)
+    cost = measure_cost(small)
+    warning = below_budget(kept_of((budget, *also), graph, small), recipe.multiple)
+    return {
+        "macs_predicted": cost.macs,
+        "params_predicted": cost.parameters,
+        "warnings": [warning] if warning else [],
+    }

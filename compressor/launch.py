@@ -14,8 +14,8 @@ def launched_rank() -> int:
 
 def is_launched() -> bool:
     """Whether `torchrun` started this process as one of several."""
-    given = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-    return given and int(os.environ["WORLD_SIZE"]) > 1
+    is_told = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    return is_told and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def end_as_interrupted() -> None:

@@ -107,9 +107,12 @@ def targets() -> Rows:
 
 def _described(target: str) -> str:
     """`Jetson Orin (tensorrt); also orin`."""
-    words = ", ".join(synonyms_of(target))
     libraries = ", ".join(TARGETS[target].libraries)
-    return f"{TARGETS[target].devices} ({libraries})" + (f"; also {words}" if words else "")
+    description = f"{TARGETS[target].devices} ({libraries})"
+    words = ", ".join(synonyms_of(target))
+    if not words:
+        return description
+    return f"{description}; also {words}"
 
 
 def print_lists(arguments: Sequence[str]) -> int:

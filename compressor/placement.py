@@ -37,9 +37,11 @@ def resolve(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not count):
         return CPU
 
-    index = torch.device("cuda" if name == "auto" else name).index
-    if index is None:
-        index = torch.cuda.current_device() if count else 0
+    index = 0
+    if ":" in name:
+        index = torch.device(name).index
+    elif count:
+        index = torch.cuda.current_device()
     if index >= count:
         raise RecipeError(f"device = {name!r} needs a GPU, {_gpus_in_words(count)}; use --device auto or --device cpu")
     return torch.device("cuda", index)
@@ -48,7 +50,8 @@ def resolve(name: str) -> torch.device:
 def _gpus_in_words(count: int) -> str:
     if not count:
         return "there is none"
-    return f"PyTorch finds {count} ({', '.join(f'cuda:{index}' for index in range(count))})"
+    names = ", ".join(f"cuda:{index}" for index in range(count))
+    return f"PyTorch finds {count} ({names})"
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -121,23 +124,25 @@ def within_memory(
     device = device_of(graph)
     most = max(1, limit_bytes // max(1, value_bytes(graph)))
     for images, labels in batches:
-        parts = math.ceil(count(images) / most)
-        size = math.ceil(count(images) / parts)  # 33 images of at most 16 are three times 11
+        times = math.ceil(count(images) / most)
+        size = math.ceil(count(images) / times)  # 33 images of at most 16 are three times 11
         for start in range(0, count(images), size):
-            some_images, their_labels = cut(images, start, start + size), labels
-            if labels is not None:
-                their_labels = labels[start : start + size]
-            if isinstance(their_labels, Tensor):
-                their_labels = to_device(their_labels, device)
-            yield inputs_to(some_images, device), their_labels
+            targets = None if labels is None else labels[start : start + size]
+            if isinstance(targets, Tensor):
+                targets = to_device(targets, device)
+            yield inputs_to(cut(images, start, start + size), device), targets
 
 
 def value_bytes(graph: fx.GraphModule) -> int:
     """Bytes of everything the traced graph computes for one image, views not counted."""
-    computed = [node for node in graph.graph.nodes if node.op == "call_function" and not _is_view(node)]
-    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    traced_images = placeholder.meta["val"].shape[0]  # every input holds as many
-    return sum(_bytes(node.meta.get("val")) for node in computed) // max(1, int(traced_images))
+    nodes = graph.graph.nodes
+    placeholder = next(node for node in nodes if node.op == "placeholder")
+    traced_images = int(placeholder.meta["val"].shape[0])  # every input holds as many
+    total = 0
+    for node in nodes:
+        if node.op == "call_function" and not _is_view(node):
+            total += _bytes(node.meta.get("val"))
+    return total // max(1, traced_images)
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -149,7 +154,7 @@ def _bytes(value: object) -> int:
     if isinstance(value, Tensor):
         return int(value.numel()) * value.element_size()
     if isinstance(value, (tuple, list)):
-        return sum(_bytes(entry) for entry in value)
+        return sum(map(_bytes, value))
     return 0
 
 

@@ -27,12 +27,6 @@ TASKS = (
 )
 """What a network's answers may mean; `any` is judged by the dense network's own answers."""
 
-# "" leaves the choice to the criterion
-_STARTS = ("", *get_args(Start))
-_SIGNS = ("", *get_args(Sign))
-_PERS = ("", *get_args(Per))
-_PLACES = ("", *get_args(Place))
-
 BY_WIDTH = -1
 """The multiple that follows each layer's own width."""
 
@@ -99,7 +93,7 @@ class Recipe:
     start_class: StartClass = _option(
         "true", "class it starts at: the labelled or the predicted", *get_args(StartClass)
     )
-    sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", *_SIGNS)
+    sign: str = _option("", "of a unit's values: absolute, signed, squared; else the paper's", "", *get_args(Sign))
     per: str = _option(
         "", "values are summed up to here before their sign is taken; else the paper's", "", *get_args(Per)
     )
@@ -196,17 +190,16 @@ class Recipe:
             )
 
     def _require_entries(self) -> None:
-        for name, known in _choices_of_lists().items():
+        for name, choices in _choices_of_lists().items():
             for value in getattr(self, name):
-                if value not in known:
+                if value not in choices:
                     raise RecipeError(
-                        f"{name} has no {value!r}; there are {', '.join(known)}.{did_you_mean(value, list(known))}"
+                        f"{name} has no {value!r}; there are {', '.join(choices)}.{did_you_mean(value, list(choices))}"
                     )
 
     def _require_bounds(self) -> None:
         for name, low, high in _BOUNDS:
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
+            for number in _entries(getattr(self, name)):
                 if not low <= number <= high:
                     raise RecipeError(f"{name} = {number} must lie between {low:g} and {high:g}")
 
@@ -293,7 +286,7 @@ class RecipeFields(TypedDict, total=False):
 def _choices_of_lists() -> Mapping[str, tuple[str, ...]]:
     """What each value of a field that is a list may be."""
     return {
-        "units": ("channel", "neuron", "stream", "head", "head_dim", "conv_group"),
+        "units": get_args(UnitKind),
         "precisions": ("fp32", "fp16", "int8"),
         "runtimes": runtime_names(),
     }
@@ -334,18 +327,23 @@ def read_recipe(path: str | Path | None = None, **given: Any) -> Recipe:
         base = _read_toml(Path(path))
     else:
         name = given.get("model") or Recipe().model
-        own = EMBEDDED / f"{name}.toml"
-        if ":" not in name and "/" not in name and own.is_file():
-            base = _read_toml(own)
-    return make_recipe({**base, **{k: v for k, v in given.items() if v is not None}})
+        file = EMBEDDED / f"{name}.toml"
+        is_name_alone = ":" not in name and "/" not in name
+        if is_name_alone and file.is_file():
+            base = _read_toml(file)
+    stated = {name: value for name, value in given.items() if value is not None}
+    return make_recipe({**base, **stated})
 
 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these fields, each a value of its type or text that says one. Raises RecipeError naming the
+    field."""
     hints = get_type_hints(Recipe)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise RecipeError(f"a recipe has no field {unknown[0]!r}.{did_you_mean(unknown[0], list(hints))}")
-    return replace(Recipe(), **{name: _typed(name, value, _plain_kind(hints[name])) for name, value in values.items()})
+    typed = {name: _typed(name, value, _plain_kind(hints[name])) for name, value in values.items()}
+    return replace(Recipe(), **typed)
 
 
 def _plain_kind(kind: Any) -> Any:
@@ -359,20 +357,29 @@ def _plain_kind(kind: Any) -> Any:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     try:
-        if getattr(kind, "__origin__", None) is tuple:
-            parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-            return tuple(_plain(kind.__args__[0], p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))
-        return _plain(kind, _as_text(value) if name == "composite" else value)
+        if get_origin(kind) is tuple:
+            entry_kind = get_args(kind)[0]
+            return tuple(_plain(entry_kind, entry) for entry in _entries(value))
+        if name == "composite":
+            return _plain(kind, _as_text(value))
+        return _plain(kind, value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{name} = {repr(value)[:200]} is not understood; expected {_expected(kind)}") from error
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    """What a list holds, a text with commas names, or else the one value."""
+    if isinstance(value, str):
+        return [entry.strip() for entry in value.split(",") if entry.strip()]
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 _KINDS: Mapping[Any, str] = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
 
 
 def _expected(kind: Any) -> str:
-    if getattr(kind, "__origin__", None) is tuple:
-        return f"{_KINDS[kind.__args__[0]]}, or several with commas in between"
+    if get_origin(kind) is tuple:
+        return f"{_KINDS[get_args(kind)[0]]}, or several with commas in between"
     return _KINDS[kind]
 
 
@@ -390,7 +397,8 @@ def _as_text(value: Any) -> Any:
 def _plain(kind: type, value: Any) -> Any:
     """Text is read as what the field wants; anything else must be that already (3 for 3.0, not 1 for 1.5)."""
     fits: Mapping[type, tuple[type, ...]] = {str: (str, os.PathLike), int: (int, str), float: (int, float, str)}
-    if not isinstance(value, fits.get(kind, (kind,))) or (isinstance(value, bool) and kind is not bool):
+    is_switch = isinstance(value, bool)  # which Python counts among whole numbers
+    if not isinstance(value, fits.get(kind, (kind,))) or (is_switch and kind is not bool):
         raise TypeError(f"not {_KINDS[kind]}")
     return kind(value)
 
@@ -424,10 +432,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML file that `read_recipe` reads back to the same."""
     lines = []
-    for f in fields(recipe):
-        value = getattr(recipe, f.name)
-        table = f.name == "composite" and value.lstrip().startswith("{")
-        lines.append(f"{f.name} = {_toml_value(json.loads(value) if table else value)}")
+    for field_ in fields(recipe):
+        value = getattr(recipe, field_.name)
+        if field_.name == "composite" and value.lstrip().startswith("{"):
+            value = json.loads(value)
+        lines.append(f"{field_.name} = {_toml_value(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -439,5 +448,6 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items()) + "}"
+        pairs = ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items())
+        return f"{{{pairs}}}"
     return repr(value)

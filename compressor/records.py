@@ -295,13 +295,13 @@ Figure: TypeAlias = "Accuracy | Quality"
 def figure_fields(figure: Figure) -> dict[str, object]:
     """A figure's fields as JSON holds them, in which NaN is null."""
     entries = {field.name: getattr(figure, field.name) for field in fields(figure)}
-    return {name: None if value != value else value for name, value in entries.items()}
+    return {name: None if entry != entry else entry for name, entry in entries.items()}  # NaN equals nothing
 
 
 def figure_of(entries: Mapping[str, Any]) -> Figure:
     """The inverse of `figure_fields`. Raises TypeError for fields of neither kind."""
-    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in entries.items()}
-    return Accuracy(**known) if "correct" in known else Quality(**known)
+    numbers: dict[str, Any] = {name: math.nan if entry is None else entry for name, entry in entries.items()}
+    return Accuracy(**numbers) if "correct" in numbers else Quality(**numbers)
 
 
 class Measured(Protocol):

@@ -42,8 +42,6 @@ FITTED, JUDGED = 192, 64  # images that depths are repaired on, and those that t
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)  # of what has to go: the share of it that goes as whole branches
 LabelledBatches = Sequence[tuple[Inputs, Targets]]
 Progress = Callable[[float], None]
-
-
 Planner = Callable[["Prunable", Scores], Plan]
 
 
@@ -200,35 +198,63 @@ def choose_depth(
     and what lies nearest to the dense network on the `JUDGED` images behind them is taken. `planned` makes a plan that
     meets the budget, one of time among others; without it, counted ones are met. Raises BudgetError where none can be.
     """
-    lessons, judging = _parted(batches)
-    counted = budget.kind != "latency"
-    goes = 1 - (budget_of(dense.network, dense.network, budget) if counted else budget).share
+    lessons, judging = _lessons_and_judges(list(batches))
+    counted = budget if budget.kind == "latency" else budget_of(dense.network, dense.network, budget)
+    goes = 1 - counted.share
     planned = planned or _counting(dense, budget, choices.ranking)
     order = order_of_branches(
         dense.network, judging, most=max(DEPTHS) * goes, task=task, progress=lambda share: progress(0.2 * share)
     )
     likeness = Likeness.to(_answers(dense.network, judging), output_names(dense.network), task)
-    numbers = sorted({_reaching(order, part * goes) for part in DEPTHS})
+    numbers = sorted({_reaching(order, depth * goes) for depth in DEPTHS})
+
+    def error_without(number: int) -> float:
+        names = [branch.name for branch in order[:number]]
+        network = _thinned(dense, names, planned, lessons, images=images, choices=choices, task=task)
+        return likeness.error(_answers(network, judging))
+
+    errors = _errors_of(numbers, error_without, lambda share: progress(0.2 + 0.8 * share))
+    tried = numbers[: len(errors)]
+    return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])
+
+
+def _errors_of(numbers: Sequence[int], error_without: Callable[[int], float], progress: Progress) -> list[float]:
+    """The outputs' error with so many branches gone, until two in a row are worse; `UNMET` where no plan is found.
+
+    Raises BudgetError where none is for any number.
+    """
     errors: list[float] = []
     refused: BudgetError | None = None
-    for done, number in enumerate(numbers):
+    for done, number in enumerate(numbers, start=1):
         try:
-            base = drop_branches(dense, [branch.name for branch in order[:number]], images)
-            scores = score_units(base, lessons, scoring=choices.scoring, ranking=choices.ranking, task=task)
-            after, slices = remove_units(base, base, planned(base, scores))
+            errors.append(error_without(number))
         except BudgetError as error:
             refused = error
             errors.append(UNMET)
-        else:
-            repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
-            errors.append(likeness.error(_answers(after.network, judging)))
-        progress(0.2 + 0.8 * (done + 1) / len(numbers))
-        if min(errors[-2:]) > min(errors):  # twice in a row: more of them would be worse still
+        progress(done / len(numbers))
+        if min(errors[-2:]) > min(errors):  # more of them would be worse still
             break
-    tried = numbers[: len(errors)]
     if refused is not None and min(errors) == UNMET:
         raise refused
-    return Depth(order, tuple(tried), tuple(errors), tried[errors.index(min(errors))])
+    return errors
+
+
+def _thinned(
+    dense: Prunable,
+    names: Sequence[str],
+    planned: Planner,
+    lessons: LabelledBatches,
+    *,
+    images: Inputs,
+    choices: Choices,
+    task: Task | None,
+) -> fx.GraphModule:
+    """The network without those branches, and without the units that a plan then takes, repaired."""
+    base = drop_branches(dense, names, images)
+    scores = score_units(base, lessons, scoring=choices.scoring, ranking=choices.ranking, task=task)
+    after, slices = remove_units(base, base, planned(base, scores))
+    repair_layers(dense.network, after.network, slices, lessons, repairing=choices.repairing)
+    return after.network
 
 
 def _counting(dense: Prunable, budget: Budget, ranking: RankingOptions) -> Planner:
@@ -241,19 +267,24 @@ def _counting(dense: Prunable, budget: Budget, ranking: RankingOptions) -> Plann
     return planned
 
 
-def _parted(batches: Batches | LabelledBatches) -> tuple[list[tuple[Inputs, Targets]], list[Inputs]]:
-    """The batches that teach and, after them, the inputs of those that judge; of few images a quarter judges."""
-    given = list(batches)
-    total = sum(count(inputs) for inputs, _ in given)
+def _lessons_and_judges(batches: LabelledBatches) -> tuple[list[tuple[Inputs, Targets]], list[Inputs]]:
+    """The batches that teach and, after them, the inputs of those that judge; of few images a quarter judges.
+
+    The last batch of several teaches never; one alone does both.
+    """
+    total = _image_count(batches)
     enough = min(FITTED, total - total // 4)
     lessons: list[tuple[Inputs, Targets]] = []
     judging: list[Inputs] = []
-    for inputs, targets in given:
-        taught, judged = (sum(map(count, part)) for part in ([pair[0] for pair in lessons], judging))
-        if taught < enough and (len(given) - len(lessons) > 1 or not lessons):
+    taught, judged = 0, 0  # images
+    for inputs, targets in batches:
+        is_last = len(lessons) == len(batches) - 1
+        if taught < enough and (not is_last or not lessons):
             lessons.append((inputs, targets))
+            taught += count(inputs)
         elif judged < JUDGED:
             judging.append(inputs)
+            judged += count(inputs)
     return lessons, judging or [lessons[-1][0]]
 
 
@@ -340,7 +371,8 @@ def pruning_round(
 
 def budget_of(dense: fx.GraphModule, current: fx.GraphModule, budget: Budget) -> Budget:
     """A counted budget of the dense network as one of what is left of it; an amount becomes a share."""
-    before, now = amount_of(measure_cost(dense), budget.kind), amount_of(measure_cost(current), budget.kind)
+    before = amount_of(measure_cost(dense), budget.kind)
+    now = amount_of(measure_cost(current), budget.kind)
     return replace(budget, share=budget.of(before).share / (now / before))
 
 
@@ -348,4 +380,6 @@ def amount_of(cost: Cost, kind: Kind) -> int:
     """The MACs, parameters or bytes of fp32 weights, as a counted budget's kind says."""
     if kind == "macs":
         return cost.macs
-    return cost.parameters * (BYTES_PER_PARAMETER if kind == "size" else 1)
+    if kind == "size":
+        return cost.parameters * BYTES_PER_PARAMETER
+    return cost.parameters

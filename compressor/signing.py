@@ -49,9 +49,9 @@ def make_key(path: Path, password: bytes = b"") -> tuple[Path, str]:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     public_path = path.with_name(f"{path.stem}.pub{path.suffix or '.pem'}")
-    for place in (path, public_path):
+    for place in (path, public_path):  # both, before one of them is written
         if place.exists() or place.is_symlink():
-            raise FolderError(f"{place} is there already; keys are never replaced, choose another name")
+            raise _taken(place)
     _write_new(path, private, mode=0o600)
     try:
         _write_new(public_path, public, mode=0o644)
@@ -66,16 +66,24 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
-        raise FolderError(f"{path} is there already; keys are never replaced, choose another name") from error
+        raise _taken(path) from error
     except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
+
+
+def _taken(path: Path) -> FolderError:
+    return FolderError(f"{path} is there already; keys are never replaced, choose another name")
+
+
+def _unwritable(path: Path, error: OSError) -> FolderError:
+    return FolderError(f"can't write {path}: {error.strerror or error}")
 
 
 def sign_bundle(folder: Path | str, key: Path, password: bytes = b"") -> str:
@@ -98,7 +106,7 @@ def sign_bundle(folder: Path | str, key: Path, password: bytes = b"") -> str:
             _sign(folder, key, made, password)
             os.replace(made, path)
     except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
     try:
         return verify_signed_by(folder, public_key)
     except CompressorError:  # the bundle was changed meanwhile

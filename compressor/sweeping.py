@@ -41,10 +41,13 @@ def is_sweep(recipe: Recipe) -> bool:
 
 def recipes_of(recipe: Recipe) -> tuple[Recipe, ...]:
     """One for each budget, in a folder below the sweep's: `macs 0.7` in `macs-0.7`. Itself where it is one run."""
-    budgets = points_of(recipe.budget)
-    if len(budgets) == 1:
+    if not is_sweep(recipe):
         return (recipe,)
-    return tuple(replace(recipe, budget=budget, out=str(recipe.folder / _folder_name(budget))) for budget in budgets)
+    recipes = []
+    for budget in points_of(recipe.budget):
+        folder = recipe.folder / _folder_name(budget)
+        recipes.append(replace(recipe, budget=budget, out=str(folder)))
+    return tuple(recipes)
 
 
 def _folder_name(budget: str) -> str:
@@ -61,9 +64,10 @@ def require_free(recipe: Recipe, points: Sequence[Recipe]) -> None:
         raise FolderError(f"{folder} is no folder of a sweep, it holds something else; give another --out")
     expected = {point.folder.name for point in points} | {"plots"}
     for path in folder.iterdir():
-        if path.name in expected or path.name.startswith(("sweep.", ".part-")) or (path / "run.json").is_file():
-            continue
-        raise FolderError(f"{folder} holds {path.name}, which no sweep has left there; give another --out")
+        is_of_sweep = path.name in expected or path.name.startswith(("sweep.", ".part-"))
+        is_run = (path / "run.json").is_file()
+        if not is_of_sweep and not is_run:
+            raise FolderError(f"{folder} holds {path.name}, which no sweep has left there; give another --out")
 
 
 def share(made: Iterable[Recipe], recipe: Recipe) -> None:
@@ -90,14 +94,16 @@ def summarise(recipe: Recipe, ended: Sequence[Ended]) -> dict[str, Any]:
 
 
 def _row(point: Ended) -> dict[str, Any]:
-    row: dict[str, Any] = {"budget": point.recipe.budget, "run_dir": str(point.recipe.folder), "failure": ""}
-    if point.summary is not None:
-        bundle = str(point.recipe.folder / "bundle")
-        figures = _figures(point.summary, "shipped")
-        precisions = point.summary["precisions"]
-        return {**row, **figures, "macs_kept": point.summary["macs_kept"], "precisions": precisions, "bundle": bundle}
+    recipe, summary = point.recipe, point.summary
+    row: dict[str, Any] = {"budget": recipe.budget, "run_dir": str(recipe.folder), "failure": ""}
+    if summary is not None:
+        row |= _figures(summary, "shipped")
+        row |= {"macs_kept": summary["macs_kept"], "precisions": summary["precisions"]}
+        return row | {"bundle": str(recipe.folder / "bundle")}
     row |= {"failure": str(point.error), "bundle": ""}
-    return {**row, **_reported(point.recipe.folder)} if isinstance(point.error, GateError) else row
+    if isinstance(point.error, GateError):
+        row |= _reported(recipe.folder)
+    return row
 
 
 def _figures(summary: Mapping[str, Any], variant: str) -> dict[str, Any]:
@@ -150,12 +156,14 @@ def _point(budget: str, row: Mapping[str, Any], folder: Path | None = None) -> A
     from .report.swept import SweptPoint
 
     bundle = row.get("bundle", "")
+    if bundle and folder is not None:
+        bundle = str(Path(bundle).relative_to(folder))
     return SweptPoint(
         budget=budget,
         quality=row.get("accuracy"),
         macs=row.get("macs"),
         bytes=row.get("onnx_bytes"),
         ms=row.get("latency_ms", {}).get(REFERENCE, {}).get("1"),
-        bundle=str(Path(bundle).relative_to(folder)) if bundle and folder else "",
+        bundle=bundle,
         failure=row.get("failure", ""),
     )

@@ -29,7 +29,9 @@ def as_tuple(tensors: Inputs) -> tuple[Tensor, ...]:
 
 def mapped(function: Callable[[Tensor], Tensor], tensors: Inputs) -> Inputs:
     """The function's result for each."""
-    return function(tensors) if isinstance(tensors, Tensor) else tuple(function(tensor) for tensor in tensors)
+    if isinstance(tensors, Tensor):
+        return function(tensors)
+    return tuple(map(function, tensors))
 
 
 def unwrapped(tensors: tuple[Tensor, ...]) -> Inputs:
@@ -39,8 +41,9 @@ def unwrapped(tensors: tuple[Tensor, ...]) -> Inputs:
 
 def from_arrays(arrays: NDArray[Any] | tuple[NDArray[Any], ...]) -> tuple[Tensor, ...]:
     """A tensor for each array, on the CPU and on the array's own memory."""
-    one_by_one = arrays if isinstance(arrays, tuple) else (arrays,)
-    return tuple(torch.from_numpy(array) for array in one_by_one)
+    if not isinstance(arrays, tuple):
+        arrays = (arrays,)
+    return tuple(map(torch.from_numpy, arrays))
 
 
 def count(tensors: Inputs) -> int:
@@ -62,8 +65,8 @@ def joined(batches: Sequence[Inputs]) -> Inputs:
     """The samples of all batches, one behind the other. Raises ValueError without any batch."""
     if not batches:
         raise ValueError("there is no batch to join")
-    columns = zip(*(as_tuple(batch) for batch in batches), strict=True)  # [batches, inputs] to [inputs, batches]
-    together = tuple(torch.cat(column) for column in columns)
+    columns = zip(*map(as_tuple, batches), strict=True)  # [batches, inputs] to [inputs, batches]
+    together = tuple(map(torch.cat, columns))
     return together[0] if isinstance(batches[0], Tensor) else together
 
 
@@ -105,7 +108,9 @@ def named_leaves(answer: object) -> dict[str, Tensor]:
     a tuple their number: `{"out": x, "boxes": [y, z]}` is out, boxes.0, boxes.1, and `(x, y)` output.0, output.1.
     """
     leaves = dict(_leaves(answer, ""))
-    return {OUTPUT: leaves[""]} if list(leaves) == [""] else leaves
+    if list(leaves) == [""]:
+        return {OUTPUT: leaves[""]}
+    return leaves
 
 
 def _leaves(answer: object, path: str) -> Iterator[tuple[str, Tensor]]:
@@ -113,8 +118,13 @@ def _leaves(answer: object, path: str) -> Iterator[tuple[str, Tensor]]:
         yield path, answer
         return
     for key, entry in _entries(answer):
-        below = f"{path}.{key}" if path else str(key)
-        yield from _leaves(entry, f"{OUTPUT}.{key}" if not path and isinstance(key, int) else below)
+        yield from _leaves(entry, _joined_path(path, key))
+
+
+def _joined_path(path: str, key: object) -> str:
+    if path:
+        return f"{path}.{key}"
+    return f"{OUTPUT}.{key}" if isinstance(key, int) else str(key)
 
 
 def _entries(answer: object) -> Iterator[tuple[object, object]]:

@@ -9,8 +9,9 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -31,6 +32,10 @@ from .flags import Verb, show_all, with_recipe, with_search, without_kinds
 from .passwords import new_password, password_of
 from .screen import DeviceBars, StageBars, announce, console, say_now, warn
 from .trials import search_screen
+
+if TYPE_CHECKING:  # brings what only these commands need
+    from ..hosts.address import Device
+    from ..shipping import Cargo, Outcome
 
 # click's UsageError, which typer brings along under changing names; its kinds share what is read of it here
 _WrongUsage = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -86,11 +91,20 @@ def _main(
         _require_alone(f"`{ctx.invoked_subcommand}`")
 
 
-_TRUST = typer.Option(False, "--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
-_PASSWORD_FROM = typer.Option(
-    "", help="the key's password: env:NAME or fd:NUMBER; asked for on the terminal by default", metavar="WHERE"
-)
-_QUIET = typer.Option(False, "--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
+# flags that several commands have
+_Trust = Annotated[
+    bool, typer.Option("--trust", help="run the model code that a run's folder names, whatever it is", metavar="")
+]
+_PasswordFrom = Annotated[
+    str,
+    typer.Option(
+        help="the key's password: env:NAME or fd:NUMBER; asked for on the terminal by default", metavar="WHERE"
+    ),
+]
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", help="say nothing but errors and the last line, the JSON object", metavar="")
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object", metavar="")]
 
 
 @app.command()
@@ -103,20 +117,16 @@ def compress(
     signing_key: Path | None = typer.Option(
         None, help="sign the bundle with this private key, as `compressor sign` does", metavar="FILE"
     ),
-    password_from: str = _PASSWORD_FROM,
-    quiet: bool = _QUIET,
+    password_from: _PasswordFrom = "",
+    quiet: _Quiet = False,
 ) -> None:
     """Makes the model smaller, checks it, exports it and writes a report and a bundle."""
-    console.quiet = quiet or launched_rank() > 0
-    password = b""
-    if signing_key is None and password_from:
-        raise InputError("--password-from is of a key, and none is named; give --signing-key, or leave it out")
-    if signing_key is not None and launched_rank() == 0:  # before hours of work, not after them
-        password = password_of(signing_key, password_from)
-        require_signer(signing_key, password)
+    is_first = launched_rank() == 0
+    console.quiet = quiet or not is_first
+    password = _signers_password(signing_key, password_from)
     announce(_task(recipe), recipe)
     if dry_run:
-        if launched_rank() == 0:
+        if is_first:
             print(json.dumps(_predicted(recipe)))
         return
     from .. import pipeline
@@ -125,24 +135,43 @@ def compress(
         end_as_interrupted()
     if len(points_of(recipe.budget)) > 1:
         _require_alone("a sweep of budgets")
-        sweep = pipeline.sweep(recipe, watch=_watched)
-        _sign([run.folder for run in sweep.runs], signing_key, password)
-        tables.swept(sweep.summary)
-        print(json.dumps(sweep.summary))
+        _sweep(recipe, signing_key, password)
         return
     with StageBars(recipe) as notify:
         run = pipeline.run(recipe, notify=notify)
-    if launched_rank() > 0:
-        return
-    _sign([run.folder], signing_key, password)
-    tables.compressed(run)
-    print(json.dumps(run.summary))
+    if is_first:
+        _sign([run.folder], signing_key, password)
+        tables.compressed(run)
+        print(json.dumps(run.summary))
 
 
-def _require_alone(what: str) -> None:
+def _signers_password(key: Path | None, password_from: str) -> bytes:
+    """The password of the key that is to sign, which is tried with it: before hours of work, not after them."""
+    if key is None:
+        if password_from:
+            raise InputError("--password-from is of a key, and none is named; give --signing-key, or leave it out")
+        return b""
+    if launched_rank() > 0:  # the first process signs
+        return b""
+    password = password_of(key, password_from)
+    require_signer(key, password)
+    return password
+
+
+def _sweep(recipe: Recipe, signing_key: Path | None, password: bytes) -> None:
+    """A run for each of the recipe's budgets, signed and shown."""
+    from .. import pipeline
+
+    sweep = pipeline.sweep(recipe, watch=_watched)
+    _sign([run.folder for run in sweep.runs], signing_key, password)
+    tables.swept(sweep.summary)
+    print(json.dumps(sweep.summary))
+
+
+def _require_alone(task: str) -> None:
     """Raises RecipeError under `torchrun` for what one process does."""
     if is_launched():
-        raise RecipeError(f"{what} is one process's work; torchrun is for `compress` at one budget: start it without")
+        raise RecipeError(f"{task} is one process's work; torchrun is for `compress` at one budget: start it without")
 
 
 def _sign(folders: Sequence[Path], key: Path | None, password: bytes) -> None:
@@ -204,13 +233,15 @@ def inspect(
     with StageBars(None) as notify:
         inspection = inspecting.inspect(recipe, notify=notify)
     groups = inspection.groups
-    if as_json:
-        plain_groups = [_brief(group, recipe) for group in groups.groups]
-        left_alone = [asdict(layer) for layer in groups.left_alone]
-        content = {"groups": plain_groups, "left_alone": left_alone, "image_size": inspection.image_size}
-        print(json.dumps(content))
+    if not as_json:
+        tables.units(recipe, groups, inspection.image_size)
         return
-    tables.units(recipe, groups, inspection.image_size)
+    content = {
+        "groups": [_brief(group, recipe) for group in groups.groups],
+        "left_alone": [asdict(layer) for layer in groups.left_alone],
+        "image_size": inspection.image_size,
+    }
+    print(json.dumps(content))
 
 
 def _draw(recipe: Recipe, image: int, relevance: Path | None, saliency: Path | None) -> None:
@@ -226,8 +257,8 @@ def _draw(recipe: Recipe, image: int, relevance: Path | None, saliency: Path | N
     for path in paths:
         write_bytes(path, draw_explanation(explanation))
     console.print(explanation.title, highlight=False)
-    heads = list(explanation.heads.shape)  # [layers, heads]
-    print(json.dumps({"picture": str(paths[-1]), "layers": len(explanation.layers), "heads": heads}))
+    layers_and_heads = list(explanation.heads.shape)
+    print(json.dumps({"picture": str(paths[-1]), "layers": len(explanation.layers), "heads": layers_and_heads}))
 
 
 def _brief(group: Group, recipe: Recipe) -> dict[str, object]:
@@ -242,56 +273,75 @@ def _brief(group: Group, recipe: Recipe) -> dict[str, object]:
     }
 
 
+_Measured = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="folders of finished runs, a bundle or its archive; none: the recipe's run, made if need be",
+        show_default=False,
+    ),
+]
+_Runtimes = Annotated[
+    str, typer.Option(help="runtimes, such as onnxruntime,openvino; all that are here by default", metavar="TEXT,...")
+]
+_LeastSeconds = Annotated[
+    float, typer.Option(help="least time for each file, runtime and scenario", min=0.0, metavar="NUMBER")
+]
+_LeastRuns = Annotated[
+    int,
+    typer.Option(
+        "--least-runs",
+        "--runs",  # what the device's command line calls it
+        help="least runs of single images; a p99 stands from 662 on",
+        min=1,
+        metavar="WHOLE",
+    ),
+]
+_OfflineBatch = Annotated[int, typer.Option(help="images at once where throughput counts", min=1, metavar="WHOLE")]
+_RateHz = Annotated[
+    float, typer.Option(help="adds a scenario with one image at a camera's rate", min=0.0, metavar="NUMBER")
+]
+_Threads = Annotated[
+    int, typer.Option(help="threads of a runtime; one for every core by default", min=0, metavar="WHOLE")
+]
+_Cores = Annotated[str, typer.Option(help="cores to pin to, such as 0,1; all by default", metavar="WHOLE,...")]
+_Compare = Annotated[
+    Path | None, typer.Option(help="a benchmark.json to compare with; refused if taken elsewhere", metavar="FILE")
+]
+_Results = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of the results; by default `benchmark` in the first run's, or beside a bundle", metavar="FOLDER"
+    ),
+]
+_SignersKey = Annotated[
+    Path | None,
+    typer.Option(help="a public key in PEM: go on only if its owner signed the bundles as they are", metavar="FILE"),
+]
+
+
 @app.command()
 @with_recipe
 def benchmark(
     context: typer.Context,
     recipe: Recipe,
-    places: list[Path] = typer.Argument(
-        None,
-        help="folders of finished runs, a bundle or its archive; none: the recipe's run, made if need be",
-        show_default=False,
-    ),
-    on: str = typer.Option(
-        "", help="runtimes, such as onnxruntime,openvino; all that are here by default", metavar="TEXT,..."
-    ),
-    seconds: float = typer.Option(
-        2.0, help="least time for each file, runtime and scenario", min=0.0, metavar="NUMBER"
-    ),
-    # --runs is what the device's command line calls it
-    least_runs: int = typer.Option(
-        662,
-        "--least-runs",
-        "--runs",
-        help="least runs of single images; a p99 stands from 662 on",
-        min=1,
-        metavar="WHOLE",
-    ),
-    offline_batch: int = typer.Option(32, help="images at once where throughput counts", min=1, metavar="WHOLE"),
-    rate_hz: float = typer.Option(
-        0.0, help="adds a scenario with one image at a camera's rate", min=0.0, metavar="NUMBER"
-    ),
-    threads: int = typer.Option(0, help="threads of a runtime; one for every core by default", min=0, metavar="WHOLE"),
-    cores: str = typer.Option("", help="cores to pin to, such as 0,1; all by default", metavar="WHOLE,..."),
-    compare: Path | None = typer.Option(
-        None, help="a benchmark.json to compare with; refused if taken elsewhere", metavar="FILE"
-    ),
-    report: Path | None = typer.Option(
-        None,
-        help="folder of the results; by default `benchmark` in the first run's, or beside a bundle",
-        metavar="FOLDER",
-    ),
-    key: Path | None = typer.Option(
-        None, help="a public key in PEM: go on only if its owner signed the bundles as they are", metavar="FILE"
-    ),
-    trust: bool = _TRUST,
-    quiet: bool = _QUIET,
+    places: _Measured = None,
+    on: _Runtimes = "",
+    seconds: _LeastSeconds = 2.0,
+    least_runs: _LeastRuns = 662,
+    offline_batch: _OfflineBatch = 32,
+    rate_hz: _RateHz = 0.0,
+    threads: _Threads = 0,
+    cores: _Cores = "",
+    compare: _Compare = None,
+    report: _Results = None,
+    key: _SignersKey = None,
+    trust: _Trust = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Measures finished runs or a bundle: accuracy, costs, cold start and latency on every runtime, in turns."""
     console.quiet = quiet
     from .. import benchmarking, pipeline
 
-    runtimes = [name.strip() for name in on.split(",")]
     options = benchmarking.Options(
         seconds=seconds,
         runs=least_runs,
@@ -299,25 +349,31 @@ def benchmark(
         rate_hz=rate_hz,
         threads=threads,
         cores=benchmarking.read_cores(cores),
-        on=tuple(name for name in runtimes if name),
+        on=tuple(filter(None, map(str.strip, on.split(",")))),
     )
 
-    with StageBars(None if places else recipe) as notify, ExitStack() as stack:
+    to_make = None if places else recipe
+    with StageBars(to_make) as notify, ExitStack() as stack:
         paths = places or [pipeline.run(recipe, notify=notify).folder]
-        is_named = context.params["evaluation_data"] or context.params["recipe_file"]
-        data = recipe.evaluation_data if is_named else ""  # of the model that is taken where none is named
-        opening = [benchmarking.opened_place(path, evaluation_data=data, trust=trust, key=key) for path in paths]
-        opened = [stack.enter_context(place) for place in opening]
+        data = _named_evaluation_data(context, recipe)
+        open_at = partial(benchmarking.opened_place, evaluation_data=data, trust=trust, key=key)
+        opened = [stack.enter_context(open_at(path)) for path in paths]
         out = report or benchmarking.results_folder(paths[0])
         summary = benchmarking.benchmark(opened, options=options, out=out, notify=notify, other=compare)
     tables.benchmarked(summary)
     print(json.dumps(summary))
 
 
+def _named_evaluation_data(context: typer.Context, recipe: Recipe) -> str:
+    """What the user named; empty where the recipe's is that of the model which is taken where none is named."""
+    is_named = context.params["evaluation_data"] or context.params["recipe_file"]
+    return recipe.evaluation_data if is_named else ""
+
+
 @app.command()
 @with_recipe
 @with_search
-def search(recipe: Recipe, options: SearchOptions, quiet: bool = _QUIET) -> None:
+def search(recipe: Recipe, options: SearchOptions, quiet: _Quiet = False) -> None:
     """Searches relevance's own parameters for the recipe that keeps most; the same command goes on, or joins."""
     console.quiet = quiet
     announce(f"search for {recipe.model}", recipe)
@@ -339,8 +395,8 @@ def rebundle(
     entry: str = typer.Option("", help="what to take of a checkpoint that holds several, such as state_dict_ema"),
     data: str = typer.Option("", help="the run's images, where they have moved"),
     evaluation_data: str = typer.Option("", help="its evaluation images, where they have moved"),
-    trust: bool = _TRUST,
-    quiet: bool = _QUIET,
+    trust: _Trust = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Makes a run's bundle anew with the weights of your own training: the same plan, gates, files and report."""
     console.quiet = quiet
@@ -370,11 +426,29 @@ def _recipe_in(folder: Path) -> Recipe | None:
         return None
 
 
-_PYTHON = typer.Option("", help="the Python there, such as venv/bin/python; python3 by default")
-_SSH_CONFIG = typer.Option(None, help="a configuration file for ssh in place of yours", metavar="FILE")
-_INVENTORY = typer.Option(
-    None, help="TOML file that names devices; devices.toml here, or what COMPRESSOR_DEVICES names", metavar="FILE"
-)
+# where devices are, and how they are spoken to
+_Hosts = Annotated[
+    list[str] | None,
+    typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
+]
+_Python = Annotated[str, typer.Option(help="the Python there, such as venv/bin/python; python3 by default")]
+_SshConfig = Annotated[Path | None, typer.Option(help="a configuration file for ssh in place of yours", metavar="FILE")]
+_Inventory = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file that names devices; devices.toml here, or what COMPRESSOR_DEVICES names", metavar="FILE"
+    ),
+]
+
+
+def _find_devices(
+    hosts: Sequence[str] | None, inventory: Path | None, *, python: str, ssh_config: Path | None
+) -> Sequence[Device]:
+    """The devices that are named, or all of the inventory."""
+    from .. import shipping
+
+    settings = "" if ssh_config is None else str(ssh_config)
+    return shipping.find_devices(hosts or [], inventory, python=python, settings=settings)
 
 
 @app.command()
@@ -382,11 +456,8 @@ def ship(
     bundle: Annotated[
         Path, typer.Argument(help="a bundle, its archive, or the folder of a run with one", metavar="BUNDLE")
     ],
-    hosts: Annotated[
-        list[str] | None,
-        typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
-    ] = None,
-    inventory: Path | None = _INVENTORY,
+    hosts: _Hosts = None,
+    inventory: _Inventory = None,
     key: Path | None = typer.Option(None, help="public key: there, the signature must be by it", metavar="FILE"),
     canary: int = typer.Option(
         0, help="so many devices first; the others only if these get it", min=0, metavar="WHOLE"
@@ -394,17 +465,16 @@ def ship(
     at_once: int = typer.Option(4, help="devices at the same time", min=1, metavar="WHOLE"),
     seconds: float = typer.Option(2.0, help="how long each model is timed there", min=0.0, metavar="NUMBER"),
     again: bool = typer.Option(False, "--again", help="try it there again where it already runs", metavar=""),
-    python: str = _PYTHON,
-    ssh_config: Path | None = _SSH_CONFIG,
-    quiet: bool = _QUIET,
+    python: _Python = "",
+    ssh_config: _SshConfig = None,
+    quiet: _Quiet = False,
 ) -> None:
     """Ships a bundle to devices over SSH: copied, verified and timed there, then switched to; else what ran runs on."""
     console.quiet = quiet
     from .. import shipping
 
     place = inventory or shipping.inventory_path()
-    settings = "" if ssh_config is None else str(ssh_config)
-    devices = shipping.find_devices(hosts or [], place, python=python, settings=settings)
+    devices = _find_devices(hosts, place, python=python, ssh_config=ssh_config)
     options = shipping.Options(
         timing=shipping.Timing(seconds=seconds),
         key=b"" if key is None else shipping.read_key(key),
@@ -417,9 +487,16 @@ def ship(
         say_now(f"ship {cargo.release} to {', '.join(names)}")
         with DeviceBars(names) as notify:
             outcomes = shipping.ship_all(cargo, devices, options, notify)
+    _say_outcomes(cargo, outcomes, place)
+
+
+def _say_outcomes(cargo: Cargo, outcomes: Sequence[Outcome], inventory: Path | None) -> None:
+    """What came of shipping, kept beside the inventory and said; raises what failed, once it is."""
+    from .. import shipping
+
     page, trouble = None, None
     try:
-        page = shipping.keep_outcomes(cargo, outcomes, place)
+        page = shipping.keep_outcomes(cargo, outcomes, inventory)
     except CompressorError as error:  # devices have what they have: that is said first
         trouble = error
     tables.shipped(cargo.release, outcomes, page)
@@ -432,23 +509,19 @@ def ship(
 
 @app.command()
 def devices(
-    hosts: Annotated[
-        list[str] | None,
-        typer.Argument(help="user@host[:path], or names of the inventory; all of it where none is given"),
-    ] = None,
-    inventory: Path | None = _INVENTORY,
-    python: str = _PYTHON,
-    ssh_config: Path | None = _SSH_CONFIG,
-    as_json: bool = typer.Option(False, "--json", help="print one JSON object", metavar=""),
+    hosts: _Hosts = None,
+    inventory: _Inventory = None,
+    python: _Python = "",
+    ssh_config: _SshConfig = None,
+    as_json: _AsJson = False,
 ) -> None:
     """Lists which bundle runs on which device, and how fast; of one that does not answer, what it last said."""
     from .. import shipping
 
     place = inventory or shipping.inventory_path()
-    settings = "" if ssh_config is None else str(ssh_config)
-    found = shipping.find_devices(hosts or [], place, python=python, settings=settings)
-    known = None if place is None else shipping.known_path(place)
-    rows = shipping.running(found, known, lambda name: say_now(f"asking {name}"))
+    reachable = _find_devices(hosts, place, python=python, ssh_config=ssh_config)
+    notes = None if place is None else shipping.known_path(place)
+    rows = shipping.running(reachable, notes, lambda name: say_now(f"asking {name}"))
     if as_json:
         print(json.dumps({"devices": rows}))
     else:
@@ -458,7 +531,7 @@ def devices(
 @app.command()
 def load(
     folder: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="FOLDER")],
-    trust: bool = _TRUST,
+    trust: _Trust = False,
 ) -> None:
     """Rebuilds a run's pruned network from builder, plan and weights, and prints a hash of its outputs."""
     from .. import pipeline
@@ -470,10 +543,11 @@ def load(
 def key(
     file: Annotated[Path, typer.Argument(help="the private key; its public half lies beside it", metavar="FILE")],
     password: bool = typer.Option(False, "--password", help="lock it with a password, asked for here", metavar=""),
-    password_from: str = _PASSWORD_FROM,
+    password_from: _PasswordFrom = "",
 ) -> None:
     """Makes a key pair that bundles are signed with: ECDSA on P-256, the private half readable to its owner alone."""
-    public, sha256 = make_key(file, new_password(password_from) if password or password_from else b"")
+    lock = new_password(password_from) if password or password_from else b""
+    public, sha256 = make_key(file, lock)
     print(json.dumps({"private": str(file), "public": str(public), "sha256": sha256}))
 
 
@@ -481,11 +555,11 @@ def key(
 def sign(
     bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
     key: Path = typer.Option(..., "--key", help="the private key, of `compressor key` or any on a NIST curve"),
-    password_from: str = _PASSWORD_FROM,
+    password_from: _PasswordFrom = "",
 ) -> None:
     """Signs a bundle as OpenSSF Model Signing has it; `compressor verify BUNDLE --key PUBLIC` checks it anywhere."""
     sha256 = sign_bundle(bundle, key, password_of(key, password_from))
-    warn(filter(None, [exposure(key)]))
+    warn([exposure(key)])
     print(json.dumps({"bundle": str(bundle), "signature": str(bundle / SIGNATURE), "signed_by": sha256}))
 
 
@@ -495,7 +569,7 @@ def list_names(
         str, typer.Argument(help=f"one of {', '.join(LISTS)}; without it, what these are", metavar="WHAT")
     ] = "",
     words: Annotated[str, typer.Argument(help="leaves the rows that hold these, such as resnet", metavar="WORDS")] = "",
-    as_json: bool = typer.Option(False, "--json", help="print one JSON object", metavar=""),
+    as_json: _AsJson = False,
 ) -> None:
     """Lists the models, criteria, runtimes or targets that can be named."""
     rows = rows_of(what, words)

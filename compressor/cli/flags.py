@@ -171,7 +171,9 @@ def _option(field: Field[object], panel: str) -> object:
 
 def _metavar(kind: str) -> str:
     """`TEXT,...` for several names, `TEXT` for one, as METAVARS for the rest."""
-    return METAVARS.get(kind, "TEXT,..." if kind.startswith("tuple") else "TEXT")
+    if kind in METAVARS:
+        return METAVARS[kind]
+    return "TEXT,..." if kind.startswith("tuple") else "TEXT"
 
 
 def panel_of(name: str) -> str:

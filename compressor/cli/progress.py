@@ -42,11 +42,12 @@ class Course:
         match = _ENDING.match(notified)
         assert match is not None
         name, ending = match["name"], (match["ending"] or "").strip(" ()")
-        if name in PASSED_THROUGH and self.stages and name not in self.stages:
+        is_to_come = not self.stages or name in self.stages
+        if name in PASSED_THROUGH and not is_to_come:
             return None
         stage, detail = self._stage_of(name)
         self.current = stage
-        details = [text for text in (detail, ending) if text]
+        details = filter(None, (detail, ending))
         return Step(stage, self._title(stage), ", ".join(details))
 
     def _stage_of(self, name: str) -> tuple[str, str]:
@@ -87,11 +88,13 @@ class Log:
         is_new = text not in self.reached
         is_further = quarter > self.reached.get(text, 0.0) and share < 1
         is_silent = self.clock() - self.last_line_s >= SILENCE_S
-        if not (is_new or (is_further and is_silent)):
+        if not is_new and not (is_further and is_silent):
             return ""
         self.reached[text] = quarter
         self.last_line_s = self.clock()
-        return text if is_new else f"{text}: {100 * share:.0f} %"
+        if is_new:
+            return text
+        return f"{text}: {100 * share:.0f} %"
 
 
 PASSED_THROUGH = ("finetune", "engines")
@@ -137,7 +140,6 @@ def _delivery_stages(recipe: Recipe) -> list[str]:
 
 def _made_precisions(recipe: Recipe) -> list[str]:
     """fp16 is made where int8 is wanted, too: what is not int8 on a GPU is fp16."""
-    precisions: list[str] = [name for name in ("fp16", "int8") if name in recipe.precisions]
-    if "int8" in precisions and "fp16" not in precisions:
-        precisions.insert(0, "fp16")
-    return precisions
+    if "int8" in recipe.precisions:
+        return ["fp16", "int8"]
+    return ["fp16"] if "fp16" in recipe.precisions else []

@@ -26,15 +26,9 @@ _SHOWN = 80  # characters of what happens on a device
 
 
 def say_now(text: str) -> None:
-    """As it is, on stderr; nothing when asked to be quiet."""
-    if not console.quiet:
+    """As it is, on stderr; nothing of an empty text, or when asked to be quiet."""
+    if text and not console.quiet:
         print(text, file=sys.stderr, flush=True)
-
-
-def say_if(text: str) -> None:
-    """The same, of a text that may be empty."""
-    if text:
-        say_now(text)
 
 
 def say_lines(lines: Iterable[str]) -> None:
@@ -44,8 +38,8 @@ def say_lines(lines: Iterable[str]) -> None:
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Like `say_lines`, and in a colour where the terminal has one."""
-    for text in warnings:
+    """Like `say_lines`, and in a colour where the terminal has one; nothing of empty ones."""
+    for text in filter(None, warnings):
         console.print(f"warning: {text}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -68,8 +62,10 @@ class StageBars:
 
         if self.recipe is None:
             self.course = Course()
+        elif self.after_training:
+            self.course = course_after_training(self.recipe)
         else:
-            self.course = (course_after_training if self.after_training else course_of)(self.recipe)
+            self.course = course_of(self.recipe)
         self.live = sys.stderr.isatty() and not console.quiet
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
         times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))
@@ -87,7 +83,7 @@ class StageBars:
 
         text = str(step)
         if not self.live:
-            say_if(self.log.line(text, share))
+            say_now(self.log.line(text, share))
 
         if step.key not in self.tasks:
             self.tasks[step.key] = self.bar.add_task(text, total=None)  # moves to and fro until a share is known
@@ -115,9 +111,9 @@ class DeviceBars:
         columns = (SpinnerColumn(), TextColumn("{task.fields[name]}"), BarColumn(20), TextColumn("{task.description}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not self.live)
         self.bar.start()
-        self.tasks = {
-            name: self.bar.add_task("waiting", total=None, name=escape(name.ljust(width))) for name in self.names
-        }
+        self.tasks: dict[str, TaskID] = {}
+        for name in self.names:
+            self.tasks[name] = self.bar.add_task("waiting", total=None, name=escape(name.ljust(width)))
         self.log = Log()
         return self.notify
 
@@ -125,10 +121,11 @@ class DeviceBars:
         """What happens on a device now, and how much of it is done; 0 where that is not known."""
         if not self.live:
             with self.lock:
-                say_if(self.log.line(f"{device}: {text}", share))
-        self.bar.update(self.tasks[device], description=escape(text[:_SHOWN]), total=1.0 if share else None)
+                say_now(self.log.line(f"{device}: {text}", share))
+        task = self.tasks[device]
+        self.bar.update(task, description=escape(text[:_SHOWN]), total=1.0 if share else None)
         if share:
-            self.bar.update(self.tasks[device], completed=share)
+            self.bar.update(task, completed=share)
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
@@ -136,9 +133,13 @@ class DeviceBars:
 
 def percent(share: float | None) -> str:
     """A share of one: `0.5` to `50.00 %`, None to `none`."""
-    return "none" if share is None else f"{100 * share:.2f} %"
+    if share is None:
+        return "none"
+    return f"{100 * share:.2f} %"
 
 
 def minutes(seconds: float) -> str:
     """`90 s`, and from two minutes on `3 min`."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,25 +21,35 @@ if TYPE_CHECKING:  # these bring torch
 
 # what `compress` and its prediction print as JSON; `delivery.summary` and `inspecting` say what is in it
 Summary = Mapping[str, Any]
+Overflow = Literal["fold", "ellipsis"]  # what becomes of words that a column is too narrow for
 SHOWN_LAYERS = 3  # of a group; the others are counted
 
 
 def counted(number: int, noun: str) -> str:
     """`1 group`, `2 groups`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _table(
+    title: str, columns: Sequence[str], *, numbers: Collection[str] = (), overflow: Overflow = "ellipsis"
+) -> Table:
+    """An empty table; the columns that `numbers` names stand to the right."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow=overflow)
+    return table
 
 
 def units(recipe: Recipe, groups: Groups, image_size: str) -> None:
     """Groups, what was left alone and which images fit, on stdout: it is what was asked for."""
-    table = Table(title=f"{recipe.model}: {counted(len(groups.groups), 'group')} of units that go together")
-    for column in ("group", "kind", "units", "layers that produce them", "not exact at"):
-        table.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
+    title = f"{recipe.model}: {counted(len(groups.groups), 'group')} of units that go together"
+    columns = ("group", "kind", "units", "layers that produce them", "not exact at")
+    table = _table(title, columns, numbers=("units",), overflow="fold")
     for group in groups.groups:
         kind = group.kind if group.kind in recipe.units else f"{group.kind} (not in --units)"
         table.add_row(group.name, kind, str(group.size), _producers(group), ", ".join(group.inexact[:2]))
-    left_alone = Table(title=f"{counted(len(groups.left_alone), 'layer')} left alone")
-    for column in ("layer", "operation", "why"):
-        left_alone.add_column(column, overflow="fold")
+    title = f"{counted(len(groups.left_alone), 'layer')} left alone"
+    left_alone = _table(title, ("layer", "operation", "why"), overflow="fold")
     for layer in groups.left_alone:
         left_alone.add_row(layer.layer, layer.operation, layer.reason)
     out = Console()
@@ -52,8 +62,9 @@ def _producers(group: Group) -> str:
     """`conv1, conv2, conv3 and 4 more`."""
     layers = list(dict.fromkeys(site.layer for site in group.sites))
     first = ", ".join(layers[:SHOWN_LAYERS])
-    more = len(layers) - SHOWN_LAYERS
-    return f"{first} and {more} more" if more > 0 else first
+    if len(layers) <= SHOWN_LAYERS:
+        return first
+    return f"{first} and {len(layers) - SHOWN_LAYERS} more"
 
 
 def names(title: str, rows: list[tuple[str, str]]) -> None:
@@ -69,9 +80,8 @@ def names(title: str, rows: list[tuple[str, str]]) -> None:
 def predicted(prediction: Summary, recipe: Recipe) -> None:
     """What `pipeline.predict` says: costs as a table, then what it would work with, and its warnings."""
     size = " x ".join(map(str, prediction["size"]))
-    table = Table(title=f"{prediction['model']} at {size}, predicted")
-    for column in ("", "dense", "shipped", "kept"):
-        table.add_column(column, justify="right" if column else "left")
+    numbers = ("dense", "shipped", "kept")
+    table = _table(f"{prediction['model']} at {size}, predicted", ("", *numbers), numbers=numbers)
     table.add_row("MMACs", *_predicted_cells(prediction, "macs", 1e6))
     table.add_row("thousand parameters", *_predicted_cells(prediction, "params", 1e3))
     console.print(table)
@@ -97,9 +107,8 @@ def _predicted_cells(prediction: Summary, cost: str, unit: float) -> tuple[str, 
 def benchmarked(summary: BenchmarkSummary) -> None:
     """What `benchmarking.benchmark` returns: speed-ups, changes against another benchmark, what was not run."""
     busy = f"; {summary['busy']}" if summary["busy"] else ""
-    table = Table(title=f"speed-up over dense, by medians (95 % interval){busy}")
-    for column in ("runtime", "scenario", "subject", "speed-up"):
-        table.add_column(column, justify="right" if column == "speed-up" else "left")
+    title = f"speed-up over dense, by medians (95 % interval){busy}"
+    table = _table(title, ("runtime", "scenario", "subject", "speed-up"), numbers=("speed-up",))
     for cells in _speed_up_cells(summary):
         table.add_row(*cells)
     if table.row_count:
@@ -125,17 +134,19 @@ def _speed_up_cells(summary: BenchmarkSummary) -> Iterator[tuple[str, str, str, 
 def compressed(run: Run) -> None:
     """A finished run's summary: dense against shipped, then `_closing_lines`."""
     summary = run.summary
-    removed = f"{summary['macs_kept']:.1%} of the MACs kept" if summary["shipped"] != "dense" else "nothing was removed"
-    table = Table(title=f"{summary['model']}, {summary['task']}: {removed}")
-    for column in ("", "dense", "shipped"):
-        table.add_column(column, justify="right" if column else "left")
+    removed = "nothing was removed"
+    if summary["shipped"] != "dense":
+        removed = f"{summary['macs_kept']:.1%} of the MACs kept"
+    numbers = ("dense", "shipped")
+    table = _table(f"{summary['model']}, {summary['task']}: {removed}", ("", *numbers), numbers=numbers)
     _add_accuracies(table, summary)
     table.add_row("MMACs", f"{summary['macs_dense'] / 1e6:.2f}", f"{summary['macs_shipped'] / 1e6:.2f}")
     table.add_row("parameters", f"{summary['params_dense']:,}", f"{summary['params_shipped']:,}")
     table.add_row("ONNX, bytes", f"{summary['onnx_bytes_dense']:,}", f"{summary['onnx_bytes_shipped']:,}")
     for name, file in summary["precisions"].items():
         if file["precision"] != "fp32":
-            table.add_row(name, "", f"{file['bytes']:,} bytes, {_quality(summary, file['accuracy'])}")
+            quality = _quality(file["accuracy"], is_share=summary["is_share"])
+            table.add_row(name, "", f"{file['bytes']:,} bytes, {quality}")
     for runtime, batches in summary["latency_ms"].items():
         for batch, statistics in batches.items():
             table.add_row(f"{runtime}, batch {batch}, p50 ms", *_latency_cells(statistics))
@@ -147,45 +158,51 @@ def compressed(run: Run) -> None:
 
 def shipped(release: str, outcomes: Sequence[Outcome], page: Path | None) -> None:
     """What came of shipping: a row for each device and timed model, then why some did not get it, and the page."""
-    table = Table(title=f"{release} on {counted(len(outcomes), 'device')}")
-    for column in ("device", "result", "runs now", "model", "p50 ms", "copied"):
-        table.add_column(column, justify="right" if column in ("p50 ms", "copied") else "left", overflow="fold")
+    columns = ("device", "result", "runs now", "model", "p50 ms", "copied")
+    title = f"{release} on {counted(len(outcomes), 'device')}"
+    table = _table(title, columns, numbers=("p50 ms", "copied"), overflow="fold")
     for outcome in outcomes:
-        first = (outcome.device.name, outcome.result, outcome.current or "nothing")
         copied = f"{outcome.copied_bytes / 1e6:.2f} MB"
-        rows = [(f"{row['model']} on {row['runtime']}", f"{row['p50_ms']:.3f}") for row in outcome.latency]
-        for index, cells in enumerate(rows or [("", "")]):
-            table.add_row(*(first if index == 0 else ("", "", "")), *cells, copied if index == 0 else "")
+        state = (outcome.device.name, outcome.result, outcome.current or "nothing")
+        _add_device(table, state, outcome.latency, copied)
     console.print(table)
-    warn(str(outcome.error) for outcome in outcomes if outcome.error is not None)
-    say_lines([f"page: {page}"] if page else [])
+    warn(str(outcome.error or "") for outcome in outcomes)
+    if page:
+        say_lines([f"page: {page}"])
+
+
+def _add_device(table: Table, state: Sequence[str], latency: Sequence[Mapping[str, Any]], last: str) -> None:
+    """A row for each model that a device timed, at least one; what is of the device stands in the first of them."""
+    timed = [(f"{row['model']} on {row['runtime']}", f"{row['p50_ms']:.3f}") for row in latency]
+    first, *others = timed or [("", "")]
+    table.add_row(*state, *first, last)
+    for cells in others:
+        table.add_row(*[""] * len(state), *cells, "")
 
 
 def running(rows: Sequence[Mapping[str, Any]]) -> None:
     """What runs on each device, on stdout: it is what was asked for."""
     from ..shipping import age_s, in_words
 
-    table = Table(title=counted(len(rows), "device"))
-    for column in ("device", "address", "runs", "since", "model", "p50 ms", "answered"):
-        table.add_column(column, justify="right" if column == "p50 ms" else "left", overflow="fold")
+    columns = ("device", "address", "runs", "since", "model", "p50 ms", "answered")
+    table = _table(counted(len(rows), "device"), columns, numbers=("p50 ms",), overflow="fold")
     for row in rows:
-        answered = f"no: last {in_words(age_s(row['when_asked']))}" if row["when_asked"] else "never"
-        answered = answered if row["failure"] else "now"
+        answered = "now"
+        if row["failure"]:
+            answered = f"no: last {in_words(age_s(row['when_asked']))}" if row["when_asked"] else "never"
         since = in_words(age_s(row["when"])) if row["when"] else ""
-        first = (row["device"], row["address"], row["release"] or "nothing", since)
-        timed = [(f"{entry['model']} on {entry['runtime']}", f"{entry['p50_ms']:.3f}") for entry in row["latency"]]
-        for index, cells in enumerate(timed or [("", "")]):
-            table.add_row(*(first if index == 0 else [""] * 4), *cells, answered if index == 0 else "")
+        state = (row["device"], row["address"], row["release"] or "nothing", since)
+        _add_device(table, state, row["latency"], answered)
     Console().print(table)
-    warn(row["failure"] for row in rows if row["failure"])
+    warn(row["failure"] for row in rows)
 
 
 def swept(summary: Summary) -> None:
     """A finished sweep's summary: a row for each budget, then why some gave none."""
-    table = Table(title=f"{summary['model']}: {counted(len(summary['points']), 'budget')}")
     metric, is_share = summary["dense"].get("metric", "top-1"), summary["dense"].get("is_share", True)
-    for column in ("budget", metric, "MMACs", "parameters", "bundle"):
-        table.add_column(column, justify="left" if column in ("budget", "bundle") else "right")
+    numbers = (metric, "MMACs", "parameters")
+    title = f"{summary['model']}: {counted(len(summary['points']), 'budget')}"
+    table = _table(title, ("budget", *numbers, "bundle"), numbers=numbers)
     table.add_row("dense", *_swept_cells(summary["dense"], is_share=is_share))
     for row in summary["points"]:
         table.add_row(row["budget"], *_swept_cells(row, is_share=is_share))
@@ -196,7 +213,9 @@ def swept(summary: Summary) -> None:
 
 def _swept_cells(row: Summary, *, is_share: bool) -> tuple[str, str, str, str]:
     """Quality, MACs in millions, parameters and bundle; empty where a run came to none."""
-    accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:{'.2%' if is_share else '.2f'}}"
+    accuracy = ""
+    if row.get("accuracy") is not None:
+        accuracy = _quality(row["accuracy"], is_share=is_share)
     macs = f"{row['macs'] / 1e6:.2f}" if "macs" in row else ""
     parameters = f"{row['params']:,}" if "params" in row else ""
     return accuracy, macs, parameters, row.get("bundle", "")
@@ -206,14 +225,15 @@ def _add_accuracies(table: Table, summary: Summary) -> None:
     """The shipped network's, below it those of the networks on the way there, and how near its answers are to dense."""
     from ..report import facts  # brings jinja2, which most commands do without
 
-    metric = facts.metric_in_words(summary["metric"])
-    shipped = f"{_quality(summary, summary['accuracy_shipped'])} ({summary['shipped']})"
+    metric, is_share = facts.metric_in_words(summary["metric"]), summary["is_share"]
+    dense = _quality(summary["accuracy_dense"], is_share=is_share)
+    shipped = _quality(summary["accuracy_shipped"], is_share=is_share)
     held_out = f"{metric}, {summary['evaluation_images']:,} held out"
-    table.add_row(held_out, _quality(summary, summary["accuracy_dense"]), shipped)
+    table.add_row(held_out, dense, f"{shipped} ({summary['shipped']})")
     for name in ("removed", "repaired", "tuned", "trained"):
         accuracy = summary.get(f"accuracy_{name}")
         if accuracy is not None:
-            table.add_row(f"  {name}", "", _quality(summary, accuracy))
+            table.add_row(f"  {name}", "", _quality(accuracy, is_share=is_share))
     if summary["metric"] != facts.FIDELITY:
         words = facts.metric_in_words(facts.FIDELITY)
         table.add_row(f"{words} (1: the same)", "", f"{summary['fidelity_shipped']:.3f}")
@@ -221,9 +241,9 @@ def _add_accuracies(table: Table, summary: Summary) -> None:
         table.add_row("explanation, ranks (1: the same)", "", f"{summary['explanation_shipped']:.3f}")
 
 
-def _quality(summary: Summary, value: float) -> str:
-    """A figure by the run's measure: per cent of a share, else the number."""
-    return f"{value:.2%}" if summary["is_share"] else f"{value:.2f}"
+def _quality(figure: float, *, is_share: bool) -> str:
+    """By the run's measure: per cent of a share, else the number."""
+    return f"{figure:.2%}" if is_share else f"{figure:.2f}"
 
 
 def _latency_cells(statistics: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
@@ -253,18 +273,18 @@ def _gates_line(states: Mapping[str, str]) -> str:
     doubtful = [name for name, state in states.items() if state != "passed"]
     if not doubtful:
         return f"all {gates} passed"
+    passed = len(states) - len(doubtful)
     why = "within the limit, which these images are no proof of: see the warnings"
-    return f"{len(states) - len(doubtful)} of {gates} passed; not shown ({why}): {'; '.join(doubtful)}"
+    return f"{passed} of {gates} passed; not shown ({why}): {'; '.join(doubtful)}"
 
 
 def searched(summary: SearchSummary) -> None:
     """A finished search's summary: areas of the chosen recipe and of the presets, on each part of the images."""
-    table = Table(title=f"{Path(summary['model']).name}: {summary['trials']} trials, best {summary['best']}")
     image_parts = list(summary["area"])
     told = percent if summary["is_share"] else "{:.2f}".format
-    table.add_column(f"area under {summary['metric']} over MACs kept")
-    for image_part in image_parts:
-        table.add_column(f"{image_part} images", justify="right")
+    title = f"{Path(summary['model']).name}: {summary['trials']} trials, best {summary['best']}"
+    numbers = [f"{image_part} images" for image_part in image_parts]
+    table = _table(title, (f"area under {summary['metric']} over MACs kept", *numbers), numbers=numbers)
     areas_by_name = dict(summary["area_presets"])
     if summary["best"] not in areas_by_name:
         areas_by_name = {summary["best"]: summary["area"], **areas_by_name}

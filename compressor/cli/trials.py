@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .screen import console, minutes, percent, say_if, say_now
+from .screen import console, minutes, percent, say_now
 
 if TYPE_CHECKING:  # bring optuna
     from ..searching.study import Progress as StudyProgress
@@ -53,7 +53,7 @@ def search_screen(total: int, *, several: bool) -> Iterator[SearchScreen]:
         title = title_of(stage, several=False)
         bar.update(task, description=escape(title))
         if not live:
-            say_if(log.line(title, share))
+            say_now(log.line(title, share))
 
     def on_trial(progress: StudyProgress) -> None:
         text = f"trials: best {_best_area(progress)}, {minutes(progress.left_s)} left"
@@ -62,7 +62,9 @@ def search_screen(total: int, *, several: bool) -> Iterator[SearchScreen]:
             say_now(trial_line(progress, several=several))
 
     def shown() -> Group:
-        return Group(bar, table_of(looks[0](), height=_height(), width=console.width)) if looks else Group(bar)
+        if not looks:
+            return Group(bar)
+        return Group(bar, table_of(looks[0](), height=_height(), width=console.width))
 
     screen = SearchScreen(notify, on_trial, looks.append)
     if not live:
@@ -82,9 +84,9 @@ def table_of(views: Sequence[TrialView], *, height: int, width: int) -> Table:
 
     shown_views = _latest(views, height)
     rows = [_cells(view) for view in shown_views]
-    beside = sum(
-        max(len(line[index]) for line in (_COLUMNS, *rows)) + _GAP for index in range(len(_COLUMNS)) if index != _POINT
-    )
+    columns = list(zip(_COLUMNS, *rows, strict=True))  # each with its name first
+    widths = [max(map(len, column)) + _GAP for column in columns]
+    beside = sum(widths) - widths[_POINT]
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for index, name in enumerate(_COLUMNS):
         if index == _POINT:  # whatever room the others leave: a point may be longer than any terminal
@@ -94,16 +96,21 @@ def table_of(views: Sequence[TrialView], *, height: int, width: int) -> Table:
 
     best = best_of([view.row for view in views])
     for view, cells in zip(shown_views, rows, strict=True):
-        leads = best is not None and best.number == view.row.number
-        table.add_row(*map(escape, cells), style="bold" if leads else None)
+        style = "bold" if _is_best(view.row, best) else None
+        table.add_row(*map(escape, cells), style=style)
     return table
+
+
+def _is_best(row: TrialRow, best: TrialRow | None) -> bool:
+    return best is not None and best.number == row.number
 
 
 def _latest(views: Sequence[TrialView], height: int) -> list[TrialView]:
     """All that run before any that does not, in the order they were begun."""
     running = [view for view in views if view.state == "running"][:height]
     others = [view for view in views if view.state not in ("running", "waiting")]
-    latest = others[max(0, len(others) - (height - len(running))) :]
+    space = height - len(running)
+    latest = others[-space:] if space else []
     return sorted([*running, *latest], key=lambda view: view.row.number)
 
 
@@ -112,7 +119,7 @@ def _cells(view: TrialView) -> tuple[str, ...]:
     from ..searching.watching import point_text
 
     row = view.row
-    area = told(row.value, row) if row.value is not None else ""
+    area = "" if row.value is None else told(row.value, row)
     qualities = " ".join(told(point.quality, row) for point in row.points)
     text = f"[{row.preset}]" if row.preset else point_text(row.point)
     return str(row.number), view.worker, view.state, text, area, qualities, f"{row.seconds:.0f}"
@@ -120,10 +127,12 @@ def _cells(view: TrialView) -> tuple[str, ...]:
 
 def trial_line(progress: StudyProgress, *, several: bool) -> str:
     """A finished trial in one line of a log."""
-    row, best = progress.row, progress.best
+    from ..searching.takeover import short_name
+
+    row = progress.row
     preset = f" [{row.preset}]" if row.preset else ""
-    worker = f" by {':'.join(row.worker.split(':')[:2])}" if several and row.worker else ""
-    leads = " (best)" if best is not None and best.number == row.number else ""
+    worker = f" by {short_name(row.worker)}" if several and row.worker else ""
+    leads = " (best)" if _is_best(row, progress.best) else ""
     qualities = ", ".join(f"{point.budget:g}: {told(point.quality, row)}" for point in row.points)
     return (
         f"{progress.done}/{progress.total} trial {row.number}{preset} {row.state}{worker}: "
@@ -133,7 +142,8 @@ def trial_line(progress: StudyProgress, *, several: bool) -> str:
 
 
 def _best_area(progress: StudyProgress) -> str:
-    return percent(None) if progress.best is None else told(progress.best.value, progress.best)
+    best = progress.best
+    return percent(None) if best is None else told(best.value, best)
 
 
 def told(value: float | None, row: TrialRow) -> str:

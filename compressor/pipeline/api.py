@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..errors import ModelError, RecipeError, with_article
 from ..files import content_hash
 from ..graph.interface import answers
 from ..inputs.models import model_in_hand
-from ..recipe import RecipeFields, make_recipe, read_recipe
+from ..recipe import Recipe, RecipeFields, make_recipe, read_recipe
 from ..run.choosing import parted_options
 from ..run.saved import load_graph, read_network
 from ..run.stages import Notify
@@ -43,29 +43,31 @@ def compress(
     alone, or with targets. Of the task, `quality(predict, data)`, `loss`, `says`, `distance` and `decode` may be
     functions of yours. Raises CompressorError's subclasses (see compressor.errors).
     """
-    asked: dict[str, Any] = dict(options)
-    parts, asked = parted_options(asked)
+    parts, asked = parted_options(dict(options))
     if isinstance(images, (str, os.PathLike)):
         asked["data"] = os.fspath(images)
         images = None
 
+    in_hand, dense = None, None
     if isinstance(model, nn.Module):
-        asked.setdefault("out", "runs/model")
-        asked = {name: value for name, value in asked.items() if value is not None}
         in_hand = model_in_hand(model)
         dense = in_hand.module
-        recipe = make_recipe({**asked, "model": type(dense).__name__})
-        if is_sweep(recipe):
-            swept = sweep(recipe, watch=watched_by(notify), model=in_hand, data=images, parts=parts)
-            return replace(swept, runs=tuple(replace(point, dense=dense) for point in swept.runs))
-        return replace(run(recipe, notify=notify, model=in_hand, data=images, parts=parts), dense=dense)
+        recipe = _recipe_of_module(dense, asked)
+    else:
+        if model is not None:
+            asked["model"] = require_name(model)
+        recipe = read_recipe(None, **asked)
 
-    if model is not None:
-        asked["model"] = require_name(model)
-    recipe = read_recipe(None, **asked)
     if is_sweep(recipe):
-        return sweep(recipe, watch=watched_by(notify), data=images, parts=parts)
-    return run(recipe, notify=notify, data=images, parts=parts)
+        swept = sweep(recipe, watch=watched_by(notify), model=in_hand, data=images, parts=parts)
+        return replace(swept, runs=tuple(replace(point, dense=dense) for point in swept.runs))
+    return replace(run(recipe, notify=notify, model=in_hand, data=images, parts=parts), dense=dense)
+
+
+def _recipe_of_module(module: nn.Module, asked: Mapping[str, Any]) -> Recipe:
+    """The recipe for a module that has no name but its class's; what is None was not asked for."""
+    fields = {"out": "runs/model", **asked, "model": type(module).__name__}
+    return make_recipe({name: value for name, value in fields.items() if value is not None})
 
 
 def require_name(model: object) -> str:
@@ -105,9 +107,9 @@ def ship(
     run (`RUN-trained`) by default; the run stays as it is. The same call goes on where an earlier one stopped. Raises
     ModelError for weights that don't fit, FolderError for a run that is not finished or an `out` that holds others.
     """
-    functions, others = parted_options(parts)
-    if others:
-        raise RecipeError(f"ship takes no {next(iter(others))!r}; what a run was asked for stays as it was")
+    functions, refused = parted_options(parts)
+    if refused:
+        raise RecipeError(f"ship takes no {next(iter(refused))!r}; what a run was asked for stays as it was")
     data = os.fspath(images) if isinstance(images, (str, os.PathLike)) else ""
     asked = Asked(Path(folder), out, entry, trust, data=data, evaluation_data=evaluation_data)
     return ship_trained(asked, trained, model, None if data else images, functions, notify or silent)

@@ -95,9 +95,11 @@ def run(
     budget of a sweep.
     """
     parse_budgets(recipe.budget)
-    with process_group(), computing(), _own_folder(recipe) as own:
-        request = Request(own, model, data, parts, spare=spare_of(recipe))
-        summary = _run(request, (notify or silent) if rank() == 0 else silent)
+    with process_group(), computing(), _own_folder(recipe) as recipe_here:
+        request = Request(recipe_here, model, data, parts, spare=spare_of(recipe))
+        if notify is None or rank() > 0:
+            notify = silent
+        summary = _run(request, notify)
     return Run(recipe.folder, recipe, summary, data=data, parts=parts)
 
 

@@ -44,11 +44,13 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
 
     Without minutes or passes, or images to tell the two apart, the repaired one ships.
     """
-    recipe, folder = work.recipe, work.stages.folder
-    judges = judges_of(work) if recipe.recovers else None
-    not_checked: tuple[str, ...] = ()
-    if recipe.recovers and judges is None:
-        not_checked = ("recovery: so few calibration images can't both teach and judge, so nothing was trained",)
+    recipe = work.recipe
+    judges, options, checks = None, None, Checks()
+    if recipe.recovers:
+        judges, options = judges_of(work), recovering_of(recipe)
+        if judges is None:
+            lacking = "recovery: so few calibration images can't both teach and judge, so nothing was trained"
+            checks = Checks(not_checked=(lacking,))
     recovered = work.stages.make(
         "finetune",
         _recovered,
@@ -58,24 +60,22 @@ def recover(work: Work, structure: Structure, pruned: Pruned, task: NetworkTask)
         repaired=Known(pruned.network, work.stages.keys[f"repair-{recipe.rounds}"]),
         slices=slices_of(work.base, structure, pruned.plan),
         judges=judges and Known(judges, [judges.source, *map(fingerprint, judges.parts)]),
-        options=recovering_of(recipe) if recipe.recovers else None,
+        options=options,
         task=task.known,
         folder=work.stages.output,
     )
-    kept = dict(pruned.plan.kept)
-    code = code_sha256s(recipe)
     network = Network(
         work.model.builder,
         work.inputs,
         structure.tied,
         structure.frozen,
-        kept,
+        dict(pruned.plan.kept),
         work.keywords,
-        code,
+        code_sha256s(recipe),
         branches=work.depth.names,
     )
-    write_network(folder, network)
-    return replace(recovered, checks=Checks(not_checked=not_checked))
+    write_network(work.stages.folder, network)
+    return replace(recovered, checks=checks)
 
 
 def _recovered(
@@ -103,12 +103,12 @@ def _recovered(
     )
     with alone():  # few images, and every process sees all of them
         choice = choose(repaired, tuned, judges.images, source=judges.source, task=task, dense=dense)
-    return Recovered(tuned if choice.shipped == "tuned" else repaired, tuned, choice, recovery)
+    shipped = tuned if choice.shipped == "tuned" else repaired
+    return Recovered(shipped, tuned, choice, recovery)
 
 
 def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan) -> Keeper[Recovered]:
-    tuned_file, choice_file, shipped_file = "stages/tuned.safetensors", "choice.json", WEIGHTS
-    recovery_file = "recovery.json"
+    tuned_file, choice_file, recovery_file = "stages/tuned.safetensors", "choice.json", "recovery.json"
 
     def write(folder: Path, result: Recovered) -> None:
         if result.tuned is None:
@@ -119,7 +119,7 @@ def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan
         write_json(folder / choice_file, {"schema": "choice/1", "choice": choice})
         recovery = None if result.recovery is None else asdict(result.recovery)
         write_json(folder / recovery_file, {"schema": "recovery/1", "recovery": recovery})
-        write_weights(folder / shipped_file, result.shipped)
+        write_weights(folder / WEIGHTS, result.shipped)
 
     def network(path: Path) -> fx.GraphModule:
         small = rebuild(dense, structure, dict(plan.kept))
@@ -130,7 +130,7 @@ def _keeper_of_recovered(dense: fx.GraphModule, structure: Structure, plan: Plan
         choice = _choice_of(read_json(folder / choice_file, "choice/1")["choice"])
         tuned = None if choice is None else network(folder / tuned_file)
         recovery = _recovery_of(read_json(folder / recovery_file, "recovery/1")["recovery"])
-        return Recovered(network(folder / shipped_file), tuned, choice, recovery)
+        return Recovered(network(folder / WEIGHTS), tuned, choice, recovery)
 
     return Keeper(write, read)
 
@@ -152,4 +152,6 @@ def _recovery_of(saved: dict[str, Any] | None) -> Recovery | None:
 
 def name_of_shipped(recovered: Recovered) -> str:
     """`repaired` or `tuned`."""
-    return recovered.choice.shipped if recovered.choice is not None else "repaired"
+    if recovered.choice is None:
+        return "repaired"
+    return recovered.choice.shipped

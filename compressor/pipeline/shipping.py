@@ -80,11 +80,11 @@ def read_shipping(
     """
     finished = _finished(asked)
     if asked.recipe is None:  # what a folder says: that of a run in hand is the user's own
-        in_hand = {
-            *parts.functions,
-            *(("data",) if asked.data or data is not None else ()),
-            *(("evaluation_data",) if asked.evaluation_data else ()),
-        }
+        in_hand = set(parts.functions)
+        if asked.data or data is not None:
+            in_hand.add("data")
+        if asked.evaluation_data:
+            in_hand.add("evaluation_data")
         require_trusted_code(finished, model=module is not None, in_hand=in_hand, trust=asked.trust)
     recipe = finished.recipe
     state = state_of(trained, asked.entry)  # before anything long
@@ -98,20 +98,21 @@ def read_shipping(
     bare = copy.deepcopy(work.base) if structure is None else rebuild(work.base, structure, kept)
     network = with_trained(bare, state, work.model.module)
     identity = {**work.stages.identity, "trained": state_hash(network)}
-    work = replace(
-        work,
-        stages=open_run(recipe.folder, identity, notify),
-        warnings=(*work.warnings, *state.notes),
-    )
+    stages = open_run(recipe.folder, identity, notify)
+    work = replace(work, stages=stages, warnings=(*work.warnings, *state.notes))
     return Shipping(work, finished, structure, bare, network)
 
 
 def _finished(asked: Asked) -> Finished:
     """The run, its recipe for the folder that is shipped to."""
     finished = read_finished(asked.folder, asked.recipe)
-    folder = asked.folder if asked.folder.name not in ("", "..") else asked.folder.resolve()
-    out = Path(asked.out) if asked.out is not None else folder.with_name(f"{folder.name}-trained")
-    recipe = replace(finished.recipe, out=str(out))
+    out = asked.out
+    if out is None:
+        folder = asked.folder
+        if folder.name in ("", ".."):  # `.` and the like, which are no name to put another beside
+            folder = folder.resolve()
+        out = folder.with_name(f"{folder.name}-trained")
+    recipe = replace(finished.recipe, out=str(Path(out)))
     if asked.data:
         recipe = replace(recipe, data=asked.data)
     if asked.evaluation_data:
@@ -137,35 +138,14 @@ def _without_branches(work: Work, finished: Finished) -> Work:
 
 def trained_outcome(shipping: Shipping) -> Outcome:
     """All that a run does once its network is there, with the trained one, up to what is delivered of it."""
-    work, finished, structure = shipping.work, shipping.finished, shipping.structure
-    folder, kept = work.stages.folder, dict(finished.network.kept)
-    again = ("groups", "mean answer", *finished.stages)
-    copy_stages(finished.folder, folder, again)
-    require_finished(folder, finished.stages, remedy="delete that folder, and ship again")
+    work, finished = shipping.work, shipping.finished
+    copy_stages(finished.folder, work.stages.folder, ("groups", "mean answer", *finished.stages))
+    require_finished(work.stages.folder, finished.stages, remedy="delete that folder, and ship again")
     checks, plan = Checks(warnings=work.warnings), None
-    if structure is not None:
-        keep_units(work, structure)
-        macs_left = measure_cost(shipping.trained).macs
-        plan = Plan(kept, measure_cost(work.dense).macs, macs_left, work.recipe.budget, work.depth.names)
-        write_record(folder / "plan.json", plan)
-        identity = identity_gate(work, work.base, shipping.bare, structure, plan)
-        require_passed(work.stages, identity)
+    if shipping.structure is not None:
+        plan, identity = _removed_again(shipping, shipping.structure)
         checks += identity
-    keep_inputs(work)
-    network = keep_trained(work, shipping.trained)
-    replayed = finished.network
-    write_network(
-        folder,
-        Network(
-            work.model.builder,
-            work.inputs,
-            replayed.tied,
-            replayed.frozen,
-            kept,
-            work.keywords,
-            branches=replayed.branches,
-        ),
-    )
+    network = _keep_network(shipping)
 
     origin = work.stages.keys["trained"]
     dense_origin = work.stages.keys.get("groups", origin)
@@ -175,7 +155,7 @@ def trained_outcome(shipping: Shipping) -> Outcome:
     near_dense = measure_nearness(work, {"trained": network}, origin)
     figures = {"dense": accuracy["dense"], **earlier, "trained": accuracy["trained"], "shipped": accuracy["trained"]}
     return Outcome(
-        structure,
+        shipping.structure,
         plan,
         network,
         figures,
@@ -184,6 +164,41 @@ def trained_outcome(shipping: Shipping) -> Outcome:
         checks=checks + note,
         shipped="trained",
     )
+
+
+def _removed_again(shipping: Shipping, structure: Structure) -> tuple[Plan, Checks]:
+    """The run's groups and plan to this folder. Raises GateError where the network is not the masked original."""
+    work = shipping.work
+    keep_units(work, structure)
+    plan = Plan(
+        dict(shipping.finished.network.kept),
+        macs_dense=measure_cost(work.dense).macs,
+        macs_kept=measure_cost(shipping.trained).macs,
+        budget=work.recipe.budget,
+        branches=work.depth.names,
+    )
+    write_record(work.stages.folder / "plan.json", plan)
+    identity = identity_gate(work, work.base, shipping.bare, structure, plan)
+    require_passed(work.stages, identity)
+    return plan, identity
+
+
+def _keep_network(shipping: Shipping) -> fx.GraphModule:
+    """The trained network to this folder, with what rebuilds it, and as it lies there."""
+    work, replayed = shipping.work, shipping.finished.network
+    keep_inputs(work)
+    trained = keep_trained(work, shipping.trained)
+    network = Network(
+        work.model.builder,
+        work.inputs,
+        replayed.tied,
+        replayed.frozen,
+        dict(replayed.kept),
+        work.keywords,
+        branches=replayed.branches,
+    )
+    write_network(work.stages.folder, network)
+    return trained
 
 
 def _earlier_figures(folder: Path, dense: Accuracy | Quality) -> tuple[dict[str, Accuracy | Quality], Checks]:
@@ -197,18 +212,21 @@ def _earlier_figures(folder: Path, dense: Accuracy | Quality) -> tuple[dict[str,
     rows = read_json(path, "figures/1")["networks"]
     figures = {name: figure_of(fields) for name, fields in rows.items()}
     before = figures.pop("dense")
-    same = (before.metric, before.n) == (dense.metric, dense.n) and abs(before.value - dense.value) <= FIGURE_NOISE
-    if not same:
+    counts_alike = (before.metric, before.n) == (dense.metric, dense.n)
+    if not counts_alike or not abs(before.value - dense.value) <= FIGURE_NOISE:  # NaN is near nothing
         text = (
             f"the dense network's {dense.metric} is {dense.value:.4g} on {dense.n} images, and was {before.metric} "
             f"{before.value:.4g} on {before.n} in {folder}: what that run's networks came to is left out"
         )
         return {}, Checks(warnings=(text,))
-    return {name: figure for name, figure in figures.items() if name in ("removed", "repaired", "tuned")}, Checks()
+    earlier = {name: figure for name, figure in figures.items() if name in ("removed", "repaired", "tuned")}
+    return earlier, Checks()
 
 
 def budget_facts(folder: Path) -> dict[str, object]:
     """How the run's budgets were met, which training changes nothing of; empty where a gate ended the run."""
     path = folder / "summary.json"
-    summary = read_json(path, "summary/2") if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    summary = read_json(path, "summary/2")
     return {"budgets": summary["budgets"]} if "budgets" in summary else {}

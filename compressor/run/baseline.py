@@ -175,10 +175,13 @@ def _tabled(baseline: Baseline, budget: Budget, also: Sequence[Budget], progress
         release()
         require_removal([budget.of(_dense_us(baseline, budget, kept) / 1e3), *also])
 
-    crowded = row_of(budget.runtime).on_processor and budget.threads != 1 and place_of(budget).is_busy()
-    tabled = replace(budget, threads=1) if crowded else budget
+    tabled = budget
+    shares_cores = row_of(budget.runtime).on_processor and budget.threads != 1
+    if shares_cores and place_of(budget).is_busy():
+        tabled = replace(budget, threads=1)
     model = _measure_model(baseline, tabled, kept, say)
-    dense_ms = (_dense_us(baseline, budget, kept) if budget.amount else model.dense_us) / 1e3
+    dense_us = _dense_us(baseline, budget, kept) if budget.amount else model.dense_us
+    dense_ms = dense_us / 1e3
     kept.write(budget=str(budget), tables_on=str(tabled), model=model_to_json(model))
     _refuse_early(baseline, budget.of(dense_ms), model)
     return tabled.threads, dense_ms
@@ -273,7 +276,8 @@ def _dense_file(baseline: Baseline) -> Path:
     """The dense network as it is timed; there while plans are tried."""
     path = _dense_path(baseline.folder)
     mark = path.with_suffix(".sha256")
-    if path.is_file() and mark.is_file() and mark.read_text(errors="replace") == file_sha256(path):
+    is_there = path.is_file() and mark.is_file()
+    if is_there and mark.read_text(errors="replace") == file_sha256(path):
         return path
     with recorded():  # scratch: no stage's result
         export_for(baseline.dense, baseline.example, path)

@@ -17,7 +17,7 @@ from ..errors import DataError, FolderError, ModelError, RecipeError
 from ..files import read_json, read_record
 from ..inputs.trust import require_trusted, require_trusted_function, require_trusted_loader
 from ..recipe import Recipe, read_recipe
-from ..records import Plan
+from ..records import IntArray, Plan
 from .choosing import PARTS
 from .locks import require_unlocked
 from .saved import Network, read_network
@@ -86,12 +86,17 @@ def read_finished(folder: Path, recipe: Recipe | None = None) -> Finished:
     require_finished(folder, finished.stages, remedy=_AGAIN)
     if network.kept:
         plan = read_record(folder / "plan.json", Plan)
-        same = plan.kept.keys() == network.kept.keys()
-        if not same or not all(np.array_equal(plan.kept[name], units) for name, units in network.kept.items()):
+        if not _keep_alike(plan.kept, network.kept):
             raise FolderError(f"{folder} has a newer plan than its network: a run was begun and not finished; {_AGAIN}")
     elif not finished.recipe.as_it_is:
         raise FolderError(f"{folder} asks for '{finished.recipe.budget}' and holds a network of no plan; {_AGAIN}")
     return finished
+
+
+def _keep_alike(kept: Mapping[str, IntArray], others: Mapping[str, IntArray]) -> bool:
+    if kept.keys() != others.keys():
+        return False
+    return all(np.array_equal(units, others[name]) for name, units in kept.items())
 
 
 def require_trusted_code(finished: Finished, *, model: bool, in_hand: Collection[str], trust: bool) -> None:
@@ -110,8 +115,8 @@ def require_trusted_code(finished: Finished, *, model: bool, in_hand: Collection
         sha256 = network.builder_sha256 if network.builder == recipe.model else ""
         require_trusted(recipe.model, sha256, folder, trust=trust)
     for field in ("data", "evaluation_data", *PARTS):
-        spec = "" if field in in_hand else getattr(recipe, field)
-        if not spec:
+        spec = getattr(recipe, field)
+        if not spec or field in in_hand:
             continue
         require = require_trusted_function if field in PARTS else require_trusted_loader
         require(spec, finished.code.get(line_of(field, spec), ""), folder, trust=trust)
@@ -124,11 +129,11 @@ def require_same(finished: Finished, work: Work) -> None:
             f"the dense model is not the one that the run in {finished.folder} was made from (its weights' hash is "
             "another); give that, as it was: the trained weights are given apart from it"
         )
-    for part in ("calibration", "evaluation"):
-        if work.splits.hashes[part] != finished.splits.get(part):
+    for purpose in ("calibration", "evaluation"):
+        if work.splits.hashes[purpose] != finished.splits.get(purpose):
             raise DataError(
-                f"the {part} images are not those that the run in {finished.folder} was made with; give the same, in "
-                "the same order, so that its figures can be compared"
+                f"the {purpose} images are not those that the run in {finished.folder} was made with; give the same, "
+                "in the same order, so that its figures can be compared"
             )
     lacking = sorted(set(finished.parts) - set(work.chosen.parts.functions))
     if lacking:

@@ -60,34 +60,38 @@ def judging_of(recipe: Recipe, spare: Source) -> Source:
 def judges_of(work: Work) -> Judges | None:
     """The images that teach and those that judge; None where too few calibration images would have to do both."""
     calibration, spare, size = work.splits.calibration, work.splits.search, work.recipe.batch_size
-    kept_out = max(1, len(calibration) // HELD_SHARE)
+    kept_out = _kept_out_of(calibration)
     if len(spare) < min(SEARCH_LEAST, kept_out):  # few spare images judge no worse than as few of calibration's
-        return _of_calibration(calibration, kept_out, size)
+        return _of_calibration(calibration, size)
     judging = judging_of(work.recipe, spare)
+    _, left = _split_at(spare, len(judging))
+    if len(left) >= ENOUGH // 2:
+        validation, unused = _split_at(left, min(JUDGE_IMAGES, len(left) // 2))
+        taught = calibration.joined(unused)
+    elif len(calibration) > 1:
+        taught, validation = _split_at(calibration, len(calibration) - kept_out)
+    else:
+        return None
     source = f"{len(judging)} images that served nothing else"
-    left = spare.subset(np.arange(len(judging), len(spare)))
-    if len(left) < ENOUGH // 2:
-        if len(calibration) < 2:
-            return None
-        taught, held = _parted(calibration, kept_out)
-        return Judges(batches(taught, size), batches(held, size), batches(judging, size), source)
-    held_count = min(JUDGE_IMAGES, len(left) // 2)
-    held, others = left.subset(np.arange(held_count)), left.subset(np.arange(held_count, len(left)))
-    lessons = batches(calibration.joined(others), size)
-    return Judges(lessons, batches(held, size), batches(judging, size), source)
+    return Judges(batches(taught, size), batches(validation, size), batches(judging, size), source)
 
 
-def _of_calibration(calibration: Source, kept_out: int, size: int) -> Judges | None:
-    """The last ones of a stratified order, so that every class is among them in about its share."""
+def _of_calibration(calibration: Source, size: int) -> Judges | None:
+    """The last ones of a stratified order judge, so that every class is among them in about its share."""
     if len(calibration) < 3:
         return None
-    rest, judging = _parted(calibration, kept_out)
-    taught, held = _parted(rest, max(1, len(rest) // HELD_SHARE))
+    kept_out = _kept_out_of(calibration)
+    teaching, judging = _split_at(calibration, len(calibration) - kept_out)
+    taught, validation = _split_at(teaching, len(teaching) - _kept_out_of(teaching))
     source = f"{kept_out} calibration images kept out of the recovery (the repair was fitted on them too)"
-    return Judges(batches(taught, size), batches(held, size), batches(judging, size), source)
+    return Judges(batches(taught, size), batches(validation, size), batches(judging, size), source)
 
 
-def _parted(images: Source, last: int) -> tuple[Source, Source]:
-    """All but the last ones, and those."""
-    first = len(images) - last
+def _kept_out_of(images: Source) -> int:
+    """How many of them do not teach."""
+    return max(1, len(images) // HELD_SHARE)
+
+
+def _split_at(images: Source, first: int) -> tuple[Source, Source]:
+    """The first ones, and those behind them."""
     return images.subset(np.arange(first)), images.subset(np.arange(first, len(images)))

@@ -32,7 +32,8 @@ def lessons_of(work: Work, judging: int) -> Known | None:
     if work.recipe.criterion not in LEARNED:
         return None
     calibration, spare = work.splits.calibration, work.splits.search
-    others = spare.subset(np.arange(min(judging, len(spare)), len(spare)))
-    images = batches(calibration.joined(others), work.recipe.batch_size)
-    hashes = [work.splits.hashes[part] for part in ("calibration", "search")]
-    return Known(images, [*hashes, len(others), images.batch_size, work.prepared_as])
+    unused = spare.subset(np.arange(min(judging, len(spare)), len(spare)))
+    images = batches(calibration.joined(unused), work.recipe.batch_size)
+    hashes = work.splits.hashes
+    sources = [hashes["calibration"], hashes["search"], len(unused)]
+    return Known(images, [*sources, images.batch_size, work.prepared_as])

@@ -24,7 +24,7 @@ from ..planning.budget import least_share, out_of_reach
 from ..pruning import Structure, prune
 from ..pruning.surgery import removed_classes
 from ..recipe import BY_WIDTH, Recipe
-from ..records import Plan, Scores
+from ..records import Cost, Plan, Scores
 from ..rounds import amount_of, budget_of
 from .baseline import Tables, any_scores, drop_dense_file, find_steps, find_tables, measure_ratio, steps_here
 from .checks import Checks, gate, require_passed
@@ -87,16 +87,20 @@ def shares_of(recipe: Recipe, dense: fx.GraphModule) -> tuple[Budget, ...]:
     BudgetError where the dense network meets all of them.
     """
     cost = measure_cost(dense)
-    budgets = [
-        budget if budget.kind == "latency" else budget.of(amount_of(cost, budget.kind))
-        for budget in parse_budgets(recipe.budget)
-    ]
+    budgets = [_as_share(budget, cost) for budget in parse_budgets(recipe.budget)]
     if all(budget.kind != "latency" for budget in budgets):
         require_removal(budgets)
     return tuple(sorted(budgets, key=lambda budget: _ORDER.index(budget.kind)))
 
 
 _ORDER: tuple[Kind, ...] = ("latency", "macs", "parameters", "size")
+
+
+def _as_share(budget: Budget, dense: Cost) -> Budget:
+    """A counted budget as a share of the dense network; one of time as it is."""
+    if budget.kind == "latency":
+        return budget
+    return budget.of(amount_of(dense, budget.kind))
 
 
 _SPARE = 0.02  # of the least share: MaskFormer's is 0.600 before it is scored and 0.603 after
@@ -122,24 +126,20 @@ def kept_of(
     before, after = measure_cost(dense), measure_cost(small)
     rows = []
     for budget in budgets:
-        counted = amount_of(after, budget.kind) / amount_of(before, budget.kind)
-        rows.append(Kept(budget, measured if budget.kind == "latency" else counted))
+        share = measured
+        if budget.kind != "latency":
+            share = amount_of(after, budget.kind) / amount_of(before, budget.kind)
+        rows.append(Kept(budget, share))
     return tuple(rows)
 
 
 def summary_of_budgets(rows: Sequence[Kept]) -> dict[str, object]:
     """Of each budget the share it asks for and the share kept, for the summary; `decided` is the one that bound."""
-    return {
-        "budgets": [
-            {
-                "budget": str(row.budget),
-                "asked": round(row.budget.share, 4),
-                "kept": round(row.share, 4),
-                "decided": row is deciding(rows),
-            }
-            for row in rows
-        ]
-    }
+    entries = []
+    for row in rows:
+        shares = {"asked": round(row.budget.share, 4), "kept": round(row.share, 4)}
+        entries.append({"budget": str(row.budget), **shares, "decided": row is deciding(rows)})
+    return {"budgets": entries}
 
 
 def deciding(rows: Sequence[Kept]) -> Kept:
@@ -151,9 +151,12 @@ def words_of(rows: Sequence[Kept]) -> str:
     """The budgets as the report says them; of several which one decided."""
     text = ", ".join(str(row.budget) for row in rows)
     first = deciding(rows)
-    if len(rows) == 1:
-        return f"{text} ({first.share:.3f} of the dense network's kept)" if first.budget.amount else text
-    return f"{text}; of these '{first.budget}' decided ({first.share:.3f} kept where {first.budget.share:.4g} may stay)"
+    if len(rows) > 1:
+        kept = f"{first.share:.3f} kept where {first.budget.share:.4g} may stay"
+        return f"{text}; of these '{first.budget}' decided ({kept})"
+    if first.budget.amount:
+        return f"{text} ({first.share:.3f} of the dense network's kept)"
+    return text
 
 
 def below_budget(rows: Sequence[Kept], multiple: int) -> str:
@@ -162,8 +165,10 @@ def below_budget(rows: Sequence[Kept], multiple: int) -> str:
     budget = first.budget
     if budget.kind == "latency" or first.of_allowed >= 1 - budget.slack:
         return ""
-    now = "by each layer's width" if multiple == BY_WIDTH else multiple
-    steps = f"--multiple 1 (now {now}) may come nearer" if multiple != 1 else "no plan comes nearer"
+    steps = "no plan comes nearer"
+    if multiple != 1:
+        now = "by each layer's width" if multiple == BY_WIDTH else multiple
+        steps = f"--multiple 1 (now {now}) may come nearer"
     quantity = "MACs" if budget.kind == "macs" else budget.kind
     return (
         f"the plan keeps {first.share:.3f} of the {quantity} where {budget.share:.4g} may stay: units go in steps too "
@@ -180,7 +185,9 @@ def warn_below(rows: Sequence[Kept], multiple: int) -> Checks:
 def ranking_here(graph: fx.GraphModule, structure: Structure, recipe: Recipe) -> RankingOptions:
     """The recipe's ranking; with `multiple = 0`, each group's widths keep to the steps measured now."""
     options = ranking_of(recipe)
-    return options if recipe.multiple else replace(options, steps=steps_here(graph, structure))
+    if recipe.multiple:
+        return options
+    return replace(options, steps=steps_here(graph, structure))
 
 
 def set_aim(work: Work, structure: Structure) -> Aim:
@@ -227,17 +234,17 @@ def plan_without_branches(
 
 def make_step(work: Work, r: int, graph: fx.GraphModule, units: Structure, scores: Scores, aim: Aim) -> Step:
     """Round r's plan; the last one meets the budgets. Raises GateError where a measured one could not be met."""
-    part = r / work.recipe.rounds
+    exponent = r / work.recipe.rounds  # the same factor every round: to 0.25 in two, 0.5 stays after the first
 
     def on_the_way(budget: Budget) -> Budget:
-        return budget_of(work.dense, graph, budget.at(budget.share**part))
+        return budget_of(work.dense, graph, budget.at(budget.share**exponent))
 
     also = tuple(map(on_the_way, aim.also))
     if aim.tables is None:
         return Step(make_plan(graph, units, scores, on_the_way(aim.budget), aim.options, also=also))
     timed = Timed(graph, units, scores, aim, aim.tables, also)
     if r < work.recipe.rounds:
-        return Step(timed.plan_at(aim.budget.share**part)[0])
+        return Step(timed.plan_at(aim.budget.share**exponent)[0])
     met = _stage_met(work, r, timed)
     facts = _facts_of(aim.budget, met, aim.tables.dense_ms)
     write_json(work.stages.folder / "latency-budget.json", {"schema": MET, **facts, **met_to_json(met)})
@@ -280,7 +287,10 @@ class Timed:
 
     def most(self) -> float:
         """The largest share that can be asked for: with more, a counted budget would not hold; 1 without any."""
-        return self.plan_at(self.now * (1 + 1e-9))[1] * (1 + 1e-9) if self.also else 1.0
+        if not self.also:
+            return 1.0
+        _, predicted = self.plan_at(self.now * (1 + 1e-9))
+        return predicted * (1 + 1e-9)
 
     def measure(self, plan: Plan) -> Ratio:
         """The share of the dense network's time that the planned one takes, as timed."""
@@ -324,12 +334,16 @@ def _read_met(folder: Path) -> Met:
 def _facts_of(budget: Budget, met: Met, dense_ms: float) -> dict[str, object]:
     """A measured budget's figures, for the summary and for a reader of the folder; milliseconds where it names some."""
     measured = met.trial.measured
-    times_ms = {"asked_ms": budget.amount, "dense_ms": dense_ms, "measured_ms": measured.value * dense_ms}
+    facts: dict[str, object] = {"asked": round(budget.share, 6)}
+    if budget.amount:
+        facts["asked_ms"] = round(budget.amount, 4)
+        facts["dense_ms"] = round(dense_ms, 4)
+        facts["measured_ms"] = round(measured.value * dense_ms, 4)
+    facts["runtime"] = budget.runtime
+    if budget.host:
+        facts["host"] = budget.host
     return {
-        "asked": round(budget.share, 6),
-        **{name: round(time_ms, 4) for name, time_ms in times_ms.items() if budget.amount},
-        "runtime": budget.runtime,
-        **({"host": budget.host} if budget.host else {}),
+        **facts,
         "batch": budget.batch,
         "threads": budget.threads,
         "predicted": round(met.trial.predicted, 4),
@@ -342,11 +356,15 @@ def _facts_of(budget: Budget, met: Met, dense_ms: float) -> dict[str, object]:
 
 def _budget_gate(budget: Budget, met: Met, dense_ms: float) -> Checks:
     """In milliseconds where those were asked for, else as a share of the dense network's."""
-    place, unit = str(budget).partition(" on ")[2], dense_ms if budget.amount else 1.0
+    place = str(budget).partition(" on ")[2]
+    if budget.amount:
+        name, scale, unit = f"latency: milliseconds on {place}", dense_ms, "ms"
+    else:
+        name, scale, unit = f"latency: share of the dense network's on {place}", 1.0, ""
     return gate(
-        f"latency: milliseconds on {place}" if budget.amount else f"latency: share of the dense network's on {place}",
-        met.trial.measured.value * unit,
-        limit=round((1 + budget.slack) * budget.share * unit, 6),
+        name,
+        met.trial.measured.value * scale,
+        limit=round((1 + budget.slack) * budget.share * scale, 6),
         remedy="run again when the machine is quieter",
-        unit="ms" if budget.amount else "",
+        unit=unit,
     )

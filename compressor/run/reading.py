@@ -67,12 +67,12 @@ def signature_of(recipe: Recipe, model: Model) -> Signature:
 
 
 def _source_of(
-    recipe: Recipe, model: Model, given: str | Images | Examples | None, signature: Signature
+    recipe: Recipe, model: Model, in_hand: str | Images | Examples | None, signature: Signature
 ) -> Images | Examples:
     """What was given in Python, else what the recipe names."""
-    if given is not None and not isinstance(given, str):
-        return given
-    name = given or recipe.data
+    if in_hand is not None and not isinstance(in_hand, str):
+        return in_hand
+    name = in_hand or recipe.data
     if not name:
         raise RecipeError("no images were given; name a folder, an .npz or a data set with --data")
     return load_source(name, signature, classes=_classes_of(model))
@@ -80,7 +80,9 @@ def _source_of(
 
 def _classes_of(model: Model) -> tuple[str, ...] | None:
     """An untrained network's classes mean nothing."""
-    return tuple(model.class_names) if model.class_names and model.weights != "none" else None
+    if not model.class_names or model.weights == "none":
+        return None
+    return tuple(model.class_names)
 
 
 def _dealt(
@@ -101,8 +103,8 @@ def _dealt(
             held_out = held_out.prepared(preprocessing)
         held_out, notes = without_damaged(held_out, recipe.damaged_images)
         n = min(recipe.calibration, _different(source, recipe.calibration + search))
-        rest = _left_for_search(source, n, search) if search else _left(source, n, spare)
-        return split_apart(source, held_out, recipe.seed, calibration=n, search=rest), notes
+        set_apart = _set_apart(source, n, search=search, spare=spare)
+        return split_apart(source, held_out, recipe.seed, calibration=n, search=set_apart), notes
     evaluated = round(recipe.evaluation * len(source))
     n = min(recipe.calibration, _different(source, recipe.calibration + evaluated + search) - evaluated)
     if not evaluated or n < 1:
@@ -110,14 +112,17 @@ def _dealt(
             f"{source.source} holds {len(source)} images, of which {evaluated} are held out for evaluation; give more "
             "images, another share with --evaluation, or evaluation images of their own with --evaluation-data"
         )
-    rest = _left_for_search(source, evaluated + n, search) if search else _left(source, evaluated + n, spare)
-    return split(source, recipe.seed, calibration=n, search=rest, evaluation=recipe.evaluation), ()
+    set_apart = _set_apart(source, evaluated + n, search=search, spare=spare)
+    return split(source, recipe.seed, calibration=n, search=set_apart, evaluation=recipe.evaluation), ()
 
 
-def _left_for_search(images: Source, taken: int, search: int) -> int:
-    """How many images are set apart to search on; raises DataError when too few to tell trials apart are left."""
-    left = _left(images, taken, search)
-    if left < min(search, SEARCH_LEAST):
+def _set_apart(images: Source, taken: int, *, search: int, spare: int) -> int:
+    """How many images there are to search on, or else to spare, beside those that are taken.
+
+    Raises DataError when too few to tell trials of a search apart are left.
+    """
+    left = _left(images, taken, search or spare)
+    if search and left < min(search, SEARCH_LEAST):
         raise DataError(
             f"{images.source} holds {len(images)} images, of which {taken} calibrate and evaluate and {left} "
             f"are left to search on, expected at least {SEARCH_LEAST}; give more images or a smaller --calibration"
@@ -126,9 +131,14 @@ def _left_for_search(images: Source, taken: int, search: int) -> int:
 
 
 def _left(images: Source, taken: int, wanted: int) -> int:
-    return max(0, min(wanted, _different(images, taken + wanted) - taken)) if wanted else 0
+    if not wanted:
+        return 0
+    left = _different(images, taken + wanted) - taken
+    return max(0, min(wanted, left))
 
 
 def _different(images: Source, wanted: int) -> int:
     """How many images there are; repeated ones count once where that decides whether there are enough."""
-    return len(images) if len(images) > 2 * wanted else len(set(pixel_hashes(images, images.names)))
+    if len(images) > 2 * wanted:
+        return len(images)
+    return len(set(pixel_hashes(images, images.names)))

@@ -36,10 +36,13 @@ def rehearse(chosen: Chosen, dense: fx.GraphModule, calibration: Batches, evalua
     predict = predict_of(dense)
     inputs, targets = next(iter(calibration))
     leaves, image_shape = predict(inputs), as_tuple(inputs)[0].shape
-    if not {"says", "distance", "quality"} <= set(functions):
+    # where a user's functions take all its places, a task reads nothing, which may then have any form
+    reads_answers = not {"says", "distance", "quality"} <= functions.keys()
+    reads_targets = not {"says", "loss", "quality"} <= functions.keys()
+    if reads_answers:
         require_answer(chosen.name, leaves)
-    if chosen.name != CLASSES and not {"says", "loss", "quality"} <= set(functions):
-        for _, labels in chain(calibration, evaluation) if chosen.labelled else ():
+    if chosen.labelled and chosen.name != CLASSES and reads_targets:
+        for _, labels in chain(calibration, evaluation):
             require_targets(chosen.name, leaves, labels, image_shape)
 
     task = with_user_parts(task_named(chosen.name, dense=predict), dense=predict, **functions)
@@ -55,8 +58,13 @@ def _try_objectives(task: Task, functions: Mapping[str, Any], leaves: Leaves, ta
         if "loss" in functions and is_labelled(targets):
             task.loss(_learning(leaves), targets)
         if "distance" in functions:
-            others = {name: leaf.roll(1, 0) if leaf.dim() else leaf for name, leaf in leaves.items()}
-            task.distance(_learning(others), leaves)
+            shifted = {name: _next_samples(leaf) for name, leaf in leaves.items()}
+            task.distance(_learning(shifted), leaves)
+
+
+def _next_samples(leaf: Tensor) -> Tensor:
+    """[N, ...] with every sample's answer at another's place; a number for all samples as it is."""
+    return leaf.roll(1, 0) if leaf.dim() else leaf
 
 
 def _learning(leaves: Leaves) -> dict[str, Tensor]:

@@ -105,32 +105,36 @@ _AGAIN = "run the command that made this folder again, it writes the file anew"
 
 def _network_of(content: Mapping[str, Any]) -> Network:
     """Raises one of many errors for anything but what `write_network` wrote."""
-    texts = [content[name] for name in ("builder", "builder_sha256", "weights_sha256")]
+    builder = content["builder"]
+    hash_of_builder, hash_of_weights = content["builder_sha256"], content["weights_sha256"]
     branches = content.get("branches", ())  # no run before 0.3 had any
-    names = [*branches, *content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
-    names += [text for pair in content["code_sha256s"].items() for text in pair]
-    if not all(isinstance(text, str) for text in (*texts, *names)):
+    texts = [builder, hash_of_builder, hash_of_weights]
+    texts += [*branches, *content["tied"], *content["frozen"], *content["kept"], *content["keywords"]]
+    texts += [*content["code_sha256s"].keys(), *content["code_sha256s"].values()]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name is no text")
-    inputs = tuple(_spec_of(entry) for entry in content["inputs"])
-    if not 1 <= len(inputs) <= _MOST_INPUTS or sum(math.prod(spec.shape) for spec in inputs) > _MOST_NUMBERS:
+    inputs = tuple(map(_spec_of, content["inputs"]))
+    numbers = sum(math.prod(spec.shape) for spec in inputs)
+    if not 1 <= len(inputs) <= _MOST_INPUTS or numbers > _MOST_NUMBERS:
         raise ValueError(f"{len(inputs)} inputs, or too large ones")
     return Network(
-        builder=texts[0],
+        builder=builder,
         inputs=inputs,
         tied=tuple(content["tied"]),
         frozen=tuple(content["frozen"]),
         kept={name: np.array(units, dtype=np.int64) for name, units in content["kept"].items()},
         keywords=tuple(content["keywords"]),
         code_sha256s=dict(content["code_sha256s"]),
-        builder_sha256=texts[1],
-        weights_sha256=texts[2],
+        builder_sha256=hash_of_builder,
+        weights_sha256=hash_of_weights,
         branches=tuple(branches),
     )
 
 
 def _spec_of(content: Mapping[str, Any]) -> InputSpec:
     shape, dtype = tuple(content["shape"]), content["dtype"]
-    if not all(type(side) is int and side > 0 for side in shape) or dtype not in _TYPES:
+    is_shape = all(type(side) is int and side > 0 for side in shape)
+    if not is_shape or dtype not in _TYPES:
         raise ValueError(f"an input of {str(dtype)[:20]} {str(list(shape))[:40]}")
     return InputSpec(shape, dtype)
 
@@ -144,15 +148,15 @@ def write_weights(path: Path, graph: nn.Module) -> None:
 def read_weights(path: Path, graph: nn.Module) -> None:
     """Fills a graph of the same shapes; raises FolderError for a damaged file, ModelError where a tensor is missing
     or has another shape."""
-    tensors = _read_tensors(path)
-    wrong = [n for n, t in _state(graph).items() if n not in tensors or tensors[n].shape != t.shape]
+    tensors, state = _read_tensors(path), _state(graph)
+    wrong = [name for name in state if name not in tensors or tensors[name].shape != state[name].shape]
     if wrong:
         raise ModelError(
             f"{path} does not fit the rebuilt network at {', '.join(wrong[:3])}; it was written by another version or "
             "for another model: run `compressor compress` again"
         )
     with torch.no_grad():
-        for name in _state(graph):
+        for name in state:
             fetch(graph, name).copy_(tensors[name])
 
 
@@ -248,8 +252,8 @@ def _require_units(folder: Path, structure: Structure, kept: Mapping[str, IntArr
         size = sizes.get(name)
         if size is None:
             continue
-        rising = units.ndim == 1 and bool((np.diff(units) > 0).all())
-        if not rising or not len(units) or units[0] < 0 or units[-1] >= size:
+        is_rising = units.ndim == 1 and bool((np.diff(units) > 0).all())
+        if not is_rising or not len(units) or units[0] < 0 or units[-1] >= size:
             raise FolderError(
                 f"{folder / NETWORK} keeps units of group {name!r} that it does not have (0 to {size - 1}); {_AGAIN}"
             )

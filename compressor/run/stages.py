@@ -178,14 +178,15 @@ class Stages:
 
     def _take_from_first(self, name: str) -> None:
         """The stage's files as the first process wrote them, in place of this one's."""
-        mine = rank() == 0
-        marker = from_first(_read_marker(self._path(name)) if mine else None)
+        is_first = rank() == 0
+        marker = from_first(_read_marker(self._path(name)) if is_first else None)
         assert marker is not None
         for file in (*marker.files, f"stages/{name}.json"):
-            data = bytes_from_first((self.folder / file).read_bytes() if mine else None)
-            if not mine:
-                write_bytes(self.folder / file, data)
-        if not mine:
+            path = self.folder / file
+            data = bytes_from_first(path.read_bytes() if is_first else None)
+            if not is_first:
+                write_bytes(path, data)
+        if not is_first:
             self._keep(name, marker)
 
     def make(
@@ -208,16 +209,16 @@ class Stages:
         """
         if getattr(compute, "__closure__", None) or not hasattr(compute, "__code__"):
             raise TypeError(f"{compute} sees more than its arguments; a stage is a function of what it is given")
-        values = {key: argument.value if isinstance(argument, Known) else argument for key, argument in inputs.items()}
+        arguments = {key: _value_of(entry) for key, entry in inputs.items()}
 
         def progress(share: float, phase: str = "") -> None:
             self.notify(f"{name}: {phase}" if phase else name, share)
 
         def write() -> None:
-            keeper.write(self.folder, compute(**values, progress=progress))
+            keeper.write(self.folder, compute(**arguments, progress=progress))
 
-        prints = {key: fingerprint(argument) for key, argument in inputs.items()}
-        together = together or any(map(_is_share, inputs.values()))
+        prints = {key: fingerprint(entry) for key, entry in inputs.items()}
+        together = together or any(map(_is_share, arguments.values()))
         key = [compute.__qualname__, place, prints]
         return self.do(name, key, write, lambda: keeper.read(self.folder), together=together)
 
@@ -236,9 +237,9 @@ class Stages:
         marker = _read_marker(path)
         if marker.key != key:
             return None
-        changed = changed_files(self.folder, marker.files)
-        if changed:
-            raise FolderError(", ".join(f"{file} {reason}" for file, reason in changed.items()))
+        changes = [f"{file} {reason}" for file, reason in changed_files(self.folder, marker.files).items()]
+        if changes:
+            raise FolderError(", ".join(changes))
         return marker
 
     def _discard(self, name: str) -> None:
@@ -256,10 +257,7 @@ class Stages:
     def retract(self) -> None:
         """Takes away what ships: it does not stand for the stages any more, or not yet."""
         for name in SHIPPED:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+            _remove(self.folder / name)
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -283,11 +281,9 @@ class Stages:
 
     def _sweep(self) -> None:
         """What killed writers left; nobody else writes here while the folder is locked."""
-        for left in [path for pattern in _LEFTOVERS for path in self.folder.rglob(pattern)]:
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
+        for pattern in _LEFTOVERS:
+            for path in list(self.folder.rglob(pattern)):  # all of them, before the folder changes
+                _remove(path)
 
     def _path(self, name: str) -> Path:
         return self.folder / "stages" / f"{name}.json"
@@ -298,19 +294,30 @@ def _key_of(name: str, inputs: object) -> str:
     return content_hash(name, source_hash(), inputs)
 
 
+def _value_of(entry: object) -> Any:
+    """What a stage's function gets of an input."""
+    return entry.value if isinstance(entry, Known) else entry
+
+
 def _is_share(argument: object) -> bool:
     """Whether these are one process's batches among others'."""
-    value = argument.value if isinstance(argument, Known) else argument
-    return isinstance(value, Batches) and value.turns[1] > 1
+    return isinstance(argument, Batches) and argument.turns[1] > 1
+
+
+def _remove(path: Path) -> None:
+    """A file or a whole folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _require_alike(name: str, key: str) -> None:
     """Raises RanksError in every process where one of them was given something else."""
-    keys = gathered(key)
-    others = [str(number) for number, other in enumerate(keys) if other != keys[0]]
-    if others:
+    first_key, *keys = gathered(key)
+    unlike = [str(number) for number, other_key in enumerate(keys, start=1) if other_key != first_key]
+    if unlike:
         raise RanksError(
-            f"{name}: process {', '.join(others)} of this run has other code, weights or images than process 0; give "
+            f"{name}: process {', '.join(unlike)} of this run has other code, weights or images than process 0; give "
             "all of them the same"
         )
 
@@ -345,10 +352,10 @@ def copy_stages(source: Path, target: Path, names: Iterable[str], *, begun: Iter
     begun = tuple(begun)
     for name in (*names, *begun):
         marker = _marker_at(source, name)
-        other = _marker_at(target, name)
         if marker is None or changed_files(source, marker.files):
             continue
-        if other is not None and (name in begun or other.key == marker.key):
+        marker_there = _marker_at(target, name)
+        if marker_there is not None and (name in begun or marker_there.key == marker.key):
             continue
         for file in (*marker.files, f"stages/{name}.json"):  # the marker last
             _copy(source, target, file)
@@ -392,7 +399,8 @@ def changed_files(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:
 def _reason(error: Exception) -> str:
     if isinstance(error, (CompressorError, OSError)):
         return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _read_marker(path: Path) -> Marker:
@@ -437,8 +445,8 @@ def _difference(key: str, was: object, now: str) -> str:
         return f"model {was!r} (now {now!r})"
     if key == "trained" and not was:
         return "the network as it was before your training"
-    others = {"weights": "other weights", "data": "other evaluation images", "trained": "other trained weights"}
-    return others.get(key, f"another {key}")
+    words = {"weights": "other weights", "data": "other evaluation images", "trained": "other trained weights"}
+    return words.get(key, f"another {key}")
 
 
 def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
@@ -450,17 +458,21 @@ def open_run(folder: Path, identity: dict[str, str], notify: Notify) -> Stages:
     require_unlocked(folder)
     earlier = _identity_in(folder)
     if earlier is not None:
-        expected = {"trained": "", **identity}
-        differences = [
-            _difference(key, earlier.get(key), now) for key, now in expected.items() if earlier.get(key, "") != now
-        ]
-        if differences:
-            raise FolderError(
-                f"{folder} holds the run of {' and '.join(differences)}; give another --out, or delete that folder"
-            )
+        _require_same_run(folder, earlier, identity)
     elif folder.exists() and not recorded_files(folder) and _is_foreign(folder):
         raise FolderError(f"{folder} exists and is no run of this program; give another --out")
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise FolderError(f"{folder} can't be made: {place} is not a folder you may write to; give another --out")
     return Stages(folder, notify, identity)
+
+
+def _require_same_run(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    differences = []
+    for key, now in {"trained": "", **identity}.items():
+        if earlier.get(key, "") != now:
+            differences.append(_difference(key, earlier.get(key), now))
+    if differences:
+        raise FolderError(
+            f"{folder} holds the run of {' and '.join(differences)}; give another --out, or delete that folder"
+        )

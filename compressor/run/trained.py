@@ -55,14 +55,24 @@ def state_of(trained: object, entry: str = "") -> State:
 def _state_in(value: object, source: str, entry: str) -> State:
     read = state_in(value, entry)
     if read is None:
-        keys = ", ".join(repr(str(key)) for key in list(value)[:8]) if isinstance(value, Mapping) else ""
-        what = f"no tensors under {entry!r}" if entry else "no tensors by name"
-        listed = f" (it has {keys})" if keys else ""
-        raise ModelError(f"{source} holds {what}{listed}; save it with torch.save(network.state_dict(), ...)")
-    tensors, others = read
-    averages = [name for name in others if "ema" in name]
-    notes = [f"{source} also holds {name!r}, which was not taken: entry={name!r} ships that" for name in averages]
+        lacking = f"no tensors under {entry!r}" if entry else "no tensors by name"
+        raise ModelError(
+            f"{source} holds {lacking}{_keys_in_words(value)}; save it with torch.save(network.state_dict(), ...)"
+        )
+    tensors, entries_left = read
+    notes = []
+    for name in entries_left:
+        if "ema" in name:
+            notes.append(f"{source} also holds {name!r}, which was not taken: entry={name!r} ships that")
     return State(tensors, source, tuple(notes))
+
+
+def _keys_in_words(value: object) -> str:
+    """` (it has 'epoch', 'model')`: the first keys of a mapping; empty where there are none."""
+    if not isinstance(value, Mapping) or not value:
+        return ""
+    keys = ", ".join(repr(str(key)) for key in list(value)[:8])
+    return f" (it has {keys})"
 
 
 def with_trained(network: fx.GraphModule, state: State, dense: nn.Module) -> fx.GraphModule:
@@ -77,30 +87,34 @@ def with_trained(network: fx.GraphModule, state: State, dense: nn.Module) -> fx.
     needed = [name for name in expected if name not in optional and not name.endswith("num_batches_tracked")]
 
     tensors = _without_wrappers(state, needed)
-    are_dense = any(
-        name in expected and tensor.shape != expected[name].shape and tensor.shape == of_dense[name].shape
-        for name, tensor in tensors.items()
-        if name in of_dense
-    )
     values = fitting(
         tensors,
         expected,
         where=state.source,
-        remedy=_DENSE if are_dense else _REMEDY,
+        remedy=_DENSE if _are_dense(tensors, expected, of_dense) else _REMEDY,
         optional=optional,
         spare=[name for name in of_dense if name not in expected],
     )
     with torch.no_grad():
         for name, value in values.items():
             fetch(filled, name).copy_(value)
-        for name, value in values.items():
-            tensor = fetch(filled, name)
-            if not torch.equal(tensor, value.to(tensor)):
-                raise ModelError(
-                    f"{state.source} has other values for {name!r} than for a tensor that the network shares with it; "
-                    "train them tied"
-                )
+    for name, value in values.items():
+        tensor = fetch(filled, name)
+        if not torch.equal(tensor, value.to(tensor)):
+            raise ModelError(
+                f"{state.source} has other values for {name!r} than for a tensor that the network shares with it; "
+                "train them tied"
+            )
     return filled
+
+
+def _are_dense(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], of_dense: Mapping[str, Tensor]) -> bool:
+    """Whether one of the tensors has the dense network's shape where the smaller one's is another."""
+    for name in tensors.keys() & expected.keys() & of_dense.keys():
+        shape = tensors[name].shape
+        if shape != expected[name].shape and shape == of_dense[name].shape:
+            return True
+    return False
 
 
 def _without_wrappers(state: State, needed: Sequence[str]) -> dict[str, Tensor]:
@@ -112,11 +126,15 @@ def _without_wrappers(state: State, needed: Sequence[str]) -> dict[str, Tensor]:
     tensors = dict(state.tensors)
     for inside in _INSIDE:
         tensors = {name.replace(inside, ""): tensor for name, tensor in tensors.items()}
-    anchor = max(needed, key=len, default="")
+    anchor = max(needed, key=len, default="")  # the longest name is hardly the end of another
     prefixes = [name.removesuffix(anchor) for name in tensors if name.endswith(f".{anchor}")]
     if anchor in tensors or not prefixes:
         return tensors
-    whole = [prefix for prefix in prefixes if all(prefix + name in tensors for name in needed)]
+
+    def is_whole(prefix: str) -> bool:
+        return all(prefix + name in tensors for name in needed)
+
+    whole = list(filter(is_whole, prefixes))
     if len(whole) > 1:
         listed = " and ".join(repr(prefix) for prefix in whole)
         raise ModelError(

@@ -31,9 +31,9 @@ from ..recipe import Recipe
 from ..records import NO_DEPTH, Depth, InputSpec
 from ..tasks import class_leaf
 from ..tensors import Inputs, noise_like
-from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, parts_of
+from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, decode_of
 from .fingerprints import Known
-from .reading import read_data
+from .reading import Data, read_data
 from .rehearsal import rehearse
 from .stages import Notify, Stages, open_run
 
@@ -86,18 +86,19 @@ class Work:
     def first_evaluation_images(self, most: int) -> Known:
         """So many of them at most, as a stage's input."""
         count = min(most, len(self.splits.evaluation))
-        some = batches(self.splits.evaluation.subset(np.arange(count)), self.recipe.batch_size)
-        return Known(some, [self.evaluation_images.stands_for, count])
+        first = batches(self.splits.evaluation.subset(np.arange(count)), self.recipe.batch_size)
+        return Known(first, [self.evaluation_images.stands_for, count])
 
-    def _known(self, images: Batches, part: str) -> Known:
-        return Known(images, [self.splits.hashes[part], images.batch_size, self.prepared_as, self.chosen.labelled])
+    def _known(self, images: Batches, purpose: str) -> Known:
+        sha256 = self.splits.hashes[purpose]
+        return Known(images, [sha256, images.batch_size, self.prepared_as, self.chosen.labelled])
 
     def sample(self, count: int) -> Arrays:
         """[count, ...] of each input, the first calibration images as the network takes them; few ones come again."""
         gathered: list[Arrays] = []
         for images, _ in self.calibration:
             gathered.append(arrays_of(images))
-            if sum(feeds.count(part) for part in gathered) >= count:
+            if sum(map(feeds.count, gathered)) >= count:
                 break
         return feeds.mapped(lambda array: np.resize(array, (count, *array.shape[1:])), feeds.joined(gathered))
 
@@ -114,7 +115,9 @@ def own_share(images: Known) -> Known:
 
 def arrays_of(inputs: Inputs) -> Arrays:
     """The tensors as arrays, one alone as one."""
-    return inputs.numpy() if isinstance(inputs, Tensor) else tuple(tensor.numpy() for tensor in inputs)
+    if isinstance(inputs, Tensor):
+        return inputs.numpy()
+    return tuple(tensor.numpy() for tensor in inputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,23 +151,14 @@ def read_work(request: Request, notify: Notify) -> Work:
     require_known(recipe)
     model = request.model or load_model(recipe.model, recipe.weights or None, seed=recipe.seed)
     read = read_data(recipe, model, request.data, search=request.search, spare=request.spare)
-    splits, keywords, device = read.splits, read.keywords, resolve(recipe.device)
-    example = noise_like(read.inputs)
-    traced = trace(model.module, example, keywords)
-    require_function(model.module, traced, example, keywords)
-    require_exportable(traced)
-    dense = placed(traced, device)
+    splits, device = read.splits, resolve(recipe.device)
+    dense = placed(_traced(model, read), device)
 
-    for part in (splits.calibration, splits.search, splits.evaluation):
-        require_decodable(part)
+    for images in (splits.calibration, splits.search, splits.evaluation):
+        require_decodable(images)
     calibration = batches(splits.calibration, recipe.batch_size)
-    decode = None
-    if model.decode is not None:
-        height, width = read.inputs[0].shape[-2:]
-        decode = model.decode.at((height, width))
-    functions = parts_of(recipe, request.parts, decode)
-    decoded = decode is not None and functions.functions["decode"] is decode
-    chosen = choose(recipe, dense, calibration, functions, decoded=decoded)
+    decode = decode_of(model, read.inputs[0].shape)
+    chosen = choose(recipe, dense, calibration, request.parts, decode=decode)
     if chosen.name == CLASSES:
         splits = with_labels(splits, dense, model, recipe, chosen)
         calibration = batches(splits.calibration, recipe.batch_size)
@@ -182,10 +176,19 @@ def read_work(request: Request, notify: Notify) -> Work:
         read.preprocessing,
         read.inputs,
         chosen,
-        keywords,
+        read.keywords,
         warnings=(*_notes(model, dense), *read.notes, *chosen.warnings),
         device=device,
     )
+
+
+def _traced(model: Model, data: Data) -> fx.GraphModule:
+    """The model's network as it is with such data, tried. Raises ModelError where it is none that can be compressed."""
+    example = noise_like(data.inputs)
+    traced = trace(model.module, example, data.keywords)
+    require_function(model.module, traced, example, data.keywords)
+    require_exportable(traced)
+    return traced
 
 
 def _notes(model: Model, dense: fx.GraphModule) -> tuple[str, ...]:
@@ -211,21 +214,14 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
     named = dict(zip(output_names(dense), output_nodes(dense), strict=True))
     answer = {name: node.meta["val"] for name, node in named.items()}
     if all(leaf.ndim != 2 for leaf in answer.values()):
-        forms = ", ".join(str(["N", *map(int, leaf.shape[1:])]).replace("'", "") for leaf in answer.values())
+        forms = ", ".join(map(_form, answer.values()))
         raise ModelError(
             f"the network answers with {forms}, and classification takes one answer [N, classes]; say another task, or "
             "wrap the model so that its forward returns class scores"
         )
     outputs = int(class_leaf(answer)[1].shape[1])
     if not chosen.labelled:
-        if not chosen.classifies:
-            return splits
-        return replace(
-            splits,
-            calibration=_labelled_by(dense, splits.calibration, recipe.batch_size),
-            search=_labelled_by(dense, splits.search, recipe.batch_size),
-            evaluation=_labelled_by(dense, splits.evaluation, recipe.batch_size),
-        )
+        return _labelled_splits(splits, dense, recipe.batch_size) if chosen.classifies else splits
     source, kind = splits.calibration.source, splits.calibration.target_kind
     if kind != "class":
         raise DataError(
@@ -233,9 +229,24 @@ def with_labels(splits: Splits, dense: fx.GraphModule, model: Model, recipe: Rec
             "class; give those, or say another task"
         )
     require_own_classes(splits.calibration, outputs, model)
-    for part in (splits.calibration, splits.search, splits.evaluation):
-        require_labels(part, outputs)
+    for images in (splits.calibration, splits.search, splits.evaluation):
+        require_labels(images, outputs)
     return splits
+
+
+def _form(leaf: Tensor) -> str:
+    """`[N, 10, 7, 7]`: an answer's shape, whatever the batch."""
+    return str(["N", *map(int, leaf.shape[1:])]).replace("'", "")
+
+
+def _labelled_splits(splits: Splits, dense: fx.GraphModule, batch_size: int) -> Splits:
+    """Every part with the dense network's classes for labels."""
+    return replace(
+        splits,
+        calibration=_labelled_by(dense, splits.calibration, batch_size),
+        search=_labelled_by(dense, splits.search, batch_size),
+        evaluation=_labelled_by(dense, splits.evaluation, batch_size),
+    )
 
 
 @torch.no_grad()
@@ -262,7 +273,7 @@ def require_own_classes(images: Source, outputs: int, model: Model) -> None:
     numbered = all(name.isdigit() and int(name) == index for index, name in enumerate(names))
     if are_named or numbered or len(names) >= outputs:
         return
-    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    listed = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
     remedy = _built_for(model.builder, len(names))
     labelled = "labels.csv with" if images.storage == "files" else "labels that are"
     raise DataError(
@@ -274,7 +285,8 @@ def require_own_classes(images: Source, outputs: int, model: Model) -> None:
 def _built_for(spec: str, classes: int) -> str:
     """What to call for a model of so many classes, as that kind of model is spelt."""
     name, _, arguments = spec.removesuffix(")").partition("(")
-    if spec.startswith(("torchvision:", "timm:")):
-        others = [part.strip() for part in arguments.split(",") if part.strip() and "num_classes" not in part]
-        return f"take --model '{name}({', '.join((*others, f'num_classes={classes}'))})' with weights trained for them"
-    return f"build {spec or 'the model'} for {classes} classes"
+    if not spec.startswith(("torchvision:", "timm:")):
+        return f"build {spec or 'the model'} for {classes} classes"
+    written = [argument.strip() for argument in arguments.split(",") if "num_classes" not in argument]
+    arguments = ", ".join([*filter(None, written), f"num_classes={classes}"])
+    return f"take --model '{name}({arguments})' with weights trained for them"

@@ -42,13 +42,18 @@ def unify(graph: fx.GraphModule) -> None:
     """Rewrites the graph in place. New nodes carry the `val`, layer and place of what they say."""
     for node in calls_of(graph):
         node.target = _FIRST_NAMES.get(node.target, node.target)
-        rewrite = _REWRITES.get(node.target)
-        same = None if rewrite is None else rewrite(node)
+        rewrite = _REWRITES.get(node.target, _as_it_is)
+        same = rewrite(node)
         if same is not None:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _as_it_is(node: fx.Node) -> fx.Node | None:
+    """What has one form alone."""
+    return None
 
 
 def _value(node: object) -> Tensor | None:
@@ -93,8 +98,8 @@ def _slice_scatter(node: fx.Node) -> fx.Node | None:
     settings = arguments(node)
     patch, end = settings["src"], settings["end"]
     to_the_end = end is None or (isinstance(end, int) and end > _TO_THE_END)
-    over_all = settings["start"] in (None, 0) and to_the_end and settings["step"] == 1
-    return patch if over_all and _types_agree(patch, node) else None
+    is_whole = to_the_end and settings["start"] in (None, 0) and settings["step"] == 1
+    return patch if is_whole and _types_agree(patch, node) else None
 
 
 def _select_scatter(node: fx.Node) -> fx.Node | None:

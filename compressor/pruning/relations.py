@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .labels import Ledger, Value, along, axes, compress, facets_in, reduce_to
+from .labels import Ledger, Value, along, axes, facets_in, reduce_to, varying
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,16 @@ class _Side:
     facet: Tensor
     operand: Operand
 
-    def is_of(self, operand: Operand) -> bool:
-        """Whether the facet belongs to that very operand."""
-        return self.operand is operand
+    def extends_along(self, over: Iterable[int]) -> bool:
+        """Whether the operand has an extent on any of the axes that none of its other facets labels.
 
-    def fixed_axes(self, over: Iterable[int]) -> list[int]:
-        """Those of the axes on which the operand has an extent of its own, with no other labels of it along them.
-
-        Beside labels on its heads, a table [heads, d] that has labels on d, too, fixes nothing.
+        Beside labels on its heads, a table [heads, d] that has labels on d, too, does not extend along d.
         """
         labelled: set[int] = set()
         for facet in self.operand.facets:
             if facet is not self.facet:
                 labelled.update(axes(facet))
-        extended = {axis for axis in over if self.operand.sizes[axis] > 1}
-        return sorted(extended - labelled)
+        return any(self.operand.sizes[axis] > 1 for axis in set(over) - labelled)
 
 
 def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> Value:
@@ -81,11 +76,10 @@ def _goes_on(ledger: Ledger, side: _Side, operands: Sequence[Operand], node: str
     """Whether a facet is one of the result's; it is pinned where another operand has unlabelled extent along it."""
     over = axes(side.facet)
     for operand in operands:
-        has_labels = any(_lies_along(facet, over) for facet in operand.facets)
-        if has_labels or side.is_of(operand):
-            continue
+        # [N, C, H, W] plus a table [H, W]: labels on C go on, labels on H that the table lacks can't
+        has_labels = any(_lies_along(facet, over) for facet in operand.facets)  # the facet's own operand has
         fixed = [axis for axis in over if operand.sizes[axis] > 1]
-        if fixed:
+        if fixed and not has_labels:
             return ledger.pin(side.facet, fixed, node, "meets a tensor of fixed size") is not None
     return True
 
@@ -99,7 +93,7 @@ def _joined(ledger: Ledger, merged: list[_Side], newcomer: _Side, node: str) -> 
     remaining = merged
     is_spoken_for = False
     for met in merged:
-        if met.is_of(newcomer.operand) or _are_apart(newcomer, met):
+        if met.operand is newcomer.operand or _are_apart(newcomer, met):
             continue
         speaker = _relate(ledger, newcomer, met, node)
         if speaker is met:
@@ -133,20 +127,23 @@ def _parting(facet: Tensor) -> list[int]:
 
 def _relate(ledger: Ledger, a: _Side, b: _Side, node: str) -> _Side | None:
     """Ties two operands' facets where they overlap; the one that says everything is returned, None for both."""
-    axes_a, axes_b = set(axes(a.facet)), set(axes(b.facet))
-    if axes_a.isdisjoint(axes_b):
+    small, big = _by_extent(a, b)
+    axes_small, axes_big = set(axes(small.facet)), set(axes(big.facet))
+    if axes_small.isdisjoint(axes_big):
         return None
-    if axes_a == axes_b:
+    if axes_small == axes_big:
         ledger.tie(a.facet, b.facet)
         return b
-    if axes_a < axes_b:
-        _relate_nested(ledger, a, b, node)
-        return b
-    if axes_b < axes_a:
-        _relate_nested(ledger, b, a, node)
-        return a
+    if axes_small < axes_big:
+        _relate_nested(ledger, small, big, node)
+        return big
     _relate_crossing(ledger, a.facet, b.facet, node)
     return None
+
+
+def _by_extent(a: _Side, b: _Side) -> list[_Side]:
+    """Both, the one that lies on fewer axes first."""
+    return sorted((a, b), key=lambda side: len(axes(side.facet)))
 
 
 def _relate_nested(ledger: Ledger, small: _Side, big: _Side, node: str) -> None:
@@ -157,7 +154,7 @@ def _relate_nested(ledger: Ledger, small: _Side, big: _Side, node: str) -> None:
     """
     over = axes(small.facet)
     further = [axis for axis in axes(big.facet) if axis not in over]
-    if small.fixed_axes(further):
+    if small.extends_along(further):
         ledger.tie(small.facet, big.facet)
     elif max(over) < min(further):
         ledger.relate(small.facet, big.facet, node)
@@ -170,8 +167,8 @@ def _relate_nested(ledger: Ledger, small: _Side, big: _Side, node: str) -> None:
 def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
     """Facets that share some axes and have others of their own: both lie in new rows over what they share."""
     axes_a, axes_b = set(axes(a)), set(axes(b))
-    shared = axes_a & axes_b
-    if max(shared) < min(axes_a ^ axes_b):  # rows come first: [heads, n, 1] and [heads, 1, d]
+    shared = axes_a & axes_b  # that of heads, of [heads, n, 1] and [heads, 1, d]
+    if max(shared) < min(axes_a ^ axes_b):  # rows come first
         row_labels = ledger.fresh_rows(a, shared)
         ledger.relate(row_labels, a, node)
         ledger.relate(row_labels, b, node)
@@ -284,12 +281,9 @@ def _lifted(value: Value, letters: str, space: str, sizes: Sequence[int]) -> Ope
 def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str) -> None:
     left, right = facets_along(a, axis), facets_along(b, axis)
     for facet_a, facet_b in itertools.product(left, right):
-        side_a, side_b = _Side(facet_a, a), _Side(facet_b, b)
-        axes_a, axes_b = set(axes(facet_a)), set(axes(facet_b))
-        if axes_a < axes_b:
-            _relate_nested(ledger, side_a, side_b, node)
-        elif axes_b < axes_a:
-            _relate_nested(ledger, side_b, side_a, node)
+        small, big = _by_extent(_Side(facet_a, a), _Side(facet_b, b))
+        if set(axes(small.facet)) < set(axes(big.facet)):
+            _relate_nested(ledger, small, big, node)
         else:
             ledger.tie(facet_a, facet_b)
     if left and right:
@@ -354,7 +348,7 @@ def channels_only(ledger: Ledger, x: Value, node: str) -> Value:
             everywhere = spread_over_space(first, facet.shape)
             ledger.tie(facet, everywhere)
         facets.append(first.expand(*x.shape[:2]))
-    return Value(x.shape[:2], tuple(compress(facet) for facet in facets if axes(facet)))
+    return Value(x.shape[:2], varying(facets))
 
 
 def spread_over_space(channels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -38,13 +38,13 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
             case "output":
                 freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
             case "get_attr":
-                tensor = fetch(graph, str(node.target))
-                kernel = kernels.get(str(node.target))
-                results[node.name] = _parameter(ledger, tensor, node.target in grouped, kernel, parameters)
+                name = str(node.target)
+                value = _parameter(ledger, fetch(graph, name), name in grouped, kernels.get(name), parameters)
                 if node.name in frozen:
-                    freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
+                    freeze_all(ledger, node.name, value, "can't lose single units of a row")
                 elif node.name in tied:
-                    _tie_rows(ledger, results[node.name])
+                    _tie_rows(ledger, value)
+                results[node.name] = value
             case _:
                 call = _call_of(node, results)
                 if node.name in frozen:

@@ -99,7 +99,8 @@ def _noisy(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if not sample.is_floating_point():
         return sample.expand(count, *sample.shape[1:]).clone()
     noise = torch.randn(count, *sample.shape[1:], generator=generator).to(sample)
-    return sample + noise * (sample.std() if sample.numel() > 1 else sample.abs().sum()).clamp_min(1e-3)
+    strength = sample.std() if sample.numel() > 1 else sample.abs().sum()  # one number has no deviation
+    return sample + noise * strength.clamp_min(1e-3)
 
 
 def _run(graph: fx.GraphModule, batch: Inputs, wanted: set[str]) -> dict[str, Tensor]:

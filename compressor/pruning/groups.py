@@ -161,31 +161,29 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
         shown_at = _heads_at if _is_attention(node) else _channels_at
-        for number, site in shown_at(structure, node):
-            sites[number].append((node, site))
-        for number, site in _whole_heads_at(structure, node):
-            whole_heads[number] = (node, site)
+        for number, shown in shown_at(structure, node):
+            sites[number].append(shown)
+        whole_heads |= dict(_whole_heads_at(structure, node))
     return {number: _attended(shown, whole_heads.get(number)) for number, shown in sites.items()}
 
 
-def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Shown]]:
     """What a layer's output channels show: its units, and the rows that they lie in. Nothing for any other node."""
     axis = _channel_axis(node)
     if axis is None:
         return
-    for over, members in structure.lying(node):
-        if over == (axis,):
-            yield from _shown(structure, node, over, structure.classes.units(members))
-            yield from _shown(structure, node, over, structure.classes.parent[members])
+    for members in structure.along(node, axis):
+        yield from _shown(structure, node, (axis,), structure.classes.units(members))
+        yield from _shown(structure, node, (axis,), structure.classes.parent[members])
 
 
-def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Site]]:
+def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Shown]]:
     """An attention shows heads alone: the rows that its result lies in."""
     for over, members in structure.lying(attention):
         yield from _shown(structure, attention, over, structure.classes.parent[members])
 
 
-def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Shown]]:
     """Heads that are units themselves: of [N, heads, tokens, d], what lies in front of the last two axes."""
     if node.target not in BATCHED or not _is_attention(node):
         return
@@ -213,14 +211,14 @@ def _repeats(units: IntArray) -> bool:
     return len(np.unique(units)) < len(units)
 
 
-def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray) -> list[tuple[int, Site]]:
-    """The number of each group that has units among the classes, and the site they make."""
+def _shown(
+    structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray
+) -> Iterator[tuple[int, Shown]]:
+    """The number of each group that has units among the classes, and the node with the site they make."""
     owners = np.where(classes > 0, structure.group_of[classes], -1)
-    shown: list[tuple[int, Site]] = []
     for number in np.unique(owners[owners >= 0]).tolist():
         units = np.where(owners == number, structure.unit_of[classes], -1)
-        shown.append((number, Site(node.name, node.meta["layer"], over, units)))
-    return shown
+        yield number, (node, Site(node.name, node.meta["layer"], over, units))
 
 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:

@@ -68,6 +68,10 @@ class Structure:
             self._lying[id(value)] = value, [self.classes(facet) for facet in value.facets]
         return self._lying[id(value)][1]
 
+    def along(self, node: fx.Node, axis: int) -> list[IntArray]:
+        """The classes along an axis of the node's result, for each facet that lies on that one alone."""
+        return [classes for over, classes in self.lying(node) if over == (axis,)]
+
     @functools.cached_property
     def _places(self) -> tuple[tuple[str, ...], IntArray, IntArray]:
         """Names of nodes; then, as two columns, every class that lies in a node's result and the node's place."""

@@ -46,9 +46,8 @@ def _levels(classes: IntArray, parent: IntArray) -> Iterator[IntArray]:
 
 def _facets(structure: Structure) -> Iterator[Lying]:
     """Of every tensor of the graph, also of those among several results."""
-    for result in structure.values.values():
-        for value in values_in(result):
-            yield from structure.lying_of(value)
+    for value in values_in(list(structure.values.values())):
+        yield from structure.lying_of(value)
 
 
 def _smallest(sets: Collection[frozenset[int]], size: int) -> tuple[IntArray, ...]:

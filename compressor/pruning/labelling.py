@@ -5,7 +5,7 @@ New labels begin on every axis of every parameter; the operations hand them on. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -140,10 +140,14 @@ def _parameter(
     facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
     if grouped and shape[1] > 1:  # the input channels of each group are its own
         joint = spread_over_space(ledger.fresh(*shape[:2]), shape)  # a label for each entry of [out, in / groups]
-        facets = [facet for facet in facets if axes(facet) != (1,)]
-        facets.append(joint)
+        facets = [*_beside(facets, 1), joint]
     if kernel is not None:
-        facets = [facet for facet in facets if axes(facet) != (kernel.axis,)]
-        facets += [along(labels, kernel.axis, shape) for labels in kernel_labels(ledger, kernel.shape)]
+        ways = [along(labels, kernel.axis, shape) for labels in kernel_labels(ledger, kernel.shape)]
+        facets = [*_beside(facets, kernel.axis), *ways]
     parameters[id(tensor)] = Value(shape, tuple(facets))
     return parameters[id(tensor)]
+
+
+def _beside(facets: Sequence[Tensor], axis: int) -> list[Tensor]:
+    """The facets but that which lies on that axis alone."""
+    return [facet for facet in facets if axes(facet) != (axis,)]

@@ -98,13 +98,13 @@ def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.expor
 
 def call(model: nn.Module, inputs: Inputs, keywords: Sequence[str] = ()) -> object:
     """The model's answer to inputs that are given by position, or by the names in `keywords`."""
-    return _call_by(model, as_tuple(inputs), keywords, by_name=bool(keywords) and takes_by_name(model, keywords))
+    return _call_by(model, as_tuple(inputs), keywords, by_name=takes_by_name(model, keywords))
 
 
 def _call_by(
     forward: Callable[..., object], tensors: Sequence[Tensor], keywords: Sequence[str], *, by_name: bool
 ) -> object:
-    """By position without keywords; else by name, or as one dictionary."""
+    """By position without keywords; else by name where `by_name`, or as one dictionary."""
     if not keywords:
         return forward(*tensors)
     named = dict(zip(keywords, tensors, strict=True))
@@ -251,7 +251,7 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
         answer = tuple(leaves[name] for name in outputs)
         return answer if len(answer) > 1 else answer[0]
 
-    by_name = bool(keywords) and takes_by_name(model, keywords)
+    by_name = takes_by_name(model, keywords)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(f"input_{index}", kind) for index in range(len(inputs))]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # the exporter counts them

@@ -41,7 +41,7 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
     classes = structure.classes
     count_before = -1
     while count_before < np.count_nonzero(gone):  # a row may lie in another row: until nothing more goes
-        count_before = np.count_nonzero(gone)
+        count_before = int(np.count_nonzero(gone))
         for whole in (classes.parent, classes.column):
             inside = whole > 0
             gone[inside] |= gone[whole[inside]]

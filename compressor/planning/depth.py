@@ -95,7 +95,7 @@ class _Trial:
         in_order = sorted(left, key=lambda branch: self.place[branch.nodes[0]])
         for batch in self.images:
             values, place = self._start(batch), 0
-            for branch in in_order:
+            for branch in in_order:  # what comes before a branch is computed once for all behind it
                 begin = self.place[branch.nodes[0]]
                 self._run(values, place, begin, gone)
                 place = begin

@@ -43,6 +43,7 @@ class Likeness:
         for answer, expected in zip(answers, self.expected, strict=True):
             off += self._squared_distance(_leaves(answer, self.task), expected)
             whole += self._own_square(expected)
+        # over all ranks before the quotient, for each may have images of its own
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
         relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
         if not np.isfinite(relative):

@@ -56,14 +56,15 @@ def unboxed_ties(
     Queries, keys and values of one layer as [3, heads, d], where queries' and keys' heads are not those of the values
     (talking heads): a head that goes in two of three places leaves no box, so only dimensions may go, from all heads.
     """
-    row_of = np.full(len(class_of), -1, dtype=np.int64)
+    row_of = np.full(len(class_of), -1, dtype=np.int64)  # [classes] the row's class, -1: in no row
     for relation in rows:
-        children = class_of[relation.children.numpy()]
+        children = class_of[relation.children.numpy()]  # [R, K]
         row_of[children] = class_of[relation.parents.numpy()][:, None]
     ties = [np.zeros((2, 0), dtype=np.int64)]
     remaining: list[Columns] = []
     for relation_of_columns in columns:
-        parents = row_of[class_of[relation_of_columns.children.numpy()[:, 0]]]
+        parents = row_of[class_of[relation_of_columns.children.numpy()[:, 0]]]  # [R] the row that each entry lies in
+        # heads 5 6 7 of queries and of keys, 8 9 10 of values: 5 6 7 lie in two places each, 8 9 10 in one
         _, counts = np.unique(parents[parents > 0], return_counts=True)
         if len(np.unique(counts)) > 1:
             ties.append(pairs_of(relation_of_columns))
@@ -123,7 +124,7 @@ def _without_whole_rows(class_of: IntArray, columns: Sequence[Columns]) -> tuple
     remaining: list[Columns] = []
     for relation in columns:
         children = class_of[relation.children.numpy()]  # [R, K]
-        whole = (children == children[:, :1]).all(axis=1)
+        whole = (children == children[:, :1]).all(axis=1)  # [R] whether a row is one class
         if whole.any():
             never = relation.parents.numpy()
             never = never[class_of[never] != 0]
@@ -156,7 +157,7 @@ def _parted_by_soundness(
     unsound: list[Columns] = []
     for relation_of_columns in columns:
         labels = relation_of_columns.parents.numpy()
-        children = view.class_of[relation_of_columns.children.numpy()]
+        children = view.class_of[relation_of_columns.children.numpy()]  # [R, K]
         is_grid = in_rows[children].all() and not is_uneven[children].any()
         is_pure = not view.is_cell[labels].any() and not is_mixed[view.column_of[labels]].any()
         if is_grid and is_pure:

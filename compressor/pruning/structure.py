@@ -84,6 +84,7 @@ class Structure:
                 classes.append(members)
                 places.append(np.full(len(members), len(names)))
                 names.append(name)
+        # of two nodes with classes 3 4 and 4: classes 3 4 4, places 0 0 1
         return tuple(names), np.concatenate(classes), np.concatenate(places)
 
     def _members_in(self, result: Result) -> IntArray:

@@ -252,7 +252,7 @@ def _group_of_row(structure: Structure, groups: Sequence[Group], row: int) -> Gr
     """The group that a row's class is a unit of; None where there is no row (-1), or it never goes (0)."""
     if row <= 0:
         return None
-    return groups[structure.group_of[row]]
+    return groups[int(structure.group_of[row])]
 
 
 def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bool) -> IntArray:

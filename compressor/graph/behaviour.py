@@ -53,15 +53,18 @@ def require_function(model: nn.Module, graph: fx.GraphModule, example: Inputs, k
         together = _require_same_twice(module, answer, images)
         _require_numbers(graph, images, together)
         _require_alone(answer, graph, images, together)
+        # at another batch size than the graph was traced with, then at that one
         _require_traced(answer, traced, images, together)
-        _require_traced(answer, traced, cut(images, 0, 2), _answers(answer, cut(images, 0, 2)))
+        two_images = cut(images, 0, 2)
+        _require_traced(answer, traced, two_images, _answers(answer, two_images))
 
 
 def _one_more(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """[2, ...] to [3, ...]: noise, or of what is no float the first sample again, for any number may be no index."""
-    if not tensor.is_floating_point():
-        return torch.cat([tensor, tensor[:1]])
-    return torch.cat([tensor, torch.randn(_IMAGES - 2, *tensor.shape[1:], generator=generator).to(tensor)])
+    another = tensor[:1]
+    if tensor.is_floating_point():
+        another = torch.randn(_IMAGES - 2, *tensor.shape[1:], generator=generator).to(tensor)
+    return torch.cat([tensor, another])
 
 
 def _require_same_twice(model: nn.Module, network: Network, images: Inputs) -> list[Tensor]:
@@ -90,7 +93,9 @@ def _require_numbers(graph: fx.GraphModule, images: Inputs, answers: Sequence[Te
         return
     trial = _FirstNaN(graph)
     trial.run(*as_tuple(mapped(Tensor.clone, images)))
-    where = f", first from {trial.first.target} at {place_of(trial.first)}" if trial.first is not None else ""
+    where = ""
+    if trial.first is not None:
+        where = f", first from {trial.first.target} at {place_of(trial.first)}"
     raise ModelError(
         f"the model answers with NaN or infinity alone{where}; look at its weights there, and at what is divided by, "
         "or taken the root or logarithm of"
@@ -104,10 +109,13 @@ class _FirstNaN(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         result: object = super().run_node(n)
-        is_new = self.first is None and n.op == "call_function" and isinstance(result, Tensor)
-        if is_new and bool(torch.isnan(result).any()):  # type: ignore[arg-type]
+        if self.first is None and n.op == "call_function" and _has_nan(result):
             self.first = n
         return result
+
+
+def _has_nan(result: object) -> bool:
+    return isinstance(result, Tensor) and bool(torch.isnan(result).any())
 
 
 def _require_alone(network: Network, graph: fx.GraphModule, images: Inputs, together: Sequence[Tensor]) -> None:
@@ -128,9 +136,11 @@ def _require_alone(network: Network, graph: fx.GraphModule, images: Inputs, toge
 
 
 def _batch_remedy(graph: fx.GraphModule) -> str:
-    places = [place_of(node) for node in graph.graph.nodes if _takes_statistics(node)]
-    where = f"{places[0]} normalises by them; " if places else ""
-    return f"{where}train with track_running_stats=True, or normalise each image by itself"
+    remedy = "train with track_running_stats=True, or normalise each image by itself"
+    for node in graph.graph.nodes:
+        if _takes_statistics(node):
+            return f"{place_of(node)} normalises by them; {remedy}"
+    return remedy
 
 
 def _takes_statistics(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ an operation in neither table goes to `Cost.uncounted`. Reads only shapes (`node
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from ..errors import ModelError
 from ..records import Cost
+from .interface import input_nodes
 
 Shape = Sequence[int]
 Formula = Callable[[fx.Node], int]
@@ -74,10 +75,10 @@ def macs_by_layer(graph: fx.GraphModule, cost: Cost) -> dict[str, int]:
 
 
 def _batch(graph: fx.GraphModule) -> int:
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            return _shape(node)[0]
-    raise ModelError("the graph has no input; give a graph made by compressor.graph.trace")
+    inputs = input_nodes(graph)
+    if not inputs:
+        raise ModelError("the graph has no input; give a graph made by compressor.graph.trace")
+    return _shape(inputs[0])[0]
 
 
 def _nodes_of_the_image(graph: fx.GraphModule) -> set[fx.Node]:
@@ -92,7 +93,7 @@ def _nodes_of_the_image(graph: fx.GraphModule) -> set[fx.Node]:
 def _name(node: fx.Node) -> str:
     """`aten::conv2d` for every overload of it, "" for what is not an operator."""
     schema = getattr(node.target, "_schema", None)
-    return str(schema.name) if schema is not None else ""
+    return "" if schema is None else str(schema.name)
 
 
 def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
@@ -113,22 +114,24 @@ def _shape(node: Any) -> Shape:  # or what stands for a node and has its `meta`
 
 def _may_multiply(node: fx.Node) -> bool:
     """True for a floating result of an operation that neither table knows."""
-    if node.op in ("placeholder", "get_attr", "output") or node.target is operator.getitem:
+    if node.op != "call_function" or node.target is operator.getitem:
         return False
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    view = bool(getattr(node.target, "is_view", False))
-    if pointwise or view or _name(node) in ZERO_MACS:
+    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    is_view = bool(getattr(node.target, "is_view", False))
+    if is_pointwise or is_view or _name(node) in ZERO_MACS:
         return False
-    results = _tensors(node.meta.get("val"))
-    return any(tensor.is_floating_point() or tensor.is_complex() for tensor in results)
+    return _holds_floats(node.meta.get("val"))
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            yield from _tensors(entry)
+def _holds_floats(value: object) -> bool:
+    """Whether a result is a tensor of real or complex numbers, or one of several results is."""
+    match value:
+        case Tensor():
+            return value.is_floating_point() or value.is_complex()
+        case tuple() | list():
+            return any(map(_holds_floats, value))
+        case _:
+            return False
 
 
 def _convolution(node: fx.Node) -> int:
@@ -145,8 +148,8 @@ def _transposed_convolution(node: fx.Node) -> int:
 
 
 def _general_convolution(node: fx.Node) -> int:
-    transposed = node.args[6]
-    return _transposed_convolution(node) if transposed else _convolution(node)
+    is_transposed = node.args[6]
+    return _transposed_convolution(node) if is_transposed else _convolution(node)
 
 
 def _product_of(left: int) -> Formula:

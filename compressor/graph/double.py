@@ -26,23 +26,25 @@ class Double(fx.Interpreter):
 
 def doubled(value: object) -> object:
     """Floating-point tensors in float64, complex ones in complex128, all else as it is."""
-    if isinstance(value, (tuple, list)):
-        return type(value)([doubled(piece) for piece in value])
-    if not isinstance(value, Tensor):
-        return value
-    if value.is_complex():
-        return value.to(torch.complex128)
-    return value.double() if value.is_floating_point() else value
+    match value:
+        case tuple() | list():
+            return type(value)([doubled(piece) for piece in value])
+        case Tensor() if value.is_complex():
+            return value.to(torch.complex128)
+        case Tensor() if value.is_floating_point():
+            return value.double()
+        case _:
+            return value
 
 
 def parameters_late(graph: fx.GraphModule) -> fx.GraphModule:
     """The same parameters, each read just before its first use, so that `Double` holds few of them at a time."""
     late = copy.deepcopy(graph.graph)
     place = {node: index for index, node in enumerate(late.nodes)}
-    read = [node for node in late.nodes if node.op == "get_attr" and node.users]
-    for parameter in read:
-        first_user = min(parameter.users, key=place.__getitem__)
-        first_user.prepend(parameter)
+    for parameter in late.find_nodes(op="get_attr"):
+        if parameter.users:
+            first_user = min(parameter.users, key=place.__getitem__)
+            first_user.prepend(parameter)
     return fx.GraphModule(graph, late)
 
 

@@ -8,6 +8,7 @@ Here it becomes the product of each image's kernel with that image's patches, [N
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -75,12 +76,13 @@ def unfold_images(graph: fx.GraphModule) -> None:
     In place. A convolution stays where its groups are not the batch's images times a number, or its images don't lie in
     the channels, or it has three spatial axes.
     """
-    found = [(node, geometry) for node in calls_of(graph) if (geometry := _geometry(node)) is not None]
-    for node, geometry in found:
-        _Writer(graph, node).write(geometry)
-    if found:
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+    # read before any is written: what one is replaced by may be the next one's input
+    geometries = {node: _geometry(node) for node in calls_of(graph)}
+    for node, geometry in geometries.items():
+        if geometry is not None:
+            _Writer(graph, node).write(geometry)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _geometry(node: fx.Node) -> _Geometry | None:
@@ -112,11 +114,13 @@ def _images_times(size: object) -> tuple[fx.Node, int] | None:
         source, axis = size.args
         is_batch = isinstance(source, fx.Node) and source.op == "placeholder" and axis == 0
         return (size, 1) if is_batch else None
-    if size.target is operator.mul:
-        for one, other in (size.args, reversed(size.args)):
-            counted = _images_times(one)
-            if counted is not None and isinstance(other, int):
-                return counted[0], counted[1] * other
+    if size.target is not operator.mul:
+        return None
+    for one, factor in itertools.permutations(size.args):  # either may stand first
+        counted = _images_times(one)
+        if counted is not None and isinstance(factor, int):
+            batch, number = counted
+            return batch, number * factor
     return None
 
 
@@ -170,24 +174,24 @@ class _Writer:
         return self.call(folded.target, images, *folded.args[1:])
 
     def _padded(self, images: fx.Node, paddings: Sequence[tuple[int, int]]) -> fx.Node:
-        amounts = [amount for pair in reversed(paddings) for amount in pair]  # the last axis first
-        return self.call(aten.pad.default, images, amounts) if any(amounts) else images
+        amounts = list(itertools.chain.from_iterable(reversed(paddings)))  # the last axis first
+        if not any(amounts):
+            return images
+        return self.call(aten.pad.default, images, amounts)
 
     def _patches(self, images: fx.Node, settings: Convolution, geometry: _Geometry) -> fx.Node:
         """[N, C * taps, places] of [N, C, ...], or in another shape with the same values in the same order."""
-        is_pointwise = math.prod(geometry.kernel) == 1
-        if is_pointwise:
+        if math.prod(geometry.kernel) == 1:
             for axis, step in enumerate(settings.stride, start=2):
                 if step > 1:
                     images = self.call(aten.slice.Tensor, images, axis, 0, shape_of(images)[axis], step)
             return images
-        ones = (1,) * (_PLANE - len(geometry.kernel))
-        if ones:  # a line is a plane of height 1
+        kernel, dilation, stride = geometry.kernel, settings.dilation, settings.stride
+        if len(kernel) < _PLANE:  # a line is a plane of height 1
             images = self.call(aten.unsqueeze.default, images, 2)
-        planes = (geometry.kernel, settings.dilation, (0,) * len(geometry.kernel), settings.stride)
-        fill = (1, 1, 0, 1)  # kernel, dilation, padding and stride along the further axis
-        of_plane = [[*(number for _ in ones), *numbers] for number, numbers in zip(fill, planes, strict=True)]
-        return self.call(aten.im2col.default, images, *of_plane)
+            kernel, dilation, stride = (1, *kernel), (1, *dilation), (1, *stride)
+        padding = (0,) * _PLANE
+        return self.call(aten.im2col.default, images, *map(list, (kernel, dilation, padding, stride)))
 
     def _regrouped(self, node: fx.Node, batch: fx.Node, shape: Sequence[int]) -> fx.Node:
         """[N, *shape]: the tensor a node was made from where that has this shape already, else its values reshaped."""
@@ -206,13 +210,16 @@ class _Writer:
         behind: list[fx.Node] = [self.convolution]
         regrouped: list[fx.Node] = []
         for node in behind:  # grows on the way
-            for user in node.users:
-                if not keeps_order(user):
-                    continue
-                (regrouped if shape_of(user) == wanted else behind).append(user)
+            for user in filter(keeps_order, node.users):
+                if shape_of(user) == wanted:
+                    regrouped.append(user)
+                else:
+                    behind.append(user)
         for node in regrouped:
             node.replace_all_uses_with(result)
-        if any(not keeps_order(user) for node in behind for user in node.users):
+
+        readers = itertools.chain.from_iterable(node.users for node in behind)
+        if not all(map(keeps_order, readers)):  # something reads [1, N * out, ...] as such
             places = shape_of(self.convolution)[2:]
             folded = self.call(aten.reshape.default, result, [1, -1, *places])
             self.convolution.replace_all_uses_with(folded)

@@ -42,8 +42,8 @@ def unify(graph: fx.GraphModule) -> None:
     """Rewrites the graph in place. New nodes carry the `val`, layer and place of what they say."""
     for node in calls_of(graph):
         node.target = _FIRST_NAMES.get(node.target, node.target)
-        rewrite = _REWRITES.get(node.target)
-        same = None if rewrite is None else rewrite(node)
+        rewrite = _REWRITES.get(node.target, _as_it_is)
+        same = rewrite(node)
         if same is not None:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
@@ -51,39 +51,37 @@ def unify(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _value(node: object) -> Tensor | None:
-    """What the trace says of a node that gives one tensor."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value if isinstance(value, Tensor) else None
+def _as_it_is(node: fx.Node) -> fx.Node | None:
+    """What has one form alone."""
+    return None
 
 
-def _types_agree(before: object, after: object) -> bool:
-    """Whether both are nodes that give one tensor each, of one type."""
-    first, second = _value(before), _value(after)
-    return first is not None and second is not None and first.dtype == second.dtype
+def _value(node: fx.Node) -> Tensor:
+    """What the trace says of a node that gives one tensor, as all do that are named here."""
+    value = node.meta["val"]
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _cast(node: fx.Node) -> fx.Node | None:
     """`x.to(y.dtype)` and `x.type_as(y)`: x itself where it is of that type, else a cast that reads x alone."""
-    source, after = node.args[0], _value(node)
-    if not isinstance(source, fx.Node) or _value(source) is None or after is None:
-        return None
-    if _types_agree(source, node):
+    source, dtype = node.args[0], _value(node).dtype
+    assert isinstance(source, fx.Node)
+    if _value(source).dtype == dtype:
         return source
     if node.target is aten.type_as.default:
-        node.target, node.args = aten.to.dtype, (source, after.dtype)
+        node.target, node.args = aten.to.dtype, (source, dtype)
     return None
 
 
 def _copy(node: fx.Node) -> fx.Node | None:
     """`copy(x, y)`, x with all its values overwritten by y's: y, cast where the types differ."""
-    settings = arguments(node)
-    source = settings["src"]
+    source: fx.Node = arguments(node)["src"]
     before, after = _value(source), _value(node)
-    if before is None or after is None or before.shape != after.shape:
+    if before.shape != after.shape:
         return None  # y is stretched over x
     if before.dtype == after.dtype:
-        return source  # type: ignore[no-any-return]
+        return source
     node.target, node.args, node.kwargs = aten.to.dtype, (source, after.dtype), {}
     return None
 
@@ -93,22 +91,21 @@ def _slice_scatter(node: fx.Node) -> fx.Node | None:
     settings = arguments(node)
     patch, end = settings["src"], settings["end"]
     to_the_end = end is None or (isinstance(end, int) and end > _TO_THE_END)
-    over_all = settings["start"] in (None, 0) and to_the_end and settings["step"] == 1
-    return patch if over_all and _types_agree(patch, node) else None
+    is_whole = to_the_end and settings["start"] in (None, 0) and settings["step"] == 1
+    return patch if is_whole and _value(patch).dtype == _value(node).dtype else None
 
 
 def _select_scatter(node: fx.Node) -> fx.Node | None:
     """`x[:, 3] = y`, as writing y with an axis of one over `x[:, 3:4]`."""
     settings = arguments(node)
     patch, axis, index = settings["src"], settings["dim"], settings["index"]
-    before, after = _value(patch), _value(node)
-    if before is None or after is None or not isinstance(index, int):
+    if not isinstance(index, int):
         return None
-    axis %= after.ndim
+    axis %= _value(node).ndim
     end = _TO_THE_END + 1 if index == -1 else index + 1
     with node.graph.inserting_before(node):
         row = node.graph.call_function(aten.unsqueeze.default, (patch, axis))
-    row.meta = {**node.meta, "val": before.unsqueeze(axis)}
+    row.meta = {**node.meta, "val": _value(patch).unsqueeze(axis)}
     node.target, node.args, node.kwargs = aten.slice_scatter.default, (settings["self"], row, axis, index, end), {}
     return None
 
@@ -118,8 +115,7 @@ def _stacked(axis: int) -> Rewrite:
 
     def rewrite(node: fx.Node) -> None:
         pieces = arguments(node)["tensors"]
-        values = [_value(piece) for piece in pieces]
-        if all(value is not None and value.ndim > max(axis, 1) for value in values):
+        if all(_value(piece).ndim > max(axis, 1) for piece in pieces):
             node.target, node.args, node.kwargs = aten.cat.default, (pieces, axis), {}
 
     return rewrite
@@ -128,11 +124,9 @@ def _stacked(axis: int) -> Rewrite:
 def _tile(node: fx.Node) -> None:
     """`repeat`, which wants a number for every axis."""
     settings = arguments(node)
-    before = _value(settings["self"])
-    if before is not None:
-        repeats = list(settings["dims"])
-        repeats = [1] * (before.ndim - len(repeats)) + repeats
-        node.target, node.args, node.kwargs = aten.repeat.default, (settings["self"], repeats), {}
+    repeats = list(settings["dims"])
+    repeats = [1] * (_value(settings["self"]).ndim - len(repeats)) + repeats  # of [C, H], (2,) is (1, 2)
+    node.target, node.args, node.kwargs = aten.repeat.default, (settings["self"], repeats), {}
 
 
 _REWRITES: Mapping[object, Rewrite] = {

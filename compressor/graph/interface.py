@@ -22,7 +22,7 @@ def nodes_by_name(graph: fx.GraphModule) -> dict[str, fx.Node]:
 
 def input_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """The placeholders, in the order of the inputs."""
-    return [node for node in graph.graph.nodes if node.op == "placeholder"]
+    return list(graph.graph.find_nodes(op="placeholder"))
 
 
 def input_names(graph: fx.GraphModule) -> tuple[str, ...]:
@@ -53,7 +53,9 @@ def output_names(graph: fx.GraphModule) -> tuple[str, ...]:
     names: tuple[str, ...] = output_node(graph).meta.get(_NAMES, ())
     if len(names) == len(leaves):
         return names
-    return (OUTPUT,) if len(leaves) == 1 else tuple(f"{OUTPUT}.{index}" for index in range(len(leaves)))
+    if len(leaves) == 1:
+        return (OUTPUT,)
+    return tuple(f"{OUTPUT}.{index}" for index in range(len(leaves)))
 
 
 def output_paths(graph: fx.GraphModule) -> tuple[str, ...]:
@@ -78,8 +80,10 @@ def name_outputs(graph: fx.GraphModule, paths: Sequence[str], constant: Sequence
     names: list[str] = []
     for path in paths:
         name = path
-        while name in inputs or (name != path and (name in paths or name in names)):
-            name = f"{OUTPUT}.{name}"
+        if path in inputs:
+            taken = {*inputs, *paths, *names}
+            while name in taken:
+                name = f"{OUTPUT}.{name}"
         names.append(name)
     output_node(graph).meta |= {_NAMES: tuple(names), _PATHS: tuple(paths), _CONSTANT: tuple(constant)}
 

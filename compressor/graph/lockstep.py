@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,23 @@ def run_node(graph: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return graph.get_submodule(str(node.target))(*args, **kwargs)
+
+
+def last_uses(
+    order: Sequence[fx.Node], extra_uses: Mapping[fx.Node, Sequence[fx.Node]] = MappingProxyType({})
+) -> dict[fx.Node, int]:
+    """The place in `order` of the last node that needs each value; `extra_uses` are needed besides a node's inputs."""
+    last_use: dict[fx.Node, int] = {}
+    for place, node in enumerate(order):
+        last_use |= dict.fromkeys((*node.all_input_nodes, *extra_uses.get(node, ())), place)
+    return last_use
+
+
+def drop_spent(values: Values, nodes: Iterable[fx.Node], last_use: Mapping[fx.Node, int], place: int) -> None:
+    """Drops those of the nodes' values that no node behind a place of the order needs."""
+    for node in nodes:
+        if last_use.get(node, -1) <= place:
+            values.pop(node, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +135,15 @@ class _File:
     dtype: torch.dtype
     shape: torch.Size
     device: torch.device
+    _tensor: Tensor | None = None  # once it is read
 
     def read(self) -> Tensor:
-        """The tensor, back on the device it came from; its file is gone afterwards."""
-        raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
-        self.path.unlink()
-        return raw.view(self.dtype).reshape(self.shape).to(self.device)
+        """The tensor, back on the device it came from, the same one each time; its file is gone afterwards."""
+        if self._tensor is None:
+            raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
+            self.path.unlink()
+            self._tensor = raw.view(self.dtype).reshape(self.shape).to(self.device)
+        return self._tensor
 
 
 @dataclass(slots=True)
@@ -153,9 +174,7 @@ class Lockstep:
         pruned_nodes = nodes_by_name(self.pruned)
         self.twins = {node: pruned_nodes[node.name] for node in self.dense.graph.nodes if node.name in pruned_nodes}
         self._dense_nodes = {twin: node for node, twin in self.twins.items()}
-        for index, node in enumerate(self.order):
-            for used in (*node.all_input_nodes, *self.extra_uses.get(node, ())):
-                self._last_use[used] = index
+        self._last_use = last_uses(self.order, self.extra_uses)
 
     def __enter__(self) -> Lockstep:
         return self
@@ -174,8 +193,8 @@ class Lockstep:
         """Runs every batch up to, not into, `order[stop]`, and shows both graphs' live values, keyed by dense node."""
         waiting = self._waiting
         self._waiting, self._bytes_in_memory = [], 0
-        at_the_start = not waiting and self.position == 0
-        batches = self._fresh() if at_the_start else self._read(waiting)
+        is_at_start = not waiting and self.position == 0
+        batches = self._fresh() if is_at_start else self._read(waiting)
         for batch, (dense, pruned) in enumerate(batches):
             for index in range(self.position, stop):
                 self._step(index, dense, pruned)
@@ -185,25 +204,20 @@ class Lockstep:
 
     def _fresh(self) -> Iterable[tuple[Values, Values]]:
         """Every batch with its inputs as the only values of either graph."""
-        placeholders = [node for node in self.dense.graph.nodes if node.op == "placeholder"]
         device = device_of(self.dense)
         for batch in self.batches:
-            values = at_inputs(placeholders, batch, device)
+            values = at_inputs(self.dense.graph.nodes, batch, device)
             yield values, dict(values)
 
     def _read(self, waiting: list[tuple[Values, Values]]) -> Iterable[tuple[Values, Values]]:
         """The batches one by one, what waits in files read; a value both graphs share stays one tensor."""
         while waiting:
-            sides = waiting.pop(0)  # not kept in the list: its memory goes when the batch is done
-            files: dict[int, _File] = {}
-            for side in sides:
-                files |= {id(value): value for value in side.values() if isinstance(value, _File)}
-            tensors = {key: file.read() for key, file in files.items()}
-
-            for side in sides:
+            dense, pruned = waiting.pop(0)  # not kept in the list: its memory goes when the batch is done
+            for side in (dense, pruned):
                 for node, value in side.items():
-                    side[node] = tensors.get(id(value), value)
-            yield sides
+                    if isinstance(value, _File):
+                        side[node] = value.read()
+            yield dense, pruned
 
     def _step(self, index: int, dense: Values, pruned: Values) -> None:
         """Runs one node in both graphs and drops the values that nothing behind it uses."""
@@ -217,10 +231,9 @@ class Lockstep:
         elif node in self.twins:  # else it went with its branch
             pruned[node] = self._run_twin(node, pruned)
 
-        for used in (*node.all_input_nodes, *self.extra_uses.get(node, ()), node):
-            if self._last_use.get(used, -1) <= index:
-                dense.pop(used, None)
-                pruned.pop(used, None)
+        uses = (*node.all_input_nodes, *self.extra_uses.get(node, ()), node)
+        drop_spent(dense, uses, self._last_use, index)
+        drop_spent(pruned, uses, self._last_use, index)
 
     def _run_twin(self, node: fx.Node, pruned: Values) -> object:
         """The value of the pruned graph's node of that name; `pruned` is keyed by dense nodes, its inputs are not."""

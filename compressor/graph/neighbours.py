@@ -46,7 +46,7 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 def stored_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """The graph's parameters, buffers and constants, in its order; several nodes may name one tensor."""
-    return [node for node in graph.graph.nodes if is_stored(node)]
+    return list(graph.graph.find_nodes(op="get_attr"))
 
 
 def calls_of(graph: fx.GraphModule) -> list[fx.Node]:

@@ -71,22 +71,29 @@ def nesting_of(
 
     `model` lies where `example` does.
     """
-    given, parameters = len(as_tuple(example)), parameter_names(model)
     with torch.no_grad(), evaluating(model):
         answer = call(model, mapped(Tensor.clone, example), keywords)
     outputs = output_paths(graph)
-    hollow = _filled(answer, {name: torch.empty(0) for name in outputs}, "")
+    hollow = _filled(answer, dict.fromkeys(outputs, torch.empty(0)), "")
     if keywords:
-        by_name = takes_by_name(model, keywords)
-        in_order = tuple(name for name in parameters if name in keywords) if by_name else ()
-        positions = in_order if len(in_order) == len(keywords) else tuple(keywords)
-        return Nesting(tuple(keywords), positions, not by_name, outputs, hollow)
+        as_mapping = not takes_by_name(model, keywords)
+        positions = tuple(keywords) if as_mapping else _in_order(model, keywords)
+        return Nesting(tuple(keywords), positions, as_mapping, outputs, hollow)
 
+    input_count = len(as_tuple(example))
     placeholders = tuple(node.name for node in input_nodes(graph))
-    positions = parameters[:given] if len(parameters) >= given else placeholders
+    positions = parameter_names(model)[:input_count]
+    if len(positions) < input_count:
+        positions = placeholders
     if isinstance(answer, Tensor) and positions == placeholders:
         return None
     return Nesting(positions, positions, False, outputs, hollow)
+
+
+def _in_order(model: nn.Module, keywords: Sequence[str]) -> tuple[str, ...]:
+    """The keywords as forward takes them by position; as they are where it does not name all of them."""
+    in_order = tuple(name for name in parameter_names(model) if name in keywords)
+    return in_order if len(in_order) == len(keywords) else tuple(keywords)
 
 
 def with_nesting(forward: Callable[..., Any], nesting: Nesting) -> Callable[..., Any]:
@@ -107,6 +114,7 @@ def _filled(template: Any, leaves: Mapping[str, Tensor], path: str) -> Any:
         return {key: _filled(value, leaves, _below(path, key)) for key, value in entries}
 
     made: Callable[..., object] = type(template)
+    # a named tuple is a tuple, and some answers are dictionaries and dataclasses at once: the first case that fits
     match template:
         case Tensor():
             return leaves.get(path or OUTPUT, template)
@@ -136,6 +144,7 @@ def _dataclass_like(template: object, values: Mapping[object, object]) -> object
 
 
 def _below(path: str, key: object) -> str:
+    """The name of an entry: of `{"boxes": [a, b]}` b is `boxes.1`, of `(a, b)` it is `output.1`."""
     if path:
         return f"{path}.{key}"
     return f"{OUTPUT}.{key}" if isinstance(key, int) else str(key)

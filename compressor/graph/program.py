@@ -98,13 +98,13 @@ def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.expor
 
 def call(model: nn.Module, inputs: Inputs, keywords: Sequence[str] = ()) -> object:
     """The model's answer to inputs that are given by position, or by the names in `keywords`."""
-    return _call_by(model, as_tuple(inputs), keywords, by_name=bool(keywords) and takes_by_name(model, keywords))
+    return _call_by(model, as_tuple(inputs), keywords, by_name=takes_by_name(model, keywords))
 
 
 def _call_by(
     forward: Callable[..., object], tensors: Sequence[Tensor], keywords: Sequence[str], *, by_name: bool
 ) -> object:
-    """By position without keywords; else by name, or as one dictionary."""
+    """By position without keywords; else by name where `by_name`, or as one dictionary."""
     if not keywords:
         return forward(*tensors)
     named = dict(zip(keywords, tensors, strict=True))
@@ -150,7 +150,9 @@ def _input_names(model: nn.Module, given: int, keywords: Sequence[str]) -> tuple
     if given == 1:
         return (INPUT,)
     names = parameter_names(model)
-    return names[:given] if len(names) >= given else tuple(f"{INPUT}.{index}" for index in range(given))
+    if len(names) >= given:
+        return names[:given]
+    return tuple(f"{INPUT}.{index}" for index in range(given))
 
 
 def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> None:
@@ -182,10 +184,12 @@ def _trial(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> dict[s
         answer = call(tried, mapped(Tensor.clone, example), keywords)  # a forward may write to its input
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in as_tuple(example))
-        image = "; check --size, and that --mean and --std have one value for grey images, three for RGB"
+        remedy = "check what the loader yields"
+        if as_tuple(example)[0].ndim == 4:
+            remedy = "check --size, and that --mean and --std have one value for grey images, three for RGB"
         raise ModelError(
-            f"the model's forward fails on an input of shape {shapes}{_at(raised_at(error))}: {first_line(error)}"
-            f"{image if as_tuple(example)[0].ndim == 4 else '; check what the loader yields'}"
+            f"the model's forward fails on an input of shape {shapes}{_at(raised_at(error))}: {first_line(error)}; "
+            f"{remedy}"
         ) from error
     leaves = named_leaves(answer)
     if not leaves:
@@ -203,7 +207,7 @@ def _constant_leaves(
     """
     if all(_has_samples(leaf, count(example)) for leaf in answer.values()):
         return ()
-    more = mapped(lambda tensor: torch.cat([tensor, tensor[:1]]), example)
+    more = _one_more(example)
     longer = _trial(model, more, keywords)
     constant = []
     for name, leaf in answer.items():
@@ -234,8 +238,8 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
 
     Its own forward is put back; a model that is so already is left alone.
     """
-    plain_answer = list(outputs) == [OUTPUT]
-    if len(inputs) == 1 and not keywords and plain_answer and len(inputs_wanted(model)) == 1:
+    takes_one = len(inputs) == len(inputs_wanted(model)) == 1
+    if takes_one and not keywords and list(outputs) == [OUTPUT]:
         yield
         return
 
@@ -244,9 +248,10 @@ def _flat(model: nn.Module, inputs: Sequence[str], keywords: Sequence[str], outp
 
     def forward(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         leaves = named_leaves(_call_by(original, tensors, keywords, by_name=by_name))
-        return leaves[outputs[0]] if len(outputs) == 1 else tuple(leaves[name] for name in outputs)
+        answer = tuple(leaves[name] for name in outputs)
+        return answer if len(answer) > 1 else answer[0]
 
-    by_name = bool(keywords) and takes_by_name(model, keywords)
+    by_name = takes_by_name(model, keywords)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(f"input_{index}", kind) for index in range(len(inputs))]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # the exporter counts them

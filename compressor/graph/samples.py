@@ -61,19 +61,19 @@ def sample_layouts(
 
     wanted = set(nodes)
     values = _run(graph, cut(batch, 0, n), wanted)
-    axes: dict[str, int] = {}
+    layouts: dict[str, Samples | None] = dict.fromkeys(wanted)
+    folded: dict[str, int] = {}  # the axis of those that keep more than the samples there
     for name in wanted:
         axis = _growing_axis(values[name].shape, traced_shapes[name], n, traced_n)
-        if axis is not None:
-            axes[name] = axis
+        if axis is not None and values[name].shape[axis] == n:
+            layouts[name] = Samples(axis, 1)
+        elif axis is not None:
+            folded[name] = axis
 
-    folded = {name for name, axis in axes.items() if values[name].shape[axis] != n}
     exchanged = joined([cut(batch, n, n + 1), cut(batch, 1, n)])
-    changed = _run(graph, exchanged, folded) if folded else {}
-
-    layouts: dict[str, Samples | None] = dict.fromkeys(wanted)
-    for name, axis in axes.items():
-        inner = _inner(axis, n, values[name], changed[name]) if name in folded else 1
+    changed = _run(graph, exchanged, set(folded)) if folded else {}
+    for name, axis in folded.items():
+        inner = _inner(axis, n, values[name], changed[name])
         if inner is not None:
             layouts[name] = Samples(axis, inner)
         elif strict:
@@ -99,7 +99,8 @@ def _noisy(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if not sample.is_floating_point():
         return sample.expand(count, *sample.shape[1:]).clone()
     noise = torch.randn(count, *sample.shape[1:], generator=generator).to(sample)
-    return sample + noise * (sample.std() if sample.numel() > 1 else sample.abs().sum()).clamp_min(1e-3)
+    strength = sample.std() if sample.numel() > 1 else sample.abs().sum()  # one number has no deviation
+    return sample + noise * strength.clamp_min(1e-3)
 
 
 def _run(graph: fx.GraphModule, batch: Inputs, wanted: set[str]) -> dict[str, Tensor]:
@@ -130,10 +131,7 @@ def _inner(axis: int, n: int, before: Tensor, after: Tensor) -> int | None:
     every other stretch of 2 is a later sample's: (c // 2) % 3 is 0 for those four only.
     """
     length = before.shape[axis]
-    other_axes = [other for other in range(before.ndim) if other != axis]
-    moved = before != after
-    if other_axes:
-        moved = moved.amax(other_axes)  # [length]
+    moved = (before != after).movedim(axis, 0).reshape(length, -1).any(1)  # [length]
     coordinates = torch.arange(length, device=moved.device)
 
     per_sample = length // n

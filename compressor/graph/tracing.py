@@ -92,8 +92,7 @@ def _name_ends(graph: fx.GraphModule, program: Program) -> None:
 
 def _keep_constants(graph: fx.GraphModule) -> None:
     """Tensors the model holds in plain attributes (a cached table) become buffers: cut, saved and loaded like any."""
-    registered = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
-    registered |= {name for name, _ in graph.named_buffers(remove_duplicate=False)}
+    registered = named_tensors(graph)
     names = dict.fromkeys(str(node.target) for node in stored_nodes(graph))  # each once, in the graph's order
     for name in names:
         value = operator.attrgetter(name)(graph)
@@ -107,14 +106,10 @@ def _keep_constants(graph: fx.GraphModule) -> None:
 def _own_state(graph: fx.GraphModule) -> None:
     """Copies parameters and buffers, tied ones to one copy, so that nothing is shared with the caller."""
     copies: dict[int, Tensor] = {}
-    for module in graph.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = _copied(tensor)
-                tensors[name] = copies[id(tensor)]  # type: ignore[assignment]
+    for name, tensor in named_tensors(graph).items():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = _copied(tensor)
+        store(graph, name, copies[id(tensor)])
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -127,9 +122,8 @@ def _name_layers(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
         paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
-        innermost = paths[-1] if paths else ""
-        place = place_in(node.meta.get("stack_trace") or "")
-        node.meta = {"layer": _plain_path(innermost), "place": place}
+        innermost = _plain_path(paths[-1]) if paths else ""
+        node.meta = {"layer": innermost, "place": place_in(node.meta.get("stack_trace") or "")}
 
 
 def _plain_path(path: str) -> str:
@@ -222,16 +216,21 @@ def _without_storage(value: object) -> object:
 @torch.no_grad()
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
-    buffers = {name for name, _ in graph.named_buffers()}
-    stored = {node: fetch(graph, node.target) for node in stored_nodes(graph) if node.target in buffers}
-    constants: dict[fx.Node, object] = dict(stored)
+    buffers = dict(graph.named_buffers())
+    constants: dict[fx.Node, object] = {}
+    for node in stored_nodes(graph):
+        if node.target in buffers:
+            constants[node] = buffers[str(node.target)]
+    computed: list[fx.Node] = []
     for node in calls_of(graph):
         if constants.keys() >= set(_value_inputs(node)):
             constants[node] = _computed(node, constants)
+            computed.append(node)
 
-    for node, value in constants.items():
+    for node in computed:
+        value = constants[node]
         outside = [user for user in node.users if user not in constants]  # constants behind it are folded themselves
-        if node not in stored and outside and isinstance(value, Tensor):
+        if outside and isinstance(value, Tensor):
             _replace_by_buffer(graph, node, value, outside)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -280,6 +279,12 @@ def fetch(graph: nn.Module, name: str) -> Tensor:
     value = operator.attrgetter(name)(graph)
     assert isinstance(value, Tensor)
     return value
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by every qualified name they have."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict([*parameters, *module.named_buffers(remove_duplicate=False)])
 
 
 def store(graph: nn.Module, name: str, value: Tensor) -> None:

@@ -53,16 +53,14 @@ def plain(module: nn.Module, *, convert: bool = True) -> Plain:
     _require_readable(inner, with_values=convert)
     floats = _other_floats(inner) if convert else []
     computed = list(_computed_weights(inner))
-    if not floats and not computed:
-        return Plain(inner, tuple(notes))
-
-    inner = copied(inner)
+    if floats or computed:
+        inner = copied(inner)
     if floats:
         inner = inner.float()
         notes.append(f"its {' and '.join(floats)} weights were converted to float32")
-    for name in computed:
-        _fold(inner.get_submodule(name))
     if computed:
+        for name in computed:
+            _fold(inner.get_submodule(name))
         layers = ", ".join(map(repr, computed))
         notes.append(f"weights computed from others (norms or masks of weights) were folded at {layers}")
     return Plain(inner, tuple(notes))
@@ -82,7 +80,9 @@ def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
 def _inner(module: nn.Module) -> nn.Module | None:
     """What a wrapper holds; None for a network, also one whose class is called as a wrapper is."""
     attribute = _INNER.get(type(module).__name__)
-    inner = None if attribute is None else getattr(module, attribute, None)
+    if attribute is None:
+        return None
+    inner = getattr(module, attribute, None)
     return inner if isinstance(inner, nn.Module) else None
 
 
@@ -114,10 +114,11 @@ def is_detector(module: nn.Module) -> bool:
     and answers before boxes are chosen is none.
     """
     parts = {name for name, _ in module.named_children()}
-    one_stage = parts >= {"backbone", "head", "anchor_generator"} and hasattr(module, "postprocess_detections")
-    two_stages = parts >= {"backbone", "rpn", "roi_heads"}
-    takes = list(inspect.signature(module.forward).parameters) if one_stage or two_stages else []
-    return takes[1:2] == ["targets"]
+    has_one_stage = parts >= {"backbone", "head", "anchor_generator"} and hasattr(module, "postprocess_detections")
+    has_two_stages = parts >= {"backbone", "rpn", "roi_heads"}
+    if not has_one_stage and not has_two_stages:
+        return False
+    return list(inspect.signature(module.forward).parameters)[1:2] == ["targets"]
 
 
 def _refuse_detector(module: nn.Module) -> None:
@@ -149,6 +150,7 @@ def copied(module: nn.Module) -> nn.Module:
     memo: dict[int, Tensor] = {}
     for layer in module.modules():
         for value in vars(layer).values():
+            # weight norm leaves `weight` computed on the layer; deepcopy takes leaves alone
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)

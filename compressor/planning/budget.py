@@ -17,15 +17,18 @@ from torch import fx
 
 from ..budgets import BYTES_PER_PARAMETER, Budget, Kind
 from ..errors import BudgetError
-from ..graph.cost import FORMULAS, measure_cost
+from ..graph.cost import formula_of, measure_cost
+from ..graph.neighbours import stored_nodes
 from ..pruning import Structure
 from ..pruning.compaction import compact_shape
+from ..pruning.coupling import units_by_row
 from ..pruning.labels import Value
 from ..pruning.structure import Keep
 from ..pruning.surgery import removed_classes
 from ..records import Group, Groups, IntArray, LeftAlone, Plan, Scores
 from .ranking import Chunk, RankingOptions, bundles_of, channels_per_unit, order_of_removal
 
+Count = Callable[[Keep], int]
 Meter = Callable[[Keep], tuple[int, int]]
 Cost = Callable[[Keep], float]
 Fits = Callable[[Sequence[Chunk]], bool]
@@ -39,31 +42,32 @@ def make_meter(graph: fx.GraphModule, structure: Structure) -> Meter:
     sizes = [int(np.prod(structure.shape(node))) for node in parameters]
     unread = dense.parameters - sum(sizes)  # those no node reads stay whatever goes
 
-    macs_of_nodes = [_macs_of(structure, node, dense.by_node[node.name]) for node in counted]
-    elements_of_parameters = [_elements_of(structure, node) for node in parameters]
+    macs = _total([_macs_of(structure, node, dense.by_node[node.name]) for node in counted])
+    elements = _total([_elements_of(structure, node) for node in parameters])
+    return lambda gone: (macs(gone), elements(gone) + unread)
 
-    def meter(gone: Keep) -> tuple[int, int]:
-        macs = sum(count(gone) for count in macs_of_nodes)
-        return macs, sum(count(gone) for count in elements_of_parameters) + unread
 
-    return meter
+def _total(counts: Sequence[Count]) -> Count:
+    """The sum of several functions."""
+    return lambda gone: sum(count(gone) for count in counts)
 
 
 def _parameter_nodes(graph: fx.GraphModule) -> list[fx.Node]:
     """One node for each parameter that is read, however many read it."""
     named = dict(graph.named_parameters())
     node_of: dict[int, fx.Node] = {}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and node.target in named:
+    for node in stored_nodes(graph):
+        if node.target in named:
             node_of[id(named[str(node.target)])] = node
     return list(node_of.values())
 
 
-def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Callable[[Keep], int]) -> Callable[[Keep], int]:
+def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Count) -> Count:
     """The same function, asked once for each choice of classes that lie on the nodes."""
-    lying = [classes.reshape(-1) for node in nodes for _, classes in structure.lying(node)]
-    # class 0 stands for what never goes; with it the key is not empty where no class lies on the nodes
-    relevant = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *lying]))
+    lying = [np.zeros(1, dtype=np.int64)]  # class 0 never goes; with it the key of nodes without classes is not empty
+    for node in nodes:
+        lying += [classes.reshape(-1) for _, classes in structure.lying(node)]
+    relevant = np.unique(np.concatenate(lying))
     counts: dict[bytes, int] = {}
 
     def remembered(gone: Keep) -> int:
@@ -75,9 +79,10 @@ def _remembered(structure: Structure, nodes: Iterable[fx.Node], count: Callable[
     return remembered
 
 
-def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Callable[[Keep], int]:
+def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Count:
     """A function from removed classes to the node's MACs, `dense` before any goes."""
-    formula: Callable[[Any], int] = FORMULAS[_schema(node)]  # reads a node's arguments and shapes, which `_Call` has
+    formula: Callable[[Any], int] | None = formula_of(node)  # reads a node's arguments and shapes, which `_Call` has
+    assert formula is not None  # it has MACs
     shadows = {used: _Shadow(used) for used in (node, *node.all_input_nodes)}
     args = fx.map_arg(node.args, lambda used: shadows.get(used, used))  # type: ignore[arg-type,return-value]
     call = _Call(args, shadows[node].meta)
@@ -91,7 +96,7 @@ def _macs_of(structure: Structure, node: fx.Node, dense: int) -> Callable[[Keep]
     return _remembered(structure, shadows, count)
 
 
-def _elements_of(structure: Structure, node: fx.Node) -> Callable[[Keep], int]:
+def _elements_of(structure: Structure, node: fx.Node) -> Count:
     """A function from removed classes to how many elements of a tensor remain."""
     return _remembered(structure, (node,), lambda gone: int(np.prod(_sizes(structure, node, gone))))
 
@@ -109,10 +114,6 @@ class _Call:
 
     args: tuple[object, ...]
     meta: dict[str, object]
-
-
-def _schema(node: fx.Node) -> str:
-    return str(node.target._schema.name)  # type: ignore[union-attr]
 
 
 def _sizes(structure: Structure, node: fx.Node, gone: Keep) -> tuple[int, ...]:
@@ -144,32 +145,31 @@ def make_plan(
     """
     meter = make_meter(graph, structure)
     price = cost or _counted(meter, budget.kind)
-    nothing = removed_classes(structure, {})
-    chunks = order_of_removal(
-        structure.groups.groups,
-        scores,
-        options,
-        unit_cost=_unit_costs(structure, price) if options.per_cost else None,
-        spans=structure.spans,
-        coupled=structure.coupled,
-    )
+    whole = removed_classes(structure, {})  # of the network of which nothing went
+    unit_cost = _unit_costs(structure, price) if options.per_cost else {}
+    chunks = _order(structure, scores, options, unit_cost)
     budgets = (budget, *also)
     prices = (price, *(_counted(meter, other.kind) for other in also))
-    shares = [_share_of(priced, priced(nothing)) for priced in prices]
+    shares = [_share_of(counted, counted(whole)) for counted in prices]
 
     def fits(removed: Sequence[Chunk]) -> bool:
-        gone = removed_classes(structure, kept_after(structure.groups, removed))
+        gone = _gone_after(structure, removed)
         return all(share(gone) <= asked.share for share, asked in zip(shares, budgets, strict=True))
 
-    everything = removed_classes(structure, kept_after(structure.groups, chunks))  # that may go
+    everything = _gone_after(structure, chunks)  # that may go
     for index, share in enumerate(shares):
         least = share(everything)
         if least > budgets[index].share:
             raise BudgetError(out_of_reach(budgets, index, least, structure))
-    removed = _fill(_prefix(chunks, fits), fits)
-    kept = kept_after(structure.groups, removed)
-    text = ", ".join(map(str, budgets))
-    return Plan(kept, meter(nothing)[0], meter(removed_classes(structure, kept))[0], text)
+    kept = kept_after(structure.groups, _fill(_prefix(chunks, fits), fits))
+    dense_macs, _ = meter(whole)
+    macs, _ = meter(removed_classes(structure, kept))
+    return Plan(kept, dense_macs, macs, ", ".join(map(str, budgets)))
+
+
+def _gone_after(structure: Structure, removed: Sequence[Chunk]) -> Keep:
+    """[classes] what goes with the chunks."""
+    return removed_classes(structure, kept_after(structure.groups, removed))
 
 
 def _share_of(price: Cost, whole: float) -> Cost:
@@ -207,10 +207,21 @@ def least_share(
 
 def everything_gone(structure: Structure, scores: Scores, options: RankingOptions) -> dict[str, IntArray]:
     """What stays of each group when everything goes that may go: indices of units, ascending."""
-    chunks = order_of_removal(
-        structure.groups.groups, scores, options, spans=structure.spans, coupled=structure.coupled
+    return kept_after(structure.groups, _order(structure, scores, options))
+
+
+def _order(
+    structure: Structure, scores: Scores, options: RankingOptions, unit_cost: Mapping[str, float] | None = None
+) -> list[Chunk]:
+    """All chunks that may go, the first to go first; `unit_cost` is what a channel of each group costs."""
+    return order_of_removal(
+        structure.groups.groups,
+        scores,
+        options,
+        unit_cost=unit_cost,
+        spans=structure.spans,
+        coupled=structure.coupled,
     )
-    return kept_after(structure.groups, chunks)
 
 
 def out_of_reach(
@@ -249,9 +260,10 @@ def _left_alone_text(layers: Sequence[LeftAlone]) -> str:
     """The first three and how many more; empty for none."""
     if not layers:
         return ""
-    reasons = "; ".join(f"{layer.layer} {layer.reason}" for layer in layers[:3])
-    rest = f", and {len(layers) - 3} more layers" if len(layers) > 3 else ""
-    return f" (left alone: {reasons}{rest})"
+    text = "; ".join(f"{layer.layer} {layer.reason}" for layer in layers[:3])
+    if len(layers) > 3:
+        text += f", and {len(layers) - 3} more layers"
+    return f" (left alone: {text})"
 
 
 def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
@@ -271,9 +283,7 @@ def _unit_costs(structure: Structure, price: Cost) -> dict[str, float]:
 
 def _half(group: Group) -> IntArray:
     """The first half of each row."""
-    row_of_unit = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-    rows = [np.flatnonzero(row_of_unit == row) for row in np.unique(row_of_unit)]
-    return np.concatenate([units[: max(1, len(units) // 2)] for units in rows])
+    return np.concatenate([units[: max(1, len(units) // 2)] for units in units_by_row(group)])
 
 
 def _prefix(chunks: list[Chunk], fits: Fits) -> list[Chunk]:
@@ -303,9 +313,8 @@ def _with_one_less(removed: list[Chunk], fits: Fits, refused: set[str]) -> list[
 
     Groups whose chunk does not fit are added to `refused` and not asked again: to give others back only costs more.
     """
-    last = {chunk.group: index for index, chunk in enumerate(removed)}
-    open_indices = [index for group, index in last.items() if group not in refused]
-    for index in sorted(open_indices, key=lambda index: -removed[index].key):
+    last = {chunk.group: index for index, chunk in enumerate(removed) if chunk.group not in refused}
+    for index in sorted(last.values(), key=lambda index: -removed[index].key):
         fewer = removed[:index] + removed[index + 1 :]
         if fits(fewer):
             return fewer
@@ -326,7 +335,7 @@ def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
 
 def compose(first: Mapping[str, IntArray], second: Mapping[str, IntArray]) -> dict[str, IntArray]:
     """Two rounds of removal as one: the second's units are counted among those the first kept."""
-    result = dict(first)
-    for name, units in second.items():
-        result[name] = first[name][units] if name in first else units
-    return result
+    composed = {**first, **second}
+    for name in first.keys() & second.keys():
+        composed[name] = first[name][second[name]]
+    return composed

@@ -7,6 +7,7 @@ oracle-approximating estimator of Chen et al. 2010, on correlations). Knows no g
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -66,10 +67,13 @@ class Inputs:
     def inverse(self) -> Tensor:
         """[features, features], made once: orders and repairs of every group the layer reads stand on it."""
         if not self._inverse:
-            few = self.few
-            inverse = _inverse_of(self.covariance, self.precision) if few is None else few.inverse(self.precision)
-            self._inverse.append(inverse)
+            self._inverse.append(self._inverted())
         return self._inverse[0]
+
+    def _inverted(self) -> Tensor:
+        if self.few is not None:
+            return self.few.inverse(self.precision)
+        return _inverse_of(self.covariance, self.precision)
 
 
 def _inverse_of(covariance: Tensor, precision: torch.dtype) -> Tensor:
@@ -103,7 +107,9 @@ def features_of(graph: fx.GraphModule, layer: Layer) -> int:
     """Entries of one row, 0 where rows of this layer are not looked at (grouped, or too wide)."""
     weight = fetch(graph, layer.weight)
     features = weight[0].numel()
-    return features if window_of(layer.node, weight).groups == 1 and features <= least_squares.WIDEST else 0
+    if features > least_squares.WIDEST or window_of(layer.node, weight).groups > 1:
+        return 0
+    return features
 
 
 @torch.no_grad()
@@ -128,49 +134,79 @@ def collect(
     if layouts is None:
         first = next(iter(images), None)
         layouts = {} if first is None else layouts_of(graph, layers, first)
-    widths = {node: features_of(graph, layer) for node, layer in layers.items()}
-    used = {use.node: node for node, layer in layers.items() for use in layer.uses}
-    input_layouts = {use: layouts.get(arguments(use)["input"].name) for use in used}
-    untold = {node for use, node in used.items() if input_layouts[use] is None}
-    sums = {
-        node: _Sums(width, len(layers[node].uses)) for node, width in widths.items() if width and node not in untold
-    }
-
-    device = device_of(graph)
-    n = 0  # images of the batch that passes, for `watch`
-
-    def look_at(node: fx.Node, layer: Layer, samples: Samples) -> None:
-        """Adds rows of what one use of a layer reads of this batch."""
-        window = window_of(node, fetch(graph, layer.weight))
-        x = samples.images_first(walk.env[arguments(node)["input"]], n)
-        if window.linear:
-            x = x.reshape(n, -1, x.shape[-1])  # [N, tokens, width]: windows are positions among others
-        wanted = math.ceil(rows_wanted(widths[layer.node], options) / len(layer.uses))
-        entries = len(x) // n  # windows or frames of one image that lie on the first axis
-        positions = sampled_positions(position_count(x, window), wanted, image_count * entries, options.seed)
-        rows = rows_of(x, window, positions.to(device))  # [1, entries, positions, features]
-        sums[layer.node].add(rows.flatten(0, 2))
-
-    def watch(node: fx.Node, value: object) -> object:
-        samples = input_layouts.get(node)
-        if samples is not None and used[node] in sums:
-            look_at(node, layers[used[node]], samples)
-        return value
-
-    walk = Watcher(graph, watch)
+    uses = _uses_of(graph, layers, layouts)
+    sums = {use.layer.node: use.sums for use in uses.values()}
+    collector = _Collector(graph, uses, image_count, options)
     done = 0
     for batch in images:
-        n = count(batch)
-        walk.run(*as_tuple(inputs_to(batch, device)))
+        collector.add(batch)
         if not done:
             _settle_origins(sums)
-        done += n
+        done += count(batch)
         progress(min(1.0, world() * done / image_count))  # ranks are about as far
     if not done:
         _settle_origins(sums)
     for rows in sums.values():
-        rows.add_others(device)
+        rows.add_others(device_of(graph))
     return _Finished(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A node that a layer's weights are used at: how its input keeps the images, and the layer's sums."""
+
+    layer: Layer
+    samples: Samples
+    sums: _Sums
+
+
+def _uses_of(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer], layouts: Layouts) -> dict[fx.Node, _Use]:
+    """Every node that uses a layer; none where rows are not looked at, or an input's images can't be told apart."""
+    uses: dict[fx.Node, _Use] = {}
+    for layer in layers.values():
+        features = features_of(graph, layer)
+        samples_at = {use.node: layouts.get(arguments(use.node)["input"].name) for use in layer.uses}
+        told = {node: samples for node, samples in samples_at.items() if samples is not None}
+        if features and len(told) == len(samples_at):
+            sums = _Sums(features, len(layer.uses))
+            uses |= {node: _Use(layer, samples, sums) for node, samples in told.items()}
+    return uses
+
+
+class _Collector:
+    """Batches run through the graph; rows of what its layers read are added to their sums on the way."""
+
+    def __init__(
+        self, graph: fx.GraphModule, uses: Mapping[fx.Node, _Use], image_count: int, options: CompensationOptions
+    ) -> None:
+        self.graph, self.uses = graph, uses
+        self.image_count, self.options = image_count, options
+        self.walk = Watcher(graph, self._watch)
+        self.device = device_of(graph)
+        self.n = 0  # images of the batch that passes
+
+    def add(self, batch: NetworkInputs) -> None:
+        """Takes in the rows of one batch [n, ...]."""
+        self.n = count(batch)
+        self.walk.run(*as_tuple(inputs_to(batch, self.device)))
+
+    def _watch(self, node: fx.Node, value: object) -> object:
+        if node in self.uses:
+            self._look_at(node, self.uses[node])
+        return value
+
+    def _look_at(self, node: fx.Node, use: _Use) -> None:
+        """Adds rows of what one use of a layer reads of this batch."""
+        window = window_of(node, fetch(self.graph, use.layer.weight))
+        x = use.samples.images_first(self.walk.env[arguments(node)["input"]], self.n)  # [n * entries, ...]
+        if window.linear:
+            x = x.reshape(self.n, -1, x.shape[-1])  # [n, tokens, width]: windows are positions among others
+        wanted = math.ceil(rows_wanted(use.sums.features, self.options) / len(use.layer.uses))
+        entries = len(x) // self.n  # windows or frames of one image that lie on the first axis
+        all_entries = self.image_count * entries
+        positions = sampled_positions(position_count(x, window), wanted, all_entries, self.options.seed)
+        rows = rows_of(x, window, positions.to(self.device))  # [1, n * entries, positions, features]
+        use.sums.add(rows.flatten(0, 2))  # [rows, features]
 
 
 class _Finished(Mapping[fx.Node, Inputs]):
@@ -279,10 +315,10 @@ class _Sums:
         """All ranks' rows, batch by batch in the order that they had before they were dealt out."""
         if world() == 1:
             return
-        own = [self.rows[begin : begin + self.uses] for begin in range(0, len(self.rows), self.uses)]  # by batch
-        in_order = [rows for batch in in_turns([[rows.cpu() for rows in batch] for batch in own]) for rows in batch]
-        device = self.x.device
-        self.rows = [rows.to(device) for rows in in_order]
+        on_cpu = [rows.cpu() for rows in self.rows]
+        by_batch = [on_cpu[begin : begin + self.uses] for begin in range(0, len(on_cpu), self.uses)]
+        in_order = itertools.chain.from_iterable(in_turns(by_batch))
+        self.rows = [rows.to(self.x.device) for rows in in_order]
         self.count = sum(map(len, self.rows))
         self.x = torch.zeros_like(self.x)
         for rows in self.rows:
@@ -291,8 +327,8 @@ class _Sums:
     def _sum_up(self, device: torch.device) -> None:
         if world() == 1:
             return
-        own = {"n": torch.tensor(float(self.count)), "x": self.x, "xx": self.xx}
-        totals = sum_over_ranks({name: value.cpu().numpy() for name, value in own.items()})
+        seen_here = {"n": torch.tensor(float(self.count)), "x": self.x, "xx": self.xx}
+        totals = sum_over_ranks({name: value.cpu().numpy() for name, value in seen_here.items()})
         self.count = int(totals["n"])
         self.x, self.xx = (torch.as_tensor(totals[name]).to(device) for name in ("x", "xx"))
 
@@ -309,8 +345,8 @@ class _Sums:
 
     def _precision_at(self, strength: float) -> torch.dtype:
         """Of the inverse of a covariance so strongly shrunk."""
-        rough = self.dtype == torch.float32 and strength >= ROUGH
-        return torch.float32 if rough else torch.float64
+        is_rough = self.dtype == torch.float32 and strength >= ROUGH
+        return torch.float32 if is_rough else torch.float64
 
 
 def shrinkage(covariance: Tensor, rows: float) -> float:
@@ -322,7 +358,9 @@ def shrinkage(covariance: Tensor, rows: float) -> float:
     p = len(deviation)
     squares = float((covariance / deviation.outer(deviation)).square().sum())  # tr R^2
     spread = (rows + 1 - 2 / p) * (squares - p)
-    return min(1.0, ((1 - 2 / p) * squares + p * p) / spread) if spread > 0 else 1.0
+    if spread <= 0:
+        return 1.0
+    return min(1.0, ((1 - 2 / p) * squares + p * p) / spread)
 
 
 def shrunk(covariance: Tensor, strength: float) -> Tensor:

@@ -30,8 +30,9 @@ class Likeness:
     @classmethod
     def to(cls, answers: Sequence[Inputs], names: Sequence[str], task: Task | None) -> Likeness:
         """That to these answers, one for each batch."""
-        other = None if task is None or task.classifies else task
-        return cls(tuple(names), tuple(_leaves(answer, other) for answer in answers), other)
+        if task is not None and task.classifies:
+            task = None
+        return cls(tuple(names), tuple(_leaves(answer, task) for answer in answers), task)
 
     def error(self, answers: Iterable[Inputs]) -> float:
         """Squared distance over the expected answers' own square; what is not finite counts as `WORST`.
@@ -42,16 +43,20 @@ class Likeness:
         for answer, expected in zip(answers, self.expected, strict=True):
             off += self._squared_distance(_leaves(answer, self.task), expected)
             whole += self._own_square(expected)
+        # over all ranks before the quotient, for each may have images of its own
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
         relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
-        return min(relative, WORST) if np.isfinite(relative) else WORST
+        if not np.isfinite(relative):
+            return WORST
+        return min(relative, WORST)
 
     def _squared_distance(self, answer: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         """Summed over the images of a batch."""
         if self.task is None:
-            return sum(float((one - other).square().sum()) for one, other in zip(answer, expected, strict=True))
-        named, as_expected = dict(zip(self.names, answer, strict=True)), dict(zip(self.names, expected, strict=True))
-        return float(self.task.distance(named, as_expected).double().sum())
+            return sum(float((a - b).square().sum()) for a, b in zip(answer, expected, strict=True))
+        named = dict(zip(self.names, answer, strict=True))
+        named_expected = dict(zip(self.names, expected, strict=True))
+        return float(self.task.distance(named, named_expected).double().sum())
 
     def _own_square(self, expected: Sequence[Tensor]) -> float:
         """What an answer that says nothing is off by."""
@@ -61,11 +66,15 @@ class Likeness:
 
 
 def _leaves(answer: Inputs, task: Task | None) -> tuple[Tensor, ...]:
+    """The tensors of an answer; without a task they are logits, which a constant more on all classes leaves alike."""
     leaves = tuple(leaf.detach() for leaf in as_tuple(answer))
-    return tuple(map(_centred, leaves)) if task is None else leaves
+    if task is None:
+        return tuple(map(_centred, leaves))
+    return leaves
 
 
 def _centred(leaf: Tensor) -> Tensor:
-    """[N, ...] in float64, less its mean over the classes."""
-    some = leaf.dim() > 1 and leaf.shape[1] > 1
-    return (leaf - leaf.mean(1, keepdim=True) if some else leaf).double()
+    """[N, ...] in float64, less its mean over the classes where it has several."""
+    if leaf.dim() > 1 and leaf.shape[1] > 1:
+        leaf = leaf - leaf.mean(1, keepdim=True)
+    return leaf.double()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from ..pruning.coupling import spared
+from ..pruning.coupling import spared, units_by_row
 from ..records import FloatArray, Group, IntArray, Scores, UnitKind
 
 Reduction = Literal["sum", "mean", "max"]
@@ -89,8 +90,7 @@ def bundles_of(groups: Sequence[Group], coupled: Sequence[Collection[str]]) -> l
     """Groups that lose equally many together, every other one by itself."""
     first_of: dict[str, str] = {}
     for members in coupled:
-        for name in members:
-            first_of[name] = min(members)
+        first_of |= dict.fromkeys(members, min(members))
 
     bundles: dict[str, list[Group]] = {}
     for group in groups:
@@ -104,7 +104,7 @@ def order_of_removal(
     options: RankingOptions,
     *,
     unit_cost: Mapping[str, float] | None = None,
-    spans: Mapping[str, Sequence[IntArray]] | None = None,
+    spans: Mapping[str, Sequence[IntArray]] = MappingProxyType({}),
     coupled: Sequence[Collection[str]] = (),
 ) -> list[Chunk]:
     """Chunks of every group that may be pruned and was scored, first to go first; each group's in order.
@@ -115,14 +115,15 @@ def order_of_removal(
     multiple_of = _multiples(groups, options, coupled)
     chunks: dict[str, list[Chunk]] = {}
     for group in groups:
-        if group.kind not in options.kinds or group.name not in scores.values:
+        is_scored = group.name in scores.values
+        if not is_scored or group.kind not in options.kinds:
             continue
         values = importance(group, scores, options)
         if options.per_cost and unit_cost:  # of two units that are worth the same the costlier goes first
             values = values / max(unit_cost[group.name], 1e-12) ** options.per_cost
         group_options = replace(options, multiple=multiple_of[group.name])
-        group_spans = spans.get(group.name, ()) if spans else ()
-        chunks[group.name] = _chunks(group, values, group_options, spared(group, values, group_spans))
+        never = spared(group, values, spans.get(group.name, ()))
+        chunks[group.name] = _chunks(group, values, group_options, never)
 
     for members in coupled:
         _couple(chunks, members)
@@ -143,7 +144,7 @@ def _multiples(groups: Sequence[Group], options: RankingOptions, coupled: Sequen
 
 def _width(group: Group) -> int:
     """How many units a row has that may go by themselves."""
-    return group.size // len(np.unique(group.rows)) if group.balanced else group.size
+    return group.size // len(units_by_row(group))
 
 
 def step_of(width: int, options: RankingOptions) -> int:
@@ -168,13 +169,9 @@ def _couple(chunks: dict[str, list[Chunk]], members: Collection[str]) -> None:
 
 def _chunks(group: Group, values: FloatArray, options: RankingOptions, never: IntArray) -> list[Chunk]:
     """The group's units in the order in which they go, all rows alike; `never` ones are ranked last and stay."""
-    row_of_unit = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
     order_by = values.copy()
     order_by[never] = np.inf
-    ranked_rows: list[IntArray] = []
-    for row in np.unique(row_of_unit):
-        row_units = np.flatnonzero(row_of_unit == row)
-        ranked_rows.append(row_units[np.argsort(order_by[row_units], kind="stable")])
+    ranked_rows = [units[np.argsort(order_by[units], kind="stable")] for units in units_by_row(group)]
     width = len(ranked_rows[0])
     table = np.stack([units[:width] for units in ranked_rows])  # [rows, width], least important first
 

@@ -109,20 +109,13 @@ def _read_classes(structure: Structure, layer: Layer, experts: Experts | None) -
     if experts is None:
         source = arguments(layer.node)["input"]
         axis = layer.channel_axis % source.meta["val"].ndim
-        yield from _along(structure, source, axis)
+        yield from structure.along(source, axis)
         return
     count, _, _, row = experts.sizes  # each expert reads the same row
-    for members in _along(structure, experts.patches, experts.patches.meta["val"].ndim - 2):
+    for members in structure.along(experts.patches, experts.patches.meta["val"].ndim - 2):
         yield np.tile(members, count)
-    for members in _along(structure, experts.routing, 1):
+    for members in structure.along(experts.routing, 1):
         yield np.repeat(members, row)
-
-
-def _along(structure: Structure, node: fx.Node, axis: int) -> Iterator[IntArray]:
-    """The classes that lie on one axis of a node's result alone."""
-    for facet_axes, members in structure.lying(node):
-        if facet_axes == (axis,):
-            yield members
 
 
 def order_of_loss(

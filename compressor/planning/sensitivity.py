@@ -8,6 +8,7 @@ layers further on make up for, which is the more the earlier a loss is, is measu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -20,8 +21,18 @@ from ..distributed import alone, each, own_share, rank, shares_out, world
 from ..errors import DataError
 from ..graph import fetch
 from ..graph.interface import output_names
-from ..graph.lockstep import Batch, Values, at_inputs, changed_nodes, images_of, inputs_of, run_node
-from ..graph.neighbours import computed_operands
+from ..graph.lockstep import (
+    Batch,
+    Values,
+    at_inputs,
+    changed_nodes,
+    drop_spent,
+    images_of,
+    inputs_of,
+    last_uses,
+    run_node,
+)
+from ..graph.neighbours import computed_operands, is_stored
 from ..inputs.images import Batches
 from ..inputs.images import batches as batches_of
 from ..placement import device_of, release
@@ -110,57 +121,79 @@ def measure_scores(
     pool: _Images = batches if isinstance(batches, Batches) else [images_of(batch) for batch in batches]
     probing, fitting = _parts(pool, options.probes)
     bench = _Bench(graph, structure, probing, task)
-    layers = bench.layers
-    layouts = layouts_of(bench.spelled, layers, probing[0])
-    worth = counts_of(scores, structure.groups.groups)
-    for node, layer in layers.items():
-        if layer.weight in bench.experts and bench.experts[layer.weight].result.name in worth:
-            worth[node.name] = worth[bench.experts[layer.weight].result.name]
-    readers = consumers_of(structure, layers, bench.experts)
-    groups = [g for g in structure.groups.groups if g.name in scores.values and g.kind in ranking.kinds]
-
-    curves: list[_Curve] = []
-    done = 0
-    for pack in _packs(bundles_of(groups, structure.coupled), readers, bench, options.limit_bytes):
-
-        def say(share: float, before: int = done, size: int = len(pack)) -> None:
-            progress(ALONE * (before + size * share) / len(groups))
-
-        curves += _curves_of(bench, pack, readers, fitting, layouts, scores, worth, ranking, say)
-        done += len(pack)
-        release()  # the pack's covariances are gone; the next ones are as large
-
+    material = _Material(
+        readers=consumers_of(structure, bench.layers, bench.experts),
+        images=fitting,
+        layouts=layouts_of(bench.spelled, bench.layers, probing[0]),
+        scores=scores,
+        worth=_worth_of(bench, scores),
+        ranking=ranking,
+    )
+    curves = _curves_alone(bench, material, options.limit_bytes, progress)
+    factors = _remaining(bench, curves, material, options, progress)
     slopes: dict[str, FloatArray] = {}
-    for curve, factor in zip(curves, _remaining(bench, curves, fitting, layouts, options, progress), strict=True):
+    for curve, factor in zip(curves, factors, strict=True):
         _enter(curve, factor, structure, slopes)
     if curves:
         progress(1.0)
     return Scores(f"{scores.criterion}, measured", slopes, scores.samples, scores.unscored, scores.uncovered)
 
 
-def _curves_of(
-    bench: _Bench,
-    pack: Sequence[Group],
-    readers: Mapping[str, Mapping[fx.Node, IntArray]],
-    images: _Images,
-    layouts: Layouts,
-    scores: Scores,
-    worth: Mapping[str, FloatArray],
-    ranking: RankingOptions,
-    progress: Progress,
-) -> list[_Curve]:
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What every group is measured with: the layers that read it, images to fit those on, and who goes first.
+
+    `worth[node name]` is what each of a layer's outputs counts for, `layouts` are those of `layouts_of`.
+    """
+
+    readers: Mapping[str, Mapping[fx.Node, IntArray]]
+    images: _Images
+    layouts: Layouts
+    scores: Scores
+    worth: Mapping[str, FloatArray]
+    ranking: RankingOptions
+
+
+def _worth_of(bench: _Bench, scores: Scores) -> dict[str, FloatArray]:
+    """What each output of a layer is worth, by its node's name; a mixture's is that of the convolution in its place."""
+    worth = counts_of(scores, bench.structure.groups.groups)
+    for node, layer in bench.layers.items():
+        mixture = bench.experts.get(layer.weight)
+        if mixture is not None and mixture.result.name in worth:
+            worth[node.name] = worth[mixture.result.name]
+    return worth
+
+
+def _curves_alone(bench: _Bench, material: _Material, limit_bytes: int, progress: Progress) -> list[_Curve]:
+    """The curve of every scored group, or of all that are coupled with it, as many at a time as the limit allows."""
+    scores, kinds = material.scores, material.ranking.kinds
+    groups = [g for g in bench.structure.groups.groups if g.name in scores.values and g.kind in kinds]
+    bundles = bundles_of(groups, bench.structure.coupled)
+    curves: list[_Curve] = []
+    done = 0
+    for pack in _packs(bundles, material.readers, bench, limit_bytes):
+
+        def say(share: float, before: int = done, size: int = len(pack)) -> None:
+            progress(ALONE * (before + size * share) / len(groups))
+
+        curves += _curves_of(bench, pack, material, say)
+        done += len(pack)
+        release()  # the pack's covariances are gone; the next ones are as large
+    return curves
+
+
+def _curves_of(bench: _Bench, pack: Sequence[Group], material: _Material, progress: Progress) -> list[_Curve]:
     """The curves of groups whose readers' covariances are held at the same time, and no longer."""
-    graph, layers = bench.spelled, bench.layers
-    reading = {node: layers[node] for group in pack for node in readers.get(group.name, {})}
-    inputs = _collected(graph, reading, images, layouts, lambda share: progress(COLLECTED * share))
+    readers, ranking = material.readers, material.ranking
+    reading = {node: bench.layers[node] for node in _nodes_reading(pack, readers)}
+    inputs = _collected(bench.spelled, reading, material, lambda share: progress(COLLECTED * share))
 
     def ordered(group: Group) -> FloatArray:
-        order = order_of_loss(graph, group, readers.get(group.name, {}), layers, inputs, worth)
-        return importance(group, scores, ranking) if order is None else order
+        order = order_of_loss(bench.spelled, group, readers.get(group.name, {}), bench.layers, inputs, material.worth)
+        return importance(group, material.scores, ranking) if order is None else order
 
     names = [group.name for group in pack]
     orders = dict(zip(names, each(pack, ordered), strict=True))
-
     chunks_by_group = list(_chunks_of(pack, orders, ranking, bench.structure))
     done = 0
 
@@ -175,19 +208,16 @@ def _curves_of(
 
 
 def _collected(
-    graph: fx.GraphModule,
-    reading: Mapping[fx.Node, Layer],
-    images: _Images,
-    layouts: Layouts,
-    progress: Progress,
+    graph: fx.GraphModule, reading: Mapping[fx.Node, Layer], material: _Material, progress: Progress
 ) -> Mapping[fx.Node, Inputs]:
     """Each rank looks at its share of the batches; where there are fewer than ranks, at all of them."""
+    images, layouts = material.images, material.layouts
     total = _image_count(images)
-    if shares_out(len(images)):
-        share = images.share(rank(), world()) if isinstance(images, Batches) else own_share(images)
-        return collect(graph, reading, inputs_of(share), layouts=layouts, image_count=total, progress=progress)
-    with alone():
-        return collect(graph, reading, inputs_of(images), layouts=layouts, image_count=total, progress=progress)
+    if not shares_out(len(images)):
+        with alone():
+            return collect(graph, reading, inputs_of(images), layouts=layouts, image_count=total, progress=progress)
+    share = images.share(rank(), world()) if isinstance(images, Batches) else own_share(images)
+    return collect(graph, reading, inputs_of(share), layouts=layouts, image_count=total, progress=progress)
 
 
 def _image_count(images: _Images) -> int:
@@ -203,10 +233,10 @@ def _parts(images: _Images, probes: int) -> tuple[list[NetworkInputs], _Images]:
     measuring = min(probes, total // 5)
     if measuring == 0:
         return list(inputs_of(images)), images
-    return list(inputs_of(_some(images, 0, measuring))), _some(images, measuring, total)
+    return list(inputs_of(_between(images, 0, measuring))), _between(images, measuring, total)
 
 
-def _some(images: _Images, start: int, stop: int) -> _Images:
+def _between(images: _Images, start: int, stop: int) -> _Images:
     """The images from `start` to before `stop`, in batches of the same size."""
     if isinstance(images, Batches):
         stop = min(stop, len(images.images))
@@ -221,7 +251,7 @@ def _packs(
     pack: list[Group] = []
     nodes: set[fx.Node] = set()
     for bundle in bundles:
-        more = {node for group in bundle for node in readers.get(group.name, {})}
+        more = set(_nodes_reading(bundle, readers))
         # a covariance and its inverse, 8 bytes an entry each
         size = sum(16 * features_of(bench.spelled, bench.layers[node]) ** 2 for node in nodes | more)
         if pack and size > limit:
@@ -231,6 +261,12 @@ def _packs(
         nodes |= more
     if pack:
         yield pack
+
+
+def _nodes_reading(groups: Sequence[Group], readers: Mapping[str, Mapping[fx.Node, IntArray]]) -> list[fx.Node]:
+    """The layers that read any of the groups, each once."""
+    by_group = (readers.get(group.name, {}) for group in groups)
+    return list(dict.fromkeys(itertools.chain.from_iterable(by_group)))
 
 
 def _chunks_of(
@@ -254,6 +290,7 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
             if loses_inputs(bench.spelled, bench.layers[node], slices):
                 repair(bench.spelled, small, bench.layers[node], slices, inputs[node], bench.experts)
 
+    # of 20 chunks 2, 6, 12 and 20 go; of 3 chunks 1, 2 and 3, as two levels are the same there
     stops = sorted({max(1, round(level * len(chunks))) for level in LEVELS})
     errors = [bench.error(kept_after(bench.structure.groups, chunks[:stop]), mend) for stop in stops]
     return _Curve(chunks, np.array([0, *stops]), np.array([0.0, *errors]))
@@ -262,8 +299,7 @@ def _measured(bench: _Bench, chunks: Sequence[Chunk], inputs: Mapping[fx.Node, I
 def _remaining(
     bench: _Bench,
     curves: Sequence[_Curve],
-    images: _Images,
-    layouts: Layouts,
+    material: _Material,
     options: SensitivityOptions,
     progress: Progress,
 ) -> FloatArray:
@@ -272,14 +308,15 @@ def _remaining(
     Neighbours share one figure: the error of their going together, over the sum of theirs alone; 1 at most.
     """
     factors = np.ones(len(curves))
-    # every rank has the first images: a stretch is one rank's
-    few_images = [(part, None) for part in inputs_of(_some(images, 0, options.repairing))]
     stretch_count = min(options.stretches, len(curves))
     if not stretch_count:
         return factors
+    # every rank has the first images: a stretch is one rank's
+    first_images = _between(material.images, 0, options.repairing)
+    targetless = [(inputs, None) for inputs in inputs_of(first_images)]
 
     def mend(small: fx.GraphModule, slices: Slices) -> None:
-        compensate(bench.graph, small, slices, few_images, options=LIGHT, layouts=layouts)
+        compensate(bench.graph, small, slices, targetless, options=LIGHT, layouts=material.layouts)
 
     def remaining(places: IntArray) -> float:
         stretch = [curves[place] for place in places]
@@ -386,8 +423,8 @@ class _Walk:
 
     def __init__(self, graph: fx.GraphModule, images: Sequence[NetworkInputs]) -> None:
         self.graph, self.images = graph, images
-        self.nodes = [node for node in graph.graph.nodes if node.op != "get_attr"]
-        self.last_use = {used: i for i, node in enumerate(self.nodes) for used in node.all_input_nodes}
+        self.nodes = [node for node in graph.graph.nodes if not is_stored(node)]
+        self.last_use = last_uses(self.nodes)
         self._at, self._values = 0, [self._start(part) for part in images]
 
     def _start(self, images: NetworkInputs) -> Values:
@@ -408,17 +445,15 @@ class _Walk:
 
     @torch.no_grad()
     def _run(self, graph: fx.GraphModule, values: Values, begin: int, end: int) -> Any:
-        twins = [node for node in graph.graph.nodes if node.op != "get_attr"]
+        twins = [node for node in graph.graph.nodes if not is_stored(node)]
         for index in range(begin, end):
             node, twin = self.nodes[index], twins[index]
             if node.op == "output":
                 return fx.map_arg(node.args[0], values.__getitem__)
             if node.op != "placeholder":
-                own = {theirs: values[ours] for ours, theirs in _pairs(node, twin)}
-                values[node] = run_node(graph, twin, own)
-            for used in (*node.all_input_nodes, node):
-                if self.last_use.get(used, -1) <= index:
-                    values.pop(used, None)
+                inputs = {theirs: values[ours] for ours, theirs in _pairs(node, twin)}
+                values[node] = run_node(graph, twin, inputs)
+            drop_spent(values, (*node.all_input_nodes, node), self.last_use, index)
         return None
 
 
@@ -447,20 +482,22 @@ def repair(
 
     `experts` are the weights that stand side by side in `graph` and in `slices`, and not in `small`.
     """
-    weight = fetch(graph, layer.weight).detach()
-    kept = slices.kept[layer.weight]
-    rows = weight.double().flatten(1)
-    entries = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
-    entries[torch.from_numpy(kept[1])] = True
-    entries = entries.to(rows.device)
-    stays, goes = entries.flatten().nonzero().flatten(), (~entries).flatten().nonzero().flatten()
+    weight = fetch(graph, layer.weight).detach()  # [outputs, inputs, *kernel]
+    kept_outputs, kept_inputs = map(torch.from_numpy, slices.kept[layer.weight][:2])
+    rows = weight.double().flatten(1)  # [outputs, features], a feature for each input and place of the kernel
+    outputs = kept_outputs.to(rows.device)
+    is_kept = torch.zeros(weight.shape[1], weight[0, 0].numel(), dtype=torch.bool)
+    is_kept[kept_inputs] = True
+    is_kept = is_kept.flatten().to(rows.device)  # [features]
+    stays, goes = is_kept.nonzero().flatten(), (~is_kept).nonzero().flatten()
+
     fitted = rows[:, stays] + taken_over(rows[:, goes], inputs, stays, goes)
-    shift = rows @ inputs.mean - fitted @ inputs.mean[stays]
-    outputs = torch.from_numpy(kept[0]).to(rows.device)
+    shift = rows @ inputs.mean - fitted @ inputs.mean[stays]  # [outputs]: with it the outputs' means stay
     old = fetch(small, layer.weight)
     stored = fitted[outputs]
-    stored = as_stored(stored, old.shape) if layer.weight in experts else stored.reshape(old.shape)
-    store_under(small, [use.weight for use in layer.uses], stored.to(old))
+    if layer.weight in experts:
+        stored = as_stored(stored, old.shape)
+    store_under(small, [use.weight for use in layer.uses], stored.reshape(old.shape).to(old))
     if layer.bias:
         bias = fetch(small, layer.bias)
         store_under(small, [use.bias for use in layer.uses], bias + shift[outputs].to(bias))

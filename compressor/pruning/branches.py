@@ -7,7 +7,7 @@ Without it the sum hands the stream on. Knows neither scores nor plans, and repa
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -42,7 +42,7 @@ def find_branches(graph: fx.GraphModule) -> tuple[Branch, ...]:
     """Every branch whose sum has the stream's own shape, in the graph's order; branches may lie inside others."""
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     branches: list[Branch] = []
-    for node in graph.graph.nodes:
+    for node in order:
         branch = _branch_at(node, order)
         if branch is not None:
             branches.append(branch)
@@ -50,23 +50,30 @@ def find_branches(graph: fx.GraphModule) -> tuple[Branch, ...]:
 
 
 def _branch_at(total: fx.Node, order: dict[fx.Node, int]) -> Branch | None:
-    operands = total.args[:2]
-    if total.target not in _SUMS or total.kwargs.get("alpha", 1) != 1:
+    summands = _summands(total)
+    if len(summands) != 2:
         return None
-    if not all(isinstance(operand, fx.Node) and operand.op == "call_function" for operand in operands):
-        return None
-    first, second = operands
-    assert isinstance(first, fx.Node)
-    assert isinstance(second, fx.Node)
-    stream, end = (first, second) if order[first] < order[second] else (second, first)
+    stream, end = sorted(summands, key=order.__getitem__)
     if not _same_shape(stream, end) or not _same_shape(stream, total):
         return None
 
-    inside = _between(stream, end, order)
-    if inside is None:
+    before_stream = _needed(stream.all_input_nodes)
+    reached = _needed([end], past={stream, *before_stream})
+    if stream not in reached:
         return None
-    leaks = any(user not in inside and user is not total for node in inside for user in node.users)
-    return None if leaks else Branch(total, stream, end, tuple(sorted(inside, key=order.__getitem__)))
+    inside = {node for node in reached - before_stream - {stream} if node.op == "call_function"}
+    readers = {user for node in inside for user in node.users}
+    if not readers <= {*inside, total}:  # something of the branch is read elsewhere too
+        return None
+    return Branch(total, stream, end, tuple(sorted(inside, key=order.__getitem__)))
+
+
+def _summands(total: fx.Node) -> list[fx.Node]:
+    """What a plain sum adds up, as far as it is computed; none of any other node."""
+    if total.target not in _SUMS or total.kwargs.get("alpha", 1) != 1:
+        return []
+    operands = [operand for operand in total.args[:2] if isinstance(operand, fx.Node)]
+    return [operand for operand in operands if operand.op == "call_function"]
 
 
 def _same_shape(one: fx.Node, other: fx.Node) -> bool:
@@ -74,30 +81,18 @@ def _same_shape(one: fx.Node, other: fx.Node) -> bool:
     return isinstance(value, Tensor) and isinstance(wanted, Tensor) and value.shape == wanted.shape
 
 
-def _between(stream: fx.Node, end: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node] | None:
-    """What `end` needs and the stream does not; None where the stream is not among what it needs."""
-    needed_by_stream = _ancestors(stream)
-    inside: set[fx.Node] = set()
-    waiting, reached = [end], False
+def _needed(nodes: Iterable[fx.Node], past: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """Those nodes and all that they are computed from, without what only nodes in `past` need."""
+    needed: set[fx.Node] = set()
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
-        if node is stream:
-            reached = True
-        elif node not in inside and node not in needed_by_stream and node.op == "call_function":
-            inside.add(node)
+        if node in needed:
+            continue
+        needed.add(node)
+        if node not in past:
             waiting.extend(node.all_input_nodes)
-    return inside if reached else None
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        source = waiting.pop()
-        if source not in found:
-            found.add(source)
-            waiting.extend(source.all_input_nodes)
-    return found
+    return needed
 
 
 def without_branches(graph: fx.GraphModule, names: Collection[str]) -> fx.GraphModule:

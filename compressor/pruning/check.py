@@ -20,10 +20,10 @@ from ..graph import fetch
 from ..graph.double import doubled
 from ..graph.interface import nodes_by_name
 from ..placement import CPU, placed
-from ..records import Group, IntArray
+from ..records import IntArray
 from ..tensors import Inputs, as_tuple, moved
 from .compaction import RaggedError, compact, compact_shape
-from .coupling import spared
+from .coupling import spared, units_by_row
 from .excerpts import excerpt, excerpted_operands, narrowed
 from .groups import analyse
 from .labels import Result, Value, axes, facets_in, map_labelled, values_in
@@ -72,7 +72,7 @@ def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[
     generator = np.random.default_rng(seed)
     kept: dict[str, IntArray] = {}
     for group in structure.groups.groups:
-        rows = _rows_of(group)
+        rows = units_by_row(group)
         row_length = group.size // len(rows)
         goes = max(1, int(row_length * share)) if row_length > 1 else 0  # a row of one unit keeps it
 
@@ -83,12 +83,6 @@ def random_units(structure: Structure, seed: int, share: float = 1 / 3) -> dict[
         always = spared(group, generator.random(group.size), structure.spans.get(group.name, ()))
         kept[group.name] = np.union1d(stays, always).astype(np.int64)
     return kept
-
-
-def _rows_of(group: Group) -> list[IntArray]:
-    """The units of each row that has to keep as many as the others; all of them where rows need not."""
-    rows = group.rows if group.balanced else np.zeros(group.size, dtype=np.int64)
-    return [np.flatnonzero(rows == row) for row in np.unique(rows)]
 
 
 def _failures(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..records import IntArray
-from .grids import Mask, cells_of, column_ties, components, pairs_of, shared_between_rows, unboxed_ties
-from .labels import Ledger, Rows, axes, reduce_to
+from .grids import Mask, cells_of, column_ties, components, joined_with, shared_between_rows, unboxed_ties
+from .labels import Columns, Ledger, Rows, axes, reduce_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +51,56 @@ class Classes:
 
 def resolve(ledger: Ledger) -> Classes:
     """Ties to classes, rows to parents, columns to cells; contradictions between rows end in class 0 or in columns."""
-    nothing = np.zeros((2, 0), dtype=np.int64)
-    edges = np.concatenate([nothing, *(pairs.numpy() for pairs in ledger.pairs)], axis=1)  # [2, ties]
-    rows, columns = list(ledger.rows), list(ledger.columns)
-    # a tie that rows or columns imply may make other rows' members one, so until nothing is new
-    while True:
-        class_of = components(edges, ledger.count)
-        implied, columns = column_ties(class_of, rows, columns, edges)
-        is_cell = cells_of(class_of, columns)
-        if implied.shape[1] == 0:
-            implied, rows = _row_ties(class_of, rows, is_cell)
-        if implied.shape[1] == 0:
-            implied, columns = unboxed_ties(class_of, rows, columns)
-        if implied.shape[1] == 0:
-            break
-        edges = np.concatenate([edges, implied], axis=1)
-
-    joined = np.concatenate([edges, *(pairs_of(relation) for relation in columns)], axis=1)
+    class_of, edges, rows, columns = _settled(ledger)
+    is_cell = cells_of(class_of, columns)
+    joined = joined_with(edges, columns)
     class_of, column_of = _named(class_of, components(joined, ledger.count), is_cell)
-    parent = np.full(int(class_of.max()) + 1, -1, dtype=np.int64)
-    column, row = parent.copy(), np.zeros(len(parent), dtype=np.int64)
-    relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
+
+    nowhere = np.full(int(class_of.max()) + 1, -1, dtype=np.int64)  # [classes]
+    column, parent, row = nowhere.copy(), nowhere.copy(), np.zeros(len(nowhere), dtype=np.int64)
     column[class_of[is_cell]] = column_of[is_cell]
+    relations: dict[int, tuple[int, ...]] = defaultdict(tuple)
     for number, relation in enumerate(rows):
         children = class_of[relation.children.numpy()]  # [R, K]
         parent[children] = class_of[relation.parents.numpy()][:, None]
         row[children] = np.arange(len(children))[:, None]
         for child in np.unique(children).tolist():
             relations[child] += (number,)
+    parent[0] = -1
 
     for parts in _parts(class_of, rows, is_cell):
         blocks = _blocks(parts)  # in place of the rows of one relation: they keep those of all
         row[list(blocks)] = list(blocks.values())
-    parent[0] = -1
-    inexact = _inexact(ledger, column_of)
-    return Classes(class_of, parent, column, row, dict(relations), _reasons(ledger, joined), inexact)
+    reasons, inexact = _reasons(ledger, joined), _inexact(ledger, column_of)
+    return Classes(class_of, parent, column, row, dict(relations), reasons, inexact)
+
+
+def _settled(ledger: Ledger) -> tuple[IntArray, IntArray, list[Rows], list[Columns]]:
+    """[labels] classes, the ties they come of, [2, ties], and the rows and columns that imply no further ones."""
+    nothing = np.zeros((2, 0), dtype=np.int64)
+    edges = np.concatenate([nothing, *(pairs.numpy() for pairs in ledger.pairs)], axis=1)
+    rows, columns = list(ledger.rows), list(ledger.columns)
+    # a tie that rows or columns imply may make other rows' members one, so until nothing is new
+    while True:
+        class_of = components(edges, ledger.count)
+        implied, rows, columns = _implied(class_of, edges, rows, columns)
+        if not implied.size:
+            return class_of, edges, rows, columns
+        edges = np.concatenate([edges, implied], axis=1)
+
+
+def _implied(
+    class_of: IntArray, edges: IntArray, rows: list[Rows], columns: list[Columns]
+) -> tuple[IntArray, list[Rows], list[Columns]]:
+    """Further ties, [2, T], of the first kind of relations that implies any; the rows and columns that remain."""
+    implied, columns = column_ties(class_of, rows, columns, edges)
+    if implied.size:
+        return implied, rows, columns
+    implied, rows = _row_ties(class_of, rows, cells_of(class_of, columns))
+    if implied.size:
+        return implied, rows, columns
+    implied, columns = unboxed_ties(class_of, rows, columns)
+    return implied, rows, columns
 
 
 def _named(class_of: IntArray, joined: IntArray, is_cell: Mask) -> tuple[IntArray, IntArray]:
@@ -112,71 +127,70 @@ def _counted(class_of: IntArray) -> IntArray:
 
 def _row_ties(class_of: IntArray, rows: Sequence[Rows], is_cell: Mask) -> tuple[IntArray, list[Rows]]:
     """Further ties that rows imply, [2, T], and the rows that remain rows."""
-    ties: list[tuple[int, int]] = []
-    remaining: list[Rows] = []
-    row_of_member: dict[int, int] = {}
-    repeats, rows = _each_once(class_of, rows)
-    ties += repeats
+    repeats, rows = _without_repeats(class_of, rows)
     crossing = _crossing(_places(class_of, rows, is_cell))
-
+    ties = [repeats]
+    remaining: list[Rows] = []
+    row_of_member = {0: 0}  # what never goes lies in a row that never goes
     for number, relation in enumerate(rows):
         parents = class_of[relation.parents.numpy()]  # [R]
         children = class_of[relation.children.numpy()]  # [R, K]
-        none_may_go = [(parent, 0) for parent in parents.tolist() if parent != 0]
+        none_may_go = _pairs(parents, np.zeros_like(parents))
 
         if (children == children[:, :1]).all():  # rows of one class: the unit is the row
-            pairs = zip(parents.tolist(), children[:, 0].tolist(), strict=True)
-            ties += [(parent, child) for parent, child in pairs if parent != child]
+            ties.append(_pairs(parents, children[:, 0]))
             continue
         if shared_between_rows(children):  # columns run through all rows: no row can go alone
-            ties += none_may_go
+            ties.append(none_may_go)
             continue
 
         remaining.append(relation)
         if number in crossing:  # its rows overlap others in part: none of them can go alone
-            ties += none_may_go
+            ties.append(none_may_go)
             continue
         if (parents == 0).any():  # the rows of a relation may all go, or none
-            ties += none_may_go
-        ties += _member_ties(parents, children, row_of_member)
+            ties.append(none_may_go)
+        ties.append(_member_ties(parents, children, row_of_member))
+    return np.concatenate(ties, axis=1), remaining
 
-    return np.array(ties, dtype=np.int64).reshape(-1, 2).T, remaining
+
+def _pairs(first: IntArray, second: IntArray) -> IntArray:
+    """[2, T] classes at the same places that are not one yet: of [3, 4] and [3, 7], 4 with 7."""
+    differ = first != second
+    return np.stack([first[differ], second[differ]])
 
 
-def _each_once(class_of: IntArray, rows: Sequence[Rows]) -> tuple[list[tuple[int, int]], list[Rows]]:
-    """Rows without those of the same members as an earlier one, whose parents are tied to its own.
+def _without_repeats(class_of: IntArray, rows: Sequence[Rows]) -> tuple[IntArray, list[Rows]]:
+    """Rows without those of the same members as an earlier one, whose parents are tied, [2, T], to its own.
 
     [batch * heads, d] lists the rows of its heads once for each image.
     """
-    ties: list[tuple[int, int]] = []
+    ties = [np.zeros((2, 0), dtype=np.int64)]
     distinct: list[Rows] = []
     for relation in rows:
-        children = np.sort(class_of[relation.children.numpy()], axis=1)
+        children = np.sort(class_of[relation.children.numpy()], axis=1)  # [R, K]
         _, first, number = np.unique(children, axis=0, return_index=True, return_inverse=True)
         if len(first) in (1, len(children)):
             distinct.append(relation)
             continue
         parents = class_of[relation.parents.numpy()]
-        earlier = parents[first[number.reshape(-1)]]
-        ties += [(a, b) for a, b in zip(earlier.tolist(), parents.tolist(), strict=True) if a != b]
+        ties.append(_pairs(parents[first[number.reshape(-1)]], parents))
         places = torch.from_numpy(np.sort(first))
         distinct.append(Rows(relation.parents[places], relation.children[places], relation.node))
-    return ties, distinct
+    return np.concatenate(ties, axis=1), distinct
 
 
-def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int, int]) -> list[tuple[int, int]]:
-    """A row with a member that may not go stays; a member of two rows makes them one.
+def _member_ties(parents: IntArray, children: IntArray, row_of_member: dict[int, int]) -> IntArray:
+    """A row with a member that may not go stays; a member of two rows makes them one: ties, [2, T].
 
     `row_of_member` holds the row each class was first seen in, over all relations, and is added to.
     """
-    ties: list[tuple[int, int]] = []
+    ties = [np.zeros((2, 0), dtype=np.int64)]
     for parent, row in zip(parents.tolist(), children, strict=True):
-        for member in np.unique(row).tolist():
-            # what never goes lies in a row that never goes
-            first_parent = 0 if member == 0 else row_of_member.setdefault(member, parent)
-            if first_parent != parent:
-                ties.append((first_parent, parent))
-    return ties
+        members = np.unique(row).tolist()
+        first_parents = np.array([row_of_member.setdefault(member, parent) for member in members])
+        ties.append(_pairs(first_parents, np.full_like(first_parents, parent)))
+    return np.concatenate(ties, axis=1)
 
 
 def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
@@ -186,11 +200,8 @@ def _crossing(places: Mapping[int, Mapping[int, int]]) -> set[int]:
         for (first, row_in_first), (second, row_in_second) in itertools.combinations(row_in.items(), 2):
             parts_of[first, second].add((row_in_first, row_in_second))
 
-    crossing: set[int] = set()
-    for pair, parts in parts_of.items():
-        if _cross(parts):
-            crossing.update(pair)
-    return crossing
+    crossing = [pair for pair, parts in parts_of.items() if _cross(parts)]
+    return set(itertools.chain.from_iterable(crossing))
 
 
 def _places(class_of: IntArray, rows: Sequence[Rows], is_cell: Mask) -> dict[int, dict[int, int]]:
@@ -210,7 +221,7 @@ def _cross(parts: Collection[tuple[int, int]]) -> bool:
 
     Rows of 24 and of 16 among 48 units share parts (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
     """
-    rows_left, rows_right = {left for left, _ in parts}, {right for _, right in parts}
+    rows_left, rows_right = map(set, zip(*parts, strict=True))
     return len(parts) > max(len(rows_left), len(rows_right))
 
 
@@ -254,9 +265,7 @@ def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
         for island in np.unique(island_of[labels.numpy()]).tolist():
             reason_of.setdefault(island, (node, reason))
 
-    frozen = np.flatnonzero(np.isin(island_of, list(reason_of)))
-    islands = island_of[frozen].tolist()
-    return {label: reason_of[island] for label, island in zip(frozen.tolist(), islands, strict=True)}
+    return {label: reason_of[island] for label, island in enumerate(island_of.tolist()) if island in reason_of}
 
 
 def _inexact(ledger: Ledger, class_of: IntArray) -> dict[int, tuple[str, ...]]:
@@ -264,6 +273,5 @@ def _inexact(ledger: Ledger, class_of: IntArray) -> dict[int, tuple[str, ...]]:
     nodes_of: dict[int, list[str]] = defaultdict(list)
     for labels, node in ledger.inexact:
         for member in np.unique(class_of[labels.numpy()]).tolist():
-            if node not in nodes_of[member]:
-                nodes_of[member].append(node)
-    return {member: tuple(nodes) for member, nodes in nodes_of.items()}
+            nodes_of[member].append(node)
+    return {member: tuple(dict.fromkeys(nodes)) for member, nodes in nodes_of.items()}

@@ -28,6 +28,15 @@ def is_cut(lying: Sequence[Lying], gone: Keep) -> bool:
     return any(gone[classes].any() for _, classes in lying)
 
 
+def cut_axes(lying: Sequence[Lying], gone: Keep) -> set[int]:
+    """The axes along which a tensor loses anything."""
+    axes: set[int] = set()
+    for over, classes in lying:
+        if gone[classes].any():
+            axes.update(over)
+    return axes
+
+
 def compact(tensor: Tensor, lying: Sequence[Lying], gone: Keep) -> Tensor:
     """The tensor without the coordinates whose classes are gone. Raises RaggedError when that is not a box."""
     for over, keep in _cuts(lying, gone):
@@ -43,20 +52,17 @@ def compact_shape(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> t
     """The sizes `compact` would give, for a tensor of that shape; no tensor is made."""
     sizes = list(shape)
     for over, keep in _cuts(lying, gone):
-        sizes[over[-1]] = int(np.count_nonzero(keep)) if len(over) == 1 else _count_of_rows(keep)
+        sizes[over[-1]] = _count_of_rows(keep)
     return tuple(sizes)
 
 
 def kept_of_axes(shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> tuple[IntArray, ...]:
     """The coordinates that stay on each axis."""
-    kept = []
-    for axis, size in enumerate(shape):
-        stays = np.ones(size, dtype=bool)
-        for over, classes in lying:
-            if over == (axis,):
-                stays &= ~gone[classes]
-        kept.append(np.flatnonzero(stays))
-    return tuple(kept)
+    stays = [np.ones(size, dtype=bool) for size in shape]
+    for over, classes in lying:
+        if len(over) == 1:
+            stays[over[0]] &= ~gone[classes]
+    return tuple(map(np.flatnonzero, stays))
 
 
 def _cuts(lying: Sequence[Lying], gone: Keep) -> Iterator[Cut]:
@@ -88,7 +94,7 @@ def _cuts(lying: Sequence[Lying], gone: Keep) -> Iterator[Cut]:
 def _stays_along(keep: Keep, position: int) -> Keep:
     """[size] whether anything stays at each coordinate of one axis of `keep`."""
     across = tuple(p for p in range(keep.ndim) if p != position)
-    return np.asarray(keep.any(axis=across)) if across else keep
+    return np.asarray(keep.any(axis=across))
 
 
 def _shortened(cut: Cut, axis: int, index: IntArray) -> Cut:
@@ -123,6 +129,7 @@ def laid(tensor: Tensor, over: Sequence[int], rank: int) -> Tensor:
 
 
 def _count_of_rows(keep: Keep) -> int:
+    """How many coordinates of the last axis each row keeps; of one axis alone, how many it keeps."""
     counts = np.unique(keep.sum(axis=-1))
     if len(counts) > 1:
         raise RaggedError(f"rows would keep {counts.min()} to {counts.max()} units; they must keep equal counts")

@@ -11,7 +11,7 @@ from ..graph import aten
 from ..graph.dynamic import is_part
 from ..graph.operators import ALL_CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
 from .handlers import Call, Table, blank, unknown
-from .labels import Ledger, Result, Value, compress, values_in
+from .labels import Ledger, Result, Value, compress, reduce_to, values_in
 from .relations import (
     Operand,
     aligned,
@@ -21,7 +21,6 @@ from .relations import (
     freeze_all,
     merge,
     pin_along,
-    reduce_summed,
     spread_over_space,
 )
 
@@ -71,7 +70,7 @@ def convolution(ledger: Ledger, call: Call) -> Result:
 
 def _without_space(kernel: Value) -> Value:
     """[out, in] labels of a kernel [out, in, ...]: no label changes over the places of a kernel."""
-    return Value(kernel.shape[:2], tuple(reduce_summed(facet, 2) for facet in kernel.facets))
+    return Value(kernel.shape[:2], tuple(reduce_to(facet, (0, 1)) for facet in kernel.facets))
 
 
 def _contract_grouped(ledger: Ledger, call: Call, x: Value, kernel: Value, groups: int, *, transposed: bool) -> Value:

@@ -15,39 +15,46 @@ from .labels import values_in
 from .structure import Lying, Structure
 
 
+def units_by_row(group: Group) -> list[IntArray]:
+    """The units of each row that has to keep as many as the others; all of them where rows need not."""
+    if not group.balanced:
+        return [np.arange(group.size)]
+    return [np.flatnonzero(group.rows == row) for row in np.unique(group.rows)]
+
+
 def spans_of(structure: Structure) -> dict[str, tuple[IntArray, ...]]:
     """The smallest sets of units, in each group, that make up a whole axis of some tensor."""
-    groups, parent = structure.groups.groups, structure.classes.parent
     sets_of: dict[int, set[frozenset[int]]] = defaultdict(set)
     for _, classes in _facets(structure):
-        members = np.unique(classes)
-        while members[0] > 0:  # nothing in it has to stay
+        for members in _levels(classes, structure.classes.parent):
             goes = np.unique(structure.classes.units(members))
-            if goes[0] > 0:
-                owners = structure.group_of[goes]
+            owners = structure.group_of[goes]
+            if owners[0] >= 0:
                 units = structure.unit_of[goes[owners == owners[0]]]
                 sets_of[int(owners[0])].add(frozenset(units.tolist()))
-            members = np.unique(parent[members])  # then the rows they lie in
-    return {
-        groups[number].name: _smallest(sets, groups[number].size) for number, sets in sets_of.items() if number >= 0
-    }
+    groups = structure.groups.groups
+    return {groups[number].name: _smallest(sets, groups[number].size) for number, sets in sets_of.items()}
+
+
+def _levels(classes: IntArray, parent: IntArray) -> Iterator[IntArray]:
+    """The classes of a facet, then the rows they lie in, then the rows of those; up to where something has to stay."""
+    members = np.unique(classes)
+    while members[0] > 0:
+        yield members
+        members = np.unique(parent[members])
 
 
 def _facets(structure: Structure) -> Iterator[Lying]:
     """Of every tensor of the graph, also of those among several results."""
-    for result in structure.values.values():
-        for value in values_in(result):
-            yield from structure.lying_of(value)
+    for value in values_in(list(structure.values.values())):
+        yield from structure.lying_of(value)
 
 
 def _smallest(sets: Collection[frozenset[int]], size: int) -> tuple[IntArray, ...]:
     """The sets that hold no other one; the whole group is left out, for something of it stays anyway."""
     proper = [units for units in sets if len(units) < size]
-    least = []
-    for units in proper:
-        if not any(smaller < units for smaller in proper):
-            least.append(sorted(units))
-    return tuple(np.array(units, dtype=np.int64) for units in sorted(least))
+    least = sorted(sorted(units) for units in proper if not any(smaller < units for smaller in proper))
+    return tuple(np.array(units, dtype=np.int64) for units in least)
 
 
 def coupled_groups(structure: Structure) -> tuple[frozenset[str], ...]:
@@ -70,11 +77,10 @@ def _apart(group_of: IntArray, classes: IntArray) -> list[int]:
     """
     owners = np.where(classes > 0, group_of[classes], -1).reshape(-1, classes.shape[-1])  # [rows, row]
     present = np.unique(owners[owners >= 0])
-    if len(present) < 2:
-        return []
-    holds = np.stack([(owners == number).any(axis=1) for number in present])  # [groups present, rows]
-    alike = (holds == holds[:1]).all()
-    return [] if alike else present.tolist()
+    numbers: list[int] = present.tolist()
+    holds = (owners == present[:, None, None]).any(axis=2)  # [groups present, rows]
+    is_alike = (holds == holds[:1]).all()
+    return [] if is_alike else numbers
 
 
 def _with_joined(coupled: Sequence[set[str]], joined: set[str]) -> list[set[str]]:

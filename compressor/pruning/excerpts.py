@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.operators import ALL_CONVOLUTIONS, arguments, weight_shape
+from .compaction import cut_axes
 from .labels import Value
 from .operations import handler_of, pointwise
 from .structure import Keep, Structure
@@ -25,14 +26,13 @@ def excerpt(node: fx.Node, structure: Structure, gone: Keep) -> Lengths:
     lengths = _repeated(node)
     if not lengths:
         return {}
-    # an axis of which units go is needed whole; of a layer, its result and its input tell
     ends = [end for end in (node, *node.all_input_nodes) if isinstance(structure.values.get(end.name), Value)]
-    for end in ends if is_pointwise(node) else ends[:2]:
+    if not is_pointwise(node):
+        ends = ends[:2]  # of a layer, its result and its input tell
+    for end in ends:
         rank = len(structure.shape(end))  # operands are aligned from the right: axes are counted from the last
-        for over, classes in structure.lying(end):
-            if gone[classes].any():
-                for axis in over:
-                    lengths.pop(axis - rank, None)
+        for axis in cut_axes(structure.lying(end), gone):
+            lengths.pop(axis - rank, None)  # an axis of which units go is needed whole
     return lengths
 
 
@@ -58,8 +58,13 @@ def _repeated(node: fx.Node) -> dict[int, int]:
         return {}
     if is_pointwise(node):
         return dict.fromkeys(range(-meta.ndim, 0), 1)
-    repeated = _REPEATED.get(node.target)
-    return {} if repeated is None else repeated(node, meta.ndim)
+    repeated = _REPEATED.get(node.target, _of_other)
+    return repeated(node, meta.ndim)
+
+
+def _of_other(node: fx.Node, rank: int) -> dict[int, int]:
+    """Of what is not foreseen, nothing is left out."""
+    return {}
 
 
 def _of_linear(node: fx.Node, rank: int) -> dict[int, int]:

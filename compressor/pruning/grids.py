@@ -40,15 +40,12 @@ def column_ties(
     if ties.shape[1]:
         return ties, columns
 
-    joined = np.concatenate([edges, *(pairs_of(relation) for relation in columns)], axis=1)
-    view = _View(class_of, components(joined, len(class_of)), cells_of(class_of, columns))
-    tables = [distinct_rows(class_of[relation.children.numpy()]) for relation in rows]
-    sound = _sound(view, rows, [table for table in tables if not shared_between_rows(table)], columns)
-    if not all(sound):
-        unsound = [relation for relation, is_sound in zip(columns, sound, strict=True) if not is_sound]
-        columns = [relation for relation, is_sound in zip(columns, sound, strict=True) if is_sound]
-        return np.concatenate([pairs_of(relation) for relation in unsound], axis=1), columns
-    return _ties_of_fixed(view, rows), columns
+    columns_joined = components(joined_with(edges, columns), len(class_of))
+    view = _View(class_of, columns_joined, cells_of(class_of, columns))
+    sound, unsound = _parted_by_soundness(view, rows, columns)
+    if unsound:
+        return joined_with(ties, unsound), sound
+    return _ties_of_fixed(view, rows), sound
 
 
 def unboxed_ties(
@@ -59,14 +56,15 @@ def unboxed_ties(
     Queries, keys and values of one layer as [3, heads, d], where queries' and keys' heads are not those of the values
     (talking heads): a head that goes in two of three places leaves no box, so only dimensions may go, from all heads.
     """
-    row_of = np.full(len(class_of), -1, dtype=np.int64)
+    row_of = np.full(len(class_of), -1, dtype=np.int64)  # [classes] the row's class, -1: in no row
     for relation in rows:
-        children = class_of[relation.children.numpy()]
+        children = class_of[relation.children.numpy()]  # [R, K]
         row_of[children] = class_of[relation.parents.numpy()][:, None]
     ties = [np.zeros((2, 0), dtype=np.int64)]
     remaining: list[Columns] = []
     for relation_of_columns in columns:
-        parents = row_of[class_of[relation_of_columns.children.numpy()[:, 0]]]
+        parents = row_of[class_of[relation_of_columns.children.numpy()[:, 0]]]  # [R] the row that each entry lies in
+        # heads 5 6 7 of queries and of keys, 8 9 10 of values: 5 6 7 lie in two places each, 8 9 10 in one
         _, counts = np.unique(parents[parents > 0], return_counts=True)
         if len(np.unique(counts)) > 1:
             ties.append(pairs_of(relation_of_columns))
@@ -80,6 +78,11 @@ def pairs_of(relation: Columns) -> IntArray:
     children: IntArray = relation.children.numpy()
     columns = np.broadcast_to(relation.parents.numpy(), children.shape)
     return np.stack([columns.reshape(-1), children.reshape(-1)])
+
+
+def joined_with(edges: IntArray, columns: Sequence[Columns]) -> IntArray:
+    """[2, E] the edges, and behind them each column's label with those of its cells: columns as ties."""
+    return np.concatenate([edges, *map(pairs_of, columns)], axis=1)
 
 
 def cells_of(class_of: IntArray, columns: Sequence[Columns]) -> Mask:
@@ -121,7 +124,7 @@ def _without_whole_rows(class_of: IntArray, columns: Sequence[Columns]) -> tuple
     remaining: list[Columns] = []
     for relation in columns:
         children = class_of[relation.children.numpy()]  # [R, K]
-        whole = (children == children[:, :1]).all(axis=1)
+        whole = (children == children[:, :1]).all(axis=1)  # [R] whether a row is one class
         if whole.any():
             never = relation.parents.numpy()
             never = never[class_of[never] != 0]
@@ -131,28 +134,37 @@ def _without_whole_rows(class_of: IntArray, columns: Sequence[Columns]) -> tuple
     return np.concatenate([np.zeros((2, 0), dtype=np.int64), *ties], axis=1), remaining
 
 
-def _sound(view: _View, rows: Sequence[Rows], tables: Sequence[IntArray], columns: Sequence[Columns]) -> list[bool]:
-    """Whether each relation's columns cut rows, all of one relation alike, and no unit that is not a cell."""
+def _parted_by_soundness(
+    view: _View, rows: Sequence[Rows], columns: Sequence[Columns]
+) -> tuple[list[Columns], list[Columns]]:
+    """Columns that cut rows, all of one relation alike, and no unit that is not a cell; then all other columns."""
     count = len(view.class_of)
+    # of classes: whether one lies in rows, in rows that are cut unevenly, and whether units other than cells are in it
     in_rows, is_uneven, is_mixed = (np.zeros(count, dtype=bool) for _ in range(3))
-    for table in tables:
+    for relation in rows:
+        is_mixed[view.column_of[relation.parents.numpy()]] = True
+        table = distinct_rows(view.class_of[relation.children.numpy()])  # [rows, K]
+        if shared_between_rows(table):
+            continue
         in_rows[table] = True
         if not _cut_alike(view, table):
             is_uneven[table] = True
         alone = table[~view.is_cell[table]]
         is_mixed[view.column_of[alone]] = True
-    for rows_of_one in rows:
-        is_mixed[view.column_of[rows_of_one.parents.numpy()]] = True
     in_rows[0], is_uneven[0], is_mixed[0] = True, False, False
 
-    sound = []
-    for relation in columns:
-        labels = relation.parents.numpy()
-        children = view.class_of[relation.children.numpy()]
+    sound: list[Columns] = []
+    unsound: list[Columns] = []
+    for relation_of_columns in columns:
+        labels = relation_of_columns.parents.numpy()
+        children = view.class_of[relation_of_columns.children.numpy()]  # [R, K]
         is_grid = in_rows[children].all() and not is_uneven[children].any()
         is_pure = not view.is_cell[labels].any() and not is_mixed[view.column_of[labels]].any()
-        sound.append(bool(is_grid and is_pure))
-    return sound
+        if is_grid and is_pure:
+            sound.append(relation_of_columns)
+        else:
+            unsound.append(relation_of_columns)
+    return sound, unsound
 
 
 def _cut_alike(view: _View, table: IntArray) -> bool:

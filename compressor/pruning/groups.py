@@ -20,6 +20,7 @@ from ..graph.operators import ALL_CONVOLUTIONS, channel_axis, weight_shape
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .classes import Classes, resolve
 from .coupling import coupled_groups, spans_of
+from .grids import components
 from .labelling import label, parameters_behind
 from .labels import Result, Value, axes, distinct, reduce_to
 from .structure import Structure
@@ -54,9 +55,12 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
         axis = _channel_axis(node)
         if axis is not None:
             produced[node] = _produced(results[node.name], axis)
-    channels = [classes.of[labels] for labels in produced.values()]
-    inner = _components(channels, classes)
-    rows = _parents([*inner, *_cells(channels, classes)], classes)
+    alike: list[list[int]] = []
+    for labels in produced.values():
+        alike += _alike(classes.of[labels], classes)
+    cells = [members for members in alike if classes.column[members[0]] >= 0]
+    inner = _connected(alike, classes)
+    rows = _parents([*inner, *cells], classes)
 
     group_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], -1: in no group
     unit_of = np.full(len(classes.parent), -1, dtype=np.int64)  # [classes], the place in its group
@@ -74,13 +78,17 @@ def _collect(graph: fx.GraphModule, classes: Classes, results: Mapping[str, Resu
 
 def _channel_axis(node: fx.Node) -> int | None:
     """The output-channel axis of a layer, also of a dynamic convolution's result; None for any other node."""
-    return 1 if is_part(node, "result") else channel_axis(node)
+    if is_part(node, "result"):
+        return 1  # [N, out, ...]
+    return channel_axis(node)
 
 
 def _is_attention(node: fx.Node) -> bool:
     """Whether a product may be one of an attention: it neither makes a dynamic convolution's kernel nor reads one."""
+    if node.target not in ATTENTIONS:
+        return False
     around = [*node.all_input_nodes, *node.users]
-    return node.target in ATTENTIONS and not any(is_part(neighbour, "kernel", "bias") for neighbour in around)
+    return not any(is_part(neighbour, "kernel", "bias") for neighbour in around)
 
 
 def _produced(result: Result, axis: int) -> IntArray:
@@ -93,31 +101,23 @@ def _produced(result: Result, axis: int) -> IntArray:
     return labels
 
 
-def _components(producers: list[IntArray], classes: Classes) -> list[list[int]]:
-    """Classes that share a producer and take part in the same row relations: a list for each group, ascending.
+def _connected(alike: Sequence[list[int]], classes: Classes) -> list[list[int]]:
+    """Classes that are in one list, or in lists that share some: a list of units for each group, ascending.
 
     Two convolutions that are added share their classes, so a third that shares one with either is of the same group.
     """
-    root: dict[int, int] = {}  # member -> another of its component, itself where it is the root
+    ties = [np.zeros((2, 0), dtype=np.int64)]
+    for members in alike:
+        units = classes.units(np.array(members))
+        units = units[units > 0]
+        ties.append(np.stack([units, np.repeat(units[:1], len(units))]))
+    edges = np.concatenate(ties, axis=1)  # [2, E]: units 3, 4, 5 of one producer are (3, 3), (4, 3), (5, 3)
+    smallest = components(edges, len(classes.parent))  # [classes]
 
-    def root_of(member: int) -> int:
-        root.setdefault(member, member)
-        while root[member] != member:
-            root[member] = root[root[member]]  # halves the way for the next search
-            member = root[member]
-        return member
-
-    for produced in producers:
-        for members in _alike(produced, classes):
-            units = np.unique(classes.units(np.array(members)))
-            units = units[units > 0]
-            for unit in units.tolist():
-                root[root_of(unit)] = root_of(int(units[0]))
-
-    components: dict[int, list[int]] = defaultdict(list)
-    for member in sorted(root):
-        components[root_of(member)].append(member)
-    return list(components.values())
+    groups: dict[int, list[int]] = defaultdict(list)
+    for member in np.unique(edges[0]).tolist():
+        groups[int(smallest[member])].append(member)
+    return list(groups.values())
 
 
 def _alike(produced: IntArray, classes: Classes) -> list[list[int]]:
@@ -134,20 +134,14 @@ def _alike(produced: IntArray, classes: Classes) -> list[list[int]]:
     return list(by_relations.values())
 
 
-def _cells(produced: Sequence[IntArray], classes: Classes) -> list[list[int]]:
-    """The cells among the producers' channels, one list for all of a producer that lie in the same relations."""
-    alike = [members for channels in produced for members in _alike(channels, classes)]
-    return [members for members in alike if classes.column[members[0]] >= 0]
-
-
-def _parents(components: list[list[int]], classes: Classes) -> list[list[int]]:
-    """The rows that components lie in, as units of their own; rows of rows first.
+def _parents(connected: list[list[int]], classes: Classes) -> list[list[int]]:
+    """The rows that connected classes lie in, as units of their own; rows of rows first.
 
     Queries and keys lie in the same heads: these are one list, not two.
     """
     levels: list[list[list[int]]] = []
     seen: set[int] = set()
-    level = components
+    level = connected
     while level:
         rows_of_level: list[list[int]] = []
         for members in level:
@@ -167,31 +161,29 @@ def _sites(graph: fx.GraphModule, structure: Structure) -> dict[int, list[Shown]
     whole_heads: dict[int, Shown] = {}
     for node in graph.graph.nodes:
         shown_at = _heads_at if _is_attention(node) else _channels_at
-        for number, site in shown_at(structure, node):
-            sites[number].append((node, site))
-        for number, site in _whole_heads_at(structure, node):
-            whole_heads[number] = (node, site)
+        for number, shown in shown_at(structure, node):
+            sites[number].append(shown)
+        whole_heads |= dict(_whole_heads_at(structure, node))
     return {number: _attended(shown, whole_heads.get(number)) for number, shown in sites.items()}
 
 
-def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+def _channels_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Shown]]:
     """What a layer's output channels show: its units, and the rows that they lie in. Nothing for any other node."""
     axis = _channel_axis(node)
     if axis is None:
         return
-    for over, members in structure.lying(node):
-        if over == (axis,):
-            yield from _shown(structure, node, over, structure.classes.units(members))
-            yield from _shown(structure, node, over, structure.classes.parent[members])
+    for members in structure.along(node, axis):
+        yield from _shown(structure, node, (axis,), structure.classes.units(members))
+        yield from _shown(structure, node, (axis,), structure.classes.parent[members])
 
 
-def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Site]]:
+def _heads_at(structure: Structure, attention: fx.Node) -> Iterator[tuple[int, Shown]]:
     """An attention shows heads alone: the rows that its result lies in."""
     for over, members in structure.lying(attention):
         yield from _shown(structure, attention, over, structure.classes.parent[members])
 
 
-def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Site]]:
+def _whole_heads_at(structure: Structure, node: fx.Node) -> Iterator[tuple[int, Shown]]:
     """Heads that are units themselves: of [N, heads, tokens, d], what lies in front of the last two axes."""
     if node.target not in BATCHED or not _is_attention(node):
         return
@@ -207,20 +199,26 @@ def _attended(sites: list[Shown], whole_head: Shown | None) -> list[Shown]:
     where attention last gave them out, if a layer has several channels of each.
     """
     attended = [(node, site) for node, site in sites if _is_attention(node)]
-    if attended or whole_head is None:
-        return attended or sites
-    repeats = any(len(np.unique(site.units)) < len(site.units) for _, site in sites)
-    return [whole_head] if repeats else sites
+    if attended:
+        return attended
+    if whole_head is not None and any(_repeats(site.units) for _, site in sites):
+        return [whole_head]
+    return sites
 
 
-def _shown(structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray) -> list[tuple[int, Site]]:
-    """The number of each group that has units among the classes, and the site they make."""
+def _repeats(units: IntArray) -> bool:
+    """Whether some unit stands at several coordinates, as a head of [heads * d] channels does."""
+    return len(np.unique(units)) < len(units)
+
+
+def _shown(
+    structure: Structure, node: fx.Node, over: tuple[int, ...], classes: IntArray
+) -> Iterator[tuple[int, Shown]]:
+    """The number of each group that has units among the classes, and the node with the site they make."""
     owners = np.where(classes > 0, structure.group_of[classes], -1)
-    shown: list[tuple[int, Site]] = []
     for number in np.unique(owners[owners >= 0]).tolist():
         units = np.where(owners == number, structure.unit_of[classes], -1)
-        shown.append((number, Site(node.name, node.meta["layer"], over, units)))
-    return shown
+        yield number, (node, Site(node.name, node.meta["layer"], over, units))
 
 
 def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]], n_rows: int) -> list[Group]:
@@ -229,13 +227,11 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
     rows_across = np.full(len(classes.parent), -1, dtype=np.int64)  # of a column, one of the rows that it crosses
     rows_across[classes.column] = classes.parent
     groups: list[Group] = []
-    for number, units in enumerate(members):
-        # rows precede what lies in them, so a parent's name and kind are known by now
-        first_row = int(classes.parent[units[0]])
-        parent = groups[structure.group_of[first_row]] if first_row > 0 else None
-        crossed = int(rows_across[units[0]])
-        above = groups[structure.group_of[crossed]] if crossed > 0 else parent
-        kind = _kind(number < n_rows, sites[number], above)
+    for number, units in enumerate(members):  # one unit of a list tells of all: they are alike
+        # rows precede what lies in them, so the group of a row is among the groups by now
+        parent = _group_of_row(structure, groups, int(classes.parent[units[0]]))
+        crossed = _group_of_row(structure, groups, int(rows_across[units[0]]))
+        kind = _kind(number < n_rows, sites[number], crossed or parent)
         balanced = bool(classes.relations.get(units[0]))
         groups.append(
             Group(
@@ -252,6 +248,13 @@ def _groups(graph: fx.GraphModule, structure: Structure, members: list[list[int]
     return groups
 
 
+def _group_of_row(structure: Structure, groups: Sequence[Group], row: int) -> Group | None:
+    """The group that a row's class is a unit of; None where there is no row (-1), or it never goes (0)."""
+    if row <= 0:
+        return None
+    return groups[int(structure.group_of[row])]
+
+
 def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bool) -> IntArray:
     """[units] the number of the row that each unit lies in; all 0 where rows need not keep equally many."""
     if not balanced:
@@ -263,10 +266,8 @@ def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bo
 
 def _inexact(classes: Classes, units: list[int]) -> tuple[str, ...]:
     """The nodes whose results depend on any of the units beyond zeroing them, each once, in order."""
-    names: dict[str, None] = {}
-    for unit in units:
-        names |= dict.fromkeys(classes.inexact.get(unit, ()))
-    return tuple(names)
+    names = itertools.chain.from_iterable(classes.inexact.get(unit, ()) for unit in units)
+    return tuple(dict.fromkeys(names))
 
 
 def _name(kind: UnitKind, sites: list[Shown], earlier: Sequence[Group]) -> str:
@@ -312,8 +313,8 @@ def _left_alone(
         if (classes.of[labels] != 0).any():
             continue
         stopped = [*labels.tolist(), *_labels_before(node, labels, structure)]
-        reasons = [classes.reasons[number] for number in stopped if number in classes.reasons]
-        obstacle, reason = reasons[0] if reasons else (node.name, "does not give channels of its own")
+        reasons = (classes.reasons[label_number] for label_number in stopped if label_number in classes.reasons)
+        obstacle, reason = next(reasons, (node.name, "does not give channels of its own"))
         yield LeftAlone(node.meta["layer"], operations.get(obstacle, obstacle), reason)
 
 

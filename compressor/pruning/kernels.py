@@ -44,23 +44,26 @@ def kernel_axes(graph: fx.GraphModule) -> dict[str, KernelAxis]:
 
 def _kernel_shape(kernel: fx.Node, taps: int) -> KernelShape:
     """Of one image, from [N, (groups,) outputs, inputs * taps]."""
-    *parts, outputs, row = shape_of(kernel)[1:]
-    return math.prod(parts), outputs, row // taps, taps
+    # 8 outputs of 6 inputs under 3 x 3 are [N, 8, 54]: no axis for one group, whose number is the product of none
+    *groups, outputs, row = shape_of(kernel)[1:]
+    return math.prod(groups), outputs, row // taps, taps
 
 
 def _holders(kernel: fx.Node, shape: KernelShape) -> Iterator[tuple[fx.Node, int]]:
     """The parameters that a kernel [N, ...] is a product with, and the axis of each that its entries lie on."""
     source = kernel
+    # past what leaves every entry in its place, as a reshape or an activation does
     while keeps_order(source) or _is_pointwise(source):
-        (source,) = computed_operands(source)[:1] or [kernel]
+        source = computed_operands(source)[0]
     if source.op != "call_function" or math.prod(shape_of(source)[1:]) != math.prod(shape):
         return
-    settings = arguments(source) if source.target in (LINEAR, *CONVOLUTIONS) else {}
     if source.target in MIXTURES:
-        yield from _of_length(source.args[1], -1, shape)
-    elif settings.get("groups", 1) == 1:
-        yield from _of_length(settings.get("weight"), 0, shape)
-        yield from _of_length(settings.get("bias"), 0, shape)
+        yield from _of_length(source.args[1], -1, shape)  # [K, entries]
+    elif source.target in (LINEAR, *CONVOLUTIONS):
+        settings = arguments(source)
+        if settings.get("groups", 1) == 1:
+            yield from _of_length(settings["weight"], 0, shape)  # [entries, features, ...]
+            yield from _of_length(settings["bias"], 0, shape)
 
 
 def _of_length(parameter: object, axis: int, shape: KernelShape) -> Iterator[tuple[fx.Node, int]]:
@@ -85,4 +88,5 @@ def kernel_labels(ledger: Ledger, shape: KernelShape) -> list[Tensor]:
         labels.append(ledger.fresh(groups, outputs, 1, 1))
     if inputs > 1:
         labels.append(ledger.fresh(groups, 1, inputs, 1))
+    # [groups, outputs, inputs, taps] in row-major order, as the parameter holds them
     return [entries.expand(shape).reshape(-1) for entries in labels]

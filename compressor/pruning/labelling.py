@@ -5,7 +5,7 @@ New labels begin on every axis of every parameter; the operations hand them on. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,13 +38,13 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
             case "output":
                 freeze_all(ledger, node.name, _call_of(node, results).args, "is the model's output")
             case "get_attr":
-                tensor = fetch(graph, str(node.target))
-                kernel = kernels.get(str(node.target))
-                results[node.name] = _parameter(ledger, tensor, node.target in grouped, kernel, parameters)
+                name = str(node.target)
+                value = _parameter(ledger, fetch(graph, name), name in grouped, kernels.get(name), parameters)
                 if node.name in frozen:
-                    freeze_all(ledger, node.name, results[node.name], "can't lose single units of a row")
+                    freeze_all(ledger, node.name, value, "can't lose single units of a row")
                 elif node.name in tied:
-                    _tie_rows(ledger, results[node.name])
+                    _tie_rows(ledger, value)
+                results[node.name] = value
             case _:
                 call = _call_of(node, results)
                 if node.name in frozen:
@@ -140,10 +140,14 @@ def _parameter(
     facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
     if grouped and shape[1] > 1:  # the input channels of each group are its own
         joint = spread_over_space(ledger.fresh(*shape[:2]), shape)  # a label for each entry of [out, in / groups]
-        facets = [facet for facet in facets if axes(facet) != (1,)]
-        facets.append(joint)
+        facets = [*_beside(facets, 1), joint]
     if kernel is not None:
-        facets = [facet for facet in facets if axes(facet) != (kernel.axis,)]
-        facets += [along(labels, kernel.axis, shape) for labels in kernel_labels(ledger, kernel.shape)]
+        ways = [along(labels, kernel.axis, shape) for labels in kernel_labels(ledger, kernel.shape)]
+        facets = [*_beside(facets, kernel.axis), *ways]
     parameters[id(tensor)] = Value(shape, tuple(facets))
     return parameters[id(tensor)]
+
+
+def _beside(facets: Sequence[Tensor], axis: int) -> list[Tensor]:
+    """The facets but that which lies on that axis alone."""
+    return [facet for facet in facets if axes(facet) != (axis,)]

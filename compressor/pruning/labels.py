@@ -175,6 +175,12 @@ def compress(facet: Tensor) -> Tensor:
     return facet
 
 
+def varying(facets: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The facets, compressed, without those that hold one label alone."""
+    compressed = map(compress, facets)
+    return tuple(facet for facet in compressed if axes(facet))
+
+
 def reduce_to(facet: Tensor, keep: Iterable[int]) -> Tensor:
     """The facet indexed at 0 on every axis not in `keep`; those axes are gone, the others keep their order."""
     wanted = set(keep)

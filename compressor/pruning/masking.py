@@ -47,7 +47,7 @@ def scatter(result: object, labels: Result, structure: Structure, gone: Keep) ->
 
 
 def _scattered(tensor: Tensor, shape: Sequence[int], lying: Sequence[Lying], gone: Keep) -> Tensor:
-    stays = _masked(torch.ones(tuple(shape), dtype=torch.float64), lying, gone) > 0
+    stays = _masked(torch.ones(tuple(shape), dtype=torch.float64), lying, gone) > 0  # in the original shape
     order = _labelled_last(len(shape), lying)
     full = torch.zeros(tuple(shape), dtype=tensor.dtype).permute(order).contiguous()
     full[stays.permute(order)] = tensor.permute(order).reshape(-1)

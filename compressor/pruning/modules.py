@@ -18,6 +18,7 @@ from ..errors import ModelError
 from ..graph import store
 from ..graph.interface import answers, output_paths
 from ..graph.program import call
+from ..graph.tracing import named_tensors
 from ..placement import CPU, placed
 from ..records import IntArray, Slices
 from ..tensors import Inputs, mapped, moved, named_leaves
@@ -55,7 +56,7 @@ def to_module(
 
 def _cut_layer(layer: nn.Module, name: str, slices: Slices) -> None:
     cuts = next((cuts for kind, cuts in CUTS.items() if isinstance(layer, kind)), None)
-    kept = slices.kept.get(f"{name}.weight" if name else "weight")
+    kept = slices.kept.get(f"{name}.weight".lstrip("."))  # "weight" where the model is the layer itself
     if cuts is None or kept is None:
         return
     cut_outputs, cut_inputs = cuts
@@ -64,17 +65,20 @@ def _cut_layer(layer: nn.Module, name: str, slices: Slices) -> None:
     outputs = _gone(layer, kept, output_axis)
     inputs = _gone(layer, kept, input_axis)
 
-    groups = getattr(layer, "groups", 1)
-    if groups > 1:
-        if groups != layer.in_channels or groups != layer.out_channels:
-            raise ModelError(f"layer '{name}' is a grouped convolution, which stays in the traced network's form only")
-        # depthwise: an output channel and its one input go together
+    if getattr(layer, "groups", 1) > 1:
+        _require_depthwise(layer, name)
+        # an output channel and its one input go together
         tp.prune_depthwise_conv_out_channels(layer, outputs)
         return
     if outputs:
         cut_outputs(layer, outputs)
     if inputs and cut_inputs is not None:
         cut_inputs(layer, inputs)
+
+
+def _require_depthwise(layer: nn.Module, name: str) -> None:
+    if not layer.groups == layer.in_channels == layer.out_channels:
+        raise ModelError(f"layer '{name}' is a grouped convolution, which stays in the traced network's form only")
 
 
 def _gone(layer: nn.Module, kept: Sequence[IntArray], axis: int) -> list[int]:
@@ -88,17 +92,11 @@ def _gone(layer: nn.Module, kept: Sequence[IntArray], axis: int) -> list[int]:
 
 def _fill(small: nn.Module, pruned: fx.GraphModule) -> None:
     """Every tensor of the graph under its own name; bare parameters take the graph's shape with its values."""
-    graph_tensors = _tensors_of(pruned)
-    model_tensors = _tensors_of(small)
+    graph_tensors = named_tensors(pruned)
+    model_tensors = named_tensors(small)
     for name in model_tensors.keys() & graph_tensors.keys():
         value = graph_tensors[name].detach().to(model_tensors[name].device, copy=True)
         store(small, name, value)
-
-
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return dict([*parameters, *module.named_buffers(remove_duplicate=False)])
 
 
 @torch.no_grad()

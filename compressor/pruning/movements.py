@@ -5,6 +5,7 @@ One handler for each family of ATen operations, in `TABLE`. Knows no arithmetic:
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import cast
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..graph import aten
 from ..graph.operators import arguments
 from .handlers import Call, Table, unknown
-from .labels import Ledger, Result, Value, along, axes, compress, first_along, reduce_to, values_in
+from .labels import Ledger, Result, Value, along, axes, compress, first_along, reduce_to, values_in, varying
 from .relations import Operand, channels_only, facets_along, freeze_all, merge
 
 Move = Callable[..., "Tensor | Sequence[Tensor]"]  # an operation on labels: one result, or the pieces of a split
@@ -66,13 +67,14 @@ def movement(ledger: Ledger, call: Call) -> Result:
     if _has_unknown(settings):
         return unknown(ledger, call)
 
-    facet_pieces = [_moved(facet, call, settings) for facet in x.facets]
-    content_pieces = None if x.content is None else _moved(x.content, call, settings)
+    moved_facets = [_moved(facet, call, settings) for facet in x.facets]
+    contents: Sequence[Tensor | None] = [None] * len(call.shapes)
+    if x.content is not None:
+        contents = _moved(x.content, call, settings)
     results = []
-    for i, shape in enumerate(call.shapes):  # of a split, piece i of every facet
-        facets = _lasting(ledger, call.name, [pieces[i] for pieces in facet_pieces])
-        content = None if content_pieces is None else content_pieces[i]
-        results.append(Value(shape, facets, content))
+    for i, (shape, content) in enumerate(zip(call.shapes, contents, strict=True)):
+        facets = [pieces[i] for pieces in moved_facets]  # of a split, piece i of every facet
+        results.append(Value(shape, _lasting(ledger, call.name, facets), content))
     return call.returning(results)
 
 
@@ -160,9 +162,8 @@ def concatenate(ledger: Ledger, call: Call) -> Value:
     merged = merge(ledger, [_across(piece, axis, shape) for piece in pieces], shape, call.name)
 
     labels = [_labels_along(ledger, piece, axis, call.name) for piece in pieces]
-    joined = compress(torch.cat(labels, axis))  # 3 and 5 channels: 8, the first piece's labels in front
-    facets = (*merged.facets, joined) if axes(joined) else merged.facets
-    return Value(shape, facets)
+    joined = torch.cat(labels, axis)  # 3 and 5 channels: 8, the first piece's labels in front
+    return Value(shape, (*merged.facets, *varying([joined])))
 
 
 def _across(piece: Value, axis: int, shape: Sequence[int]) -> Operand:
@@ -200,8 +201,11 @@ def slice_scatter(ledger: Ledger, call: Call) -> Value:
     x, patch = call.input, call.operand(1)
     settings = call.args[2:]  # axis, start, end, step
     axis = call.integer("dim") % len(x.shape)
-    pairs = [(old, new) for old in x.facets for new in patch.facets if axes(old) == axes(new)]
-    paired = {id(facet) for pair in pairs for facet in pair}
+    pairs = []
+    for old, new in itertools.product(x.facets, patch.facets):
+        if axes(old) == axes(new):
+            pairs.append((old, new))
+    paired = set(map(id, itertools.chain.from_iterable(pairs)))
     freeze_all(ledger, call.name, _without(x, paired), "is partly overwritten")
     freeze_all(ledger, call.name, _without(patch, paired), "overwrites a part")
 
@@ -212,8 +216,7 @@ def slice_scatter(ledger: Ledger, call: Call) -> Value:
         else:  # [N, C] labels of a map that is overwritten along H: the same channels before and after
             ledger.tie(first_along(old, [axis]), first_along(new, [axis]))
             facets.append(old)
-    compressed = [compress(facet) for facet in facets]
-    return Value(x.shape, tuple(facet for facet in compressed if axes(facet)))
+    return Value(x.shape, varying(facets))
 
 
 def _without(value: Value, paired: Collection[int]) -> Value:
@@ -253,9 +256,9 @@ def _padding_before(amounts: Sequence[int], rank: int) -> dict[int, int]:
     Amounts are before and after of the last axis, then of the one before it: (1, 1, 2, 0) pads W by 1, 1 and H by 2, 0.
     """
     before: dict[int, int] = {}
-    for i in range(len(amounts) // 2):
-        if amounts[2 * i] or amounts[2 * i + 1]:
-            before[rank - 1 - i] = amounts[2 * i]
+    for i, amounts_of_axis in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
+        if any(amounts_of_axis):
+            before[rank - 1 - i] = amounts_of_axis[0]
     return before
 
 

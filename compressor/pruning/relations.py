@@ -7,12 +7,12 @@ Knows no operation: those are in `contractions.py`, `reductions.py` and `movemen
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .labels import Ledger, Value, along, axes, compress, facets_in, reduce_to
+from .labels import Ledger, Value, along, axes, facets_in, reduce_to, varying
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,23 @@ def facets_along(labelled: Value | Operand, axis: int) -> list[Tensor]:
     return [facet for facet in labelled.facets if axis in axes(facet)]
 
 
-Numbered = tuple[int, Tensor]  # the operand's number and one of its facets
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One facet of an operand, as it meets those of the others."""
+
+    facet: Tensor
+    operand: Operand
+
+    def extends_along(self, over: Iterable[int]) -> bool:
+        """Whether the operand has an extent on any of the axes that none of its other facets labels.
+
+        Beside labels on its heads, a table [heads, d] that has labels on d, too, does not extend along d.
+        """
+        labelled: set[int] = set()
+        for facet in self.operand.facets:
+            if facet is not self.facet:
+                labelled.update(axes(facet))
+        return any(self.operand.sizes[axis] > 1 for axis in set(over) - labelled)
 
 
 def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], node: str) -> Value:
@@ -39,63 +55,68 @@ def merge(ledger: Ledger, operands: Sequence[Operand], shape: Sequence[int], nod
 
     [N, C, H, W] with labels on C times a gate [N, C, 1, 1] with labels on C: those are tied, one facet remains.
     """
-    merged: list[Numbered] = []
-    for numbered in _each_once(operands):
-        number, _ = numbered
-        free = _unless_fixed(ledger, numbered, operands, node)
-        if free is not None and axes(free):
-            merged = _joined(ledger, merged, (number, free), operands, node)
-    return Value(tuple(shape), tuple(facet for _, facet in merged))
+    merged: list[_Side] = []
+    for side in _sides(operands):
+        if _goes_on(ledger, side, operands, node):
+            merged = _joined(ledger, merged, side, node)
+    return Value(tuple(shape), tuple(side.facet for side in merged))
 
 
-def _each_once(operands: Sequence[Operand]) -> list[Numbered]:
-    """All facets with their operands' numbers; rows that speak for two operands stand with the first."""
-    numbered: dict[int, Numbered] = {}
-    for number, operand in enumerate(operands):
+def _sides(operands: Sequence[Operand]) -> list[_Side]:
+    """All facets with labels that vary; rows that speak for two operands stand with the first."""
+    sides: dict[int, _Side] = {}
+    for operand in operands:
         for facet in operand.facets:
-            numbered.setdefault(id(facet), (number, facet))
-    return list(numbered.values())
+            if axes(facet):
+                sides.setdefault(id(facet), _Side(facet, operand))
+    return list(sides.values())
 
 
-def _joined(
-    ledger: Ledger, merged: list[Numbered], newcomer: Numbered, operands: Sequence[Operand], node: str
-) -> list[Numbered]:
+def _goes_on(ledger: Ledger, side: _Side, operands: Sequence[Operand], node: str) -> bool:
+    """Whether a facet is one of the result's; it is pinned where another operand has unlabelled extent along it."""
+    over = axes(side.facet)
+    for operand in operands:
+        # [N, C, H, W] plus a table [H, W]: labels on C go on, labels on H that the table lacks can't
+        has_labels = any(_lies_along(facet, over) for facet in operand.facets)  # the facet's own operand has
+        fixed = [axis for axis in over if operand.sizes[axis] > 1]
+        if fixed and not has_labels:
+            return ledger.pin(side.facet, fixed, node, "meets a tensor of fixed size") is not None
+    return True
+
+
+def _joined(ledger: Ledger, merged: list[_Side], newcomer: _Side, node: str) -> list[_Side]:
     """The facets merged so far and a new one, without those that another operand's facet speaks for.
 
     [N, heads, tokens, d] with labels on (heads, d), then a gate with labels on heads: the first speaks for the gate,
     whose heads have become its rows, so one facet remains.
     """
-    number, facet = newcomer
-    sizes = _fixed_beside(operands[number], facet)
     remaining = merged
-    spoken_for = False
-    for entry in merged:
-        met_number, met_facet = entry
-        if met_number == number or _are_apart(facet, operands[number], met_facet, operands[met_number]):
+    is_spoken_for = False
+    for met in merged:
+        if met.operand is newcomer.operand or _are_apart(newcomer, met):
             continue
-        met_sizes = _fixed_beside(operands[met_number], met_facet)
-        speaker = _relate(ledger, facet, met_facet, sizes, met_sizes, node)
-        if speaker is met_facet:
-            spoken_for = True
-        if speaker is facet:
-            remaining = [kept for kept in remaining if kept is not entry]
-    return remaining if spoken_for else [*remaining, newcomer]
+        speaker = _relate(ledger, newcomer, met, node)
+        if speaker is met:
+            is_spoken_for = True
+        elif speaker is newcomer:
+            remaining = [side for side in remaining if side is not met]
+    return remaining if is_spoken_for else [*remaining, newcomer]
 
 
-def _are_apart(facet: Tensor, operand: Operand, met_facet: Tensor, met: Operand) -> bool:
+def _are_apart(one: _Side, met: _Side) -> bool:
     """Whether both operands part those axes in the same several ways, and these two facets are of different ways.
 
     A weight and a bias that hold kernels, [out * in * taps], have labels of outputs and of inputs on that axis. Outputs
     meet outputs and inputs meet inputs; if all four met, the whole kernel would be one unit.
     """
-    over = axes(facet)
-    ways = [other for other in operand.facets if axes(other) == over]
-    met_ways = [other for other in met.facets if axes(other) == over]
-    if len(ways) < 2 or len(ways) != len(met_ways) or axes(met_facet) != over:
+    over = axes(one.facet)
+    ways = [facet for facet in one.operand.facets if axes(facet) == over]
+    if len(ways) < 2 or axes(met.facet) != over:
         return False
-    if any(_parting(one) != _parting(other) for one, other in zip(ways, met_ways, strict=True)):
+    met_ways = [facet for facet in met.operand.facets if axes(facet) == over]
+    if list(map(_parting, ways)) != list(map(_parting, met_ways)):
         return False
-    return _place(facet, ways) != _place(met_facet, met_ways)
+    return [way is one.facet for way in ways] != [way is met.facet for way in met_ways]
 
 
 def _parting(facet: Tensor) -> list[int]:
@@ -104,74 +125,50 @@ def _parting(facet: Tensor) -> list[int]:
     return [numbers.setdefault(label, len(numbers)) for label in facet.flatten().tolist()]
 
 
-def _place(facet: Tensor, facets: Sequence[Tensor]) -> int:
-    return next(place for place, other in enumerate(facets) if other is facet)
-
-
-def _fixed_beside(operand: Operand, facet: Tensor) -> list[int]:
-    """The operand's sizes, 1 also where its other facets lie: a table [heads, d] fixes nothing beside heads."""
-    sizes = list(operand.sizes)
-    for other in operand.facets:
-        if other is not facet:
-            for axis in axes(other):
-                sizes[axis] = 1
-    return sizes
-
-
-def _unless_fixed(ledger: Ledger, numbered: Numbered, operands: Sequence[Operand], node: str) -> Tensor | None:
-    """Pins a facet where another operand has unlabelled extent along its axes."""
-    number, facet = numbered
-    over = axes(facet)
-    for met in [*operands[:number], *operands[number + 1 :]]:
-        has_labels = any(_lies_along(met_facet, over) for met_facet in met.facets)
-        fixed = [axis for axis in over if met.sizes[axis] > 1]
-        if fixed and not has_labels:
-            row = ledger.pin(facet, fixed, node, "meets a tensor of fixed size")
-            return None if row is None else facet
-    return facet
-
-
-def _relate(
-    ledger: Ledger, a: Tensor, b: Tensor, sizes_a: Sequence[int], sizes_b: Sequence[int], node: str
-) -> Tensor | None:
+def _relate(ledger: Ledger, a: _Side, b: _Side, node: str) -> _Side | None:
     """Ties two operands' facets where they overlap; the one that says everything is returned, None for both."""
-    axes_a, axes_b = set(axes(a)), set(axes(b))
-    if axes_a.isdisjoint(axes_b):
+    small, big = _by_extent(a, b)
+    axes_small, axes_big = set(axes(small.facet)), set(axes(big.facet))
+    if axes_small.isdisjoint(axes_big):
         return None
-    if axes_a == axes_b:
-        ledger.tie(a, b)
+    if axes_small == axes_big:
+        ledger.tie(a.facet, b.facet)
         return b
-    if not (axes_a < axes_b or axes_b < axes_a):
-        _relate_crossing(ledger, a, b, node)
-        return None
-
-    small, big, small_sizes = (a, b, sizes_a) if axes_a < axes_b else (b, a, sizes_b)
-    _relate_nested(ledger, small, big, small_sizes, node)
-    return big
+    if axes_small < axes_big:
+        _relate_nested(ledger, small, big, node)
+        return big
+    _relate_crossing(ledger, a.facet, b.facet, node)
+    return None
 
 
-def _relate_nested(ledger: Ledger, small: Tensor, big: Tensor, small_sizes: Sequence[int], node: str) -> None:
-    """Relates two facets of which the big one lies on further axes, too: `small` are its rows, its columns or tied.
+def _by_extent(a: _Side, b: _Side) -> list[_Side]:
+    """Both, the one that lies on fewer axes first."""
+    return sorted((a, b), key=lambda side: len(axes(side.facet)))
+
+
+def _relate_nested(ledger: Ledger, small: _Side, big: _Side, node: str) -> None:
+    """Relates two facets of which the big one lies on further axes, too: the small one's are its rows, columns or tied.
 
     [heads, 1] meets [heads, d]: a head is a row of the big one, if the small one is stretched over it. [d] meets
     [heads, d]: a dimension is a column.
     """
-    over = axes(small)
-    further = [axis for axis in axes(big) if axis not in over]
-    stretched = all(small_sizes[axis] == 1 for axis in further)
-    if stretched and min(further) > max(over):
-        ledger.relate(small, big, node)
-    elif stretched and max(further) < min(over):
-        ledger.relate_columns(small, big, further)
+    over = axes(small.facet)
+    further = [axis for axis in axes(big.facet) if axis not in over]
+    if small.extends_along(further):
+        ledger.tie(small.facet, big.facet)
+    elif max(over) < min(further):
+        ledger.relate(small.facet, big.facet, node)
+    elif max(further) < min(over):
+        ledger.relate_columns(small.facet, big.facet, further)
     else:
-        ledger.tie(small, big)
+        ledger.tie(small.facet, big.facet)
 
 
 def _relate_crossing(ledger: Ledger, a: Tensor, b: Tensor, node: str) -> None:
     """Facets that share some axes and have others of their own: both lie in new rows over what they share."""
     axes_a, axes_b = set(axes(a)), set(axes(b))
-    shared = axes_a & axes_b
-    if max(shared) < min(axes_a ^ axes_b):  # rows come first: [heads, n, 1] and [heads, 1, d]
+    shared = axes_a & axes_b  # that of heads, of [heads, n, 1] and [heads, 1, d]
+    if max(shared) < min(axes_a ^ axes_b):  # rows come first
         row_labels = ledger.fresh_rows(a, shared)
         ledger.relate(row_labels, a, node)
         ledger.relate(row_labels, b, node)
@@ -207,38 +204,37 @@ def contract(ledger: Ledger, a: Value, b: Value, letters: str, node: str, *, own
     letters_a, letters_b = inputs.split(",")
     # every letter once, the result's first: an axis each of a common space, `boi` for `bi,oi->bo`
     space = "".join(dict.fromkeys(letters_out + letters_a + letters_b))
+    sizes = _sizes(space, (letters_a, a.shape), (letters_b, b.shape))
     rank = len(letters_out)
     summed = range(rank, len(space))
-    everywhere = set(letters_a) & set(letters_b)
-    shared = [axis for axis, letter in enumerate(letters_out) if letter in everywhere]  # heads, convolution groups
-    sizes = _sizes(space, (letters_a, a.shape), (letters_b, b.shape))
 
-    lifted_a = Operand(_lift(a, letters_a, space, sizes), _own_sizes(space, letters_a, sizes))
-    lifted_b = Operand(_lift(b, letters_b, space, sizes), _own_sizes(space, letters_b, sizes))
+    lifted_a = _lifted(a, letters_a, space, sizes)
+    lifted_b = _lifted(b, letters_b, space, sizes)
     for axis in summed:
         _relate_summed(ledger, lifted_a, lifted_b, axis, node)
-    own_a = _own_axes(letters_out, letters_a, letters_b) if own else []
-    own_b = _own_axes(letters_out, letters_b, letters_a) if own else []
+
+    shared = _axes_of(letters_out, set(letters_a) & set(letters_b))  # heads, convolution groups
+    own_a = _axes_of(letters_out, set(letters_a) - set(letters_b)) if own else []
+    own_b = _axes_of(letters_out, set(letters_b) - set(letters_a)) if own else []
     kept_a, rows_a = parents(ledger, lifted_a.facets, summed, [shared, own_a], node)
     facets_b = lifted_b.facets
     if any(_lies_along(row, shared) for row in rows_a):
         # both sides of a sum are related by now, so one of them speaks for the rows of both
-        facets_b = [facet for facet in facets_b if not (_lies_along(facet, shared) and _lies_along(facet, summed))]
+        facets_b = [facet for facet in facets_b if not _is_in_rows(facet, shared, summed)]
     kept_b, rows_b = parents(ledger, facets_b, summed, [shared, own_b], node)
-    facets_a, facets_b = [*kept_a, *rows_a, *rows_b], [*kept_b, *rows_a, *rows_b]
 
-    # rows are in both lists: reduced to one tensor, by which `merge` knows them again
-    reduced = {id(facet): reduce_summed(facet, rank) for facet in [*facets_a, *facets_b]}
+    # rows speak for both operands: they are the same tensors in both, by which `merge` knows them again
+    rows = _on_result([*rows_a, *rows_b], rank)
     operands = [
-        Operand([reduced[id(facet)] for facet in facets_a], _own_sizes(letters_out, letters_a, sizes)),
-        Operand([reduced[id(facet)] for facet in facets_b], _own_sizes(letters_out, letters_b, sizes)),
+        Operand([*_on_result(kept_a, rank), *rows], lifted_a.sizes[:rank]),
+        Operand([*_on_result(kept_b, rank), *rows], lifted_b.sizes[:rank]),
     ]
     return merge(ledger, operands, sizes[:rank], node)
 
 
-def _own_sizes(space: str, letters: str, sizes: Sequence[int]) -> list[int]:
-    """An operand's sizes on the axes of a space, 1 where it lacks the letter: `bi` of `bo` is (b, 1)."""
-    return [size if letter in letters else 1 for letter, size in zip(space, sizes, strict=False)]
+def _on_result(facets: Iterable[Tensor], rank: int) -> list[Tensor]:
+    """Facets that lie on no summed axis, on the result's axes alone: of [b, o, i] in a space `boi`, [b, o]."""
+    return [reduce_to(facet, range(rank)) for facet in facets]
 
 
 def _lies_along(facet: Tensor, over: Collection[int]) -> bool:
@@ -246,41 +242,48 @@ def _lies_along(facet: Tensor, over: Collection[int]) -> bool:
     return not set(axes(facet)).isdisjoint(over)
 
 
-def _own_axes(letters_out: str, letters: str, others: str) -> list[int]:
-    """The result's axes that one operand has and the other lacks."""
-    return [axis for axis, letter in enumerate(letters_out) if letter in letters and letter not in others]
+def _is_in_rows(facet: Tensor, shared: Collection[int], summed: Collection[int]) -> bool:
+    """Whether labels lie on a shared axis and on a summed one, as those of (heads, d) do where d is summed."""
+    return _lies_along(facet, shared) and _lies_along(facet, summed)
+
+
+def _axes_of(letters_out: str, letters: Collection[str]) -> list[int]:
+    """The result's axes that those letters stand for."""
+    return [axis for axis, letter in enumerate(letters_out) if letter in letters]
 
 
 def _sizes(space: str, *operands: tuple[str, Sequence[int]]) -> list[int]:
     """The length of each axis of the space; where operands disagree, one of them is broadcast from 1."""
-    size_of: dict[str, int] = {}
+    size_of = dict.fromkeys(space, 1)
     for letters, shape in operands:
         for letter, n in zip(letters, shape, strict=True):
-            size_of[letter] = max(n, size_of.get(letter, 1))
-    return [size_of[letter] for letter in space]
+            size_of[letter] = max(n, size_of[letter])
+    return list(size_of.values())
 
 
-def _lift(value: Value, letters: str, space: str, sizes: Sequence[int]) -> list[Tensor]:
-    """The value's facets in the common space: `oi` in `boi` gets an axis b, along which nothing changes."""
+def _lifted(value: Value, letters: str, space: str, sizes: Sequence[int]) -> Operand:
+    """The value in the common space: `oi` in `boi` gets an axis b, along which nothing changes and its size is 1."""
     order = [letters.index(letter) for letter in space if letter in letters]
     missing = [axis for axis, letter in enumerate(space) if letter not in letters]
-    lifted = []
+    facets = []
     for facet in value.facets:
         facet = facet.permute(order)  # the letters in the space's order
         for axis in missing:
             facet = facet.unsqueeze(axis)
-        lifted.append(facet.expand(*sizes))
-    return lifted
+        facets.append(facet.expand(*sizes))
+
+    own_sizes = list(sizes)
+    for axis in missing:
+        own_sizes[axis] = 1
+    return Operand(facets, own_sizes)
 
 
 def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str) -> None:
     left, right = facets_along(a, axis), facets_along(b, axis)
     for facet_a, facet_b in itertools.product(left, right):
-        axes_a, axes_b = set(axes(facet_a)), set(axes(facet_b))
-        if axes_a < axes_b:
-            _relate_nested(ledger, facet_a, facet_b, _fixed_beside(a, facet_a), node)
-        elif axes_b < axes_a:
-            _relate_nested(ledger, facet_b, facet_a, _fixed_beside(b, facet_b), node)
+        small, big = _by_extent(_Side(facet_a, a), _Side(facet_b, b))
+        if set(axes(small.facet)) < set(axes(big.facet)):
+            _relate_nested(ledger, small, big, node)
         else:
             ledger.tie(facet_a, facet_b)
     if left and right:
@@ -303,23 +306,33 @@ def parents(
         if not _lies_along(facet, summed):
             kept.append(facet)
             continue
-        row_axes = [set(axes(facet)).intersection(choice) for choice in shared if _lies_along(facet, choice)]
+        row_axes = _row_axes(facet, shared)
         if row_axes:
-            row_labels = ledger.fresh_rows(facet, row_axes[0])
+            row_labels = ledger.fresh_rows(facet, row_axes)
             ledger.relate(row_labels, facet, node)
             rows.append(row_labels)
     return kept, rows
 
 
-def reduce_summed(facet: Tensor, rank: int) -> Tensor:
-    """The facet's first `rank` axes, at 0 of those after them: of [b, o, i] in a space `boi`, [b, o]."""
-    return reduce_to(facet, range(rank))
+def _row_axes(facet: Tensor, shared: Sequence[Sequence[int]]) -> set[int]:
+    """The axes of the first choice that the facet lies on; none where it lies on none."""
+    for choice in shared:
+        row_axes = set(axes(facet)).intersection(choice)
+        if row_axes:
+            return row_axes
+    return set()
 
 
 def pin_along(ledger: Ledger, x: Value, over: Sequence[int], node: str, reason: str) -> Value:
     """The value with nothing to lose along `over`: facets there are pinned, rows across it remain."""
-    pinned = [ledger.pin(facet, over, node, reason) if _lies_along(facet, over) else facet for facet in x.facets]
-    return Value(x.shape, tuple(facet for facet in pinned if facet is not None))
+    facets: list[Tensor] = []
+    for facet in x.facets:
+        lasting: Tensor | None = facet
+        if _lies_along(facet, over):
+            lasting = ledger.pin(facet, over, node, reason)
+        if lasting is not None:
+            facets.append(lasting)
+    return Value(x.shape, tuple(facets))
 
 
 def channels_only(ledger: Ledger, x: Value, node: str) -> Value:
@@ -335,7 +348,7 @@ def channels_only(ledger: Ledger, x: Value, node: str) -> Value:
             everywhere = spread_over_space(first, facet.shape)
             ledger.tie(facet, everywhere)
         facets.append(first.expand(*x.shape[:2]))
-    return Value(x.shape[:2], tuple(compress(facet) for facet in facets if axes(facet)))
+    return Value(x.shape[:2], varying(facets))
 
 
 def spread_over_space(channels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.fx.node import Argument
 
 from ..graph import aten
 from ..graph.operators import ALL_CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments
-from .compaction import compact_shape
+from .compaction import compact_shape, cut_axes
 from .labels import Value
 from .structure import Keep, Lying, Structure
 
@@ -39,7 +39,7 @@ class Remaining:
     def thins(self, node: fx.Node, axis: int) -> bool:
         """Whether the node's result loses anything along the axis."""
         axis %= len(self.structure.shape(node))
-        return any(axis in over and self.gone[classes].any() for over, classes in self.structure.lying(node))
+        return axis in cut_axes(self.structure.lying(node), self.gone)
 
     def count_before(self, node: fx.Node, axis: int, position: int) -> int:
         """How many coordinates of the axis remain in front of a position: of [a b c d] without b, 2 in front of 3."""

@@ -68,6 +68,10 @@ class Structure:
             self._lying[id(value)] = value, [self.classes(facet) for facet in value.facets]
         return self._lying[id(value)][1]
 
+    def along(self, node: fx.Node, axis: int) -> list[IntArray]:
+        """The classes along an axis of the node's result, for each facet that lies on that one alone."""
+        return [classes for over, classes in self.lying(node) if over == (axis,)]
+
     @functools.cached_property
     def _places(self) -> tuple[tuple[str, ...], IntArray, IntArray]:
         """Names of nodes; then, as two columns, every class that lies in a node's result and the node's place."""
@@ -80,6 +84,7 @@ class Structure:
                 classes.append(members)
                 places.append(np.full(len(members), len(names)))
                 names.append(name)
+        # of two nodes with classes 3 4 and 4: classes 3 4 4, places 0 0 1
         return tuple(names), np.concatenate(classes), np.concatenate(places)
 
     def _members_in(self, result: Result) -> IntArray:

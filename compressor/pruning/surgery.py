@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import fetch, store
+from ..graph.tracing import named_tensors
 from ..records import IntArray, Plan, Slices
 from .compaction import RaggedError, compact, is_cut, kept_of_axes
 from .labels import Value, map_labelled
@@ -32,19 +33,18 @@ def removed_classes(structure: Structure, kept: Mapping[str, IntArray]) -> Keep:
     for name, units in kept.items():
         if name not in structure.members:
             raise ModelError(f"the plan names group '{name}', which this model does not have; rebuild the plan")
-        members = structure.members[name]  # classes; of each, `unit_of` is its place in the group
-        goes = np.ones(structure.groups[name].size, dtype=bool)
+        goes = np.ones(structure.groups[name].size, dtype=bool)  # [units]
         goes[units] = False
-        gone[members[goes[structure.unit_of[members]]]] = True
+        members = structure.members[name]  # classes
+        gone[members] |= goes[structure.unit_of[members]]
 
     classes = structure.classes
-    grows = True
-    while grows:  # rows of rows
-        before = np.count_nonzero(gone)
+    count_before = -1
+    while count_before < np.count_nonzero(gone):  # a row may lie in another row: until nothing more goes
+        count_before = int(np.count_nonzero(gone))
         for whole in (classes.parent, classes.column):
             inside = whole > 0
             gone[inside] |= gone[whole[inside]]
-        grows = bool(np.count_nonzero(gone) > before)
     gone[0] = False
     return gone
 
@@ -143,8 +143,7 @@ def _shared(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep) -> fx.GraphModule:
     """A copy in which parameters that are cut next are still the graph's own, so that none is ever held twice."""
-    names_of = Counter(id(tensor) for _, tensor in graph.named_parameters(remove_duplicate=False))
-    names_of.update(id(tensor) for _, tensor in graph.named_buffers(remove_duplicate=False))
+    names_of = Counter(map(id, named_tensors(graph).values()))
 
     not_copied: dict[int, Tensor] = {}
     for node in graph.graph.nodes:

@@ -112,7 +112,7 @@ def read_report(path: Path) -> Report:
 
 def read_reports(folder: Path) -> list[Report]:
     """Every device's, by name."""
-    return [read_report(path) for path in sorted(folder.glob("*.json")) if path.stem != "devices"]
+    return [read_report(path) for path in sorted(folder.glob("*.json"))]
 
 
 def known_path(inventory: Path) -> Path:

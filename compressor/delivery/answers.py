@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..device import feeds
@@ -12,7 +11,7 @@ from ..device.feeds import Arrays
 from ..device.runtimes import REFERENCE, Session, open_model
 from ..run.work import arrays_of
 from ..tasks import Leaves, Predict
-from ..tensors import Inputs
+from ..tensors import Inputs, from_arrays
 
 
 def predict_of_file(path: Path, *, runtime: str = REFERENCE, fused: bool = True, at_once: int = 0) -> Predict:
@@ -21,8 +20,8 @@ def predict_of_file(path: Path, *, runtime: str = REFERENCE, fused: bool = True,
 
     def predict(inputs: Inputs) -> Leaves:
         arrays = arrays_of(inputs)
-        parts = feeds.parted(arrays, at_once or feeds.count(arrays))
-        return named(session, feeds.joined([session.run(part) for part in parts]))
+        batches = feeds.parted(arrays, at_once or feeds.count(arrays))
+        return named(session, feeds.joined(list(map(session.run, batches))))
 
     return predict
 
@@ -30,4 +29,4 @@ def predict_of_file(path: Path, *, runtime: str = REFERENCE, fused: bool = True,
 def named(session: Session, outputs: Arrays) -> dict[str, Tensor]:
     """The arrays of an answer by the names that the session has for them."""
     names = [port.name for port in session.outputs]
-    return {name: torch.from_numpy(array) for name, array in zip(names, feeds.as_tuple(outputs), strict=True)}
+    return dict(zip(names, from_arrays(outputs), strict=True))

@@ -21,7 +21,7 @@ from ..errors import MissingPackageError
 
 if TYPE_CHECKING:
     from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import Component
+    from cyclonedx.model.component import Component, ComponentType
 
 BOM = "bom.cdx.json"
 _MODEL, _BASE = "model", "model.dense"  # references within the document
@@ -87,7 +87,7 @@ def _model(manifest: Manifest) -> Component:
     )
 
 
-def _component(kind: Any, name: str, reference: str, sha256: str) -> Component:
+def _component(kind: ComponentType, name: str, reference: str, sha256: str) -> Component:
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component
 
@@ -97,9 +97,10 @@ def _component(kind: Any, name: str, reference: str, sha256: str) -> Component:
 
 def _data(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """The images that went in, by what they were for, with the hash of their contents."""
-    parts = manifest.provenance.get("data")
-    for name, sha256 in (parts if isinstance(parts, dict) else {}).items():
-        yield f"{name} data", _text(sha256)
+    hashes = manifest.provenance.get("data")
+    if isinstance(hashes, dict):
+        for name, sha256 in hashes.items():
+            yield f"{name} data", _text(sha256)
 
 
 def _text(value: object) -> str:

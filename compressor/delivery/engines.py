@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from ..device import cuda
@@ -32,7 +33,7 @@ def build_engines(work: Work, files: Files) -> Engines:
     A target that can't be built here raises nothing: its engine has an empty `path` and says why in `status`.
     """
     targets = tuple(work.recipe.targets)
-    largest_batch = max((*work.recipe.latency_batches, 1))
+    largest_batch = max(work.recipe.latency_batches, default=1)
     profiles: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
     for name, spec in zip(input_names(work.dense), work.inputs, strict=True):
         profiles |= image_profile(spec.shape, batches=(1, 1, largest_batch), name=name)
@@ -47,11 +48,9 @@ def build_engines(work: Work, files: Files) -> Engines:
         profiles=profiles,
         folder=work.stages.output,
     )
-    recipes = [
-        build_recipe(target, model=source.name, profiles=profiles, precision=source.precision)
-        for source in sources
-        for target in targets
-    ]
+    recipes = []
+    for source, target in product(sources, targets):
+        recipes.append(build_recipe(target, model=source.name, profiles=profiles, precision=source.precision))
     return Engines(asked, tuple(recipes), Checks(not_checked=_not_run(asked)))
 
 
@@ -79,9 +78,8 @@ def _built(
     sources: Mapping[Artifact, Path], targets: Sequence[str], profiles: Profiles, folder: Path, progress: Progress
 ) -> tuple[Engine, ...]:
     engines = []
-    for source, model in sources.items():
-        for target in targets:
-            engines.append(_built_for(target, source, model, profiles, folder, progress))
+    for (source, model), target in product(sources.items(), targets):
+        engines.append(_built_for(target, source, model, profiles, folder, progress))
     return tuple(engines)
 
 

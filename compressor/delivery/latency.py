@@ -47,7 +47,7 @@ def measure_latency(work: Work, files: Files, engines: Engines, networks: Known)
     `networks` by variant, for PyTorch's ways. Samples are milliseconds of one call.
     """
     recipe = work.recipe
-    reasons = {name: unavailable(name) if name in WAYS else available()[name] for name in recipe.runtimes}
+    reasons = {name: _refusal(name) for name in recipe.runtimes}
     here = [name for name, reason in reasons.items() if not reason]
     # of engines those that this GPU can load: with a new one, timings are made again
     loadable = {name: _loadable(engines, name, work.stages.folder) for name in here if row_of(name).takes == "engine"}
@@ -67,10 +67,19 @@ def measure_latency(work: Work, files: Files, engines: Engines, networks: Known)
     for name, engine_files in loadable.items():
         if not engine_files:
             reasons[name] = "no engine was built for this GPU"
-    not_checked = [f"latency on {name}: {reason}" for name, reason in reasons.items() if reason]
+    not_checked = tuple(f"latency on {name}: {reason}" for name, reason in reasons.items() if reason)
     busy = crowd_of(timings)
-    warning = f"{busy} when networks were timed: times and ratios may be off; time them again"
-    return Latency(timings, busy, Checks(not_checked=tuple(not_checked), warnings=(warning,) if busy else ()))
+    warnings: tuple[str, ...] = ()
+    if busy:
+        warnings = (f"{busy} when networks were timed: times and ratios may be off; time them again",)
+    return Latency(timings, busy, Checks(not_checked=not_checked, warnings=warnings))
+
+
+def _refusal(runtime: str) -> str:
+    """Why it can't run here, empty where it can."""
+    if runtime in WAYS:
+        return unavailable(runtime)
+    return available()[runtime]
 
 
 def _schedule(batch: int, seconds: float) -> Schedule:
@@ -119,7 +128,9 @@ def _timed_networks(networks: Networks, way: str, images: Arrays, schedule: Sche
 
 def _timed_files(files: FilesBySubject, runtime: str, images: Arrays, schedule: Schedule) -> Sequence[Timing]:
     """Empty where the runtime has nothing to run here."""
-    return [*time_files(files, images, schedule=schedule, runtime=runtime).values()] if files else []
+    if not files:
+        return []
+    return [*time_files(files, images, schedule=schedule, runtime=runtime).values()]
 
 
 def _callers(networks: Networks, way: str) -> dict[str, Caller]:

@@ -11,14 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..device.feeds import Arrays, as_tuple
+from ..device.feeds import Arrays
 from ..device.runtimes import runtime_names
 from ..errors import EngineError, InputError, did_you_mean
 from ..placement import placed, resolve
-from ..tensors import Outputs, from_arrays
+from ..tensors import Outputs, from_arrays, moved
 
 Caller = Callable[[Arrays], Arrays]
 WAYS = runtime_names("network")
+_COMPILERS = ("g++", "c++", "clang++")
 _WARM_UP = 3  # runs on a side stream before a capture, as CUDA graphs ask for
 
 
@@ -28,7 +29,7 @@ def unavailable(way: str) -> str:
         raise InputError(f"PyTorch has no way {way!r}; there are {', '.join(WAYS)}.{did_you_mean(way, list(WAYS))}")
     if "cuda" in way and not torch.cuda.is_available():
         return "no GPU: PyTorch finds no CUDA device"
-    if way == "pytorch-compile" and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+    if way == "pytorch-compile" and not any(map(shutil.which, _COMPILERS)):
         return "no C++ compiler, which torch.compile needs on CPUs: install g++"
     return ""
 
@@ -45,11 +46,14 @@ def caller(network: nn.Module, way: str) -> Caller:
     network = placed(network, device)
     if way == "pytorch-cuda-graph":
         return _graphed(network)
-    forward: Callable[..., Outputs] = torch.compile(network, dynamic=False) if "compile" in way else network
+    forward: Callable[..., Outputs] = network
+    if "compile" in way:
+        forward = torch.compile(network, dynamic=False)
 
     def call(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            return _arrays(forward(*(torch.from_numpy(array).to(device) for array in as_tuple(inputs))))
+            tensors = moved(from_arrays(inputs), device)
+            return _arrays(forward(*tensors))
 
     return call
 

@@ -32,13 +32,14 @@ from ..run.tasking import NetworkTask, predict_of
 from ..run.work import Work
 from ..tasks import Leaves, Predict, Targets, Task, reference_of
 from ..tasks.comparison import classes_of, labels_of, pixels_of
-from ..tensors import Inputs, as_tuple, cut
+from ..tensors import Inputs, as_tuple, count, cut
 from .results import Outcome, Pictures, stands_for
 from .spots import Spotter, spots_of
 from .views import Pair, views_of
 
 LOOKED_AT = 64
 PICTURES = 4
+_DECISIONS = {"classification": classes_of, "multi-label": labels_of, "segmentation": pixels_of}
 _DRAWING = ("explanation.py", "pictures.py", "plots.py")  # of the report, whose sources are in no stage's key
 
 
@@ -71,9 +72,10 @@ def make_pictures(work: Work, outcome: Outcome) -> Pictures:
 
 def reason_of(error: Exception) -> str:
     """The first line of an error, with its kind where it is none of ours."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else "no message"
-    return text if isinstance(error, CompressorError) else f"{type(error).__name__}: {text}"
+    text, *_ = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, CompressorError):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 def _drawn(
@@ -89,18 +91,19 @@ def _drawn(
     from ..report.pictures import draw_comparison  # brings matplotlib, which only what is drawn needs
 
     dense, shipped = predict_of(networks["dense"]), predict_of(networks["shipped"])
-    judge = replace(task, reference=task.reference or reference_of(dense, images)).against(dense)
+    judge = judge_of(task, dense, images)
     distances = distances_between(judge, dense, shipped, images)
     chosen = farthest(distances, PICTURES)
     samples = samples_at(images, chosen)
+    chosen_inputs = [inputs for inputs, _ in samples]
     asked = [asked_of(task, dense(inputs), targets) for inputs, targets in samples]
     progress(0.0, "which pixels they see")
-    heats, lack = _relevances(networks, lrp, judge, [inputs for inputs, _ in samples], asked)
-    masks, unmasked = _masks(networks, spots, [inputs for inputs, _ in samples])
+    heats, lack = _relevances(networks, lrp, judge, chosen_inputs, asked)
+    masks, unmasked = _masks(networks, spots, chosen_inputs)
 
     rows: list[PictureRow] = []
     drawings: dict[str, bytes] = {}
-    for number, (index, (inputs, _)) in enumerate(zip(chosen, samples, strict=True)):
+    for number, (index, inputs) in enumerate(zip(chosen, chosen_inputs, strict=True)):
         answers = Pair(dense(inputs), shipped(inputs), names, task.chosen.parts.functions.get("decode"))
         (view_dense, view_shipped), shows = views_of(task.chosen.name, answers)
         shown = Comparison(visible_of(inputs, preprocessing), view_dense, view_shipped, *heats[number])
@@ -113,16 +116,23 @@ def _drawn(
     return Pictures(tuple(rows), drawings, len(distances), Checks(not_checked=(*lack, *unmasked)))
 
 
+def judge_of(task: NetworkTask, dense: Predict, images: Batches) -> Task:
+    """The task on what `dense` answers; what it is compared with is taken from these images where it is not stated."""
+    reference = task.reference or reference_of(dense, images)
+    return replace(task, reference=reference).against(dense)
+
+
 def distances_between(judge: Task, dense: Predict, shipped: Predict, images: Batches) -> FloatArray:
     """[images] by the task's distance, infinite where an answer is not finite."""
-    parts = [judge.distance(shipped(inputs), dense(inputs)).double().numpy() for inputs, _ in images]
-    distances: FloatArray = np.nan_to_num(np.concatenate(parts), nan=np.inf, posinf=np.inf)
+    by_batch = [judge.distance(shipped(inputs), dense(inputs)).double().numpy() for inputs, _ in images]
+    distances: FloatArray = np.nan_to_num(np.concatenate(by_batch), nan=np.inf, posinf=np.inf)
     return distances
 
 
-def farthest(distances: FloatArray, count: int) -> list[int]:
-    """The `count` images of the largest distances, the largest first; of equal ones the earlier."""
-    return [int(index) for index in np.argsort(-distances, kind="stable")[:count]]
+def farthest(distances: FloatArray, most: int) -> list[int]:
+    """The `most` images of the largest distances, the largest first; of equal ones the earlier."""
+    indices: list[int] = np.argsort(-distances, kind="stable")[:most].tolist()
+    return indices
 
 
 def samples_at(images: Batches, chosen: Sequence[int]) -> list[tuple[Inputs, Targets]]:
@@ -130,11 +140,10 @@ def samples_at(images: Batches, chosen: Sequence[int]) -> list[tuple[Inputs, Tar
     samples: dict[int, tuple[Inputs, Targets]] = {}
     start = 0
     for inputs, targets in images:
-        end = start + len(as_tuple(inputs)[0])
-        for index in chosen:
-            if start <= index < end:
-                place = index - start  # in the batch
-                samples[index] = cut(inputs, place, place + 1), targets[place : place + 1]
+        end = start + count(inputs)
+        for index in set(chosen).intersection(range(start, end)):
+            place = index - start  # in the batch
+            samples[index] = cut(inputs, place, place + 1), targets[place : place + 1]
         start = end
     return [samples[index] for index in chosen]
 
@@ -148,15 +157,18 @@ def _relevances(
     judge: Task,
     inputs: Sequence[Inputs],
     targets: Sequence[Targets],
-) -> tuple[list[Heats], tuple[str, ...]]:
+) -> tuple[Sequence[Heats], tuple[str, ...]]:
     """For every image its pixels' relevance in both networks; where that fails for none, and why."""
     try:
-        prepared = [
-            prepare_lrp(network, replace(lrp, objective=objective_of(network, judge))) for network in networks.values()
-        ]
+        prepared = [prepared_for(network, lrp, judge) for network in networks.values()]
         return [_heats(prepared, *sample) for sample in zip(inputs, targets, strict=True)], ()
     except Exception as error:  # the answers are drawn without it
-        return [() for _ in inputs], (f"which pixels the networks see was not drawn: {reason_of(error)}",)
+        return [()] * len(inputs), (f"which pixels the networks see was not drawn: {reason_of(error)}",)
+
+
+def prepared_for(network: fx.GraphModule, lrp: LrpOptions, judge: Task) -> Prepared:
+    """The network, made ready for relevance that starts where the task says."""
+    return prepare_lrp(network, replace(lrp, objective=objective_of(network, judge)))
 
 
 def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> Heats:
@@ -167,15 +179,18 @@ def _heats(prepared: Sequence[Prepared], inputs: Inputs, targets: Targets) -> He
 
 def _masks(
     networks: Mapping[str, fx.GraphModule], spots: Spotter | None, inputs: Sequence[Inputs]
-) -> tuple[list[Heats], tuple[str, ...]]:
+) -> tuple[Sequence[Heats], tuple[str, ...]]:
     """For every image the selector's masks in both networks; where there are none, and why if they should be."""
     if spots is None:
-        return [() for _ in inputs], ()
+        return [()] * len(inputs), ()
+    masks: list[Heats] = []
     try:
-        pairs = [spots.masks(networks["dense"], networks["shipped"], one) for one in inputs]
+        for image in inputs:
+            dense, shipped = spots.masks(networks["dense"], networks["shipped"], image)  # [1, 1, H, W] each
+            masks.append((dense[0, 0].double().numpy(), shipped[0, 0].double().numpy()))
     except Exception as error:  # the rest is drawn without them
-        return [() for _ in inputs], (f"the selector's masks were not drawn: {reason_of(error)}",)
-    return [tuple(mask[0, 0].double().numpy() for mask in pair) for pair in pairs], ()
+        return [()] * len(inputs), (f"the selector's masks were not drawn: {reason_of(error)}",)
+    return masks, ()
 
 
 def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
@@ -183,7 +198,7 @@ def asked_of(task: NetworkTask, dense: Leaves, targets: Targets) -> Targets:
 
     A user's own `says` gets the data's targets, as everywhere.
     """
-    decide = {"classification": classes_of, "multi-label": labels_of, "segmentation": pixels_of}.get(task.chosen.name)
+    decide = _DECISIONS.get(task.chosen.name)
     if decide is None or "says" in task.chosen.parts.functions:
         return targets
     return decide(dense)

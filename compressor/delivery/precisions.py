@@ -83,8 +83,8 @@ class JudgeImages:
         """The same as a task takes them, so many at a time."""
         images, targets = self.read()
         for start in range(0, feeds.count(images), size):
-            part = feeds.cut(images, start, start + size)
-            yield unwrapped(from_arrays(part)), targets[start : start + size]
+            batch = feeds.cut(images, start, start + size)
+            yield unwrapped(from_arrays(batch)), targets[start : start + size]
 
     def read(self) -> LabelledImages:
         """[N, ...] of each input, with their targets."""
@@ -176,7 +176,7 @@ def _make_int8(work: Work, shipped: Path, images: Known, owners: Mapping[str, st
     """The int8 file in each form, with a gate each; no file where no choice of layers in float loses little enough."""
     limit, judges = work.recipe.max_int8_loss, judge_images_of(work)
     forms = [artifact for artifact in _asked_for(work) if artifact.precision == "int8"]
-    hashes = [work.splits.hashes[part] for part in ("calibration", "search")]
+    hashes = [work.splits.hashes["calibration"], work.splits.hashes["search"]]
     try:
         int8 = work.stages.make(
             "int8",
@@ -355,7 +355,7 @@ def _judge_by_task(
 def _outputs(path: Path, images: Arrays, placement: Placement) -> Array:
     """[N, classes], eight images at a time."""
     session = open_model(path, fused=placement == "onnxruntime")
-    outputs = feeds.joined([session.run(part) for part in feeds.parted(images, 8)])
+    outputs = feeds.joined(list(map(session.run, feeds.parted(images, 8))))
     return feeds.as_tuple(outputs)[0]
 
 
@@ -395,5 +395,7 @@ def gathered(source: Batches, count: int) -> LabelledImages:
 
 def _joined_targets(targets: Sequence[KnownTargets]) -> KnownTargets:
     """One tensor behind the other; lists of boxes as one list."""
-    tensors = [one for one in targets if isinstance(one, Tensor)]
-    return torch.cat(tensors) if tensors else [boxes for one in targets for boxes in one]
+    tensors = [batch for batch in targets if isinstance(batch, Tensor)]
+    if tensors:
+        return torch.cat(tensors)
+    return [boxes for batch in targets for boxes in batch]

@@ -7,7 +7,6 @@ the mean over images. Like the pictures it tells a reader something and judges n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,15 @@ from ..graph.interface import input_nodes
 from ..inputs.images import Batches
 from ..records import FloatArray, Quality, figure_fields, figure_of
 from ..relevance.lrp import LrpOptions
-from ..relevance.lrp import prepare as prepare_lrp
 from ..relevance.spelling import composite_of
-from ..relevance.starts import objective_of
 from ..run.checks import Checks
 from ..run.fingerprints import Known
 from ..run.stages import Keeper, Progress
 from ..run.tasking import NetworkTask, predict_of
 from ..run.work import Work
 from ..steering.masks import overlap
-from ..tasks import reference_of
 from ..tensors import Inputs, as_tuple
-from .pictures import asked_of, reason_of
+from .pictures import asked_of, judge_of, prepared_for, reason_of
 from .results import Outcome, Survival, stands_for
 from .spots import Spotter, spots_of
 
@@ -68,23 +64,21 @@ def _measured(
     lrp: LrpOptions,
     progress: Progress,
 ) -> Survival:
-    correlations: list[float] = []
-    overlaps: list[float] = []
     place = _input_of(next(iter(images))[0])
     if place < 0:
         return Survival(checks=Checks(not_checked=("how well the explanation survived: no input of real numbers",)))
     dense = predict_of(networks["dense"])
-    judge = replace(task, reference=task.reference or reference_of(dense, images)).against(dense)
-    prepared = [
-        prepare_lrp(network, replace(lrp, objective=objective_of(network, judge))) for network in networks.values()
-    ]
+    judge = judge_of(task, dense, images)
+    prepared = [prepared_for(network, lrp, judge) for network in networks.values()]
+    correlations: list[float] = []
+    overlaps: list[float] = []
     for done, (inputs, targets) in enumerate(images):
         progress(done / len(images))
         asked = asked_of(task, dense(inputs), targets)
         maps = []
-        for each in prepared:
-            node = input_nodes(each.graph)[place].name
-            maps.append(maps_of(each(inputs, asked, [node])[node]))
+        for network in prepared:
+            node = input_nodes(network.graph)[place].name
+            maps.append(maps_of(network(inputs, asked, [node])[node]))
         correlations += rank_correlations(*maps).tolist()
         if spots is not None:
             masks = spots.masks(networks["dense"], networks["shipped"], inputs)
@@ -120,12 +114,14 @@ def rank_correlations(dense: FloatArray, other: FloatArray) -> FloatArray:
 
 def figure_of_images(correlations: list[float], metric: str = METRIC) -> Quality | None:
     """Their mean and its 95 % interval; None where no image tells places apart."""
-    known = np.array([value for value in correlations if np.isfinite(value)])
-    if not len(known):
+    values = np.array(correlations)
+    values = values[np.isfinite(values)]
+    if not len(values):
         return None
-    mean = float(known.mean())
-    half = 1.96 * float(known.std(ddof=1)) / np.sqrt(len(known)) if len(known) > 1 else 0.0
-    return Quality(metric, mean, len(known), max(-1.0, mean - half), min(1.0, mean + half), chance=0.0)
+    mean, half = float(values.mean()), 0.0
+    if len(values) > 1:
+        half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values))
+    return Quality(metric, mean, len(values), max(-1.0, mean - half), min(1.0, mean + half), chance=0.0)
 
 
 def _write(folder: Path, survival: Survival) -> None:
@@ -135,14 +131,15 @@ def _write(folder: Path, survival: Survival) -> None:
     write_json(folder / "explanation.json", {"schema": "explanation/1", **content})
 
 
-def _figure(entries: dict[str, Any]) -> Quality:
+def _read(folder: Path) -> Survival:
+    content = read_json(folder / "explanation.json", "explanation/1")
+    checks = Checks(not_checked=tuple(content["not_checked"]))
+    return Survival(_read_quality(content["figure"]), _read_quality(content["masks"]), checks)
+
+
+def _read_quality(entries: dict[str, Any] | None) -> Quality | None:
+    if entries is None:
+        return None
     figure = figure_of(entries)
     assert isinstance(figure, Quality)
     return figure
-
-
-def _read(folder: Path) -> Survival:
-    content = read_json(folder / "explanation.json", "explanation/1")
-    figure = content["figure"] and _figure(content["figure"])
-    masks = content["masks"] and _figure(content["masks"])
-    return Survival(figure, masks, Checks(not_checked=tuple(content["not_checked"])))

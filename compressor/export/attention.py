@@ -25,14 +25,11 @@ def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
 
     Attention with fewer heads of keys than of queries (`enable_gqa`) stays as it is.
     """
-    names = [node.name for node in graph.graph.nodes if _is_spelled(node)]
-    if not names:
+    if not any(map(_is_spelled, graph.graph.nodes)):
         return graph
 
     spelled = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    for node in list(spelled.graph.nodes):
-        if node.name not in names:
-            continue
+    for node in filter(_is_spelled, list(spelled.graph.nodes)):
         if node.target is ATTENTION:
             _spell_attention(spelled, node)
         else:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..device import feeds
 from ..device.feeds import Arrays
 from ..errors import InputError
+from .parts import element_types_of, makers_of
 
 Images = Arrays
 Method = Literal["minmax", "percentile", "entropy"]
@@ -68,15 +69,22 @@ def ranges(
         raise InputError(f"no calibration method {method!r}; there are {', '.join(METHODS)}")
 
     covered = {}
-    for name, (low, high) in statistics.extremes.items():
-        histogram = statistics.histograms[name]
-        if method == "percentile" and high > low:
-            low, high = _percentiles(histogram, (low, high), percentile)
-        elif method == "entropy" and high > low:
-            limit = _least_divergence(histogram, (low, high))
-            low, high = max(low, -limit), min(high, limit)
+    for name, extremes in statistics.extremes.items():
+        low, high = _covered(statistics.histograms[name], extremes, method, percentile)
         covered[name] = (min(low, 0.0), max(high, 0.0))
     return covered
+
+
+def _covered(
+    histogram: NDArray[np.int64], extremes: tuple[float, float], method: Method, percentile: float
+) -> tuple[float, float]:
+    low, high = extremes
+    if method == "minmax" or not high > low:  # a constant's histogram is empty
+        return extremes
+    if method == "percentile":
+        return _percentiles(histogram, extremes, percentile)
+    limit = _least_divergence(histogram, extremes)
+    return max(low, -limit), min(high, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +109,20 @@ def exposed(model: onnx.ModelProto) -> Exposed:
     """The model, made to return every float activation; its own outputs are replaced, in place."""
     import onnxruntime
 
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    tensors = (*inferred.value_info, *inferred.output)
-    floats = {tensor.name for tensor in tensors if tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    outputs = [name for node in model.graph.node for name in node.output if name in floats]
+    types = element_types_of(model)
+    outputs = [name for name in makers_of(model.graph) if types.get(name) == onnx.TensorProto.FLOAT]
     del model.graph.output[:]
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
-    )
+    for name in outputs:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # Unfused, so that every tensor the quantiser sees exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = tuple(tensor.name for tensor in session.get_inputs())
-    float_inputs = tuple(tensor.name for tensor in session.get_inputs() if tensor.type == "tensor(float)")
-    return Exposed(session, inputs, float_inputs, tuple(outputs))
+    input_types = {tensor.name: tensor.type for tensor in session.get_inputs()}
+    float_inputs = [name for name, type_name in input_types.items() if type_name == "tensor(float)"]
+    return Exposed(session, tuple(input_types), tuple(float_inputs), tuple(outputs))
 
 
 def values_of(file: Exposed, batches: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -135,15 +140,15 @@ def _percentiles(histogram: NDArray[np.int64], extremes: tuple[float, float], pe
     tail = (1 - percentile / 100) / 2
     first = int(np.searchsorted(share_up_to, tail))
     last = int(np.searchsorted(share_up_to, 1 - tail))  # _BINS where rounding leaves the last share below 1 - tail
-    upper_edge = last + 1 if last < _BINS else _BINS
-    return float(edges[first]), float(edges[upper_edge])
+    return float(edges[first]), float(edges[min(last + 1, _BINS)])
 
 
 def _least_divergence(histogram: NDArray[np.int64], extremes: tuple[float, float]) -> float:
     """The magnitude at which clipping and 128 levels together change the distribution of magnitudes least."""
     edges = np.linspace(*extremes, _BINS + 1)
     centres = np.abs((edges[:-1] + edges[1:]) / 2)
-    top = max(abs(extreme) for extreme in extremes)
+    low, high = extremes
+    top = max(abs(low), abs(high))
     magnitudes = np.histogram(centres, bins=_BINS, range=(0, top), weights=histogram.astype(np.float64))[0]
     # Exact zeros (after ReLU) would dominate every divergence and are represented exactly anyway.
     magnitudes[0] = magnitudes[1]
@@ -169,6 +174,7 @@ def _divergence(magnitudes: NDArray[np.float64], bins: int) -> float:
     if quantised.sum() == 0 or reference.sum() == 0:
         return float("inf")
 
+    # The sum of p log(p / q): p as it was, q of 128 levels.
     p, q = reference / reference.sum(), quantised / quantised.sum()
     is_positive = p > 0  # 0 log 0 counts nothing
     return float((p[is_positive] * np.log(p[is_positive] / np.maximum(q[is_positive], 1e-12))).sum())

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from ..device import tensorrt
+from ..device import cuda, tensorrt
 from ..device.builder import EngineJob, EngineRecord, Profiles, Progress, sha256_of, write_sidecar
 from ..device.builder import build_engine as _build
 from ..errors import EngineError
@@ -51,7 +51,7 @@ def build_engine(
     onnx_path, job = Path(onnx_path), _job(chosen, profiles, precision)
     with tempfile.TemporaryDirectory() as folder:
         source = onnx_path
-        if precision == "fp32" and job.library == "tensorrt_rtx" and onnx_path.is_file():
+        if precision == "fp32" and job.library == "tensorrt_rtx":
             source = _with_even_tokens(onnx_path, Path(folder))
         record = _build(source, out_path, job=job, cache=cache, progress=progress)
     if source != onnx_path:  # on record is the file that ships, by whose hash a bundle knows the engine's model
@@ -64,7 +64,7 @@ def _with_even_tokens(source: Path, folder: Path) -> Path:
     """A file in `folder`; `source` where nothing changes, weights lie outside the file, or the builder says why not."""
     try:
         model = onnx.load(source, load_external_data=False)
-    except DecodeError:
+    except (OSError, DecodeError):
         return source
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         return source
@@ -104,13 +104,9 @@ def _job(target: Target, profiles: Profiles, precision: str) -> EngineJob:
 
 
 def _refusal(target: Target) -> str:
-    """Why `target`'s engine can't be built on this machine; TensorRT itself builds only for the GPU it sees."""
-    for library in target.libraries:
-        if library == "tensorrt_rtx" and target.compute_capabilities and not tensorrt.buildable(library):
-            return ""
-        if not tensorrt.unavailable(library) and _is_here(target):
-            return ""
-
+    """Why `target`'s engine can't be built on this machine, empty where it can."""
+    if any(_serves(library, target) for library in target.libraries):
+        return ""
     if "tensorrt_rtx" in target.libraries and importlib.util.find_spec("tensorrt_rtx") is None:
         return f"an engine for {target.name} ({target.devices}) needs: {tensorrt.buildable('tensorrt_rtx')}"
     if not target.compute_capabilities:
@@ -122,8 +118,11 @@ def _refusal(target: Target) -> str:
     )
 
 
-def _is_here(target: Target) -> bool:
-    """Whether this machine's GPU is one of the target's, where the target names any."""
-    from ..device import cuda
-
-    return not target.compute_capabilities or cuda.device()[1] in target.compute_capabilities
+def _serves(library: str, target: Target) -> bool:
+    """Whether the library can build for it here: TensorRT-RTX for any named GPU, TensorRT only for the one it sees."""
+    capabilities = target.compute_capabilities
+    if library == "tensorrt_rtx" and capabilities:
+        return not tensorrt.buildable(library)
+    if tensorrt.unavailable(library):
+        return False
+    return not capabilities or cuda.device()[1] in capabilities

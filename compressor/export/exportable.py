@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import ModelError
 from ..graph import aten, place_of
 from ..graph.neighbours import calls_of
 
-_GROUPED = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 ADAPTIVE_MAXIMA = (
     aten.adaptive_max_pool1d.default,
     aten.adaptive_max_pool2d.default,
@@ -36,31 +37,39 @@ def require_exportable(graph: fx.GraphModule) -> None:
 
 
 def _obstacle(node: fx.Node) -> str:
-    if node.target in _GROUPED and len(node.args) > 6 and not isinstance(node.args[6], int):  # 6: groups
+    """What is said of the operation behind its name; empty for one that can be exported."""
+    if node.target in ADAPTIVE_MAXIMA:  # spelled in other operations, but for its indices
+        return "gives the places of its maxima, which ONNX has no function for" if _reads_indices(node) else ""
+    if not _has_function(node.target):
+        return "has no ONNX function"
+    *_, groups = (1, *node.args[6:7])  # input, weight, bias, stride, padding, dilation, groups
+    if node.target in _CONVOLUTIONS and not isinstance(groups, int):
         return "has as many groups as the batch has images, and ONNX fixes a convolution's groups in the file"
-    if node.target in ADAPTIVE_MAXIMA:
-        # Its results are (values, indices), each taken out by a node `getitem(result, 0 or 1)`.
-        read_indices = [user for user in node.users if user.args[1] == 1 and user.users]
-        return "gives the places of its maxima, which ONNX has no function for" if read_indices else ""
-    return "" if _has_function(node.target) else "has no ONNX function"
+    return ""
+
+
+def _reads_indices(pooling: fx.Node) -> bool:
+    """Its results are (values, indices), each taken out by a node `getitem(result, 0 or 1)`."""
+    return any(user.args[1] == 1 and user.users for user in pooling.users)
 
 
 def _has_function(target: object) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True  # Python's own arithmetic on sizes
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), "CompositeImplicitAutograd")
-    return is_composite or target in _decompositions() or bool(_registry().get_decomps(target))
+    return is_composite or target in _decompositions() or len(_translations()(target)) > 0
 
 
 @functools.cache
-def _registry() -> Any:
+def _translations() -> Callable[[torch._ops.OpOverload], Sequence[object]]:
+    """ONNX's forms of an operation, as torch's own exporter has them."""
     from torch.onnx._internal.exporter import _registration
 
-    return _registration.ONNXRegistry.from_torchlib()
+    return _registration.ONNXRegistry.from_torchlib().get_decomps
 
 
 @functools.cache
-def _decompositions() -> Any:
+def _decompositions() -> Container[object]:
     return torch.export.default_decompositions()
 
 
@@ -69,19 +78,16 @@ def spell_adaptive_maximum(graph: fx.GraphModule, node: fx.Node) -> None:
 
     Cell i of m on n entries is the maximum of floor(i n / m) up to ceil((i + 1) n / m): 2 of 5 are 0-2 and 2-4.
     """
-    source: Any = node.args[0]
+    pooled: Any = node.args[0]
     sizes: Any = node.args[1]
-    assert isinstance(source, fx.Node)
-    shape = source.meta["val"].shape
-    cells_by_axis = [sizes] if isinstance(sizes, int) else list(sizes)
+    shape = pooled.meta["val"].shape
+    cells_by_axis = [sizes] if isinstance(sizes, int) else sizes
+    first_axis = len(shape) - len(cells_by_axis)  # the sizes are of the last axes
 
-    pooled = source
     with graph.graph.inserting_before(node):
-        for offset, cells in enumerate(cells_by_axis):
-            axis = len(shape) - len(cells_by_axis) + offset  # the sizes are of the last axes
-            if cells in (None, shape[axis]):
-                continue
-            pooled = _maxima_along(graph, pooled, axis, int(shape[axis]), int(cells))
+        for axis, cells in enumerate(cells_by_axis, first_axis):
+            if cells not in (None, shape[axis]):
+                pooled = _maxima_along(graph, pooled, axis, int(shape[axis]), int(cells))
 
     for user in list(node.users):
         if user.args[1] == 0:
@@ -92,9 +98,11 @@ def spell_adaptive_maximum(graph: fx.GraphModule, node: fx.Node) -> None:
 
 def _maxima_along(graph: fx.GraphModule, source: fx.Node, axis: int, length: int, cells: int) -> fx.Node:
     call = graph.graph.call_function
+    if cells == 1:
+        return call(aten.amax.default, (source, [axis], True))
     maxima = []
     for cell in range(cells):
         first, end = cell * length // cells, math.ceil((cell + 1) * length / cells)
-        entries = call(aten.slice.Tensor, (source, axis, first, end)) if cells > 1 else source
+        entries = call(aten.slice.Tensor, (source, axis, first, end))
         maxima.append(call(aten.amax.default, (entries, [axis], True)))
-    return call(aten.cat.default, (maxima, axis)) if len(maxima) > 1 else maxima[0]
+    return call(aten.cat.default, (maxima, axis))

@@ -6,14 +6,15 @@ after its producer, so the nodes stay sorted. Knows no values: which nodes are i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError
-from .parts import constants_of, with_nodes
+from .parts import constants_of, element_types_of, with_nodes
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 # The type of their outputs is an attribute that `_adapt` leaves as it is.
@@ -26,54 +27,57 @@ def converted(model: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPro
 
     Raises InputError for control flow, whose bodies read tensors from outside.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    writer = _Writer(model.graph, _float_tensors(model))
+    writer = _Writer(model)
     for node in model.graph.node:
         if any(attribute.type in _GRAPHS for attribute in node.attribute):
             raise InputError(f"node {node.name!r} ({node.op_type}) is control flow, which has no half precision here")
-        is_island = node.name in islands
-        takes_half = [False] * len(node.input) if is_island else _inputs_taking_half(node, opset)
-        writer.add(node, takes_half, not is_island)
+        if node.name in islands:
+            writer.add_island(node)
+        else:
+            writer.add(node)
 
     return with_nodes(model, writer.nodes, writer.initializers())
-
-
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 tensors, constants included."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    tensors = (*inferred.value_info, *inferred.input, *inferred.output)
-    types = {tensor.name: tensor.type.tensor_type.elem_type for tensor in tensors}
-    types |= {constant.name: constant.data_type for constant in model.graph.initializer}
-    return {name for name, type_code in types.items() if type_code == TensorProto.FLOAT}
 
 
 class _Writer:
     """The new graph's nodes so far, and in which types each tensor is there already."""
 
-    def __init__(self, graph: onnx.GraphProto, floats: set[str]) -> None:
-        self.constants = constants_of(graph)
+    def __init__(self, model: onnx.ModelProto) -> None:
+        types = element_types_of(model)
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+        self.constants = constants_of(model.graph)
         self.used: dict[str, onnx.TensorProto] = {}  # constants of the new graph, by their names there
-        self.floats = floats
+        self.floats = {name for name in types if types[name] == TensorProto.FLOAT}  # in either graph, or half now
         self.halves: set[str] = set()  # tensors of the new graph that are float16
         self.casts: dict[tuple[str, bool], str] = {}  # (tensor, to half) -> the cast tensor
-        self.outputs = {output.name for output in graph.output}
+        self.outputs = {output.name for output in model.graph.output}
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, node: onnx.NodeProto, takes_half: Sequence[bool], may_be_half: bool) -> None:
+    def add_island(self, node: onnx.NodeProto) -> None:
+        """Adds the node with its inputs in float32."""
+        island = copy.deepcopy(node)
+        island.input[:] = [self._as(name, half=False) for name in node.input]
+        self.nodes.append(island)
+
+    def add(self, node: onnx.NodeProto) -> None:
         """Adds the node with its inputs in the types it takes, and behind it casts of what must stay float32."""
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [self._as(name, half) for name, half in zip(node.input, takes_half, strict=True)]
+        takes_half = _inputs_taking_half(node, self.opset)
+        written = copy.deepcopy(node)
+        written.input[:] = [self._as(name, half=half) for name, half in zip(node.input, takes_half, strict=True)]
+        self.nodes.append(written)
 
         # A node without float inputs, such as a constant, makes half where its attributes allow it.
         reads_floats = not self.floats.isdisjoint(node.input)
-        makes_half = may_be_half and (any(takes_half) or not reads_floats) and _adapt(copy)
-        half_outputs = self.floats.intersection(node.output) if makes_half else set()
-        self.nodes.append(copy)
-        self.halves |= half_outputs - self.outputs
+        makes_half = any(takes_half) or not reads_floats
+        if not (makes_half and _adapt(written)):
+            return
         for place, name in enumerate(node.output):
-            if name in half_outputs & self.outputs:  # the caller's side stays float32
-                copy.output[place] = self._half_before(name)
+            if name not in self.floats:
+                continue
+            if name in self.outputs:  # the caller's side stays float32
+                written.output[place] = self._half_before(name)
+            else:
+                self.halves.add(name)
 
     def _half_before(self, output: str) -> str:
         """The name of a half tensor that becomes a float32 output of the graph by a cast."""
@@ -84,23 +88,26 @@ class _Writer:
         self.nodes.append(_cast(half_name, output, TensorProto.FLOAT))
         return half_name
 
-    def _as(self, name: str, half: bool) -> str:
+    def _as(self, name: str, *, half: bool) -> str:
         """The tensor's name in the wanted type; constants are converted, others cast once."""
         if name in self.constants:
             return self._constant(name, half=half and name in self.floats)
         if name not in self.floats or (name in self.halves) == half:
             return name
         if (name, half) not in self.casts:
-            target = f"{name}_half" if half else f"{name}_float"
+            suffix, type_code = ("half", TensorProto.FLOAT16) if half else ("float", TensorProto.FLOAT)
+            target = f"{name}_{suffix}"
             self.casts[name, half] = target
-            self.nodes.append(_cast(name, target, TensorProto.FLOAT16 if half else TensorProto.FLOAT))
+            self.nodes.append(_cast(name, target, type_code))
         return self.casts[name, half]
 
     def _constant(self, name: str, *, half: bool) -> str:
-        target = f"{name}_half" if half else name
+        if not half:
+            self.used[name] = self.constants[name]
+            return name
+        target = f"{name}_half"
         if target not in self.used:
-            tensor = self.constants[name]
-            self.used[target] = _half_tensor(tensor, target) if half else tensor
+            self.used[target] = _half_tensor(self.constants[name], target)
         return target
 
     def initializers(self) -> list[onnx.TensorProto]:
@@ -116,26 +123,27 @@ def _inputs_taking_half(node: onnx.NodeProto, opset: int) -> list[bool]:
     except onnx.defs.SchemaError:
         return [False] * len(node.input)
 
-    taking_half = {
+    # The schema gives inputs of one type one letter, such as T, and says which types each letter may stand for.
+    letters = {
         constraint.type_param_str
         for constraint in schema.type_constraints
         if "tensor(float16)" in constraint.allowed_type_strs
     }
-    formal = schema.inputs
-    last = len(formal) - 1  # stands for all further inputs, as of Concat
-    return [formal[min(i, last)].type_str in taking_half for i in range(len(node.input))]
+    takes_half = [formal.type_str in letters for formal in schema.inputs]
+    further = max(0, len(node.input) - len(takes_half))  # inputs that the schema's last stands for, as of Concat
+    return takes_half[: len(node.input)] + takes_half[-1:] * further
 
 
 def _adapt(node: onnx.NodeProto) -> bool:
     """Rewrites attributes that fix an output's type; False when the node's output can't be half."""
     for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-            attribute.i = TensorProto.FLOAT16
-        elif attribute.name == "value" and node.op_type in ("Constant", "ConstantOfShape"):
-            if attribute.t.data_type == TensorProto.FLOAT:
+        match node.op_type, attribute.name:
+            case "Cast", "to" if attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+            case "Constant" | "ConstantOfShape", "value" if attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))
-        elif attribute.name.startswith("value_") and node.op_type == "Constant":
-            return False  # value_float and the like are float32 by their name
+            case "Constant", name if name.startswith("value_"):
+                return False  # value_float and the like are float32 by their name
     return node.op_type not in _TYPED_BY_ATTRIBUTE
 
 

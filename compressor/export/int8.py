@@ -18,7 +18,7 @@ from ..device.feeds import Arrays
 from .calibration import Method, Statistics, ranges
 from .mixed import best_method, sensitivity, to_mixed
 from .onnx import write_model
-from .precision import Placement, to_int8, weight_bits, with_half_rest
+from .precision import Placement, bits_for, to_int8, with_half_rest
 from .rounding import Rounding
 
 
@@ -100,7 +100,7 @@ def _in_fp32(
 
     options: dict[str, Any] = {"placement": placement, "rounding": evidence.rounding}
     least = evidence.reference - evidence.max_loss
-    bits = 8 if placement == "tensorrt" else weight_bits()  # on record; `to_int8` goes by the same rule
+    bits = bits_for(placement)
     if like is not None:  # one network's forms lose about alike: most often this spares the search
         chosen = ranges(evidence.statistics, like.method)
         score = judge(to_int8(path, out, ranges=chosen, keep=like.kept, **options))

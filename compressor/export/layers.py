@@ -127,11 +127,12 @@ def _convolution(
 ) -> list[onnx.NodeProto]:
     weights.append(_filled(f"b{i}", (outputs,), i))
     groups = inputs if layer.kind == "depthwise" else layer.groups
-    is_transposed = layer.kind == "transposed"
-    shape = (inputs, outputs // groups) if is_transposed else (outputs, inputs // groups)
+    operator, shape = "Conv", (outputs, inputs // groups)
+    if layer.kind == "transposed":
+        operator, shape = "ConvTranspose", (inputs, outputs // groups)
     weights.append(_filled(f"w{i}", (*shape, *layer.kernel), i))
     node = helper.make_node(
-        "ConvTranspose" if is_transposed else "Conv",
+        operator,
         [INPUT, f"w{i}", f"b{i}"],
         [f"y{i}"],
         kernel_shape=layer.kernel,

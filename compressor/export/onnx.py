@@ -31,12 +31,12 @@ from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed, release
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
 from .attention import spelled_out
-from .parts import attributes_of
+from .parts import WEIGHTED, attributes_of, constants_of
 
 BATCH = "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SIZE_KEEPING = ("Transpose", "Reshape", "Identity", "Cast", "CastLike", "Squeeze", "Unsqueeze")
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 _CHATTER = ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "torch.export")
 
 
@@ -104,7 +104,7 @@ def _torch_export(model: nn.Module, example: Inputs) -> onnx.ModelProto:
             tensors,
             dynamo=True,
             opset_version=DIALECT.opset,
-            dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(tensors),
             input_names=inputs,
             output_names=outputs,
             optimize=False,
@@ -143,10 +143,14 @@ def _folded(raw: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _spilled(model: onnx.ModelProto, folder: Path) -> Path:
-    """The model in a file, its weights beside it where it is larger than a message may be."""
+    """The model in a file, its weights beside it where it is larger than a message may be. Raises FolderError."""
     path = folder / "model.onnx"
     is_large = model.ByteSize() > _PROTOBUF_LIMIT_BYTES
-    onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
+    try:
+        onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
+    except OSError as error:
+        reason = f"can't write {path}: {error.strerror}"
+        raise FolderError(f"{reason}; free some space, or name another place in TMPDIR") from error
     return path
 
 
@@ -191,8 +195,7 @@ def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=metadata[key])
 
     for node in model.graph.node:
-        if node.op_type == "Einsum":
-            _respell_equation(node)
+        _respell_equation(node)
     for tensor in (*model.graph.input, *model.graph.output):
         axes = tensor.type.tensor_type.shape.dim
         if axes and axes[0].dim_param:
@@ -206,15 +209,14 @@ def _drop_notes(model: onnx.ModelProto) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     for entry in (*graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
-        if hasattr(entry, "metadata_props"):
-            del entry.metadata_props[:]
+        del entry.metadata_props[:]
         entry.doc_string = ""
 
 
-def _respell_equation(einsum: onnx.NodeProto) -> None:
-    """TensorRT's parser takes lower-case letters without spaces only."""
-    for attribute in einsum.attribute:
-        if attribute.name == "equation":
+def _respell_equation(node: onnx.NodeProto) -> None:
+    """Of an Einsum: TensorRT's parser takes lower-case letters without spaces only."""
+    for attribute in node.attribute:
+        if node.op_type == "Einsum" and attribute.name == "equation":
             attribute.s = respelled(attribute.s.decode()).encode()
 
 
@@ -233,29 +235,41 @@ def weight_elements(model: onnx.ModelProto, *, equal_once: bool = False) -> int:
     constants alone may be folded, and don't count. With `equal_once`, it is the initializers alone, those of one
     content once: equal products of them may become one.
     """
+    weights = _weights(model)
+    if not equal_once:
+        return sum(elements for _, elements in weights)
+    contents = {tensor.name: _content(tensor) for tensor in model.graph.initializer}
+    # Slices of an initializer (a joint q, k, v) may be equal where the whole is not: they are left out.
+    elements_of = {contents[source]: elements for source, elements in weights if source in contents}
+    return sum(elements_of.values())
+
+
+def _weights(model: onnx.ModelProto) -> list[tuple[str, int]]:
+    """The source and the elements of each: an initializer's name where it holds one, reshaped or not, else its own."""
     sizes = _sizes(model)
-    content_of = _content if equal_once else _name_of
-    contents = {tensor.name: content_of(tensor) for tensor in model.graph.initializer}
-    whole_contents = set(contents.values())  # slices of them (a joint q, k, v) may be equal where they are not
-
-    image_tensors = {tensor.name for tensor in model.graph.input} - contents.keys()
-    counted: list[tuple[str, int]] = []  # content, elements
+    sources: dict[str, str] = {}
+    image_tensors = {tensor.name for tensor in model.graph.input} - constants_of(model.graph).keys()
+    weights = []
     for node in model.graph.node:
-        reads_image = not image_tensors.isdisjoint(node.input)
-        if node.op_type in _WEIGHTED and reads_image:
-            weights = [name for name in _factors(node) if name not in image_tensors]
-            counted += [(contents.get(name, name), sizes.get(name, 0)) for name in weights]
-        elif node.op_type == "Constant" and node.attribute[0].name == "value":
-            sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
-        elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
-            sizes[node.output[0]] = sizes[node.input[0]]
-            contents[node.output[0]] = contents.get(node.input[0], node.input[0])
-        if reads_image and node.op_type != "Shape":  # an image's sizes are no image
+        _follow_size(node, sizes, sources)
+        if image_tensors.isdisjoint(node.input):
+            continue
+        if node.op_type in WEIGHTED:
+            constants = [name for name in _factors(node) if name not in image_tensors]
+            weights += [(sources.get(name, name), sizes.get(name, 0)) for name in constants]
+        if node.op_type != "Shape":  # an image's sizes are no image
             image_tensors.update(node.output)
+    return weights
 
-    if equal_once:
-        counted = [(content, size) for content, size in dict(counted).items() if content in whole_contents]
-    return sum(size for _, size in counted)
+
+def _follow_size(node: onnx.NodeProto, sizes: dict[str, int], sources: dict[str, str]) -> None:
+    """Adds what the node makes, if it is a constant or another's elements in another shape."""
+    if node.op_type == "Constant" and node.attribute[0].name == "value":
+        sizes[node.output[0]] = math.prod(node.attribute[0].t.dims)
+    elif node.op_type in _SIZE_KEEPING and node.input[0] in sizes:
+        kept = node.input[0]
+        sizes[node.output[0]] = sizes[kept]
+        sources[node.output[0]] = sources.get(kept, kept)
 
 
 def _factors(node: onnx.NodeProto) -> Sequence[str]:
@@ -274,10 +288,6 @@ def _sizes(model: onnx.ModelProto) -> dict[str, int]:
     for constant in model.graph.initializer:
         sizes[constant.name] = math.prod(constant.dims)
     return sizes
-
-
-def _name_of(tensor: onnx.TensorProto) -> str:
-    return tensor.name
 
 
 def _content(tensor: onnx.TensorProto) -> str:
@@ -314,33 +324,44 @@ def check_structure(model: onnx.ModelProto, name: str) -> None:
         if is_training_norm or node.op_type == "Dropout":
             raise GateError(f"{name}: {node.op_type} {node.name!r} is in training mode; export the model after eval()")
     for tensor in (*model.graph.input, *model.graph.output):
-        shape = tensor.type.tensor_type.shape.dim
-        if not shape or not shape[0].dim_param:
-            batch = shape[0].dim_value if shape else "none"
-            raise GateError(f"{name}: {tensor.name!r} has the fixed batch {batch}; export it with a free batch axis")
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and not _finite(tensor):
-            raise GateError(f"{name}: weight {tensor.name!r} holds values that are not finite")
+        _require_free_batch(tensor, name)
+    for weight in model.graph.initializer:
+        if _holds_nan(weight):
+            raise GateError(f"{name}: weight {weight.name!r} holds values that are not finite")
 
 
-def _finite(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
-        return True
-    values: Any = numpy_helper.to_array(tensor)
-    # Attention masks hold -inf on purpose; NaN is never on purpose.
-    return not bool(np.isnan(values).any())
+def _require_free_batch(tensor: onnx.ValueInfoProto, name: str) -> None:
+    shape = tensor.type.tensor_type.shape.dim
+    if shape and shape[0].dim_param:
+        return
+    batch = shape[0].dim_value if shape else "none"
+    raise GateError(f"{name}: {tensor.name!r} has the fixed batch {batch}; export it with a free batch axis")
+
+
+def _holds_nan(tensor: onnx.TensorProto) -> bool:
+    """Attention masks hold -inf on purpose; NaN is never on purpose. What lies outside the file is not looked at."""
+    if tensor.data_type not in _FLOATS or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False
+    return bool(np.isnan(numpy_helper.to_array(tensor)).any())
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """The exporters report progress on stdout and warn about their own internals."""
-    levels = {name: logging.getLogger(name).level for name in _CHATTER}
+    with silenced(*_CHATTER), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def silenced(*names: str) -> Iterator[None]:
+    """Inside, loggers of these names, and those below that have no level of their own, say errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
     try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,7 +7,6 @@ symmetric per-channel weights, placed for the target, the rest in fp32 or fp16. 
 from __future__ import annotations
 
 import functools
-import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from ..device.runtimes import open_model
 from ..errors import InputError
 from .calibration import Statistics
 from .half import converted
-from .onnx import write_model
-from .parts import attributes_of, constants_of
+from .onnx import silenced, write_model
+from .parts import WEIGHTED, attributes_of, constants_of
 from .rounding import Rounding
 
 Placement = Literal["tensorrt", "onnxruntime"]
@@ -34,7 +33,7 @@ _HALF_MAX = 65504.0
 _MARGIN = 4.0  # other images than the calibration's may go this much further
 _SQUARING = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "ReduceSumSquare", "Pow")
 _SUMMING = ("ReduceSum", "CumSum", "ReduceLogSumExp", "Exp")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LARGEST_CODES = {7: 64, 8: 127}  # by the bits of weights: so the quantiser scales them
 _QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 _PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add")
 
@@ -58,8 +57,9 @@ def to_fp16(
     magnitudes = overflowing(model, statistics)
     unknown = set(islands) - {node.name for node in model.graph.node}
     if unknown:
-        raise InputError(f"no node {sorted(unknown)[0]!r} in {path} to keep in fp32")
-    magnitudes |= {name: magnitudes.get(name, 0.0) for name in islands}
+        raise InputError(f"no node {min(unknown)!r} in {path} to keep in fp32")
+    for name in islands:
+        magnitudes.setdefault(name, 0.0)
     write_model(converted(model, magnitudes), Path(out))
     return Half(str(out), magnitudes)
 
@@ -117,20 +117,20 @@ def _half_above(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[str, float]:
     """Nodes whose values, or squares and sums inside them, half floats can't hold, with that magnitude."""
+    if statistics is None:
+        uncertain = [node.name for node in model.graph.node if node.op_type in (*_SQUARING, *_SUMMING)]
+        return dict.fromkeys(uncertain, float("inf"))
+
     magnitudes: dict[str, float] = {}
     fp32_names: dict[str, str] = {}  # what a quantiser passes on, by the name it had in the fp32 file
     for node in model.graph.node:
         if node.op_type in _QUANTISING:
             fp32_names[node.output[0]] = fp32_names.get(node.input[0], node.input[0])
-        if statistics is None:
-            if node.op_type in (*_SQUARING, *_SUMMING):
-                magnitudes[node.name] = float("inf")
-            continue
 
-        names = [fp32_names.get(name, name) for name in (*node.input, *node.output)]
-        largest = max((_magnitude(statistics, name) for name in names), default=0.0)
-        squared = _magnitude(statistics, names[0]) ** 2 if node.op_type in _SQUARING and node.input else 0.0
-        reached = max(largest, squared)
+        tensors = [fp32_names.get(name, name) for name in (*node.input, *node.output)]
+        reached = max(_magnitude(statistics, name) for name in tensors)
+        if node.op_type in _SQUARING:
+            reached = max(reached, _magnitude(statistics, tensors[0]) ** 2)
         if reached * _MARGIN > _HALF_MAX:
             magnitudes[node.name] = reached
     return magnitudes
@@ -165,14 +165,15 @@ def to_int8(
     model = onnx.shape_inference.infer_shapes(model)
     quantised = _quantise(model, nodes, ranges, placement)
     if rounding is not None:
-        rounding.apply(quantised, 64 if _is_narrow(placement) else 127)  # 7 bits: -64 to 64, as the quantiser scales
+        rounding.apply(quantised, _LARGEST_CODES[bits_for(placement)])
     del quantised.graph.value_info[:]
     quantised.ir_version = model.ir_version
     return write_model(sorted_nodes(quantised), Path(out))
 
 
-def _is_narrow(placement: Placement) -> bool:
-    return placement == "onnxruntime" and weight_bits() < 8
+def bits_for(placement: Placement) -> int:
+    """Of int8 weights in that form."""
+    return 8 if placement == "tensorrt" else weight_bits()
 
 
 @functools.cache
@@ -207,11 +208,12 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
     names = []
     for node in model.graph.node:
         activations = {*node.input} - constants.keys() - {""}  # "" stands for an input that is left out
-        is_weighted = node.op_type in _WEIGHTED and not constants.keys().isdisjoint(node.input[1:2])
-        is_passing = node.op_type in _PASSING and bool(activations) and activations <= spatial
-        if is_weighted or is_passing:
-            names.append(node.name)
-        if is_passing or (is_weighted and node.op_type in ("Conv", "ConvTranspose")):
+        has_weights = node.op_type in WEIGHTED and not constants.keys().isdisjoint(node.input[1:2])
+        passes_on = node.op_type in _PASSING and set() < activations <= spatial
+        if not has_weights and not passes_on:
+            continue
+        names.append(node.name)
+        if node.op_type not in ("Gemm", "MatMul"):
             spatial.update(node.output)
     return names
 
@@ -219,7 +221,7 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
 def weighted_nodes(model: onnx.ModelProto) -> list[str]:
     """The nodes whose precision is worth a choice of its own, in graph order."""
     constants = constants_of(model.graph)
-    weighted = [node for node in model.graph.node if node.op_type in _WEIGHTED]
+    weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
     return [node.name for node in weighted if not constants.keys().isdisjoint(node.input[:2])]
 
 
@@ -230,22 +232,20 @@ def _quantise(
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    for_tensorrt = placement == "tensorrt"
-    types = [*_WEIGHTED, "Add"] if for_tensorrt else [*_WEIGHTED, *_PASSING]
-    options: dict[str, Any] = {"QuantizeBias": not for_tensorrt, "WeightSymmetric": True}
-    if for_tensorrt:
-        options |= {"ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": types}
+    types, activation_type = [*WEIGHTED, *_PASSING], QuantType.QUInt8
+    options: dict[str, Any] = {"QuantizeBias": True, "WeightSymmetric": True}
+    if placement == "tensorrt":
+        types, activation_type = [*WEIGHTED, "Add"], QuantType.QInt8
+        options |= {"QuantizeBias": False, "ActivationSymmetric": True, "OpTypesToExcludeOutputQuantization": types}
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
 
-    level = logging.root.level
-    try:
-        logging.root.setLevel(logging.ERROR)  # it advises a pre-processing our export has already done
+    with silenced("root"):  # it advises a pre-processing our export has already done
         quantiser = QDQQuantizer(
             model,
             True,  # per channel
-            _is_narrow(placement),
+            bits_for(placement) < 8,
             QuantType.QInt8,
-            QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
+            activation_type,
             TensorsData(CalibrationMethod.MinMax, data),
             list(nodes),
             [],
@@ -253,8 +253,6 @@ def _quantise(
             options,
         )
         quantiser.quantize_model()
-    finally:
-        logging.root.setLevel(level)
     result: onnx.ModelProto = quantiser.model.model
     return result
 
@@ -279,8 +277,6 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     available |= {tensor.name for tensor in model.graph.input}
     waiting, ordered = list(model.graph.node), []
     while waiting:
-        if not any(available.issuperset(node.input) for node in waiting):
-            raise InputError(f"the graph has a cycle or an input nobody makes, at node {waiting[0].name!r}")
         later = []
         for node in waiting:
             if available.issuperset(node.input):
@@ -288,6 +284,8 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
                 available.update(node.output)
             else:
                 later.append(node)
+        if len(later) == len(waiting):
+            raise InputError(f"the graph has a cycle or an input nobody makes, at node {later[0].name!r}")
         waiting = later
 
     del model.graph.node[:]

@@ -7,7 +7,6 @@ outputs (GPTQ, arXiv 2210.17323); the mean that is left goes to the bias (arXiv 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,13 @@ from torch import Tensor
 from ..device import feeds
 from ..graph.windows import Window, position_count, rows_of
 from .calibration import Images, exposed, values_of
-from .parts import attributes_of, constants_of
+from .parts import attributes_of, constants_of, readers_of
 
 WIDEST = 4608  # inputs of one output; the covariance of more is not held, and such weights are rounded to the nearest
 ROWS = 25_600  # of each layer that are looked at
 _DAMPING = 0.01  # of the covariance's mean diagonal
 _BLOCK = 128
+_ROUNDED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass
@@ -134,13 +134,14 @@ def find_rounding(path: Path | str, images: Images) -> Rounding:
 def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
     """Layers by their weight, which, as their bias, nobody else reads."""
     constants = constants_of(model.graph)
-    read_counts = Counter(name for node in model.graph.node for name in node.input)
+    shared = {name for name, readers in readers_of(model.graph).items() if len(readers) > 1}
     layers = {}
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in constants:
+        if node.op_type not in _ROUNDED:
             continue
-        if all(read_counts[name] == 1 for name in node.input[1:]):
-            layers[node.input[1]] = _layer_of(node, constants)
+        weight = node.input[1]
+        if weight in constants and shared.isdisjoint(node.input[1:]):
+            layers[weight] = _layer_of(node, constants)
     return layers
 
 
@@ -183,10 +184,13 @@ def _damped_root(covariance: Tensor) -> Tensor:
 
 
 def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> _Layer:
-    stored, attributes = numpy_helper.to_array(constants[node.input[1]]), attributes_of(node)
-    outputs_first = np.array(stored.T if _is_transposed(node) else stored, dtype=np.float64)
+    attributes = attributes_of(node)
     groups = attributes.get("group", 1)
-    weight = torch.from_numpy(outputs_first).reshape(groups, outputs_first.shape[0] // groups, -1)
+    stored = numpy_helper.to_array(constants[node.input[1]])
+    if _is_transposed(node):
+        stored = stored.T
+    outputs_first = torch.from_numpy(stored.astype(np.float64))  # [outputs, inputs / groups, *kernel]
+    weight = outputs_first.reshape(groups, len(outputs_first) // groups, -1)  # [groups, outputs, inputs]
     if node.op_type != "Conv":
         return _Layer(node, weight, Window())
 
@@ -202,7 +206,9 @@ def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 def _flat(codes: Tensor, node: onnx.NodeProto, like: onnx.TensorProto) -> NDArray[np.int8]:
     """The codes [groups, outputs, inputs] in the shape and order of the file's tensor `like`."""
     shape = tuple(like.dims)
-    return np.ascontiguousarray(codes.reshape(shape[::-1]).T if _is_transposed(node) else codes.reshape(shape))
+    if _is_transposed(node):  # the file's shape is [inputs, outputs]
+        return np.ascontiguousarray(codes.reshape(shape[::-1]).T)
+    return np.ascontiguousarray(codes.reshape(shape))
 
 
 def _is_transposed(node: onnx.NodeProto) -> bool:
@@ -223,10 +229,8 @@ def _spread(available: int, most: int) -> Tensor:
 
 
 def _bias_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str | None:
-    """The name of the initialiser that holds the bias, in float or in whole steps of its scale."""
-    bias = node.input[2] if len(node.input) > 2 else ""
-    if not bias:
-        return None
+    """The name of the initialiser that holds the bias, in whole steps of its scale or in float."""
+    bias = next(iter(node.input[2:]), "")
     return next((name for name in (f"{bias}_quantized", bias) if name in constants), None)
 
 

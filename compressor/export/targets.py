@@ -53,8 +53,7 @@ def synonyms_of(target: str) -> tuple[str, ...]:
 def resolve_target(name: str) -> Target:
     """`SM86`, `sm_86`, `8.6`, `orin` or `rtx` to the target it names; raises InputError for a name of none."""
     text = name.lower()
-    if text in _ALIASES:
-        text = _ALIASES[text].lower()
+    text = _ALIASES.get(text, text).lower()
     compact = "sm" + text.removeprefix("sm").lstrip("_").replace(".", "")
     for target in _TARGETS:
         if target.name.lower() in (text, compact):

@@ -8,6 +8,7 @@ Attentions of another form than product, pointwise operations and reshapes, soft
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from .parts import attributes_of, constants_of, makers_of, with_nodes
+from .parts import attributes_of, constants_of, makers_of, readers_of, with_nodes
 
 # Which inputs the scores may be. A divisor of many columns stays out: the new column would be zero over zero.
 _POINTWISE = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
@@ -29,8 +30,8 @@ def with_even_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = _Graph(model)
     edits: Edits = {}
     for node in model.graph.node:
-        for output, inputs in graph.edits(node).items():
-            edits.setdefault(output, {}).update(inputs)
+        if node.op_type == "Softmax":
+            edits |= graph.edits(node)
     if not edits:
         return model
     writer = _Writer(graph, edits)
@@ -49,14 +50,10 @@ class _Graph:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for tensor in (*inferred.value_info, *inferred.input, *inferred.output):
             self.shapes[tensor.name] = tuple(axis.dim_value or -1 for axis in tensor.type.tensor_type.shape.dim)
-        for name, constant in self.constants.items():
-            self.shapes[name] = tuple(constant.dims)
+        self.shapes |= {name: tuple(constant.dims) for name, constant in self.constants.items()}
         self.outputs = {output.name for output in model.graph.output}
         self.makers = makers_of(model.graph)
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+        self.readers = readers_of(model.graph)
 
     def width(self, name: str) -> int:
         """The last axis; 0: it has none, -1: it is not known."""
@@ -64,69 +61,80 @@ class _Graph:
         return shape[-1] if shape else 0
 
     def edits(self, softmax: onnx.NodeProto) -> Edits:
-        """What widens the attention around a softmax over an odd number of tokens; empty for every other node."""
-        if softmax.op_type != "Softmax" or not self._is_over_odd_tokens(softmax):
-            return {}
+        """What widens the attention around a softmax over an odd number of tokens; empty where none is."""
         scores, shares = softmax.input[0], softmax.output[0]
         tokens = self.width(scores)
-        before = self._before(scores, tokens)
-        product = self._product_with_values(shares, tokens)
-        if before is None or product is None:
+        is_odd = tokens >= 3 and tokens % 2 == 1
+        if not is_odd or not self._is_over_last_axis(softmax):
             return {}
-        return {**before, shares: {scores: "mask"}, product.output[0]: {product.input[1]: -2}}
-
-    def _is_over_odd_tokens(self, softmax: onnx.NodeProto) -> bool:
-        tokens = self.width(softmax.input[0])
-        return tokens >= 3 and tokens % 2 == 1 and self._is_over_last_axis(softmax)
-
-    def _product_with_values(self, shares: str, tokens: int) -> onnx.NodeProto | None:
-        """The product that alone reads the softmax's result, from the left, and values [..., tokens, width]."""
-        if self._is_read_twice(shares):
-            return None
-        (reader,) = self.readers[shares]
-        if reader.op_type != "MatMul" or reader.input[0] != shares:
-            return None
-        rows = self.shapes.get(reader.input[1], ())[-2:-1]
-        return reader if rows == (tokens,) else None
+        before = self._before(scores, tokens)
+        values = self._values_behind(shares, tokens)
+        if not before or not values:
+            return {}
+        return {**before, shares: {scores: "mask"}, **values}
 
     def _is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
         return attributes_of(softmax).get("axis", -1) in (-1, len(self.shapes[softmax.input[0]]) - 1)
 
-    def _is_read_twice(self, name: str) -> bool:
-        return name in self.outputs or len(self.readers.get(name, [])) != 1
+    def _is_read_once(self, name: str) -> bool:
+        return name not in self.outputs and len(self.readers.get(name, [])) == 1
 
-    def _before(self, name: str, tokens: int) -> Edits | None:
-        """The edits from the product of queries and keys to the operation that makes `name`."""
+    def _values_behind(self, shares: str, tokens: int) -> Edits:
+        """The edit of the product that alone reads the shares, from the left, and values [..., tokens, width]."""
+        if not self._is_read_once(shares):
+            return {}
+        (reader,) = self.readers[shares]
+        if reader.op_type != "MatMul" or reader.input[0] != shares:
+            return {}
+        values = reader.input[1]
+        if self.shapes.get(values, ())[-2:-1] != (tokens,):
+            return {}
+        return {reader.output[0]: {values: -2}}
+
+    def _before(self, name: str, tokens: int) -> Edits:
+        """The edits from the product of queries and keys to the operation that makes `name`; empty if it is another."""
         node = self.makers.get(name)
-        if node is None or self._is_read_twice(name) or self.width(name) != tokens:
-            return None
-        if node.op_type == "MatMul":
-            keys = node.input[1]  # [..., width, tokens]
-            is_widenable = self.width(keys) == tokens and len(self.shapes[keys]) > 1
-            return {name: {keys: -1}} if is_widenable else None
-        if node.op_type == "Reshape" and self.last_size(node.input[1]) in (-1, tokens):
-            before = self._before(node.input[0], tokens)
-            return None if before is None else {**before, name: {node.input[1]: "shape"}}
-        return self._before_pointwise(node, tokens)
+        if node is None or not self._is_read_once(name) or self.width(name) != tokens:
+            return {}
+        match node.op_type:
+            case "MatMul":
+                return self._before_product(node, tokens)
+            case "Reshape":
+                return self._before_reshape(node, tokens)
+            case _:
+                return self._before_pointwise(node, tokens)
 
-    def _before_pointwise(self, node: onnx.NodeProto, tokens: int) -> Edits | None:
+    def _before_product(self, node: onnx.NodeProto, tokens: int) -> Edits:
+        keys = node.input[1]  # [..., width, tokens]
+        if self.width(keys) == tokens and len(self.shapes[keys]) > 1:
+            return {node.output[0]: {keys: -1}}
+        return {}
+
+    def _before_reshape(self, node: onnx.NodeProto, tokens: int) -> Edits:
+        scores, shape = node.input
+        before = self._before(scores, tokens)
+        if before and self.last_size(shape) in (-1, tokens):
+            return {**before, node.output[0]: {shape: "shape"}}
+        return {}
+
+    def _before_pointwise(self, node: onnx.NodeProto, tokens: int) -> Edits:
         """Along the first input that comes from the product; others of its width, such as a mask, are widened too."""
         widths = (0, 1) if node.op_type == "Div" else (0, 1, tokens)
         for index in _POINTWISE.get(node.op_type, ()):
             scores = node.input[index]
-            operands = [name for name in node.input if name != scores]
-            can_widen = all(self.width(operand) in widths for operand in operands)
-            before = self._before(scores, tokens) if can_widen else None
-            if before is not None:
-                widened: dict[str, Edit] = {operand: -1 for operand in operands if self.width(operand) == tokens}
+            operand_widths = {name: self.width(name) for name in node.input if name != scores}
+            before = self._before(scores, tokens)
+            if before and all(width in widths for width in operand_widths.values()):
+                widened: dict[str, Edit] = {name: -1 for name, width in operand_widths.items() if width == tokens}
                 return {**before, node.output[0]: widened}
-        return None
+        return {}
 
     def last_constant(self, shape: str) -> str:
         """The constant that a shape ends in: it may be put together of several. Empty if it ends in none."""
         maker = self.makers.get(shape)
-        last = maker.input[-1] if maker is not None and maker.op_type == "Concat" else shape
-        return last if last in self.constants else ""
+        if maker is not None and maker.op_type == "Concat":
+            shape = maker.input[-1]
+        return shape if shape in self.constants else ""
 
     def last_size(self, shape: str) -> int:
         """The last number of a shape, -1 for what is left over; 0: it is computed."""
@@ -145,11 +153,12 @@ class _Writer:
 
     def add(self, node: onnx.NodeProto) -> None:
         """Adds the node, before it what its edited inputs need."""
-        changes = self.edits.get(node.output[0], {}) if node.output else {}
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [self._changed(name, changes[name]) if name in changes else name for name in node.input]
-        self.nodes.append(copy)
+        changes = self.edits.get(node.output[0], {})
+        written = copy.deepcopy(node)
+        for place, name in enumerate(node.input):
+            if name in changes:
+                written.input[place] = self._changed(name, changes[name])
+        self.nodes.append(written)
 
     def _changed(self, name: str, edit: Edit) -> str:
         """The edited tensor's name; it is made where it is read for the first time."""
@@ -180,28 +189,27 @@ class _Writer:
         if sizes[-1] != -1:
             sizes[-1] += 1
         if last == shape:
-            return self._constant(target, sizes)
-        self._constant(f"{target}_last", sizes)
-        pieces = [*self.graph.makers[shape].input[:-1], f"{target}_last"]
-        self.nodes.append(helper.make_node("Concat", pieces, [target], target, axis=0))
-        return None
+            self._constant(target, sizes)
+        else:
+            self._constant(f"{target}_last", sizes)
+            pieces = [*self.graph.makers[shape].input[:-1], f"{target}_last"]
+            self.nodes.append(helper.make_node("Concat", pieces, [target], target, axis=0))
 
     def _widen(self, name: str, target: str, axis: int) -> None:
         """A zero at the end of the axis; before a transposition, as what comes before that can take it in."""
         rank, maker = len(self.graph.shapes[name]), self.graph.makers.get(name)
         if name in self.graph.constants:
-            values = numpy_helper.to_array(self.graph.constants[name])
-            zeros = [(0, int(i == axis)) for i in range(rank)]  # none in front, one behind on that axis
-            return self._constant(target, np.pad(values, zeros))
-        if maker is not None and maker.op_type == "Transpose" and maker.attribute:
+            zeros = np.zeros((rank, 2), np.int64)  # in front of each axis, and behind it
+            zeros[axis, 1] = 1
+            self._constant(target, np.pad(numpy_helper.to_array(self.graph.constants[name]), zeros))
+        elif maker is not None and maker.op_type == "Transpose" and maker.attribute:
             order = list(maker.attribute[0].ints)  # axis i is the source's order[i]
             source = self._changed(maker.input[0], order[axis])
             self.nodes.append(helper.make_node("Transpose", [source], [target], target, perm=order))
-            return None
-        # Pad takes the zeros in front of all axes, then those behind: rank 3, axis 1 is 0 0 0, 0 1 0.
-        self._constant(f"{target}_sizes", np.eye(1, 2 * rank, rank + axis, dtype=np.int64)[0])
-        self.nodes.append(helper.make_node("Pad", [name, f"{target}_sizes"], [target], target))
-        return None
+        else:
+            # Pad takes the zeros in front of all axes, then those behind: rank 3, axis 1 is 0 0 0, 0 1 0.
+            self._constant(f"{target}_sizes", np.eye(1, 2 * rank, rank + axis, dtype=np.int64)[0])
+            self.nodes.append(helper.make_node("Pad", [name, f"{target}_sizes"], [target], target))
 
     def _constant(self, name: str, values: NDArray[Any]) -> None:
         self.constants.append(numpy_helper.from_array(values, name))

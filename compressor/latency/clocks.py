@@ -113,7 +113,8 @@ class _Timer:
         turns = time_probes(self.ask, [*files, reference], [*shapes, shape], runtime=self.runtime, threads=self.threads)
         times = steadied(turns)  # [files + 1], the reference last
         level = self.remember("reference", lambda: float(times[-1])) / times[-1]
-        return [float(time_us * level) for time_us in times[:-1]]
+        times_us: list[float] = (times[:-1] * level).tolist()
+        return times_us
 
 
 def _written(folder: Path, point: Point, copies: int) -> Path:
@@ -160,7 +161,8 @@ def _time_calls(calls: Sequence[Callable[[], Tensor]], threads: int) -> list[flo
         torch.set_num_threads(threads or before)
         with torch.inference_mode():
             rounds = take_rounds(calls, by_processor=threads == 1)
-        return [float(time_us) for time_us in steadied(np.array(rounds))]  # [calls, rounds] to [calls]
+        times_us: list[float] = steadied(np.array(rounds)).tolist()  # [calls, rounds] to [calls]
+        return times_us
     finally:
         torch.set_num_threads(before)
 

@@ -95,7 +95,7 @@ def meet(
         trial = Trial(asked, predicted, plan.macs_kept, measured)
         trials.append(trial)
         plans.append(plan)
-        if _is_met(trial, budget) or (most < 1 and asked >= most and measured.value <= budget.share):
+        if _is_met(trial, budget, most):
             return Met(plan, trial, tuple(trials))
 
         asked = min(_next(trials, budget.share, least), most)
@@ -118,8 +118,12 @@ def _networks(trials: Sequence[Trial]) -> int:
     return len({trial.measured for trial in trials})
 
 
-def _is_met(trial: Trial, budget: Budget) -> bool:
-    return abs(trial.measured.value / budget.share - 1) <= budget.slack
+def _is_met(trial: Trial, budget: Budget, most: float) -> bool:
+    """Within the budget's slack; or faster, where another budget lets no more stay."""
+    share = trial.measured.value
+    if abs(share / budget.share - 1) <= budget.slack:
+        return True
+    return most < 1 and trial.asked >= most and share <= budget.share
 
 
 def _same(first: Plan, second: Plan) -> bool:
@@ -141,8 +145,8 @@ def _next(trials: Sequence[Trial], share: float, least: float) -> float:
         return (above.asked + below.asked) / 2
 
     # the secant in logarithms, kept off both ends: the line through two noisy points may hit one of them again
-    low, high, target = (log(value) for value in (below.measured.value, above.measured.value, share))
-    fraction = min(max((target - low) / (high - low), 0.2), 0.8)
+    low, high = log(below.measured.value), log(above.measured.value)
+    fraction = min(max((log(share) - low) / (high - low), 0.2), 0.8)
     return exp(log(below.asked) + fraction * (log(above.asked) - log(below.asked)))
 
 

@@ -134,7 +134,9 @@ def _with(use: Use, axis: int, width: int) -> Widths:
     """The use's dense widths but for one; a depthwise layer has only one."""
     if use.layer.kind == "depthwise":
         return width, width
-    return (width, use.widths[1]) if axis == 0 else (use.widths[0], width)
+    if axis == 0:
+        return width, use.widths[1]
+    return use.widths[0], width
 
 
 def _table(use: Use, least: Widths, steps: Steps, measuring: Measuring) -> Table:

@@ -108,13 +108,15 @@ class Kept:
 def shared_place() -> Path | None:
     """Where runs share what was timed: a file in the folder that COMPRESSOR_CACHE names, if it does."""
     folder = os.environ.get("COMPRESSOR_CACHE")
-    return Path(folder) / "latency-model.json" if folder else None
+    if not folder:
+        return None
+    return Path(folder) / "latency-model.json"
 
 
 def _entries(path: Path) -> dict[str, Json]:
     """A file that is gone or damaged holds nothing: what it held is measured again."""
     try:
-        entries: dict[str, Json] = read_signed(path, SCHEMA)["entries"] if path.is_file() else {}
+        entries: dict[str, Json] = read_signed(path, SCHEMA)["entries"]
     except (FolderError, KeyError):
         return {}
     return entries

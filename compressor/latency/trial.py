@@ -64,7 +64,8 @@ def _processor_pairs(files: tuple[Path, Path], images: Images, budget: Budget, p
     with place.workers() as start, start("compressor.device.probes", name=name) as ask:
         turns = time_probes(ask, files, [shape, shape], runtime=budget.runtime, threads=1)
     dense, pruned = turns  # [2, rounds]
-    return [float(ratio) for ratio in pruned / dense]
+    ratios: list[float] = (pruned / dense).tolist()
+    return ratios
 
 
 def time_ratio_eager(networks: tuple[fx.GraphModule, fx.GraphModule], images: Images, budget: Budget) -> Ratio:
@@ -98,8 +99,8 @@ def _until_narrow(measure: Callable[[], list[float]]) -> Ratio:
 
 def _pairs(timings: Mapping[str, Timing]) -> list[float]:
     """Turn n of the pruned network over turn n of the dense one, which ran beside it."""
-    ratios = _turn_medians(timings["pruned"]) / _turn_medians(timings["dense"])
-    return [float(ratio) for ratio in ratios]
+    ratios: list[float] = (_turn_medians(timings["pruned"]) / _turn_medians(timings["dense"])).tolist()
+    return ratios
 
 
 def _turn_medians(timing: Timing) -> NDArray[np.float64]:

@@ -58,9 +58,8 @@ def widths(node: fx.Node, layer: Layer, shapes: Shapes) -> Widths:
 
     Of a product the first is the summed axis, of attention what a query is wide.
     """
-    if layer.kind in ("linear", "product", "attention"):
-        return int(shapes(_input(node))[-1]), int(shapes(node)[-1])
-    return int(shapes(_input(node))[1]), int(shapes(node)[1])
+    axis = -1 if layer.kind in ("linear", "product", "attention") else 1
+    return int(shapes(_input(node))[axis]), int(shapes(node)[axis])
 
 
 def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> int:
@@ -69,10 +68,9 @@ def moved_bytes(graph: fx.GraphModule, uses: Sequence[Use], shapes: Shapes) -> i
     batch = traced_count(graph)
     moved_values = 0
     for node in calls_of(graph):
-        if node in weighted or node.target in _FREE or not shape_of(node):
-            continue
-        tensors = [tensor for tensor in (node, *computed_operands(node)) if shape_of(tensor)]
-        moved_values += sum(prod(shapes(tensor)) for tensor in tensors)
+        if node not in weighted and node.target not in _FREE and shape_of(node):
+            tensors = filter(shape_of, (node, *computed_operands(node)))  # but for scalars
+            moved_values += sum(prod(shapes(tensor)) for tensor in tensors)
     return 4 * moved_values // batch
 
 
@@ -87,9 +85,7 @@ def _layer(node: fx.Node) -> Layer | None:
     if node.target in ALL_CONVOLUTIONS:
         return _convolution(node)
     if node.target is LINEAR:
-        # of one image: the tokens of [N, tokens, C]; 0 where images themselves are the rows
-        rows = prod(shape_of(_input(node))[1:-1]) if len(shape_of(node)) > 2 else 0
-        return Layer("linear", (rows,))
+        return _linear(node)
     if node.target in (*_PRODUCTS, ATTENTION) and _is_activation(node.args[1]):
         return _product(node)
     return None
@@ -100,13 +96,21 @@ def _is_activation(argument: object) -> bool:
     return isinstance(argument, fx.Node) and not is_stored(argument) and len(shape_of(argument)) > 1
 
 
+def _linear(node: fx.Node) -> Layer:
+    """Its rows of one image: the tokens of [N, tokens, C]; 0 where images themselves are the rows, [N, C]."""
+    tokens = shape_of(_input(node))[1:-1]
+    return Layer("linear", (prod(tokens) if tokens else 0,))
+
+
 def _product(node: fx.Node) -> Layer | None:
     *leading, m, n = shape_of(node)  # [N, heads, m, n]; of attention m are queries
     lead = prod(leading[1:])
     if node.target is ATTENTION:
         keys = shape_of(arguments(node)["key"])  # [N, heads, keys, d]
         return Layer("attention", (lead, m, keys[-2]))
-    return Layer("product", (lead, m, n)) if len(leading) else None
+    if not leading:
+        return None
+    return Layer("product", (lead, m, n))
 
 
 def _convolution(node: fx.Node) -> Layer | None:

@@ -51,8 +51,9 @@ def opened_cargo(place: Path) -> Iterator[Cargo]:
     """`read_cargo` of a folder, or of a bundle's archive, which is unpacked for as long as the block lasts."""
     with as_folder(place) as folder:
         cargo = read_cargo(folder)
-        beside = place.resolve().with_suffix(f".{SHIPPED}")
-        yield replace(cargo, reports=beside) if place.is_file() else cargo
+        if place.is_file():  # reports lie beside the archive: what was unpacked will be gone
+            cargo = replace(cargo, reports=place.resolve().with_suffix(f".{SHIPPED}"))
+        yield cargo
 
 
 def read_cargo(folder: Path) -> Cargo:
@@ -81,7 +82,9 @@ def _release(name: str, files: Files) -> str:
 def _reports(bundle: Path) -> Path:
     """In the run's folder, where the bundle is one's; else beside the bundle, in which nothing foreign may lie."""
     resolved = bundle.resolve()
-    return resolved.parent / (SHIPPED if _is_of_run(resolved) else f"{resolved.name}.{SHIPPED}")
+    if _is_of_run(resolved):
+        return resolved.parent / SHIPPED
+    return resolved.parent / f"{resolved.name}.{SHIPPED}"
 
 
 def _is_of_run(bundle: Path) -> bool:

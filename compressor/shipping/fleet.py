@@ -24,14 +24,15 @@ def ship_all(cargo: Cargo, devices: Sequence[Device], options: Options, notify: 
     """
     if options.key and SIGNATURE not in cargo.files:
         raise GateError(f"{cargo.folder} is not signed: `compressor sign` does it, or leave --key out")
-    first, others = list(devices[: options.canary]), list(devices[options.canary :])
-    outcomes = _together(cargo, first, options, notify)
+    canaries, followers = devices[: options.canary], devices[options.canary :]
+    outcomes = _together(cargo, canaries, options, notify)
     failed = next((outcome for outcome in outcomes if not outcome.has_it), None)
     if failed is None:
-        return outcomes + _together(cargo, others, options, notify)
-    for device in others:
+        return outcomes + _together(cargo, followers, options, notify)
+    for device in followers:
         notify(device.name, f"not begun: {failed.device.name} went first and failed", 0.0)
-    return outcomes + [_not_begun(cargo, device, failed) for device in others]
+        outcomes.append(_not_begun(cargo, device, failed))
+    return outcomes
 
 
 def failure_of(outcomes: Sequence[Outcome]) -> CompressorError | None:
@@ -39,13 +40,12 @@ def failure_of(outcomes: Sequence[Outcome]) -> CompressorError | None:
     failed = [outcome for outcome in outcomes if not outcome.has_it]
     if not failed:
         return None
-    first = next((outcome.error for outcome in failed if outcome.error is not None), None)
-    if len(outcomes) == 1 and first is not None:
+    first = failed[0].error
+    assert first is not None  # every outcome that is none of success says why
+    if len(outcomes) == 1:
         return first
     names = ", ".join(outcome.device.name for outcome in failed)
-    kind = HostError if first is None else type(first)
-    reason = "" if first is None else f": {first}"
-    return kind(f"{len(failed)} of {len(outcomes)} devices did not get it ({names}){reason}")
+    return type(first)(f"{len(failed)} of {len(outcomes)} devices did not get it ({names}): {first}")
 
 
 def _not_begun(cargo: Cargo, device: Device, failed: Outcome) -> Outcome:
@@ -54,8 +54,6 @@ def _not_begun(cargo: Cargo, device: Device, failed: Outcome) -> Outcome:
 
 
 def _together(cargo: Cargo, devices: Sequence[Device], options: Options, notify: Notify) -> list[Outcome]:
-    if not devices:
-        return []
     connections = _Connections()
 
     def ship_one(device: Device) -> Outcome:
@@ -63,7 +61,8 @@ def _together(cargo: Cargo, devices: Sequence[Device], options: Options, notify:
             notify(device.name, text, share)
 
         outcome = ship_to(cargo, device, options, say, connections.add)
-        notify(device.name, outcome.result if outcome.error is None else f"failed: {outcome.error}", 1.0)
+        end = outcome.result if outcome.error is None else f"failed: {outcome.error}"
+        notify(device.name, end, 1.0)
         return outcome
 
     with ThreadPoolExecutor(max(1, min(options.at_once, len(devices)))) as pool:

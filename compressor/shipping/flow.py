@@ -10,9 +10,9 @@ import getpass
 import hashlib
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..device.manifest import MANIFEST
 from ..errors import CompressorError, FolderError, GateError
@@ -23,11 +23,11 @@ from ..hosts.copying import CopyPlan, copy_files
 from .acceptance import Acceptance, Timing, accept
 from .cargo import Cargo
 from .preflight import Survey, require_fit, survey
-from .reports import now, read_report, write_report
+from .reports import Content, Latency, now, read_accepted, write_report
 
 Result = Literal["shipped", "already there", "failed", "not begun"]
 Say = Callable[[str, float], None]  # what happens, and the share of it that is done
-_KEPT = 2  # releases that stay on a device: the current one and the last good one before it
+_TOLD = ("release", "bundle", "when", "by", "latency", "signed")  # to a device, of what runs on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Outcome:
     result: Result
     release: str
     current: str = ""
-    latency: tuple[Mapping[str, Any], ...] = ()
+    latency: tuple[Latency, ...] = ()
     copied_bytes: int = 0
     seconds: float = 0.0
     error: CompressorError | None = None
@@ -65,7 +65,7 @@ class Outcome:
         """Whether the device runs the bundle now."""
         return self.result in ("shipped", "already there")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Content:
         """The outcome in plain values."""
         return {
             "device": self.device.name,
@@ -96,12 +96,17 @@ def ship_to(cargo: Cargo, device: Device, options: Options, say: Say, opened: Op
         with connected(device, opened) as session:
             outcome = _ship(cargo, session, options, say, course)
     except (CompressorError, OSError) as caught:
-        error = caught if isinstance(caught, CompressorError) else _of_bundle(caught, cargo)
-        seconds = time.monotonic() - start
         outcome = Outcome(
-            device, "failed", cargo.release, course.current, (), course.copied_bytes, seconds, error, course.described
+            device=device,
+            result="failed",
+            release=cargo.release,
+            current=course.current,
+            copied_bytes=course.copied_bytes,
+            seconds=time.monotonic() - start,
+            error=caught if isinstance(caught, CompressorError) else _of_bundle(caught, cargo),
+            survey=course.described,
         )
-        write_report(cargo.reports, device.name, attempt=_attempt(cargo, outcome), accepted=None)
+        write_report(cargo.reports, device.name, attempt=_attempt(outcome), accepted=None)
     return outcome
 
 
@@ -109,66 +114,61 @@ def _ship(cargo: Cargo, session: Session, options: Options, say: Say, course: _C
     start = time.monotonic()
     device = session.device
     say("looking it over", 0.0)
-    found = survey(session, cargo.manifest, signed=bool(options.key))
-    course.current, course.described = found.current, found.describe()
-    needed_bytes = 0 if cargo.release in found.releases else cargo.bytes
-    require_fit(device.name, found, cargo.manifest, needed_bytes, signed=bool(options.key))
-    side = carry(session, found.installed)
+    surveyed = survey(session, cargo.manifest, signed=bool(options.key))
+    course.current, course.described = surveyed.current, surveyed.describe()
+    needed_bytes = 0 if cargo.release in surveyed.releases else cargo.bytes
+    require_fit(device.name, surveyed, cargo.manifest, needed_bytes, signed=bool(options.key))
+    side = carry(session, surveyed.installed)
 
-    plan = CopyPlan(cargo.release, _whoami(), found.has_rsync)
+    plan = CopyPlan(cargo.release, _whoami(), surveyed.has_rsync)
     say("copying", 0.0)
     course.copied_bytes = copy_files(session, cargo.folder, cargo.files, plan, lambda share: say("copying", share))
-    earlier = None if options.again else _accepted_before(cargo, device, found, options.key_sha256)
-    if earlier is not None:
-        latency = tuple(earlier["latency"])
+    latency = _latency_before(cargo, device, surveyed, options.key_sha256)
+    if latency is not None and not options.again:
         return _outcome(cargo, device, "already there", course, latency, start)
 
-    folder = f"{found.root}/releases/{cargo.release}"
-    acceptance = _accepted(side, cargo, folder, found, options, say)
+    folder = f"{surveyed.root}/releases/{cargo.release}"
+    acceptance = _accepted(side, cargo, folder, surveyed, options, say)
     say("switching", 0.0)
     outcome = _outcome(cargo, device, "shipped", course, acceptance.latency, start)
-    record = _record(cargo, device, found, acceptance, outcome, signed=options.key_sha256)
-    _switch(session, cargo, found, record)
+    record = _record(cargo, device, surveyed, acceptance, outcome, signed=options.key_sha256)
+    _switch(session, cargo, surveyed, record)
     course.current = cargo.release
-    write_report(cargo.reports, device.name, attempt=_attempt(cargo, outcome), accepted=record)
+    write_report(cargo.reports, device.name, attempt=_attempt(outcome), accepted=record)
     return outcome
 
 
-def _accepted(side: DeviceSide, cargo: Cargo, folder: str, found: Survey, options: Options, say: Say) -> Acceptance:
+def _accepted(side: DeviceSide, cargo: Cargo, folder: str, surveyed: Survey, options: Options, say: Say) -> Acceptance:
     """The release's acceptance; one that a gate refuses is taken away again, unless it is what runs there."""
     try:
         return accept(side, cargo, folder, key=options.key, timing=options.timing, say=lambda text: say(text, 0.0))
     except GateError:
-        if found.current != cargo.release:
-            side.session.ask("discard", keep=[name for name in found.releases if name != cargo.release])
+        if surveyed.current != cargo.release:
+            side.session.ask("discard", keep=[name for name in surveyed.releases if name != cargo.release])
         raise
 
 
-def _switch(session: Session, cargo: Cargo, found: Survey, record: Mapping[str, Any]) -> None:
+def _switch(session: Session, cargo: Cargo, surveyed: Survey, record: Content) -> None:
     """The last step; the release before stays as the last good one, older ones go."""
-    previous = found.current if found.current != cargo.release else str(found.state.get("previous", ""))
-    keys = ("release", "bundle", "when", "by", "latency", "signed")
-    state = {**{key: record[key] for key in keys}, "previous": previous}
-    manifest = cargo.manifest_file
-    session.ask("switch", release=cargo.release, witness=MANIFEST, sha256=manifest.sha256, state=state)
-    session.ask("discard", keep=[cargo.release, previous][:_KEPT])
+    previous = surveyed.current
+    if previous == cargo.release:  # tried again: what was before it still is
+        previous = str(surveyed.state.get("previous", ""))
+    state = {**{key: record[key] for key in _TOLD}, "previous": previous}
+    session.ask("switch", release=cargo.release, witness=MANIFEST, sha256=cargo.manifest_file.sha256, state=state)
+    session.ask("discard", keep=[cargo.release, previous])
 
 
-def _accepted_before(cargo: Cargo, device: Device, found: Survey, signed: str) -> Mapping[str, Any] | None:
-    """What was accepted of this very release, where the device runs it and both sides say so.
+def _latency_before(cargo: Cargo, device: Device, surveyed: Survey, signed: str) -> tuple[Latency, ...] | None:
+    """As it was accepted of this very release, where the device runs it and both sides say so.
 
     Where a key is given, `signed` is its hash, and only what was verified with that one counts.
     """
-    if found.current != cargo.release or found.state.get("release") != cargo.release:
+    accepted = read_accepted(cargo.reports / f"{device.name}.json") or {}
+    releases = [surveyed.current, surveyed.state.get("release"), accepted.get("release")]
+    is_verified = signed in ("", accepted.get("signed"))
+    if releases != [cargo.release] * 3 or not is_verified or "latency" not in accepted:
         return None
-    path = cargo.reports / f"{device.name}.json"
-    try:
-        current = read_report(path)["current"] if path.is_file() else None
-    except (FolderError, KeyError):
-        return None
-    if not isinstance(current, dict) or current.get("release") != cargo.release or "latency" not in current:
-        return None
-    return current if signed in ("", current.get("signed")) else None
+    return tuple(accepted["latency"])
 
 
 def _outcome(
@@ -176,7 +176,7 @@ def _outcome(
     device: Device,
     result: Result,
     course: _Course,
-    latency: tuple[Mapping[str, Any], ...],
+    latency: tuple[Latency, ...],
     start: float,
 ) -> Outcome:
     return Outcome(
@@ -192,10 +192,11 @@ def _outcome(
 
 
 def _record(
-    cargo: Cargo, device: Device, found: Survey, acceptance: Acceptance, outcome: Outcome, *, signed: str
-) -> dict[str, Any]:
+    cargo: Cargo, device: Device, surveyed: Survey, acceptance: Acceptance, outcome: Outcome, *, signed: str
+) -> Content:
     """All that is told of what runs on a device now."""
-    facts = {key: value for key, value in asdict(found).items() if key not in ("state", "releases", "current")}
+    facts = asdict(surveyed)
+    del facts["state"], facts["releases"], facts["current"]
     return {
         "release": cargo.release,
         "bundle": cargo.manifest.name,
@@ -203,7 +204,7 @@ def _record(
         "by": _whoami(),
         "address": device.address,
         "signed": signed,
-        "previous": found.current,
+        "previous": surveyed.current,
         "device": facts,
         "copied_bytes": outcome.copied_bytes,
         **asdict(acceptance),
@@ -215,7 +216,7 @@ def _of_bundle(error: OSError, cargo: Cargo) -> FolderError:
     return FolderError(f"{error.filename or cargo.folder}: {error.strerror or error}; the bundle changed meanwhile")
 
 
-def _attempt(cargo: Cargo, outcome: Outcome) -> dict[str, Any]:
+def _attempt(outcome: Outcome) -> Content:
     row = outcome.to_json()
     return {key: row[key] for key in ("release", "result", "failure", "seconds", "copied_bytes")} | {"when": now()}
 

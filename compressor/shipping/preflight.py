@@ -16,6 +16,7 @@ _ROOM_BYTES = 1 << 24  # the device side, reports, a little more
 _FAULT = "error: "
 _CHECKS_SIGNATURES = "cryptography"
 _MOST_TEXT = 300
+_TEXTS = ("architecture", "system", "python", "board", "gpu", "rsync", "installed", "root", "current")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,27 @@ class Survey:
     @property
     def has_rsync(self) -> bool:
         """One of version 3 or later, which says how far it is."""
-        words = self.rsync.split()
-        return words[:2] == ["rsync", "version"] and words[2:] != [] and words[2].split(".")[0] not in ("1", "2")
+        match self.rsync.split():
+            case ["rsync", "version", version, *_]:
+                return version.partition(".")[0] not in ("1", "2")
+        return False
 
     def describe(self) -> str:
         """`aarch64, Python 3.11.2, numpy 2.1.0, onnxruntime 1.22.0, 12.1 GB free`."""
-        libraries = [f"{name} {version}" for name, version in self.libraries.items() if not version.startswith(_FAULT)]
-        parts = (
+        libraries = [f"{name} {version}" for name, version in self.libraries.items() if not _is_fault(version)]
+        facts = (
             self.architecture,
             f"Python {self.python}",
             *libraries,
             self.gpu,
             f"{self.free_bytes / 1e9:.1f} GB free",
         )
-        return ", ".join(part for part in parts if part)
+        return ", ".join(filter(None, facts))
+
+
+def printed(content: fields.Object, key: str) -> str:
+    """The field's text as it may be shown here: a device could send what a terminal obeys."""
+    return fields.printable(fields.text(content, key))
 
 
 def survey(session: Session, manifest: Manifest, *, signed: bool = False) -> Survey:
@@ -64,20 +72,21 @@ def survey(session: Session, manifest: Manifest, *, signed: bool = False) -> Sur
 
     `signed`: its signature is to be checked there too.
     """
-    libraries = ["numpy", *_runtimes_for(manifest), *([_CHECKS_SIGNATURES] if signed else [])]
+    libraries = ["numpy", *_runtimes_for(manifest)]
+    if signed:
+        libraries.append(_CHECKS_SIGNATURES)
     return read_survey(session.ask("survey", root=session.device.root, libraries=libraries), session.device.name)
 
 
 def read_survey(answer: Answer, name: str) -> Survey:
     """The answer as a record; raises HostError, with the device's name, for one that is none."""
     content = facts_of(answer)
-    texts = ("architecture", "system", "python", "board", "gpu", "rsync", "installed", "root", "current")
     try:
-        words = {key: fields.printable(fields.text(content, key))[:_MOST_TEXT] for key in texts}
+        texts = {key: printed(content, key)[:_MOST_TEXT] for key in _TEXTS}
         libraries = fields.inner(content, "libraries")
         return Survey(
-            **words,
-            libraries={name: fields.printable(fields.text(libraries, name))[:_MOST_TEXT] for name in libraries},
+            **texts,
+            libraries={library: printed(libraries, library)[:_MOST_TEXT] for library in libraries},
             free_bytes=fields.whole(content, "free_bytes"),
             releases=fields.texts(content, "releases"),
             state=fields.inner(content, "state"),
@@ -86,22 +95,24 @@ def read_survey(answer: Answer, name: str) -> Survey:
         raise HostError(f"{name} answers with what is no survey: {error}") from error
 
 
-def require_fit(device: str, found: Survey, manifest: Manifest, needed_bytes: int, *, signed: bool = False) -> None:
+def require_fit(device: str, surveyed: Survey, manifest: Manifest, needed_bytes: int, *, signed: bool = False) -> None:
     """Raises HostError, naming the remedy, where the bundle can't run on the device, or not lie there.
 
     `signed`: nor its signature be checked there.
     """
-    if found.system not in ("Linux", "Darwin"):
-        raise HostError(f"{device} is a {found.system} system; bundles ship to Linux and macOS, copy it there by hand")
-    _require_library(device, found, ("numpy",), "numpy")
-    wanted = _runtimes_for(manifest)
-    _require_library(device, found, tuple(wanted), "a runtime that takes the bundle's models")
-    if signed:
-        _require_library(device, found, (_CHECKS_SIGNATURES,), "what checks a signature (--key)")
-    room = int(_ROOM * needed_bytes) + _ROOM_BYTES
-    if found.free_bytes < room:
+    if surveyed.system not in ("Linux", "Darwin"):
         raise HostError(
-            f"{device} has {found.free_bytes / 1e6:.0f} MB free at {found.root}, {room / 1e6:.0f} MB are needed; "
+            f"{device} is a {surveyed.system} system; bundles ship to Linux and macOS, copy it there by hand"
+        )
+    _require_library(device, surveyed, ("numpy",), "numpy")
+    wanted = _runtimes_for(manifest)
+    _require_library(device, surveyed, tuple(wanted), "a runtime that takes the bundle's models")
+    if signed:
+        _require_library(device, surveyed, (_CHECKS_SIGNATURES,), "what checks a signature (--key)")
+    room = int(_ROOM * needed_bytes) + _ROOM_BYTES
+    if surveyed.free_bytes < room:
+        raise HostError(
+            f"{device} has {surveyed.free_bytes / 1e6:.0f} MB free at {surveyed.root}, {room / 1e6:.0f} MB are needed; "
             "free space there, or name a path on another disk: user@host:path"
         )
 
@@ -115,18 +126,23 @@ def _runtimes_for(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(libraries))
 
 
-def _require_library(device: str, found: Survey, names: tuple[str, ...], what: str) -> None:
+def _require_library(device: str, surveyed: Survey, names: tuple[str, ...], purpose: str) -> None:
     """One of them must be importable there."""
-    here = {name: found.libraries[name] for name in names if name in found.libraries}
-    if any(not version.startswith(_FAULT) for version in here.values()):
+    versions = {name: surveyed.libraries[name] for name in names if name in surveyed.libraries}
+    if not all(map(_is_fault, versions.values())):
         return
-    faults = [f"{name} can't be imported ({version.removeprefix(_FAULT)})" for name, version in here.items()]
+    faults = [f"{name} can't be imported ({version.removeprefix(_FAULT)})" for name, version in versions.items()]
     lacking = "; ".join(faults) or f"it has no {' and no '.join(names)}"
     raise HostError(
-        f"{device} lacks {what}: {lacking}; there: {_python(found)} -m pip install {names[0]}, or name another "
+        f"{device} lacks {purpose}: {lacking}; there: {_python(surveyed)} -m pip install {names[0]}, or name another "
         'Python: --python, or python = "..." in the inventory'
     )
 
 
-def _python(found: Survey) -> str:
-    return "python" + found.python.rpartition(".")[0]
+def _is_fault(version: str) -> bool:
+    """Whether it is why a library can't be imported, in place of its version."""
+    return version.startswith(_FAULT)
+
+
+def _python(surveyed: Survey) -> str:
+    return "python" + surveyed.python.rpartition(".")[0]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ..device import fields
 from ..errors import CompressorError, HostError
 from ..hosts.address import Device
 from ..hosts.connection import connected, facts_of
 from .flow import Outcome
-from .reports import now, read_known, write_known
+from .preflight import printed
+from .reports import Row, State, TimedModel, now, read_known, write_known
 
-Row = dict[str, Any]
 _AT_ONCE = 8
 _MOST_ROWS = 100
 
@@ -24,16 +23,16 @@ def running(devices: Sequence[Device], known: Path | None, notify: Callable[[str
 
     `known` is the file that keeps the answers, None where nothing is kept.
     """
-    earlier = read_known(known)
+    last_states = read_known(known)
 
     def ask(device: Device) -> Row:
         notify(device.name)
         try:
-            return {**_asked(device), "when_asked": now(), "failure": ""}
+            return {**_ask_state(device), "failure": ""}
         except CompressorError as error:
-            last = earlier.get(device.name)
-            row = {**_EMPTY, **(last if isinstance(last, dict) else {})}
-            return {**row, "device": device.name, "address": device.address, "failure": str(error)}
+            nothing = _nothing_on(device)
+            last: State = {**nothing, **last_states.get(device.name, nothing)}
+            return {**last, "device": device.name, "address": device.address, "failure": str(error)}
 
     with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(devices)))) as pool:
         rows = list(pool.map(ask, devices))
@@ -43,46 +42,63 @@ def running(devices: Sequence[Device], known: Path | None, notify: Callable[[str
 
 def remember(known: Path | None, outcomes: Sequence[Outcome]) -> None:
     """What was just shipped is what devices last said."""
-    rows = {}
-    for outcome in outcomes:
-        if outcome.has_it:
-            rows[outcome.device.name] = {
-                **_EMPTY,
-                "device": outcome.device.name,
-                "address": outcome.device.address,
-                "release": outcome.release,
-                "when": now(),
-                "latency": [dict(row) for row in outcome.latency],
-                "when_asked": now(),
-            }
-    if rows:
-        write_known(known, rows)
+    states = {outcome.device.name: _state_after(outcome) for outcome in outcomes if outcome.has_it}
+    if states:
+        write_known(known, states)
 
 
-_EMPTY: Mapping[str, Any] = {"release": "", "bundle": "", "when": "", "by": "", "latency": [], "when_asked": ""}
+def _state_after(outcome: Outcome) -> State:
+    return {
+        **_nothing_on(outcome.device),
+        "release": outcome.release,
+        "when": now(),
+        "latency": outcome.latency,
+        "when_asked": now(),
+    }
 
 
-def _asked(device: Device) -> Row:
+def _nothing_on(device: Device) -> State:
+    return {
+        "device": device.name,
+        "address": device.address,
+        "release": "",
+        "bundle": "",
+        "when": "",
+        "by": "",
+        "latency": [],
+        "when_asked": "",
+    }
+
+
+def _ask_state(device: Device) -> State:
     with connected(device) as session:
         content = facts_of(session.ask("state", root=device.root))
     try:
-        return {"device": device.name, "address": device.address, **_row(content)}
+        return _read_state(content, device)
     except ValueError as error:
         raise HostError(f"{device.name} answers with what is no state: {error}") from error
 
 
-def _row(content: fields.Object) -> Row:
+def _read_state(content: fields.Object, device: Device) -> State:
     """The state's own figures count only where they are of what is current."""
-    current, state = fields.printable(fields.text(content, "current")), fields.inner(content, "state")
+    current, state = printed(content, "current"), fields.inner(content, "state")
+    answer: State = {**_nothing_on(device), "release": current, "when_asked": now()}
     if not current or state.get("release") != current:
-        return {**_EMPTY, "release": current}
-    texts = {key: fields.printable(fields.text(state, key)) for key in ("bundle", "when", "by")}
-    entries = [fields.as_object(entry, "a timing") for entry in fields.entries(state, "latency", most=_MOST_ROWS)]
-    latency = [
-        {
-            **{key: fields.printable(fields.text(entry, key)) for key in ("model", "runtime")},
-            "p50_ms": fields.number(entry, "p50_ms", least=0, most=1e9),
-        }
-        for entry in entries
-    ]
-    return {"release": current, **texts, "latency": latency}
+        return answer
+
+    timings = fields.entries(state, "latency", most=_MOST_ROWS)
+    return {
+        **answer,
+        "bundle": printed(state, "bundle"),
+        "when": printed(state, "when"),
+        "by": printed(state, "by"),
+        "latency": [_read_timing(fields.as_object(entry, "a timing")) for entry in timings],
+    }
+
+
+def _read_timing(entry: fields.Object) -> TimedModel:
+    return {
+        "model": printed(entry, "model"),
+        "runtime": printed(entry, "runtime"),
+        "p50_ms": fields.number(entry, "p50_ms", least=0, most=1e9),
+    }

@@ -35,7 +35,7 @@ from compressor.shipping import (
 )
 from compressor.shipping.acceptance import Acceptance
 from compressor.shipping.preflight import Survey, read_survey, require_fit
-from compressor.shipping.reports import age_s, in_words, known_path, now, read_report
+from compressor.shipping.reports import age_s, in_words, known_path, now, read_report, read_reports, write_report
 from tests.device.signing import sign, write_keys
 from tests.shipping.conftest import Hosts
 from tests.shipping.made import make_bundle
@@ -402,6 +402,12 @@ def test_a_report_that_was_damaged_and_a_bundle_that_changes_are_told(
     model.with_suffix(".gone").rename(model)
     assert ship(cargo, device)[0].result == "shipped"
     assert read_report(tmp_path / "shipped" / "unlucky.json")["current"]["release"] == cargo.release
+
+
+def test_every_device_has_its_report_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in ("devices", "kitchen"):
+        write_report(tmp_path, name, attempt={"result": "shipped"}, accepted=None)
+    assert [report["device"] for report in read_reports(tmp_path)] == ["devices", "kitchen"]
 
 
 def test_an_archive_ships_as_its_folder_does(bundles: dict[str, Path], tmp_path: Path) -> None:

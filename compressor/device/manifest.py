@@ -163,7 +163,7 @@ def _digest(content: fields.Object) -> str:
 def _manifest_of(content: fields.Object, schema: str = SCHEMA) -> Manifest:
     files = _files(content)
     models = tuple(_model(entry, files) for entry in fields.entries(content, "models"))
-    build = tuple(_recipe(entry) for entry in fields.entries(content, "build"))
+    build = tuple(map(_recipe, fields.entries(content, "build")))
     manifest = Manifest(
         name=fields.text(content, "name"),
         models=models,
@@ -175,7 +175,8 @@ def _manifest_of(content: fields.Object, schema: str = SCHEMA) -> Manifest:
         files=files,
         schema=schema,
     )
-    return _with_images(manifest, content) if schema == IMAGES_SCHEMA else _with_leaves(manifest, content)
+    complete = _with_images if schema == IMAGES_SCHEMA else _with_leaves
+    return complete(manifest, content)
 
 
 def _with_images(manifest: Manifest, content: fields.Object) -> Manifest:
@@ -222,8 +223,7 @@ def _path(name: str) -> str:
 
 
 def _model(entry: object, files: Collection[str]) -> ModelFile:
-    stated = fields.as_object(entry, "a model")
-    fields.only(stated, _MODEL_FIELDS, "a model")
+    stated = fields.record(entry, _MODEL_FIELDS, "a model")
     content = {"library": "", "target": "", "made_for": "", **stated}  # older bundles say nothing of some
 
     path, library = fields.text(content, "path"), fields.text(content, "library", most=_MOST_NAME)
@@ -231,10 +231,14 @@ def _model(entry: object, files: Collection[str]) -> ModelFile:
         raise ValueError(f"the model {fields.shown(path)} has no entry among the files")
     if library not in ("", *tensorrt.LIBRARIES):
         raise ValueError(f"no engine's library is {fields.shown(library)}; there are {', '.join(tensorrt.LIBRARIES)}")
-    precision, target, made_for = (
-        fields.text(content, key, most=_MOST_NAME) for key in ("precision", "target", "made_for")
+    return ModelFile(
+        path=path,
+        precision=fields.text(content, "precision", most=_MOST_NAME),
+        library=library,
+        target=fields.text(content, "target", most=_MOST_NAME),
+        limits=_limits(fields.inner(content, "limits")),
+        made_for=fields.text(content, "made_for", most=_MOST_NAME),
     )
-    return ModelFile(path, precision, library, target, _limits(fields.inner(content, "limits")), made_for)
 
 
 def _limits(content: fields.Object) -> Limits:

@@ -20,7 +20,7 @@ from ..errors import CompressorError, FolderError, GateError, InputError
 from . import fields
 from .built import shipped_files
 from .bundle import verify_files
-from .destinations import require_destination
+from .destinations import replacing, require_destination
 from .manifest import BUILT, MANIFEST, SIGNATURE, inside, read_bundle
 
 SUFFIX = ".tar"
@@ -62,17 +62,10 @@ def pack_bundle(folder: Path | str, target: Path | None = None) -> Path:
     if len(names) > _MOST_FILES:
         raise InputError(f"{folder} holds {len(names)} files, an archive at most {_MOST_FILES}; ship the folder itself")
 
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as archive:
-            for name in names:
-                _write_member(archive, name, folder / name)
-            archive.write(_END)
-        os.replace(scratch, target)
-    except OSError as error:
-        raise FolderError(f"can't write {target}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(target) as scratch, scratch.open("wb") as archive:
+        for name in names:
+            _write_member(archive, name, folder / name)
+        archive.write(_END)
     return target
 
 

@@ -20,6 +20,7 @@ from typing import IO
 
 from ..errors import EngineError, FolderError, ModelError
 from . import child, cuda, fields, tensorrt
+from .destinations import replacing, write_json
 from .lowering import Lowering, read_lowering
 
 SCHEMA = "compressor.engine/1"
@@ -137,7 +138,7 @@ def sidecar_of(engine: Path) -> Path:
 def write_sidecar(record: EngineRecord) -> None:
     """The record beside the engine; never a prefix in it, which other loaders could not read."""
     content = {"schema": SCHEMA, **asdict(record), "path": Path(record.path).name}
-    write_atomically(sidecar_of(Path(record.path)), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(sidecar_of(Path(record.path)), content)
 
 
 def read_sidecar(engine: Path) -> EngineRecord:
@@ -282,10 +283,7 @@ def _from_cache(cache: Path | None, key: str, out_path: Path) -> EngineRecord | 
     except EngineError:  # an entry that was damaged is not an entry
         return None
 
-    _make_folder(out_path.parent)
-    scratch = out_path.with_name(f".{out_path.name}.{os.getpid()}")
-    shutil.copyfile(cache / f"{key}.plan", scratch)
-    os.replace(scratch, out_path)
+    _copy(cache / f"{key}.plan", out_path)
     copied_record = replace(record, path=str(out_path), cached=True)
     write_sidecar(copied_record)
     return copied_record
@@ -295,12 +293,15 @@ def _to_cache(cache: Path | None, record: EngineRecord) -> None:
     """Engine first, sidecar last: an entry counts only once its sidecar names its bytes."""
     if cache is None:
         return
-    _make_folder(cache)
     entry = cache / f"{record.key}.plan"
-    scratch = cache / f".{record.key}.{os.getpid()}"
-    shutil.copyfile(record.path, scratch)
-    os.replace(scratch, entry)
+    _copy(Path(record.path), entry)
     write_sidecar(replace(record, path=str(entry)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    _make_folder(target.parent)
+    with replacing(target) as scratch:
+        shutil.copyfile(source, scratch)
 
 
 def _make_folder(path: Path) -> None:
@@ -308,13 +309,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FolderError(f"can't make the folder {path}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is the old one or the new one at every moment; raises FolderError when it can't be written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # renaming is atomic within a folder only
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror}") from error

@@ -6,7 +6,6 @@ manifest's hash. The record saves no check but the first: who can write an engin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from ..errors import EngineError, GateError
 from . import cuda, fields, tensorrt
-from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
+from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of
+from .destinations import write_json
 from .folders import files_below
 from .golden import Golden, distance
 from .manifest import BUILT, MANIFEST, Manifest, ModelFile
@@ -96,7 +96,7 @@ def write_check(engine: Path, parity: Parity) -> None:
         "max_abs": parity.max_abs,
         "gpu": _gpu_here(),
     }
-    write_atomically(_record_of(engine), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(_record_of(engine), content)
 
 
 def remove_engine(engine: Path) -> None:

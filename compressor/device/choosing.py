@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..errors import CompressorError, InputError
 from . import fields
-from .builder import sha256_of, write_atomically
+from .builder import sha256_of
 from .built import built_engines
 from .bundle import usable_runtimes, verify_files
+from .destinations import write_json
 from .environment import affinity
 from .feeds import cut
 from .golden import read_golden
@@ -184,7 +185,7 @@ def _keep(place: Path, times_ms: Mapping[str, float]) -> list[str]:
     content = {"schema": SCHEMA, "times_ms": dict(times_ms)}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(place, content)
     except (OSError, CompressorError) as error:
         return [f"not kept: {getattr(error, 'strerror', None) or error}"]
     return []

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import DataError, FolderError, InputError
+from ..errors import DataError, InputError
 from ..records import Figure, figure_fields
 from . import feeds
 from .answering import require_answer
 from .answers import answers_of, by_output, logits_of, maps_of
 from .arrays import write_npz
-from .destinations import require_destination, written
+from .destinations import replacing, require_destination, written
 from .feeds import Array, Arrays
 from .fields import printable
 from .loading import Loaded, load
@@ -315,10 +315,5 @@ def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) ->
             continue
         prefix = "" if len(outputs) == 1 else f"output_{index}."
         arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+    with replacing(path) as scratch:
         write_npz(scratch, arrays)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise FolderError(f"can't write {path}: {error.strerror}") from error

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import CompressorError
+from ..errors import CompressorError, first_line
 from .feeds import Array
 
 _MAGIC = b"\x93NUMPY"
@@ -59,13 +59,6 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
-def short_reason(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none, cut to what fits into a line of ours."""
-    lines = str(error).splitlines()
-    first_line = lines[0] if lines else type(error).__name__
-    return first_line[:200]
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     """Archives and decompressors fail in many ways; a reader of ours needs one. Our own errors pass."""
@@ -76,7 +69,7 @@ def _explained() -> Iterator[None]:
     except MemoryError:
         raise ValueError("holds more than there is memory for") from None
     except Exception as error:
-        raise ValueError(f"is damaged or no numpy file ({short_reason(error)})") from error
+        raise ValueError(f"is damaged or no numpy file ({first_line(error)})") from error
 
 
 def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, GateError, MissingPackageError
+from ..errors import DataError, GateError, MissingPackageError, first_line
 from . import fields
-from .arrays import read_npy, read_npz, short_reason
+from .arrays import read_npy, read_npz
 from .cropping import Crop, crop_of, cropped
 from .feeds import Array
 from .listings import SUFFIXES
@@ -253,7 +253,7 @@ def decoded_picture(
     except MemoryError as error:
         raise DataError(f"{where} can't be read as an image: there is not memory enough; make it smaller") from error
     except Exception as error:
-        raise DataError(f"{where} can't be read as an image: {short_reason(error)}") from error
+        raise DataError(f"{where} can't be read as an image: {first_line(error)}") from error
     if image.mode not in modes:
         expected = "8 bits a channel" if modes is EIGHT_BIT else f"one of {', '.join(modes)}"
         raise DataError(f"{where} has pixel format {image.mode!r}, expected {expected}; convert it")

@@ -55,6 +55,11 @@ class Leaf:
         return array.ndim > 0 and array.shape[1:] == self.shape
 
 
+def names_of(leaves: Sequence[Leaf]) -> list[str]:
+    """What they are called, in their order."""
+    return [leaf.name for leaf in leaves]
+
+
 def declared(names: Sequence[str], arrays: Arrays) -> tuple[Leaf, ...]:
     """What arrays [N, ...] of those names are; raises InputError where there are not as many names, or no samples."""
     several = as_tuple(arrays)
@@ -71,8 +76,7 @@ def declared(names: Sequence[str], arrays: Arrays) -> tuple[Leaf, ...]:
 def read_leaves(content: fields.Object, key: str) -> tuple[Leaf, ...]:
     """The field's list of at least one declaration, each of another name; ValueError for what no array could be."""
     leaves = tuple(_leaf(entry, key) for entry in fields.entries(content, key, least=1, most=_MOST_LEAVES))
-    names = [leaf.name for leaf in leaves]
-    if len(set(names)) < len(names):
+    if len(set(names_of(leaves))) < len(leaves):
         raise ValueError(f"two of its {key} have one name")
     sample_bytes = sum(leaf.sample_bytes for leaf in leaves)
     if sample_bytes > MOST_SAMPLE_BYTES:

@@ -6,6 +6,7 @@ manifest's hash. The record saves no check but the first: who can write an engin
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from .runtimes import Session
 
 SCHEMA = "compressor.golden-check/1"
 _MOST_RECORD_BYTES = 1 << 16
-_ENGINE_FILES = re.compile(rf"{BUILT}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.plan(\.json|\.golden\.json)?")
-_UNFINISHED = re.compile(rf"{BUILT}/(\.build-[^/]+(/.*)?|\.[^/]+\.\d+)")  # by a build that runs or was killed
+_ENGINE = r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.plan(\.json|\.golden\.json)?"
+_UNFINISHED = r"\.build-[^/]+(/.*)?|\.[^/]+\.\d+"  # by a build that runs or was killed
+_BUILDERS_FILES = re.compile(f"{BUILT}/({_ENGINE}|{_UNFINISHED})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,30 @@ class BuiltEngine:
 
 def is_builders_file(name: str) -> bool:
     """Whether a path in the bundle is called as what `compressor build` leaves there."""
-    return bool(_ENGINE_FILES.fullmatch(name) or _UNFINISHED.fullmatch(name))
+    return _BUILDERS_FILES.fullmatch(name) is not None
 
 
 def shipped_files(folder: Path) -> Iterator[str]:
     """Paths in the bundle but for what `compressor build` leaves there; a link is never that."""
     for name in files_below(folder):
-        if not is_builders_file(name) or (folder / name).is_symlink():
+        is_link = (folder / name).is_symlink()
+        if is_link or not is_builders_file(name):
             yield name
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:
     """The engines built in a bundle's folder, by name; links are none, they may lead out of it."""
-    return tuple(path for path in sorted((folder / BUILT).glob("*.plan")) if not path.is_symlink())
+    return tuple(itertools.filterfalse(Path.is_symlink, sorted((folder / BUILT).glob("*.plan"))))
 
 
 def built_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:
     """Engines made here from this bundle's models; raises EngineError for one that is not."""
     return tuple(read_built(path, manifest) for path in engine_files(folder))
+
+
+def checked_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:
+    """Those of them that passed the golden outputs."""
+    return tuple(engine for engine in built_engines(folder, manifest) if not engine.unchecked)
 
 
 def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
@@ -64,12 +72,11 @@ def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
     The source is told by its hash: limits and precision of the engine are that model's.
     """
     record = read_sidecar(path)
-    sources = (model for model in manifest.models if manifest.files[model.path]["sha256"] == record.onnx_sha256)
-    source = next(sources, None)
-    if source is None:
-        raise EngineError(f"{path} was built from no model of this bundle; remove it and run `compressor build` again")
-    model = replace(source, path=f"{BUILT}/{path.name}", library=record.library, target="this-gpu", made_for="")
-    return BuiltEngine(model, most_images(record), _unchecked(path, record))
+    for source in manifest.models:
+        if manifest.files[source.path]["sha256"] == record.onnx_sha256:
+            model = replace(source, path=f"{BUILT}/{path.name}", library=record.library, target="this-gpu", made_for="")
+            return BuiltEngine(model, most_images(record), _unchecked(path, record))
+    raise EngineError(f"{path} was built from no model of this bundle; remove it and run `compressor build` again")
 
 
 def most_images(record: EngineRecord) -> int:

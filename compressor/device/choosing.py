@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import CompressorError, InputError
 from . import fields
 from .builder import sha256_of
-from .built import built_engines
+from .built import checked_engines
 from .bundle import usable_runtimes, verify_files
 from .destinations import write_json
 from .environment import affinity
@@ -82,24 +82,24 @@ def rank(folder: Path, manifest: Manifest, *, runtime: str = "", model: str = ""
 
 def _pairs(folder: Path, manifest: Manifest, runtime: str, model: str) -> tuple[Pair, ...]:
     """Engines built here, then the manifest's files in its order; what a builder is to read only without others."""
-    engines = [engine.model for engine in built_engines(folder, manifest) if not engine.unchecked]
-    models = [entry for entry in (*engines, *manifest.models) if not model or model in (entry.path, entry.precision)]
+    models = [*(engine.model for engine in checked_engines(folder, manifest)), *manifest.models]
+    if model:
+        models = [entry for entry in models if model in (entry.path, entry.precision)]
     if not models:
         listed = ", ".join(f"{entry.path} ({entry.precision})" for entry in manifest.models)
         raise InputError(f"the bundle has no model {fields.shown(model)}; it has {fields.printable(listed)}")
 
     reasons: list[str] = []
-    direct: list[Pair] = []
-    indirect: list[Pair] = []
+    pairs: list[Pair] = []
     for entry in models:
         names, reason = usable_runtimes(entry, runtime)
-        (indirect if entry.made_for else direct).extend(Pair(entry, name) for name in names)
+        pairs += [Pair(entry, name) for name in names]
         if reason:
             reasons.append(f"{entry.path}: {reason}")
-    pairs = direct or indirect
     if not pairs:
         raise unavailable_error(f"no model of {folder} runs here: {'; '.join(reasons)}", reasons)
-    return tuple(pairs)
+    direct = [pair for pair in pairs if not pair.model.made_for]
+    return tuple(direct or pairs)
 
 
 def _measured(
@@ -146,14 +146,17 @@ def _kept_at(folder: Path, pairs: Sequence[Pair], threads: int) -> Path:
         {name: _installed(name) for name in runtime_names(*FILES)},
     ]
     key = hashlib.sha256(json.dumps([SCHEMA, *ingredients], sort_keys=True).encode()).hexdigest()
-    caches = os.environ.get(CACHE, "")
-    folder_of_caches = Path(caches) if os.path.isabs(caches) else Path.home() / ".cache"
-    return folder_of_caches / "compressor" / "choices" / f"{key[:32]}.json"
+    caches = Path(os.environ.get(CACHE, ""))
+    if not caches.is_absolute():
+        caches = Path.home() / ".cache"
+    return caches / "compressor" / "choices" / f"{key[:32]}.json"
 
 
 def _sha256_of(folder: Path, model: ModelFile) -> str:
     """Empty for a file of the manifest, whose own hash stands for it."""
-    return sha256_of(folder / model.path) if model.path.startswith(f"{BUILT}/") else ""
+    if not model.path.startswith(f"{BUILT}/"):
+        return ""
+    return sha256_of(folder / model.path)
 
 
 def _installed(runtime: str) -> list[str]:
@@ -168,16 +171,17 @@ def _installed(runtime: str) -> list[str]:
 
 def _read(place: Path, pairs: Sequence[Pair]) -> dict[str, float]:
     """What was measured of these pairs; empty where nothing was, or it can't be read."""
-    names = {str(pair) for pair in pairs}
     try:
         content = fields.read_object(place, _MOST_BYTES)
         if fields.field(content, "schema") != SCHEMA:
             return {}
         stored = fields.inner(content, "times_ms")
-        times_ms = {name: fields.as_number(value, "a time", least=0, most=_MOST_MS) for name, value in stored.items()}
+        times_ms = {name: fields.number(stored, name, least=0, most=_MOST_MS) for name in stored}
     except (OSError, ValueError):
         return {}
-    return times_ms if times_ms and times_ms.keys() <= names else {}
+    if not times_ms.keys() <= set(map(str, pairs)):
+        return {}
+    return times_ms
 
 
 def _keep(place: Path, times_ms: Mapping[str, float]) -> list[str]:

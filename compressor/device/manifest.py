@@ -15,6 +15,7 @@ from typing import TypedDict
 from ..errors import GateError, InputError
 from . import fields, tensorrt
 from .builder import read_profiles
+from .folders import reaches_out
 from .images import Preprocessing, checked_preprocessing
 from .leaves import Leaf, read_leaves
 from .metrics import Metric, read_metrics
@@ -150,8 +151,7 @@ def _stated(model: ModelFile) -> dict[str, object]:
 def inside(name: str) -> PurePosixPath:
     """The name as a path that stays in the bundle; a manifest from elsewhere must not reach out of it."""
     path = PurePosixPath(name)
-    reaches_out = path.is_absolute() or ".." in path.parts or not path.parts
-    if reaches_out or "\\" in name or ":" in name:  # the last two reach out of it on Windows
+    if reaches_out(name) or not path.parts:
         raise GateError(f"the manifest names {fields.shown(name)}, which lies outside the bundle; don't use it")
     return path
 

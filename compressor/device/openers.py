@@ -33,6 +33,16 @@ class Port:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def fed_dtype(self) -> str:
+        """The type of what it is given: half floats are the runtime's own affair."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape fits."""
+        fixed = tuple(length if size == -1 else size for size, length in zip(self.shape, shape, strict=False))
+        return len(shape) == len(self.shape) and fixed == shape
+
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -37,6 +38,7 @@ _MOST_SAID = 1 << 23  # bytes of a program's output
 BESIDE = ("__init__.py", "errors.py", "records.py")
 """What the device side imports of the package beside itself."""
 _VERBS = "survey state begin put prove settle store unpack fetch forget run switch note discard".split()
+_NAME = re.compile(r"[^./][^/]*")  # of a release or of a file of ours: not hidden, nor of several steps
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONS = """
 import importlib, json, sys
@@ -153,8 +155,8 @@ class Agent:
         """Writes a piece of a file of the release at its offset, which is where the file ends, or 0 to begin anew."""
         path, offset = self._file(request["name"]), int(request["offset"])
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if os.path.islink(path) or (offset == 0 and os.path.exists(path)):
-            os.unlink(path)
+        if offset == 0 or os.path.islink(path):
+            _remove(path)
         with open(path, "ab") as file:
             if file.tell() != offset:
                 raise Refusal("input", f"{request['name']} has {file.tell()} bytes here, {offset} were expected")
@@ -217,8 +219,7 @@ class Agent:
     def forget(self, request: Request, payload: bytes) -> Answer:
         """Removes files of our own that are needed no more."""
         for name in request["names"]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._inside(OURS, str(name)))
+            _remove(self._inside(OURS, str(name)))
         return {}
 
     def run(self, request: Request, payload: bytes) -> Answer:
@@ -254,26 +255,28 @@ class Agent:
     def discard(self, request: Request, payload: bytes) -> Answer:
         """Removes every release but the current one and those to be kept, and what came in half."""
         kept = {_current(self.root), *map(str, request["keep"])}
-        removed = [name for name in _listed(os.path.join(self.root, RELEASES)) if name not in kept]
-        for name in removed:
-            shutil.rmtree(self._inside(RELEASES, name))
-        for name in _listed(os.path.join(self.root, INCOMING)):
-            if name not in kept:
-                shutil.rmtree(self._inside(INCOMING, name))
+        removed = self._discard(RELEASES, kept)
+        self._discard(INCOMING, kept)
         return {"removed": removed}
+
+    def _discard(self, kind: str, kept: set[str]) -> list[str]:
+        names = [name for name in _listed(os.path.join(self.root, kind)) if name not in kept]
+        for name in names:
+            shutil.rmtree(self._inside(kind, name))
+        return names
 
     def _place(self, root: object) -> str:
         """A relative root lies in the home folder."""
         return os.path.normpath(os.path.join(os.path.expanduser("~"), os.path.expanduser(str(root))))
 
     def _inside(self, kind: str, name: str) -> str:
-        if not name or "/" in name or name.startswith("."):
+        if not _NAME.fullmatch(name):
             raise Refusal("input", f"{name!r} is no name here")
         return os.path.join(self.root, kind, name)
 
     def _file(self, name: object) -> str:
         steps = str(name).split("/")
-        if any(step in ("", ".", "..") for step in steps) or os.path.isabs(str(name)):
+        if not {"", ".", ".."}.isdisjoint(steps) or os.path.isabs(str(name)):
             raise Refusal("input", f"{name!r} lies outside the release")
         return os.path.join(self.folder, *steps)
 
@@ -294,15 +297,19 @@ class Agent:
 
     def _hashes(self, files: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Of those that are here, [bytes, sha256]."""
-        paths = {name: self._file(name) for name in files}
-        here = {name: path for name, path in paths.items() if os.path.isfile(path)}
-        return {name: [os.path.getsize(path), _sha256(path)] for name, path in here.items()}
+        hashes: dict[str, list[Any]] = {}
+        for name in files:
+            path = self._file(name)
+            if os.path.isfile(path):
+                hashes[name] = [os.path.getsize(path), _sha256(path)]
+        return hashes
 
     def _take_from_current(self, files: Mapping[str, list[Any]]) -> None:
         current = os.path.join(self.root, CURRENT)
-        for name, (size, _) in files.items():
+        for name, (size_bytes, _) in files.items():
             earlier, path = os.path.join(current, *name.split("/")), self._file(name)
-            if os.path.isfile(earlier) and os.path.getsize(earlier) == size and not os.path.exists(path):
+            has_size = os.path.isfile(earlier) and os.path.getsize(earlier) == size_bytes
+            if has_size and not os.path.exists(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 shutil.copyfile(earlier, path)  # no hard link: a copy that resumes writes in place
 
@@ -322,8 +329,7 @@ class Agent:
         if os.path.lexists(link) and not os.path.islink(link):
             raise Refusal("input", f"{link} is no link of ours; move it away, or ship to another path")
         fresh = f"{link}.{os.getpid()}"
-        if os.path.lexists(fresh):
-            os.unlink(fresh)
+        _remove(fresh)
         os.symlink(f"{RELEASES}/{release}", fresh)
         os.replace(fresh, link)
         _settle_folder(self.root)
@@ -372,9 +378,7 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
         cwd=folder,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    said = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
+    said = {pipe.fileno(): b"" for pipe in (process.stdout, process.stderr) if pipe is not None}
     streams, end = list(said), time.monotonic() + timeout_s
     try:
         while streams:
@@ -455,6 +459,12 @@ def _sha256(path: str, before: bytes = b"") -> str:
         for block in iter(lambda: file.read(_BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _remove(path: str) -> None:
+    """Where it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _read(path: str) -> str:

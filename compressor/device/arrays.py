@@ -21,7 +21,11 @@ from ..errors import CompressorError, first_line
 from .feeds import Array
 
 _MAGIC = b"\x93NUMPY"
-_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
+# by the format's version, how many bytes a header's length takes, and what reads that header
+_VERSIONS = {
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
 _MOST_HEADER_BYTES = 10_000  # numpy's own limit for headers it can't trust
 _NUMBERS = "biuf"  # numpy's kinds: booleans, whole numbers with and without sign, floats
 _MOST_AXES = 8
@@ -77,7 +81,7 @@ def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:
     shape, by_columns, dtype = _header(data)
     if dtype.kind not in _NUMBERS:
         raise ValueError(f"holds values of type {str(dtype)[:60]}, expected numbers")
-    if len(shape) > _MOST_AXES or not all(_is_length(length) for length in shape):
+    if len(shape) > _MOST_AXES or not all(map(_is_length, shape)):
         raise ValueError("has a shape that no array of images or outputs has")
 
     count = math.prod(shape)
@@ -102,16 +106,16 @@ def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic
     """Shape, whether the first axis runs fastest, and type, from the open file's start."""
     start = data.read(len(_MAGIC) + 2)
     version = tuple(start[len(_MAGIC) :])
-    if not start.startswith(_MAGIC) or version not in _LENGTH_BYTES:
+    if not start.startswith(_MAGIC) or version not in _VERSIONS:
         raise ValueError("is no numpy file of version 1 or 2")
 
-    length = data.read(_LENGTH_BYTES[version])
+    length_bytes, read_header = _VERSIONS[version]
+    length = data.read(length_bytes)
     header_bytes = int.from_bytes(length, "little")
     if header_bytes > _MOST_HEADER_BYTES:
         raise ValueError(f"has a header of {header_bytes} bytes, at most {_MOST_HEADER_BYTES} are read")
 
     header = io.BytesIO(length + data.read(header_bytes))
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers as Python 2 wrote them

@@ -85,10 +85,10 @@ def _challenge(words: Sequence[str]) -> int:
 
 
 def _model(manifest: Manifest, path: str) -> ModelFile:
-    for model in manifest.models:
-        if model.path == path:
-            return model
-    raise InputError(f"the bundle has no model {shown(path)}")
+    model = manifest.model_at(path)
+    if model is None:
+        raise InputError(f"the bundle has no model {shown(path)}")
+    return model
 
 
 if __name__ == "__main__":

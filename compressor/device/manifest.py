@@ -98,6 +98,10 @@ class Manifest:
     not_checked: tuple[str, ...] = ()
     schema: str = SCHEMA
 
+    def model_at(self, path: str) -> ModelFile | None:
+        """The model of that path; None where there is none."""
+        return next((model for model in self.models if model.path == path), None)
+
 
 def read_bundle(folder: Path | str) -> Manifest:
     """The manifest of a bundle; raises GateError when it is damaged or was changed by hand, InputError when none."""

@@ -78,6 +78,7 @@ def build_engine(
     `progress(phase, share)` is called from 0 to 1. Raises EngineError with the builder's reasons.
     """
     onnx_path, out_path = Path(onnx_path), Path(out_path)
+    progress = progress or _say_nothing
     _require_buildable(onnx_path, out_path, job.library)
 
     onnx_sha256 = sha256_of(onnx_path)
@@ -108,9 +109,12 @@ def build_engine(
     )
     write_sidecar(record)
     _to_cache(cache, record)
-    if progress is not None:
-        progress("done", 1.0)
+    progress("done", 1.0)
     return record
+
+
+def _say_nothing(phase: str, share: float) -> None:
+    """What is called where nobody follows the progress."""
 
 
 def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
@@ -245,15 +249,13 @@ def _installed_version(library: str) -> str:
 
 
 def _run_worker(
-    onnx_path: Path, out_path: Path, job: EngineJob, *, progress: Progress | None, timeout_s: float
+    onnx_path: Path, out_path: Path, job: EngineJob, *, progress: Progress, timeout_s: float
 ) -> child.Event:
     """Runs the build beside the target and moves the finished file into place; returns the worker's answer."""
     _make_folder(out_path.parent)
 
     def forward(event: child.Event) -> None:
-        if progress is not None:
-            share = event["step"] / max(1, event["steps"])
-            progress(str(event["phase"]), share)
+        progress(str(event["phase"]), event["step"] / max(1, event["steps"]))
 
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".build-") as folder:
         scratch = Path(folder) / out_path.name
@@ -266,27 +268,31 @@ def _run_worker(
 
 
 def _already_there(out_path: Path, key: str) -> EngineRecord | None:
-    if not sidecar_of(out_path).is_file() or not out_path.is_file():
+    record = _whole_record(out_path)
+    if record is None or record.key != key:
         return None
-    try:
-        record = read_sidecar(out_path)
-    except EngineError:
-        return None
-    return replace(record, cached=True) if record.key == key else None
+    return replace(record, cached=True)
 
 
 def _from_cache(cache: Path | None, key: str, out_path: Path) -> EngineRecord | None:
-    if cache is None or not (cache / f"{key}.plan").is_file():
+    if cache is None:
         return None
-    try:
-        record = read_sidecar(cache / f"{key}.plan")
-    except EngineError:  # an entry that was damaged is not an entry
+    entry = cache / f"{key}.plan"
+    record = _whole_record(entry)
+    if record is None:
         return None
-
-    _copy(cache / f"{key}.plan", out_path)
+    _copy(entry, out_path)
     copied_record = replace(record, path=str(out_path), cached=True)
     write_sidecar(copied_record)
     return copied_record
+
+
+def _whole_record(engine: Path) -> EngineRecord | None:
+    """None where there is no engine, or one that was damaged."""
+    try:
+        return read_sidecar(engine)
+    except EngineError:
+        return None
 
 
 def _to_cache(cache: Path | None, record: EngineRecord) -> None:

@@ -30,6 +30,7 @@ from .built import (
     shipped_files,
 )
 from .feeds import Arrays, as_tuple
+from .folders import is_plain_file
 from .golden import MOST_SAMPLES, Golden, distance, members_of, read_golden
 from .leaves import Leaf, declared, names_of
 from .manifest import (
@@ -197,8 +198,7 @@ def verify_bundle(folder: Path | str, runtime: str = "", *, key: Path | None = N
     `folder` is no bundle or `runtime` unknown.
     """
     folder = Path(folder)
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     with _unchanging(folder):
         signed_by = "" if key is None else verify_signature(folder, key)
         manifest = read_bundle(folder)
@@ -212,7 +212,7 @@ def verify_bundle(folder: Path | str, runtime: str = "", *, key: Path | None = N
 
 def _check_file(folder: Path, name: str, listing: FileListing) -> Check:
     path = folder / inside(name)
-    if path.is_symlink() or not path.is_file():
+    if not is_plain_file(path):
         return Check(name, "failed", "is missing")
     size_bytes, listed_bytes = path.stat().st_size, listing["bytes"]
     if size_bytes != listed_bytes:
@@ -340,8 +340,7 @@ def open_bundle(
     MissingPackageError says what to install, or EngineError what else is in the way.
     """
     folder = Path(folder)
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     with _unchanging(folder):
         manifest = read_bundle(folder)
         require_listed(folder, manifest)

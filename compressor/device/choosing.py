@@ -63,8 +63,7 @@ def rank(folder: Path, manifest: Manifest, *, runtime: str = "", model: str = ""
     `runtime` and `model` (a file's path, or a precision) leave out all others. Raises InputError for names that are
     none, MissingPackageError or EngineError where nothing runs here.
     """
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     pairs = _pairs(folder, manifest, runtime, model)
     if len(pairs) == 1:
         return Ranking(pairs, "the only one that runs here")

@@ -137,8 +137,7 @@ def _engine_line(record: EngineRecord) -> str:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    if options.runtime:
-        require_runtime(options.runtime)
+    require_runtime(options.runtime)
     if options.samples:
         require_destination("--samples", options.samples, kept=[options.given])
     manifest = read_bundle(options.bundle)
@@ -153,9 +152,10 @@ def _benchmark(options: argparse.Namespace) -> int:
 
     if options.samples:
         with written(options.samples) as file:
-            file.write(json.dumps([to_json(timing) for timing in timings]))
+            file.write(json.dumps(list(map(to_json, timings))))
     rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
-    lines = [*map(_TIMING_LINE.format_map, rows), *(f"{name}: not run, {reason}" for name, reason in not_run.items())]
+    lines = list(map(_TIMING_LINE.format_map, rows))
+    lines += [f"{name}: not run, {reason}" for name, reason in not_run.items()]
     _print(options, {"timings": rows, "not_run": not_run}, lines)
     if not timings:
         reasons = [f"{name}: {reason}" for name, reason in not_run.items()]

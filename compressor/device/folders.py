@@ -21,6 +21,11 @@ def files_below(folder: Path) -> Iterator[str]:
             yield (parent / name).relative_to(folder).as_posix()
 
 
+def is_plain_file(path: Path) -> bool:
+    """Whether a file lies there itself, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
 def reaches_out(name: str) -> bool:
     """Whether a path could lead out of the folder it is to lie in, by its text, on any system."""
     path = PurePosixPath(name)

@@ -14,6 +14,7 @@ from ..errors import GateError
 from .arrays import read_npz
 from .builder import sha256_of_open
 from .feeds import Array, Arrays, as_tuple, joined, parted, unwrapped
+from .folders import is_plain_file
 from .leaves import Leaf, names_of
 from .manifest import GOLDEN, IMAGES_SCHEMA, Manifest
 from .parity import Parity, compare
@@ -49,7 +50,7 @@ def members_of(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """The arrays of the bundle's golden file; raises GateError unless it is the manifest's and fits its model."""
     path = folder / GOLDEN
-    if path.is_symlink() or not path.is_file():
+    if not is_plain_file(path):
         raise GateError(f"{GOLDEN} is missing; get the bundle again")
     inputs, outputs = members_of(manifest)
     try:

@@ -23,7 +23,7 @@ from . import fields
 from .arrays import read_npy, read_npz
 from .cropping import Crop, crop_of, cropped
 from .feeds import Array
-from .listings import SUFFIXES
+from .listings import SUFFIXES, files_in
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -102,10 +102,10 @@ def input_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     endings = (*ARRAY_FILES, *IMAGE_FILES)
-    files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in endings and file.is_file())
+    files = files_in(path, endings)
     if not files:
         raise DataError(f"the folder {path} holds no image and no array ({', '.join(endings)}); name the files")
-    return files
+    return tuple(files)
 
 
 def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:

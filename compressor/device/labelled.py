@@ -15,7 +15,7 @@ from .annotations import annotations_of, read_annotations
 from .cropping import Crop
 from .images import ARRAY_FILES, picture_file
 from .labels import TABLE, ClassLabels, class_folders, labelled_files
-from .listings import SUFFIXES, folders_in
+from .listings import SUFFIXES, files_in, folders_in
 from .pairs import Pairs, read_pairs
 from .targets import INDEX_MODES, boxes_on_crop, mask_on_crop
 
@@ -91,9 +91,7 @@ def _below(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
 
 def _holds_folders_alone(folder: Path) -> bool:
     """Whether there are folders in it, and no samples beside them."""
-    endings = {*SUFFIXES, *ARRAY_FILES}
-    loose_files = [path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()]
-    return bool(folders_in(folder)) and not loose_files
+    return bool(folders_in(folder)) and not files_in(folder, {*SUFFIXES, *ARRAY_FILES})
 
 
 def truth_of(labelled: Labelled, index: int, picture: PIL.Image.Image, crop: Crop) -> Any:

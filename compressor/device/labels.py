@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, did_you_mean
-from .listings import SUFFIXES, folders_in, image_files, names_below, require_files, shown
+from .listings import SUFFIXES, files_in, folders_in, image_files, names_below, require_files, shown
 
 TABLE = "labels.csv"
 UNKNOWN = -1
@@ -95,10 +95,10 @@ def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> No
             f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
             "images and another as the evaluation images"
         )
-    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES]
+    loose = files_in(folder, SUFFIXES)
     if loose:
         raise DataError(
-            f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
+            f"{len(loose)} images (first: {loose[0].name!r}) lie beside the class folders of {str(folder)!r}; "
             "move them into a class or elsewhere"
         )
 

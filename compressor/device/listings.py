@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def image_files(folder: Path, *, deep: bool = True) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Every file right below whose name ends so, in small letters, in the order of paths."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings and path.is_file()]
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -154,9 +154,13 @@ def row_of(name: str) -> Runtime:
 
 
 def require_runtime(name: str) -> None:
-    """Raises InputError for a name that is no runtime's that takes files, with those that are near it."""
-    if name not in runtime_names(*FILES):
-        raise _unknown(name, runtime_names(*FILES))
+    """Raises InputError for a name that is no runtime's that takes files, with those that are near it.
+
+    An empty one leaves the choice to others, and passes.
+    """
+    names = runtime_names(*FILES)
+    if name not in ("", *names):
+        raise _unknown(name, names)
 
 
 def takers(kind: ModelKind) -> tuple[str, ...]:

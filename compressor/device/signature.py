@@ -19,6 +19,7 @@ from ..errors import GateError, InputError, MissingPackageError
 from . import fields
 from .builder import sha256_of
 from .built import shipped_files
+from .folders import is_plain_file
 from .manifest import MANIFEST, SIGNATURE, inside
 
 if TYPE_CHECKING:  # on a device it may be missing, and only who has a key needs it
@@ -216,7 +217,7 @@ def _require_files(folder: Path, digests: Mapping[str, str]) -> None:
         raise GateError(f"{folder / name} was not signed; remove it, nobody vouches for it")
     for name, digest in digests.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
+        if not is_plain_file(path):
             raise GateError(f"{name} was signed and is missing, or is a link; get the bundle again")
         if sha256_of(path) != digest:
             raise GateError(f"{name} is not what was signed: its sha256 differs; don't use the bundle")

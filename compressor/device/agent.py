@@ -106,7 +106,7 @@ class Agent:
     def survey(self, request: Request, payload: bytes) -> Answer:
         """What this device is and has; nothing is written."""
         self.root = self._place(request["root"])
-        found = [str(name) for name in request["libraries"] if importlib.util.find_spec(str(name)) is not None]
+        libraries = filter(importlib.util.find_spec, map(str, request["libraries"]))
         return {
             "architecture": platform.machine(),
             "system": platform.system(),
@@ -115,7 +115,7 @@ class Agent:
             "board": _read("/proc/device-tree/model").strip("\0\n"),
             "gpu": _said(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]),
             "rsync": _said(["rsync", "--version"]).partition("\n")[0],
-            "libraries": _versions(found),
+            "libraries": _versions(list(libraries)),
             "installed": _installed(),
             "free_bytes": shutil.disk_usage(_nearest(self.root)).free,
             "root": self.root,
@@ -129,7 +129,8 @@ class Agent:
             said = json.loads(_read(os.path.join(self.root, OURS, STATE)) or "{}")
         except (ValueError, RecursionError):
             said = {}
-        said = said if isinstance(said, dict) else {}  # whoever wrote it, the next ship writes it anew
+        if not isinstance(said, dict):  # whoever wrote it, the next ship writes it anew
+            said = {}
         return {"current": _current(self.root), "releases": _listed(os.path.join(self.root, RELEASES)), "state": said}
 
     def begin(self, request: Request, payload: bytes) -> Answer:
@@ -379,7 +380,7 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
         start_new_session=True,
     )
     said = {pipe.fileno(): b"" for pipe in (process.stdout, process.stderr) if pipe is not None}
-    streams, end = list(said), time.monotonic() + timeout_s
+    streams, end = set(said), time.monotonic() + timeout_s
     try:
         while streams:
             ready = select.select([0, *streams], [], [], max(0.0, end - time.monotonic()))[0]
@@ -390,7 +391,7 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
             for stream in ready:
                 piece = os.read(stream, 1 << 16)
                 said[stream] = (said[stream] + piece)[-_MOST_SAID:]
-                if not piece:
+                if not piece:  # its end
                     streams.remove(stream)
         code = process.wait()
     finally:
@@ -438,8 +439,9 @@ def _installed() -> str:
     """The digest of a compressor that is installed here, empty where none is."""
     try:
         spec = importlib.util.find_spec("compressor")
-        places = list(spec.submodule_search_locations or []) if spec is not None else []
-        return package_digest(places[0]) if places else ""
+        if spec is None or not spec.submodule_search_locations:
+            return ""
+        return package_digest(spec.submodule_search_locations[0])
     except (OSError, ValueError):
         return ""
 
@@ -447,10 +449,10 @@ def _installed() -> str:
 def _said(command: list[str], timeout_s: float = 10.0) -> str:
     """What a program prints, empty where there is none or it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.SubprocessError):  # too slow, or of another exit code than 0
         return ""
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+    return done.stdout.decode(errors="replace").strip()
 
 
 def _sha256(path: str, before: bytes = b"") -> str:

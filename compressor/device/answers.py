@@ -23,7 +23,6 @@ from .manifest import CLASSIFICATION, Decode, Manifest
 from .scoring import pixel_classes
 
 SEGMENTATION = "segmentation"
-DETECTION = "detection"
 _MOST_LEVELS = 64
 _MOST_STRIDE_PX = 1 << 14
 _MOST_BOXES = 10_000

@@ -224,24 +224,17 @@ def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedMode
         raise EngineError(f"{library} {trt.__version__} can't load {path}: {_why_not(trt, runtime, plan, logger)}")
 
     context = _context(trt, engine)
-    inputs: list[Port] = []
-    outputs: list[Port] = []
-    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ports = inputs if is_input else outputs
-        ports.append(_port(trt, engine, name))
+    inputs, outputs = _ports(trt, engine)
     buffers: Buffers = {}
 
     def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         feeds = {port.name: _feed(array, port) for port, array in zip(inputs, arrays, strict=True)}
-        for name, feed in feeds.items():
-            if not context.set_input_shape(name, feed.shape):
-                shape = list(feed.shape)
-                raise EngineError(f"{path.name} was not built for the shape {shape} of {name!r}; see its profile")
+        _set_shapes(context, feeds, path.name)
         results = {port.name: np.empty(tuple(context.get_tensor_shape(port.name)), port.dtype) for port in outputs}
         for name, array in {**feeds, **results}.items():
             context.set_tensor_address(name, _buffer(buffers, name, array.nbytes))
 
+        # all is queued on one stream, in this order
         for name, feed in feeds.items():
             cuda.to_device(buffers[name][0], feed, stream)
         if not context.execute_async_v3(stream):
@@ -253,7 +246,26 @@ def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedMode
 
     gpu, capability = cuda.device()
     details = {"gpu": gpu, "compute_capability": capability}
-    return LoadedModel(tuple(inputs), tuple(outputs), run, details)
+    return LoadedModel(inputs, outputs, run, details)
+
+
+def _ports(trt: ModuleType, engine: ICudaEngine) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Its inputs and its outputs, each in the engine's order."""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        ports = inputs if is_input else outputs
+        ports.append(_port(trt, engine, name))
+    return tuple(inputs), tuple(outputs)
+
+
+def _set_shapes(context: IExecutionContext, feeds: Mapping[str, Array], engine_name: str) -> None:
+    """Of the inputs, from which the engine makes those of its outputs."""
+    for name, feed in feeds.items():
+        if not context.set_input_shape(name, feed.shape):
+            shape = list(feed.shape)
+            raise EngineError(f"{engine_name} was not built for the shape {shape} of {name!r}; see its profile")
 
 
 def _port(trt: ModuleType, engine: ICudaEngine, name: str) -> Port:

@@ -133,19 +133,36 @@ def _unchecked(engine: Path, record: EngineRecord) -> str:
         library = f"{record.library} {record.library_version}"
         return f"it was built by {library}, {version} is installed; run `compressor build` on the bundle again"
     try:
-        content = fields.read_object(_record_of(engine), _MOST_RECORD_BYTES)
-        recorded_hashes = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}
-        is_our_schema = fields.field(content, "schema") == SCHEMA
-        checked_on = fields.text({"gpu": "", **content}, "gpu")  # records did not always say
+        check = _read_check(_record_of(engine))
     except FileNotFoundError:
         return f"it was not checked on the golden outputs; {remedy}"
     except (OSError, ValueError, RecursionError) as error:
         return f"the record of its check can't be read ({error}); {remedy}"
 
     here = _gpu_here()
-    if checked_on and here and checked_on != here:
-        return f"it was checked on a GPU of {checked_on}, this one is {here}; {remedy}"
-    hashes = {"engine_sha256": record.sha256, "manifest_sha256": sha256_of(_manifest_beside(engine))}
-    if is_our_schema and recorded_hashes == hashes:
+    if here and check.gpu not in ("", here):
+        return f"it was checked on a GPU of {check.gpu}, this one is {here}; {remedy}"
+    expected = replace(check, schema=SCHEMA, engine=record.sha256, manifest=sha256_of(_manifest_beside(engine)))
+    if check == expected:
         return ""
     return f"it was checked in another bundle or form; {remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class _GoldenCheck:
+    """What `write_check` says: hashes of engine and manifest, and the GPU's architecture, empty where it is unsaid."""
+
+    schema: object
+    engine: str
+    manifest: str
+    gpu: str
+
+
+def _read_check(path: Path) -> _GoldenCheck:
+    content = fields.read_object(path, _MOST_RECORD_BYTES)
+    return _GoldenCheck(
+        schema=fields.field(content, "schema"),
+        engine=fields.sha256(content, "engine_sha256"),
+        manifest=fields.sha256(content, "manifest_sha256"),
+        gpu=fields.text({"gpu": "", **content}, "gpu"),  # records did not always say
+    )

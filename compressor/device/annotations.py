@@ -71,10 +71,9 @@ def read_annotations(file: Path, classes: Sequence[str] | None = None) -> Annota
     for row in _rows(table, "annotations", file):
         name = names[_reference(row, "image_id", names, file)]
         category = _reference(row, "category_id", index_of, file)
-        x0, y0, x1, y1 = _corners(row.get("bbox"), file)
-        is_empty = x1 <= x0 or y1 <= y0
-        if not is_empty and not row.get("iscrowd"):
-            boxes[name].append((x0, y0, x1, y1))
+        corners = _corners(row.get("bbox"), file)
+        if _has_area(corners) and not row.get("iscrowd"):
+            boxes[name].append(corners)
             labels[name].append(index_of[category])
     return Annotations(
         folder,
@@ -83,6 +82,11 @@ def read_annotations(file: Path, classes: Sequence[str] | None = None) -> Annota
         boxes=tuple(np.array(boxes[name], np.float32).reshape(-1, 4) for name in files),  # of no box, [0, 4]
         labels=tuple(np.array(labels[name], np.int64) for name in files),
     )
+
+
+def _has_area(corners: tuple[float, float, float, float]) -> bool:
+    x0, y0, x1, y1 = corners
+    return x1 > x0 and y1 > y0
 
 
 def _rows(table: Mapping[str, Any], key: str, file: Path) -> Sequence[Mapping[str, Any]]:

@@ -81,16 +81,9 @@ def rank(folder: Path, manifest: Manifest, *, runtime: str = "", model: str = ""
 
 def _pairs(folder: Path, manifest: Manifest, runtime: str, model: str) -> tuple[Pair, ...]:
     """Engines built here, then the manifest's files in its order; what a builder is to read only without others."""
-    models = [*(engine.model for engine in checked_engines(folder, manifest)), *manifest.models]
-    if model:
-        models = [entry for entry in models if model in (entry.path, entry.precision)]
-    if not models:
-        listed = ", ".join(f"{entry.path} ({entry.precision})" for entry in manifest.models)
-        raise InputError(f"the bundle has no model {fields.shown(model)}; it has {fields.printable(listed)}")
-
     reasons: list[str] = []
     pairs: list[Pair] = []
-    for entry in models:
+    for entry in _models(folder, manifest, model):
         names, reason = usable_runtimes(entry, runtime)
         pairs += [Pair(entry, name) for name in names]
         if reason:
@@ -99,6 +92,18 @@ def _pairs(folder: Path, manifest: Manifest, runtime: str, model: str) -> tuple[
         raise unavailable_error(f"no model of {folder} runs here: {'; '.join(reasons)}", reasons)
     direct = [pair for pair in pairs if not pair.model.made_for]
     return tuple(direct or pairs)
+
+
+def _models(folder: Path, manifest: Manifest, name: str) -> list[ModelFile]:
+    """Those of that path or precision, all without a name; InputError where there is none."""
+    models = [engine.model for engine in checked_engines(folder, manifest)]
+    models += manifest.models
+    if name:
+        models = [model for model in models if name in (model.path, model.precision)]
+    if not models:
+        listed = ", ".join(f"{model.path} ({model.precision})" for model in manifest.models)
+        raise InputError(f"the bundle has no model {fields.shown(name)}; it has {fields.printable(listed)}")
+    return models
 
 
 def _measured(

@@ -17,7 +17,7 @@ from . import fields, tensorrt
 from .builder import read_profiles
 from .folders import reaches_out
 from .images import Preprocessing, checked_preprocessing
-from .leaves import Leaf, read_leaves
+from .leaves import Leaf, names_of, read_leaves
 from .metrics import Metric, read_metrics
 from .parity import MOST_RELATIVE, Limits
 
@@ -98,6 +98,11 @@ class Manifest:
     not_checked: tuple[str, ...] = ()
     schema: str = SCHEMA
 
+    @property
+    def output_names(self) -> list[str]:
+        """What the outputs are called; the only one, of which older bundles say nothing, is `output`."""
+        return names_of(self.outputs) or ["output"]
+
     def model_at(self, path: str) -> ModelFile | None:
         """The model of that path; None where there is none."""
         return next((model for model in self.models if model.path == path), None)
@@ -115,10 +120,10 @@ def read_bundle(folder: Path | str) -> Manifest:
         if schema not in (SCHEMA, IMAGES_SCHEMA):
             raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r} and older")
 
-        digested = {key: value for key, value in content.items() if key not in ("schema", "digest")}
-        if digest != _digest(digested):
+        del content["schema"], content["digest"]
+        if digest != _digest(content):
             raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
-        return _manifest_of(digested, str(schema))
+        return _manifest_of(content, str(schema))
     except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
 
@@ -135,8 +140,9 @@ def manifest_text(manifest: Manifest, files: Mapping[str, FileListing]) -> str:
     """The manifest as it is stored, with `files` in place of its own; raises InputError for one no reader accepts."""
     try:
         # There and back, so that the digest is of what a reader will see: lists where there are tuples.
-        stated = {key: value for key, value in asdict(manifest).items() if key != "schema"}
-        stated["models"] = [_stated(model) for model in manifest.models]
+        stated = asdict(manifest)
+        del stated["schema"]
+        stated["models"] = list(map(_stated, manifest.models))
         content = json.loads(json.dumps({**stated, "files": files}, allow_nan=False))
         _manifest_of(content)
     except ValueError as error:
@@ -282,8 +288,13 @@ def _decode(content: fields.Object) -> Decode | None:
 
 def _preprocessing(content: fields.Object) -> Preprocessing:
     fields.only(content, ("size", "resize", "interpolation", "mean", "std"), "the pre-processing")
-    lists = {key: tuple(fields.entries(content, key)) for key in ("size", "resize", "mean", "std")}
-    return checked_preprocessing(interpolation=fields.text(content, "interpolation", most=_MOST_NAME), **lists)
+    return checked_preprocessing(
+        size=fields.entries(content, "size"),
+        resize=fields.entries(content, "resize"),
+        mean=fields.entries(content, "mean"),
+        std=fields.entries(content, "std"),
+        interpolation=fields.text(content, "interpolation", most=_MOST_NAME),
+    )
 
 
 def _recipe(entry: object) -> fields.Object:

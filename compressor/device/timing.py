@@ -311,7 +311,8 @@ def from_json(content: Mapping[str, Any]) -> Timing:
     """The inverse of `to_json`; raises InputError for another schema."""
     if content.get("schema") != SCHEMA:
         raise InputError(f"timing has schema {content.get('schema')!r}, expected {SCHEMA!r}")
-    fields = {key: value for key, value in content.items() if key != "schema"}
+    fields = dict(content)
+    del fields["schema"]
     for key in ("samples_ms", "turns", "affinity"):
         fields[key] = tuple(fields[key])
     fields["schedule"] = schedule_from_json(fields["schedule"])

@@ -18,7 +18,6 @@ from . import fields
 from .decoding import Detections, decode_dense
 from .feeds import Array, Arrays, as_tuple
 from .images import TopClass, top_classes
-from .leaves import names_of
 from .manifest import CLASSIFICATION, Decode, Manifest
 from .scoring import pixel_classes
 
@@ -72,8 +71,7 @@ def _masks(manifest: Manifest, outputs: Mapping[str, Array]) -> Iterable[IntArra
 
 def by_output(manifest: Manifest, outputs: Arrays) -> dict[str, Array]:
     """The arrays by the outputs' names."""
-    names = names_of(manifest.outputs) or ["output"]
-    return dict(zip(names, as_tuple(outputs), strict=True))
+    return dict(zip(manifest.output_names, as_tuple(outputs), strict=True))
 
 
 def logits_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:

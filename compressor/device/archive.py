@@ -22,6 +22,7 @@ from . import fields
 from .built import shipped_files
 from .bundle import verify_files
 from .destinations import replacing, require_destination
+from .folders import reason_of
 from .manifest import BUILT, MANIFEST, SIGNATURE, inside, read_bundle
 
 SUFFIX = ".tar"
@@ -142,7 +143,7 @@ def unpack_bundle(archive: Path | str, folder: Path | None = None) -> Path:
         try:
             os.replace(unpacked, folder)
         except OSError as error:
-            raise FolderError(f"can't write {folder}: {error.strerror or error}") from error
+            raise FolderError(f"can't write {folder}: {reason_of(error)}") from error
     return folder
 
 
@@ -153,7 +154,7 @@ def _beside(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
     except OSError as error:
-        raise FolderError(f"can't write {folder}: {error.strerror or error}; name another place with --out") from error
+        raise FolderError(f"can't write {folder}: {reason_of(error)}; name another place with --out") from error
     try:
         yield Path(scratch)
     finally:
@@ -204,7 +205,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     except (FileExistsError, NotADirectoryError) as error:  # into an empty folder: the archive's own doing
         raise GateError(f"{archive} holds a file in the place of a folder; {_REMEDY}") from error
     except OSError as error:
-        raise FolderError(f"can't unpack {archive}: {error.strerror or error}") from error
+        raise FolderError(f"can't unpack {archive}: {reason_of(error)}") from error
     try:
         verify_files(folder, read_bundle(folder))
     except (GateError, InputError) as error:  # where it was unpacked to is gone when this is read

@@ -21,6 +21,7 @@ from typing import IO
 from ..errors import EngineError, FolderError, ModelError
 from . import child, cuda, fields, tensorrt
 from .destinations import replacing, write_json
+from .folders import reason_of
 from .lowering import Lowering, read_lowering
 
 SCHEMA = "compressor.engine/1"
@@ -314,4 +315,4 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FolderError(f"can't make the folder {path}: {error.strerror}") from error
+        raise FolderError(f"can't make the folder {path}: {reason_of(error)}") from error

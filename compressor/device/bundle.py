@@ -30,7 +30,7 @@ from .built import (
     shipped_files,
 )
 from .feeds import Arrays, as_tuple
-from .folders import is_plain_file
+from .folders import is_plain_file, reason_of
 from .golden import MOST_SAMPLES, Golden, distance, members_of, read_golden
 from .leaves import Leaf, declared, names_of
 from .manifest import (
@@ -169,7 +169,7 @@ def write_bundle(
 def _declaring(manifest: Manifest, inputs: Arrays, outputs: Arrays) -> Manifest:
     """The manifest in the newest schema; raises InputError where it declares other numbers of inputs and outputs."""
     actual_inputs = declared(names_of(manifest.inputs) or ["input"], inputs)
-    actual_outputs = declared(names_of(manifest.outputs) or ["output"], outputs)
+    actual_outputs = declared(manifest.output_names, outputs)
     return replace(
         manifest,
         inputs=manifest.inputs or actual_inputs,
@@ -327,7 +327,7 @@ def _unchanging(folder: Path) -> Iterator[None]:
             f"{folder} changed while it was read: {error.filename or 'a file'} is gone; do it again"
         ) from error
     except OSError as error:
-        raise GateError(f"{folder} can't be read: {error.strerror or error}") from error
+        raise GateError(f"{folder} can't be read: {reason_of(error)}") from error
 
 
 def open_bundle(

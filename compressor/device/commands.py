@@ -33,6 +33,7 @@ from .engines import build_bundle
 from .environment import affinity
 from .feeds import sample_bytes
 from .fields import printable
+from .folders import reason_of
 from .golden import read_golden
 from .images import MOST_BYTES
 from .manifest import SIGNATURE
@@ -63,7 +64,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:
-        raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
+        raise InputError(f"{error.filename or options.bundle}: {reason_of(error)}") from error
     except MemoryError as error:
         raise CompressorError("there is not memory enough for this; give fewer or smaller inputs at once") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import FolderError
+from .folders import reason_of
 
 
 def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> None:
@@ -44,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         os.replace(scratch, path)
     except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+        raise FolderError(f"can't write {path}: {reason_of(error)}") from error
     finally:
         with suppress(OSError):  # renamed, never made, or on a disk that is gone
             scratch.unlink()

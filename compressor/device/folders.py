@@ -21,6 +21,11 @@ def files_below(folder: Path) -> Iterator[str]:
             yield (parent / name).relative_to(folder).as_posix()
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says, such as `No space left on device`."""
+    return error.strerror or str(error)
+
+
 def is_plain_file(path: Path) -> bool:
     """Whether a file lies there itself, and no link to one."""
     return path.is_file() and not path.is_symlink()

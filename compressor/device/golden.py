@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import GateError
 from .arrays import read_npz
 from .builder import sha256_of_open
-from .feeds import Array, Arrays, as_tuple, joined, parted, unwrapped
+from .feeds import Array, Arrays, as_tuple, has_rows, joined, parted, unwrapped
 from .folders import is_plain_file
 from .leaves import Leaf, names_of
 from .manifest import GOLDEN, IMAGES_SCHEMA, Manifest
@@ -110,7 +110,7 @@ def _require_declared(name: str, array: Array, leaf: Leaf, samples: int) -> None
 
 def _require_rows(name: str, array: Array, samples: int) -> None:
     """Of an output that nothing is declared of: floats, a row for each sample."""
-    if array.dtype.kind != "f" or array.ndim < 2 or len(array) != samples or array.size == 0:
+    if array.dtype.kind != "f" or not has_rows(array, samples):
         raise ValueError(f"holds {name} {array.dtype} {list(array.shape)}, expected floats [{samples}, classes]")
 
 

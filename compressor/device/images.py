@@ -22,7 +22,7 @@ from ..errors import DataError, GateError, MissingPackageError, first_line
 from . import fields
 from .arrays import read_npy, read_npz
 from .cropping import Crop, crop_of, cropped
-from .feeds import Array
+from .feeds import Array, has_rows
 from .listings import SUFFIXES, files_in
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images
 
 def checked_outputs(outputs: Array, images: Array, where: str) -> Array:
     """The model's answers [N, classes] for `images`; GateError when they are none."""
-    if outputs.dtype.kind not in "fiu" or outputs.ndim < 2 or len(outputs) != len(images) or outputs.size == 0:
+    if outputs.dtype.kind not in "fiu" or not has_rows(outputs, len(images)):
         raise GateError(
             f"the model answers {where} with {outputs.dtype} of shape {list(outputs.shape)}, expected a row of numbers "
             f"for each of {len(images)} images; it is no classifier, or not this bundle's"

@@ -86,7 +86,7 @@ def _of_pairs(folder: Path, pairs: Pairs) -> Labelled:
 
 
 def _below(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    return tuple(folder / name for name in names)
+    return tuple(map(folder.joinpath, names))
 
 
 def _holds_folders_alone(folder: Path) -> bool:

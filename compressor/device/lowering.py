@@ -109,7 +109,7 @@ def _tensors(text: str) -> tuple[TensorUse, ...]:
 
 def _dims(text: str) -> tuple[int, ...]:
     """`1,64,56,56` as numbers; nothing between the brackets is a single number's shape, ()."""
-    return tuple(int(dim) for dim in text.split(",") if dim)
+    return tuple(map(int, filter(None, text.split(","))))
 
 
 def _image_names(text: str) -> frozenset[str]:

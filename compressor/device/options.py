@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ Verb = Callable[[argparse.Namespace], int]
 _MOST = 1 << 20
 _DAY_S = 86_400.0
 _LARGEST_PORT = 65_535
+_CORE = re.compile(r"[0-9]{1,5}")
 SERVE = "--serve"
 RUN_FORMATS = ("text", "json", "jsonl", "csv")
 _INPUT = (
@@ -129,11 +131,7 @@ def _number(most: float) -> Callable[[str], float]:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(_is_core(number) for number in numbers):
+    numbers = list(map(str.strip, text.split(",")))
+    if not all(map(_CORE.fullmatch, numbers)):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of cores; write their numbers, such as 0,1")
-    return tuple(int(number) for number in numbers)
-
-
-def _is_core(number: str) -> bool:
-    return number.isascii() and number.isdigit() and len(number) < 6
+    return tuple(map(int, numbers))

@@ -148,12 +148,7 @@ def write_bundle(
         arrays = (*as_tuple(golden_inputs), *as_tuple(golden_outputs))
         input_names, output_names = members_of(manifest)
         write_npz(scratch / GOLDEN, dict(zip((*input_names, *output_names), arrays, strict=True)))
-        listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
-        pages = {} if describe is None else describe(replace(manifest, files=listings))
-        for name, page in pages.items():
-            (scratch / inside(name)).write_bytes(page)
-            listings[name] = _listing(scratch / name)
-        (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
+        _write_manifest(scratch, manifest, [*files, GOLDEN], describe)
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
         os.chmod(scratch, 0o755)  # a temporary folder is its maker's alone
         if folder.exists():
@@ -164,6 +159,16 @@ def write_bundle(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # not there any more where all went well
     return folder
+
+
+def _write_manifest(folder: Path, manifest: Manifest, names: Sequence[str], describe: Describe | None) -> None:
+    """With a listing of each file of these names, and of the pages that `describe` adds."""
+    listings = {name: _listing(folder / name) for name in sorted(names)}
+    if describe is not None:
+        for name, page in describe(replace(manifest, files=listings)).items():
+            (folder / inside(name)).write_bytes(page)
+            listings[name] = _listing(folder / name)
+    (folder / MANIFEST).write_text(manifest_text(manifest, listings))
 
 
 def _declaring(manifest: Manifest, inputs: Arrays, outputs: Arrays) -> Manifest:

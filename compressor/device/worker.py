@@ -21,7 +21,7 @@ from . import child
 from .environment import Environment, affinity, pin, read_environment, resident_bytes
 from .feeds import Arrays
 from .runtimes import REFERENCE, Session, open_model
-from .timing import Schedule, Timing, alternate, make_batches, schedule_from_json, take_turn, warm_up
+from .timing import Samples, Schedule, Timing, alternate, make_batches, schedule_from_json, take_turn, warm_up
 
 
 class OpenRequest(TypedDict):
@@ -66,23 +66,28 @@ def time_files(
 
     timings = {}
     for name in files:
-        opening = opened[name]
-        timings[name] = Timing(
-            name=name,
-            runtime=runtime,
-            schedule=schedule,
-            samples_ms=tuple(samples[name].ms),
-            turns=tuple(samples[name].turns),
-            warmup_runs=warmups[name]["runs"],
-            stable=warmups[name]["stable"],
-            environment=Environment(**opening["environment"]),
-            affinity=tuple(opening["affinity"]),
-            load_ms=opening["load_ms"],
-            first_run_ms=opening["first_run_ms"],
-            peak_bytes=closed[name]["peak_bytes"],
-            details=opening["details"],
-        )
+        facts = {**opened[name], **warmups[name], **closed[name]}
+        timings[name] = _timing(name, runtime, schedule, samples[name], facts)
     return timings
+
+
+def _timing(name: str, runtime: str, schedule: Schedule, samples: Samples, facts: child.Event) -> Timing:
+    """The record of one file, with what its worker answered when it opened, warmed up and closed."""
+    return Timing(
+        name=name,
+        runtime=runtime,
+        schedule=schedule,
+        samples_ms=tuple(samples.ms),
+        turns=tuple(samples.turns),
+        warmup_runs=facts["runs"],
+        stable=facts["stable"],
+        environment=Environment(**facts["environment"]),
+        affinity=tuple(facts["affinity"]),
+        load_ms=facts["load_ms"],
+        first_run_ms=facts["first_run_ms"],
+        peak_bytes=facts["peak_bytes"],
+        details=facts["details"],
+    )
 
 
 def _saved(images: Arrays, folder: Path) -> Path:

@@ -91,6 +91,7 @@ def build_engine(
 
     start = time.monotonic()
     answer = _run_worker(onnx_path, out_path, job, progress=progress, timeout_s=timeout_s)
+    reason_not_run = cuda.unavailable() or "no run was asked for"
     record = EngineRecord(
         path=str(out_path),
         sha256=sha256_of(out_path),
@@ -104,7 +105,7 @@ def build_engine(
         profiles=dict(job.profiles),
         build_s=time.monotonic() - start,
         cached=False,
-        status=f"built, not run: {cuda.unavailable() or 'no run was asked for'}",
+        status=f"built, not run: {reason_not_run}",
         warnings=tuple(answer["warnings"]),
         lowering=read_lowering(answer["log"]),
     )

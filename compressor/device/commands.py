@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ..errors import CompressorError, GateError, InputError
@@ -49,18 +50,24 @@ _TIMING_LINE = "{model} on {runtime}: p50 {p50_ms:.3f} ms, p90 {p90}, p99 {p99},
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verbs = {"verify": _verify, "run": run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
+    verbs: dict[str, Verb] = {
+        "verify": partial(_on_folder, _verify),
+        "run": partial(_on_folder, run),
+        "build": partial(_on_folder, _build),
+        "benchmark": partial(_on_folder, _benchmark),
+        "pack": _pack,
+        "unpack": _unpack,
+    }
     parser = make_parser(verbs, serves=SERVE in words)
     if not words:
         parser.print_help()
         return 0
 
     options = parser.parse_args(words)
-    verb: Verb = options.verb
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels may hold what a terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return verb(options) if verb in (_pack, _unpack) else _on_folder(verb, options)
+        return int(options.verb(options))
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:

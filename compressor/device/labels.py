@@ -109,7 +109,7 @@ def _index(name: str, classes: Sequence[str], where: Path) -> int:
             f"class {name!r} in {str(where)!r} is not among the {len(classes)} classes "
             f"of the model.{did_you_mean(name, list(classes))} Rename it or give labels.csv with class indices"
         )
-    return list(classes).index(name)
+    return classes.index(name)
 
 
 def labelled_files(folder: Path, classes: Sequence[str] | None = None) -> ClassLabels:

@@ -64,12 +64,12 @@ def _locations(data: mmap.mmap) -> Iterator[str]:
 
 def _location(data: mmap.mmap, span: _Span) -> Iterator[str]:
     """The entry's value, if it is that of `location`."""
-    parts = list(_parts(data, span))
-    if (_KEY, b"location") not in [(number, _start_of(data, span)) for number, span in parts]:
+    texts = [(number, _start_of(data, part)) for number, part in _parts(data, span)]
+    if (_KEY, b"location") not in texts:
         return
-    for number, span_of_part in parts:
+    for number, text in texts:
         if number == _VALUE:
-            yield _start_of(data, span_of_part).decode(errors="replace")
+            yield text.decode(errors="replace")
 
 
 def _start_of(data: mmap.mmap, span: _Span) -> bytes:

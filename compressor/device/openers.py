@@ -40,8 +40,9 @@ class Port:
 
     def takes(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of that shape fits."""
-        fixed = tuple(length if size == -1 else size for size, length in zip(self.shape, shape, strict=False))
-        return len(shape) == len(self.shape) and fixed == shape
+        if len(shape) != len(self.shape):
+            return False
+        return all(size in (-1, length) for size, length in zip(self.shape, shape, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

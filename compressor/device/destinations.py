@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import FolderError
-from .folders import reason_of
+from .folders import is_plain_file, reason_of
 
 
 def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> None:
@@ -25,8 +25,7 @@ def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> 
         raise FolderError(f"{name} {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
     if not path.parent.is_dir():
         raise FolderError(f"{name} {path}: there is no folder {path.parent}")
-    is_ordinary = path.is_file() or not path.exists()
-    if path.is_symlink() or not is_ordinary:
+    if os.path.lexists(path) and not is_plain_file(path):
         raise FolderError(f"{name} {path} is a link or a device, which a file would replace; name an ordinary file")
     actual = path.resolve()
     for place in kept:

@@ -69,8 +69,8 @@ def mean_average_precision(images: Sequence[Mapping[int, Matches]]) -> float:
 def _boxes_of(image: Boxes, label: int) -> FloatArray:
     """Boxes [k, 4] of one class."""
     is_label = np.asarray(image["labels"]) == label
-    boxes = np.asarray(image["boxes"], np.float32).reshape(-1, 4)
-    return boxes[is_label].astype(np.float64)
+    boxes: FloatArray = np.asarray(image["boxes"], np.float32).reshape(-1, 4)[is_label].astype(np.float64)
+    return boxes
 
 
 def _match_class(boxes: FloatArray, scores: FloatArray, truths: FloatArray) -> Matches:

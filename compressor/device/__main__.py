@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ..errors import MissingPackageError
+from ..errors import MissingPackageError, first_line
 from .isolation import leave_current_folder
 
 VERBS = ("verify", "run", "build", "pack", "unpack")
@@ -29,7 +29,7 @@ def load_commands() -> ModuleType | None:
     try:
         return importlib.import_module(f"{__package__}.commands")
     except ImportError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         print(f"error: numpy can't be imported ({reason}): {sys.executable} -m pip install numpy", file=sys.stderr)
         return None
 

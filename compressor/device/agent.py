@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -37,6 +38,7 @@ _MOST_SAID = 1 << 23  # bytes of a program's output
 BESIDE = ("__init__.py", "errors.py", "records.py")
 """What the device side imports of the package beside itself."""
 _VERBS = "survey state begin put prove settle store unpack fetch forget run switch note discard".split()
+_NAME = re.compile(r"[^./][^/]*")  # of a release or of a file of ours: not hidden, nor of several steps
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONS = """
 import importlib, json, sys
@@ -104,7 +106,7 @@ class Agent:
     def survey(self, request: Request, payload: bytes) -> Answer:
         """What this device is and has; nothing is written."""
         self.root = self._place(request["root"])
-        found = [str(name) for name in request["libraries"] if importlib.util.find_spec(str(name)) is not None]
+        libraries = filter(importlib.util.find_spec, map(str, request["libraries"]))
         return {
             "architecture": platform.machine(),
             "system": platform.system(),
@@ -113,7 +115,7 @@ class Agent:
             "board": _read("/proc/device-tree/model").strip("\0\n"),
             "gpu": _said(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]),
             "rsync": _said(["rsync", "--version"]).partition("\n")[0],
-            "libraries": _versions(found),
+            "libraries": _versions(list(libraries)),
             "installed": _installed(),
             "free_bytes": shutil.disk_usage(_nearest(self.root)).free,
             "root": self.root,
@@ -127,7 +129,8 @@ class Agent:
             said = json.loads(_read(os.path.join(self.root, OURS, STATE)) or "{}")
         except (ValueError, RecursionError):
             said = {}
-        said = said if isinstance(said, dict) else {}  # whoever wrote it, the next ship writes it anew
+        if not isinstance(said, dict):  # whoever wrote it, the next ship writes it anew
+            said = {}
         return {"current": _current(self.root), "releases": _listed(os.path.join(self.root, RELEASES)), "state": said}
 
     def begin(self, request: Request, payload: bytes) -> Answer:
@@ -153,8 +156,8 @@ class Agent:
         """Writes a piece of a file of the release at its offset, which is where the file ends, or 0 to begin anew."""
         path, offset = self._file(request["name"]), int(request["offset"])
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if os.path.islink(path) or (offset == 0 and os.path.exists(path)):
-            os.unlink(path)
+        if offset == 0 or os.path.islink(path):
+            _remove(path)
         with open(path, "ab") as file:
             if file.tell() != offset:
                 raise Refusal("input", f"{request['name']} has {file.tell()} bytes here, {offset} were expected")
@@ -217,8 +220,7 @@ class Agent:
     def forget(self, request: Request, payload: bytes) -> Answer:
         """Removes files of our own that are needed no more."""
         for name in request["names"]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._inside(OURS, str(name)))
+            _remove(self._inside(OURS, str(name)))
         return {}
 
     def run(self, request: Request, payload: bytes) -> Answer:
@@ -254,26 +256,28 @@ class Agent:
     def discard(self, request: Request, payload: bytes) -> Answer:
         """Removes every release but the current one and those to be kept, and what came in half."""
         kept = {_current(self.root), *map(str, request["keep"])}
-        removed = [name for name in _listed(os.path.join(self.root, RELEASES)) if name not in kept]
-        for name in removed:
-            shutil.rmtree(self._inside(RELEASES, name))
-        for name in _listed(os.path.join(self.root, INCOMING)):
-            if name not in kept:
-                shutil.rmtree(self._inside(INCOMING, name))
+        removed = self._discard(RELEASES, kept)
+        self._discard(INCOMING, kept)
         return {"removed": removed}
+
+    def _discard(self, kind: str, kept: set[str]) -> list[str]:
+        names = [name for name in _listed(os.path.join(self.root, kind)) if name not in kept]
+        for name in names:
+            shutil.rmtree(self._inside(kind, name))
+        return names
 
     def _place(self, root: object) -> str:
         """A relative root lies in the home folder."""
         return os.path.normpath(os.path.join(os.path.expanduser("~"), os.path.expanduser(str(root))))
 
     def _inside(self, kind: str, name: str) -> str:
-        if not name or "/" in name or name.startswith("."):
+        if not _NAME.fullmatch(name):
             raise Refusal("input", f"{name!r} is no name here")
         return os.path.join(self.root, kind, name)
 
     def _file(self, name: object) -> str:
         steps = str(name).split("/")
-        if any(step in ("", ".", "..") for step in steps) or os.path.isabs(str(name)):
+        if not {"", ".", ".."}.isdisjoint(steps) or os.path.isabs(str(name)):
             raise Refusal("input", f"{name!r} lies outside the release")
         return os.path.join(self.folder, *steps)
 
@@ -294,15 +298,19 @@ class Agent:
 
     def _hashes(self, files: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Of those that are here, [bytes, sha256]."""
-        paths = {name: self._file(name) for name in files}
-        here = {name: path for name, path in paths.items() if os.path.isfile(path)}
-        return {name: [os.path.getsize(path), _sha256(path)] for name, path in here.items()}
+        hashes: dict[str, list[Any]] = {}
+        for name in files:
+            path = self._file(name)
+            if os.path.isfile(path):
+                hashes[name] = [os.path.getsize(path), _sha256(path)]
+        return hashes
 
     def _take_from_current(self, files: Mapping[str, list[Any]]) -> None:
         current = os.path.join(self.root, CURRENT)
-        for name, (size, _) in files.items():
+        for name, (size_bytes, _) in files.items():
             earlier, path = os.path.join(current, *name.split("/")), self._file(name)
-            if os.path.isfile(earlier) and os.path.getsize(earlier) == size and not os.path.exists(path):
+            has_size = os.path.isfile(earlier) and os.path.getsize(earlier) == size_bytes
+            if has_size and not os.path.exists(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 shutil.copyfile(earlier, path)  # no hard link: a copy that resumes writes in place
 
@@ -322,8 +330,7 @@ class Agent:
         if os.path.lexists(link) and not os.path.islink(link):
             raise Refusal("input", f"{link} is no link of ours; move it away, or ship to another path")
         fresh = f"{link}.{os.getpid()}"
-        if os.path.lexists(fresh):
-            os.unlink(fresh)
+        _remove(fresh)
         os.symlink(f"{RELEASES}/{release}", fresh)
         os.replace(fresh, link)
         _settle_folder(self.root)
@@ -372,10 +379,8 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
         cwd=folder,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    said = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
-    streams, end = list(said), time.monotonic() + timeout_s
+    said = {pipe.fileno(): b"" for pipe in (process.stdout, process.stderr) if pipe is not None}
+    streams, end = set(said), time.monotonic() + timeout_s
     try:
         while streams:
             ready = select.select([0, *streams], [], [], max(0.0, end - time.monotonic()))[0]
@@ -386,7 +391,7 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
             for stream in ready:
                 piece = os.read(stream, 1 << 16)
                 said[stream] = (said[stream] + piece)[-_MOST_SAID:]
-                if not piece:
+                if not piece:  # its end
                     streams.remove(stream)
         code = process.wait()
     finally:
@@ -434,8 +439,9 @@ def _installed() -> str:
     """The digest of a compressor that is installed here, empty where none is."""
     try:
         spec = importlib.util.find_spec("compressor")
-        places = list(spec.submodule_search_locations or []) if spec is not None else []
-        return package_digest(places[0]) if places else ""
+        if spec is None or not spec.submodule_search_locations:
+            return ""
+        return package_digest(spec.submodule_search_locations[0])
     except (OSError, ValueError):
         return ""
 
@@ -443,10 +449,10 @@ def _installed() -> str:
 def _said(command: list[str], timeout_s: float = 10.0) -> str:
     """What a program prints, empty where there is none or it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.SubprocessError):  # too slow, or of another exit code than 0
         return ""
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+    return done.stdout.decode(errors="replace").strip()
 
 
 def _sha256(path: str, before: bytes = b"") -> str:
@@ -455,6 +461,12 @@ def _sha256(path: str, before: bytes = b"") -> str:
         for block in iter(lambda: file.read(_BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _remove(path: str) -> None:
+    """Where it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _read(path: str) -> str:

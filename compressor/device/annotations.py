@@ -7,6 +7,8 @@ Labels count from 0 in the order of the categories' ids, or are the model's clas
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..records import IntArray
 from .labels import MOST_CLASSES
-from .listings import is_file, read_json_object, require_files, shown
+from .listings import is_file, names_below, read_json_object, require_files, shown
 
-_NAMES = ("annotations.json", "_annotations.coco.json")
-_PATTERNS = ("instances*.json", "annotations/instances*.json")
+_PATTERNS = ("annotations.json", "_annotations.coco.json", "instances*.json", "annotations/instances*.json")
 _LARGEST_PX = 1e7  # of a box's coordinate
 
 
@@ -41,11 +42,11 @@ class Annotations:
 
 def annotations_of(folder: Path) -> Path | None:
     """The folder's file of annotations, None without one. Raises DataError where there are several."""
-    files = [folder / name for name in _NAMES if (folder / name).is_file()]
+    files: list[Path] = []
     for pattern in _PATTERNS:
-        files += sorted(folder.glob(pattern))
+        files += filter(Path.is_file, sorted(folder.glob(pattern)))
     if len(files) > 1:
-        listed = ", ".join(path.relative_to(folder).as_posix() for path in files[:3])
+        listed = ", ".join(names_below(folder, files[:3]))
         raise DataError(f"folder {str(folder)!r} holds several files of annotations ({listed}); give one of them")
     return files[0] if files else None
 
@@ -61,24 +62,31 @@ def read_annotations(file: Path, classes: Sequence[str] | None = None) -> Annota
     names = {_id(row, file): _file_name(row, file) for row in _rows(table, "images", file)}
     if not names:
         raise DataError(f"{str(file)!r} names no images")
-    folder = _folder_of(file, next(iter(names.values())))
+    files = tuple(dict.fromkeys(names.values()))  # each once: a file may be listed under two ids
+    folder = _folder_of(file, files[0])
     require_files(folder, list(names.values()), file)
 
-    boxes: dict[str, list[tuple[float, ...]]] = {name: [] for name in names.values()}
-    labels: dict[str, list[int]] = {name: [] for name in names.values()}
+    boxes: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    labels: dict[str, list[int]] = defaultdict(list)
     for row in _rows(table, "annotations", file):
-        image, category = _reference(row, "image_id", names, file), _reference(row, "category_id", index_of, file)
+        name = names[_reference(row, "image_id", names, file)]
+        category = _reference(row, "category_id", index_of, file)
         corners = _corners(row.get("bbox"), file)
-        if corners[2] > corners[0] and corners[3] > corners[1] and not row.get("iscrowd"):
-            boxes[names[image]].append(corners)
-            labels[names[image]].append(index_of[category])
+        if _has_area(corners) and not row.get("iscrowd"):
+            boxes[name].append(corners)
+            labels[name].append(index_of[category])
     return Annotations(
         folder,
-        tuple(boxes),
+        files,
         class_names,
-        tuple(np.array(corners, np.float32).reshape(-1, 4) for corners in boxes.values()),
-        tuple(np.array(indices, np.int64) for indices in labels.values()),
+        boxes=tuple(np.array(boxes[name], np.float32).reshape(-1, 4) for name in files),  # of no box, [0, 4]
+        labels=tuple(np.array(labels[name], np.int64) for name in files),
     )
+
+
+def _has_area(corners: tuple[float, float, float, float]) -> bool:
+    x0, y0, x1, y1 = corners
+    return x1 > x0 and y1 > y0
 
 
 def _rows(table: Mapping[str, Any], key: str, file: Path) -> Sequence[Mapping[str, Any]]:
@@ -119,22 +127,24 @@ def _classes(
     """Names of classes, and which of them a category is."""
     if len(category_names) > MOST_CLASSES:
         raise DataError(f"{str(file)!r} has {len(category_names)} categories, expected at most {MOST_CLASSES:,}")
-    ids = sorted(category_names)
+    names_by_id = dict(sorted(category_names.items()))
     if not classes:
-        return tuple(category_names[identity] for identity in ids), {identity: i for i, identity in enumerate(ids)}
-    missing = [name for _, name in sorted(category_names.items()) if name not in classes]
-    if missing:
-        raise DataError(
-            f"category {shown(missing[0])} of {str(file)!r} is not among the {len(classes)} classes of the model; "
-            "rename it"
-        )
-    return tuple(classes), {identity: list(classes).index(category_names[identity]) for identity in ids}
+        return tuple(names_by_id.values()), dict(zip(names_by_id, range(len(names_by_id)), strict=True))
+    index_of = {}
+    for identity, name in names_by_id.items():
+        if name not in classes:
+            raise DataError(
+                f"category {shown(name)} of {str(file)!r} is not among the {len(classes)} classes of the model; "
+                "rename it"
+            )
+        index_of[identity] = classes.index(name)
+    return tuple(classes), index_of
 
 
 def _corners(box: Any, file: Path) -> tuple[float, float, float, float]:
     """[x, y, width, height] as x0 y0 x1 y1."""
     match box:
-        case [x, y, width, height] if all(_is_coordinate(side) for side in box):
+        case [x, y, width, height] if all(map(_is_coordinate, box)):
             return float(x), float(y), float(x) + float(width), float(y) + float(height)
         case _:
             raise DataError(f"{str(file)!r} has the bbox {shown(str(box))}, expected [x, y, width, height] in pixels")
@@ -148,6 +158,10 @@ def _is_coordinate(side: object) -> bool:
 def _folder_of(file: Path, first: str) -> Path:
     """Where the images lie: beside the annotations, or as COCO has them, `val2017/` for `instances_val2017.json`."""
     part = file.stem.removeprefix("instances_")
-    above = [file.parent, file.parent.parent] if file.parent.name == "annotations" else [file.parent]
-    places = [folder / name for folder in above for name in ("", "images", part, f"images/{part}")]
-    return next((place for place in places if is_file(place / first)), file.parent)
+    above = [file.parent]
+    if file.parent.name == "annotations":
+        above.append(file.parent.parent)
+    for folder, name in itertools.product(above, ("", "images", part, f"images/{part}")):
+        if is_file(folder / name / first):
+            return folder / name
+    return file.parent

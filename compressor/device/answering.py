@@ -10,18 +10,17 @@ from pathlib import Path
 
 from ..errors import DataError, GateError
 from . import fields
-from .arrays import read_npy, read_npz
 from .feeds import Array, Arrays, as_tuple, count, unwrapped
 from .images import (
     ARRAY_FILES,
-    MOST_BYTES,
     checked_outputs,
     load_inputs,
+    read_array_file,
     require_file,
     require_finite,
     require_finite_answer,
 )
-from .leaves import Leaf
+from .leaves import Leaf, names_of
 from .manifest import Manifest
 from .runtimes import Session
 
@@ -51,7 +50,7 @@ def read_samples(path: Path, manifest: Manifest) -> Arrays:
     if manifest.preprocessing is not None:
         return load_inputs(path, manifest.preprocessing)
     require_file(path)
-    arrays = _read_arrays(path, [leaf.name for leaf in manifest.inputs])
+    arrays = _read_arrays(path, names_of(manifest.inputs))
     for array, leaf in zip(arrays, manifest.inputs, strict=True):
         if not leaf.is_of(array) or not len(array) == len(arrays[0]) > 0:
             raise DataError(
@@ -64,28 +63,24 @@ def read_samples(path: Path, manifest: Manifest) -> Arrays:
 
 def _read_arrays(path: Path, names: Sequence[str]) -> tuple[Array, ...]:
     """One for each name; raises DataError for a file that does not hold them."""
-    suffix = path.suffix.lower()
     listed = fields.shown(", ".join(names))
-    if suffix not in ARRAY_FILES or (suffix == ".npy" and len(names) > 1):
+    endings = ARRAY_FILES if len(names) == 1 else (".npz",)
+    if path.suffix.lower() not in endings:
         raise DataError(f"{path}: the model takes no images; its input is an .npz with arrays named {listed}")
+
+    spellings = [names, [f"input.{name}" for name in names]]
+    if len(names) == 1:
+        spellings.append(["inputs"])
 
     def choose(stored: Sequence[str]) -> Sequence[str]:
         if len(names) == len(stored) == 1 and stored[0]:
             return stored
-        only = ("inputs",) if len(names) == 1 else ()
-        spelt = (names, [f"input.{name}" for name in names], only)
-        for wanted in spelt:
-            if wanted and set(wanted) <= set(stored):
-                return wanted
+        for spelling in spellings:
+            if set(spelling) <= set(stored):
+                return spelling
         raise DataError(f"{path} holds {fields.shown(', '.join(stored))}; expected arrays named {listed}")
 
-    try:
-        with path.open("rb") as file:
-            if suffix == ".npy":
-                return (read_npy(file, most_bytes=MOST_BYTES),)
-            return tuple(read_npz(file, choose, most_bytes=MOST_BYTES).values())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
+    return read_array_file(path, choose)
 
 
 def _require_declared(outputs: Sequence[Array], leaves: Sequence[Leaf], samples: int, where: str) -> None:

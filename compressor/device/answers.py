@@ -5,8 +5,9 @@ Knows no runtime and no file; `summaries` makes lines and JSON of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from .manifest import CLASSIFICATION, Decode, Manifest
 from .scoring import pixel_classes
 
 SEGMENTATION = "segmentation"
-DETECTION = "detection"
 _MOST_LEVELS = 64
 _MOST_STRIDE_PX = 1 << 14
 _MOST_BOXES = 10_000
@@ -48,42 +48,54 @@ def answers_of(manifest: Manifest, outputs: Arrays, *, top: int = 5) -> tuple[An
     Raises GateError where the bundle's way of decoding can't be followed.
     """
     named = by_output(manifest, outputs)
-    logits, maps = logits_of(manifest, named), maps_of(manifest, named)
-    detections = decoded(manifest.decode, named)
-    answers = []
-    for index in range(len(next(iter(named.values())))):
-        answers.append(
-            Answer(
-                {name: array[index] for name, array in named.items()},
-                () if logits is None else tuple(top_classes(logits[index], manifest.labels, top)),
-                None if detections is None else detections[index],
-                None if maps is None else pixel_classes(maps[index], maps.shape[2:]),
-            )
-        )
-    return tuple(answers)
+    leaves = [dict(zip(named, sample, strict=True)) for sample in zip(*named.values(), strict=True)]
+    detections = decoded(manifest.decode, named) or repeat(None)
+    return tuple(map(Answer, leaves, _classes(manifest, named, top), detections, _masks(manifest, named)))
+
+
+def _classes(manifest: Manifest, outputs: Mapping[str, Array], top: int) -> Iterable[tuple[TopClass, ...]]:
+    """Of each sample; none of any where no output is of classes."""
+    logits = logits_of(manifest, outputs)
+    if logits is None:
+        return repeat(())
+    return [tuple(top_classes(row, manifest.labels, top)) for row in logits]
+
+
+def _masks(manifest: Manifest, outputs: Mapping[str, Array]) -> Iterable[IntArray | None]:
+    """Of each sample; None of any where no output is a map of classes."""
+    maps = maps_of(manifest, outputs)
+    if maps is None:
+        return repeat(None)
+    return [pixel_classes(scores, scores.shape[1:]) for scores in maps]  # each [C, h, w]
 
 
 def by_output(manifest: Manifest, outputs: Arrays) -> dict[str, Array]:
     """The arrays by the outputs' names."""
-    names = [leaf.name for leaf in manifest.outputs] or ["output"]
-    return dict(zip(names, as_tuple(outputs), strict=True))
+    return dict(zip(manifest.output_names, as_tuple(outputs), strict=True))
 
 
 def logits_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
     """Of a classifier the only output, or of several the first of a row of floats for each sample; else None."""
     if manifest.task != CLASSIFICATION:
         return None
-    if len(outputs) == 1:
-        (only,) = outputs.values()
-        return only if only.ndim > 1 else None
-    return next((array for array in outputs.values() if array.ndim == 2 and array.dtype.kind == "f"), None)
+    if len(outputs) > 1:
+        return _first_floats(outputs, axes=2)
+    (only,) = outputs.values()
+    return only if only.ndim > 1 else None
 
 
 def maps_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
     """Of a segmentation the first output of a map of floats, [N, C, h, w]; else None."""
     if manifest.task != SEGMENTATION:
         return None
-    return next((array for array in outputs.values() if array.ndim == 4 and array.dtype.kind == "f"), None)
+    return _first_floats(outputs, axes=4)
+
+
+def _first_floats(outputs: Mapping[str, Array], *, axes: int) -> Array | None:
+    for array in outputs.values():
+        if array.ndim == axes and array.dtype.kind == "f":
+            return array
+    return None
 
 
 def decoded(decode: Decode | None, outputs: Mapping[str, Array]) -> list[Detections] | None:

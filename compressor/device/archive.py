@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,8 @@ from ..errors import CompressorError, FolderError, GateError, InputError
 from . import fields
 from .built import shipped_files
 from .bundle import verify_files
-from .destinations import require_destination
+from .destinations import replacing, require_destination
+from .folders import reason_of
 from .manifest import BUILT, MANIFEST, SIGNATURE, inside, read_bundle
 
 SUFFIX = ".tar"
@@ -62,17 +64,10 @@ def pack_bundle(folder: Path | str, target: Path | None = None) -> Path:
     if len(names) > _MOST_FILES:
         raise InputError(f"{folder} holds {len(names)} files, an archive at most {_MOST_FILES}; ship the folder itself")
 
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as archive:
-            for name in names:
-                _write_member(archive, name, folder / name)
-            archive.write(_END)
-        os.replace(scratch, target)
-    except OSError as error:
-        raise FolderError(f"can't write {target}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(target) as scratch, scratch.open("wb") as archive:
+        for name in names:
+            _write_member(archive, name, folder / name)
+        archive.write(_END)
     return target
 
 
@@ -148,7 +143,7 @@ def unpack_bundle(archive: Path | str, folder: Path | None = None) -> Path:
         try:
             os.replace(unpacked, folder)
         except OSError as error:
-            raise FolderError(f"can't write {folder}: {error.strerror or error}") from error
+            raise FolderError(f"can't write {folder}: {reason_of(error)}") from error
     return folder
 
 
@@ -159,7 +154,7 @@ def _beside(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
     except OSError as error:
-        raise FolderError(f"can't write {folder}: {error.strerror or error}; name another place with --out") from error
+        raise FolderError(f"can't write {folder}: {reason_of(error)}; name another place with --out") from error
     try:
         yield Path(scratch)
     finally:
@@ -191,12 +186,13 @@ def _folder_of(archive: Path) -> Path:
 
 def _is_same(unpacked: Path, folder: Path) -> bool:
     """Whether manifests and signatures are the same bytes."""
+    names = (MANIFEST, SIGNATURE)
+    return folder.is_dir() and all(_content(unpacked / name) == _content(folder / name) for name in names)
 
-    def contents(place: Path) -> list[bytes]:
-        paths = (place / MANIFEST, place / SIGNATURE)
-        return [path.read_bytes() if path.is_file() else b"" for path in paths]
 
-    return folder.is_dir() and contents(unpacked) == contents(folder)
+def _content(path: Path) -> bytes:
+    """Nothing of a file that is not there."""
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
@@ -209,7 +205,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     except (FileExistsError, NotADirectoryError) as error:  # into an empty folder: the archive's own doing
         raise GateError(f"{archive} holds a file in the place of a folder; {_REMEDY}") from error
     except OSError as error:
-        raise FolderError(f"can't unpack {archive}: {error.strerror or error}") from error
+        raise FolderError(f"can't unpack {archive}: {reason_of(error)}") from error
     try:
         verify_files(folder, read_bundle(folder))
     except (GateError, InputError) as error:  # where it was unpacked to is gone when this is read
@@ -229,10 +225,10 @@ def _require_room(archive: Path, folder: Path) -> None:
 
 def _extract(file: IO[bytes], archive: Path, folder: Path) -> None:
     """Every member in its place; GateError for the first that the writer would not have written there."""
-    last, count = "", 0
-    while (header := file.read(_BLOCK)) != _END[:_BLOCK]:
+    last = ""
+    headers = iter(partial(file.read, _BLOCK), _END[:_BLOCK])
+    for count, header in enumerate(headers, 1):
         name, size_bytes = _member(header, archive)
-        count += 1
         if count > _MOST_FILES:
             raise GateError(f"{archive} holds more than {_MOST_FILES} files; no bundle does")
         if name <= last:
@@ -246,7 +242,8 @@ def _extract(file: IO[bytes], archive: Path, folder: Path) -> None:
 def _member(header: bytes, archive: Path) -> tuple[str, int]:
     """Name and size of the file behind a header, if it is the header that the writer makes of them."""
     try:
-        name = b"/".join(part for part in (_text(header[345:500]), _text(header[:100])) if part).decode()
+        prefix, base = _text(header[345:500]), _text(header[:100])
+        name = b"/".join(filter(None, (prefix, base))).decode()
         size_bytes = int(_text(header[124:136]), 8)
         is_ours = size_bytes >= 0 and _header(name, size_bytes) == header
     except (ValueError, InputError):
@@ -266,13 +263,15 @@ def _text(part: bytes) -> bytes:
 
 def _fault(header: bytes) -> str:
     """What is wrong with a header that is not ours."""
-    compression = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), "")
     if header[257:262] == b"ustar":
         kind = _KINDS.get(header[156:157], "no file as the writer of bundles has them")
         return f"holds {fields.shown(_text(header[:100]).decode(errors='replace'))}, which is {kind}"
-    if compression:
-        return f"is compressed ({compression})"
-    return "is cut off" if len(header) < _BLOCK else "is damaged, or no tar archive"
+    for magic, compression in _COMPRESSED.items():
+        if header.startswith(magic):
+            return f"is compressed ({compression})"
+    if len(header) < _BLOCK:
+        return "is cut off"
+    return "is damaged, or no tar archive"
 
 
 def _extract_one(file: IO[bytes], target: Path, size_bytes: int, archive: Path) -> None:

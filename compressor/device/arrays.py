@@ -17,11 +17,15 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import CompressorError
+from ..errors import CompressorError, first_line
 from .feeds import Array
 
 _MAGIC = b"\x93NUMPY"
-_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
+# by the format's version, how many bytes a header's length takes, and what reads that header
+_VERSIONS = {
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
 _MOST_HEADER_BYTES = 10_000  # numpy's own limit for headers it can't trust
 _NUMBERS = "biuf"  # numpy's kinds: booleans, whole numbers with and without sign, floats
 _MOST_AXES = 8
@@ -59,13 +63,6 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
-def short_reason(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none, cut to what fits into a line of ours."""
-    lines = str(error).splitlines()
-    first_line = lines[0] if lines else type(error).__name__
-    return first_line[:200]
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     """Archives and decompressors fail in many ways; a reader of ours needs one. Our own errors pass."""
@@ -76,7 +73,7 @@ def _explained() -> Iterator[None]:
     except MemoryError:
         raise ValueError("holds more than there is memory for") from None
     except Exception as error:
-        raise ValueError(f"is damaged or no numpy file ({short_reason(error)})") from error
+        raise ValueError(f"is damaged or no numpy file ({first_line(error)})") from error
 
 
 def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:
@@ -84,7 +81,7 @@ def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:
     shape, by_columns, dtype = _header(data)
     if dtype.kind not in _NUMBERS:
         raise ValueError(f"holds values of type {str(dtype)[:60]}, expected numbers")
-    if len(shape) > _MOST_AXES or not all(_is_length(length) for length in shape):
+    if len(shape) > _MOST_AXES or not all(map(_is_length, shape)):
         raise ValueError("has a shape that no array of images or outputs has")
 
     count = math.prod(shape)
@@ -109,16 +106,16 @@ def _header(data: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic
     """Shape, whether the first axis runs fastest, and type, from the open file's start."""
     start = data.read(len(_MAGIC) + 2)
     version = tuple(start[len(_MAGIC) :])
-    if not start.startswith(_MAGIC) or version not in _LENGTH_BYTES:
+    if not start.startswith(_MAGIC) or version not in _VERSIONS:
         raise ValueError("is no numpy file of version 1 or 2")
 
-    length = data.read(_LENGTH_BYTES[version])
+    length_bytes, read_header = _VERSIONS[version]
+    length = data.read(length_bytes)
     header_bytes = int.from_bytes(length, "little")
     if header_bytes > _MOST_HEADER_BYTES:
         raise ValueError(f"has a header of {header_bytes} bytes, at most {_MOST_HEADER_BYTES} are read")
 
     header = io.BytesIO(length + data.read(header_bytes))
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # headers as Python 2 wrote them

@@ -7,7 +7,7 @@ Numpy alone; crowds, sizes of boxes and other than 100 detections an image and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,24 +48,29 @@ class Matches:
 
 def match_image(detected: Boxes, truth: Boxes) -> dict[int, Matches]:
     """By class, for each that is detected or there."""
-    labels = np.union1d(detected["labels"], truth["labels"])
-    return {int(label): _match_class(*_of_class(detected, label), _of_class(truth, label)[0]) for label in labels}
+    matches = {}
+    for label in map(int, np.union1d(detected["labels"], truth["labels"])):
+        scores = np.asarray(detected["scores"], np.float64)[np.asarray(detected["labels"]) == label]
+        matches[label] = _match_class(_boxes_of(detected, label), scores, _boxes_of(truth, label))
+    return matches
 
 
 def mean_average_precision(images: Sequence[Mapping[int, Matches]]) -> float:
     """The mean over thresholds and classes that some image has; NaN where none has any."""
-    labels = sorted({label for image in images for label in image})
-    precisions = [_average_precisions([image[label] for image in images if label in image]) for label in labels]
-    counted = [values for values in precisions if values is not None]
+    labels: set[int] = set().union(*images)
+    counted = []
+    for label in sorted(labels):
+        precisions = _average_precisions([image[label] for image in images if label in image])
+        if precisions is not None:
+            counted.append(precisions)
     return float(np.mean(counted)) if counted else float("nan")
 
 
-def _of_class(image: Boxes, label: int) -> tuple[FloatArray, FloatArray]:
-    """Boxes [k, 4] and scores [k] of one class."""
+def _boxes_of(image: Boxes, label: int) -> FloatArray:
+    """Boxes [k, 4] of one class."""
     is_label = np.asarray(image["labels"]) == label
-    boxes = np.asarray(image["boxes"], np.float32).reshape(-1, 4)[is_label].astype(np.float64)
-    scores = np.asarray(image["scores"], np.float64)[is_label] if "scores" in image else np.zeros(len(boxes))
-    return boxes, scores
+    boxes: FloatArray = np.asarray(image["boxes"], np.float32).reshape(-1, 4)[is_label].astype(np.float64)
+    return boxes
 
 
 def _match_class(boxes: FloatArray, scores: FloatArray, truths: FloatArray) -> Matches:
@@ -112,11 +117,7 @@ def _average_precisions(images: Sequence[Matches]) -> FloatArray | None:
     scores = np.concatenate([image.scores for image in images])
     order = np.argsort(-scores, kind="stable")
     matched = np.concatenate([image.matched for image in images], axis=1)[:, order]  # [thresholds, detections]
-    return np.array([_average_precision(row, truths) for row in _rows(matched)])
-
-
-def _rows(matched: NDArray[np.bool_]) -> Iterable[IntArray]:
-    return matched.astype(np.int64)
+    return np.array([_average_precision(row, truths) for row in matched.astype(np.int64)])
 
 
 def _average_precision(matched: IntArray, truths: int) -> float:

@@ -20,6 +20,8 @@ from typing import IO
 
 from ..errors import EngineError, FolderError, ModelError
 from . import child, cuda, fields, tensorrt
+from .destinations import replacing, write_json
+from .folders import reason_of
 from .lowering import Lowering, read_lowering
 
 SCHEMA = "compressor.engine/1"
@@ -77,6 +79,7 @@ def build_engine(
     `progress(phase, share)` is called from 0 to 1. Raises EngineError with the builder's reasons.
     """
     onnx_path, out_path = Path(onnx_path), Path(out_path)
+    progress = progress or _say_nothing
     _require_buildable(onnx_path, out_path, job.library)
 
     onnx_sha256 = sha256_of(onnx_path)
@@ -88,6 +91,7 @@ def build_engine(
 
     start = time.monotonic()
     answer = _run_worker(onnx_path, out_path, job, progress=progress, timeout_s=timeout_s)
+    reason_not_run = cuda.unavailable() or "no run was asked for"
     record = EngineRecord(
         path=str(out_path),
         sha256=sha256_of(out_path),
@@ -101,15 +105,18 @@ def build_engine(
         profiles=dict(job.profiles),
         build_s=time.monotonic() - start,
         cached=False,
-        status=f"built, not run: {cuda.unavailable() or 'no run was asked for'}",
+        status=f"built, not run: {reason_not_run}",
         warnings=tuple(answer["warnings"]),
         lowering=read_lowering(answer["log"]),
     )
     write_sidecar(record)
     _to_cache(cache, record)
-    if progress is not None:
-        progress("done", 1.0)
+    progress("done", 1.0)
     return record
+
+
+def _say_nothing(phase: str, share: float) -> None:
+    """What is called where nobody follows the progress."""
 
 
 def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
@@ -137,7 +144,7 @@ def sidecar_of(engine: Path) -> Path:
 def write_sidecar(record: EngineRecord) -> None:
     """The record beside the engine; never a prefix in it, which other loaders could not read."""
     content = {"schema": SCHEMA, **asdict(record), "path": Path(record.path).name}
-    write_atomically(sidecar_of(Path(record.path)), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(sidecar_of(Path(record.path)), content)
 
 
 def read_sidecar(engine: Path) -> EngineRecord:
@@ -244,15 +251,13 @@ def _installed_version(library: str) -> str:
 
 
 def _run_worker(
-    onnx_path: Path, out_path: Path, job: EngineJob, *, progress: Progress | None, timeout_s: float
+    onnx_path: Path, out_path: Path, job: EngineJob, *, progress: Progress, timeout_s: float
 ) -> child.Event:
     """Runs the build beside the target and moves the finished file into place; returns the worker's answer."""
     _make_folder(out_path.parent)
 
     def forward(event: child.Event) -> None:
-        if progress is not None:
-            share = event["step"] / max(1, event["steps"])
-            progress(str(event["phase"]), share)
+        progress(str(event["phase"]), event["step"] / max(1, event["steps"]))
 
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".build-") as folder:
         scratch = Path(folder) / out_path.name
@@ -265,56 +270,50 @@ def _run_worker(
 
 
 def _already_there(out_path: Path, key: str) -> EngineRecord | None:
-    if not sidecar_of(out_path).is_file() or not out_path.is_file():
+    record = _whole_record(out_path)
+    if record is None or record.key != key:
         return None
-    try:
-        record = read_sidecar(out_path)
-    except EngineError:
-        return None
-    return replace(record, cached=True) if record.key == key else None
+    return replace(record, cached=True)
 
 
 def _from_cache(cache: Path | None, key: str, out_path: Path) -> EngineRecord | None:
-    if cache is None or not (cache / f"{key}.plan").is_file():
+    if cache is None:
         return None
-    try:
-        record = read_sidecar(cache / f"{key}.plan")
-    except EngineError:  # an entry that was damaged is not an entry
+    entry = cache / f"{key}.plan"
+    record = _whole_record(entry)
+    if record is None:
         return None
-
-    _make_folder(out_path.parent)
-    scratch = out_path.with_name(f".{out_path.name}.{os.getpid()}")
-    shutil.copyfile(cache / f"{key}.plan", scratch)
-    os.replace(scratch, out_path)
+    _copy(entry, out_path)
     copied_record = replace(record, path=str(out_path), cached=True)
     write_sidecar(copied_record)
     return copied_record
+
+
+def _whole_record(engine: Path) -> EngineRecord | None:
+    """None where there is no engine, or one that was damaged."""
+    try:
+        return read_sidecar(engine)
+    except EngineError:
+        return None
 
 
 def _to_cache(cache: Path | None, record: EngineRecord) -> None:
     """Engine first, sidecar last: an entry counts only once its sidecar names its bytes."""
     if cache is None:
         return
-    _make_folder(cache)
     entry = cache / f"{record.key}.plan"
-    scratch = cache / f".{record.key}.{os.getpid()}"
-    shutil.copyfile(record.path, scratch)
-    os.replace(scratch, entry)
+    _copy(Path(record.path), entry)
     write_sidecar(replace(record, path=str(entry)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    _make_folder(target.parent)
+    with replacing(target) as scratch:
+        shutil.copyfile(source, scratch)
 
 
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FolderError(f"can't make the folder {path}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is the old one or the new one at every moment; raises FolderError when it can't be written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # renaming is atomic within a folder only
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror}") from error
+        raise FolderError(f"can't make the folder {path}: {reason_of(error)}") from error

@@ -6,7 +6,7 @@ manifest's hash. The record saves no check but the first: who can write an engin
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..errors import EngineError, GateError
 from . import cuda, fields, tensorrt
-from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of, write_atomically
+from .builder import EngineRecord, read_sidecar, sha256_of, sidecar_of
+from .destinations import write_json
 from .folders import files_below
 from .golden import Golden, distance
 from .manifest import BUILT, MANIFEST, Manifest, ModelFile
@@ -23,8 +24,9 @@ from .runtimes import Session
 
 SCHEMA = "compressor.golden-check/1"
 _MOST_RECORD_BYTES = 1 << 16
-_ENGINE_FILES = re.compile(rf"{BUILT}/[A-Za-z0-9_-][A-Za-z0-9._-]*\.plan(\.json|\.golden\.json)?")
-_UNFINISHED = re.compile(rf"{BUILT}/(\.build-[^/]+(/.*)?|\.[^/]+\.\d+)")  # by a build that runs or was killed
+_ENGINE = r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.plan(\.json|\.golden\.json)?"
+_UNFINISHED = r"\.build-[^/]+(/.*)?|\.[^/]+\.\d+"  # by a build that runs or was killed
+_BUILDERS_FILES = re.compile(f"{BUILT}/({_ENGINE}|{_UNFINISHED})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,30 @@ class BuiltEngine:
 
 def is_builders_file(name: str) -> bool:
     """Whether a path in the bundle is called as what `compressor build` leaves there."""
-    return bool(_ENGINE_FILES.fullmatch(name) or _UNFINISHED.fullmatch(name))
+    return _BUILDERS_FILES.fullmatch(name) is not None
 
 
 def shipped_files(folder: Path) -> Iterator[str]:
     """Paths in the bundle but for what `compressor build` leaves there; a link is never that."""
     for name in files_below(folder):
-        if not is_builders_file(name) or (folder / name).is_symlink():
+        is_link = (folder / name).is_symlink()
+        if is_link or not is_builders_file(name):
             yield name
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:
     """The engines built in a bundle's folder, by name; links are none, they may lead out of it."""
-    return tuple(path for path in sorted((folder / BUILT).glob("*.plan")) if not path.is_symlink())
+    return tuple(itertools.filterfalse(Path.is_symlink, sorted((folder / BUILT).glob("*.plan"))))
 
 
 def built_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:
     """Engines made here from this bundle's models; raises EngineError for one that is not."""
     return tuple(read_built(path, manifest) for path in engine_files(folder))
+
+
+def checked_engines(folder: Path, manifest: Manifest) -> tuple[BuiltEngine, ...]:
+    """Those of them that passed the golden outputs."""
+    return tuple(engine for engine in built_engines(folder, manifest) if not engine.unchecked)
 
 
 def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
@@ -64,12 +72,11 @@ def read_built(path: Path, manifest: Manifest) -> BuiltEngine:
     The source is told by its hash: limits and precision of the engine are that model's.
     """
     record = read_sidecar(path)
-    sources = (model for model in manifest.models if manifest.files[model.path]["sha256"] == record.onnx_sha256)
-    source = next(sources, None)
-    if source is None:
-        raise EngineError(f"{path} was built from no model of this bundle; remove it and run `compressor build` again")
-    model = replace(source, path=f"{BUILT}/{path.name}", library=record.library, target="this-gpu", made_for="")
-    return BuiltEngine(model, most_images(record), _unchecked(path, record))
+    for source in manifest.models:
+        if manifest.files[source.path]["sha256"] == record.onnx_sha256:
+            model = replace(source, path=f"{BUILT}/{path.name}", library=record.library, target="this-gpu", made_for="")
+            return BuiltEngine(model, most_images(record), _unchecked(path, record))
+    raise EngineError(f"{path} was built from no model of this bundle; remove it and run `compressor build` again")
 
 
 def most_images(record: EngineRecord) -> int:
@@ -96,7 +103,7 @@ def write_check(engine: Path, parity: Parity) -> None:
         "max_abs": parity.max_abs,
         "gpu": _gpu_here(),
     }
-    write_atomically(_record_of(engine), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(_record_of(engine), content)
 
 
 def remove_engine(engine: Path) -> None:
@@ -126,19 +133,36 @@ def _unchecked(engine: Path, record: EngineRecord) -> str:
         library = f"{record.library} {record.library_version}"
         return f"it was built by {library}, {version} is installed; run `compressor build` on the bundle again"
     try:
-        content = fields.read_object(_record_of(engine), _MOST_RECORD_BYTES)
-        recorded_hashes = {key: fields.sha256(content, key) for key in ("engine_sha256", "manifest_sha256")}
-        is_our_schema = fields.field(content, "schema") == SCHEMA
-        checked_on = fields.text({"gpu": "", **content}, "gpu")  # records did not always say
+        check = _read_check(_record_of(engine))
     except FileNotFoundError:
         return f"it was not checked on the golden outputs; {remedy}"
     except (OSError, ValueError, RecursionError) as error:
         return f"the record of its check can't be read ({error}); {remedy}"
 
     here = _gpu_here()
-    if checked_on and here and checked_on != here:
-        return f"it was checked on a GPU of {checked_on}, this one is {here}; {remedy}"
-    hashes = {"engine_sha256": record.sha256, "manifest_sha256": sha256_of(_manifest_beside(engine))}
-    if is_our_schema and recorded_hashes == hashes:
+    if here and check.gpu not in ("", here):
+        return f"it was checked on a GPU of {check.gpu}, this one is {here}; {remedy}"
+    expected = replace(check, schema=SCHEMA, engine=record.sha256, manifest=sha256_of(_manifest_beside(engine)))
+    if check == expected:
         return ""
     return f"it was checked in another bundle or form; {remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class _GoldenCheck:
+    """What `write_check` says: hashes of engine and manifest, and the GPU's architecture, empty where it is unsaid."""
+
+    schema: object
+    engine: str
+    manifest: str
+    gpu: str
+
+
+def _read_check(path: Path) -> _GoldenCheck:
+    content = fields.read_object(path, _MOST_RECORD_BYTES)
+    return _GoldenCheck(
+        schema=fields.field(content, "schema"),
+        engine=fields.sha256(content, "engine_sha256"),
+        manifest=fields.sha256(content, "manifest_sha256"),
+        gpu=fields.text({"gpu": "", **content}, "gpu"),  # records did not always say
+    )

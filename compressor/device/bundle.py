@@ -20,10 +20,19 @@ from . import cuda
 from .answering import answers
 from .arrays import write_npz
 from .builder import sha256_of
-from .built import BuiltEngine, built_engines, check_built, engine_files, read_built, shipped_files
-from .feeds import Arrays, as_tuple, count
-from .golden import Golden, distance, members_of, read_golden
-from .leaves import Leaf, declared
+from .built import (
+    BuiltEngine,
+    built_engines,
+    check_built,
+    checked_engines,
+    engine_files,
+    read_built,
+    shipped_files,
+)
+from .feeds import Arrays, as_tuple
+from .folders import is_plain_file, reason_of
+from .golden import MOST_SAMPLES, Golden, distance, members_of, read_golden
+from .leaves import Leaf, declared, names_of
 from .manifest import (
     BUILT,
     GOLDEN,
@@ -54,7 +63,7 @@ __all__ = [
     "Manifest",
     "ModelFile",
     "answers",
-    "built_engines",
+    "checked_engines",
     "choose_runtime",
     "declared",
     "open_bundle",
@@ -100,8 +109,12 @@ class BundleReport:
     @property
     def passed(self) -> bool:
         """Whether nothing failed and at least one model really ran."""
-        ran = any(check.parity is not None and check.outcome == "passed" for check in self.checks)
-        return ran and all(check.outcome != "failed" for check in self.checks)
+        models_passed = [check for check in self.having("passed") if check.parity is not None]
+        return bool(models_passed) and not self.having("failed")
+
+    def having(self, outcome: str) -> list[Check]:
+        """The lines of that outcome."""
+        return [check for check in self.checks if check.outcome == outcome]
 
 
 def write_bundle(
@@ -135,31 +148,33 @@ def write_bundle(
         arrays = (*as_tuple(golden_inputs), *as_tuple(golden_outputs))
         input_names, output_names = members_of(manifest)
         write_npz(scratch / GOLDEN, dict(zip((*input_names, *output_names), arrays, strict=True)))
-        listings = {name: _listing(scratch / name) for name in sorted([*files, GOLDEN])}
-        pages = {} if describe is None else describe(replace(manifest, files=listings))
-        for name, page in pages.items():
-            (scratch / inside(name)).write_bytes(page)
-            listings[name] = _listing(scratch / name)
-        (scratch / MANIFEST).write_text(manifest_text(manifest, listings))
+        _write_manifest(scratch, manifest, [*files, GOLDEN], describe)
         read_golden(scratch, read_bundle(scratch))  # what is written can be read
         os.chmod(scratch, 0o755)  # a temporary folder is its maker's alone
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(scratch, folder)
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise FolderError(f"can't write the bundle {folder}: {error}") from error
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # not there any more where all went well
     return folder
+
+
+def _write_manifest(folder: Path, manifest: Manifest, names: Sequence[str], describe: Describe | None) -> None:
+    """With a listing of each file of these names, and of the pages that `describe` adds."""
+    listings = {name: _listing(folder / name) for name in sorted(names)}
+    if describe is not None:
+        for name, page in describe(replace(manifest, files=listings)).items():
+            (folder / inside(name)).write_bytes(page)
+            listings[name] = _listing(folder / name)
+    (folder / MANIFEST).write_text(manifest_text(manifest, listings))
 
 
 def _declaring(manifest: Manifest, inputs: Arrays, outputs: Arrays) -> Manifest:
     """The manifest in the newest schema; raises InputError where it declares other numbers of inputs and outputs."""
-    input_names = [leaf.name for leaf in manifest.inputs] or ["input"]
-    output_names = [leaf.name for leaf in manifest.outputs] or ["output"]
-    actual_inputs, actual_outputs = declared(input_names, inputs), declared(output_names, outputs)
+    actual_inputs = declared(names_of(manifest.inputs) or ["input"], inputs)
+    actual_outputs = declared(manifest.output_names, outputs)
     return replace(
         manifest,
         inputs=manifest.inputs or actual_inputs,
@@ -188,8 +203,7 @@ def verify_bundle(folder: Path | str, runtime: str = "", *, key: Path | None = N
     `folder` is no bundle or `runtime` unknown.
     """
     folder = Path(folder)
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     with _unchanging(folder):
         signed_by = "" if key is None else verify_signature(folder, key)
         manifest = read_bundle(folder)
@@ -201,13 +215,26 @@ def verify_bundle(folder: Path | str, runtime: str = "", *, key: Path | None = N
     return BundleReport(str(folder), tuple(checks), signed_by)
 
 
+def _check_file(folder: Path, name: str, listing: FileListing) -> Check:
+    path = folder / inside(name)
+    if not is_plain_file(path):
+        return Check(name, "failed", "is missing")
+    size_bytes, listed_bytes = path.stat().st_size, listing["bytes"]
+    if size_bytes != listed_bytes:
+        fault = "truncated" if size_bytes < listed_bytes else "too long"
+        return Check(name, "failed", f"is {fault}: {size_bytes} bytes, the manifest says {listed_bytes}")
+    if sha256_of(path) != listing["sha256"]:
+        return Check(name, "failed", "was changed: its sha256 differs from the manifest's")
+    return Check(name, "passed", "sha256 as in the manifest")
+
+
 def _check_unlisted(folder: Path, manifest: Manifest) -> list[Check]:
     """A line for each file that nobody vouches for; of very many, one for the rest."""
     names = list(_unlisted(folder, manifest))
     checks = [Check(name, "failed", "is not in the manifest; remove it") for name in names[:_MOST_LINES]]
-    if len(names) > _MOST_LINES:
-        rest = len(names) - _MOST_LINES
-        checks.append(Check(f"{rest} more files", "failed", "are not in the manifest; remove them"))
+    left_out = len(names) - len(checks)
+    if left_out:
+        checks.append(Check(f"{left_out} more files", "failed", "are not in the manifest; remove them"))
     return checks
 
 
@@ -235,19 +262,44 @@ def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[st
         golden = read_golden(folder, manifest)
     except GateError as error:
         return [Check(GOLDEN, "failed", str(error).removeprefix(f"{GOLDEN} "))]
-    models = [model for model in manifest.models if model.path in intact]
-    checks = [_check_model(folder, model, runtime, golden) for model in models]
+    checks = [_check_model(folder, model, runtime, golden) for model in manifest.models if model.path in intact]
     for path in engine_files(folder):
-        if not with_built:
-            checks.append(Check(f"{BUILT}/{path.name}", "not run", "built on a device: no signature covers it"))
-            continue
-        try:
-            engine = read_built(path, manifest)
-        except CompressorError as error:
-            checks.append(Check(f"{BUILT}/{path.name}", "failed", str(error)))
+        if with_built:
+            checks.append(_check_engine(path, folder, manifest, runtime, golden))
         else:
-            checks.append(_check_model(folder, engine.model, runtime, golden, engine))
+            checks.append(Check(f"{BUILT}/{path.name}", "not run", "built on a device: no signature covers it"))
     return checks
+
+
+def _check_engine(path: Path, folder: Path, manifest: Manifest, runtime: str, golden: Golden) -> Check:
+    try:
+        engine = read_built(path, manifest)
+    except CompressorError as error:
+        return Check(f"{BUILT}/{path.name}", "failed", str(error))
+    check = _check_model(folder, engine.model, runtime, golden, engine.at_once)
+    if check.outcome == "passed" and engine.unchecked:
+        return replace(check, detail=f"{check.detail}; not used: {engine.unchecked}")
+    return check
+
+
+def _check_model(folder: Path, model: ModelFile, runtime: str, golden: Golden, at_once: int = MOST_SAMPLES) -> Check:
+    """Its distance from the golden outputs, computed on at most `at_once` samples at a time."""
+    chosen, reason = choose_runtime(model, runtime)
+    if reason:
+        prefix = "built, not run: " if kind_of(model.path) == "engine" else ""
+        return Check(model.path, "not run", prefix + reason)
+
+    try:
+        session = open_model(folder / model.path, runtime=chosen, fused=not model.made_for)
+        parity = distance(session, golden, at_once)
+    except CompressorError as error:
+        return Check(model.path, "failed", f"in {chosen}: {error}")
+
+    broken_limits = failures(parity, model.limits)
+    if broken_limits:
+        return Check(model.path, "failed", f"in {chosen}: {'; '.join(broken_limits)}", parity)
+    detail = f"in {chosen} {session.version}: max |difference| {parity.max_abs:.3g} of {parity.reference_max_abs:.3g}"
+    return Check(model.path, "passed", detail, parity)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
@@ -280,7 +332,7 @@ def _unchanging(folder: Path) -> Iterator[None]:
             f"{folder} changed while it was read: {error.filename or 'a file'} is gone; do it again"
         ) from error
     except OSError as error:
-        raise GateError(f"{folder} can't be read: {error.strerror or error}") from error
+        raise GateError(f"{folder} can't be read: {reason_of(error)}") from error
 
 
 def open_bundle(
@@ -293,15 +345,16 @@ def open_bundle(
     MissingPackageError says what to install, or EngineError what else is in the way.
     """
     folder = Path(folder)
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     with _unchanging(folder):
         manifest = read_bundle(folder)
         require_listed(folder, manifest)
-        engines = {engine.model.path: engine for engine in built_engines(folder, manifest) if not engine.unchecked}
+        engines = {engine.model.path: engine for engine in checked_engines(folder, manifest)}
         entries = [*(engine.model for engine in engines.values()), *manifest.models]
+        if model:
+            entries = [entry for entry in entries if entry.path == model]
         reasons = []
-        for entry in (entry for entry in entries if model in ("", entry.path)):
+        for entry in entries:
             chosen, reason = choose_runtime(entry, runtime)
             if not reason:
                 engine = engines.get(entry.path)
@@ -353,7 +406,7 @@ def run_bundle(folder: Path | str, inputs: Sequence[Path], *, runtime: str = "",
 def choose_runtime(model: ModelFile, runtime: str) -> tuple[str, str]:
     """The runtime for a model and an empty string, or an empty name and the reason why none is there."""
     names, reason = usable_runtimes(model, runtime)
-    return (names[0], "") if names else ("", reason)
+    return next(iter(names), ""), reason
 
 
 def usable_runtimes(model: ModelFile, runtime: str = "") -> tuple[tuple[str, ...], str]:
@@ -368,7 +421,9 @@ def usable_runtimes(model: ModelFile, runtime: str = "") -> tuple[tuple[str, ...
     reasons = available()
     candidates = (runtime,) if runtime else accepting
     usable = tuple(name for name in candidates if not reasons[name])
-    return usable, "" if usable else reasons[candidates[0]]
+    if not usable:
+        return (), reasons[candidates[0]]
+    return usable, ""
 
 
 def _other_gpu(model: ModelFile) -> str:
@@ -381,43 +436,6 @@ def _other_gpu(model: ModelFile) -> str:
     return f"built for {model.target}, this GPU ({name}) is {capability}; `compressor build` makes one for it"
 
 
-def _check_file(folder: Path, name: str, listing: FileListing) -> Check:
-    path = folder / inside(name)
-    if path.is_symlink() or not path.is_file():
-        return Check(name, "failed", "is missing")
-    size_bytes, listed_bytes = path.stat().st_size, listing["bytes"]
-    if size_bytes != listed_bytes:
-        fault = "truncated" if size_bytes < listed_bytes else "too long"
-        return Check(name, "failed", f"is {fault}: {size_bytes} bytes, the manifest says {listed_bytes}")
-    if sha256_of(path) != listing["sha256"]:
-        return Check(name, "failed", "was changed: its sha256 differs from the manifest's")
-    return Check(name, "passed", "sha256 as in the manifest")
-
-
-def _check_model(
-    folder: Path, model: ModelFile, runtime: str, golden: Golden, engine: BuiltEngine | None = None
-) -> Check:
-    chosen, reason = choose_runtime(model, runtime)
-    if reason:
-        prefix = "built, not run: " if kind_of(model.path) == "engine" else ""
-        return Check(model.path, "not run", prefix + reason)
-
-    at_once = engine.at_once if engine else count(golden.inputs)
-    try:
-        session = open_model(folder / model.path, runtime=chosen, fused=not model.made_for)
-        parity = distance(session, golden, at_once)
-    except CompressorError as error:
-        return Check(model.path, "failed", f"in {chosen}: {error}")
-
-    broken_limits = failures(parity, model.limits)
-    if broken_limits:
-        return Check(model.path, "failed", f"in {chosen}: {'; '.join(broken_limits)}", parity)
-    detail = f"in {chosen} {session.version}: max |difference| {parity.max_abs:.3g} of {parity.reference_max_abs:.3g}"
-    if engine and engine.unchecked:
-        detail += f"; not used: {engine.unchecked}"
-    return Check(model.path, "passed", detail, parity)
-
-
 def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Files nobody vouches for, but for the signature and what `compressor build` leaves; links are such."""
     listed = {MANIFEST, *manifest.files}
@@ -428,15 +446,17 @@ def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _refuse_foreign(folder: Path) -> None:
     """Raises FolderError for a folder that holds anything but an earlier bundle, which would be lost."""
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is a file; choose another folder for the bundle")
+    if not folder.exists():
+        return
     if not folder.is_dir():
+        raise FolderError(f"{folder} is a file; choose another folder for the bundle")
+    if not any(folder.iterdir()):
         return
 
     manifest = folder / MANIFEST
-    if any(folder.iterdir()) and not manifest.is_file():
+    if not manifest.is_file():
         raise FolderError(f"{folder} holds something else than a bundle; choose another folder")
-    if manifest.is_file() and _schema_of(manifest) not in (SCHEMA, IMAGES_SCHEMA):
+    if _schema_of(manifest) not in (SCHEMA, IMAGES_SCHEMA):
         raise FolderError(f"{folder} holds a {MANIFEST} of something else; choose another folder")
 
 
@@ -448,4 +468,6 @@ def _schema_of(path: Path) -> str:
         return SCHEMA  # a damaged bundle may be replaced by a whole one
     except RecursionError:
         return ""
-    return str(content.get("schema")) if isinstance(content, dict) else ""
+    if not isinstance(content, dict):
+        return ""
+    return str(content.get("schema"))

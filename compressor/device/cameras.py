@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,19 +22,19 @@ from numpy.typing import NDArray
 from ..errors import DataError, MissingPackageError
 
 VIDEO_FILES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".mjpeg", ".ogv", ".ts")
-_CAMERA = "camera:"
+_CAMERA = re.compile(r"(?:camera:)?([0-9]+)")
 _LARGEST_NUMBER = 255
 
 
 def camera_number(word: str) -> int | None:
     """The camera that `0` or `camera:0` names, unless a file is called so; None for anything else."""
-    number = word.removeprefix(_CAMERA)
-    is_number = number.isascii() and number.isdigit()
-    if not is_number or Path(word).exists():
+    match = _CAMERA.fullmatch(word)
+    if match is None or Path(word).exists():
         return None
-    if int(number[:9]) > _LARGEST_NUMBER:
-        raise DataError(f"there is no camera {number[:9]}; cameras count from 0, as in /dev/video0")
-    return int(number)
+    number = match[1][:9]
+    if int(number) > _LARGEST_NUMBER:
+        raise DataError(f"there is no camera {number}; cameras count from 0, as in /dev/video0")
+    return int(match[1])
 
 
 def is_video(path: Path) -> bool:
@@ -46,21 +48,26 @@ def frames_of(source: int | Path, *, most: int = 0) -> Iterator[NDArray[np.uint8
     Raises MissingPackageError without OpenCV, DataError for a camera that is not there and a file it can't read.
     """
     cv2 = _opencv()
-    where = f"camera {source}" if isinstance(source, int) else str(source)
     _require_source(source)
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    count = 0
     try:
-        count = 0
-        while not most or count < most:
-            frame = capture.read()[1] if capture.isOpened() else None
-            if frame is None:
-                break
+        for frame in itertools.islice(_captured(capture), most or None):
             count += 1
             yield np.ascontiguousarray(frame[..., ::-1])  # BGR
     finally:
         capture.release()
     if not count:
-        raise DataError(f"{where} gives no frame: {_remedy(source)}")
+        raise DataError(_no_frame(source))
+
+
+def _captured(capture: Any) -> Iterator[Any]:
+    """Frames until there are no more, in BGR."""
+    while capture.isOpened():
+        _, frame = capture.read()
+        if frame is None:
+            return
+        yield frame
 
 
 def _opencv() -> ModuleType:
@@ -81,16 +88,18 @@ def _require_source(source: int | Path) -> None:
         if not source.is_file():
             raise DataError(f"no video at {source}")
         return
+    if sys.platform != "linux":
+        return
     device = Path(f"/dev/video{source}")
-    if sys.platform == "linux" and not device.exists():
-        cameras = sorted(path.name for path in Path("/dev").glob("video*"))
-        there = f"there are {', '.join(cameras)}" if cameras else "this machine has none"
+    if not device.exists():
+        cameras = ", ".join(sorted(path.name for path in Path("/dev").glob("video*")))
+        there = f"there are {cameras}" if cameras else "this machine has none"
         raise DataError(f"there is no camera {source} ({device}): {there}; plug it in, or name a file")
-    if sys.platform == "linux" and not os.access(device, os.R_OK):
+    if not os.access(device, os.R_OK):
         raise DataError(f"camera {source} can't be read: this user may not read {device}; join its group")
 
 
-def _remedy(source: int | Path) -> str:
+def _no_frame(source: int | Path) -> str:
     if isinstance(source, int):
-        return "another program may hold it; close that, or name another camera"
-    return "it is damaged, or of a format that this OpenCV does not know"
+        return f"camera {source} gives no frame: another program may hold it; close that, or name another camera"
+    return f"{source} gives no frame: it is damaged, or of a format that this OpenCV does not know"

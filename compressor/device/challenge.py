@@ -7,7 +7,9 @@ input of a set of samples; outputs `MODEL.SET.K`, all counted from 0. What ran i
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,25 +28,30 @@ MOST_BYTES = 1 << 29
 
 def pack(sets: Sequence[Arrays], prefix: str = "") -> dict[str, Array]:
     """Sets of samples as an archive's arrays, by the names above."""
-    return {
-        f"{prefix}{index}.{k}": array for index, arrays in enumerate(sets) for k, array in enumerate(as_tuple(arrays))
-    }
+    packed: dict[str, Array] = {}
+    for index, arrays in enumerate(sets):
+        for k, array in enumerate(as_tuple(arrays)):
+            packed[f"{prefix}{index}.{k}"] = array
+    return packed
 
 
 def unpack(arrays: dict[str, Array], prefix: str = "") -> list[Arrays]:
     """The inverse; raises InputError where a set or an array of one is missing."""
-    by_place: dict[tuple[int, int], Array] = {}
+    pattern = re.compile(rf"{re.escape(prefix)}([0-9]+)\.([0-9]+)")
+    sets: dict[int, dict[int, Array]] = defaultdict(dict)
     for name, array in arrays.items():
-        numbers = name.removeprefix(prefix).split(".")
-        if name.startswith(prefix) and len(numbers) == 2 and all(number.isdigit() for number in numbers):
-            by_place[int(numbers[0]), int(numbers[1])] = array
-    sets = []
-    for index in range(1 + max((place[0] for place in by_place), default=-1)):
-        places = sorted(place for place in by_place if place[0] == index)
-        if not places or [k for _, k in places] != list(range(len(places))):
-            raise InputError(f"the archive lacks an array of set {index}")
-        sets.append(unwrapped(tuple(by_place[place] for place in places)))
-    return sets
+        match = pattern.fullmatch(name)
+        if match:
+            sets[int(match[1])][int(match[2])] = array
+    return [_complete(sets[index], index) for index in range(1 + max(sets, default=-1))]
+
+
+def _complete(by_place: dict[int, Array], index: int) -> Arrays:
+    """The arrays of one set in their order; InputError where one is missing."""
+    places = range(len(by_place))
+    if not by_place or by_place.keys() != set(places):
+        raise InputError(f"the archive lacks an array of set {index}")
+    return unwrapped(tuple(by_place[k] for k in places))
 
 
 def answer_all(folder: Path, models: Sequence[ModelFile], sets: Sequence[Arrays]) -> dict[int, list[Arrays]]:
@@ -54,7 +61,7 @@ def answer_all(folder: Path, models: Sequence[ModelFile], sets: Sequence[Arrays]
         runtime, reason = choose_runtime(model, "")
         if not reason:
             session = open_model(folder / model.path, runtime=runtime, fused=not model.made_for)
-            answers[index] = [session.run(arrays) for arrays in sets]
+            answers[index] = list(map(session.run, sets))
     return answers
 
 
@@ -73,16 +80,15 @@ def _challenge(words: Sequence[str]) -> int:
     for index, sets_answered in answers.items():
         arrays |= pack(sets_answered, f"{index}.")
     write_npz(outputs, arrays)
-    ran = [models[index].path for index in answers]
-    print(json.dumps({"ran": ran}))
+    print(json.dumps({"ran": [models[index].path for index in answers]}))
     return 0
 
 
 def _model(manifest: Manifest, path: str) -> ModelFile:
-    for model in manifest.models:
-        if model.path == path:
-            return model
-    raise InputError(f"the bundle has no model {shown(path)}")
+    model = manifest.model_at(path)
+    if model is None:
+        raise InputError(f"the bundle has no model {shown(path)}")
+    return model
 
 
 if __name__ == "__main__":

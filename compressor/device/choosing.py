@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..errors import CompressorError, InputError
 from . import fields
-from .builder import sha256_of, write_atomically
-from .built import built_engines
+from .builder import sha256_of
+from .built import checked_engines
 from .bundle import usable_runtimes, verify_files
+from .destinations import write_json
 from .environment import affinity
 from .feeds import cut
 from .golden import read_golden
@@ -62,8 +63,7 @@ def rank(folder: Path, manifest: Manifest, *, runtime: str = "", model: str = ""
     `runtime` and `model` (a file's path, or a precision) leave out all others. Raises InputError for names that are
     none, MissingPackageError or EngineError where nothing runs here.
     """
-    if runtime:
-        require_runtime(runtime)
+    require_runtime(runtime)
     pairs = _pairs(folder, manifest, runtime, model)
     if len(pairs) == 1:
         return Ranking(pairs, "the only one that runs here")
@@ -81,24 +81,29 @@ def rank(folder: Path, manifest: Manifest, *, runtime: str = "", model: str = ""
 
 def _pairs(folder: Path, manifest: Manifest, runtime: str, model: str) -> tuple[Pair, ...]:
     """Engines built here, then the manifest's files in its order; what a builder is to read only without others."""
-    engines = [engine.model for engine in built_engines(folder, manifest) if not engine.unchecked]
-    models = [entry for entry in (*engines, *manifest.models) if not model or model in (entry.path, entry.precision)]
-    if not models:
-        listed = ", ".join(f"{entry.path} ({entry.precision})" for entry in manifest.models)
-        raise InputError(f"the bundle has no model {fields.shown(model)}; it has {fields.printable(listed)}")
-
     reasons: list[str] = []
-    direct: list[Pair] = []
-    indirect: list[Pair] = []
-    for entry in models:
+    pairs: list[Pair] = []
+    for entry in _models(folder, manifest, model):
         names, reason = usable_runtimes(entry, runtime)
-        (indirect if entry.made_for else direct).extend(Pair(entry, name) for name in names)
+        pairs += [Pair(entry, name) for name in names]
         if reason:
             reasons.append(f"{entry.path}: {reason}")
-    pairs = direct or indirect
     if not pairs:
         raise unavailable_error(f"no model of {folder} runs here: {'; '.join(reasons)}", reasons)
-    return tuple(pairs)
+    direct = [pair for pair in pairs if not pair.model.made_for]
+    return tuple(direct or pairs)
+
+
+def _models(folder: Path, manifest: Manifest, name: str) -> list[ModelFile]:
+    """Those of that path or precision, all without a name; InputError where there is none."""
+    models = [engine.model for engine in checked_engines(folder, manifest)]
+    models += manifest.models
+    if name:
+        models = [model for model in models if name in (model.path, model.precision)]
+    if not models:
+        listed = ", ".join(f"{model.path} ({model.precision})" for model in manifest.models)
+        raise InputError(f"the bundle has no model {fields.shown(name)}; it has {fields.printable(listed)}")
+    return models
 
 
 def _measured(
@@ -145,14 +150,17 @@ def _kept_at(folder: Path, pairs: Sequence[Pair], threads: int) -> Path:
         {name: _installed(name) for name in runtime_names(*FILES)},
     ]
     key = hashlib.sha256(json.dumps([SCHEMA, *ingredients], sort_keys=True).encode()).hexdigest()
-    caches = os.environ.get(CACHE, "")
-    folder_of_caches = Path(caches) if os.path.isabs(caches) else Path.home() / ".cache"
-    return folder_of_caches / "compressor" / "choices" / f"{key[:32]}.json"
+    caches = Path(os.environ.get(CACHE, ""))
+    if not caches.is_absolute():
+        caches = Path.home() / ".cache"
+    return caches / "compressor" / "choices" / f"{key[:32]}.json"
 
 
 def _sha256_of(folder: Path, model: ModelFile) -> str:
     """Empty for a file of the manifest, whose own hash stands for it."""
-    return sha256_of(folder / model.path) if model.path.startswith(f"{BUILT}/") else ""
+    if not model.path.startswith(f"{BUILT}/"):
+        return ""
+    return sha256_of(folder / model.path)
 
 
 def _installed(runtime: str) -> list[str]:
@@ -167,16 +175,17 @@ def _installed(runtime: str) -> list[str]:
 
 def _read(place: Path, pairs: Sequence[Pair]) -> dict[str, float]:
     """What was measured of these pairs; empty where nothing was, or it can't be read."""
-    names = {str(pair) for pair in pairs}
     try:
         content = fields.read_object(place, _MOST_BYTES)
         if fields.field(content, "schema") != SCHEMA:
             return {}
         stored = fields.inner(content, "times_ms")
-        times_ms = {name: fields.as_number(value, "a time", least=0, most=_MOST_MS) for name, value in stored.items()}
+        times_ms = {name: fields.number(stored, name, least=0, most=_MOST_MS) for name in stored}
     except (OSError, ValueError):
         return {}
-    return times_ms if times_ms and times_ms.keys() <= names else {}
+    if not times_ms.keys() <= set(map(str, pairs)):
+        return {}
+    return times_ms
 
 
 def _keep(place: Path, times_ms: Mapping[str, float]) -> list[str]:
@@ -184,7 +193,7 @@ def _keep(place: Path, times_ms: Mapping[str, float]) -> list[str]:
     content = {"schema": SCHEMA, "times_ms": dict(times_ms)}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(place, content)
     except (OSError, CompressorError) as error:
         return [f"not kept: {getattr(error, 'strerror', None) or error}"]
     return []

@@ -10,8 +10,9 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ..errors import CompressorError, GateError, InputError
@@ -20,7 +21,7 @@ from .builder import EngineRecord, sha256_of
 from .bundle import (
     BundleReport,
     Manifest,
-    built_engines,
+    checked_engines,
     choose_runtime,
     read_bundle,
     require_signed,
@@ -33,6 +34,7 @@ from .engines import build_bundle
 from .environment import affinity
 from .feeds import sample_bytes
 from .fields import printable
+from .folders import reason_of
 from .golden import read_golden
 from .images import MOST_BYTES
 from .manifest import SIGNATURE
@@ -42,26 +44,34 @@ from .runtimes import require_runtime, unavailable_error
 from .timing import Schedule, Timing, summarise, to_json
 from .worker import time_files
 
+_TIMING_LINE = "{model} on {runtime}: p50 {p50_ms:.3f} ms, p90 {p90}, p99 {p99}, {images_per_s:.1f} images/s, n {n}"
+
 
 def run_command(arguments: Sequence[str] | None) -> int:
     """Runs one verb and returns its exit code; without arguments, the help and 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verbs = {"verify": _verify, "run": run, "build": _build, "benchmark": _benchmark, "pack": _pack, "unpack": _unpack}
+    verbs: dict[str, Verb] = {
+        "verify": partial(_on_folder, _verify),
+        "run": partial(_on_folder, run),
+        "build": partial(_on_folder, _build),
+        "benchmark": partial(_on_folder, _benchmark),
+        "pack": _pack,
+        "unpack": _unpack,
+    }
     parser = make_parser(verbs, serves=SERVE in words)
     if not words:
         parser.print_help()
         return 0
 
     options = parser.parse_args(words)
-    verb: Verb = options.verb
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels may hold what a terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return verb(options) if verb in (_pack, _unpack) else _on_folder(verb, options)
+        return int(options.verb(options))
     except BrokenPipeError:
         raise  # an OSError that `guarded` answers in another way
     except OSError as error:
-        raise InputError(f"{error.filename or options.bundle}: {error.strerror or error}") from error
+        raise InputError(f"{error.filename or options.bundle}: {reason_of(error)}") from error
     except MemoryError as error:
         raise CompressorError("there is not memory enough for this; give fewer or smaller inputs at once") from error
 
@@ -96,18 +106,16 @@ def guarded(action: Callable[[], int]) -> int:
 def _verify(options: argparse.Namespace) -> int:
     report = verify_bundle(options.bundle, options.runtime, key=options.key)
     trust = _trust(report, options.bundle)
-    if options.json:
-        _print_json({**asdict(report), "bundle": str(options.given), "passed": report.passed, "trust": trust})
-    else:
-        _print_report(report)
-        print(trust)
+    content = {**asdict(report), "bundle": str(options.given), "passed": report.passed, "trust": trust}
+    lines = [f"{check.outcome:8} {check.what}: {check.detail}" for check in report.checks]
+    _print(options, content, [*lines, trust])
     if report.passed:
         return 0
 
-    failed = [f"{check.what} {check.detail}" for check in report.checks if check.outcome == "failed"]
+    failed = report.having("failed")
     if failed:
-        raise GateError(failed[0])
-    not_run = [f"{check.what}: {check.detail}" for check in report.checks if check.outcome == "not run"]
+        raise GateError(f"{failed[0].what} {failed[0].detail}")
+    not_run = [f"{check.what}: {check.detail}" for check in report.having("not run")]
     raise unavailable_error(f"no model of {options.given} could be run: {'; '.join(not_run)}", not_run)
 
 
@@ -120,22 +128,13 @@ def _trust(report: BundleReport, folder: Path) -> str:
     return "integrity only: the bundle is not signed, so who made it is not known"
 
 
-def _print_report(report: BundleReport) -> None:
-    for check in report.checks:
-        print(printable(f"{check.outcome:8} {check.what}: {check.detail}"))
-
-
 def _build(options: argparse.Namespace) -> int:
     def show(phase: str, share: float) -> None:
         end = "" if share < 1 else "\n"
         print(f"\r{printable(phase)}: {100 * share:3.0f} %", end=end, file=sys.stderr, flush=True)
 
     records = build_bundle(options.bundle, progress=None if options.json else show)
-    if options.json:
-        _print_json({"engines": [asdict(record) for record in records]})
-    else:
-        for record in records:
-            print(printable(_engine_line(record)))
+    _print(options, {"engines": list(map(asdict, records))}, map(_engine_line, records))
     return 0
 
 
@@ -146,8 +145,7 @@ def _engine_line(record: EngineRecord) -> str:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    if options.runtime:
-        require_runtime(options.runtime)
+    require_runtime(options.runtime)
     if options.samples:
         require_destination("--samples", options.samples, kept=[options.given])
     manifest = read_bundle(options.bundle)
@@ -162,8 +160,11 @@ def _benchmark(options: argparse.Namespace) -> int:
 
     if options.samples:
         with written(options.samples) as file:
-            file.write(json.dumps([to_json(timing) for timing in timings]))
-    _print_timings(timings, not_run, as_json=options.json)
+            file.write(json.dumps(list(map(to_json, timings))))
+    rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
+    lines = list(map(_TIMING_LINE.format_map, rows))
+    lines += [f"{name}: not run, {reason}" for name, reason in not_run.items()]
+    _print(options, {"timings": rows, "not_run": not_run}, lines)
     if not timings:
         reasons = [f"{name}: {reason}" for name, reason in not_run.items()]
         raise unavailable_error(f"no model of {options.given} could be timed: {'; '.join(reasons)}", reasons)
@@ -172,11 +173,11 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _schedule(options: argparse.Namespace, one_bytes: int) -> Schedule:
     """The options as a schedule; InputError for cores this process lacks, or a batch that memory would not hold."""
-    allowed_cores = affinity()  # empty where the system can't say
-    missing = [core for core in options.cores if allowed_cores and core not in allowed_cores]
-    if missing:
-        listed = ", ".join(map(str, allowed_cores))
-        raise InputError(f"--cores: this process has no core {missing[0]}; it has {listed}")
+    allowed_cores = affinity() or options.cores  # where the system can't say
+    for core in options.cores:
+        if core not in allowed_cores:
+            listed = ", ".join(map(str, allowed_cores))
+            raise InputError(f"--cores: this process has no core {core}; it has {listed}")
     if options.batch * one_bytes > MOST_BYTES:
         raise InputError(f"--batch {options.batch} takes more than {MOST_BYTES} bytes of input; choose a smaller one")
     return Schedule(
@@ -194,7 +195,7 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
     """Model files by runtime and name, and what is not timed with the reason."""
     files_by_runtime: dict[str, dict[str, Path]] = {}
     not_run = unchecked_engines(options.bundle, manifest)
-    checked = [engine.model for engine in built_engines(options.bundle, manifest) if not engine.unchecked]
+    checked = [engine.model for engine in checked_engines(options.bundle, manifest)]
     for model in (*manifest.models, *checked):
         chosen, reason = choose_runtime(model, options.runtime)
         if model.made_for:
@@ -204,25 +205,6 @@ def _timeable(options: argparse.Namespace, manifest: Manifest) -> tuple[dict[str
         else:
             files_by_runtime.setdefault(chosen, {})[model.path] = options.bundle / model.path
     return files_by_runtime, not_run
-
-
-def _print_timings(timings: Sequence[Timing], not_run: Mapping[str, str], *, as_json: bool) -> None:
-    if as_json:
-        rows = [{"model": timing.name, "runtime": timing.runtime, **summarise(timing)} for timing in timings]
-        _print_json({"timings": rows, "not_run": not_run})
-        return
-    for timing in timings:
-        print(printable(_timing_line(timing)))
-    for name, reason in not_run.items():
-        print(printable(f"{name}: not run, {reason}"))
-
-
-def _timing_line(timing: Timing) -> str:
-    figures = summarise(timing)
-    return (
-        f"{timing.name} on {timing.runtime}: p50 {figures['p50_ms']:.3f} ms, p90 {figures['p90']}, "
-        f"p99 {figures['p99']}, {figures['images_per_s']:.1f} images/s, n {figures['n']}"
-    )
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -239,15 +221,15 @@ def _unpack(options: argparse.Namespace) -> int:
 def _print_place(options: argparse.Namespace, **places: object) -> None:
     """Where something was written: one word a line, or one object."""
     words = {name: str(place) for name, place in places.items()}
+    _print(options, words, words.values())
+
+
+def _print(options: argparse.Namespace, content: Mapping[str, object], lines: Iterable[str]) -> None:
+    """A verb's result: one object where that is asked for, else the lines."""
     if options.json:
-        _print_json(words)
-    else:
-        for word in words.values():
-            print(printable(word))
-
-
-def _print_json(value: Mapping[str, object]) -> None:
-    print(json.dumps(_finite(value), allow_nan=False))
+        lines = [json.dumps(_finite(content), allow_nan=False)]
+    for line in lines:
+        print(printable(line))
 
 
 def _finite(value: object) -> object:

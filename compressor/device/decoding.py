@@ -50,9 +50,9 @@ def decode_dense(
         shapes = [list(level.scores.shape) for level in levels]
         raise InputError(f"scores of shapes {shapes}: expected [N, classes, h, w] with one N and as many classes each")
 
-    cells = [_cells(level, stride) for level, stride in zip(levels, strides, strict=True)]
-    scores = np.concatenate([level_scores for level_scores, _ in cells], axis=1)  # [N, cells, classes]
-    boxes = np.concatenate([level_boxes for _, level_boxes in cells], axis=1)  # [N, cells, 4]
+    level_scores, level_boxes = zip(*map(_cells, levels, strides), strict=True)
+    scores = np.concatenate(level_scores, axis=1)  # [N, cells, classes]
+    boxes = np.concatenate(level_boxes, axis=1)  # [N, cells, 4]
     return [_detected(*image, threshold, iou, most) for image in zip(scores, boxes, strict=True)]
 
 

@@ -5,13 +5,15 @@ What else would be lost stays: a device or a link that has a file's name, a bund
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from ..errors import FolderError
+from .folders import is_plain_file, reason_of
 
 
 def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> None:
@@ -23,7 +25,7 @@ def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> 
         raise FolderError(f"{name} {path} is a folder; name a file in it, such as {path / 'outputs.npz'}")
     if not path.parent.is_dir():
         raise FolderError(f"{name} {path}: there is no folder {path.parent}")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if os.path.lexists(path) and not is_plain_file(path):
         raise FolderError(f"{name} {path} is a link or a device, which a file would replace; name an ordinary file")
     actual = path.resolve()
     for place in kept:
@@ -32,14 +34,33 @@ def require_destination(name: str, path: Path, *, kept: Sequence[Path] = ()) -> 
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[str]]:
-    """A text that appears as the file when the context ends without an error; FolderError where the disk won't."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes `path` when the context ends without an error; FolderError where the disk won't.
+
+    So `path` is the old file or the new one at every moment.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")  # renaming is atomic within a folder only
     try:
-        with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
+        yield scratch
         os.replace(scratch, path)
     except OSError as error:
-        raise FolderError(f"can't write {path}: {error.strerror or error}") from error
+        raise FolderError(f"can't write {path}: {reason_of(error)}") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed, never made, or on a disk that is gone
+            scratch.unlink()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[str]]:
+    """A text that appears as the file, as `replacing` has it."""
+    with (
+        replacing(path) as scratch,
+        scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """The file holds that object, as `replacing` has it."""
+    with replacing(path) as scratch:
+        scratch.write_bytes((json.dumps(content, indent=1) + "\n").encode())

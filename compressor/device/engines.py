@@ -38,7 +38,7 @@ def build_bundle(folder: Path | str, *, progress: Progress | None = None) -> tup
 
 
 def _build_one(folder: Path, manifest: Manifest, recipe: fields.Object, progress: Progress | None) -> EngineRecord:
-    target, precision, path = (fields.text(recipe, key) for key in ("target", "precision", "model"))
+    target, precision = fields.text(recipe, "target"), fields.text(recipe, "precision")
     library = _library(target, fields.texts(recipe, "libraries"))
     profiles = read_profiles(fields.inner(recipe, "profiles"))
     if not profiles:
@@ -46,7 +46,8 @@ def _build_one(folder: Path, manifest: Manifest, recipe: fields.Object, progress
     unshaped = [leaf.name for leaf in manifest.inputs if leaf.name not in profiles]
     if unshaped and manifest.schema == SCHEMA:  # older bundles do not say what their input is called
         raise GateError(f"the build recipe for {target} says nothing of the shapes of {fields.shown(unshaped[0])}")
-    model = next((model for model in manifest.models if model.path == path), None)
+    path = fields.text(recipe, "model")
+    model = manifest.model_at(path)
     if model is None:
         raise GateError(f"the build recipe names {path!r}, which is no model of the bundle")
 

@@ -62,8 +62,8 @@ def read_environment() -> Environment:
 
 def cache_bytes() -> int:
     """The largest cache of core 0; 0 where the system does not say."""
-    sizes = [_read(path) for path in sorted(_CACHES.glob("index*/size"))]
-    return max((_size_bytes(size) for size in sizes), default=0)
+    sizes = map(_read, _CACHES.glob("index*/size"))
+    return max(map(_size_bytes, sizes), default=0)
 
 
 def _size_bytes(size: str) -> int:

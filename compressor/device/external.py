@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import ModelError
 from . import fields
+from .folders import reaches_out
 
 # message -> field -> the message that the field holds; other fields hold no tensor
 _MESSAGES = {
@@ -25,7 +26,8 @@ _MESSAGES = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2  # of an entry
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2  # kinds of a field
+_FIXED_BYTES = {1: 8, 5: 4}  # of the kinds whose length is fixed
 _MOST_VARINT = 10  # bytes
 _MOST_LOCATION = 1000  # bytes
 _Span = tuple[int, int]
@@ -37,9 +39,7 @@ def require_weights_beside(path: Path) -> None:
     ValueError for a file that is no ONNX, OSError for one that can't be read.
     """
     for location in external_locations(path):
-        place = PurePosixPath(location)
-        is_outside = place.is_absolute() or ".." in place.parts or "\\" in location or ":" in location
-        if is_outside:
+        if reaches_out(location):
             raise ModelError(f"{path} takes weights from {fields.shown(location)}, outside its folder; don't use it")
 
 
@@ -64,14 +64,17 @@ def _locations(data: mmap.mmap) -> Iterator[str]:
 
 def _location(data: mmap.mmap, span: _Span) -> Iterator[str]:
     """The entry's value, if it is that of `location`."""
-    parts = list(_parts(data, span))
-    keys = [data[start:end] for number, (start, end) in parts if number == _KEY and end - start <= _MOST_LOCATION]
-    if b"location" not in keys:
+    texts = [(number, _start_of(data, part)) for number, part in _parts(data, span)]
+    if (_KEY, b"location") not in texts:
         return
-    for number, (start, end) in parts:
+    for number, text in texts:
         if number == _VALUE:
-            text = data[start : min(end, start + _MOST_LOCATION)]
             yield text.decode(errors="replace")
+
+
+def _start_of(data: mmap.mmap, span: _Span) -> bytes:
+    start, end = span
+    return data[start : min(end, start + _MOST_LOCATION)]
 
 
 def _parts(data: mmap.mmap, span: _Span) -> Iterator[tuple[int, _Span]]:
@@ -86,8 +89,8 @@ def _parts(data: mmap.mmap, span: _Span) -> Iterator[tuple[int, _Span]]:
             place += length
         elif kind == _VARINT:
             _, place = _varint(data, place, end)
-        elif kind in (_FIXED32, _FIXED64):
-            place += 4 if kind == _FIXED32 else 8
+        elif kind in _FIXED_BYTES:
+            place += _FIXED_BYTES[kind]
         else:
             raise ValueError(f"a field is of kind {fields.shown(kind)}, which ONNX has none of")
         if place > end:  # before the caller, who takes all parts at once, looks at any

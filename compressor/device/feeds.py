@@ -49,6 +49,11 @@ def joined(batches: Sequence[Arrays]) -> Arrays:
     return together if isinstance(batches[0], tuple) else together[0]
 
 
+def has_rows(array: Array, samples: int) -> bool:
+    """Whether there is a row of at least one number for each of that many samples."""
+    return array.ndim >= 2 and len(array) == samples and array.size > 0
+
+
 def sample_bytes(arrays: Arrays) -> int:
     """Bytes of one sample, all inputs together."""
     return sum(int(array[:1].nbytes) for array in as_tuple(arrays))

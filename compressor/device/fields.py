@@ -16,6 +16,7 @@ MOST_TEXT = 10_000  # characters of a text that is only ever printed
 MOST_ENTRIES = 10_000
 _SHOWN = 60
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # of UTF-16, which JSON can spell and no file can hold
 
 
 def read_object(path: Path, most_bytes: int) -> dict[str, object]:
@@ -68,6 +69,13 @@ def only(content: Object, keys: Iterable[str], subject: str) -> None:
         raise ValueError(f"{subject} has a field {shown(unknown[0])}, which this version does not know")
 
 
+def record(value: object, keys: Iterable[str], subject: str) -> dict[str, object]:
+    """The value, if it is an object that holds nothing beside `keys`."""
+    content = as_object(value, subject)
+    only(content, keys, subject)
+    return content
+
+
 def text(content: Object, key: str, *, most: int = MOST_TEXT) -> str:
     """The field's text, of at most that many characters."""
     return as_text(field(content, key), shown(key), most=most)
@@ -77,14 +85,15 @@ def as_text(value: object, subject: str, *, most: int = MOST_TEXT) -> str:
     """The value, if it is a text of at most that many characters."""
     if not isinstance(value, str) or len(value) > most:
         raise ValueError(f"{subject} is {shown(value)}, expected a text of at most {most} characters")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # no file holds half a pair
+    if _HALF_PAIR.search(value):
         raise ValueError(f"{subject} is {shown(value)}, which is no text in Unicode")
     return value
 
 
 def texts(content: Object, key: str, *, most: int = MOST_ENTRIES) -> tuple[str, ...]:
     """The field's list of texts, of at most that many entries."""
-    return tuple(as_text(value, f"an entry of {shown(key)}") for value in entries(content, key, most=most))
+    subject = f"an entry of {shown(key)}"
+    return tuple(as_text(value, subject) for value in entries(content, key, most=most))
 
 
 def whole(content: Object, key: str, *, least: int = 0, most: int = 1 << 62) -> int:
@@ -94,7 +103,7 @@ def whole(content: Object, key: str, *, least: int = 0, most: int = 1 << 62) -> 
 
 def as_whole(value: object, subject: str, *, least: int, most: int) -> int:
     """The value, if it is a whole number within the bounds; true and false are none."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if type(value) is not int or not least <= value <= most:  # a bool is an int too
         raise ValueError(f"{subject} is {shown(value)}, expected a whole number from {least} to {most}")
     return value
 
@@ -122,9 +131,9 @@ def flag(content: Object, key: str) -> bool:
 def sha256(content: Object, key: str) -> str:
     """The field's hash, in 64 small hexadecimal digits."""
     value = field(content, key)
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{shown(key)} is {shown(value)}, expected 64 hexadecimal digits")
-    return value
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return value
+    raise ValueError(f"{shown(key)} is {shown(value)}, expected 64 hexadecimal digits")
 
 
 def entries(content: Object, key: str, *, least: int = 0, most: int = MOST_ENTRIES) -> list[object]:
@@ -149,18 +158,26 @@ def as_object(value: object, subject: str, *, most: int = MOST_ENTRIES) -> dict[
 
 def shown(value: object) -> str:
     """A value of unknown kind and size for a message: one short line of printable characters."""
-    if isinstance(value, dict):
-        return f"an object of {len(value)} fields"
-    if isinstance(value, list):
-        return f"a list of {len(value)} entries"
-    if isinstance(value, str) and len(value) > _SHOWN:
-        return f"{value[:_SHOWN]!r}... ({len(value)} characters)"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
+    match value:
+        case dict():
+            return f"an object of {len(value)} fields"
+        case list():
+            return f"a list of {len(value)} entries"
+        case str() if len(value) > _SHOWN:
+            return f"{value[:_SHOWN]!r}... ({len(value)} characters)"
+        case None | bool():
+            return json.dumps(value)
     line = repr(value)
-    return line if len(line) <= 2 * _SHOWN + 2 else f"{line[:_SHOWN]}..."
+    if len(line) > 2 * _SHOWN + 2:
+        return f"{line[:_SHOWN]}..."
+    return line
 
 
 def printable(line: str) -> str:
     """The line with what a terminal would not print, or would obey, as escapes."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    return "".join(map(_escaped, line))
+
+
+def _escaped(char: str) -> str:
+    """`a` as it is, a line's end as backslash and `n`."""
+    return char if char.isprintable() else repr(char)[1:-1]

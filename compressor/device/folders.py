@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def files_below(folder: Path) -> Iterator[str]:
@@ -15,9 +15,24 @@ def files_below(folder: Path) -> Iterator[str]:
 
     for place, folders, names in os.walk(folder, onerror=stop):
         parent = Path(place)
-        below = parent.relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
         links = [name for name in folders if (parent / name).is_symlink()]
         folders.sort()  # in place: the order os.walk goes on in
         for name in sorted([*names, *links]):
-            yield prefix + name
+            yield (parent / name).relative_to(folder).as_posix()
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, such as `No space left on device`."""
+    return error.strerror or str(error)
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a file lies there itself, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def reaches_out(name: str) -> bool:
+    """Whether a path could lead out of the folder it is to lie in, by its text, on any system."""
+    path = PurePosixPath(name)
+    is_windows_path = not {"\\", ":"}.isdisjoint(name)
+    return is_windows_path or path.is_absolute() or ".." in path.parts

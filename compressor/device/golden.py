@@ -13,15 +13,16 @@ from pathlib import Path
 from ..errors import GateError
 from .arrays import read_npz
 from .builder import sha256_of_open
-from .feeds import Array, Arrays, as_tuple, joined, parted, unwrapped
-from .leaves import Leaf
+from .feeds import Array, Arrays, as_tuple, has_rows, joined, parted, unwrapped
+from .folders import is_plain_file
+from .leaves import Leaf, names_of
 from .manifest import GOLDEN, IMAGES_SCHEMA, Manifest
 from .parity import Parity, compare
 from .runtimes import Session
 
 MOST_BYTES = 1 << 29  # inputs and outputs; eight images of 2048 x 2048 are 400 MB
 _MOST_OUTPUT_BYTES = 1 << 26  # where the manifest does not say what outputs are
-_MOST_SAMPLES = 1024
+MOST_SAMPLES = 1024
 _MOST_MAGNITUDE = 1e30
 
 
@@ -41,14 +42,15 @@ def members_of(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What inputs and outputs are called in the golden file."""
     if manifest.schema == IMAGES_SCHEMA:
         return ("inputs",), ("outputs",)
-    inputs = tuple(f"input.{leaf.name}" for leaf in manifest.inputs)
-    return inputs, tuple(f"output.{leaf.name}" for leaf in manifest.outputs)
+    inputs = tuple(f"input.{name}" for name in names_of(manifest.inputs))
+    outputs = tuple(f"output.{name}" for name in names_of(manifest.outputs))
+    return inputs, outputs
 
 
 def read_golden(folder: Path, manifest: Manifest) -> Golden:
     """The arrays of the bundle's golden file; raises GateError unless it is the manifest's and fits its model."""
     path = folder / GOLDEN
-    if path.is_symlink() or not path.is_file():
+    if not is_plain_file(path):
         raise GateError(f"{GOLDEN} is missing; get the bundle again")
     inputs, outputs = members_of(manifest)
     try:
@@ -61,18 +63,18 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         _require_fit(arrays, manifest)
     except (OSError, ValueError) as error:
         raise GateError(f"{GOLDEN} {error}; get the bundle again") from error
-    return Golden(
-        unwrapped(tuple(arrays[name] for name in inputs)),
-        unwrapped(tuple(arrays[name] for name in outputs)),
-        tuple(leaf.name for leaf in manifest.outputs),
-    )
+    return Golden(_of_names(arrays, inputs), _of_names(arrays, outputs), tuple(names_of(manifest.outputs)))
+
+
+def _of_names(arrays: Mapping[str, Array], names: Sequence[str]) -> Arrays:
+    return unwrapped(tuple(arrays[name] for name in names))
 
 
 def _most_bytes(manifest: Manifest) -> int:
     """What samples of the declared shapes can take."""
     sample_bytes = sum(leaf.sample_bytes for leaf in (*manifest.inputs, *manifest.outputs))
     undeclared_bytes = 0 if manifest.outputs else _MOST_OUTPUT_BYTES
-    return min(MOST_BYTES, _MOST_SAMPLES * sample_bytes + undeclared_bytes)
+    return min(MOST_BYTES, MOST_SAMPLES * sample_bytes + undeclared_bytes)
 
 
 def _require_all(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
@@ -85,13 +87,11 @@ def _require_all(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
 def _require_fit(arrays: Mapping[str, Array], manifest: Manifest) -> None:
     """Raises ValueError unless the arrays are finite and what the manifest declares, equally many samples of each."""
     inputs, outputs = members_of(manifest)
-    samples = len(arrays[inputs[0]]) if arrays[inputs[0]].ndim else 0
-    for name, leaf in zip(inputs, manifest.inputs, strict=True):
+    samples = next(iter(arrays[inputs[0]].shape), 0)  # a single number has none
+    leaves = (*manifest.inputs, *manifest.outputs)
+    for name, leaf in zip((*inputs, *outputs), leaves, strict=False):  # older manifests declare no output
         _require_declared(name, arrays[name], leaf, samples)
-    if manifest.outputs:
-        for name, leaf in zip(outputs, manifest.outputs, strict=True):
-            _require_declared(name, arrays[name], leaf, samples)
-    else:
+    if not manifest.outputs:
         _require_rows(outputs[0], arrays[outputs[0]], samples)
 
     for name, array in arrays.items():
@@ -101,28 +101,28 @@ def _require_fit(arrays: Mapping[str, Array], manifest: Manifest) -> None:
 
 
 def _require_declared(name: str, array: Array, leaf: Leaf, samples: int) -> None:
-    is_counted = array.ndim > 0 and 1 <= len(array) == samples <= _MOST_SAMPLES
-    if not is_counted or not leaf.is_of(array):
+    if not leaf.is_of(array) or not 1 <= len(array) == samples <= MOST_SAMPLES:
         raise ValueError(
-            f"holds {name} {array.dtype} {list(array.shape)}, expected {leaf} of 1 to {_MOST_SAMPLES} samples, "
+            f"holds {name} {array.dtype} {list(array.shape)}, expected {leaf} of 1 to {MOST_SAMPLES} samples, "
             "equally many of each"
         )
 
 
 def _require_rows(name: str, array: Array, samples: int) -> None:
     """Of an output that nothing is declared of: floats, a row for each sample."""
-    if array.dtype.kind != "f" or array.ndim < 2 or len(array) != samples or array.size == 0:
+    if array.dtype.kind != "f" or not has_rows(array, samples):
         raise ValueError(f"holds {name} {array.dtype} {list(array.shape)}, expected floats [{samples}, classes]")
 
 
-def distance(session: Session, golden: Golden, at_once: int = _MOST_SAMPLES) -> Parity:
+def distance(session: Session, golden: Golden, at_once: int = MOST_SAMPLES) -> Parity:
     """How far the session's outputs lie from the golden ones, computed on at most `at_once` samples at a time.
 
     Raises GateError for outputs of other numbers and shapes, and what `Session.run` raises.
     """
-    outputs = [session.run(part) for part in parted(golden.inputs, at_once)]
-    if any(array.ndim == 0 for output in outputs for array in as_tuple(output)):
-        raise GateError(f"{session.path} answers with a single number, expected a row for each image")
+    outputs = list(map(session.run, parted(golden.inputs, at_once)))
+    for output in outputs:
+        if not all(array.ndim for array in as_tuple(output)):
+            raise GateError(f"{session.path} answers with a single number, expected a row for each image")
     try:
         answered = joined(outputs)
     except ValueError as error:

@@ -10,7 +10,7 @@ import importlib.util
 import io
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, GateError, MissingPackageError
+from ..errors import DataError, GateError, MissingPackageError, first_line
 from . import fields
-from .arrays import read_npy, read_npz, short_reason
+from .arrays import read_npy, read_npz
 from .cropping import Crop, crop_of, cropped
-from .feeds import Array
-from .listings import SUFFIXES
+from .feeds import Array, has_rows
+from .listings import SUFFIXES, files_in
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -102,10 +102,10 @@ def input_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     endings = (*ARRAY_FILES, *IMAGE_FILES)
-    files = tuple(file for file in sorted(path.iterdir()) if file.suffix.lower() in endings and file.is_file())
+    files = files_in(path, endings)
     if not files:
         raise DataError(f"the folder {path} holds no image and no array ({', '.join(endings)}); name the files")
-    return files
+    return tuple(files)
 
 
 def load_inputs(path: Path, preprocessing: Preprocessing) -> Images:
@@ -134,8 +134,12 @@ def require_file(path: Path) -> None:
 
 def require_finite(array: Array, where: str) -> None:
     """Raises DataError for an input that holds NaN or infinity."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if not _is_finite(array):
         raise DataError(f"{where} holds NaN or infinity; the model takes finite numbers")
+
+
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images:
@@ -143,19 +147,20 @@ def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images
 
     `where` names the array in errors. Raises DataError for any other array, one without images or of NaN.
     """
-    if array.ndim == 4 and array.size == 0:
-        raise DataError(f"{where} holds no image: its shape is {list(array.shape)}")
-    if array.dtype == np.float32 and array.ndim == 4:
-        require_finite(array, where)
-        return array
-    if array.dtype != np.uint8 or array.ndim != 4:
+    if array.ndim != 4 or array.dtype not in (np.uint8, np.float32):
         raise DataError(
             f"{where} holds {array.dtype} of shape {list(array.shape)}, expected uint8 [N, H, W, C] pixels "
             "or float32 [N, C, H, W] ready for the model"
         )
-    if array.shape[1:3] != preprocessing.size or array.shape[3] != len(preprocessing.mean):
-        expected = [*preprocessing.size, len(preprocessing.mean)]
-        raise DataError(f"{where} holds pixels of shape {list(array.shape[1:])}, the model takes {expected}")
+    if array.size == 0:
+        raise DataError(f"{where} holds no image: its shape is {list(array.shape)}")
+    if array.dtype == np.float32:
+        require_finite(array, where)
+        return array
+
+    expected = (*preprocessing.size, len(preprocessing.mean))  # [H, W, C]
+    if array.shape[1:] != expected:
+        raise DataError(f"{where} holds pixels of shape {list(array.shape[1:])}, the model takes {list(expected)}")
     if 4 * array.size > MOST_BYTES:
         raise DataError(f"{where} holds {len(array)} images, more than {MOST_BYTES} bytes of input; split the file")
 
@@ -168,7 +173,7 @@ def normalised(array: Array, preprocessing: Preprocessing, where: str) -> Images
 
 def checked_outputs(outputs: Array, images: Array, where: str) -> Array:
     """The model's answers [N, classes] for `images`; GateError when they are none."""
-    if outputs.dtype.kind not in "fiu" or outputs.ndim < 2 or len(outputs) != len(images) or outputs.size == 0:
+    if outputs.dtype.kind not in "fiu" or not has_rows(outputs, len(images)):
         raise GateError(
             f"the model answers {where} with {outputs.dtype} of shape {list(outputs.shape)}, expected a row of numbers "
             f"for each of {len(images)} images; it is no classifier, or not this bundle's"
@@ -179,7 +184,7 @@ def checked_outputs(outputs: Array, images: Array, where: str) -> Array:
 
 def require_finite_answer(outputs: Array, where: str) -> None:
     """Raises GateError for a model's answer that holds NaN or infinity."""
-    if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
+    if not _is_finite(outputs):
         raise GateError(
             f"the model answers {where} with NaN or infinity; check the bundle with `compressor verify`, and that "
             "the input is of the scale the model takes"
@@ -193,10 +198,14 @@ def top_classes(logits: Array, labels: Sequence[str], count: int = 5) -> list[To
     shares /= shares.sum()
 
     entries: list[TopClass] = []
-    for index in np.argsort(-values, kind="stable")[:count]:
-        label = labels[index] if index < len(labels) else str(index)
-        entries.append({"index": int(index), "label": label, "share": float(shares[index])})
+    for index in np.argsort(-values, kind="stable")[:count].tolist():
+        entries.append({"index": index, "label": label_of(index, labels), "share": float(shares[index])})
     return entries
+
+
+def label_of(index: int, labels: Sequence[str]) -> str:
+    """The class's name, or its index where it has none."""
+    return labels[index] if 0 <= index < len(labels) else str(index)
 
 
 def _load_array(path: Path) -> Array:
@@ -208,12 +217,17 @@ def _load_array(path: Path) -> Array:
         listed = fields.shown(", ".join(names))
         raise DataError(f"{path} holds {listed or 'nothing'}; expected one array, or one named 'images'")
 
+    (array,) = read_array_file(path, choose)
+    return array
+
+
+def read_array_file(path: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> tuple[Array, ...]:
+    """The array of an .npy file, or of an .npz those whose names `choose` picks; DataError for what is neither."""
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".npy":
-                return read_npy(file, most_bytes=MOST_BYTES)
-            (array,) = read_npz(file, choose, most_bytes=MOST_BYTES).values()
-            return array
+                return (read_npy(file, most_bytes=MOST_BYTES),)
+            return tuple(read_npz(file, choose, most_bytes=MOST_BYTES).values())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read as a numpy file: it {error}") from error
 
@@ -236,7 +250,7 @@ def decoded_picture(
     DataError, and MissingPackageError without Pillow.
     """
     require_pillow(where)
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:  # decoders fail in many ways on damaged files
         with warnings.catch_warnings():
@@ -246,18 +260,27 @@ def decoded_picture(
                 image.load()
     except DataError:
         raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{where} can't be read as an image: it is of no format that Pillow knows") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{where} can't be read as an image: {error}; make it smaller first") from error
-    except MemoryError as error:
-        raise DataError(f"{where} can't be read as an image: there is not memory enough; make it smaller") from error
     except Exception as error:
-        raise DataError(f"{where} can't be read as an image: {short_reason(error)}") from error
+        raise DataError(f"{where} can't be read as an image: {_decoding_fault(error)}") from error
     if image.mode not in modes:
         expected = "8 bits a channel" if modes is EIGHT_BIT else f"one of {', '.join(modes)}"
         raise DataError(f"{where} has pixel format {image.mode!r}, expected {expected}; convert it")
-    return image.convert("RGB") if image.mode == "LAB" else image  # which turns into grey by way of RGB only
+    if image.mode == "LAB":  # which turns into grey by way of RGB only
+        return image.convert("RGB")
+    return image
+
+
+def _decoding_fault(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    match error:
+        case UnidentifiedImageError():
+            return "it is of no format that Pillow knows"
+        case Image.DecompressionBombError():
+            return f"{error}; make it smaller first"
+        case MemoryError():
+            return "there is not memory enough; make it smaller"
+    return first_line(error)
 
 
 def _require_size(image: PIL.Image.Image, where: str, most_pixels: int) -> None:
@@ -267,16 +290,18 @@ def _require_size(image: PIL.Image.Image, where: str, most_pixels: int) -> None:
 
 def array_picture(pixels: Array, where: str) -> PIL.Image.Image:
     """Pillow's image of uint8 pixels [H, W], [H, W, 1] or [H, W, 3], as a camera gives them; DataError for others."""
-    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))
-    if pixels.dtype != np.uint8 or not is_picture or not pixels.size:
+    channels = pixels.shape[2:]  # () of [H, W]
+    has_axes = pixels.ndim >= 2 and channels in ((), (1,), (3,))
+    if pixels.dtype != np.uint8 or not has_axes or not pixels.size:
         raise DataError(
             f"{where} is {pixels.dtype} of shape {list(pixels.shape)}, expected uint8 pixels [H, W, 3] or [H, W]"
         )
     require_pillow(where)
     from PIL import Image
 
-    grey = pixels.ndim == 3 and pixels.shape[2] == 1
-    return Image.fromarray(pixels[..., 0] if grey else pixels)
+    if channels == (1,):
+        pixels = pixels[..., 0]  # [H, W, 1] to [H, W]
+    return Image.fromarray(pixels)
 
 
 def require_pillow(where: str) -> None:

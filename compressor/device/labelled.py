@@ -15,8 +15,8 @@ from .annotations import annotations_of, read_annotations
 from .cropping import Crop
 from .images import ARRAY_FILES, picture_file
 from .labels import TABLE, ClassLabels, class_folders, labelled_files
-from .listings import SUFFIXES
-from .pairs import read_pairs
+from .listings import SUFFIXES, files_in, folders_in
+from .pairs import Pairs, read_pairs
 from .targets import INDEX_MODES, boxes_on_crop, mask_on_crop
 
 if TYPE_CHECKING:
@@ -41,14 +41,16 @@ def read_labelled(path: Path, task: str, classes: Sequence[str]) -> Labelled | N
 
     Raises DataError for labels that can't be read, or are of another kind than the task's answers.
     """
-    labelled = _read(path, task, tuple(classes) or None)
-    if labelled is not None and KIND_OF.get(task) != labelled.kind:
-        judged = f"a {task} is held to a {KIND_OF[task]}" if task in KIND_OF else f"{task} is judged by the host alone"
-        raise DataError(f"{path} has a {labelled.kind} for each image; {judged}: give its images alone")
-    return labelled
+    labelled = _read(path, task, classes)
+    if labelled is None or labelled.kind == KIND_OF.get(task):
+        return labelled
+    judged = f"{task} is judged by the host alone"
+    if task in KIND_OF:
+        judged = f"a {task} is held to a {KIND_OF[task]}"
+    raise DataError(f"{path} has a {labelled.kind} for each image; {judged}: give its images alone")
 
 
-def _read(path: Path, task: str, classes: Sequence[str] | None) -> Labelled | None:
+def _read(path: Path, task: str, classes: Sequence[str]) -> Labelled | None:
     if path.suffix.lower() == ".json" and path.is_file():
         return _of_annotations(path, classes)
     if not path.is_dir():
@@ -61,14 +63,13 @@ def _read(path: Path, task: str, classes: Sequence[str] | None) -> Labelled | No
         return _of_annotations(annotations, classes)
     pairs = read_pairs(path)
     if pairs is not None:
-        if pairs.kind != "mask":
-            raise DataError(f"{path} holds pairs of images, which are judged by the host alone; give its images alone")
-        return Labelled("mask", _below(path, pairs.files), _below(path, pairs.targets))
-    has_class_folders = task == "classification" and not _has_loose_files(path) and _has_folders(path)
-    return _of_classes(path, class_folders(path, classes)) if has_class_folders else None
+        return _of_pairs(path, pairs)
+    if task == "classification" and _holds_folders_alone(path):
+        return _of_classes(path, class_folders(path, classes))
+    return None
 
 
-def _of_annotations(file: Path, classes: Sequence[str] | None) -> Labelled:
+def _of_annotations(file: Path, classes: Sequence[str]) -> Labelled:
     annotations = read_annotations(file, classes)
     stored = tuple(zip(annotations.boxes, annotations.labels, strict=True))
     return Labelled("boxes", _below(annotations.folder, annotations.files), stored)
@@ -78,17 +79,19 @@ def _of_classes(folder: Path, labels: ClassLabels) -> Labelled:
     return Labelled("class", _below(folder, labels.files), labels.labels)
 
 
+def _of_pairs(folder: Path, pairs: Pairs) -> Labelled:
+    if pairs.kind != "mask":
+        raise DataError(f"{folder} holds pairs of images, which are judged by the host alone; give its images alone")
+    return Labelled("mask", _below(folder, pairs.files), _below(folder, pairs.targets))
+
+
 def _below(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    return tuple(folder / name for name in names)
+    return tuple(map(folder.joinpath, names))
 
 
-def _has_loose_files(folder: Path) -> bool:
-    endings = {*SUFFIXES, *ARRAY_FILES}
-    return any(path.suffix.lower() in endings and path.is_file() for path in folder.iterdir())
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+def _holds_folders_alone(folder: Path) -> bool:
+    """Whether there are folders in it, and no samples beside them."""
+    return bool(folders_in(folder)) and not files_in(folder, {*SUFFIXES, *ARRAY_FILES})
 
 
 def truth_of(labelled: Labelled, index: int, picture: PIL.Image.Image, crop: Crop) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, did_you_mean
-from .listings import SUFFIXES, image_files, require_files, shown
+from .listings import SUFFIXES, files_in, folders_in, image_files, names_below, require_files, shown
 
 TABLE = "labels.csv"
 UNKNOWN = -1
@@ -50,8 +50,7 @@ def class_folders(folder: Path, classes: Sequence[str] | None = None) -> ClassLa
 
     `classes` fixes which class name has which index; without it class folders count in alphabetical order.
     """
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    files_of = {path.name: image_files(path) for path in inner}
+    files_of = {path.name: image_files(path) for path in folders_in(folder)}
     _require_images(folder, files_of)
     if not any(files_of.values()):
         return _unlabelled(folder)
@@ -61,7 +60,7 @@ def class_folders(folder: Path, classes: Sequence[str] | None = None) -> ClassLa
     names: list[str] = []
     labels: list[int] = []
     for class_name, files in files_of.items():
-        names += [path.relative_to(folder).as_posix() for path in files]
+        names += names_below(folder, files)
         labels += [_index(class_name, class_names, folder)] * len(files)
     return ClassLabels(tuple(names), tuple(labels), class_names)
 
@@ -73,14 +72,14 @@ def _unlabelled(folder: Path) -> ClassLabels:
             f"folder {str(folder)!r} holds no images; expected one folder per class, or images with labels.csv, "
             f"of the kinds {', '.join(sorted(SUFFIXES))}"
         )
-    return ClassLabels(tuple(path.relative_to(folder).as_posix() for path in files), (UNKNOWN,) * len(files))
+    return ClassLabels(names_below(folder, files), (UNKNOWN,) * len(files))
 
 
 def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
     """An empty class would be passed over in silence, and the classes behind it would move up."""
     empty = [name for name, files in files_of.items() if not files]
-    if empty and len(empty) < len(files_of):
-        named = ", ".join(repr(name) for name in empty[:3])
+    if 0 < len(empty) < len(files_of):
+        named = ", ".join(map(repr, empty[:3]))
         if len(empty) > 3:
             named += ", ..."
         raise DataError(
@@ -91,15 +90,15 @@ def _require_images(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> Non
 
 def _require_classes(folder: Path, files_of: Mapping[str, Sequence[Path]]) -> None:
     """Folders that are no classes, and images that would be passed over, are refused."""
-    if _PARTS.issuperset(name.lower() for name in files_of):
+    if _PARTS.issuperset(map(str.lower, files_of)):
         raise DataError(
             f"folder {str(folder)!r} holds the parts {', '.join(files_of)}, not classes; give one of them as the "
             "images and another as the evaluation images"
         )
-    loose = [path.name for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES]
+    loose = files_in(folder, SUFFIXES)
     if loose:
         raise DataError(
-            f"{len(loose)} images (first: {loose[0]!r}) lie beside the class folders of {str(folder)!r}; "
+            f"{len(loose)} images (first: {loose[0].name!r}) lie beside the class folders of {str(folder)!r}; "
             "move them into a class or elsewhere"
         )
 
@@ -110,7 +109,7 @@ def _index(name: str, classes: Sequence[str], where: Path) -> int:
             f"class {name!r} in {str(where)!r} is not among the {len(classes)} classes "
             f"of the model.{did_you_mean(name, list(classes))} Rename it or give labels.csv with class indices"
         )
-    return list(classes).index(name)
+    return classes.index(name)
 
 
 def labelled_files(folder: Path, classes: Sequence[str] | None = None) -> ClassLabels:
@@ -118,7 +117,7 @@ def labelled_files(folder: Path, classes: Sequence[str] | None = None) -> ClassL
     table = folder / TABLE
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{str(table)!r} is not a table in UTF-8 ({error}); save it as CSV") from error
     if not rows:
@@ -126,8 +125,8 @@ def labelled_files(folder: Path, classes: Sequence[str] | None = None) -> ClassL
 
     file_column = _column(rows[0], _FILE_COLUMNS, table)
     label_column = _column(rows[0], _LABEL_COLUMNS, table)
-    files = [row[file_column] or "" for row in rows]
-    texts = [(row[label_column] or "").strip() for row in rows]
+    files = [row[file_column] for row in rows]
+    texts = [row[label_column].strip() for row in rows]
     require_files(folder, files, table)
     labels, names = _labels(texts, classes, table)
     _require_agreement(files, labels, table)
@@ -149,42 +148,46 @@ def _require_agreement(files: Sequence[str], labels: Sequence[int], table: Path)
 def _column(row: Mapping[str, object], accepted: Sequence[str], table: Path) -> str:
     """The name, as the table spells it, of the first accepted column that it has."""
     columns = {name.strip().lower(): name for name in row if name}
-    spelled = [columns[name] for name in accepted if name in columns]
-    if not spelled:
-        expected = " or ".join(accepted[:3])
-        raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {expected}")
-    return spelled[0]
+    for name in accepted:
+        if name in columns:
+            return columns[name]
+    expected = " or ".join(accepted[:3])
+    raise DataError(f"{str(table)!r} has columns {', '.join(columns)}; expected one named {expected}")
 
 
 def _labels(texts: Sequence[str], classes: Sequence[str] | None, table: Path) -> tuple[list[int], tuple[str, ...]]:
     """Whole numbers are indices, -1 and empty mean unknown; anything else is a class name."""
-    for text in texts:
+    written = list(filter(None, dict.fromkeys(texts)))  # each once, in the table's order
+    for text in written:
         _require_label(text, table)
-    if all(_WHOLE.fullmatch(text) or not text for text in texts):
-        indices = [int(text or "-1") for text in texts]
+    if all(map(_WHOLE.fullmatch, written)):
+        indices = [int(text or UNKNOWN) for text in texts]
         return indices, _names_of_indices(indices, classes, table)
-    names = tuple(classes or sorted(set(texts) - {""}))
-    return [_index(text, names, table) if text else -1 for text in texts], names
+
+    names = tuple(classes or sorted(written))
+    index_of = {text: _index(text, names, table) for text in written}
+    return [index_of.get(text, UNKNOWN) for text in texts], names
 
 
 def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, table: Path) -> tuple[str, ...]:
     """The model's classes, else the numbers themselves as names; every index must have one."""
     names = tuple(classes or map(str, range(max(indices) + 1)))
-    wrong = [i for i in indices if not -1 <= i < len(names)]
-    if wrong:
-        raise DataError(f"{str(table)!r} has label {wrong[0]}, outside 0 to {len(names) - 1}; correct the row")
+    for index in indices:
+        if not UNKNOWN <= index < len(names):
+            raise DataError(f"{str(table)!r} has label {index}, outside 0 to {len(names) - 1}; correct the row")
     return names
 
 
 def _require_label(text: str, table: Path) -> None:
     """An index of a size that classes have, or a name; what looks like a number and is no index is refused."""
     if _WHOLE.fullmatch(text):
-        too_long = len(text.lstrip("+-0")) > len(str(MOST_CLASSES))  # Python refuses to read thousands of digits
-        if too_long or abs(int(text)) >= MOST_CLASSES:
+        # Counted and not read, since Python refuses to read thousands of them: from 1,000,000 on there are seven.
+        digits = text.lstrip("+-0")
+        if len(digits) >= len(str(MOST_CLASSES)):
             raise DataError(too_large_label(repr(text[:20]), str(table)))
     elif len(text) > _LONGEST_NAME:
         raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {shown(text)}")
-    elif text and _is_number(text):
+    elif _is_number(text):
         raise DataError(
             f"{str(table)!r} has label {shown(text)}, which is neither a class index (0, 1, ...) nor a class name; "
             "correct the row"
@@ -193,6 +196,6 @@ def _require_label(text: str, table: Path) -> None:
 
 def _is_number(text: str) -> bool:
     """`1.0`, `--1`, `1e9`, `²`: digits and what stands around them in numbers, and nothing else."""
-    characters = set(text)
-    digits = {character for character in characters if character.isdigit()}
-    return bool(digits) and characters - digits <= set("+-.,eE")
+    digits = set(filter(str.isdigit, text))
+    others = set(text) - digits
+    return bool(digits) and others <= set("+-.,eE")

@@ -19,6 +19,7 @@ from .openers import NUMBER_TYPES
 MOST_SAMPLE_BYTES = 1 << 29  # of all inputs or all outputs of one sample
 _MOST_LEAVES = 256
 _MOST_NAME = 200
+_MOST_SIDE = 1 << 30
 _MOST_AXES = 7  # without the samples', of the eight that an array file may have
 _FIELDS = ("name", "shape", "dtype")
 
@@ -32,7 +33,8 @@ class Leaf:
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join(map(str, ('N', *self.shape)))}]"
+        axes = ", ".join(map(str, ("N", *self.shape)))
+        return f"{self.dtype} [{axes}]"
 
     @property
     def sample_bytes(self) -> int:
@@ -41,12 +43,21 @@ class Leaf:
 
     def is_of(self, array: Array) -> bool:
         """Whether samples [N, ...] of an array have this shape and type."""
-        return array.ndim == len(self.shape) + 1 and array.shape[1:] == self.shape and array.dtype == self.dtype
+        return array.dtype == self.dtype and self._fits(array)
 
     def is_answered_by(self, array: Array) -> bool:
         """The same of a model's answer, whose numbers may be wider or narrower: half floats where floats are."""
-        is_alike = (array.dtype.kind == "f") == (np.dtype(self.dtype).kind == "f")
-        return array.ndim == len(self.shape) + 1 and array.shape[1:] == self.shape and is_alike
+        is_float, expects_float = array.dtype.kind == "f", np.dtype(self.dtype).kind == "f"
+        return is_float == expects_float and self._fits(array)
+
+    def _fits(self, array: Array) -> bool:
+        """Whether an array is [N, *shape]; a single number has no samples, though its shape[1:] is () too."""
+        return array.ndim > 0 and array.shape[1:] == self.shape
+
+
+def names_of(leaves: Sequence[Leaf]) -> list[str]:
+    """What they are called, in their order."""
+    return [leaf.name for leaf in leaves]
 
 
 def declared(names: Sequence[str], arrays: Arrays) -> tuple[Leaf, ...]:
@@ -54,17 +65,18 @@ def declared(names: Sequence[str], arrays: Arrays) -> tuple[Leaf, ...]:
     several = as_tuple(arrays)
     if len(names) != len(several):
         raise InputError(f"there are {len(several)} arrays for the names {', '.join(names) or 'none'}; name each")
-    without = [name for name, array in zip(names, several, strict=True) if array.ndim == 0]
-    if without:
-        raise InputError(f"{without[0]!r} is a single number, expected one for each sample")
-    return tuple(Leaf(name, array.shape[1:], array.dtype.name) for name, array in zip(names, several, strict=True))
+    leaves = []
+    for name, array in zip(names, several, strict=True):
+        if array.ndim == 0:
+            raise InputError(f"{name!r} is a single number, expected one for each sample")
+        leaves.append(Leaf(name, array.shape[1:], array.dtype.name))
+    return tuple(leaves)
 
 
 def read_leaves(content: fields.Object, key: str) -> tuple[Leaf, ...]:
     """The field's list of at least one declaration, each of another name; ValueError for what no array could be."""
     leaves = tuple(_leaf(entry, key) for entry in fields.entries(content, key, least=1, most=_MOST_LEAVES))
-    names = [leaf.name for leaf in leaves]
-    if len(set(names)) < len(names):
+    if len(set(names_of(leaves))) < len(leaves):
         raise ValueError(f"two of its {key} have one name")
     sample_bytes = sum(leaf.sample_bytes for leaf in leaves)
     if sample_bytes > MOST_SAMPLE_BYTES:
@@ -73,13 +85,13 @@ def read_leaves(content: fields.Object, key: str) -> tuple[Leaf, ...]:
 
 
 def _leaf(entry: object, key: str) -> Leaf:
-    content = fields.as_object(entry, f"an entry of {key}")
-    fields.only(content, _FIELDS, f"an entry of {key}")
-    name, dtype = (fields.text(content, field, most=_MOST_NAME) for field in ("name", "dtype"))
+    content = fields.record(entry, _FIELDS, f"an entry of {key}")
+    name = fields.text(content, "name", most=_MOST_NAME)
+    dtype = fields.text(content, "dtype", most=_MOST_NAME)
     if not name or not name.isprintable():
         raise ValueError(f"one of its {key} is called {fields.shown(name)}, expected a name")
     if dtype not in NUMBER_TYPES:
         raise ValueError(f"{fields.shown(name)} is of type {fields.shown(dtype)}, expected {', '.join(NUMBER_TYPES)}")
     sizes = fields.entries(content, "shape", most=_MOST_AXES)
-    shape = tuple(fields.as_whole(size, f"a side of {fields.shown(name)}", least=1, most=1 << 30) for size in sizes)
-    return Leaf(name, shape, dtype)
+    side = f"a side of {fields.shown(name)}"
+    return Leaf(name, tuple(fields.as_whole(size, side, least=1, most=_MOST_SIDE) for size in sizes), dtype)

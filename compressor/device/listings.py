@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,26 @@ _MOST_JSON_BYTES = 1 << 30
 def image_files(folder: Path, *, deep: bool = True) -> list[Path]:
     """Every image, at any depth where `deep`, in the order of paths; hidden files are some system's own."""
     paths = folder.rglob("*") if deep else folder.iterdir()
-    images = (path for path in paths if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in images if not path.name.startswith("."))
+    return sorted(filter(_is_image, paths))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Every file right below whose name ends so, in small letters, in the order of paths."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings and path.is_file()]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Every folder right below, in the order of paths, but for hidden ones."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def names_below(folder: Path, paths: Iterable[Path]) -> tuple[str, ...]:
+    """`a/b.png` of `folder/a/b.png`, for each path."""
+    return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
 def require_files(folder: Path, files: Sequence[str], table: Path) -> None:
@@ -49,7 +67,9 @@ def is_file(path: Path) -> bool:
 
 
 def shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")
+    if len(text) > 80:
+        text = text[:77] + "..."
+    return repr(text)
 
 
 def read_json_object(path: Path) -> Mapping[str, Any]:

@@ -26,9 +26,10 @@ from .answers import Answer, answers_of
 from .archive import as_folder
 from .bundle import open_bundle, read_bundle, require_listed, unused_engines
 from .choosing import Pair, Ranking, rank
-from .feeds import Array, Arrays, as_tuple, count, unwrapped
+from .feeds import Array, Arrays, count, unwrapped
 from .golden import distance, read_golden
 from .images import Preprocessing, array_picture, normalised, picture_inputs, require_finite
+from .leaves import names_of
 from .manifest import BUILT, Manifest
 from .parity import failures
 from .runtimes import Session
@@ -61,7 +62,10 @@ class Loaded:
         declares them, of several a tuple in their order or a mapping by their names. A list holds any of these.
         Raises DataError for what is none, GateError for answers that are not what the bundle declares.
         """
-        return tuple(answer for outputs in self.raw(inputs) for answer in answers_of(self.manifest, outputs, top=top))
+        answers: list[Answer] = []
+        for outputs in self.raw(inputs):
+            answers += answers_of(self.manifest, outputs, top=top)
+        return tuple(answers)
 
     def raw(self, inputs: Given) -> list[Arrays]:
         """The model's own outputs [N, ...], a tuple of several, for each entry of a list and for anything else once."""
@@ -147,20 +151,30 @@ def _is_picture(given: object) -> TypeGuard[PIL.Image.Image]:
 
 
 def _arrays(given: One, manifest: Manifest, where: str) -> Arrays:
-    names = [leaf.name for leaf in manifest.inputs]
-    if isinstance(given, Mapping):
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise DataError(f"{where} has no {missing[0]!r}; the model takes {', '.join(names)}")
-        arrays = tuple(given[name] for name in names)
-    else:
-        arrays = as_tuple(given) if isinstance(given, (tuple, np.ndarray)) else ()
+    names = names_of(manifest.inputs)
+    arrays = _in_order(given, names, where)
     if len(arrays) != len(names):
         raise DataError(f"{where} holds {len(arrays)} arrays, the model takes {len(names)}: {', '.join(names)}")
 
     for array, leaf in zip(arrays, manifest.inputs, strict=True):
-        if not isinstance(array, np.ndarray) or not leaf.is_of(array) or not len(array) == count(arrays) > 0:
+        is_declared = isinstance(array, np.ndarray) and leaf.is_of(array)
+        if not is_declared or not len(array) == count(arrays) > 0:
             kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
             raise DataError(f"{where} has {kind} for {leaf.name!r}, expected {leaf}, equally many samples of each")
         require_finite(array, where)
     return unwrapped(arrays)
+
+
+def _in_order(given: One, names: Sequence[str], where: str) -> tuple[Array, ...]:
+    """The arrays by the inputs' `names`; none of what holds no arrays."""
+    match given:
+        case np.ndarray():
+            return (given,)
+        case tuple():
+            return given
+        case Mapping():
+            for name in names:
+                if name not in given:
+                    raise DataError(f"{where} has no {name!r}; the model takes {', '.join(names)}")
+            return tuple(given[name] for name in names)
+    return ()

@@ -15,7 +15,7 @@ _TENSOR = re.compile(r"Name: (?P<name>[^,]*), Dimensions: \[(?P<dims>[-0-9,]*)\]
 _MEMORY = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes")
 _NO_KERNEL = ("shape_call", "signal", "wait")  # shapes are computed on the CPU, streams wait for each other
 # The generated kernel that widens a tensor is named after its two steps, replicate (a zero) and concatenate.
-_WIDENING = ("replconc", "pad")
+_WIDENING = re.compile("replconc|pad", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ def read_lowering(messages: Sequence[str]) -> Lowering:
 
     layer_list = lists[0].split("\n\n")[0]  # behind an empty line the engine's inputs and outputs follow
     kernels = []
-    for line in layer_list.splitlines()[1:]:
-        if not line.strip():
-            continue
+    for line in filter(str.strip, layer_list.splitlines()[1:]):
         kernel = _read_kernel(line)
         if kernel is None:
             return Lowering(False, f"a line of the layer list has an unknown form: {line[:80]!r}")
@@ -78,21 +76,20 @@ def read_lowering(messages: Sequence[str]) -> Lowering:
 
     memory_bytes = _memory_bytes(messages)
     images = _image_names(lists[0])
-    paddings = [_padding(kernel, images) for kernel in kernels]
     return Lowering(
         available=True,
         kernels=len(kernels),
         kinds=dict(Counter(kernel.kind for kernel in kernels)),
-        types=dict(Counter(_types(kernel) for kernel in kernels)),
-        padded=tuple(padding for padding in paddings if padding),
+        types=dict(Counter(map(_types, kernels))),
+        padded=tuple(filter(None, (_padding(kernel, images) for kernel in kernels))),
         activation_bytes=memory_bytes.get("Activation", -1),
         weights_bytes=memory_bytes.get("Weights", -1),
     )
 
 
 def _memory_bytes(messages: Sequence[str]) -> dict[str, int]:
-    matches = [_MEMORY.match(text) for text in messages]
-    return {match[1]: int(match[2]) for match in matches if match is not None}
+    matches = filter(None, map(_MEMORY.match, messages))
+    return {match[1]: int(match[2]) for match in matches}
 
 
 def _read_kernel(line: str) -> Kernel | None:
@@ -112,7 +109,7 @@ def _tensors(text: str) -> tuple[TensorUse, ...]:
 
 def _dims(text: str) -> tuple[int, ...]:
     """`1,64,56,56` as numbers; nothing between the brackets is a single number's shape, ()."""
-    return tuple(int(dim) for dim in text.split(",") if dim)
+    return tuple(map(int, filter(None, text.split(","))))
 
 
 def _image_names(text: str) -> frozenset[str]:
@@ -121,27 +118,31 @@ def _image_names(text: str) -> frozenset[str]:
 
 def _makes_a_size(kernel: Kernel) -> bool:
     """Arithmetic on one whole number, such as the free batch times the heads: nothing of the image."""
-    tensors = (*kernel.inputs, *kernel.outputs)
-    return all(tensor.type == "Int64" and tensor.dims in ((), (1,)) for tensor in tensors)
+    kinds = {(tensor.type, tensor.dims) for tensor in (*kernel.inputs, *kernel.outputs)}
+    return kinds <= {("Int64", ()), ("Int64", (1,))}
 
 
 def _types(kernel: Kernel) -> str:
     """`Half->Half`; the first input is the activation."""
-    read = kernel.inputs[0].type if kernel.inputs else "-"
-    written = kernel.outputs[0].type if kernel.outputs else "-"
-    return f"{read}->{written}"
+    return f"{_first_type(kernel.inputs)}->{_first_type(kernel.outputs)}"
+
+
+def _first_type(tensors: Sequence[TensorUse]) -> str:
+    return tensors[0].type if tensors else "-"
 
 
 def _padding(kernel: Kernel, images: frozenset[str]) -> str:
     """`name: 63->64` for a kernel that widens one axis of its only input, else an empty string."""
-    if len(kernel.inputs) != 1 or len(kernel.outputs) != 1 or kernel.inputs[0].name in images:
+    if not len(kernel.inputs) == len(kernel.outputs) == 1 or not _WIDENING.search(kernel.name):
         return ""
-    before, after = kernel.inputs[0].dims, kernel.outputs[0].dims
-    changed_axes = [axis for axis, (width, new) in enumerate(zip(before, after, strict=False)) if width != new]
-    if len(before) != len(after) or len(changed_axes) != 1:
+    before, after = kernel.inputs[0], kernel.outputs[0]
+    if before.name in images or len(before.dims) != len(after.dims):
+        return ""
+    changes = [sizes for sizes in zip(before.dims, after.dims, strict=True) if len(set(sizes)) > 1]
+    if len(changes) != 1:
         return ""
 
-    width, padded_width = before[changed_axes[0]], after[changed_axes[0]]
-    is_widened = width < padded_width < 2 * width  # twice as wide or more: channels packed several times over
-    is_called_so = any(word in kernel.name.lower() for word in _WIDENING)
-    return f"{kernel.name}: {width}->{padded_width}" if is_widened and is_called_so else ""
+    width, padded_width = changes[0]
+    if not width < padded_width < 2 * width:  # twice as wide or more: channels packed several times over
+        return ""
+    return f"{kernel.name}: {width}->{padded_width}"

@@ -15,8 +15,9 @@ from typing import TypedDict
 from ..errors import GateError, InputError
 from . import fields, tensorrt
 from .builder import read_profiles
+from .folders import reaches_out
 from .images import Preprocessing, checked_preprocessing
-from .leaves import Leaf, read_leaves
+from .leaves import Leaf, names_of, read_leaves
 from .metrics import Metric, read_metrics
 from .parity import MOST_RELATIVE, Limits
 
@@ -97,6 +98,15 @@ class Manifest:
     not_checked: tuple[str, ...] = ()
     schema: str = SCHEMA
 
+    @property
+    def output_names(self) -> list[str]:
+        """What the outputs are called; the only one, of which older bundles say nothing, is `output`."""
+        return names_of(self.outputs) or ["output"]
+
+    def model_at(self, path: str) -> ModelFile | None:
+        """The model of that path; None where there is none."""
+        return next((model for model in self.models if model.path == path), None)
+
 
 def read_bundle(folder: Path | str) -> Manifest:
     """The manifest of a bundle; raises GateError when it is damaged or was changed by hand, InputError when none."""
@@ -110,10 +120,10 @@ def read_bundle(folder: Path | str) -> Manifest:
         if schema not in (SCHEMA, IMAGES_SCHEMA):
             raise InputError(f"{path} has schema {fields.shown(schema)}, this version reads {SCHEMA!r} and older")
 
-        digested = {key: value for key, value in content.items() if key not in ("schema", "digest")}
-        if digest != _digest(digested):
+        del content["schema"], content["digest"]
+        if digest != _digest(content):
             raise GateError(f"{path} was changed after it was written (digest differs); get the bundle again")
-        return _manifest_of(digested, str(schema))
+        return _manifest_of(content, str(schema))
     except (OSError, ValueError, RecursionError) as error:
         raise GateError(f"{path} is damaged ({error}); get the bundle again") from error
 
@@ -130,8 +140,9 @@ def manifest_text(manifest: Manifest, files: Mapping[str, FileListing]) -> str:
     """The manifest as it is stored, with `files` in place of its own; raises InputError for one no reader accepts."""
     try:
         # There and back, so that the digest is of what a reader will see: lists where there are tuples.
-        stated = {key: value for key, value in asdict(manifest).items() if key != "schema"}
-        stated["models"] = [_stated(model) for model in manifest.models]
+        stated = asdict(manifest)
+        del stated["schema"]
+        stated["models"] = list(map(_stated, manifest.models))
         content = json.loads(json.dumps({**stated, "files": files}, allow_nan=False))
         _manifest_of(content)
     except ValueError as error:
@@ -150,8 +161,7 @@ def _stated(model: ModelFile) -> dict[str, object]:
 def inside(name: str) -> PurePosixPath:
     """The name as a path that stays in the bundle; a manifest from elsewhere must not reach out of it."""
     path = PurePosixPath(name)
-    reaches_out = path.is_absolute() or ".." in path.parts or not path.parts
-    if reaches_out or "\\" in name or ":" in name:  # the last two reach out of it on Windows
+    if reaches_out(name) or not path.parts:
         raise GateError(f"the manifest names {fields.shown(name)}, which lies outside the bundle; don't use it")
     return path
 
@@ -163,7 +173,7 @@ def _digest(content: fields.Object) -> str:
 def _manifest_of(content: fields.Object, schema: str = SCHEMA) -> Manifest:
     files = _files(content)
     models = tuple(_model(entry, files) for entry in fields.entries(content, "models"))
-    build = tuple(_recipe(entry) for entry in fields.entries(content, "build"))
+    build = tuple(map(_recipe, fields.entries(content, "build")))
     manifest = Manifest(
         name=fields.text(content, "name"),
         models=models,
@@ -175,7 +185,8 @@ def _manifest_of(content: fields.Object, schema: str = SCHEMA) -> Manifest:
         files=files,
         schema=schema,
     )
-    return _with_images(manifest, content) if schema == IMAGES_SCHEMA else _with_leaves(manifest, content)
+    complete = _with_images if schema == IMAGES_SCHEMA else _with_leaves
+    return complete(manifest, content)
 
 
 def _with_images(manifest: Manifest, content: fields.Object) -> Manifest:
@@ -222,8 +233,7 @@ def _path(name: str) -> str:
 
 
 def _model(entry: object, files: Collection[str]) -> ModelFile:
-    stated = fields.as_object(entry, "a model")
-    fields.only(stated, _MODEL_FIELDS, "a model")
+    stated = fields.record(entry, _MODEL_FIELDS, "a model")
     content = {"library": "", "target": "", "made_for": "", **stated}  # older bundles say nothing of some
 
     path, library = fields.text(content, "path"), fields.text(content, "library", most=_MOST_NAME)
@@ -231,10 +241,14 @@ def _model(entry: object, files: Collection[str]) -> ModelFile:
         raise ValueError(f"the model {fields.shown(path)} has no entry among the files")
     if library not in ("", *tensorrt.LIBRARIES):
         raise ValueError(f"no engine's library is {fields.shown(library)}; there are {', '.join(tensorrt.LIBRARIES)}")
-    precision, target, made_for = (
-        fields.text(content, key, most=_MOST_NAME) for key in ("precision", "target", "made_for")
+    return ModelFile(
+        path=path,
+        precision=fields.text(content, "precision", most=_MOST_NAME),
+        library=library,
+        target=fields.text(content, "target", most=_MOST_NAME),
+        limits=_limits(fields.inner(content, "limits")),
+        made_for=fields.text(content, "made_for", most=_MOST_NAME),
     )
-    return ModelFile(path, precision, library, target, _limits(fields.inner(content, "limits")), made_for)
 
 
 def _limits(content: fields.Object) -> Limits:
@@ -274,8 +288,13 @@ def _decode(content: fields.Object) -> Decode | None:
 
 def _preprocessing(content: fields.Object) -> Preprocessing:
     fields.only(content, ("size", "resize", "interpolation", "mean", "std"), "the pre-processing")
-    lists = {key: tuple(fields.entries(content, key)) for key in ("size", "resize", "mean", "std")}
-    return checked_preprocessing(interpolation=fields.text(content, "interpolation", most=_MOST_NAME), **lists)
+    return checked_preprocessing(
+        size=fields.entries(content, "size"),
+        resize=fields.entries(content, "resize"),
+        mean=fields.entries(content, "mean"),
+        std=fields.entries(content, "std"),
+        interpolation=fields.text(content, "interpolation", most=_MOST_NAME),
+    )
 
 
 def _recipe(entry: object) -> fields.Object:

@@ -34,17 +34,26 @@ def read_metrics(content: fields.Object) -> tuple[Metric, ...]:
     """The field's figures; none where it is missing, as in older bundles. ValueError for what is no figure."""
     if "metrics" not in content:
         return ()
-    return tuple(_metric(entry) for entry in fields.entries(content, "metrics"))
+    return tuple(map(_metric, fields.entries(content, "metrics")))
 
 
 def _metric(entry: object) -> Metric:
-    content = fields.as_object(entry, "a metric")
-    fields.only(content, _FIELDS, "a metric")
-    of, metric, runtime = (fields.text(content, key, most=_MOST_NAME) for key in ("of", "metric", "runtime"))
-    value, low, high = (
-        fields.number(content, key, least=-_MOST_MAGNITUDE, most=_MOST_MAGNITUDE) for key in ("value", "low", "high")
+    content = fields.record(entry, _FIELDS, "a metric")
+    metric = Metric(
+        of=fields.text(content, "of", most=_MOST_NAME),
+        metric=fields.text(content, "metric", most=_MOST_NAME),
+        runtime=fields.text(content, "runtime", most=_MOST_NAME),
+        value=_figure(content, "value"),
+        low=_figure(content, "low"),
+        high=_figure(content, "high"),
+        n=fields.whole(content, "n", least=1, most=_MOST_SAMPLES),
+        is_share=fields.flag(content, "is_share"),
     )
-    if low > high:
-        raise ValueError(f"the interval of {fields.shown(metric)} begins at {low:g} and ends at {high:g}")
-    samples = fields.whole(content, "n", least=1, most=_MOST_SAMPLES)
-    return Metric(of, metric, value, low, high, samples, fields.flag(content, "is_share"), runtime)
+    if metric.low > metric.high:
+        interval = f"begins at {metric.low:g} and ends at {metric.high:g}"
+        raise ValueError(f"the interval of {fields.shown(metric.metric)} {interval}")
+    return metric
+
+
+def _figure(content: fields.Object, key: str) -> float:
+    return fields.number(content, key, least=-_MOST_MAGNITUDE, most=_MOST_MAGNITUDE)

@@ -56,12 +56,12 @@ def open_file(path: Path, options: OpenOptions, *, provider: str = CPU) -> Loade
         raise EngineError(
             f"onnxruntime could not start {provider} for {path}; its CUDA or TensorRT libraries are missing"
         )
-    inputs, outputs = (ports(nodes, path) for nodes in (session.get_inputs(), session.get_outputs()))
+    inputs, outputs = ports(session.get_inputs(), path), ports(session.get_outputs(), path)
     output_names = [port.name for port in outputs]
 
     def call(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         answers = session.run(output_names, by_name(inputs, arrays))
-        return tuple(np.asarray(answer) for answer in answers)
+        return tuple(map(np.asarray, answers))
 
     return LoadedModel(inputs, outputs, call, {"providers": ", ".join(session.get_providers())})
 

@@ -33,6 +33,17 @@ class Port:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def fed_dtype(self) -> str:
+        """The type of what it is given: half floats are the runtime's own affair."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape fits."""
+        if len(shape) != len(self.shape):
+            return False
+        return all(size in (-1, length) for size, length in zip(self.shape, shape, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:

@@ -27,7 +27,7 @@ def open_file(path: Path, options: OpenOptions) -> LoadedModel:
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     model = openvino.Core().read_model(str(path))
-    inputs, outputs = (tuple(_port(place) for place in places) for places in (model.inputs, model.outputs))
+    inputs, outputs = tuple(map(_port, model.inputs)), tuple(map(_port, model.outputs))
 
     compiled = openvino.compile_model(model, "CPU", settings)
     request, answer_places = compiled.create_infer_request(), compiled.outputs

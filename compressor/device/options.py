@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ Verb = Callable[[argparse.Namespace], int]
 _MOST = 1 << 20
 _DAY_S = 86_400.0
 _LARGEST_PORT = 65_535
+_CORE = re.compile(r"[0-9]{1,5}")
 SERVE = "--serve"
 RUN_FORMATS = ("text", "json", "jsonl", "csv")
 _INPUT = (
@@ -68,7 +70,12 @@ def make_parser(verbs: Mapping[str, Verb], *, serves: bool = False) -> argparse.
     listed = ", ".join(runtime_names(*FILES))
     for subparser in (verify, run, benchmark):
         subparser.add_argument("--runtime", default="", metavar="NAME", help=f"one of {listed}")
+    _add_run_options(run, serves=serves)
+    _add_benchmark_options(benchmark)
+    return parser
 
+
+def _add_run_options(run: argparse.ArgumentParser, *, serves: bool) -> None:
     run.add_argument("inputs", nargs="*" if serves else "+", metavar="INPUT", help=_INPUT)
     run.add_argument("--top", type=_whole(1), default=5, help="how many classes to print per image of a classifier")
     run.add_argument("--format", default="", choices=RUN_FORMATS, help="of what is said; by --output's ending else")
@@ -81,6 +88,8 @@ def make_parser(verbs: Mapping[str, Verb], *, serves: bool = False) -> argparse.
     run.add_argument("--host", default="127.0.0.1", help="where --serve listens; this machine alone by default")
     run.add_argument("--port", type=_port, default=8765, help="0: any that is free")
 
+
+def _add_benchmark_options(benchmark: argparse.ArgumentParser) -> None:
     benchmark.add_argument("--batch", type=_whole(1), default=1)
     benchmark.add_argument("--seconds", type=_number(_DAY_S), default=10.0, help="per model")
     # a compressor with all extras calls it --least-runs
@@ -92,7 +101,6 @@ def make_parser(verbs: Mapping[str, Verb], *, serves: bool = False) -> argparse.
     benchmark.add_argument("--cores", type=_cores, default=(), help="pin to these cores, such as 0,1")
     benchmark.add_argument("--rate-hz", type=_number(1e6), default=0.0, help="start runs at a camera's rate")
     benchmark.add_argument("--samples", type=Path, help="write the raw samples to this .json")
-    return parser
 
 
 def _whole(least: int) -> Callable[[str], int]:
@@ -129,11 +137,7 @@ def _number(most: float) -> Callable[[str], float]:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(_is_core(number) for number in numbers):
+    numbers = list(map(str.strip, text.split(",")))
+    if not all(map(_CORE.fullmatch, numbers)):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of cores; write their numbers, such as 0,1")
-    return tuple(int(number) for number in numbers)
-
-
-def _is_core(number: str) -> bool:
-    return number.isascii() and number.isdigit() and len(number) < 6
+    return tuple(map(int, numbers))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError
-from .listings import image_files
+from .listings import image_files, names_below
 
 PairKind = Literal["mask", "image"]
 
@@ -42,19 +42,23 @@ def read_pairs(folder: Path) -> Pairs | None:
         if (folder / inputs).is_dir() and (folder / targets).is_dir():
             images = _by_key(folder / inputs, image_files(folder / inputs))
             others = _by_key(folder / targets, image_files(folder / targets))
-            return _pairs(folder, _paired(folder, images, others, targets), kind)
+            return _paired(folder, images, others, targets, kind)
     return _beside(folder)
 
 
 def _beside(folder: Path) -> Pairs | None:
     """Images whose masks lie beside them; None where nothing is a mask of anything."""
-    files = [path for path in image_files(folder, deep=False) if path.is_file()]
+    files = list(filter(Path.is_file, image_files(folder, deep=False)))
     keys = {_key(path, folder) for path in files}
-    masks = {base: path for path in files for base in _bases(path, folder) if base in keys}
+    masks: dict[str, Path] = {}
+    for path in files:
+        for base in keys.intersection(_bases(path, folder)):
+            masks[base] = path
     if not masks:
         return None
-    images = _by_key(folder, [path for path in files if path not in masks.values()])
-    return _pairs(folder, _paired(folder, images, masks, "masks"), "mask")
+    is_mask = set(masks.values())
+    images = _by_key(folder, [path for path in files if path not in is_mask])
+    return _paired(folder, images, masks, "masks", "mask")
 
 
 def _key(path: Path, folder: Path) -> str:
@@ -82,23 +86,24 @@ def _by_key(folder: Path, files: Sequence[Path]) -> Mapping[str, Path]:
 
 
 def _paired(
-    folder: Path, images: Mapping[str, Path], others: Mapping[str, Path], targets: str
-) -> list[tuple[Path, Path]]:
+    folder: Path, images: Mapping[str, Path], others: Mapping[str, Path], targets: str, kind: PairKind
+) -> Pairs:
     """Every image with its other half."""
     if not images:
         raise DataError(f"folder {str(folder)!r} holds no images beside its {targets}")
-    alone = [path.name for key, path in images.items() if key not in others]
+    alone = _names_without(others, images)
     if alone:
         raise DataError(
             f"{len(alone)} of {len(images)} images of {str(folder)!r} have no file of the same name among the "
             f"{targets} (first: {alone[0]!r}); put it there, or remove them"
         )
-    left = [path.name for key, path in others.items() if key not in images]
+    left = _names_without(images, others)
     if left:
         raise DataError(f"{len(left)} of the {targets} of {str(folder)!r} belong to no image (first: {left[0]!r})")
-    return [(path, others[key]) for key, path in images.items()]
+    targets_of_images = [others[key] for key in images]
+    return Pairs(kind, names_below(folder, images.values()), names_below(folder, targets_of_images))
 
 
-def _pairs(folder: Path, pairs: Sequence[tuple[Path, Path]], kind: PairKind) -> Pairs:
-    names = tuple(image.relative_to(folder).as_posix() for image, _ in pairs)
-    return Pairs(kind, names, tuple(other.relative_to(folder).as_posix() for _, other in pairs))
+def _names_without(partners: Mapping[str, Path], paths: Mapping[str, Path]) -> list[str]:
+    """Names of the files that have no partner of the same key."""
+    return [path.name for key, path in paths.items() if key not in partners]

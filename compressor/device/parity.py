@@ -85,9 +85,10 @@ def compare(reference: Arrays, output: Arrays, names: Sequence[str] = ()) -> Par
         )
     if not references:
         raise GateError("there are no outputs, so nothing was compared")
-    prefixes = [""] if len(references) == 1 else [_prefix(index, names) for index in range(len(references))]
-    parities = [_compare_one(*pair) for pair in zip(references, outputs, prefixes, strict=True)]
-    return worst_of(parities)
+    prefixes = [""]
+    if len(references) > 1:
+        prefixes = [_prefix(index, names) for index in range(len(references))]
+    return worst_of(list(map(_compare_one, references, outputs, prefixes)))
 
 
 def worst_of(parities: Sequence[Parity]) -> Parity:
@@ -115,7 +116,9 @@ def _channel_difference(parity: Parity) -> float:
 
 
 def _prefix(index: int, names: Sequence[str]) -> str:
-    return f"output {index} ({names[index]}): " if index < len(names) else f"output {index}: "
+    if index < len(names):
+        return f"output {index} ({names[index]}): "
+    return f"output {index}: "
 
 
 def _compare_one(reference: Array, output: Array, prefix: str) -> Parity:
@@ -156,21 +159,33 @@ def _distance(reference: Array, output: Array, prefix: str) -> Parity:
     actual = output.reshape(len(output), -1).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         difference = np.abs(wanted - actual)
-    is_of_classes = reference.shape[1:2] == wanted.shape[1:]
-    finite = bool(np.isfinite(difference).all() and difference.max() < _SQUARE_ROOT_OF_WORST)
-    shape = reference.shape
-    channels = channel_distance(wanted.reshape(shape), difference.reshape(shape)) if finite else None
-    return Parity(
+    top1_agreement = 1.0
+    if reference.shape[1:2] == wanted.shape[1:]:
+        top1_agreement = float((wanted.argmax(1) == actual.argmax(1)).mean())
+    worst = Parity(
         n=len(wanted),
-        max_abs=float(difference.max()) if finite else _WORST,
-        mean_abs=float(difference.mean()) if finite else _WORST,
-        cosine=_least_cosine(wanted, actual) if finite else -1.0,
-        sqnr_db=_sqnr_db(wanted, difference) if finite else -_MOST_DB,
-        top1_agreement=float((wanted.argmax(1) == actual.argmax(1)).mean()) if is_of_classes else 1.0,
+        max_abs=_WORST,
+        mean_abs=_WORST,
+        cosine=-1.0,
+        sqnr_db=-_MOST_DB,
+        top1_agreement=top1_agreement,
         reference_max_abs=float(np.nan_to_num(np.abs(wanted)).max()),
-        channel_relative=channels.relative if channels else None,
-        channel=f"{prefix}{channels.place}" if channels else "",
     )
+    if not difference.max() < _SQUARE_ROOT_OF_WORST:  # nor is NaN
+        return worst
+
+    parity = replace(
+        worst,
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        cosine=_least_cosine(wanted, actual),
+        sqnr_db=_sqnr_db(wanted, difference),
+    )
+    shape = reference.shape
+    worst_channel = channel_distance(wanted.reshape(shape), difference.reshape(shape))
+    if worst_channel is None:
+        return parity
+    return replace(parity, channel_relative=worst_channel.relative, channel=f"{prefix}{worst_channel.place}")
 
 
 def _least_cosine(wanted: NDArray[np.float64], actual: NDArray[np.float64]) -> float:

@@ -7,6 +7,7 @@ slowest, report the slowest left. t = 0 means n is too small. Source: MLPerf Loa
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -42,15 +43,12 @@ def allowed_overruns(n: int, percentile: float, confidence: float = CONFIDENCE) 
 @lru_cache(maxsize=64)
 def least_samples(percentile: float, confidence: float = CONFIDENCE) -> int:
     """How many samples the percentile needs: 11 for p50, 64 for p90, 662 for p99."""
-    low, high = 1, 2
-    while allowed_overruns(high, percentile, confidence) == 0:
-        low, high = high, high * 2
-
-    # `low` is too few, `high` is enough
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if allowed_overruns(middle, percentile, confidence) else (middle, high)
-    return high
+    enough = 2
+    while allowed_overruns(enough, percentile, confidence) == 0:
+        enough *= 2
+    # its half is too few, and from the first that is enough on all are
+    numbers = range(enough + 1)
+    return bisect_left(numbers, 1, lo=enough // 2, key=lambda n: allowed_overruns(n, percentile, confidence))
 
 
 def _binomial(n: int, k: int, p: float) -> float:

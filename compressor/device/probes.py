@@ -8,16 +8,16 @@ does beside is no part of a layer. `python -m compressor.device.probes` is the c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import child
 from .feeds import Array
-from .openers import Port
 from .runtimes import Session, open_model, row_of
 
 ROUNDS = 12  # a busy machine is quiet in some of them
@@ -25,6 +25,15 @@ TURN_S = 0.002
 _MOST_RUNS = 20
 _POLISHINGS = 4
 _QUICK = 0.1  # quantile of the rounds
+
+
+class ProbeRequest(TypedDict):
+    """What is to be timed; `shapes` are each file's first input's, batch included."""
+
+    files: list[str]
+    shapes: list[list[int]]
+    runtime: str
+    threads: int
 
 
 def time_probes(
@@ -35,21 +44,23 @@ def time_probes(
     `shapes` are each file's first input's, batch included; what else a file takes has as many samples. Raises what
     `open_model` raises, and EngineError when the child dies.
     """
-    request = {"files": [str(file) for file in files], "shapes": [list(shape) for shape in shapes]}
-    answer = ask({**request, "runtime": runtime, "threads": threads})
+    request: ProbeRequest = {
+        "files": list(map(str, files)),
+        "shapes": list(map(list, shapes)),
+        "runtime": runtime,
+        "threads": threads,
+    }
+    answer = ask(request)
     return np.array(answer["turns_us"], dtype=np.float64)
 
 
-def _answer(request: Mapping[str, object], report: child.Report) -> child.Event:
-    files, shapes = request["files"], request["shapes"]
-    assert isinstance(files, list)
-    assert isinstance(shapes, list)
-
-    runtime, threads = str(request["runtime"]), int(str(request["threads"]))
-    sessions = [open_model(file, runtime=runtime, threads=threads) for file in files]
+def _answer(request: ProbeRequest, report: child.Report) -> child.Event:
+    runtime, threads = request["runtime"], request["threads"]
     generator = np.random.default_rng(0)
-    inputs = [_made_up(session, tuple(shape), generator) for session, shape in zip(sessions, shapes, strict=True)]
-    calls = [partial(session.run, arrays) for session, arrays in zip(sessions, inputs, strict=True)]
+    calls = []
+    for file, shape in zip(request["files"], request["shapes"], strict=True):
+        session = open_model(file, runtime=runtime, threads=threads)
+        calls.append(partial(session.run, _made_up(session, tuple(shape), generator)))
 
     by_processor = threads == 1 and row_of(runtime).on_processor
     return {"turns_us": take_rounds(calls, by_processor=by_processor)}
@@ -61,15 +72,10 @@ def _made_up(session: Session, shape: tuple[int, ...], generator: np.random.Gene
     for port in session.inputs:
         sizes = shape if not arrays else (shape[0], *port.shape[1:])
         if port.dtype.startswith("float"):
-            arrays.append(generator.random(sizes, dtype=np.float32).astype(_taken_type(port)))
+            arrays.append(generator.random(sizes, dtype=np.float32).astype(port.fed_dtype))
         else:
             arrays.append(np.zeros(sizes, port.dtype))
     return tuple(arrays)
-
-
-def _taken_type(port: Port) -> str:
-    """Half floats are the runtime's own affair: they are given as float32."""
-    return "float32" if port.dtype == "float16" else port.dtype
 
 
 def take_rounds(calls: Sequence[Callable[[], object]], *, by_processor: bool) -> list[list[float]]:
@@ -91,10 +97,12 @@ def take_rounds(calls: Sequence[Callable[[], object]], *, by_processor: bool) ->
 def _turn_us(call: Callable[[], object], clock: Callable[[], int]) -> float:
     samples_us: list[float] = []
     end = time.perf_counter() + TURN_S
-    while not samples_us or (len(samples_us) < _MOST_RUNS and time.perf_counter() < end):
+    for _ in range(_MOST_RUNS):
         start_ns = clock()
         call()
         samples_us.append((clock() - start_ns) / 1e3)
+        if time.perf_counter() >= end:
+            break
     return float(np.median(samples_us))
 
 

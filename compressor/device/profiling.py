@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .feeds import Arrays, as_tuple
 from .onnxruntime import CPU, by_name, ports, session_options
 from .timing import make_batches
@@ -75,7 +75,7 @@ def _session(path: Path, prefix: Path, threads: int) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[CPU])
     except Exception as error:
-        raise ModelError(f"onnxruntime can't load {path}: {str(error).splitlines()[0][:300]}") from error
+        raise ModelError(f"onnxruntime can't load {path}: {first_line(error, 300)}") from error
 
 
 def _kernels(events: Sequence[TraceEvent]) -> list[KernelTime]:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import DataError, FolderError, InputError
+from ..errors import DataError, InputError
 from ..records import Figure, figure_fields
 from . import feeds
 from .answering import require_answer
 from .answers import answers_of, by_output, logits_of, maps_of
 from .arrays import write_npz
-from .destinations import require_destination, written
+from .destinations import replacing, require_destination, written
 from .feeds import Array, Arrays
 from .fields import printable
 from .loading import Loaded, load
@@ -34,7 +34,7 @@ from .scoring import MEASURES, in_words
 from .stated import stated_figure
 from .summaries import Summary, summarise_answer
 
-_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "text"}
+_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "text", "": "jsonl"}
 COLUMNS = ("file", "sample", "ms", "rank", "index", "label", "share", "score", "x0", "y0", "x1", "y1", "truth")
 """Of a CSV: a line for each class, box or class of pixels, or one without a rank where there is none."""
 _FIGURE_COLUMNS = ("file", "sample", "ms", "output", "dtype", "shape", "min", "mean", "max")
@@ -55,9 +55,14 @@ class _Result:
     """One file's or frame's answer and how long the model took for it."""
 
     sample: Sample
-    outputs: Arrays
     summary: Summary
     ms: float
+
+    @property
+    def class_label(self) -> dict[str, int]:
+        """`truth`, where the sample has the label of a class."""
+        truth = self.sample.truth
+        return {"truth": truth} if isinstance(truth, int) else {}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
     if options.serve:
         return _serve(options)
     output_format = _format(options)
-    kept = [options.given, *(Path(name) for name in options.inputs if os.path.isfile(name))]
-    out = None if options.out is None else _array_file(options.out)
+    out = _array_file(options.out)
+    kept = [options.given, *map(Path, filter(os.path.isfile, options.inputs))]
     for name, path in (("--out", out), ("--output", options.output)):
         if path is not None:
             require_destination(name, path, kept=kept)
@@ -77,11 +82,12 @@ def run(options: argparse.Namespace) -> int:
 
     samples = samples_of(options.inputs, model.manifest, most_frames=options.frames)
     tally = _Tally()
+    is_told_apart = output_format != "json"  # an object holds what is said of all, other formats leave it to stderr
     with _written(options.output) as file:
-        writer = _WRITERS[output_format](file, model)
+        writer = _WRITERS[output_format](file)
         try:
-            for result in _results(model, samples.each(), tally, top=options.top, keeps=options.out is not None):
-                if len(tally.times_ms) == 1 and output_format != "json":  # which says it at its end
+            for result in _results(model, samples.each(), tally, top=options.top, keeps=out is not None):
+                if is_told_apart and len(tally.times_ms) == 1:
                     _say(f"runs {model.choice}")
                 writer.add(result)
         except KeyboardInterrupt:  # how a camera is left; what was answered is whole
@@ -92,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
         writer.end(_closing(model, tally, figure))
     if out is not None:
         _write_outputs(out, model.manifest, tally.outputs)
-    if output_format != "json":
-        _say_end(model, tally, figure)
+    if is_told_apart and figure is not None:
+        _say_figure(figure, model, tally)
     return 0
 
 
@@ -113,12 +119,14 @@ def _format(options: argparse.Namespace) -> str:
         raise InputError(f"--json and --format {options.format} ask for two formats; give one")
     if options.json:
         return "json"
-    if options.format or not options.output:
-        return str(options.format or "text")
+    if options.format:
+        return str(options.format)
+    if not options.output:
+        return "text"
     ending = options.output.suffix.lower()
-    if ending and ending not in _ENDINGS:
+    if ending not in _ENDINGS:
         raise InputError(f"--output {options.output}: no format is called {ending}; give --format, or name it .csv")
-    return _ENDINGS.get(ending, "jsonl")
+    return _ENDINGS[ending]
 
 
 def _results(model: Loaded, samples: Iterator[Sample], tally: _Tally, *, top: int, keeps: bool) -> Iterator[_Result]:
@@ -134,7 +142,7 @@ def _results(model: Loaded, samples: Iterator[Sample], tally: _Tally, *, top: in
             tally.outputs.append(outputs)
         if sample.truth is not None:
             tally.rows.append(_row(model.manifest, outputs, sample))
-        yield _Result(sample, outputs, summarise_answer(model.manifest, outputs, sample.name, top=top), ms)
+        yield _Result(sample, summarise_answer(model.manifest, outputs, sample.name, top=top), ms)
 
 
 def _row(manifest: Manifest, outputs: Arrays, sample: Sample) -> Any:
@@ -147,16 +155,20 @@ def _row(manifest: Manifest, outputs: Arrays, sample: Sample) -> Any:
 
 def _judged(manifest: Manifest, outputs: Arrays) -> Any:
     """What of the first sample's answer its task's measure takes."""
-    named = by_output(manifest, outputs)
-    if manifest.task == CLASSIFICATION:
-        judged: Any = logits_of(manifest, named)
-    elif manifest.task == "segmentation":
-        judged = maps_of(manifest, named)
-    else:
-        judged = [answer.detections for answer in answers_of(manifest, outputs)]
+    judged = _judged_outputs(manifest, outputs)
     if judged is None or judged[0] is None:
         raise DataError(f"labels can't be compared: no output is what the task {manifest.task} is judged by")
     return judged[0]
+
+
+def _judged_outputs(manifest: Manifest, outputs: Arrays) -> Any:
+    """The same of every sample."""
+    match manifest.task:
+        case "classification":
+            return logits_of(manifest, by_output(manifest, outputs))
+        case "segmentation":
+            return maps_of(manifest, by_output(manifest, outputs))
+    return [answer.detections for answer in answers_of(manifest, outputs)]
 
 
 def _figure(manifest: Manifest, tally: _Tally) -> Figure | None:
@@ -180,14 +192,14 @@ def _closing(model: Loaded, tally: _Tally, figure: Figure | None) -> dict[str, A
     return closing
 
 
-def _say_end(model: Loaded, tally: _Tally, figure: Figure | None) -> None:
-    if figure is None:
-        return
+def _say_figure(figure: Figure, model: Loaded, tally: _Tally) -> None:
     stated = stated_figure(model.manifest, model.session.path)
-    comparison = "the manifest states no figure" if stated is None else f"the manifest states {in_words(stated)}"
+    stated_words = "no figure" if stated is None else in_words(stated)
+    clauses = [in_words(figure), f"the manifest states {stated_words}"]
     unlabelled = tally.count - figure.n
-    rest = f"; {unlabelled} samples have no label" if unlabelled else ""
-    _say(f"{in_words(figure)}; {comparison}{rest}")
+    if unlabelled:
+        clauses.append(f"{unlabelled} samples have no label")
+    _say("; ".join(clauses))
 
 
 def _say(line: str) -> None:
@@ -197,13 +209,15 @@ def _say(line: str) -> None:
 
 def _written(path: Path | None) -> AbstractContextManager[IO[str]]:
     """stdout, or a file that appears when the context ends without an error."""
-    return nullcontext(sys.stdout) if path is None else written(path)
+    if path is None:
+        return nullcontext(sys.stdout)
+    return written(path)
 
 
 class _Text:
     """A line or more for each sample, as a person reads it."""
 
-    def __init__(self, file: IO[str], model: Loaded) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.file = file
 
     def add(self, result: _Result) -> None:
@@ -218,7 +232,7 @@ class _Text:
 class _Json:
     """One object of everything, when all is answered."""
 
-    def __init__(self, file: IO[str], model: Loaded) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.file = file
         self.results: dict[str, Any] = {}
 
@@ -234,14 +248,12 @@ class _Json:
 class _JsonLines:
     """An object for each file or frame, as soon as it is answered."""
 
-    def __init__(self, file: IO[str], model: Loaded) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.file = file
 
     def add(self, result: _Result) -> None:
         """Writes one result."""
-        row = {"file": result.sample.name, "ms": result.ms, "results": result.summary.values}
-        if isinstance(result.sample.truth, int):
-            row["truth"] = result.sample.truth
+        row = {"file": result.sample.name, "ms": result.ms, "results": result.summary.values, **result.class_label}
         print(json.dumps(row, allow_nan=False), file=self.file, flush=True)
 
     def end(self, closing: Mapping[str, Any]) -> None:
@@ -251,7 +263,7 @@ class _JsonLines:
 class _Csv:
     """A table with a line for each class, box or output."""
 
-    def __init__(self, file: IO[str], model: Loaded) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self.writer: Any = None
         self.file = file
 
@@ -270,27 +282,25 @@ class _Csv:
 
 
 def _csv_rows(result: _Result) -> Iterator[dict[str, Any]]:
-    base: dict[str, Any] = {"file": result.sample.name, "sample": 0, "ms": f"{result.ms:.4f}"}
-    values = result.summary.values
-    if values and isinstance(values[0], Mapping):  # figures, a line an output
-        yield from ({**base, **figures} for figures in values)
-        return
-    truth = result.sample.truth if isinstance(result.sample.truth, int) else ""
-    for index, entries in enumerate(values):
-        sample = {**base, "sample": index, "truth": truth}
-        yield from ({**sample, **_cells(rank, entry)} for rank, entry in enumerate(entries, 1))
-        if not entries:
-            yield sample
+    base: dict[str, Any] = {"file": result.sample.name, "ms": f"{result.ms:.4f}"}
+    for index, entries in enumerate(result.summary.values):
+        if isinstance(entries, Mapping):  # figures, a line an output
+            yield {**base, "sample": 0, **entries}
+            continue
+        sample = {**base, "sample": index, **result.class_label}
+        ranked = [_cells(rank, entry) for rank, entry in enumerate(entries, 1)]
+        for cells in ranked or [{}]:  # a line also where nothing was detected
+            yield {**sample, **cells}
 
 
 def _cells(rank: int, entry: Mapping[str, Any]) -> dict[str, Any]:
-    cells = {"rank": rank, **{key: value for key, value in entry.items() if key != "box"}}
+    cells = {"rank": rank, **entry}
     if "box" in entry:
-        cells |= zip(("x0", "y0", "x1", "y1"), entry["box"], strict=True)
+        cells |= zip(("x0", "y0", "x1", "y1"), cells.pop("box"), strict=True)
     return cells
 
 
-_WRITERS: Mapping[str, Callable[[IO[str], Loaded], Any]] = {
+_WRITERS: Mapping[str, Callable[[IO[str]], Any]] = {
     "text": _Text,
     "json": _Json,
     "jsonl": _JsonLines,
@@ -298,9 +308,11 @@ _WRITERS: Mapping[str, Callable[[IO[str], Loaded], Any]] = {
 }
 
 
-def _array_file(path: Path) -> Path:
+def _array_file(path: Path | None) -> Path | None:
     """The file that arrays are written to, called as np.savez would call it; a folder stays one, to be refused."""
-    return path if path.suffix == ".npz" or path.is_dir() else path.with_name(f"{path.name}.npz")
+    if path is None or path.suffix == ".npz" or path.is_dir():
+        return path
+    return path.with_name(f"{path.name}.npz")
 
 
 def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) -> None:
@@ -315,10 +327,5 @@ def _write_outputs(path: Path, manifest: Manifest, outputs: Sequence[Arrays]) ->
             continue
         prefix = "" if len(outputs) == 1 else f"output_{index}."
         arrays |= {f"{prefix}{name}": array for name, array in by_output(manifest, output).items()}
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+    with replacing(path) as scratch:
         write_npz(scratch, arrays)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise FolderError(f"can't write {path}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -141,7 +141,8 @@ class Session:
 
 def runtime_names(*kinds: ModelKind) -> tuple[str, ...]:
     """The runtimes that take models of these kinds, in the table's order; every one without a kind."""
-    return tuple(row.name for row in RUNTIMES if not kinds or row.takes in kinds)
+    accepted = kinds or get_args(ModelKind)
+    return tuple(row.name for row in RUNTIMES if row.takes in accepted)
 
 
 def row_of(name: str) -> Runtime:
@@ -153,9 +154,13 @@ def row_of(name: str) -> Runtime:
 
 
 def require_runtime(name: str) -> None:
-    """Raises InputError for a name that is no runtime's that takes files, with those that are near it."""
-    if name not in runtime_names(*FILES):
-        raise _unknown(name, runtime_names(*FILES))
+    """Raises InputError for a name that is no runtime's that takes files, with those that are near it.
+
+    An empty one leaves the choice to others, and passes.
+    """
+    names = runtime_names(*FILES)
+    if name not in ("", *names):
+        raise _unknown(name, names)
 
 
 def takers(kind: ModelKind) -> tuple[str, ...]:
@@ -256,10 +261,11 @@ def _checked(arrays: tuple[Array, ...], ports: tuple[Port, ...], path: str) -> t
     if len(arrays) != len(ports):
         names = ", ".join(port.name for port in ports)
         raise ModelError(f"{path} takes {len(ports)} arrays ({names}), {len(arrays)} were given")
+    counts = []  # of samples, where their number is free
     for array, port in zip(arrays, ports, strict=True):
         _require_fit(array, port, path, "the input" if len(ports) == 1 else f"the input {port.name!r}")
-
-    counts = [len(array) for array, port in zip(arrays, ports, strict=True) if port.shape[:1] == (-1,)]
+        if port.shape[:1] == (-1,):
+            counts.append(len(array))
     if len(set(counts)) > 1:
         listed = ", ".join(map(str, counts))
         raise ModelError(f"{path} takes equally many samples of each input, {listed} were given")
@@ -268,16 +274,17 @@ def _checked(arrays: tuple[Array, ...], ports: tuple[Port, ...], path: str) -> t
 
 def _require_fit(array: Array, port: Port, path: str, subject: str) -> None:
     """Raises ModelError unless an array is of the input's shape, where -1 fits anything, and type."""
-    has_all_axes = array.ndim == len(port.shape)
-    if not has_all_axes or any(size not in (-1, length) for size, length in zip(port.shape, array.shape, strict=True)):
+    if not port.takes(array.shape):
         expected = ", ".join("N" if size == -1 else str(size) for size in port.shape)
         raise ModelError(f"{subject} has shape {list(array.shape)}, {path} takes [{expected}]")
-    wanted = "float32" if port.dtype == "float16" else port.dtype  # half floats are the runtime's own affair
-    if array.dtype != wanted:
-        raise ModelError(f"{subject} is {array.dtype}, {path} takes {wanted}; cast it with .astype({wanted!r})")
+    dtype = port.fed_dtype
+    if array.dtype != dtype:
+        raise ModelError(f"{subject} is {array.dtype}, {path} takes {dtype}; cast it with .astype({dtype!r})")
 
 
 def _reason(error: BaseException) -> str:
     """The first line that says something: OpenVINO puts the place in its own source first."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-    return lines[0].strip()[:300] if lines else type(error).__name__
+    for line in str(error).splitlines():
+        if line.strip() and not line.startswith("Exception from"):
+            return line.strip()[:300]
+    return type(error).__name__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import DataError
 from .answering import read_samples
 from .cameras import camera_number, frames_of, is_video
 from .feeds import Arrays
-from .images import array_picture, crop_for, input_files, picture_file, picture_inputs
+from .images import Preprocessing, array_picture, crop_for, input_files, picture_file, picture_inputs
 from .labelled import Labelled, read_labelled, truth_of
 from .manifest import Manifest
 
@@ -52,33 +53,34 @@ def samples_of(words: Sequence[str], manifest: Manifest, *, most_frames: int = 0
 
 def _part(word: str, manifest: Manifest, most_frames: int) -> Samples:
     camera, path = camera_number(word), Path(word)
+    preprocessing = manifest.preprocessing
     if camera is not None or is_video(path):
-        _require_images(word, manifest)
-        return Samples(lambda: _frames(path if camera is None else camera, manifest, most_frames))
+        if preprocessing is None:
+            raise DataError(f"{word} gives images, and the bundle's model takes none; give an .npz of its inputs")
+        source = path if camera is None else camera
+        return Samples(partial(_frames, source, preprocessing, most_frames))
 
-    labelled = read_labelled(path, manifest.task, manifest.labels) if manifest.preprocessing else None
-    if labelled is not None:
-        return Samples(lambda: _labelled_samples(labelled, manifest), is_labelled=True)
-    files = input_files(path)
-    return Samples(lambda: (Sample(str(file), read_samples(file, manifest)) for file in files))
-
-
-def _require_images(word: str, manifest: Manifest) -> None:
-    if manifest.preprocessing is None:
-        raise DataError(f"{word} gives images, and the bundle's model takes none; give an .npz of its inputs")
+    if preprocessing is not None:
+        labelled = read_labelled(path, manifest.task, manifest.labels)
+        if labelled is not None:
+            return Samples(partial(_labelled_samples, labelled, preprocessing), is_labelled=True)
+    return Samples(partial(_file_samples, input_files(path), manifest))
 
 
-def _frames(source: int | Path, manifest: Manifest, most: int) -> Iterator[Sample]:
-    assert manifest.preprocessing is not None
+def _frames(source: int | Path, preprocessing: Preprocessing, most: int) -> Iterator[Sample]:
     where = f"camera:{source}" if isinstance(source, int) else str(source)
     for index, pixels in enumerate(frames_of(source, most=most)):
         name = f"{where}[{index}]"
-        yield Sample(name, picture_inputs(array_picture(pixels, name), manifest.preprocessing, name))
+        yield Sample(name, picture_inputs(array_picture(pixels, name), preprocessing, name))
 
 
-def _labelled_samples(labelled: Labelled, manifest: Manifest) -> Iterator[Sample]:
-    assert manifest.preprocessing is not None
+def _labelled_samples(labelled: Labelled, preprocessing: Preprocessing) -> Iterator[Sample]:
     for index, file in enumerate(labelled.files):
         picture = picture_file(file)
-        truth = truth_of(labelled, index, picture, crop_for(picture, manifest.preprocessing))
-        yield Sample(str(file), picture_inputs(picture, manifest.preprocessing, str(file)), truth)
+        truth = truth_of(labelled, index, picture, crop_for(picture, preprocessing))
+        yield Sample(str(file), picture_inputs(picture, preprocessing, str(file)), truth)
+
+
+def _file_samples(files: Sequence[Path], manifest: Manifest) -> Iterator[Sample]:
+    for file in files:
+        yield Sample(str(file), read_samples(file, manifest))

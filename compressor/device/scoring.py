@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..records import Accuracy, Figure, FloatArray, IntArray, Quality
-from .average_precision import Boxes, match_image, mean_average_precision
+from .average_precision import Boxes, Matches, match_image, mean_average_precision
 from .feeds import Array
 from .intervals import bootstrap, jackknife
 from .targets import IGNORED
@@ -108,7 +108,12 @@ def areas_row(logits: Array, mask: NDArray[Any]) -> dict[str, FloatArray]:
 
 def areas_figure(rows: Sequence[Mapping[str, FloatArray]]) -> Quality:
     """Mean IoU of the rows of `areas_row`."""
-    return mean_iou(*(np.stack([row[name] for row in rows]) for name in ("both", "answered", "true")))
+    return mean_iou(_stacked(rows, "both"), _stacked(rows, "answered"), _stacked(rows, "true"))
+
+
+def _stacked(rows: Sequence[Mapping[str, FloatArray]], name: str) -> FloatArray:
+    """[N, C]"""
+    return np.stack([row[name] for row in rows])
 
 
 def mean_iou(both: FloatArray, answered: FloatArray, true: FloatArray) -> Quality:
@@ -137,7 +142,7 @@ def _chance_iou(answered: FloatArray, true: FloatArray) -> float:
 
 def boxes_figure(rows: Sequence[Any]) -> Quality:
     """COCO's mean average precision of the rows of `match_image`; the interval is the jackknife's over images."""
-    if not any(matches.truths for row in rows for matches in row.values()):
+    if not any(map(_has_truths, rows)):
         raise DataError("no image is labelled with a box; mean average precision needs some")
 
     def figure(indices: IntArray) -> float:
@@ -146,6 +151,10 @@ def boxes_figure(rows: Sequence[Any]) -> Quality:
     value = figure(np.arange(len(rows)))
     low, high = jackknife(figure, len(rows), value)
     return Quality("mAP", value, len(rows), low, high, chance=0.0)
+
+
+def _has_truths(row: Mapping[int, Matches]) -> bool:
+    return any(matches.truths for matches in row.values())
 
 
 def _boxes_row(detected: Boxes, truth: Boxes) -> Row:
@@ -162,5 +171,5 @@ MEASURES: Mapping[str, Measure] = {
 
 def in_words(figure: Figure) -> str:
     """`top-1 97.20 % (95.00 to 98.50 %) of 360`: the value with its 95 % interval and the number of samples."""
-    value, low, high = (f"{100 * share:.2f}" for share in (figure.value, figure.low, figure.high))
-    return f"{figure.metric} {value} % ({low} to {high} %) of {figure.n}"
+    interval = f"{100 * figure.low:.2f} to {100 * figure.high:.2f} %"
+    return f"{figure.metric} {100 * figure.value:.2f} % ({interval}) of {figure.n}"

@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """What was sent, of a length that was said and is allowed."""
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        if not re.fullmatch(r"[0-9]+", length):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "send the image's bytes with their length")
         if len(length) > 12 or int(length) > MOST_UPLOAD_BYTES:
             line = f"the image has more than {MOST_UPLOAD_BYTES >> 20} MB; make it smaller"

@@ -19,6 +19,7 @@ from ..errors import GateError, InputError, MissingPackageError
 from . import fields
 from .builder import sha256_of
 from .built import shipped_files
+from .folders import is_plain_file, reason_of
 from .manifest import MANIFEST, SIGNATURE, inside
 
 if TYPE_CHECKING:  # on a device it may be missing, and only who has a key needs it
@@ -84,7 +85,7 @@ def read_public_key(path: Path) -> EllipticCurvePublicKey:
         with path.open("rb") as file:
             data = file.read(_MOST_KEY_BYTES)
     except OSError as error:
-        raise InputError(f"the key {path} can't be read: {error.strerror}") from error
+        raise InputError(f"the key {path} can't be read: {reason_of(error)}") from error
     if b"PRIVATE KEY" in data:
         raise InputError(f"{path} is a private key, which stays where bundles are signed; give its public half")
 
@@ -188,7 +189,7 @@ def _digests(statement: fields.Object) -> dict[str, str]:
         digests[name] = fields.sha256(resource, "digest")
 
     subject = _only_entry(statement, "subject")
-    together = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests.values())).hexdigest()
+    together = hashlib.sha256(b"".join(map(bytes.fromhex, digests.values()))).hexdigest()
     if fields.sha256(fields.inner(subject, "digest"), "sha256") != together:
         raise ValueError("its digest of all files is not that of the files it lists")
     if MANIFEST not in digests:
@@ -216,7 +217,7 @@ def _require_files(folder: Path, digests: Mapping[str, str]) -> None:
         raise GateError(f"{folder / name} was not signed; remove it, nobody vouches for it")
     for name, digest in digests.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
+        if not is_plain_file(path):
             raise GateError(f"{name} was signed and is missing, or is a link; get the bundle again")
         if sha256_of(path) != digest:
             raise GateError(f"{name} is not what was signed: its sha256 differs; don't use the bundle")

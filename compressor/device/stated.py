@@ -11,8 +11,9 @@ from .manifest import Manifest
 
 def stated_figure(manifest: Manifest, path: str | Path) -> Figure | None:
     """The figure of the bundle's file at `path`; None where the manifest has none."""
-    name = next((model.path for model in manifest.models if Path(path).as_posix().endswith(f"/{model.path}")), "")
+    place = Path(path).as_posix()
+    models = [model.path for model in manifest.models if place.endswith(f"/{model.path}")]
     for stated in manifest.metrics:
-        if name and stated.of == name:
+        if stated.of in models[:1]:  # of `small.onnx` and `a/small.onnx` the manifest's first
             return Quality(stated.metric, stated.value, stated.n, stated.low, stated.high, math.nan, stated.is_share)
     return None

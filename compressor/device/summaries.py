@@ -15,7 +15,7 @@ import numpy as np
 from .answers import Answer, answers_of, area_shares, by_output
 from .decoding import Detections
 from .feeds import Array, Arrays
-from .images import TopClass
+from .images import TopClass, label_of
 from .manifest import Manifest
 
 
@@ -73,11 +73,7 @@ def entries_of(answer: Answer, labels: Sequence[str]) -> Any:
 
 
 def _class_of(index: int, share: float, labels: Sequence[str]) -> TopClass:
-    return {"index": index, "label": _label(index, labels), "share": share}
-
-
-def _label(index: int, labels: Sequence[str]) -> str:
-    return labels[index] if 0 <= index < len(labels) else str(index)
+    return {"index": index, "label": label_of(index, labels), "share": share}
 
 
 def _classes_line(name: str, entries: Sequence[TopClass]) -> str:
@@ -117,7 +113,7 @@ def _boxes_of(detected: Detections, labels: Sequence[str]) -> list[Box]:
         index = int(label)
         entry: Box = {
             "index": index,
-            "label": _label(index, labels),
+            "label": label_of(index, labels),
             "score": float(score),
             "box": [float(px) for px in corners],
         }

@@ -25,8 +25,10 @@ if TYPE_CHECKING:  # TensorRT-RTX calls them the same
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # what pip installs, by library
 LIBRARIES = tuple(PACKAGES)
+_NO_LIBRARY = f"no library for engines; there are {', '.join(LIBRARIES)}"
 # Strong typing is complete from TensorRT 10.12 (Jetson's JetPack 6 has 10.3); before it, builder flags choose.
 _STRONG_FROM = (10, 12)
+_PRECISION_FLAGS = {"fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
 Buffers = dict[str, tuple[int, int]]  # by a tensor's name: address on the GPU, bytes
 
@@ -53,7 +55,7 @@ class Log(Protocol):
 def unavailable(library: str) -> str:
     """Why engines of `library` can't run here, in words; an empty string when they can."""
     if library not in LIBRARIES:
-        return f"no library for engines; there are {', '.join(LIBRARIES)}"
+        return _NO_LIBRARY
     if importlib.util.find_spec(library) is None:
         return f"not installed: pip install {PACKAGES[library]}"
     return cuda.unavailable()
@@ -69,7 +71,7 @@ def buildable(library: str) -> str:
 def import_library(library: str) -> ModuleType:
     """The library's module; a name from a recipe or a sidecar imports nothing else."""
     if library not in LIBRARIES:
-        raise EngineError(f"{library!r} is no library for engines; there are {', '.join(LIBRARIES)}")
+        raise EngineError(f"{library!r} is {_NO_LIBRARY}")
     try:
         return importlib.import_module(library)
     except ImportError as error:
@@ -93,7 +95,7 @@ def is_strongly_typed(library: str, library_version: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(".") if number.isdigit())
+    return tuple(map(int, filter(str.isdigit, text.split("."))))
 
 
 def build(job: BuildJob, report: child.Report) -> child.Event:
@@ -109,8 +111,8 @@ def build(job: BuildJob, report: child.Report) -> child.Event:
     network = builder.create_network(_network_flags(trt, job["library"]))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(job["onnx"])):
-        reasons = [_parser_reason(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError(f"{name} can't be parsed: {_joined(reasons)}")
+        errors = map(parser.get_error, range(parser.num_errors))
+        raise EngineError(f"{name} can't be parsed: {_joined(list(map(_parser_reason, errors)))}")
     if network.num_outputs == 0:  # bytes that are no ONNX parse as an empty model
         raise EngineError(f"{name} can't be built: {job['onnx']} holds no network; it is damaged or not ONNX")
 
@@ -119,8 +121,7 @@ def build(job: BuildJob, report: child.Report) -> child.Event:
     _set_flags(trt, config, job)
     profile = builder.create_optimization_profile()
     for tensor, shapes in job["profiles"].items():
-        low, usual, high = (tuple(shape) for shape in shapes)
-        profile.set_shape(tensor, low, usual, high)
+        profile.set_shape(tensor, *map(tuple, shapes))  # least, usual, largest
     config.add_optimization_profile(profile)
     monitor = _monitor(trt, report)
     config.progress_monitor = monitor
@@ -138,12 +139,10 @@ def _joined(reasons: Sequence[str]) -> str:
 
 def _network_flags(trt: ModuleType, library: str) -> int:
     """Strong typing is asked for in TensorRT 10 alone: later ones and RTX know nothing else."""
-    flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
-    if library == "tensorrt_rtx" or _numbers(trt.__version__)[0] != 10 or flags is None:
+    is_ten = library == "tensorrt" and _numbers(trt.__version__)[0] == 10
+    if not is_ten or not is_strongly_typed(library, trt.__version__):
         return 0
-    if not is_strongly_typed(library, trt.__version__):
-        return 0
-    return 1 << int(flags.STRONGLY_TYPED)
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _set_flags(trt: ModuleType, config: IBuilderConfig, job: BuildJob) -> None:
@@ -154,7 +153,7 @@ def _set_flags(trt: ModuleType, config: IBuilderConfig, job: BuildJob) -> None:
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
     if not is_strongly_typed(job["library"], trt.__version__):
-        for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(job["precision"], ()):
+        for flag in _PRECISION_FLAGS.get(job["precision"], ()):
             config.set_flag(getattr(trt.BuilderFlag, flag))
 
     if job["workspace_bytes"]:
@@ -225,22 +224,17 @@ def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedMode
         raise EngineError(f"{library} {trt.__version__} can't load {path}: {_why_not(trt, runtime, plan, logger)}")
 
     context = _context(trt, engine)
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    ports = {name: _port(trt, engine, name) for name in names}
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    outputs = [name for name in names if name not in inputs]
+    inputs, outputs = _ports(trt, engine)
     buffers: Buffers = {}
 
     def run(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        feeds = {name: _feed(array, ports[name]) for name, array in zip(inputs, arrays, strict=True)}
-        for name, feed in feeds.items():
-            if not context.set_input_shape(name, feed.shape):
-                shape = list(feed.shape)
-                raise EngineError(f"{path.name} was not built for the shape {shape} of {name!r}; see its profile")
-        results = {name: np.empty(tuple(context.get_tensor_shape(name)), ports[name].dtype) for name in outputs}
+        feeds = {port.name: _feed(array, port) for port, array in zip(inputs, arrays, strict=True)}
+        _set_shapes(context, feeds, path.name)
+        results = {port.name: np.empty(tuple(context.get_tensor_shape(port.name)), port.dtype) for port in outputs}
         for name, array in {**feeds, **results}.items():
             context.set_tensor_address(name, _buffer(buffers, name, array.nbytes))
 
+        # all is queued on one stream, in this order
         for name, feed in feeds.items():
             cuda.to_device(buffers[name][0], feed, stream)
         if not context.execute_async_v3(stream):
@@ -252,7 +246,26 @@ def open_engine(path: Path, options: OpenOptions, *, library: str) -> LoadedMode
 
     gpu, capability = cuda.device()
     details = {"gpu": gpu, "compute_capability": capability}
-    return LoadedModel(tuple(ports[name] for name in inputs), tuple(ports[name] for name in outputs), run, details)
+    return LoadedModel(inputs, outputs, run, details)
+
+
+def _ports(trt: ModuleType, engine: ICudaEngine) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Its inputs and its outputs, each in the engine's order."""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        ports = inputs if is_input else outputs
+        ports.append(_port(trt, engine, name))
+    return tuple(inputs), tuple(outputs)
+
+
+def _set_shapes(context: IExecutionContext, feeds: Mapping[str, Array], engine_name: str) -> None:
+    """Of the inputs, from which the engine makes those of its outputs."""
+    for name, feed in feeds.items():
+        if not context.set_input_shape(name, feed.shape):
+            shape = list(feed.shape)
+            raise EngineError(f"{engine_name} was not built for the shape {shape} of {name!r}; see its profile")
 
 
 def _port(trt: ModuleType, engine: ICudaEngine, name: str) -> Port:
@@ -268,10 +281,11 @@ def _feed(array: Array, port: Port) -> Array:
 def _buffer(buffers: Buffers, name: str, size_bytes: int) -> int:
     """The address of at least that much memory for a tensor; a buffer only grows, so most runs allocate nothing."""
     pointer, allocated_bytes = buffers.get(name, (0, -1))
-    if allocated_bytes < size_bytes:
-        if allocated_bytes >= 0:
-            cuda.free(pointer)
-        buffers[name] = (cuda.allocate(size_bytes), size_bytes)
+    if allocated_bytes >= size_bytes:
+        return pointer
+    if name in buffers:
+        cuda.free(pointer)
+    buffers[name] = (cuda.allocate(size_bytes), size_bytes)
     return buffers[name][0]
 
 

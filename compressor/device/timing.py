@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -125,14 +126,8 @@ def time_interleaved(
     batches = make_batches(images, schedule.batch)
     environment = read_environment()
     warmups = {name: warm_up(subject, batches, schedule) for name, subject in subjects.items()}
-
-    samples_ms: dict[str, list[float]] = {name: [] for name in subjects}
-    turns: dict[str, list[int]] = {name: [] for name in subjects}
-    for turn in range(schedule.rounds):
-        for name, subject in subjects.items():
-            turn_ms = take_turn(subject, batches, schedule)
-            samples_ms[name] += turn_ms
-            turns[name] += [turn] * len(turn_ms)
+    turn_takers = {name: partial(take_turn, subject, batches, schedule) for name, subject in subjects.items()}
+    samples = alternate(turn_takers, schedule.rounds)
 
     timings = {}
     for name in subjects:
@@ -141,13 +136,32 @@ def time_interleaved(
             name=name,
             runtime=(runtimes or {}).get(name, "python"),
             schedule=schedule,
-            samples_ms=tuple(samples_ms[name]),
-            turns=tuple(turns[name]),
+            samples_ms=tuple(samples[name].ms),
+            turns=tuple(samples[name].turns),
             warmup_runs=warmup_runs,
             stable=stable,
             environment=environment,
         )
     return timings
+
+
+@dataclass(slots=True)
+class Samples:
+    """What one subject's turns took, and the round that each sample was taken in."""
+
+    ms: list[float] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+
+
+def alternate(turn_takers: Mapping[str, Callable[[], list[float]]], rounds: int) -> dict[str, Samples]:
+    """Every subject's samples of `rounds` turns each, ABAB; what takes a turn returns its samples in ms."""
+    samples = {name: Samples() for name in turn_takers}
+    for turn in range(rounds):
+        for name, take in turn_takers.items():
+            turn_ms = take()
+            samples[name].ms += turn_ms
+            samples[name].turns += [turn] * len(turn_ms)
+    return samples
 
 
 def make_batches(images: Arrays, batch: int) -> list[Arrays]:
@@ -297,7 +311,8 @@ def from_json(content: Mapping[str, Any]) -> Timing:
     """The inverse of `to_json`; raises InputError for another schema."""
     if content.get("schema") != SCHEMA:
         raise InputError(f"timing has schema {content.get('schema')!r}, expected {SCHEMA!r}")
-    fields = {key: value for key, value in content.items() if key != "schema"}
+    fields = dict(content)
+    del fields["schema"]
     for key in ("samples_ms", "turns", "affinity"):
         fields[key] = tuple(fields[key])
     fields["schedule"] = schedule_from_json(fields["schedule"])

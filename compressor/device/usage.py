@@ -70,10 +70,14 @@ def _reset_peak() -> bool:
 
 def _gpu_peak() -> int | None:
     torch = _torch_on_gpu()
-    return None if torch is None else int(torch.cuda.max_memory_allocated())
+    if torch is None:
+        return None
+    return int(torch.cuda.max_memory_allocated())
 
 
 def _torch_on_gpu() -> ModuleType | None:
     """torch where somebody imported it and uses a GPU through it; this room does without."""
     torch = sys.modules.get("torch")
-    return torch if torch is not None and torch.cuda.is_initialized() else None
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return torch

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -20,7 +21,7 @@ from . import child
 from .environment import Environment, affinity, pin, read_environment, resident_bytes
 from .feeds import Arrays
 from .runtimes import REFERENCE, Session, open_model
-from .timing import Schedule, Timing, make_batches, schedule_from_json, take_turn, warm_up
+from .timing import Samples, Schedule, Timing, alternate, make_batches, schedule_from_json, take_turn, warm_up
 
 
 class OpenRequest(TypedDict):
@@ -60,28 +61,33 @@ def time_files(
         workers = {name: stack.enter_context(start(module, name=f"the timing of {name}")) for name in files}
         opened = {name: ask(_open_request(files[name], pool, schedule, runtime)) for name, ask in workers.items()}
         warmups = {name: ask({"do": "warm"}) for name, ask in workers.items()}
-        samples_ms, turns = _take_turns(workers, schedule.rounds)
+        samples = alternate({name: partial(_turn_of, ask) for name, ask in workers.items()}, schedule.rounds)
         closed = {name: ask({"do": "close"}) for name, ask in workers.items()}
 
     timings = {}
     for name in files:
-        opening = opened[name]
-        timings[name] = Timing(
-            name=name,
-            runtime=runtime,
-            schedule=schedule,
-            samples_ms=tuple(samples_ms[name]),
-            turns=tuple(turns[name]),
-            warmup_runs=warmups[name]["runs"],
-            stable=warmups[name]["stable"],
-            environment=Environment(**opening["environment"]),
-            affinity=tuple(opening["affinity"]),
-            load_ms=opening["load_ms"],
-            first_run_ms=opening["first_run_ms"],
-            peak_bytes=closed[name]["peak_bytes"],
-            details=opening["details"],
-        )
+        facts = {**opened[name], **warmups[name], **closed[name]}
+        timings[name] = _timing(name, runtime, schedule, samples[name], facts)
     return timings
+
+
+def _timing(name: str, runtime: str, schedule: Schedule, samples: Samples, facts: child.Event) -> Timing:
+    """The record of one file, with what its worker answered when it opened, warmed up and closed."""
+    return Timing(
+        name=name,
+        runtime=runtime,
+        schedule=schedule,
+        samples_ms=tuple(samples.ms),
+        turns=tuple(samples.turns),
+        warmup_runs=facts["runs"],
+        stable=facts["stable"],
+        environment=Environment(**facts["environment"]),
+        affinity=tuple(facts["affinity"]),
+        load_ms=facts["load_ms"],
+        first_run_ms=facts["first_run_ms"],
+        peak_bytes=facts["peak_bytes"],
+        details=facts["details"],
+    )
 
 
 def _saved(images: Arrays, folder: Path) -> Path:
@@ -103,16 +109,10 @@ def _loaded(pool: Path) -> Arrays:
         return tuple(content[str(index)] for index in range(len(content.files)))
 
 
-def _take_turns(workers: Mapping[str, child.Ask], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    """Every worker's samples in ms, and the round each was taken in."""
-    samples_ms: dict[str, list[float]] = {name: [] for name in workers}
-    turns: dict[str, list[int]] = {name: [] for name in workers}
-    for turn in range(rounds):
-        for name, ask in workers.items():
-            turn_ms = ask({"do": "turn"})["samples_ms"]
-            samples_ms[name] += turn_ms
-            turns[name] += [turn] * len(turn_ms)
-    return samples_ms, turns
+def _turn_of(ask: child.Ask) -> list[float]:
+    """A worker's turn, in ms."""
+    turn_ms: list[float] = ask({"do": "turn"})["samples_ms"]
+    return turn_ms
 
 
 def _open_request(path: Path, pool: Path, schedule: Schedule, runtime: str) -> OpenRequest:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compressor.device.arrays import read_npy, read_npz, short_reason
-from compressor.errors import DataError
+from compressor.device.arrays import read_npy, read_npz
+from compressor.errors import DataError, first_line
 
 from .tampering import archive, archive_of, npy
 
@@ -150,4 +150,4 @@ def test_memory_that_is_not_there_is_said_without_a_trace(monkeypatch: pytest.Mo
     [(ValueError("first\nsecond"), "first"), (KeyError(), "KeyError"), (OSError("x" * 500), "x" * 200)],
 )
 def test_a_reason_is_one_line(error: Exception, line: str) -> None:
-    assert short_reason(error) == line
+    assert first_line(error) == line

@@ -93,7 +93,8 @@ class Judge:
             near = fidelity(predict, dense_predict, self.held).value
             sums = sum_over_ranks({"distance": np.array(tally.distance), "alike": np.array(float(tally.alike))})
         distance = float(np.nan_to_num(float(sums["distance"]) / self.images, nan=FARTHEST))
-        return Judgement(min(distance, FARTHEST), near, float(sums["alike"]) / self.images if self.classifies else near)
+        quality = float(sums["alike"]) / self.images if self.classifies else near
+        return Judgement(min(distance, FARTHEST), near, quality)
 
     def _dense_of(self, batch: int, inputs: Inputs) -> Leaves:
         """The batches come in the same order in every pass."""

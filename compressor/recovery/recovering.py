@@ -118,10 +118,11 @@ class _Recovering:
             standing, best = self._begun()
             optimiser = self.pupil.begin(standing.setting)
         else:
-            standing, best = Standing.read(earlier[1]), _prefixed(earlier[1], "best.")
-            self.pupil.restore(_prefixed(earlier[1], "now."))
+            _, state = earlier
+            standing, best = Standing.read(state), _prefixed(state, "best.")
+            self.pupil.restore(_prefixed(state, "now."))
             optimiser = self.pupil.begin(standing.setting)
-            restore_optimiser(optimiser, earlier[1])
+            restore_optimiser(optimiser, state)
         self._train(standing, best, optimiser)
         self.pupil.restore(best)
         self.checkpoint.close()
@@ -164,8 +165,10 @@ class _Recovering:
 
     def _settings(self) -> tuple[Setting, ...]:
         """Without batch normalisation it makes no difference whose statistics are meant."""
-        has_norms = bool(batch_norms(self.pupil.network))
-        return tuple(one for one in self.options.settings if one.norms == "frozen" or has_norms)
+        settings = self.options.settings
+        if batch_norms(self.pupil.network):
+            return settings
+        return tuple(setting for setting in settings if setting.norms == "frozen")
 
     def _within(self, seconds: float, step_s: float) -> int:
         """How many steps fit in, of those that the passes come to; at least one."""
@@ -204,9 +207,12 @@ class _Recovering:
             best.update(self.pupil.state())
 
     def _ending(self, standing: Standing) -> Ending:
+        """What ended the training."""
         if standing.hurried:
             return "no better"
-        return "passes" if standing.steps >= self.all_steps else "time"
+        if standing.steps >= self.all_steps:
+            return "passes"
+        return "time"
 
     def _put_aside(self, standing: Standing, best: State, optimiser: torch.optim.Optimizer) -> None:
         if not self.checkpoint.is_due:

@@ -78,6 +78,8 @@ def learn_scores(
     """
     course = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
     gating = find_gates(graph, structure, options.kinds)
+    if not gating.count:
+        return _scores(criterion, gating, np.zeros(0), image_count(batches))
     belongs = [criterion, options, hash_of_network(graph), _hash_of_lessons(batches), _hash_of_start(start)]
     checkpoint = _checkpoints(folder, criterion, belongs)
     if criterion == "isp":

@@ -55,7 +55,7 @@ def recover(
     dense: fx.GraphModule,
     repaired: fx.GraphModule,
     lessons: Batches,
-    held: Batches,
+    held_out: Batches,
     *,
     slices: Slices | None = None,
     task: Task | None = None,
@@ -64,7 +64,7 @@ def recover(
     progress: Progress = _silent,
     clock: Clock = time.monotonic,
 ) -> tuple[fx.GraphModule, Recovery]:
-    """A copy of the repaired network that is nearer to the dense one on `held`, or as near, and how it came to that.
+    """A copy of the repaired network as near to the dense one on `held_out` or nearer, and how it came to that.
 
     `slices` say which of the dense network's channels are left (features are compared by them), `task` how answers are
     compared; without one the network is a classifier. What is put aside lies in `folder`. Raises DataError where there
@@ -74,7 +74,7 @@ def recover(
     learned = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for parameter in learned:
         parameter.requires_grad_(parameter.is_floating_point())
-    judge = Judge(dense, held, task)
+    judge = Judge(dense, held_out, task)
     teaching = Teaching(dense, network, judge.task, lessons, slices=slices, options=options)
     belongs = [asdict(options), state_hash(repaired), state_hash(dense), lessons.batch_size, list(lessons.images.names)]
     file = None if folder is None or rank() > 0 else folder / FILE

@@ -144,12 +144,12 @@ def learn_selector(
     shape = require_images(graph)
     settings = selector_options(options, side_of(shape))
     distance = distance_of(graph, batches, task)
-    learning, held = parted(batches)
+    learning, held_out = parted(batches)
     selector = make_selector(graph, structure, learning, settings, options.seed)
     predictor = train_predictor(
         graph,
         learning,
-        held,
+        held_out,
         distance,
         options=settings,
         augmentation=options.augmentation,
@@ -162,7 +162,7 @@ def learn_selector(
         predictor,
         selector,
         learning,
-        held,
+        held_out,
         distance,
         options=settings,
         augmentation=options.augmentation,

@@ -43,7 +43,7 @@ def require_images(graph: fx.GraphModule) -> tuple[int, int]:
 def train_predictor(
     graph: fx.GraphModule,
     lessons: Lessons,
-    held: Lessons,
+    held_out: Lessons,
     distance: Distance,
     *,
     options: SelectorOptions,
@@ -74,7 +74,7 @@ def train_predictor(
     train(
         dict(predictor.named_parameters()),
         loss,
-        lambda: mean_over(held, device, held_loss),
+        lambda: mean_over(held_out, device, held_loss),
         options=TrainingOptions(options.predictor_steps, options.predictor_rate, options.weight_decay),
         checkpoint=checkpoint,
         also={},

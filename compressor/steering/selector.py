@@ -251,7 +251,7 @@ def train_selector(
     predictor: fx.GraphModule,
     selector: Selector,
     lessons: Lessons,
-    held: Lessons,
+    held_out: Lessons,
     distance: Distance,
     *,
     options: SelectorOptions,
@@ -269,7 +269,7 @@ def train_selector(
     stream = Stream(lessons, seed, device, augmentation)
     masking = _Masking(graph, predictor, selector, distance, options)
     charge = {"charge": torch.tensor(1.0, dtype=torch.float64)}  # what a width of one side costs
-    allowed = options.keeps * mean_over(held, device, masking.empty_loss)
+    allowed = options.keeps * mean_over(held_out, device, masking.empty_loss)
 
     def loss(step: int) -> Tensor:
         lost, mask, spots = masking.masked_loss(stream.at(step), seed, step)
@@ -289,7 +289,7 @@ def train_selector(
     return train(
         selector.learned,
         loss,
-        lambda: mean_over(held, device, judged),
+        lambda: mean_over(held_out, device, judged),
         options=TrainingOptions(options.steps, options.rate, options.weight_decay),
         checkpoint=checkpoint,
         also=charge,

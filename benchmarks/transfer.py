@@ -21,6 +21,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from finetuning import finetune
 from small_task import Task, subjects_of
 from study import (
     COLOURS,
@@ -49,7 +50,6 @@ from compressor.budgets import Budget
 from compressor.criteria import UNLEARNED
 from compressor.errors import CompressorError
 from compressor.recipe import Recipe
-from compressor.repair.finetune import FinetuneOptions, finetune
 
 DEFAULT_CRITERIA = "lrp,gradient,taylor,l1,random"
 ONE_SHOT, ITERATIVE = "one shot", "iterative"
@@ -130,14 +130,8 @@ def _walk(
 
 def tuned(subjects: Subjects, network: fx.GraphModule) -> fx.GraphModule:
     """A copy fine-tuned on the calibration images, taught by the dense network."""
-    recipe, small = subjects.recipe, copy.deepcopy(network)
-    options = FinetuneOptions(
-        epochs=recipe.finetune_epochs,
-        learning_rate=recipe.learning_rate,
-        distillation=recipe.distillation,
-        seed=recipe.seed,
-    )
-    finetune(small, subjects.calibration, options=options, teacher=subjects.dense)
+    small = copy.deepcopy(network)
+    finetune(small, subjects.dense, subjects.calibration, subjects.recipe)
     return small
 
 

@@ -40,7 +40,7 @@ from ..pruning import Structure, prune
 from ..records import FloatArray, Group, IntArray, Scores, Slices
 from ..repair.compensation import CompensationOptions, Layouts, compensate, layouts_of, means_of, store_under
 from ..repair.consumers import Layer, find_layers
-from ..repair.experts import as_stored, slices_side_by_side, spelled_out
+from ..repair.experts import as_stored, experts_convolved, slices_side_by_side
 from ..tasks import Task
 from ..tensors import Inputs as NetworkInputs
 from ..tensors import count, cut, joined, parted
@@ -403,7 +403,7 @@ class _Bench:
         task: Task | None,
     ) -> None:
         self.graph, self.structure = graph, structure
-        self.spelled, self.experts = spelled_out(graph)
+        self.spelled, self.experts = experts_convolved(graph)
         self.layers, _ = find_layers(self.spelled, set(self.spelled.graph.nodes))
         self.walk = _Walk(graph, images)
         whole = [self.walk.finish(graph, values) for values in self.walk.just_before(0)]

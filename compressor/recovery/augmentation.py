@@ -34,7 +34,7 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each cut anew out of its own reflection beyond the edges."""
     height, width = images.shape[2:]
     rows, columns = height // MOVED, width // MOVED
-    if not (rows or columns):
+    if rows == columns == 0:  # smaller than eight pixels
         return images
     wide = functional.pad(images, (columns, columns, rows, rows), mode="reflect")
     down = torch.randint(2 * rows + 1, (len(images),), generator=generator).tolist()

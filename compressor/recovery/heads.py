@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..graph.interface import output_node, output_nodes
+from ..graph.interface import nodes_by_name, output_node, output_nodes
+from ..graph.neighbours import shape_of
 from ..graph.operators import ALL_CONVOLUTIONS, LINEAR, Convolution, arguments
 from ..records import Slices
 
@@ -32,23 +33,25 @@ class Feature:
 
     def of_dense(self, value: Tensor) -> Tensor:
         """The dense network's feature [N, ...] without the channels that went."""
-        return value if self.kept is None else value.index_select(self.axis, self.kept.to(value.device))
+        if self.kept is None:
+            return value
+        return value.index_select(self.axis, self.kept.to(value.device))
 
 
 def features_of(dense: fx.GraphModule, small: fx.GraphModule, slices: Slices | None = None) -> tuple[Feature, ...]:
     """The head's inputs that can be compared; without `slices` those alone that lost nothing."""
-    small_nodes = {node.name: node for node in small.graph.nodes}
-    found: dict[str, Feature] = {}
+    slices = slices or Slices({})
+    dense_nodes, small_nodes = nodes_by_name(dense), nodes_by_name(small)
+    features: dict[str, Feature] = {}
     for layer in _heads(dense):
         feature = _feature(layer, slices)
-        twin = small_nodes.get(layer.name)
-        if feature is None or twin is None or feature.node not in small_nodes:
+        if feature is None or not {layer.name, feature.node} <= small_nodes.keys():
             continue
-        width = int(small_nodes[feature.node].meta["val"].shape[feature.axis])
-        left = int(_source(layer).meta["val"].shape[feature.axis]) if feature.kept is None else len(feature.kept)
-        if width == left:
-            found.setdefault(feature.node, feature)
-    return tuple(found.values())
+        dense_width, small_width = (shape_of(nodes[feature.node])[feature.axis] for nodes in (dense_nodes, small_nodes))
+        left = dense_width if feature.kept is None else len(feature.kept)
+        if small_width == left:
+            features.setdefault(feature.node, feature)
+    return tuple(features.values())
 
 
 def _heads(graph: fx.GraphModule) -> list[fx.Node]:
@@ -68,25 +71,24 @@ def _heads(graph: fx.GraphModule) -> list[fx.Node]:
     return layers
 
 
-def _source(layer: fx.Node) -> fx.Node:
-    source: fx.Node = arguments(layer)["input"]
-    return source
-
-
-def _feature(layer: fx.Node, slices: Slices | None) -> Feature | None:
+def _feature(layer: fx.Node, slices: Slices) -> Feature | None:
     """None where a layer reads the images themselves, or its channels in groups."""
-    source, weight = _source(layer), arguments(layer)["weight"]
-    if source.op == "placeholder":
-        return None
+    source: fx.Node = arguments(layer)["input"]
+    axis, weight_axis = 1, 1
     if layer.target is LINEAR:
-        axis, weight_axis = int(source.meta["val"].ndim) - 1, 1
+        axis = len(shape_of(source)) - 1
     else:
         convolution = Convolution.of(layer)
         if convolution.groups != 1:
             return None
-        axis, weight_axis = 1, 0 if convolution.transposed else 1
-    kept = None if slices is None else slices.kept.get(str(weight.target))
-    return Feature(source.name, axis, None if kept is None else torch.from_numpy(kept[weight_axis]))
+        weight_axis = 0 if convolution.transposed else 1  # a transposed weight is [in, out, *kernel]
+    if source.op == "placeholder":
+        return None
+
+    kept = slices.kept.get(str(arguments(layer)["weight"].target))
+    if kept is None:
+        return Feature(source.name, axis)
+    return Feature(source.name, axis, torch.from_numpy(kept[weight_axis]))
 
 
 def watched(graph: fx.GraphModule, features: Sequence[Feature]) -> fx.GraphModule:
@@ -95,10 +97,10 @@ def watched(graph: fx.GraphModule, features: Sequence[Feature]) -> fx.GraphModul
     It can be switched to training by itself.
     """
     copied = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    copied.graph_copy(graph.graph, nodes)
-    by_name = {node.name: nodes[node] for node in nodes}
-    answers = tuple(nodes[node] for node in output_nodes(graph))
-    end = copied.output((answers, tuple(by_name[feature.node] for feature in features)))
+    copies: dict[fx.Node, fx.Node] = {}
+    copied.graph_copy(graph.graph, copies)
+    originals = nodes_by_name(graph)
+    answers = tuple(copies[node] for node in output_nodes(graph))
+    end = copied.output((answers, tuple(copies[originals[feature.node]] for feature in features)))
     end.meta = dict(output_node(graph).meta)
     return fx.GraphModule(graph, copied)

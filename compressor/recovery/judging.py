@@ -51,19 +51,19 @@ class Judge:
     The dense network's answers are kept where they are small. Raises DataError without any image.
     """
 
-    def __init__(self, dense: fx.GraphModule, held: Batches, task: Task | None) -> None:
-        if not len(held.images):
+    def __init__(self, dense: fx.GraphModule, held_out: Batches, task: Task | None) -> None:
+        if not len(held_out.images):
             raise DataError("there are no held-out images to tell when a recovery is to end; give more images")
-        self.dense, self.images = dense, len(held.images)
-        self.is_shared = shares_out(len(held))  # else every rank looks at all of them
-        self.held = held.share(rank(), world()) if self.is_shared else held
+        self.dense, self.images = dense, len(held_out.images)
+        self.is_shared = shares_out(len(held_out))  # else every rank looks at all of them
+        self.held_out = held_out.share(rank(), world()) if self.is_shared else held_out
         self.classifies = task is None or task.classifies
         self.metric = AGREEMENT if self.classifies else FIDELITY
         self._kept: dict[int, Leaves] = {}
         self._kept_bytes = 0
         if task is None:
             with self._together():
-                task = task_named("classification", reference=reference_of(self._answered_by_dense, self.held))
+                task = task_named("classification", reference=reference_of(self._answered_by_dense, self.held_out))
         self.task = task
 
     def _together(self) -> AbstractContextManager[None]:
@@ -90,10 +90,11 @@ class Judge:
             return tally.dense
 
         with evaluating(network), torch.no_grad(), self._together():
-            near = fidelity(predict, dense_predict, self.held).value
+            near = fidelity(predict, dense_predict, self.held_out).value
             sums = sum_over_ranks({"distance": np.array(tally.distance), "alike": np.array(float(tally.alike))})
         distance = float(np.nan_to_num(float(sums["distance"]) / self.images, nan=FARTHEST))
-        return Judgement(min(distance, FARTHEST), near, float(sums["alike"]) / self.images if self.classifies else near)
+        quality = float(sums["alike"]) / self.images if self.classifies else near
+        return Judgement(min(distance, FARTHEST), near, quality)
 
     def _dense_of(self, batch: int, inputs: Inputs) -> Leaves:
         """The batches come in the same order in every pass."""

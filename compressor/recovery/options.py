@@ -19,7 +19,8 @@ class Setting:
     norms: Norms = "frozen"
 
     def __str__(self) -> str:
-        return f"rate {self.rate:.2g}, {'statistics of each batch' if self.norms == 'batch' else 'statistics kept'}"
+        statistics = {"frozen": "statistics kept", "batch": "statistics of each batch"}
+        return f"rate {self.rate:.2g}, {statistics[self.norms]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from ..distributed import rank, sum_tensor, world
 from ..graph.training import set_training
 from ..inputs.images import Batch, Batches
+from ..steering.lessons import generator_at
 from ..tensors import Inputs, count, mapped
 from .augmentation import augmented
-from .lessons import generator_at
 from .options import Setting
 from .teaching import Teaching
 
@@ -59,11 +59,12 @@ class Pupil:
         Rank 1 of 2 has images 1, 3, ... of the view that all of them make. Statistics of a batch that normalisations
         move are the mean of the ranks'.
         """
-        images, ranks = count(inputs), world()
-        mine = slice(rank(), None, ranks) if ranks > 1 else slice(None)
-        own = mapped(lambda tensor: tensor[mine], inputs)
-        if count(own):
-            loss = self.teaching.loss(own, targets if targets is None else targets[mine]) * (count(own) / images)
+        ranks = world()
+        share = slice(rank(), None, ranks)
+        images = mapped(lambda tensor: tensor[share], inputs)
+        if count(images):
+            their_targets = None if targets is None else targets[share]
+            loss = self.teaching.loss(images, their_targets) * (count(images) / count(inputs))
             loss.backward()  # type: ignore[no-untyped-call]
         if ranks > 1:
             self._join(ranks)
@@ -76,14 +77,14 @@ class Pupil:
             for parameter in self._parameters()
         ]
         buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
-        together = torch.cat([tensor.flatten() for tensor in (*gradients, *(buffer / ranks for buffer in buffers))])
-        sum_tensor(together)
-        sizes = [tensor.numel() for tensor in (*gradients, *buffers)]
-        parts = iter(torch.split(together, sizes))
+        addends = [*gradients, *(buffer / ranks for buffer in buffers)]
+        flat = torch.cat([addend.flatten() for addend in addends])
+        sum_tensor(flat)  # all in one message
+        sums = iter(torch.split(flat, [addend.numel() for addend in addends]))
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
-            parameter.grad = next(parts).view_as(gradient)
+            parameter.grad = next(sums).view_as(gradient)
         for buffer in buffers:
-            buffer.copy_(next(parts).view_as(buffer))
+            buffer.copy_(next(sums).view_as(buffer))
 
     def state(self) -> State:
         """A copy of the tensors as they are."""

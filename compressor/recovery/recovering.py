@@ -55,7 +55,7 @@ def recover(
     dense: fx.GraphModule,
     repaired: fx.GraphModule,
     lessons: Batches,
-    held: Batches,
+    held_out: Batches,
     *,
     slices: Slices | None = None,
     task: Task | None = None,
@@ -64,7 +64,7 @@ def recover(
     progress: Progress = _silent,
     clock: Clock = time.monotonic,
 ) -> tuple[fx.GraphModule, Recovery]:
-    """A copy of the repaired network that is nearer to the dense one on `held`, or as near, and how it came to that.
+    """A copy of the repaired network as near to the dense one on `held_out` or nearer, and how it came to that.
 
     `slices` say which of the dense network's channels are left (features are compared by them), `task` how answers are
     compared; without one the network is a classifier. What is put aside lies in `folder`. Raises DataError where there
@@ -74,7 +74,7 @@ def recover(
     learned = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for parameter in learned:
         parameter.requires_grad_(parameter.is_floating_point())
-    judge = Judge(dense, held, task)
+    judge = Judge(dense, held_out, task)
     teaching = Teaching(dense, network, judge.task, lessons, slices=slices, options=options)
     belongs = [asdict(options), state_hash(repaired), state_hash(dense), lessons.batch_size, list(lessons.images.names)]
     file = None if folder is None or rank() > 0 else folder / FILE
@@ -118,10 +118,11 @@ class _Recovering:
             standing, best = self._begun()
             optimiser = self.pupil.begin(standing.setting)
         else:
-            standing, best = Standing.read(earlier[1]), _prefixed(earlier[1], "best.")
-            self.pupil.restore(_prefixed(earlier[1], "now."))
+            _, state = earlier
+            standing, best = Standing.read(state), _prefixed(state, "best.")
+            self.pupil.restore(_prefixed(state, "now."))
             optimiser = self.pupil.begin(standing.setting)
-            restore_optimiser(optimiser, earlier[1])
+            restore_optimiser(optimiser, state)
         self._train(standing, best, optimiser)
         self.pupil.restore(best)
         self.checkpoint.close()
@@ -164,8 +165,10 @@ class _Recovering:
 
     def _settings(self) -> tuple[Setting, ...]:
         """Without batch normalisation it makes no difference whose statistics are meant."""
-        has_norms = bool(batch_norms(self.pupil.network))
-        return tuple(one for one in self.options.settings if one.norms == "frozen" or has_norms)
+        settings = self.options.settings
+        if batch_norms(self.pupil.network):
+            return settings
+        return tuple(setting for setting in settings if setting.norms == "frozen")
 
     def _within(self, seconds: float, step_s: float) -> int:
         """How many steps fit in, of those that the passes come to; at least one."""
@@ -204,9 +207,12 @@ class _Recovering:
             best.update(self.pupil.state())
 
     def _ending(self, standing: Standing) -> Ending:
+        """What ended the training."""
         if standing.hurried:
             return "no better"
-        return "passes" if standing.steps >= self.all_steps else "time"
+        if standing.steps >= self.all_steps:
+            return "passes"
+        return "time"
 
     def _put_aside(self, standing: Standing, best: State, optimiser: torch.optim.Optimizer) -> None:
         if not self.checkpoint.is_due:

@@ -51,23 +51,25 @@ class Teaching:
         """Of each feature: the squared distance from its mean over the first images."""
         if not self.features:
             return []
-        shown = [self._taught(inputs)[1] for inputs, _ in itertools.islice(lessons, SPREAD_BATCHES)]
-        together = [torch.cat(values).double() for values in zip(*shown, strict=True)]
-        return [max(_square(values - values.mean(0)), LEAST_SPREAD) for values in together]
+        by_batch = [self._taught(inputs)[1] for inputs, _ in itertools.islice(lessons, SPREAD_BATCHES)]
+        by_feature = [torch.cat(batches).double() for batches in zip(*by_batch, strict=True)]
+        return [max(_square(feature - feature.mean(0)), LEAST_SPREAD) for feature in by_feature]
 
     def loss(self, inputs: Inputs, targets: Any) -> Tensor:
         """The mean over a batch, on the network's device."""
-        taught, shown = self._taught(inputs)
-        learned, own = self._seen(self.pupil, inputs)
-        loss = self.task.distance(learned, taught).mean()
-        for ours, theirs, spread in zip(own, shown, self.spreads, strict=True):
-            loss = loss + self.options.features * (ours - theirs).square().flatten(1).sum(1).mean() / spread
+        dense_answers, dense_features = self._taught(inputs)
+        answers, features = self._seen(self.pupil, inputs)
+        loss = self.task.distance(answers, dense_answers).mean()
+        for feature, dense_feature, spread in zip(features, dense_features, self.spreads, strict=True):
+            distance = (feature - dense_feature).square().flatten(1).sum(1).mean()
+            loss = loss + self.options.features * distance / spread
         if self._follows(targets):
             share = self.options.labels
-            loss = (1 - share) * loss + share * self.task.loss(learned, targets).mean()
+            loss = (1 - share) * loss + share * self.task.loss(answers, targets).mean()
         return loss
 
     def _follows(self, targets: Any) -> bool:
+        """Whether labels are asked for, and there."""
         return bool(self.options.labels) and self.task.learns and is_labelled(targets)
 
     def allows_views(self, targets: Any) -> bool:
@@ -75,14 +77,16 @@ class Teaching:
         return not self._follows(targets) or _are_classes(targets)
 
     def _seen(self, network: fx.GraphModule, inputs: Inputs) -> Seen:
+        """What one of the two networks makes of the images."""
         answers, features = network(*as_tuple(inputs_to(inputs, self.device)))
         return dict(zip(self.names, answers, strict=True)), features
 
     @torch.no_grad()
     def _taught(self, inputs: Inputs) -> Seen:
-        answers, shown = self._seen(self.teacher, inputs)
-        left = tuple(feature.of_dense(value) for feature, value in zip(self.features, shown, strict=True))
-        return answers, left
+        """What the dense network makes of them, of its features the channels that are left."""
+        answers, dense_inputs = self._seen(self.teacher, inputs)
+        pairs = zip(self.features, dense_inputs, strict=True)
+        return answers, tuple(feature.of_dense(dense_input) for feature, dense_input in pairs)
 
 
 def _square(values: Tensor) -> float:

@@ -6,6 +6,7 @@ Streams over batches in bounded memory, sums in float64 and over ranks. Knows no
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -57,8 +58,10 @@ def score(
     options = replace(options or ScoreOptions(), objective=objective_of(graph, task))
     if isinstance(row, AtRandom):
         return Scores(criterion, {group.name: _draw(group, options.seed) for group in groups.groups}, 0)
+    uncovered: tuple[str, ...] = ()
     if isinstance(row, AtNodes):
         site_scores, samples = _at_nodes(graph, groups, batches, row, options)
+        uncovered = _uncovered(graph, row, options)
     else:
         site_scores, samples = _on_weights(graph, groups, batches, row, options)
 
@@ -71,11 +74,15 @@ def score(
         else:
             unscored.append(group.name)
     _require_finite(values, criterion)
-    uncovered: tuple[str, ...] = ()
-    if isinstance(row, AtNodes) and row.uncovered:
-        find_uncovered: FindUncovered = function_named(row.uncovered)
-        uncovered = find_uncovered(graph, options)
     return Scores(criterion, values, samples, tuple(unscored), uncovered)
+
+
+def _uncovered(graph: fx.GraphModule, row: AtNodes, options: ScoreOptions) -> tuple[str, ...]:
+    """The operations that the criterion has no rule for."""
+    if not row.uncovered:
+        return ()
+    find_uncovered: FindUncovered = function_named(row.uncovered)
+    return find_uncovered(graph, options)
 
 
 def _require_finite(values: Mapping[str, FloatArray], criterion: str) -> None:
@@ -136,23 +143,20 @@ def _at_nodes(
 
     sums: dict[str, Tensor] = {}
     samples = 0
-    predicted = options.target == "predicted"
-    for images, labels in within_memory(batches, graph):
+    for images, targets in _with_targets(graph, batches, options):
 
         def take(node: str, tensor: Tensor, n: int = count(images)) -> None:
             for key, reading in readings_at[node]:
                 units = read_units(tensor, reading, n, sign=sign, per=per)  # [N, units]
                 weights.add_into(sums, key, units.sum(0))
 
-        targets = targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
         measure(images, targets, take)
         samples += count(images)
 
     total, samples = _over_ranks(sums, samples)
     if per == "all":  # the sign is taken once the last rank's last image is in the sum
         total = {key: _SIGNED[sign](unsigned) for key, unsigned in total.items()}
-    scale = 1 if options.over == "sum" else samples
-    return _by_group(groups, total, site_of, scale), samples
+    return _by_group(groups, total, site_of, _divisor(options, samples)), samples
 
 
 def _plan_readings(
@@ -163,12 +167,12 @@ def _plan_readings(
     for group in groups.groups:
         nodes.update(place_of(graph, site, place).name for site in group.sites)
     layouts = sample_layouts(graph, nodes, inputs_to(_first_images(batches), device_of(graph)))
-    readings_at: dict[str, list[tuple[str, Reading]]] = {}
+    readings_at: defaultdict[str, list[tuple[str, Reading]]] = defaultdict(list)
     site_of: dict[str, tuple[str, int]] = {}
     for group in groups.groups:
         for i, reading in readings(graph, group, place, layouts).items():
             key = f"{group.name}\n{i}"  # one string, as sums over ranks are named by strings
-            readings_at.setdefault(reading.node, []).append((key, reading))
+            readings_at[reading.node].append((key, reading))
             site_of[key] = (group.name, i)
     return readings_at, site_of
 
@@ -211,15 +215,25 @@ def _collect(
     collect: weights.Collect = function_named(row.collect)
     collected: dict[str, Tensor] = {}
     samples = 0
-    for images, labels in within_memory(batches, graph):
-        predicted = options.target == "predicted"
-        targets = targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
+    for images, targets in _with_targets(graph, batches, options):
         for name, of_batch in collect(graph, images, targets, names, options.objective).items():
             weights.add_into(collected, name, of_batch)
         samples += count(images)
     sums, samples = _over_ranks(collected, samples)
-    scale = 1 if options.over == "sum" else samples
-    return {name: torch.from_numpy(total / scale) for name, total in sums.items()}, samples
+    divisor = _divisor(options, samples)
+    return {name: torch.from_numpy(total / divisor) for name, total in sums.items()}, samples
+
+
+def _with_targets(graph: fx.GraphModule, batches: Batches, options: ScoreOptions) -> Iterator[tuple[Inputs, Targets]]:
+    """The images where the graph lies, as many at a time as memory takes, with the targets relevance starts from."""
+    predicted = options.target == "predicted"
+    for images, labels in within_memory(batches, graph):
+        yield images, targets_of(graph, images, labels, predicted=predicted, objective=options.objective)
+
+
+def _divisor(options: ScoreOptions, samples: int) -> int:
+    """What a sum over samples is divided by."""
+    return samples if options.over == "mean" else 1
 
 
 def _first_images(batches: Batches) -> Inputs:
@@ -234,10 +248,10 @@ def _over_ranks(sums: Mapping[str, Tensor], samples: int) -> tuple[dict[str, Flo
 
 
 def _by_group(
-    groups: Groups, sums: Mapping[str, FloatArray], site_of: Mapping[str, tuple[str, int]], scale: int
+    groups: Groups, sums: Mapping[str, FloatArray], site_of: Mapping[str, tuple[str, int]], divisor: int
 ) -> SiteScores:
     scores: dict[str, dict[int, FloatArray]] = {group.name: {} for group in groups.groups}
     for key, total in sums.items():
         name, i = site_of[key]
-        scores[name][i] = total / scale
+        scores[name][i] = total / divisor
     return scores

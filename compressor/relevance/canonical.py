@@ -6,6 +6,7 @@ the composite's rule for their depth. Nothing is listed by name and the graph is
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.interface import output_nodes
-from ..graph.neighbours import only_user, other_operands
+from ..graph.neighbours import only_user, other_operands, shape_of
 from ..graph.operators import CONVOLUTIONS, LAYERS, LINEAR, Convolution, arguments
 from .composite import Composite, DepthGroup, Rule
 from .rules import Layer
@@ -130,9 +131,9 @@ def _from_image(graph: fx.GraphModule) -> dict[fx.Node, None]:
 
 def _carries_on(node: fx.Node, data: Mapping[fx.Node, None]) -> bool:
     """True where a node computes tensors of the image's values, not of their shapes alone."""
-    if node.op != "call_function" or operation(node) in _SHAPE_ONLY or not _returns_tensors(node):
-        return False
-    return not data.keys().isdisjoint(node.all_input_nodes)
+    reads_image = not data.keys().isdisjoint(node.all_input_nodes)
+    is_call = node.op == "call_function" and operation(node) not in _SHAPE_ONLY
+    return reads_image and is_call and _returns_tensors(node)
 
 
 def _returns_tensors(node: fx.Node) -> bool:
@@ -146,7 +147,8 @@ def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.N
     values: dict[fx.Node, Constant] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            values[node] = _detached(operator.attrgetter(node.target)(graph))
+            value = operator.attrgetter(node.target)(graph)
+            values[node] = value.detach() if isinstance(value, Tensor) else value
             continue
         # what reads the batch size reads a node that has no value here
         computable = values.keys() >= set(node.all_input_nodes)
@@ -154,10 +156,6 @@ def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.N
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     return values
-
-
-def _detached(value: Constant) -> Constant:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _layers(data: Mapping[fx.Node, None], constants: Mapping[fx.Node, Constant]) -> dict[fx.Node, Layer]:
@@ -202,10 +200,10 @@ def _merge(
             continue
         before, after = _before(norm, merged), only_user(norm)
         scale, shift = affine(norm, constants)
-        if before in layers and _alone(before, norm) and _channels_agree(layers[before], norm):
+        if before in layers and _absorbs_behind(layers[before], before, norm):
             layers[before] = _scaled_output(layers[before], scale, shift)
             merged[norm] = None
-        elif after in layers and after.args[0] is norm and _can_absorb(layers[after], norm):
+        elif after in layers and _absorbs_in_front(layers[after], after, norm):
             layers[after] = _scaled_input(layers[after], scale, shift)
             merged[norm] = None
     return merged
@@ -246,16 +244,23 @@ def _alone(before: fx.Node, norm: fx.Node) -> bool:
     return node is before and len(node.users) == 1
 
 
+def _absorbs_behind(layer: Layer, node: fx.Node, norm: fx.Node) -> bool:
+    """True where all that a layer computes goes through a norm over the layer's own channels."""
+    return _alone(node, norm) and _channels_agree(layer, norm)
+
+
+def _absorbs_in_front(layer: Layer, node: fx.Node, norm: fx.Node) -> bool:
+    """True where a norm's values are what a layer reads, and it reads nothing else.
+
+    Zero padding sees the shift only behind the norm, so a padded layer can't take it in exactly.
+    """
+    is_padded = isinstance(layer.padding, str) or any(layer.padding)
+    return node.args[0] is norm and _channels_agree(layer, norm) and not is_padded
+
+
 def _channels_agree(layer: Layer, norm: fx.Node) -> bool:
-    """A linear layer's features are axis 1, as BatchNorm's channels are, only where its output is [N, F]."""
-    return layer.dims > 0 or len(norm.meta["val"].shape) == 2
-
-
-def _can_absorb(layer: Layer, norm: fx.Node) -> bool:
-    """Zero padding sees the shift only behind the norm, so a padded layer can't take it in exactly."""
-    if layer.dims == 0:
-        return len(norm.meta["val"].shape) == 2
-    return not isinstance(layer.padding, str) and not any(layer.padding)
+    """A linear layer's features are axis 1, as BatchNorm's channels are, only where the norm's values are [N, F]."""
+    return layer.dims > 0 or len(shape_of(norm)) == 2
 
 
 def _scaled_output(layer: Layer, scale: Tensor, shift: Tensor) -> Layer:
@@ -341,7 +346,7 @@ def _head(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> set[
 
 
 def _is_flat_linear(node: fx.Node, layer: Layer) -> bool:
-    return layer.dims == 0 and len(node.meta["val"].shape) == 2
+    return layer.dims == 0 and len(shape_of(node)) == 2
 
 
 def _nonnegative(data: Mapping[fx.Node, None]) -> set[fx.Node]:
@@ -366,25 +371,25 @@ def _stays_nonnegative(node: fx.Node, nonnegative: set[fx.Node]) -> bool:
         return False
     if name in _PADDINGS and _fill(node) < 0:
         return False
-    if name in ("add", "mul") and not all(number >= 0 for number in _scalars(node)):
+    if name in ("add", "mul") and min(_scalars(node), default=0.0) < 0:
         return False
     return all(source in nonnegative for source in node.all_input_nodes if _returns_tensors(source))
 
 
 def _floor(node: fx.Node) -> float:
-    """The lower bound of a clamp; -1, hardtanh's own, where none is written or it is no number."""
-    default = -1.0
-    bound = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", default)
-    return float(bound) if isinstance(bound, (int, float)) else default
+    """The lower bound of a clamp; minus infinity where it has none, or one that is no number."""
+    settings = arguments(node)
+    bound = settings.get("min_val", settings.get("min"))
+    return float(bound) if isinstance(bound, (int, float)) else -math.inf
 
 
 def _fill(node: fx.Node) -> float:
-    """The number a padding writes: the last one among its arguments, 0 where there is none."""
-    numbers = _scalars(node, start=2)  # 0 is what is padded, 1 by how much
-    return numbers[-1] if numbers else 0.0
+    """The number a padding writes; 0 where none is said."""
+    fill = arguments(node)["value"]
+    return float(fill) if isinstance(fill, (int, float)) else 0.0
 
 
-def _scalars(node: fx.Node, start: int = 0) -> list[float]:
-    """The numbers among an operation's arguments from that position on, those by name at the end."""
-    settings = (*node.args[start:], *node.kwargs.values())
+def _scalars(node: fx.Node) -> list[float]:
+    """The numbers among an operation's arguments."""
+    settings = (*node.args, *node.kwargs.values())
     return [float(setting) for setting in settings if isinstance(setting, (int, float))]

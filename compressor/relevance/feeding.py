@@ -107,6 +107,8 @@ def _common_label(labels: Tensor, *axes: int) -> Tensor:
 
     Along axis 1 [[4, 4], [4, 5]] is [[4], [-1]].
     """
+    if not axes:
+        return labels
     largest, smallest = labels.amax(axes, keepdim=True), labels.amin(axes, keepdim=True)
     return torch.where(largest == smallest, largest, -1)
 
@@ -119,7 +121,9 @@ def _back(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """The inputs whose elements a node passes on, each with the labels of its own elements."""
     if node.target in _THROUGH:
         return _THROUGH[node.target](node, labels)
-    return _through_elementwise(node, labels) if is_elementwise(node) else _through_in_place(node, labels)
+    if is_elementwise(node):
+        return _through_elementwise(node, labels)
+    return _through_in_place(node, labels)
 
 
 def _through_elementwise(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
@@ -131,8 +135,10 @@ def _through_elementwise(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
 
 def _through_in_place(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """Normalisation, softmax, pooling: whatever leaves batch and channels of its first input where they are."""
-    source = next(iter(node.all_input_nodes), None)
-    if source is not None and shape_of(source)[:2] == shape_of(node)[:2]:
+    if not node.all_input_nodes:
+        return
+    source = node.all_input_nodes[0]
+    if shape_of(source)[:2] == shape_of(node)[:2]:
         yield source, _spread(labels, shape_of(source))
 
 
@@ -140,9 +146,7 @@ def _spread(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Back through what keeps units in place: normalisation and softmax elementwise, pooling by channel."""
     if tuple(labels.shape) == source_shape:
         return labels
-    by_channel = labels
-    if labels.ndim > 2:
-        by_channel = _common_label(labels, *range(2, labels.ndim))  # [N, C, 1, ...]
+    by_channel = _common_label(labels, *range(2, labels.ndim))  # [N, C, 1, ...]
     positions = [1] * (len(source_shape) - 2)
     return by_channel.reshape(*source_shape[:2], *positions).expand(source_shape)
 
@@ -150,8 +154,7 @@ def _spread(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
 def _fitted(labels: Tensor, source_shape: tuple[int, ...]) -> Tensor:
     """Labels reduced along the axes a smaller operand was broadcast over."""
     axes = _broadcast_axes(labels.ndim, source_shape)
-    reduced = _common_label(labels, *axes) if axes else labels
-    return reduced.reshape(source_shape)
+    return _common_label(labels, *axes).reshape(source_shape)
 
 
 def _broadcast_axes(ndim: int, source_shape: tuple[int, ...]) -> list[int]:

@@ -7,7 +7,6 @@ merged output.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -141,7 +140,7 @@ def _operations(canon: Canonical, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]
 
 def _require_covered(canon: Canonical, options: LrpOptions) -> None:
     """Raises UncoveredError naming the operations that have no rule and are not accepted."""
-    missing = [name for name in _uncovered(canon, options.composite) if not _accepted(name, options)]
+    missing = [name for name in _uncovered(canon, options.composite) if not _is_accepted(name, options)]
     if missing:
         operations = sorted({name.split(" ")[0] for name in missing})
         raise UncoveredError(
@@ -176,7 +175,7 @@ def _name(node: fx.Node) -> str:
     return f"aten.{operation(node)}"
 
 
-def _accepted(name: str, options: LrpOptions) -> bool:
+def _is_accepted(name: str, options: LrpOptions) -> bool:
     """True where an operation is accepted, at one layer (`aten.cumprod at layer 'blocks.0'`) or everywhere."""
     return name in options.accept or name.split(" ")[0] in options.accept
 
@@ -237,8 +236,10 @@ def _kept_for_layer(prepared: Prepared, node: fx.Node) -> list[fx.Node]:
     weighted = prepared.canon.weighted[node]
     reads_output = prepared.options.fast and weighted.rule.name in ("epsilon", "norm", "gamma")
     # a wide output (an MLP's, a joint q, k, v) takes more memory than computing it again takes time
-    narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
-    return [weighted.source, node] if reads_output and narrow else [weighted.source]
+    is_narrow = node.meta["val"].numel() <= weighted.source.meta["val"].numel()
+    if reads_output and is_narrow:
+        return [weighted.source, node]
+    return [weighted.source]
 
 
 def _drops(prepared: Prepared, kept: set[fx.Node]) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -308,7 +309,7 @@ def _spec(value: Value) -> Value:
 
 def _starts(
     canon: Canonical, values: Mapping[fx.Node, Value], targets: Targets, options: LrpOptions
-) -> dict[fx.Node, Tensor]:
+) -> dict[fx.Node, Relevance]:
     """The relevance that each output starts with, of the output's shape.
 
     Of class scores [N, classes] it is zero but at each image's class.
@@ -319,10 +320,10 @@ def _starts(
         assert isinstance(targets, Tensor)
         return {canon.outputs[0]: seed(logits, _classes(logits, targets, options), options.start)}
 
-    starts: dict[fx.Node, Tensor] = {}
-    for node, start in zip(canon.outputs, options.objective.seeds(answer, targets, options.start), strict=True):
-        if start is not None and node in canon.data:
-            starts[node] = starts[node] + start if node in starts else start
+    seeds = options.objective.seeds(answer, targets, options.start)
+    of_the_image = [(node, start) for node, start in zip(canon.outputs, seeds, strict=True) if node in canon.data]
+    starts: dict[fx.Node, Relevance] = {}
+    _hand_over(starts, of_the_image)  # an output may be answered with twice
     return starts
 
 
@@ -340,7 +341,7 @@ def _back(
     route: Route,
     values: dict[fx.Node, Value],
     saved: dict[fx.Node, Tensor],
-    starts: Mapping[fx.Node, Tensor],
+    starts: Mapping[fx.Node, Relevance],
     *,
     take: TakeNode,
     observe: Observe | None,
@@ -356,7 +357,7 @@ def _back(
         relevance = pending.pop(node, None)
         if node.name in route.watched:
             # not bound to a name: what `take` lets go of must be free before the next node
-            taken[node.name] = take(node.name, _zeros(values[node]) if relevance is None else _tensor(relevance))
+            taken[node.name] = take(node.name, _or_zeros(relevance, values[node]))
         if relevance is not None and node in route.through:
             composite = prepared.options.composite
             contributions = _spread(prepared, Call(node, relevance, values, canon, composite, saved.pop(node, None)))
@@ -371,24 +372,7 @@ def _spread(prepared: Prepared, call: Call) -> Sequence[Contribution]:
     """What the node hands to its inputs, as (input, relevance) by its rule."""
     if call.node in prepared.canon.weighted:
         return [_through_layer(prepared, call)]
-    if call.node.target is operator.getitem:
-        return [_from_item(call)]
     return prepared.rules[call.node].spread(call)
-
-
-def _from_item(call: Call) -> Contribution:
-    """What one of several outputs was handed, as relevance of the node with all of them.
-
-    Output 1 of 3 gives [None, relevance, None].
-    """
-    source, index = call.node.args
-    assert isinstance(source, fx.Node)
-    assert isinstance(index, int)
-    outputs = call.values[source]  # several tensors, or what `_spec` left of them
-    assert isinstance(outputs, Sequence)
-    of_each_output: list[Tensor | None] = [None] * len(outputs)
-    of_each_output[index] = call.relevance
-    return source, of_each_output
 
 
 def _through_layer(prepared: Prepared, call: Call) -> Contribution:
@@ -421,7 +405,9 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else a + b
 
 
-def _zeros(value: Value) -> Tensor:
-    """Relevance of a node that none reached."""
+def _or_zeros(relevance: Relevance | None, value: Value) -> Tensor:
+    """A node's relevance; zeros shaped as its value where none reached it."""
+    if relevance is not None:
+        return _tensor(relevance)
     assert isinstance(value, (Tensor, Spec))
     return torch.zeros(value.shape, dtype=value.dtype, device=value.device)

@@ -17,7 +17,7 @@ from ..graph.operators import arguments
 from . import attention
 from .canonical import Canonical, affine, operation
 from .normalisation import norm_of, through_norm
-from .products import attend, copy, divide, gated, matrix_product, multiply, product, softmax
+from .products import attend, gated, matrix_product, product, softmax, to_receivers
 from .rules import stabilised_
 from .spreading import (
     MOVES,
@@ -40,8 +40,8 @@ from .spreading import (
 
 def rule_of(node: fx.Node, canon: Canonical) -> OperationRule | None:
     """The rule of an operation, or None where there is none."""
-    if node.target is operator.getitem:  # what picks one of several outputs is followed by `lrp` itself
-        return OperationRule("shapes", _nothing)
+    if node.target is operator.getitem:
+        return OperationRule("shapes", _item)
     name = operation(node)
     inputs = signals(node, canon)
     if any(is_complex(tensor) for tensor in (node, *inputs)):
@@ -59,7 +59,9 @@ def _product_rule(name: str, signal_count: int) -> OperationRule:
     """Of a product of two signals where both factors come from the image; else it is linear in the one that does."""
     if signal_count < 2:
         return OperationRule("inputs", _linear)
-    return OperationRule("both", matrix_product) if name in _MATRIX_PRODUCTS else OperationRule("inputs", product)
+    if name in _MATRIX_PRODUCTS:
+        return OperationRule("both", matrix_product)
+    return OperationRule("inputs", product)
 
 
 def by_taylor(call: Call) -> Sequence[Contribution]:
@@ -68,8 +70,19 @@ def by_taylor(call: Call) -> Sequence[Contribution]:
         return _linear(call)
 
 
-def _nothing(call: Call) -> Sequence[Contribution]:
-    return ()
+def _item(call: Call) -> Sequence[Contribution]:
+    """What one of several outputs was handed, as relevance of the node with all of them.
+
+    Output 1 of 3 gives [None, relevance, None].
+    """
+    source, index = call.node.args
+    assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
+    outputs = call.values[source]  # several tensors, or the `Spec`s of those that were not kept
+    assert isinstance(outputs, Sequence)
+    of_each_output: list[Tensor | None] = [None] * len(outputs)
+    of_each_output[index] = call.relevance
+    return [(source, of_each_output)]
 
 
 def _same_way_back(call: Call) -> Sequence[Contribution]:
@@ -233,6 +246,8 @@ _ACTIVATIONS = (
 ).split()
 # passed whatever the composite says of activations
 _PASSED_ON = "prelu dropout native_dropout rrelu alpha_dropout feature_dropout log_softmax _log_softmax".split()
+_SUMS = ("add", "sub", "rsub")
+_RESHAPES = ("reshape", "view", "flatten", "_unsafe_view")
 _NORMS = "layer_norm group_norm instance_norm rms_norm".split()
 _MATRIX_PRODUCTS = ("matmul", "bmm", "mm")
 _BILINEAR = "linear conv1d conv2d conv3d einsum bilinear".split()
@@ -243,18 +258,16 @@ _ACTIVATION = OperationRule("unless passed", _activation_by_choice)
 _PASSED = OperationRule("shapes", _activation)
 
 _RULES: Mapping[str, OperationRule] = {
-    **{name: OperationRule("shapes", _same_way_back) for name in MOVES},
-    **{name: OperationRule("inputs", _linear) for name in _AVERAGES},
-    **{name: OperationRule("inputs", _same_way_back) for name in _WINNERS},
-    **{name: OperationRule("inputs", _normalise) for name in _NORMS},
+    **dict.fromkeys(MOVES, OperationRule("shapes", _same_way_back)),
+    **dict.fromkeys(_AVERAGES, OperationRule("inputs", _linear)),
+    **dict.fromkeys(_WINNERS, OperationRule("inputs", _same_way_back)),
+    **dict.fromkeys(_NORMS, OperationRule("inputs", _normalise)),
     **dict.fromkeys(_ACTIVATIONS, _ACTIVATION),
     **dict.fromkeys(_PASSED_ON, _PASSED),
-    **{name: OperationRule("inputs", _sum) for name in ("add", "sub", "rsub")},
-    **{name: OperationRule("shapes", _reshape) for name in ("reshape", "view", "flatten", "_unsafe_view")},
+    **dict.fromkeys(_SUMS, OperationRule("inputs", _sum)),
+    **dict.fromkeys(_RESHAPES, OperationRule("shapes", _reshape)),
     "cat": OperationRule("shapes", _cat),
-    "mul": OperationRule("shapes", multiply),
-    "div": OperationRule("shapes", divide),
-    "copy": OperationRule("shapes", copy),
+    **dict.fromkeys(("mul", "div", "copy"), OperationRule("shapes", to_receivers)),
     "max_pool2d": OperationRule("shapes", _max_pool, _pool_with_places),
     "batch_norm": OperationRule("inputs", _batch_norm),
     "softmax": OperationRule("both", softmax),

@@ -53,27 +53,16 @@ def receivers(node: fx.Node, canon: Canonical, composite: Composite) -> list[fx.
     return [source for source in receiving if not is_gate(source, canon)] or receiving
 
 
-def multiply(call: Call) -> Sequence[Contribution]:
-    """Half to each of two signals; all to the one where the other is a constant, a normaliser or a detached gate."""
+def to_receivers(call: Call) -> Sequence[Contribution]:
+    """A product, a quotient, a copy: half to each of two factors, all to the one where only one takes relevance.
+
+    Nothing where that one is a constant. What was broadcast takes the sum over where it went.
+    """
     receiving = receivers(call.node, call.canon, call.composite)
-    share = call.relevance if len(receiving) == 1 else call.relevance / len(receiving)
+    share = call.relevance
+    if len(receiving) > 1:
+        share = share / len(receiving)
     return [(source, share.sum_to_size(call.shape(source))) for source in receiving]
-
-
-def copy(call: Call) -> Sequence[Contribution]:
-    """The second tensor in the shape and place of the first, whose values are lost."""
-    return _to_the_receiver(call)
-
-
-def divide(call: Call) -> Sequence[Contribution]:
-    """The denominator only scales: it takes no relevance."""
-    return _to_the_receiver(call)
-
-
-def _to_the_receiver(call: Call) -> Sequence[Contribution]:
-    """All of it to the one operand, which may have been broadcast; nothing where that is a constant."""
-    receiving = receivers(call.node, call.canon, call.composite)
-    return [(source, call.relevance.sum_to_size(call.shape(source))) for source in receiving]
 
 
 _NORMALISERS = ("rsqrt", "reciprocal", "linalg_vector_norm", "norm", "std", "var", "frobenius_norm")
@@ -160,9 +149,9 @@ def _constant_attention(call: Call, signal: fx.Node) -> Sequence[Contribution]:
     """CP-LRP: the factor that is a softmax takes no relevance, `signal`, the other one, all."""
     leaf = leaf_of(call.tensor(signal))
     out = evaluate_one(call, {signal: leaf})
-    _, gradient = back(call, {signal: leaf}, out, ratio(call.relevance, out.detach(), call))[0]
-    relevance = gradient * call.tensor(signal) if isinstance(gradient, Tensor) else None
-    return [(signal, relevance)]
+    ((_, gradient),) = back(call, {signal: leaf}, out, ratio(call.relevance, out.detach(), call))
+    assert isinstance(gradient, Tensor)
+    return [(signal, gradient * call.tensor(signal))]
 
 
 def comes_from_softmax(node: fx.Node, canon: Canonical) -> bool:

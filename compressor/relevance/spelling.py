@@ -23,8 +23,10 @@ def composite_of(text: str) -> Composite:
     `{"low": {"name": "gamma", "gamma": 0.3}, "fc": "epsilon", "linear": "depth", "softmax": "cp"}`: what is not
     named stays as in the default. Raises RecipeError naming the field.
     """
+    if not text:
+        return Composite()
     if not text.lstrip().startswith("{"):
-        return preset(text) if text else Composite()
+        return preset(text)
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -99,14 +101,18 @@ def _boundaries(name: str, value: Json) -> tuple[float, float]:
 
 def _numbers(name: str, value: Json) -> list[float]:
     """The numbers of a JSON list; of anything else none."""
-    return [_number(name, number) for number in value] if isinstance(value, list) else []
+    if not isinstance(value, list):
+        return []
+    return [_number(name, number) for number in value]
 
 
 def _number(name: str, value: Json) -> float:
-    # JSON's true would pass as the number 1
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
-        raise RecipeError(f"{name} = {repr(value)[:80]} is not a number, or none of a size that counts")
-    return float(value)
+    match value:
+        case True | False:  # would pass as the numbers 1 and 0
+            pass
+        case int() | float() if -_LARGEST < value < _LARGEST:
+            return float(value)
+    raise RecipeError(f"{name} = {repr(value)[:80]} is not a number, or none of a size that counts")
 
 
 # how each field is read that is no choice of the space
@@ -122,18 +128,20 @@ def to_text(composite: Composite) -> str:
     for name, preset_composite in PRESETS.items():
         if composite == preset_composite:
             return name
-    table: dict[str, object] = {}
-    for field in fields(composite):
-        value = getattr(composite, field.name)
-        table[field.name] = BY_DEPTH if value is None else _spelled(value)
-    return json.dumps(table)
+    return json.dumps({field.name: _spelled(getattr(composite, field.name)) for field in fields(composite)})
 
 
 def _spelled(value: object) -> object:
     """A composite's field as JSON holds it."""
-    if isinstance(value, Rule):
-        return _spelled_rule(value)
-    return list(value) if isinstance(value, tuple) else value
+    match value:
+        case None:
+            return BY_DEPTH
+        case Rule():
+            return _spelled_rule(value)
+        case tuple():
+            return list(value)
+        case _:
+            return value
 
 
 def _spelled_rule(rule: Rule) -> object:
@@ -146,4 +154,6 @@ def _spelled_rule(rule: Rule) -> object:
         parameters["bias"] = False
     if rule.box is not None:
         parameters["box"] = [list(bound) for bound in rule.box]
-    return {"name": rule.name, **parameters} if parameters else rule.name
+    if not parameters:
+        return rule.name
+    return {"name": rule.name, **parameters}

@@ -139,10 +139,7 @@ def leaf_of(value: Tensor | Spec) -> Tensor:
     """The value off any tape, to differentiate by where it holds numbers; a `Spec` gets arbitrary numbers."""
     if isinstance(value, Spec):
         return torch.empty(value.shape, dtype=value.dtype, device=value.device, requires_grad=True)
-    leaf = value.detach()
-    if leaf.is_floating_point() or leaf.is_complex():
-        leaf.requires_grad_()
-    return leaf
+    return value.detach().requires_grad_(_holds_numbers(value))
 
 
 def back(call: Call, leaves: Mapping[fx.Node, Tensor], output: Output, relevance: Relevance) -> list[Contribution]:
@@ -166,7 +163,7 @@ def numbers(call: Call) -> list[fx.Node]:
     with_numbers: list[fx.Node] = []
     for source in signals(call.node, call.canon):
         value = call.values[source]
-        if isinstance(value, (Tensor, Spec)) and (value.dtype.is_floating_point or value.dtype.is_complex):
+        if isinstance(value, (Tensor, Spec)) and _holds_numbers(value):
             with_numbers.append(source)
     return with_numbers
 
@@ -187,4 +184,9 @@ def is_complex(node: fx.Node) -> bool:
 def carries_numbers(node: fx.Node) -> bool:
     """False for a node whose one tensor holds a mask or indices."""
     value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()
+    return not isinstance(value, Tensor) or _holds_numbers(value)
+
+
+def _holds_numbers(value: Tensor | Spec) -> bool:
+    """Not a mask and not indices."""
+    return value.dtype.is_floating_point or value.dtype.is_complex

@@ -51,20 +51,20 @@ class Objective:
         with torch.enable_grad():
             leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in answer]
             named = dict(zip(self.names, leaves, strict=True))
-            said = self.task.loss(named, targets) if start == "loss" else self.task.says(named, targets)
-            if not said.requires_grad:
+            start_of = self.task.loss if start == "loss" else self.task.says
+            origin = start_of(named, targets)
+            if not origin.requires_grad:
                 raise ModelError(
                     f"what the task '{self.task.name}' starts relevance from depends on no output of the network "
                     f"({', '.join(self.names)}); its `says` must be differentiable"
                 )
             differentiable = [leaf for leaf in leaves if leaf.requires_grad]
-            gradients = torch.autograd.grad(said.sum(), differentiable, allow_unused=True)
+            torch.autograd.backward(origin.sum(), inputs=differentiable)
 
-        seeds: dict[int, Tensor] = {}  # by the leaf's identity
-        for leaf, gradient in zip(differentiable, gradients, strict=True):
-            if gradient is not None:
-                seeds[id(leaf)] = gradient * leaf.detach() if start == "logit" else gradient
-        return tuple(seeds.get(id(leaf)) for leaf in leaves)
+        seeds = [leaf.grad for leaf in leaves]
+        if start == "logit":
+            seeds = [None if leaf.grad is None else leaf.grad * leaf.detach() for leaf in leaves]
+        return tuple(seeds)
 
 
 CLASSES = Objective()
@@ -94,7 +94,9 @@ def seed(logits: Tensor, targets: Tensor, start: Start) -> Tensor:
     if start == "loss":
         # gradient of the cross-entropy summed over samples: a mean's would be N times smaller in a batch of N
         return logits.softmax(1) - one_hot
-    return one_hot * logits if start == "logit" else one_hot
+    if start == "logit":
+        return one_hot * logits
+    return one_hot
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ class _Tape(fx.Interpreter):
 
 def _differentiable(node: fx.Node) -> AbstractContextManager[object]:
     """cuDNN's recurrent layers have a gradient in training only."""
-    return torch.backends.cudnn.flags(enabled=False) if node.target in RECURRENT else nullcontext()
+    if node.target in RECURRENT:
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
 
 
 def record(
@@ -62,23 +64,23 @@ def record(
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in as_tuple(images)]
         answer = as_tuple(tape.run(*inputs))
-        nodes = list(tape.values)
-        tensors = [tape.values[node] for node in nodes]
-        at_nodes = _gradients(answer, tensors, objective.seeds(answer, targets, start))
+        at_nodes = _gradients(answer, list(tape.values.values()), objective.seeds(answer, targets, start))
 
-    values: dict[str, Tensor] = {}
+    values = {node: value.detach() for node, value in tape.values.items()}
     gradients: dict[str, Tensor] = {}
-    for node, gradient in zip(nodes, at_nodes, strict=True):
-        values[node] = tape.values[node].detach()
-        gradients[node] = torch.zeros_like(values[node]) if gradient is None else gradient
+    for (node, value), gradient in zip(values.items(), at_nodes, strict=True):
+        gradients[node] = torch.zeros_like(value) if gradient is None else gradient
     return values, gradients
 
 
 def _gradients(answer: Sequence[Tensor], tensors: Sequence[Tensor], seeds: Seeds) -> Sequence[Tensor | None]:
     """Of the seeded outputs with respect to each tensor; None where none of them depends on it."""
-    pairs = zip(answer, seeds, strict=True)
-    seeded = [(leaf, one) for leaf, one in pairs if one is not None and leaf.requires_grad]
-    if not seeded or not tensors:
+    outputs: list[Tensor] = []
+    starts: list[Tensor] = []
+    for leaf, start in zip(answer, seeds, strict=True):
+        if start is not None and leaf.requires_grad:
+            outputs.append(leaf)
+            starts.append(start)
+    if not outputs or not tensors:
         return [None] * len(tensors)
-    outputs, starts = zip(*seeded, strict=True)
     return torch.autograd.grad(outputs, tensors, starts, allow_unused=True)

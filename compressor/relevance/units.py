@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from ..criteria import Per, Place, Sign
 from ..errors import ModelError
 from ..graph import aten
+from ..graph.interface import nodes_by_name
 from ..graph.neighbours import is_stored, only_user, other_operands, shape_of
 from ..graph.samples import Samples
 from ..records import Group, Site, UnitKind
@@ -49,10 +50,10 @@ def read_units(value: Tensor, reading: Reading, n: int, *, sign: Sign, per: Per 
 
     # axes behind it moved on by two: the channels, axis 2 of [16, 49, 96], are axis 4 of [1, 2, 8, 49, 96]
     unit_axes = [a + 2 if a > axis else a for a in reading.site.axes]
-    position_axes = [a for a in range(x.ndim) if a not in unit_axes and a != sample_axis]
+    position_axes = sorted(set(range(x.ndim)) - {sample_axis, *unit_axes})
     per = per or _usual_per(reading, value.ndim)
     summed_axes = _summed_axes(position_axes, x.ndim - 1, reading, per)
-    counted_axes = [a for a in position_axes if a not in summed_axes]
+    counted_axes = sorted(set(position_axes) - set(summed_axes))
 
     if per == "element":
         x = _signed_as(x, sign)
@@ -76,7 +77,9 @@ def _summed_axes(position_axes: list[int], last_axis: int, reading: Reading, per
     """
     if per != "position":
         return position_axes
-    return [a for a in position_axes if reading.kind == "head" and a == last_axis]
+    if reading.kind == "head" and last_axis in position_axes:
+        return [last_axis]
+    return []
 
 
 def _usual_per(reading: Reading, ndim: int) -> Per:
@@ -86,9 +89,13 @@ def _usual_per(reading: Reading, ndim: int) -> Per:
 
 
 def _signed_as(x: Tensor, sign: Sign) -> Tensor:
-    if sign == "squared":
-        return x.double().square()  # the square of a small float32 gradient would vanish
-    return x.abs() if sign == "absolute" else x
+    match sign:
+        case "squared":
+            return x.double().square()  # the square of a small float32 gradient would vanish
+        case "absolute":
+            return x.abs()
+        case "signed":
+            return x
 
 
 def _scatter(x: Tensor, reading: Reading) -> Tensor:
@@ -125,15 +132,17 @@ def readings(
 def place_of(graph: fx.GraphModule, site: Site, place: Place) -> fx.Node:
     """The node at which a site's units are read."""
     node = named(graph, site.node)
-    return settled(node) if place == "settled" else node
+    if place == "settled":
+        node = settled(node)
+    return node
 
 
 def named(graph: fx.GraphModule, name: str) -> fx.Node:
     """The graph's node of that name. Raises ModelError where it has none."""
-    nodes: list[fx.Node] = [node for node in graph.graph.nodes if node.name == name]
-    if not nodes:
+    node = nodes_by_name(graph).get(name)
+    if node is None:
         raise ModelError(f"the groups name node {name!r}, the graph has none; find the groups of this graph again")
-    return nodes[0]
+    return node
 
 
 def settled(node: fx.Node) -> fx.Node:

@@ -8,13 +8,14 @@ Sources: Li et al. 2017 (L1); He et al. 2019 (FPGM, eq. 4); Liu et al. 2017 (sca
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from ..graph import aten, fetch
-from ..graph.neighbours import shape_of
+from ..graph.neighbours import only_user, shape_of
 from ..graph.operators import arguments
 from ..records import Group, Site
 from ..tasks import Targets
@@ -81,10 +82,10 @@ def sum_squared_gradients(
     """
     total: dict[str, Tensor] = {}
     for i in range(count(images)):  # slices, so that the batch axis stays: [1, C, H, W] and [1]
-        one, its_target = cut(images, i, i + 1), None if targets is None else targets[i : i + 1]
-        _, gradients = record(graph, one, its_target, weights, start="loss", objective=objective)
+        target = None if targets is None else targets[i : i + 1]
+        gradients = sum_gradients(graph, cut(images, i, i + 1), target, weights, objective)
         for name, gradient in gradients.items():
-            add_into(total, name, gradient.double().square())
+            add_into(total, name, gradient.square())
     return total
 
 
@@ -98,13 +99,7 @@ def add_into(sums: dict[str, Tensor], name: str, addend: Tensor) -> None:
 
 def weight_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
     """Per site (by its place in the group) the rows that compute its units; sites without any are left out."""
-
-    def of_site(site: Site) -> tuple[Feed, ...]:
-        site_feeds = feeds(graph, site)
-        computes_a_unit = any((feed.units >= 0).any() for feed in site_feeds)
-        return site_feeds if computes_a_unit else ()
-
-    return _by_site(group, of_site)
+    return _by_site(group, lambda site: feeds(graph, site))
 
 
 def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> dict[int, tuple[Feed, ...]]:
@@ -113,8 +108,12 @@ def scale_feeds(graph: fx.GraphModule, group: Group, options: ScoreOptions) -> d
 
 
 def _by_site(group: Group, feeds_of: Callable[[Site], tuple[Feed, ...]]) -> dict[int, tuple[Feed, ...]]:
-    feeds_by_site = {i: feeds_of(site) for i, site in enumerate(group.sites)}
-    return {i: site_feeds for i, site_feeds in feeds_by_site.items() if site_feeds}
+    by_site: dict[int, tuple[Feed, ...]] = {}
+    for i, site in enumerate(group.sites):
+        site_feeds = feeds_of(site)
+        if any((feed.units >= 0).any() for feed in site_feeds):
+            by_site[i] = site_feeds
+    return by_site
 
 
 # those whose scale has one number for each channel
@@ -139,10 +138,10 @@ def _scale_feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
 def _norm_behind(node: fx.Node) -> fx.Node | None:
     """The normalisation at a node or behind element-wise operations that each alone read the one before."""
     while node.target not in _NORMALISATIONS:
-        following = [user for user in node.users if user.target in _NORMALISATIONS or is_elementwise(user)]
-        if len(node.users) != 1 or not following:
+        user = only_user(node)
+        if user is None or not (user.target in _NORMALISATIONS or is_elementwise(user)):
             return None
-        node = following[0]
+        node = user
     return node
 
 
@@ -161,15 +160,13 @@ def unit_rows(tensors: Mapping[str, Tensor], site_feeds: Sequence[Feed], size: i
 @torch.no_grad()
 def evaluated(graph: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of weight nodes, computed ones (standardised weights) included; on the CPU, as rows are float64."""
-    computed: dict[fx.Node, Tensor] = {}
 
+    @functools.cache
     def value(node: fx.Node) -> Tensor:
-        if node not in computed:
-            if node.op == "get_attr":
-                computed[node] = fetch(graph, str(node.target)).detach()
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-                computed[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return computed[node]
+        if node.op == "get_attr":
+            return fetch(graph, str(node.target)).detach()
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        computed: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return computed
 
     return {name: value(named(graph, name)).cpu() for name in names}

@@ -1,4 +1,4 @@
-"""What is left, put right: layers refitted in closed form, batch norm's statistics, fine-tuning. Knows no units."""
+"""What is left, put right: layers refitted in closed form, batch norm's statistics. Knows no units."""
 
 from .compensation import CompensationOptions, compensate
 

@@ -44,19 +44,17 @@ def reestimate(
     if not isinstance(network, fx.GraphModule):
         return _reestimate_module(network, images, limit_bytes)
 
-    dense = network if reference is None else reference
     if reference is None:
-        changed = set[fx.Node]()
+        dense, changed = network, set[fx.Node]()
     elif slices is None:  # who gives no slices may have changed any weight
-        changed = set(dense.graph.nodes)
+        dense, changed = reference, set(reference.graph.nodes)
     else:
-        changed = changed_nodes(dense, network)
-
+        dense, changed = reference, changed_nodes(reference, network)
     with (
         evaluating(network),
         Lockstep(dense, network, tuple(dense.graph.nodes), images, changed, {}, limit_bytes) as walk,
     ):
-        return _walk(walk, slices, matching=reference is not None)
+        return _walk(walk, slices or Slices({}), matching=reference is not None)
 
 
 def _reestimate_module(module: nn.Module, images: Iterable[Inputs], limit_bytes: int) -> tuple[str, ...]:
@@ -75,19 +73,18 @@ def _reestimate_module(module: nn.Module, images: Iterable[Inputs], limit_bytes:
     return layers
 
 
-def _walk(walk: Lockstep, slices: Slices | None, *, matching: bool) -> tuple[str, ...]:
+def _walk(walk: Lockstep, slices: Slices, *, matching: bool) -> tuple[str, ...]:
     """Layer after layer, so that each sees what the new statistics before it give."""
     layers = []
     for stop, node in enumerate(walk.order):
-        if node.target is not aten.batch_norm.default or node not in walk.twins:
-            continue
-        if node in walk.changed or not matching:
+        is_norm = node.target is aten.batch_norm.default and node in walk.twins
+        if is_norm and (node in walk.changed or not matching):
             _restate(walk, stop, slices, matching=matching)
             layers.append(str(node.meta["layer"]))
     return tuple(layers)
 
 
-def _restate(walk: Lockstep, stop: int, slices: Slices | None, *, matching: bool) -> None:
+def _restate(walk: Lockstep, stop: int, slices: Slices, *, matching: bool) -> None:
     """New statistics for the normalisation at `walk.order[stop]`, which keep the dense one's outputs when `matching`.
 
     Of the outputs w (x - mean) / sqrt(var + eps) + b, mean and variance are the dense ones' on the same images:
@@ -97,8 +94,8 @@ def _restate(walk: Lockstep, stop: int, slices: Slices | None, *, matching: bool
     args = arguments(walk.twin(walk.order[stop]))
     mean_name, var_name = str(args["running_mean"].target), str(args["running_var"].target)
     old_mean = fetch(walk.pruned, mean_name)
-    kept = None if slices is None else slices.kept.get(mean_name)
-    index = torch.arange(len(old_mean)) if kept is None else torch.from_numpy(kept[0])  # as all that is pooled: CPU
+    (kept,) = slices.kept.get(mean_name, (np.arange(len(old_mean)),))
+    index = torch.from_numpy(kept)  # as all that is pooled: CPU
     dense_mean, dense_var = (fetch(walk.dense, name).cpu().double()[index] for name in (mean_name, var_name))
 
     dense_inputs, pruned_inputs = _statistics(walk, stop, index.to(old_mean.device))

@@ -66,10 +66,8 @@ def choose(
     if task is None:
         judged_repaired, judged_tuned = judge(repaired, batches), judge(tuned, batches)
     else:
-        assert isinstance(repaired, fx.GraphModule)
-        assert isinstance(tuned, fx.GraphModule)
-        assert dense is not None
-        judged_repaired, judged_tuned = (_judged(one, dense, batches, task) for one in (repaired, tuned))
+        judged_repaired = _judged(repaired, dense, batches, task)
+        judged_tuned = _judged(tuned, dense, batches, task)
     shipped: Candidate = "tuned" if _key(judged_tuned) > _key(judged_repaired) else "repaired"
     return Choice(shipped, source, judged_repaired, judged_tuned)
 
@@ -95,12 +93,15 @@ def judge(network: nn.Module, batches: LabelledBatches) -> Judged:
 
 
 @torch.no_grad()
-def _judged(network: fx.GraphModule, dense: fx.GraphModule, batches: LabelledBatches, task: Task) -> Judged:
+def _judged(network: nn.Module, dense: fx.GraphModule | None, batches: LabelledBatches, task: Task) -> Judged:
+    """The task's quality of a graph's answers over the batches, and their mean distance to the dense graph's."""
+    assert isinstance(network, fx.GraphModule)
+    assert dense is not None
     names, device = output_names(network), device_of(network)
 
     def leaves_of(graph: fx.GraphModule, images: Inputs) -> dict[str, Tensor]:
-        leaves = answers(graph, inputs_to(images, device))
-        return {name: leaf.cpu() for name, leaf in zip(names, leaves, strict=True)}
+        leaves = (leaf.cpu() for leaf in answers(graph, inputs_to(images, device)))
+        return dict(zip(names, leaves, strict=True))
 
     with evaluating(network):
         quality = task.quality(lambda images: leaves_of(network, images), batches)

@@ -8,6 +8,7 @@ solves again with the same factor (majorisation, accelerated as by Nesterov). Kn
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows x [groups, n, features], targets and what the dense network's clamp is given [groups, n, outputs].
+    """Rows x [groups, n, features], targets and what the dense network's clamp takes [groups, n, outputs].
 
     `blocks` are the numbers of rows that came together, n in all. Products are of one block at a time, so that they are
     the same on whichever rank it lies.
@@ -40,7 +41,7 @@ class Rows:
 
     x: Tensor
     targets: Tensor
-    given: Tensor
+    clamp_inputs: Tensor
     blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,15 +58,19 @@ class Rows:
         """One behind the other."""
         x = torch.cat([chunk.x for chunk in chunks], 1)
         targets = torch.cat([chunk.targets for chunk in chunks], 1)
-        given = torch.cat([chunk.given for chunk in chunks], 1)
-        return cls(x, targets, given, tuple(block for chunk in chunks for block in chunk.blocks))
+        clamp_inputs = torch.cat([chunk.clamp_inputs for chunk in chunks], 1)
+        blocks = itertools.chain.from_iterable(chunk.blocks for chunk in chunks)
+        return cls(x, targets, clamp_inputs, tuple(blocks))
 
     def parted(self, first: int) -> tuple[Rows, Rows]:
         """The first rows, which end with a block, and the others, as views."""
         ends = np.cumsum(self.blocks)
         count = int(np.searchsorted(ends, first, side="right"))  # blocks that lie before the cut
-        before = Rows(self.x[:, :first], self.targets[:, :first], self.given[:, :first], self.blocks[:count])
-        return before, Rows(self.x[:, first:], self.targets[:, first:], self.given[:, first:], self.blocks[count:])
+        before = self._chosen(slice(first), self.blocks[:count])
+        return before, self._chosen(slice(first, None), self.blocks[count:])
+
+    def _chosen(self, rows: slice, blocks: tuple[int, ...]) -> Rows:
+        return Rows(self.x[:, rows], self.targets[:, rows], self.clamp_inputs[:, rows], blocks)
 
 
 def squared_error(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> float:
@@ -92,7 +97,9 @@ def solve(
     """
     if left is None:
         left = least_squares.problem_of(least_squares.unexplained_by(start, moments), intercept)
-    problem = replace(left, mean_y=moments.y / moments.count.clamp(min=1) if intercept else left.mean_y)
+    problem = left
+    if intercept:
+        problem = replace(left, mean_y=moments.y / moments.count.clamp(min=1))
     unexplained = left.xy  # [groups, features, outputs], before any target moves
     factor = least_squares.factor_in(rows.x.dtype, problem, ridge)
     if factor is None:
@@ -141,7 +148,7 @@ def _lacks(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Itera
 
 
 def _lack_of(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor, chunk: slice) -> tuple[slice, Tensor, Tensor]:
-    targets, clamp_input = rows.targets[:, chunk], rows.given[:, chunk]
+    targets, clamp_input = rows.targets[:, chunk], rows.clamp_inputs[:, chunk]
     outputs = torch.baddbmm(offset.to(rows.x).unsqueeze(1), rows.x[:, chunk], weights.to(rows.x).mT)
     lack = targets - outputs
     # Our clamp takes `clamp_input - lack`. Where the dense one's input is at -3 and the bound at 0, a lack of

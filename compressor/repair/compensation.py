@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -28,13 +30,14 @@ from ..tensors import Inputs, as_tuple, count, cut
 from . import clamped, dual, least_squares
 from .consumers import Layer, find_layers, output_scale, schedule, window_of
 from .experts import experts_as_layers
-from .gathering import Fit, Gathering, Statistics, Use
+from .gathering import Clamp, Fit, Gathering, Statistics, Use
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 LEAST_HELD = 2  # rows a feature; with fewer in memory a clamp is not looked at
 DEAD_OUTPUT = 1e-6  # an output scaled by less than this share of the largest does not reach the stream
 
 Layouts = Mapping[str, Samples | None]
+_Solution = TypeVar("_Solution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,41 @@ class CompensationOptions:
     clamps: bool = True
     exact: bool = True
     seed: int = 0
+
+
+class _Unfit(Exception):
+    """A layer that can't be refitted, or needs no refit; the message says why."""
+
+
+def _required(solution: _Solution | None) -> _Solution:
+    """What a solver gives. Raises _Unfit where it gives nothing."""
+    if solution is None:
+        raise _Unfit("no refit is better than its own weights on held-out images")
+    return solution
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """What the layers are refitted on: `folds` are those of each batch, `first` is one image, None without any.
+
+    `count` is of all ranks together.
+    """
+
+    batches: Iterable[Inputs]
+    folds: Sequence[Tensor]
+    first: Inputs | None
+    count: int
+
+    @classmethod
+    def of(cls, batches: Iterable[Inputs]) -> _Images:
+        """Goes through the batches once."""
+        folds: list[Tensor] = []
+        first: Inputs | None = None
+        for images in batches:
+            folds.append(fold_of(images))
+            if first is None:
+                first = cut(images, 0, 1)
+        return cls(batches, folds, first, sum_count(sum(map(len, folds))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,54 +129,52 @@ def compensate(
     `layouts` are `layouts_of` the dense graph's layers, where they are known already. Raises DataError where no rank
     has any image.
     """
-    images = inputs_of(batches)
-    folds, first = _folds_of(images)
-    if sum_count(sum(map(len, folds))) == 0:
+    images = _Images.of(inputs_of(batches))
+    if images.count == 0:
         raise DataError(
             "there are no images to compensate on; expected at least one batch; check the calibration split"
         )
     with experts_as_layers(dense, pruned, slices) as (wide_dense, wide_pruned, wide_slices):
-        return _refitted(wide_dense, wide_pruned, wide_slices, images, folds, first, options, layouts or {}, progress)
+        return _refitted(wide_dense, wide_pruned, wide_slices, images, options, layouts or {}, progress)
 
 
 def _refitted(
     dense: fx.GraphModule,
     pruned: fx.GraphModule,
     slices: Slices,
-    images: Iterable[Inputs],
-    folds: Sequence[Tensor],
-    first: Inputs | None,
+    images: _Images,
     options: CompensationOptions,
     layouts: Layouts,
     progress: Callable[[float], None],
 ) -> Compensation:
-    """`folds` are those of each batch, `first` is an image, `layouts` of those layers where they are known already."""
+    """`layouts` are those of the layers where they are known already."""
     changed = changed_nodes(dense, pruned)
     layers, left_alone = find_layers(dense, changed, left=nodes_by_name(pruned))
-    unknown = {node: layer for node, layer in layers.items() if node.name not in layouts}
-    if unknown and first is not None:
-        layouts = {**layouts, **layouts_of(dense, unknown, first)}
+    if images.first is not None:
+        unknown = {node: layer for node, layer in layers.items() if node.name not in layouts}
+        layouts = {**layouts, **layouts_of(dense, unknown, images.first)}
     order = schedule(dense, layers)
     needed = {node: _needed(layer) for node, layer in layers.items()}
 
     repaired: list[LayerRepair] = []
-    with Lockstep(dense, pruned, order, images, changed, needed, options.limit_bytes) as walk:
+    kept: list[LeftAlone] = []
+    with Lockstep(dense, pruned, order, images.batches, changed, needed, options.limit_bytes) as walk:
         for stop, node in enumerate(order):
             if node not in layers:
                 continue
-            outcome = _repair(walk, stop, _fit_of(walk, layers[node], slices), folds, layouts, options)
-            if isinstance(outcome, LayerRepair):
-                repaired.append(outcome)
-            else:
-                left_alone = (*left_alone, outcome)
+            fit = _fit_of(walk, layers[node], slices)
+            try:
+                repaired.append(_repair(walk, stop, fit, images, layouts, options))
+            except _Unfit as reason:
+                kept.append(LeftAlone(fit.layer.name, str(node.target), str(reason)))
             progress((stop + 1) / len(order))
-    return Compensation(tuple(repaired), left_alone)
+    return Compensation(tuple(repaired), (*left_alone, *kept))
 
 
 def _needed(layer: Layer) -> tuple[fx.Node, ...]:
     """What has to live until the layer is solved: what its uses read, and the streams whose lack it makes up for."""
     read_again = [arguments(use.node)["input"] for use in layer.again]
-    return (*read_again, *(use.partner for use in layer.uses if use.partner is not None))
+    return (*read_again, *layer.partners)
 
 
 def layouts_of(dense: fx.GraphModule, layers: Mapping[fx.Node, Layer], images: Inputs) -> Layouts:
@@ -150,16 +186,6 @@ def layouts_of(dense: fx.GraphModule, layers: Mapping[fx.Node, Layer], images: I
     if not names:
         return {}
     return sample_layouts(dense, names, inputs_to(cut(images, 0, 1), device_of(dense)), strict=False)
-
-
-def _folds_of(images: Iterable[Inputs]) -> tuple[list[Tensor], Inputs | None]:
-    """The folds of each batch, and an image, None without any."""
-    folds: list[Tensor] = []
-    first: Inputs | None = None
-    for batch in images:
-        folds.append(fold_of(batch))
-        first = cut(batch, 0, 1) if first is None else first
-    return folds, first
 
 
 def fold_of(images: Inputs) -> Tensor:
@@ -178,9 +204,8 @@ def rows_wanted(features: int, options: CompensationOptions) -> int:
 def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> Fit:
     weight = fetch(walk.pruned, layer.weight).detach()
     groups = window_of(walk.twin(layer.node), weight).groups
-    indices = slices.kept.get(layer.weight)
-    width = fetch(walk.dense, layer.weight).shape[0]
-    kept = torch.arange(width) if indices is None else torch.from_numpy(indices[0])
+    every_output = np.arange(len(fetch(walk.dense, layer.weight)))
+    outputs, *_ = slices.kept.get(layer.weight, (every_output,))
 
     scale = output_scale(walk.pruned, walk.twins, layer, weight.shape[0])
     scale = scale.reshape(groups, -1)  # [groups, outputs]
@@ -188,97 +213,74 @@ def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> Fit:
     offset = 0 * scale
     if layer.bias:
         offset = fetch(walk.pruned, layer.bias).detach().double().reshape(scale.shape) * scale
-    return Fit(layer, kept.to(weight.device), scale, start, offset)
+    return Fit(layer, torch.from_numpy(outputs).to(weight.device), scale, start, offset)
 
 
 def _repair(
-    walk: Lockstep,
-    stop: int,
-    fit: Fit,
-    folds: Sequence[Tensor],
-    layouts: Layouts,
-    options: CompensationOptions,
-) -> LayerRepair | LeftAlone:
-    """Advances the walk to the layer and writes its new weights, or says why it keeps its own."""
-    gathering = _gathering_of(walk, stop, fit, folds, layouts, options)
-    if isinstance(gathering, str):
-        return _left_alone(fit.layer, gathering)
+    walk: Lockstep, stop: int, fit: Fit, images: _Images, layouts: Layouts, options: CompensationOptions
+) -> LayerRepair:
+    """Advances the walk to the layer and writes its new weights. Raises _Unfit where it keeps its own, as all below."""
+    gathering = _gathering_of(walk, stop, fit, images, layouts, options)
     walk.advance(stop, gathering.visit)
     if gathering.obstacle:
-        return _left_alone(fit.layer, gathering.obstacle)
+        raise _Unfit(gathering.obstacle)
 
-    if gathering.sample is not None:
+    if gathering.by_rows:
         refit = _solve_by_rows(fit, gathering.whole_sample(), options)
     else:
         refit = _solve_by_moments(fit, gathering.statistics(), options)
-    if refit is None:
-        return _left_alone(fit.layer, "no refit is better than its own weights on held-out images")
     _write(walk.pruned, fit, refit.weights, refit.offset)
     return LayerRepair(fit.layer.name, fit.layer.weight, refit.ridge, refit.error_before, refit.error_after, refit.rows)
 
 
-def _left_alone(layer: Layer, reason: str) -> LeftAlone:
-    return LeftAlone(layer.name, str(layer.node.target), reason)
-
-
 def _gathering_of(
-    walk: Lockstep,
-    stop: int,
-    fit: Fit,
-    folds: Sequence[Tensor],
-    layouts: Layouts,
-    options: CompensationOptions,
-) -> Gathering | str:
-    """How the layer is looked at; a text where it can't be refitted."""
+    walk: Lockstep, stop: int, fit: Fit, images: _Images, layouts: Layouts, options: CompensationOptions
+) -> Gathering:
+    """How the layer is looked at. Raises _Unfit where it can't be refitted."""
     layer = fit.layer
     groups, outputs, features = fit.start.shape
-    uses = _uses_of(walk, layer, layouts)
-    if isinstance(uses, str):
-        return uses
+    uses = [_use_of(walk, use, layouts) for use in layer.uses]
 
-    image_count = sum_count(sum(map(len, folds)))
-    wanted = rows_wanted(features, options)
     rows_per_image = sum(_rows_per_image(use, traced_count(walk.dense)) for use in layer.uses)
-    available = min(wanted, image_count * rows_per_image)
-    by_rows = groups == 1 and (features > options.widest or available < features)
-    if not by_rows and features > options.widest:
-        return f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})"
+    wanted = rows_wanted(features, options)
+    available = min(wanted, images.count * rows_per_image)
+    is_wide = features > options.widest
+    if is_wide and groups > 1:
+        raise _Unfit(f"a row of its inputs has {features:,} entries, too many to refit (at most {options.widest:,})")
+    by_rows = is_wide or (groups == 1 and available < features)
+    if by_rows:
+        wanted = min(wanted, options.rows_of_wide)
 
     row_bytes = 4 * groups * (features + 2 * outputs)  # a row, its targets and what the clamp takes, in float32
-    held = min(wanted, options.limit_bytes // 2 // row_bytes)
-    bounds: clamped.Bounds | None = None
+    rows_in_memory = min(wanted, options.limit_bytes // 2 // row_bytes)
     # what the clamp takes is known only where what the outputs are added to comes before the layer
-    before = walk.order[:stop]
-    partners_known = all(use.partner is None or use.partner in before for use in layer.uses)
-    if options.clamps and partners_known and held >= LEAST_HELD * features and not by_rows:
-        bounds = layer.bounds
+    is_clamp_input_known = set(layer.partners) <= set(walk.order[:stop])
+    has_enough_rows = rows_in_memory >= LEAST_HELD * features and not by_rows
+    looks_at_clamp = options.clamps and is_clamp_input_known and has_enough_rows
     return Gathering(
         walk,
         fit,
-        folds,
+        images.folds,
         uses,
         seed=options.seed,
-        image_count=image_count,
-        wanted_rows=math.ceil((min(wanted, options.rows_of_wide) if by_rows else wanted) / len(uses)),
-        held_rows=held // len(uses),
-        bounds=bounds,
-        sample=[] if by_rows else None,
+        image_count=images.count,
+        wanted_rows=math.ceil(wanted / len(uses)),
+        held_rows=rows_in_memory // len(uses),
+        bounds=layer.bounds if looks_at_clamp else None,
+        by_rows=by_rows,
     )
 
 
-def _uses_of(walk: Lockstep, layer: Layer, layouts: Layouts) -> list[Use] | str:
-    """How each node of the layer reads its input; a text where the layer can't be refitted."""
-    uses: list[Use] = []
-    for use in layer.uses:
-        input_layout = layouts.get(arguments(use.node)["input"].name)
-        output_layout = layouts.get(use.node.name)
-        if input_layout is None or output_layout is None:
-            return "its inputs can't be told apart by image"
-        if layer.channel_axis == 1 and (input_layout.axis or output_layout.axis):
-            return "it is convolved with the images on another axis than the first"
-        window = window_of(walk.twin(use.node), fetch(walk.pruned, layer.weight))
-        uses.append(Use(use, window, (input_layout, output_layout)))
-    return uses
+def _use_of(walk: Lockstep, layer: Layer, layouts: Layouts) -> Use:
+    """How a node of the layer reads its input. Raises _Unfit where its images can't be told apart."""
+    input_layout = layouts.get(arguments(layer.node)["input"].name)
+    output_layout = layouts.get(layer.node.name)
+    if input_layout is None or output_layout is None:
+        raise _Unfit("its inputs can't be told apart by image")
+    if layer.channel_axis == 1 and (input_layout.axis or output_layout.axis):
+        raise _Unfit("it is convolved with the images on another axis than the first")
+    window = window_of(walk.twin(layer.node), fetch(walk.pruned, layer.weight))
+    return Use(layer, window, input_layout, output_layout)
 
 
 def _rows_per_image(layer: Layer, traced_images: int) -> int:
@@ -287,11 +289,8 @@ def _rows_per_image(layer: Layer, traced_images: int) -> int:
     return int(math.prod(traced) // traced[layer.channel_axis] // traced_images)
 
 
-def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOptions) -> _Refit | None:
-    solution = _solve(fit, statistics, options)
-    if solution is None:
-        return None
-    ridge, weights, offset = solution
+def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOptions) -> _Refit:
+    ridge, weights, offset = _solve(fit, statistics, options)
     before = after = math.nan
     if options.exact:
         variance = max(least_squares.variance_of(statistics.total), torch.finfo(torch.float64).tiny)
@@ -300,47 +299,44 @@ def _solve_by_moments(fit: Fit, statistics: Statistics, options: CompensationOpt
     return _Refit(ridge, weights, offset, before, after, int(statistics.total.count))
 
 
-def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) -> _Refit | None:
+def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) -> _Refit:
     start, start_offset = fit.start[0], fit.offset[0]  # only layers of one group are solved so
     solution = dual.fit(sample, options.ridges, start, start_offset, intercept=fit.has_intercept)
-    if solution is None:
-        return None
-    ridge, weights, offset = solution
+    ridge, weights, offset = _required(solution)
     variance = max(sample.variance(), torch.finfo(torch.float64).tiny)
     before = sample.error(start, start_offset) / variance
     after = sample.error(weights, offset) / variance
     return _Refit(ridge, weights.unsqueeze(0), offset.unsqueeze(0), before, after, len(sample.x))
 
 
-def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor] | None:
+def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor]:
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
     left = [least_squares.unexplained_by(fit.start, fold) for fold in statistics.folds]
-    ridge = least_squares.choose_ridge(left, options.ridges, fit.offset, intercept=fit.has_intercept)
-    if ridge is None:
-        return None
-
+    ridge = _required(least_squares.choose_ridge(left, options.ridges, fit.offset, intercept=fit.has_intercept))
     problem = least_squares.problem_of(left[0] + left[1], fit.has_intercept)
-    if _clamped_is_better(fit, statistics, left[0], ridge):
-        assert statistics.bounds is not None
-        assert statistics.rows is not None
-        rows, bounds = statistics.rows, statistics.bounds
+    clamp = statistics.clamp
+    if clamp is not None and _clamped_is_better(fit, statistics, clamp, left[0], ridge):
         solution = clamped.solve(
-            statistics.total, rows, bounds, ridge, fit.start, intercept=fit.has_intercept, left=problem
+            statistics.total, clamp.rows, clamp.bounds, ridge, fit.start, intercept=fit.has_intercept, left=problem
         )
-        return None if solution is None else (ridge, *solution)
-    change = least_squares.correction(problem, ridge, torch.float64 if options.exact else torch.float32)
-    return None if change is None else (ridge, fit.start + change, least_squares.intercept_of(problem, change))
+        return ridge, *_required(solution)
+
+    dtype = torch.float64 if options.exact else torch.float32
+    change = _required(least_squares.correction(problem, ridge, dtype))
+    return ridge, fit.start + change, least_squares.intercept_of(problem, change)
 
 
-def _clamped_is_better(fit: Fit, statistics: Statistics, left: least_squares.Moments, ridge: float) -> bool:
+def _clamped_is_better(
+    fit: Fit, statistics: Statistics, clamp: Clamp, left: least_squares.Moments, ridge: float
+) -> bool:
     """Both fitted on the first fold, judged on the second, each error as the clamp lets it through.
 
     `left` are the first fold's moments of what the layer's own weights leave unexplained.
     """
-    bounds, rows = statistics.bounds, statistics.rows
-    if bounds is None or rows is None or any(float(fold.count) == 0 for fold in statistics.folds):
+    if any(float(fold.count) == 0 for fold in statistics.folds):
         return False
-    first, second = rows.parted(statistics.rows_of_first)
+    bounds = clamp.bounds
+    first, second = clamp.rows.parted(clamp.rows_of_first)
     problem = least_squares.problem_of(left, fit.has_intercept)
     change = least_squares.correction(problem, ridge)
     solution = clamped.solve(
@@ -361,8 +357,6 @@ def _write(pruned: fx.GraphModule, fit: Fit, weights: Tensor, offset: Tensor) ->
     old_rows = old.double().reshape(weights.shape)  # [groups, outputs, features]
     fitted = torch.where(reaches_stream.unsqueeze(-1), weights / divisor.unsqueeze(-1), old_rows)
     store_under(pruned, [use.weight for use in fit.layer.uses], fitted.reshape(old.shape).to(old.dtype))
-    if not fit.has_intercept:
-        return
 
     if fit.layer.bias:
         bias = fetch(pruned, fit.layer.bias).detach()

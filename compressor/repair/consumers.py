@@ -8,8 +8,8 @@ before its first use. Knows neither scores nor plans, and solves nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,15 @@ from torch import Tensor, fx
 
 from ..graph import aten
 from ..graph.lockstep import attribute, run_node
-from ..graph.neighbours import computed_operands, is_stored, only_user, other_operands, stored_nodes, stored_operands
+from ..graph.neighbours import (
+    computed_operands,
+    is_stored,
+    only_user,
+    other_operands,
+    shape_of,
+    stored_nodes,
+    stored_operands,
+)
 from ..graph.operators import (
     CONVOLUTIONS,
     LAYERS,
@@ -50,25 +58,34 @@ _TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 1
 class Layer:
     """A convolution or linear node with parameters of its own.
 
-    `norm` is the batch normalisation right behind it, `chain` that and the stored factors that follow, and
-    `partner` the other operand of the sum the outputs then enter. `bounds` are where what alone takes the
-    chain's end or that sum is flat, as ReLU is below zero. `again` are the further nodes that read the same weight
-    (twin towers, a head on several maps), with the same bias and the same chain.
+    `chain` is the batch normalisation right behind it, if there is one, and the stored factors that follow; `partner`
+    is the other operand of the sum the outputs then enter. `bounds` are where what alone takes the chain's end or that
+    sum is flat, as ReLU is below zero. `again` are the further nodes that read the same weight (twin towers, a head on
+    several maps), with the same bias and the same chain.
     """
 
     node: fx.Node
     weight: str
     bias: str
-    norm: fx.Node | None
     chain: tuple[fx.Node, ...]
     partner: fx.Node | None
     bounds: Bounds | None = None
     again: tuple[Layer, ...] = ()
 
     @property
+    def norm(self) -> fx.Node | None:
+        """The batch normalisation of the chain."""
+        return next((node for node in self.chain if node.target is aten.batch_norm.default), None)
+
+    @property
     def uses(self) -> tuple[Layer, ...]:
         """The layer itself, then `again`."""
         return (self, *self.again)
+
+    @property
+    def partners(self) -> tuple[fx.Node, ...]:
+        """Those of all its uses."""
+        return tuple(use.partner for use in self.uses if use.partner is not None)
 
     @property
     def name(self) -> str:
@@ -89,11 +106,13 @@ def find_layers(
     `left` are the names of nodes that are still there in the network to repair; all of them where it is not given.
     """
     uses = _uses(graph)
+    present = [node for node in graph.graph.nodes if left is None or node.name in left]
     layers: dict[fx.Node, Layer] = {}
     reasons: dict[fx.Node, str] = {}
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}  # of each node, all that are refitted with it
-    for nodes in _by_weight(graph, left):
-        if all(arguments(node)["input"] not in changed for node in nodes):
+    for nodes in _by_weight(graph, present):
+        inputs = {arguments(node)["input"] for node in nodes}
+        if inputs.isdisjoint(changed):
             continue
         reason = _obstacle(graph, nodes, uses) or _circle(nodes, together)
         if reason:
@@ -103,9 +122,9 @@ def find_layers(
             together |= dict.fromkeys(nodes, nodes)
 
     left_alone: list[LeftAlone] = []
-    for node in graph.graph.nodes:
+    for node in present:
         reason = reasons.get(node) or _other_obstacle(graph, node, changed)
-        if reason and (left is None or node.name in left):
+        if reason:
             left_alone.append(LeftAlone(_name_of(node), str(node.target), reason))
     return layers, tuple(left_alone)
 
@@ -118,14 +137,13 @@ def _uses(graph: fx.GraphModule) -> Counter[int]:
     return uses
 
 
-def _by_weight(graph: fx.GraphModule, left: Collection[str] | None) -> list[tuple[fx.Node, ...]]:
-    """The convolutions and linear nodes, those together that read one weight in one way, each in the graph's order."""
-    nodes_of: dict[object, list[fx.Node]] = {}
-    for node in graph.graph.nodes:
-        is_left = left is None or node.name in left
-        if node.target in LAYERS and is_left:
-            nodes_of.setdefault(_reading_of_weight(graph, node), []).append(node)
-    return [tuple(nodes) for nodes in nodes_of.values()]
+def _by_weight(graph: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[tuple[fx.Node, ...]]:
+    """The convolutions and linear layers of the nodes, in their order; those together that read a weight in one way."""
+    nodes_of: defaultdict[object, list[fx.Node]] = defaultdict(list)
+    for node in nodes:
+        if node.target in LAYERS:
+            nodes_of[_reading_of_weight(graph, node)].append(node)
+    return [tuple(readers) for readers in nodes_of.values()]
 
 
 def _reading_of_weight(graph: fx.GraphModule, node: fx.Node) -> object:
@@ -143,9 +161,9 @@ def _circle(nodes: Collection[fx.Node], together: Mapping[fx.Node, tuple[fx.Node
     """
     if len(nodes) == 1:
         return ""
-    inputs = [source for node in nodes for source in node.all_input_nodes]
-    waiting = any(_depends(source, nodes, (), together) for source in inputs)
-    return "its weight is used again on what was made with it" if waiting else ""
+    if _depends(_operands(nodes), nodes, (), together):
+        return "its weight is used again on what was made with it"
+    return ""
 
 
 def _other_obstacle(graph: fx.GraphModule, node: fx.Node, changed: Collection[fx.Node]) -> str:
@@ -172,16 +190,26 @@ def _has_parameter(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _obstacle(graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int]) -> str:
     """Why a layer, of several nodes where they read one weight, can't be refitted; empty where it can."""
     for name in ("weight", "bias"):
-        sources = [arguments(node)[name] for node in nodes]
-        if all(source is None for source in sources):
-            continue
-        if None in sources:
-            return f"its weight is used with and without a {name}"
-        if not all(is_stored(source) for source in sources):
-            return f"its {name} is computed, not a plain parameter"
-        tensors = {id(attribute(graph, source)) for source in sources}
-        if len(tensors) > 1 or uses[tensors.pop()] > len(nodes):
-            return f"its {name} is shared with another node"
+        reason = _parameter_obstacle(graph, name, [arguments(node)[name] for node in nodes], uses)
+        if reason:
+            return reason
+    return ""
+
+
+def _parameter_obstacle(graph: fx.GraphModule, name: str, sources: Sequence[object], uses: Mapping[int, int]) -> str:
+    """Why what the nodes of one layer read as their weight, or bias, is not theirs alone; empty where it is."""
+    absent = sources.count(None)
+    if absent == len(sources):
+        return ""
+    if absent:
+        return f"its weight is used with and without a {name}"
+    stored = [source for source in sources if is_stored(source)]
+    if len(stored) < len(sources):
+        return f"its {name} is computed, not a plain parameter"
+    tensors = {id(attribute(graph, source)) for source in stored}
+    reader_count = sum(uses[tensor] for tensor in tensors)
+    if len(tensors) > 1 or reader_count > len(sources):
+        return f"its {name} is shared with another node"
     return ""
 
 
@@ -189,72 +217,73 @@ def _layer_of(
     graph: fx.GraphModule, nodes: Sequence[fx.Node], uses: Mapping[int, int], changed: Collection[fx.Node]
 ) -> Layer:
     """The layer of all nodes that read one weight: what is behind them counts where it is the same behind each."""
-    layers = [_layer(graph, node, uses, changed, times=len(nodes)) for node in nodes]
-    if len({_stored_behind(graph, layer) for layer in layers}) > 1:
-        layers = [_layer(graph, node, uses, changed, times=0) for node in nodes]
+    chains = [_chain(graph, node, uses, times=len(nodes)) for node in nodes]
+    if len({_stored_behind(graph, chain) for chain in chains}) > 1:
+        chains = [()] * len(nodes)
+    layers = [_layer(graph, node, chain, changed) for node, chain in zip(nodes, chains, strict=True)]
     if len({layer.bounds for layer in layers}) > 1:
         layers = [replace(layer, bounds=None) for layer in layers]
     return replace(layers[0], again=tuple(layers[1:]))
 
 
-def _stored_behind(graph: fx.GraphModule, layer: Layer) -> tuple[object, ...]:
-    """The operations of a layer's chain, each with the tensors it reads by identity."""
+def _chain(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], *, times: int) -> tuple[fx.Node, ...]:
+    """The normalisation behind a layer, and the stored factors that its outputs pass one after the other.
+
+    `times` is how often the layer's weight is read.
+    """
+    chain: list[fx.Node] = []
+    end, user = node, only_user(node)
+    if user is not None and _is_norm_of_its_own(graph, user, uses, times):
+        chain.append(user)
+        end, user = user, only_user(user)
+    while user is not None and factor_of(user, end) is not None:
+        chain.append(user)
+        end, user = user, only_user(user)
+    return tuple(chain)
+
+
+def _is_norm_of_its_own(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], times: int) -> bool:
+    """Whether a node is a batch normalisation whose mean is read there alone, as often as the layer's weight.
+
+    Only right behind a layer is the mean in the outputs' own units, and can take an offset.
+    """
+    if node.target is not aten.batch_norm.default:
+        return False
+    mean = arguments(node)["running_mean"]
+    return is_stored(mean) and uses[id(attribute(graph, mean))] == times
+
+
+def _stored_behind(graph: fx.GraphModule, chain: Sequence[fx.Node]) -> tuple[object, ...]:
+    """The operations of a chain, each with the tensors it reads by identity."""
     behind: list[object] = []
-    for node in layer.chain:
+    for node in chain:
         behind.append((node.target, *(id(attribute(graph, operand)) for operand in stored_operands(node))))
     return tuple(behind)
 
 
-def _layer(
-    graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], changed: Collection[fx.Node], *, times: int
-) -> Layer:
-    """One use of a weight that is used so many times; 0 where what is behind it is not looked at."""
-    args = arguments(node)
-    norm = _own_norm(graph, node, uses, times)
-    chain = _chain(node, norm) if times else []
-    end = chain[-1] if chain else node
-
-    bias = "" if args["bias"] is None else str(args["bias"].target)
+def _layer(graph: fx.GraphModule, node: fx.Node, chain: tuple[fx.Node, ...], changed: Collection[fx.Node]) -> Layer:
+    """One use of a weight, with the chain behind it."""
+    settings = arguments(node)
+    bias = "" if settings["bias"] is None else str(settings["bias"].target)
+    end = (node, *chain)[-1]
     partner = _partner(end, changed)
-    bounds = _bounds(graph, end, partner, like=attribute(graph, args["weight"]))
-    return Layer(node, str(args["weight"].target), bias, norm, tuple(chain), partner, bounds)
-
-
-def _own_norm(graph: fx.GraphModule, node: fx.Node, uses: Mapping[int, int], times: int) -> fx.Node | None:
-    """The batch normalisation right behind a layer, if its mean is read there alone, as often as the layer's weight.
-
-    Only there is the mean in the outputs' own units, and can take an offset.
-    """
-    user = only_user(node)
-    if user is None or user.target is not aten.batch_norm.default:
-        return None
-    mean = arguments(user)["running_mean"]
-    return user if is_stored(mean) and uses[id(attribute(graph, mean))] == times else None
-
-
-def _chain(node: fx.Node, norm: fx.Node | None) -> list[fx.Node]:
-    """The normalisation behind a layer, and the stored factors that its outputs pass one after the other."""
-    chain = [] if norm is None else [norm]
-    end = norm or node
-    user = only_user(end)
-    while user is not None and user.target is aten.mul.Tensor and factor_of(user, end) is not None:
-        chain.append(user)
-        end, user = user, only_user(user)
-    return chain
+    bounds = _bounds(graph, end, partner, like=attribute(graph, settings["weight"]))
+    return Layer(node, str(settings["weight"].target), bias, chain, partner, bounds)
 
 
 def factor_of(product: fx.Node, value: fx.Node) -> fx.Node | None:
     """The stored per-channel factor that `value` is multiplied by, as layer scale has it."""
-    factor = product.args[1] if product.args[0] is value else product.args[0]
-    if not is_stored(factor):
+    factors = stored_operands(product)
+    if product.target is not aten.mul.Tensor or not factors:
         return None
-    shape, stored = value.meta["val"].shape, factor.meta["val"].shape
+    (factor,) = factors  # the other operand is `value`
+    shape, factor_shape = shape_of(value), shape_of(factor)
     # as broadcasting aligns them: a factor [8, 1, 1] of a value [N, 8, H, W] is [1, 8, 1, 1]
-    aligned = (1,) * (len(shape) - len(stored)) + tuple(stored)
-    channel_axis = 1 if _from_convolution(value) else len(shape) - 1
+    aligned = [1] * (len(shape) - len(factor_shape)) + list(factor_shape)
     per_channel = [1] * len(shape)
+    channel_axis = 1 if _from_convolution(value) else -1
     per_channel[channel_axis] = shape[channel_axis]
-    return factor if list(aligned) == per_channel else None
+    return factor if aligned == per_channel else None
 
 
 def _from_convolution(node: fx.Node) -> bool:
@@ -269,11 +298,10 @@ def _partner(end: fx.Node, changed: Collection[fx.Node]) -> fx.Node | None:
     user = only_user(end)
     if user is None or user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
         return None
-    partners = [operand for operand in other_operands(user, end) if operand in changed and not is_stored(operand)]
-    if len(partners) != 1:
-        return None
-    value = partners[0].meta.get("val")
-    return partners[0] if isinstance(value, Tensor) and value.shape == end.meta["val"].shape else None
+    for partner in other_operands(user, end):
+        if partner in changed and not is_stored(partner) and shape_of(partner) == shape_of(end):
+            return partner
+    return None
 
 
 def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, like: Tensor) -> Bounds | None:
@@ -291,7 +319,7 @@ def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, lik
 
     responses = responses.detach().cpu()
     low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
-    return Bounds(low, high) if math.isfinite(low) or math.isfinite(high) else None
+    return None if math.isinf(low) and math.isinf(high) else Bounds(low, high)
 
 
 def _is_function_of(node: fx.Node, value: fx.Node) -> bool:
@@ -358,14 +386,13 @@ def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx
     The nodes of a layer that is used several times come one behind the other, the one it stands by in `layers` first.
     """
     together: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    partners: dict[fx.Node, fx.Node | None] = {}
+    partners: dict[fx.Node, fx.Node] = {}
     for layer in layers.values():
         nodes = tuple(use.node for use in layer.uses)
         together |= dict.fromkeys(nodes, nodes)
-        partners |= {use.node: use.partner for use in layer.uses}
+        partners |= {use.node: use.partner for use in layer.uses if use.partner is not None}
 
-    order: list[fx.Node] = []
-    done: set[fx.Node] = set()
+    done: dict[fx.Node, None] = {}  # in the order they are done in
     begun: set[fx.Node] = set()
     for root in graph.graph.nodes:
         stack = [root]
@@ -375,43 +402,37 @@ def schedule(graph: fx.GraphModule, layers: Mapping[fx.Node, Layer]) -> tuple[fx
                 stack.pop()
                 continue
             nodes = together.get(node, (node,))
-            needed = _needed(node, together)
-            for use in nodes:
-                partner = partners.get(use)
-                # a partner that itself waits for a node that has begun would close a circle
-                if partner is not None and not _depends(partner, begun | {*nodes}, done, together):
-                    needed.append(partner)
             begun.update(nodes)
-            waiting = [used for used in needed if used not in done]
-            if waiting:
-                stack.extend(reversed(waiting))
-            else:
-                stack.pop()
-                done.update(nodes)
-                order.extend(nodes)
-    return tuple(order)
+            wished = [partners[use] for use in nodes if use in partners]
+            # a partner that itself waits for a node that has begun would close a circle
+            possible = [partner for partner in wished if not _depends([partner], begun, done, together)]
+            waiting = [needed for needed in (*_operands(nodes), *possible) if needed not in done]
+            stack.extend(reversed(waiting))
+            if not waiting:
+                done.update(dict.fromkeys(nodes))
+    return tuple(done)
 
 
-def _needed(node: fx.Node, together: Mapping[fx.Node, tuple[fx.Node, ...]]) -> list[fx.Node]:
-    """What a node reads, and what the nodes read that come with it."""
-    return [source for use in together.get(node, (node,)) for source in use.all_input_nodes]
+def _operands(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """All that the nodes read."""
+    return [operand for node in nodes for operand in node.all_input_nodes]
 
 
 def _depends(
-    node: fx.Node,
+    nodes: Iterable[fx.Node],
     targets: Collection[fx.Node],
     done: Collection[fx.Node],
     together: Mapping[fx.Node, tuple[fx.Node, ...]],
 ) -> bool:
-    """Whether a node that is not done needs one of the targets that is not done either."""
-    seen: set[fx.Node] = set()
-    stack = [node]
+    """Whether any of the nodes that is not done needs one of the targets that is not done either."""
+    seen = set(done)
+    stack = list(nodes)
     while stack:
-        current = stack.pop()
-        if current in seen or current in done:
+        node = stack.pop()
+        if node in seen:
             continue
-        if current in targets:
+        if node in targets:
             return True
-        seen.add(current)
-        stack.extend(_needed(current, together))
+        seen.add(node)
+        stack.extend(_operands(together.get(node, (node,))))
     return False

@@ -63,24 +63,24 @@ def fit(
         if error > _held_out_error(unexplained, offset, folds):
             return None
 
-    mean_y = unexplained.mean(0) if intercept else torch.zeros_like(unexplained[0])
+    mean_x, mean_y = _origin(sample.x, intercept), _origin(unexplained, intercept)
     coefficients = _solved(kernel, (unexplained - mean_y).double(), ridge, features)
     if coefficients is None:
         return None
-    mean_x = sample.x.mean(0) if intercept else torch.zeros_like(sample.x[0])
     change = coefficients.to(sample.x).mT @ (sample.x - mean_x)  # [outputs, features]
-    weights = start + change.double()
-    refitted_offset = mean_y.double() - change.double() @ mean_x.double() if intercept else offset * 0
-    return ridge, weights, refitted_offset
+    change = change.double()
+    return ridge, start + change, mean_y.double() - change @ mean_x.double()
 
 
 def _held_out_ridge(
     kernel: Tensor, unexplained: Tensor, folds: list[Tensor], ridges: Sequence[float], features: int, intercept: bool
 ) -> tuple[float, float]:
     """The ridge that errs least where either fold is fitted and the other judges, and that error."""
-    trials = [
-        _HeldOut(kernel, unexplained, fitted, judge, features, intercept) for fitted, judge in (folds, folds[::-1])
-    ]
+    first, second = folds
+    trials = (
+        _HeldOut(kernel, unexplained, first, second, features, intercept),
+        _HeldOut(kernel, unexplained, second, first, features, intercept),
+    )
     return least_of(sorted(ridges), lambda strength: sum(trial.error(strength) for trial in trials))
 
 
@@ -90,10 +90,14 @@ def _held_out_error(unexplained: Tensor, offset: Tensor, folds: Sequence[Tensor]
     return float(sum(lack.square().sum(dtype=torch.float64) / len(lack) for lack in lacks))
 
 
-def _kernel(x: Tensor, centred: bool) -> Tensor:
-    """[n, n] products of rows with each other, counted from their mean where `centred`."""
-    if centred:
-        x = x - x.mean(0)
+def _origin(rows: Tensor, intercept: bool) -> Tensor:
+    """The point that rows [n, ...] are counted from: their mean where an intercept is fitted, else zero."""
+    return rows.mean(0) if intercept else torch.zeros_like(rows[0])
+
+
+def _kernel(x: Tensor, intercept: bool) -> Tensor:
+    """[n, n] products of rows with each other, counted from their origin."""
+    x = x - _origin(x, intercept)
     return x @ x.mT
 
 

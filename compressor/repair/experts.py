@@ -8,6 +8,7 @@ graph in, their copies with such convolutions out. Depthwise kernels stay: each 
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,21 +43,20 @@ class Experts:
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """(experts, groups, outputs of a group, entries of a row in * taps)."""
-        kernel = shape_of(self.product.all_input_nodes[0])  # [N, (groups,) out, in * taps]
-        groups = kernel[1] if len(kernel) > 3 else 1
-        return shape_of(self.routing)[1], groups, kernel[-2], kernel[-1]
-
-    def side_by_side(self, weight: Tensor) -> Tensor:
-        """[groups * out, K * in * taps, 1, ...] of [K, groups * out * in * taps]."""
-        experts, groups, outputs, row = self.sizes
-        ones = [1] * (len(shape_of(self.result)) - 2)
-        by_output = weight.reshape(experts, groups * outputs, row).transpose(0, 1)
-        return by_output.reshape(groups * outputs, experts * row, *ones).clone()
+        _, *groups, outputs, row = shape_of(self.product.all_input_nodes[0])  # [N, (groups,) out, in * taps]
+        return shape_of(self.routing)[1], math.prod(groups), outputs, row
 
     @property
     def patches(self) -> fx.Node:
         """What the kernels are multiplied with, [N, (groups,) in * taps, places]."""
         return self.product.all_input_nodes[1]
+
+    def side_by_side(self, weight: Tensor) -> Tensor:
+        """[groups * out, K * in * taps, 1, ...] of [K, groups * out * in * taps]."""
+        experts, groups, outputs, row = self.sizes
+        ones = [1] * (len(shape_of(self.result)) - 2)
+        by_output = weight.reshape(experts, groups * outputs, row).transpose(0, 1)  # [groups * out, K, in * taps]
+        return by_output.reshape(groups * outputs, experts * row, *ones).clone()
 
     def kept_side_by_side(self, kept: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
         """Outputs and inputs that stay of `side_by_side`, from the experts and the entries of each that stay."""
@@ -71,17 +71,19 @@ def as_stored(weight: Tensor, shape: Sequence[int]) -> Tensor:
     return weight.reshape(len(weight), shape[0], -1).transpose(0, 1).reshape(*shape).clone()
 
 
-def spelled_out(graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Experts]]:
+def experts_convolved(graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Experts]]:
     """A graph in which one convolution stands for each mixture of experts, and these by their weights' names.
 
     The graph itself where there are none.
     """
     experts = {entry.weight: entry for entry in experts_of(graph)}
-    return (_spelled_out(graph, list(experts.values())) if experts else graph), experts
+    if experts:
+        graph = _convolved(graph, list(experts.values()))
+    return graph, experts
 
 
 def slices_side_by_side(experts: Mapping[str, Experts], slices: Slices) -> Slices:
-    """What stays of each parameter, of experts as they stand in a graph that spells them out."""
+    """What stays of each parameter, of experts as they stand in a graph that convolves with them."""
     kept = dict(slices.kept)
     for name in experts.keys() & kept.keys():
         kept[name] = experts[name].kept_side_by_side(kept[name])
@@ -91,23 +93,30 @@ def slices_side_by_side(experts: Mapping[str, Experts], slices: Slices) -> Slice
 def experts_of(graph: fx.GraphModule) -> list[Experts]:
     """The products of kernels that are mixed of stored experts, each of which is used there alone."""
     readers = Counter(id(fetch(graph, str(node.target))) for node in stored_nodes(graph))
-    found = [_experts(node) for node in calls_of(graph)]
-    return [experts for experts in found if experts is not None and readers[id(fetch(graph, experts.weight))] == 1]
+    mixed = filter(None, map(_experts, calls_of(graph)))
+    return [experts for experts in mixed if readers[id(fetch(graph, experts.weight))] == 1]
 
 
 def _experts(kernel: fx.Node) -> Experts | None:
+    """The experts that a product's kernel is mixed of, with the product; None where the node is no such kernel."""
     part, product = part_of(kernel), only_user(kernel)
-    if part is None or part.role != "kernel" or part.depthwise or product is None:
-        return None
-    mixture: fx.Node = kernel
-    while keeps_order(mixture) and only_user(mixture) is not None:
-        mixture = mixture.all_input_nodes[0]
-    if mixture.target not in MIXTURES or only_user(mixture) is None:
+    is_kernel = part is not None and part.role == "kernel" and not part.depthwise
+    mixture = _mixture_behind(kernel)
+    if not is_kernel or product is None or mixture is None:
         return None
     routing, weight = mixture.all_input_nodes
-    if not is_stored(weight) or is_stored(routing) or only_user(weight) is None or len(shape_of(routing)) != 2:
+    is_routed = not is_stored(routing) and len(shape_of(routing)) == 2
+    if not is_routed or not is_stored(weight) or only_user(weight) is None:
         return None
     return Experts(product, _result_of(product), routing, str(weight.target))
+
+
+def _mixture_behind(kernel: fx.Node) -> fx.Node | None:
+    """The sum of experts that a kernel is another shape of, where nothing else reads it on the way."""
+    node = kernel
+    while keeps_order(node) and only_user(node) is not None:
+        node = node.all_input_nodes[0]
+    return node if node.target in MIXTURES and only_user(node) is not None else None
 
 
 def _result_of(product: fx.Node) -> fx.Node:
@@ -122,7 +131,7 @@ def _result_of(product: fx.Node) -> fx.Node:
 def experts_as_layers(
     dense: fx.GraphModule, pruned: fx.GraphModule, slices: Slices
 ) -> Iterator[tuple[fx.GraphModule, fx.GraphModule, Slices]]:
-    """Both graphs and their slices with experts spelled out; what is written there is in `pruned` afterwards.
+    """Both graphs and their slices with experts as convolutions; what is written there is in `pruned` afterwards.
 
     The graphs themselves where they have no experts.
     """
@@ -133,16 +142,15 @@ def experts_as_layers(
 
     left = {entry.product.name: entry for entry in experts_of(pruned)}
     pairs = [(entry, left[entry.product.name]) for entry in experts if entry.product.name in left]
-    wide_slices = slices_side_by_side({entry.weight: entry for entry, _ in pairs}, slices)
-    wide = _spelled_out(pruned, [entry for _, entry in pairs])
+    dense_experts = {entry.weight: entry for entry, _ in pairs}
+    wide_dense = _convolved(dense, list(dense_experts.values()))
+    wide = _convolved(pruned, [entry for _, entry in pairs])
     before = dict(_tensors(wide))
-    yield _spelled_out(dense, [entry for entry, _ in pairs]), wide, wide_slices
+    yield wide_dense, wide, slices_side_by_side(dense_experts, slices)
 
-    spelled = {entry.weight for entry, _ in pairs}
-    for name, tensor in _tensors(wide):
-        if tensor is before[name]:
-            continue
-        if name in spelled:
+    rewritten = [(name, tensor) for name, tensor in _tensors(wide) if tensor is not before[name]]
+    for name, tensor in rewritten:
+        if name in dense_experts:
             tensor = nn.Parameter(as_stored(tensor.detach(), fetch(pruned, name).shape))
         store(pruned, name, tensor)
 
@@ -153,7 +161,7 @@ def _tensors(graph: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
     yield from graph.named_buffers(remove_duplicate=False)
 
 
-def _spelled_out(graph: fx.GraphModule, experts: list[Experts]) -> fx.GraphModule:
+def _convolved(graph: fx.GraphModule, experts: list[Experts]) -> fx.GraphModule:
     """A copy over the same tensors, in which convolutions stand in the place of the experts' products.
 
     Their weights have the experts' names.

@@ -8,6 +8,7 @@ fewer of them than features. Knows neither the repair's options nor its solvers.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,22 @@ class Use:
 
     layer: Layer
     window: Window
-    layouts: tuple[Samples, Samples]
+    input_layout: Samples
+    output_layout: Samples
+
+    def inputs_by_image(self, inputs: Tensor, n: int) -> Tensor:
+        """The node's input for `n` images as [N * entries, ...], or [N, tokens, width] of a linear layer."""
+        return self._by_image(inputs, self.input_layout, n)
+
+    def outputs_by_image(self, outputs: Tensor, n: int) -> Tensor:
+        """The same of a value that lies as the node's outputs do."""
+        return self._by_image(outputs, self.output_layout, n)
+
+    def _by_image(self, value: Tensor, layout: Samples, n: int) -> Tensor:
+        value = layout.images_first(value, n)
+        if self.window.linear:  # windows and the like are positions among others
+            value = value.reshape(n, -1, value.shape[-1])
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +73,21 @@ class Fit:
         return bool(self.layer.bias) or self.layer.norm is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """Where what follows a layer is flat, and rows in front of it, of which the first ones are the first fold's."""
+
+    bounds: clamped.Bounds
+    rows: clamped.Rows
+    rows_of_first: int
+
+
 @dataclass
 class Statistics:
     """What a layer's rows and targets add up to, in two folds of images; the rows too where a clamp follows."""
 
     folds: tuple[least_squares.Moments, least_squares.Moments]
-    bounds: clamped.Bounds | None = None
-    rows: clamped.Rows | None = None
-    rows_of_first: int = 0  # so many of the rows, the first ones, are the first fold's
+    clamp: Clamp | None = None
 
     @functools.cached_property
     def total(self) -> least_squares.Moments:
@@ -73,9 +96,9 @@ class Statistics:
 
     def error(self, weights: Tensor, offset: Tensor) -> float:
         """Mean squared error per row, summed over all outputs; without what a clamp cuts off again."""
-        if self.bounds is None or self.rows is None:
+        if self.clamp is None:
             return least_squares.squared_error(self.total, weights, offset)
-        return clamped.squared_error(self.rows, self.bounds, weights, offset)
+        return clamped.squared_error(self.clamp.rows, self.clamp.bounds, weights, offset)
 
 
 @dataclass
@@ -84,7 +107,8 @@ class Gathering:
 
     Those of all its `uses` are rows of one problem, for they have one weight. `folds` [N] has each batch's.
     `image_count` images are seen by all ranks, of which each use looks at `wanted_rows` and keeps `held_rows` of them
-    in front of a clamp. After `visit`, an `obstacle` that is not empty says why the layer can't be refitted.
+    in front of a clamp. `by_rows`: the rows themselves are kept instead of sums, where they are fewer than features.
+    After `visit`, an `obstacle` that is not empty says why the layer can't be refitted.
     """
 
     walk: Lockstep
@@ -96,15 +120,15 @@ class Gathering:
     wanted_rows: int
     held_rows: int
     bounds: clamped.Bounds | None
-    sample: list[list[dual.Sample]] | None  # of each batch, instead of sums, where rows are fewer than features
+    by_rows: bool
     obstacle: str = ""
+    samples: list[list[dual.Sample]] = field(default_factory=list)  # of each batch
     sums: list[least_squares.MomentSums] = field(default_factory=list)
     clamped_rows: tuple[list[clamped.Rows], list[clamped.Rows]] = field(default_factory=lambda: ([], []))
 
     def visit(self, batch: int, dense: Values, pruned: Values) -> None:
         """Takes in one batch."""
-        if self.sample is not None:
-            self.sample.append([])
+        self.samples.append([])
         for use in self.uses:
             if not self.obstacle:
                 self._take_in(use, batch, dense, pruned)
@@ -118,12 +142,10 @@ class Gathering:
             return
 
         n = len(self.folds[batch])
-        target = _outputs_by_image(use, outputs.index_select(axis, self.fit.kept), n)
+        target = use.outputs_by_image(outputs.index_select(axis, self.fit.kept), n)
         lack = self._lack_of_the_stream(use, dense, pruned, n)
         clamp_input = self._clamp_input(use, dense, n)
-        x = use.layouts[0].images_first(pruned[source], n)
-        if use.window.linear:
-            x = _tokens_of(x, n)
+        x = use.inputs_by_image(pruned[source], n)
         self._take_chunks(use.window, x, target, lack, clamp_input, self.folds[batch])
 
     def _lack_of_the_stream(self, use: Use, dense: Values, pruned: Values, n: int) -> Tensor | None:
@@ -131,7 +153,7 @@ class Gathering:
         partner = use.layer.partner
         if partner in dense and partner in pruned:
             lack = _difference(dense[partner], pruned[partner], self.fit.kept, use.layer.channel_axis)
-            return _outputs_by_image(use, lack, n)
+            return use.outputs_by_image(lack, n)
         return None
 
     def _clamp_input(self, use: Use, dense: Values, n: int) -> Tensor | None:
@@ -139,7 +161,7 @@ class Gathering:
         if self.bounds is None:
             return None
         clamp_input = _input_of_the_clamp(self.walk, use.layer, dense)
-        return _outputs_by_image(use, clamp_input.index_select(use.layer.channel_axis, self.fit.kept), n)
+        return use.outputs_by_image(clamp_input.index_select(use.layer.channel_axis, self.fit.kept), n)
 
     def _take_chunks(
         self,
@@ -178,9 +200,9 @@ class Gathering:
 
         `is_held` [positions] says which are kept in front of a clamp.
         """
-        if self.sample is not None:  # one group only
+        if self.by_rows:  # one group only
             fold_of_row = fold.repeat_interleave(rows.shape[2])
-            self.sample[-1].append(dual.Sample(rows[0].flatten(0, 1), targets[0].flatten(0, 1), fold_of_row))
+            self.samples[-1].append(dual.Sample(rows[0].flatten(0, 1), targets[0].flatten(0, 1), fold_of_row))
             return
 
         if not self.sums:
@@ -190,14 +212,15 @@ class Gathering:
             if bool(chosen.any()):
                 sums.add(rows[:, chosen].flatten(1, 2), targets[:, chosen].flatten(1, 2))
             if clamp_inputs is not None:
-                few = [value[:, chosen][:, :, is_held].flatten(1, 2).float() for value in (rows, targets, clamp_inputs)]
-                self.clamped_rows[number].append(clamped.Rows(few[0], few[1], few[2]))
+                x, y, inputs = (_chosen(tensor, chosen, is_held) for tensor in (rows, targets, clamp_inputs))
+                self.clamped_rows[number].append(clamped.Rows(x, y, inputs))
 
     def whole_sample(self) -> dual.Sample:
         """The rows of all ranks, in the order of the batches."""
         device = self.fit.start.device
-        own = [[chunk.to(CPU) for chunk in batch] for batch in self.sample or ()]
-        return dual.Sample.joined([chunk for batch in in_turns(own) for chunk in batch]).to(device)
+        on_cpu = [[chunk.to(CPU) for chunk in chunks] for chunks in self.samples]
+        every_chunk = itertools.chain.from_iterable(in_turns(on_cpu))
+        return dual.Sample.joined(list(every_chunk)).to(device)
 
     def statistics(self) -> Statistics:
         """What was taken in by all ranks; of the rows in front of a clamp each rank keeps its own."""
@@ -216,18 +239,12 @@ class Gathering:
         first, second = self.clamped_rows
         empty = clamped.Rows.empty(groups, features, outputs, device)
         rows = clamped.Rows.joined([empty, *first, *second])
-        return Statistics(totals, self.bounds, rows, sum(chunk.x.shape[1] for chunk in first))
+        return Statistics(totals, Clamp(self.bounds, rows, sum(chunk.x.shape[1] for chunk in first)))
 
 
-def _outputs_by_image(use: Use, outputs: Tensor, n: int) -> Tensor:
-    """[N * entries, ...], or [N, tokens, width] of a linear layer: a value that lies as the node's outputs do."""
-    by_image = use.layouts[1].images_first(outputs, n)
-    return _tokens_of(by_image, n) if use.window.linear else by_image
-
-
-def _tokens_of(value: Tensor, n: int) -> Tensor:
-    """[N, tokens, width] a linear layer's values: windows and the like are positions among others."""
-    return value.reshape(n, -1, value.shape[-1])
+def _chosen(tensor: Tensor, entries: Tensor, positions: Tensor) -> Tensor:
+    """[groups, entries, positions, ...] at those of them that are true, as rows [groups, n, ...] in float32."""
+    return tensor[:, entries][:, :, positions].flatten(1, 2).float()
 
 
 def _empty_sums(rows: Tensor, targets: Tensor) -> list[least_squares.MomentSums]:
@@ -259,7 +276,9 @@ def _input_of_the_clamp(walk: Lockstep, layer: Layer, dense: Values) -> Tensor:
         values[node] = run_node(walk.dense, node, values)
         end = node
     outputs: Tensor = values[end]
-    return outputs if layer.partner is None else outputs + dense[layer.partner]
+    if layer.partner is not None:
+        outputs = outputs + dense[layer.partner]
+    return outputs
 
 
 def _difference(dense: Tensor, pruned: Tensor, kept: Tensor, axis: int) -> Tensor:
@@ -285,8 +304,8 @@ def _sum_up(sums: least_squares.MomentSums) -> None:
     Entries are sums of products in float32, which float64 adds without rounding: the order makes no difference yet.
     """
     names = ("x", "y", "yy", "xx", "xy")
-    own = {name: getattr(sums, name).cpu().numpy() for name in names}
-    totals = sum_over_ranks({**own, "count": np.array(float(sums.count))})
+    of_this_rank = {name: getattr(sums, name).cpu().numpy() for name in names}
+    totals = sum_over_ranks({**of_this_rank, "count": np.array(float(sums.count))})
     sums.count = int(totals["count"])
     for name in names:
         setattr(sums, name, torch.from_numpy(np.asarray(totals[name])).to(sums.x.device))

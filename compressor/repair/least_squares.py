@@ -250,10 +250,10 @@ def choose_ridge(left: Sequence[Moments], ridges: Sequence[float], offset: Tenso
     if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
     first, second = left
-    trials = [_HeldOut(a, b, intercept=intercept) for a, b in ((first, second), (second, first))]
+    trials = (_HeldOut(first, second, intercept=intercept), _HeldOut(second, first, intercept=intercept))
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
-    own = sum(own_error(fold, offset) for fold in left)
-    return best if error <= own else None
+    error_without = sum(own_error(fold, offset) for fold in left)
+    return best if error <= error_without else None
 
 
 def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tuple[float, float]:

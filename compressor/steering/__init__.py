@@ -25,7 +25,7 @@ from ..tensors import as_tuple
 from .augmentation import Augmentation
 from .checkpoints import Checkpoint
 from .explanation import both_lost
-from .gates import learn_gates
+from .gates import Lost, learn_gates
 from .gating import Gated, Gating, find_gates
 from .lessons import Lessons, image_count
 from .masks import side_of
@@ -76,36 +76,20 @@ def learn_scores(
     begin with. What is learned is put aside in `folder` every few seconds, and gone on with from there; a selector
     stays in it.
     """
-    progress_of = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
+    course = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
     gating = find_gates(graph, structure, options.kinds)
-    belongs = [
-        criterion,
-        options,
-        hash_of_network(graph),
-        _hash_of_lessons(batches),
-        _hash_of_start(start),
-        _hash_of_code(),
-    ]
-
-    def checkpoint(stage: str) -> Checkpoint:
-        path = None if folder is None else folder / f"learning-{criterion}-{stage}.safetensors"
-        return Checkpoint(path, [stage, *belongs])
-
-    lost = answers_lost(Gated(gating), batches, task)
+    if not gating.count:
+        return _scores(criterion, gating, np.zeros(0), image_count(batches))
+    belongs = [criterion, options, hash_of_network(graph), _hash_of_lessons(batches), _hash_of_start(start)]
+    checkpoint = _checkpoints(folder, criterion, belongs)
     if criterion == "isp":
-        selector, _ = learn_selector(graph, structure, batches, options, task, checkpoint, progress_of)
+        selector, _ = learn_selector(graph, structure, batches, options, task, checkpoint, course)
         if folder is not None:
             write_selector(folder, selector, hash_of_network(graph))
-        nodes = [scale.node for scale in selector.scales]
-        lost = both_lost(
-            Gated(gating, nodes),
-            selector,
-            batches,
-            distance_of(graph, batches, task),
-            share=options.explanation,
-            as_paper=options.schedule == "isp2022",
-        )
-    opened = learn_gates(
+        lost = _lost_by_isp(gating, selector, batches, options, task)
+    else:
+        lost = answers_lost(Gated(gating), batches, task)
+    open_shares = learn_gates(
         gating,
         batches,
         lost,
@@ -114,11 +98,32 @@ def learn_scores(
         seed=options.seed,
         start=start_logits(gating, start),
         checkpoint=checkpoint("gates"),
-        progress=progress_of.of("gates"),
+        progress=course.of("gates"),
     )
     for stage, _ in STAGES:
         checkpoint(stage).close()
-    return _scores(criterion, gating, opened, image_count(batches))
+    return _scores(criterion, gating, open_shares, image_count(batches))
+
+
+def _checkpoints(folder: Path | None, criterion: str, belongs: Sequence[object]) -> Callable[[str], Checkpoint]:
+    """A checkpoint for each stage, of what a training `belongs` to and of this very code."""
+    code = _hash_of_code()
+
+    def checkpoint(stage: str) -> Checkpoint:
+        path = None if folder is None else folder / f"learning-{criterion}-{stage}.safetensors"
+        return Checkpoint(path, [stage, *belongs, code])
+
+    return checkpoint
+
+
+def _lost_by_isp(
+    gating: Gating, selector: Selector, batches: Lessons, options: SteeringOptions, task: Task | None
+) -> Lost:
+    """What gates cost of the answers and of the selector's explanation of them."""
+    run = Gated(gating, [scale.node for scale in selector.scales])
+    distance = distance_of(gating.graph, batches, task)
+    as_paper = options.schedule == "isp2022"
+    return both_lost(run, selector, batches, distance, share=options.explanation, as_paper=as_paper)
 
 
 def learn_selector(
@@ -139,12 +144,12 @@ def learn_selector(
     shape = require_images(graph)
     settings = selector_options(options, side_of(shape))
     distance = distance_of(graph, batches, task)
-    learning, held = parted(batches)
+    learning, held_out = parted(batches)
     selector = make_selector(graph, structure, learning, settings, options.seed)
     predictor = train_predictor(
         graph,
         learning,
-        held,
+        held_out,
         distance,
         options=settings,
         augmentation=options.augmentation,
@@ -157,7 +162,7 @@ def learn_selector(
         predictor,
         selector,
         learning,
-        held,
+        held_out,
         distance,
         options=settings,
         augmentation=options.augmentation,
@@ -176,17 +181,21 @@ class _Course:
     stages: Sequence[tuple[str, float]]
 
     def of(self, stage: str) -> Callable[[float], None]:
+        """Where a stage says its own share: 0.5 of "selector" is 0.35 + 0.5 * 0.25 of the whole."""
         names = [name for name, _ in self.stages]
+        widths = [width for _, width in self.stages]
         place = names.index(stage)
-        before, width = sum(share for _, share in self.stages[:place]), self.stages[place][1]
-        return lambda share: self.progress(min(1.0, before + width * share))
+        before = sum(widths[:place])
+        return lambda share: self.progress(min(1.0, before + widths[place] * share))
 
 
-def _scores(criterion: str, gating: Gating, opened: FloatArray, samples: int) -> Scores:
+def _scores(criterion: str, gating: Gating, open_shares: FloatArray, samples: int) -> Scores:
+    """`open_shares` [gates] by group, [sites, units]; 1 for a group without gates."""
     values: dict[str, FloatArray] = {}
     for group in gating.structure.groups.groups:
-        units = gating.units.get(group.name)
-        row = np.ones(group.size) if units is None else opened[units]
+        row = np.ones(group.size)
+        if group.name in gating.units:
+            row = open_shares[gating.units[group.name]]
         values[group.name] = np.tile(row, (len(group.sites), 1))
     return Scores(criterion, values, samples)
 
@@ -194,9 +203,10 @@ def _scores(criterion: str, gating: Gating, opened: FloatArray, samples: int) ->
 def start_logits(gating: Gating, scores: Scores | None) -> Tensor:
     """[units] logits that keep the order of the scores within each group, evenly from -1.5 to 1.5; 0 without any."""
     logits = torch.zeros(gating.count)
+    values = {} if scores is None else scores.values
     for name, units in gating.units.items():
-        if scores is not None and name in scores.values and units.stop - units.start > 1:
-            order = scores.values[name].mean(0).argsort(kind="stable")
+        if name in values and units.stop - units.start > 1:
+            order = values[name].mean(0).argsort(kind="stable")
             logits[units.start + torch.from_numpy(order)] = torch.linspace(-SPREAD, SPREAD, len(order))
     return logits
 
@@ -208,6 +218,7 @@ def hash_of_network(graph: fx.GraphModule) -> str:
 
 
 def _hash_of_lessons(batches: Lessons) -> str:
+    """Of the images, and of how they come in batches."""
     if isinstance(batches, Batches):
         return content_hash(batches.images.content_hash(), batches.batch_size)
     return content_hash(*([tensor.numpy() for tensor in as_tuple(inputs)] for inputs, _ in batches))

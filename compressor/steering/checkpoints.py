@@ -18,6 +18,7 @@ from ..files import content_hash, read_arrays, write_arrays
 
 SECONDS = 10.0  # between two writings: as much is lost at most where a run is killed
 _STEP, _KEY = "step", "key"
+_OPTIMISER = "optimiser."
 State = dict[str, Tensor]
 
 
@@ -70,19 +71,21 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
     """Adam's moments and counts, of every parameter by its number."""
     state: State = {}
     for number, parameter in enumerate(_parameters(optimiser)):
-        for name, value in optimiser.state.get(parameter, {}).items():
-            state[f"optimiser.{number}.{name}"] = torch.as_tensor(value).detach().clone()
+        for name, moment in optimiser.state.get(parameter, {}).items():
+            state[f"{_OPTIMISER}{number}.{name}"] = torch.as_tensor(moment).detach().clone()
     return state
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """What `optimiser_state` gave, back."""
-    for number, parameter in enumerate(_parameters(optimiser)):
-        prefix = f"optimiser.{number}."
-        for name, value in state.items():
-            if name.startswith(prefix):
-                where = value.device if value.ndim == 0 else parameter.device  # Adam counts steps on the CPU
-                optimiser.state[parameter][name.removeprefix(prefix)] = value.to(where)
+    parameters = _parameters(optimiser)
+    moments = {key.removeprefix(_OPTIMISER): tensor for key, tensor in state.items() if key.startswith(_OPTIMISER)}
+    for key, moment in moments.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        if moment.ndim:  # Adam counts steps, a single number, on the CPU
+            moment = moment.to(parameter.device)
+        optimiser.state[parameter][name] = moment
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:

@@ -6,6 +6,7 @@ the formulas are those of `graph.cost`, so that the gradient says what a unit co
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.cost import Sizes, formula_of, measure_cost
+from ..graph.neighbours import stored_nodes
 from ..pruning.compaction import laid
 from ..pruning.labels import Value
 from .gating import Gating, Places
@@ -23,11 +25,11 @@ from .options import Counted
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Axes of a tensor that some units share, with their lengths; `key` is the same where the same units lie."""
+    """Axes of a tensor that units share, with their lengths and gates; `key` is the same where the same units lie."""
 
     axes: tuple[int, ...]
     lengths: tuple[int, ...]
-    found: tuple[Places, ...]
+    gates: tuple[Places, ...]
     key: tuple[object, ...]
 
 
@@ -52,12 +54,12 @@ class CostOfGates:
         costs = list(_parameters_of(gating.graph) if counted == "parameters" else _macs_of(gating.graph))
         self.dense = sum(amount for _, amount, _ in costs)
         for node, amount, formula in costs:
-            touched = False
-            for used in (node, *node.all_input_nodes):
-                if used.name not in self._blocks:
-                    self._blocks[used.name] = _blocks(gating, used)
-                touched |= bool(self._blocks[used.name])
-            if touched and amount:
+            tensors = (node, *node.all_input_nodes)
+            for tensor in tensors:
+                if tensor.name not in self._blocks:
+                    self._blocks[tensor.name] = _blocks(gating, tensor)
+            is_gated = any(self._blocks[tensor.name] for tensor in tensors)
+            if is_gated and amount:
                 self._calls.append((node, amount / formula(node), formula))
             else:
                 self._fixed += amount
@@ -68,12 +70,14 @@ class CostOfGates:
         sizes: dict[Any, Sequence[Any]] = {}
         total = with_one.new_tensor(float(self._fixed))
         for node, scale, formula in self._calls:
-            standing = {used: self._standing(used, with_one, sizes) for used in (node, *node.all_input_nodes)}
-            args = fx.map_arg(node.args, lambda used, s=standing: s[used])  # type: ignore[misc]
+            tensors = (node, *node.all_input_nodes)
+            standing = {tensor: self._standing(tensor, with_one, sizes) for tensor in tensors}
+            args = fx.map_arg(node.args, standing.__getitem__)  # type: ignore[arg-type]  # torch knows nodes alone
             total = total + scale * formula(_Standing(args, standing[node].meta, node.kwargs, node.name))
         return total
 
     def _standing(self, node: fx.Node, gates: Tensor, sizes: dict[Any, Sequence[Any]]) -> _Standing:
+        """What stands for a node: its shape in sums of gates; `sizes` are those that were summed before, by key."""
         blocks = self._blocks[node.name]
         if not blocks:
             return _Standing((), node.meta, {}, node.name)
@@ -98,17 +102,18 @@ def _macs_of(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, int, Callable[[An
 def _parameters_of(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, int, Callable[[Any], Any]]]:
     """Each parameter once, its elements and how they are counted."""
     counted: set[int] = set()
-    named = dict(graph.named_parameters(remove_duplicate=False))
-    for node in graph.graph.nodes:
-        parameter = named.get(str(node.target)) if node.op == "get_attr" else None
+    parameters = dict(graph.named_parameters(remove_duplicate=False))
+    for node in stored_nodes(graph):
+        parameter = parameters.get(str(node.target))
         if parameter is not None and id(parameter) not in counted:
             counted.add(id(parameter))
             yield node, parameter.numel(), _elements
 
 
-def _elements(node: Any) -> Any:  # a node or what stands for it
-    value = node.meta["val"]
-    return prod(value.sizes if isinstance(value, Sizes) else value.shape)
+def _elements(node: Any) -> Any:
+    """How many numbers a node, or what stands for it, has."""
+    tensor = node.meta["val"]
+    return prod(tensor.sizes if isinstance(tensor, Sizes) else tensor.shape)
 
 
 def _blocks(gating: Gating, node: fx.Node) -> tuple[Block, ...]:
@@ -116,20 +121,23 @@ def _blocks(gating: Gating, node: fx.Node) -> tuple[Block, ...]:
     value = gating.structure.values.get(node.name)
     if not isinstance(value, Value):
         return ()
-    joint: list[tuple[set[int], list[Places]]] = []
+    blocks: list[tuple[set[int], list[Places]]] = []  # axes, and what lies on them
     for places in gating.at(node.name):
-        apart = [block for block in joint if block[0].isdisjoint(places.axes)]
-        met = [block for block in joint if not block[0].isdisjoint(places.axes)]
-        axes = set(places.axes).union(*(theirs for theirs, _ in met))
-        joint = [*apart, (axes, [*(other for _, others in met for other in others), places])]
-    return tuple(_block(sorted(axes), found, value.shape) for axes, found in joint)
+        apart = [block for block in blocks if block[0].isdisjoint(places.axes)]
+        met = [block for block in blocks if not block[0].isdisjoint(places.axes)]
+        joint_axes = set(places.axes).union(*(axes for axes, _ in met))
+        joint_gates = itertools.chain(*(gates for _, gates in met), [places])
+        blocks = [*apart, (joint_axes, list(joint_gates))]
+    return tuple(_block(sorted(axes), gates, value.shape) for axes, gates in blocks)
 
 
-def _block(axes: Sequence[int], found: Sequence[Places], shape: Sequence[int]) -> Block:
+def _block(axes: Sequence[int], gates: Sequence[Places], shape: Sequence[int]) -> Block:
     """The axes counted from the first of them, so that a layer's weight and its input have the same key."""
     lengths = tuple(shape[axis] for axis in axes)
-    content = [(tuple(axes.index(axis) for axis in p.axes), p.slots.cpu().numpy().tobytes()) for p in found]
-    return Block(tuple(axes), lengths, tuple(found), (lengths, *content))
+    content: list[object] = []
+    for places in gates:
+        content.append((tuple(map(axes.index, places.axes)), places.slots.cpu().numpy().tobytes()))
+    return Block(tuple(axes), lengths, tuple(gates), (lengths, *content))
 
 
 def _sizes(block: Block, gates: Tensor) -> list[Any]:
@@ -138,7 +146,7 @@ def _sizes(block: Block, gates: Tensor) -> list[Any]:
     Three heads of four dimensions, one head shut and one dimension of each other: 2 and 3.
     """
     stays = gates.new_ones(())
-    for places in block.found:
+    for places in block.gates:
         inside = [block.axes.index(axis) for axis in places.axes]
         stays = stays * laid(places.products(gates), inside, len(block.axes))
     stays = stays.expand(*block.lengths)
@@ -146,8 +154,8 @@ def _sizes(block: Block, gates: Tensor) -> list[Any]:
         return [stays.sum()]
     sizes: list[Any] = []
     for axis in range(stays.ndim - 1):
-        others = [other for other in range(stays.ndim) if other != axis]
-        sizes.append(stays.amax(others).sum())
+        further = [another for another in range(stays.ndim) if another != axis]
+        sizes.append(stays.amax(further).sum())
     return [*sizes, stays.sum() / prod(size.clamp_min(1.0) for size in sizes)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,11 @@ from ..placement import device_of, inputs_to
 from ..tensors import Inputs
 from .gates import Lost
 from .gating import Gated
-from .lessons import Lessons, lessons_from
+from .lessons import Lessons, first_lessons
 from .masks import SMALL, side_of
 from .objectives import Distance, answers_of
 from .selector import Selector, features_of, question_of
 
-_BATCHES = 8
 _LEAST = 0.01  # of the side: how far spots at least lie apart
 PAPERS_WEIGHT = 10.0
 
@@ -40,8 +37,8 @@ def both_lost(
         leaves = run.answers(inputs, gates)
         drawn = selector(run.kept, question_of(dense)).parameters
         explained: Tensor = ((drawn - expected) * scale).square().mean()
-        kept = distance(leaves, dense) if share < 1 else explained.new_zeros(())
-        return share * explained + (1 - share) * kept
+        answered = distance(leaves, dense) if share < 1 else explained.new_zeros(())
+        return share * explained + (1 - share) * answered
 
     return lost
 
@@ -50,13 +47,13 @@ def graph_spots(run: Gated, selector: Selector, lessons: Lessons) -> Tensor:
     """[images, 3] the dense network's spots of the first batches."""
     graph = run.gating.graph
     nodes = [scale.node for scale in selector.scales]
-    parts = []
+    parameters = []
     with torch.no_grad():
-        for inputs in itertools.islice(lessons_from(lessons, 0, 0), min(_BATCHES, len(lessons))):
-            here = inputs_to(inputs, device_of(graph))
-            spots = selector(features_of(graph, here, nodes), question_of(answers_of(graph, here)))
-            parts.append(spots.parameters)
-    return torch.cat(parts)
+        for inputs in first_lessons(lessons):
+            images = inputs_to(inputs, device_of(graph))
+            spots = selector(features_of(graph, images, nodes), question_of(answers_of(graph, images)))
+            parameters.append(spots.parameters)
+    return torch.cat(parameters)
 
 
 def _scale(selector: Selector, spots: Tensor, as_paper: bool) -> Tensor:

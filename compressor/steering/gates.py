@@ -51,26 +51,15 @@ def learn_gates(
     logits = start.detach().clone().float().to(device).requires_grad_()
     rate = options.travel / options.steps
     optimiser = torch.optim.AdamW([logits], lr=rate, weight_decay=options.weight_decay)
-    open_sum = torch.zeros(len(logits), dtype=torch.float64)
+    done, open_sum = _resumed(logits, optimiser, checkpoint)
     cost = CostOfGates(gating, options.counted)
-
-    done = 0
-    earlier = checkpoint.read()
-    if earlier is not None:
-        done, state = earlier
-        with torch.no_grad():
-            logits.copy_(state["logits"])
-        open_sum = state["open_sum"]
-        restore_optimiser(optimiser, state)
-
     lessons = lessons_from(batches, seed, done)
     for step in range(done, options.steps):
         gates = drawn_gates(logits, uniform(seed, step, len(logits), like=logits))
         inputs = varied(next(lessons), augmentation, seed, step)
         optimiser.zero_grad(set_to_none=True)
-        gates.backward(  # type: ignore[no-untyped-call]
-            _slope(gates.detach(), gating.graph, inputs, lost, paid_at(step, cost, options))
-        )
+        slope = _slope(gates.detach(), gating.graph, inputs, lost, paid_at(step, cost, options))
+        gates.backward(slope)  # type: ignore[no-untyped-call]
         optimiser.step()
 
         open_sum += chance_to_be_open(logits.detach()).cpu()
@@ -81,6 +70,18 @@ def learn_gates(
     return (open_sum / options.steps).numpy()
 
 
+def _resumed(logits: Tensor, optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> tuple[int, Tensor]:
+    """The steps that are done and, of each gate, the sum of its chances to be open; all as it was put aside."""
+    earlier = checkpoint.read()
+    if earlier is None:
+        return 0, torch.zeros(len(logits), dtype=torch.float64)
+    done, state = earlier
+    with torch.no_grad():
+        logits.copy_(state["logits"])
+    restore_optimiser(optimiser, state)
+    return done, state["open_sum"]
+
+
 def _slope(
     gates: Tensor, graph: fx.GraphModule, inputs: Inputs, lost: Lost, paid: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -88,8 +89,8 @@ def _slope(
     gates = gates.requires_grad_()
     _back(paid(gates))
     images = count(inputs)
-    for part, _ in within_memory([(inputs, None)], graph):
-        _back(lost(part, gates) * (count(part) / images))
+    for few, _ in within_memory([(inputs, None)], graph):
+        _back(lost(few, gates) * (count(few) / images))
     assert gates.grad is not None
     slope = gates.grad
     if world() > 1:  # every rank has images of its own

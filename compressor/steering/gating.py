@@ -8,7 +8,7 @@ architecture is known here, only where the labels lie.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import aten
-from ..graph.interface import output_names, output_nodes
+from ..graph.interface import output_names
 from ..graph.operators import ALL_CONVOLUTIONS, LINEAR, arguments
 from ..placement import device_of
 from ..pruning import Structure
@@ -45,8 +45,10 @@ class Places:
 
     def products(self, gates: Tensor) -> Tensor:
         """[*axes] the product of each coordinate's gates."""
-        taken = gates[self.slots]
-        return taken[0] if len(taken) == 1 else taken.prod(0)
+        levels = gates[self.slots]
+        if len(levels) == 1:
+            return levels[0]
+        return levels.prod(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,47 +73,30 @@ class Gating:
 
     def places(self, axes: tuple[int, ...], classes: IntArray, but: Collection[int] = ()) -> Places | None:
         """The gates of the classes on some axes, those of the classes `but` left out; None without any."""
-        none = self.count
-        slots = []
+        none = self.count  # the slot of what has no gate
+        levels = []
         for level in self.levels:
             members = level[classes]
-            found = self.slot_of[members]
-            if but:
-                found = np.where(np.isin(members, list(but)), none, found)
-            if (found < none).any():
-                slots.append(found)
-        if not slots:
+            slots = np.where(np.isin(members, list(but)), none, self.slot_of[members])
+            if (slots < none).any():
+                levels.append(slots)
+        if not levels:
             return None
-        return Places(axes, torch.from_numpy(np.stack(slots)).to(device_of(self.graph)))
+        return Places(axes, torch.from_numpy(np.stack(levels)).to(device_of(self.graph)))
 
     def at(self, node: str) -> tuple[Places, ...]:
         """The gates of everything that lies on a node's result, a single tensor."""
         value = self.structure.values[node]
         if not isinstance(value, Value):
             return ()
-        found = [self.places(axes, classes) for axes, classes in self.structure.lying_of(value)]
-        return tuple(places for places in found if places is not None)
+        places = (self.places(axes, classes) for axes, classes in self.structure.lying_of(value))
+        return tuple(filter(None, places))
 
 
 def find_gates(graph: fx.GraphModule, structure: Structure, kinds: Collection[UnitKind]) -> Gating:
     """A gate for each unit of the groups of those kinds, and where the graph reads each."""
-    parent = structure.classes.parent
-    units: dict[str, slice] = {}
-    slot_of = np.full(len(parent), -1, dtype=np.int64)
-    count = 0
-    for group in structure.groups.groups:
-        if group.kind in kinds:
-            units[group.name] = slice(count, count + group.size)
-            members = structure.members[group.name]
-            slot_of[members] = count + structure.unit_of[members]
-            count += group.size
-    slot_of[slot_of < 0] = count
-
-    above = np.maximum(parent, 0)  # no row: class 0, which never goes
-    levels = [np.arange(len(parent))]
-    while levels[-1].any():
-        levels.append(above[levels[-1]])
-    gating = Gating(graph, structure, units, slot_of, tuple(levels), {}, {})
+    units, slot_of = _numbered(structure, kinds)
+    gating = Gating(graph, structure, units, slot_of, _levels(structure.classes.parent), {}, {})
     reads, norms = {}, {}
     inexact = inexact_nodes(structure)
     for node in graph.graph.nodes:
@@ -123,7 +108,31 @@ def find_gates(graph: fx.GraphModule, structure: Structure, kinds: Collection[Un
         operands = dict(_operands(gating, node))
         if operands:
             reads[node.name] = operands
-    return Gating(graph, structure, units, slot_of, tuple(levels), reads, norms)
+    return replace(gating, reads=reads, norms=norms)
+
+
+def _numbered(structure: Structure, kinds: Collection[UnitKind]) -> tuple[dict[str, slice], IntArray]:
+    """Where each group's gates are among all, and the gate of each class, of one without any their count."""
+    units: dict[str, slice] = {}
+    slot_of = np.full(len(structure.classes.parent), -1, dtype=np.int64)
+    count = 0
+    for group in structure.groups.groups:
+        if group.kind in kinds:
+            units[group.name] = slice(count, count + group.size)
+            members = structure.members[group.name]
+            slot_of[members] = count + structure.unit_of[members]
+            count += group.size
+    slot_of[slot_of < 0] = count
+    return units, slot_of
+
+
+def _levels(parent: IntArray) -> tuple[IntArray, ...]:
+    """Of every class itself, the row it lies in, that row's own, and so on to the outermost."""
+    above = np.maximum(parent, 0)  # no row: class 0, which never goes
+    levels = [np.arange(len(parent))]
+    while levels[-1].any():
+        levels.append(above[levels[-1]])
+    return tuple(levels)
 
 
 def _operands(gating: Gating, node: fx.Node) -> Iterator[tuple[str, tuple[Places, ...]]]:
@@ -132,22 +141,22 @@ def _operands(gating: Gating, node: fx.Node) -> Iterator[tuple[str, tuple[Places
     Of two operands with the same units, the first alone: queries meet keys once.
     """
     structure = gating.structure
-    seen = _members(gating, structure.values[node.name])
+    seen = _members(gating, structure.values[node.name])  # by who reads the result
     read: set[int] = set()
     contracted = _contracted_axis(node)
     for source in node.all_input_nodes:
         value = structure.values.get(source.name)
         if not isinstance(value, Value) or is_weight(source) or not source.meta["val"].is_floating_point():
             continue
-        found = []
+        operand: list[Places] = []
         for axes, classes in structure.lying_of(value):
             # what lies along the axis that is summed is read, though a residual stream may write the same units
             but = read if axes == (contracted,) else seen | read
             places = gating.places(axes, classes, but)
             if places is not None:
-                found.append(places)
-        if found:
-            yield source.name, tuple(found)
+                operand.append(places)
+        if operand:
+            yield source.name, tuple(operand)
         read |= _members(gating, value)
 
 
@@ -184,9 +193,8 @@ class Gated(fx.Interpreter):
         """The leaves of the answer by their names."""
         self.gates = torch.cat([gates, gates.new_ones(1)])
         self.kept = {}
-        answer = self.run(*as_tuple(inputs))
-        leaves = (answer,) if len(output_nodes(self.gating.graph)) == 1 and isinstance(answer, Tensor) else answer
-        return dict(zip(output_names(self.gating.graph), leaves, strict=True))
+        answer = as_tuple(self.run(*as_tuple(inputs)))
+        return dict(zip(output_names(self.gating.graph), answer, strict=True))
 
     def get_attr(self, *call: Any) -> Any:
         """Weights stay as they are: nothing learns but gates."""
@@ -200,6 +208,7 @@ class Gated(fx.Interpreter):
         return result
 
     def _computed(self, n: fx.Node) -> Any:
+        """The node's value with its operands, or what its normalisation counts, times their gates."""
         if n.name in self.gating.norms:
             return self._normalised(n)
         reads = self.gating.reads.get(n.name)
@@ -212,18 +221,15 @@ class Gated(fx.Interpreter):
         args, kwargs = fx.map_arg((n.args, n.kwargs), operand)
         return n.target(*args, **kwargs)  # type: ignore[operator]
 
-    def gated(self, value: Tensor, found: Sequence[Places]) -> Tensor:
-        """A tensor with what lies on it times its gates."""
-        for places in found:
-            value = value * places.of(self.gates, value.ndim).to(value.dtype)
-        return value
+    def gated(self, tensor: Tensor, gates: Sequence[Places]) -> Tensor:
+        """A tensor times the gates of what lies on it."""
+        for places in gates:
+            tensor = tensor * places.of(self.gates, tensor.ndim).to(tensor.dtype)
+        return tensor
 
     def _normalised(self, n: fx.Node) -> Any:
-        def operand(source: fx.Node) -> Any:
-            return self.env[source]
-
-        given = arguments(n)
-        named: dict[str, Any] = {name: fx.map_arg(value, operand) for name, value in given.items()}
+        """A normalisation's value where each unit counts as much as its gate is open."""
+        named: dict[str, Any] = dict(fx.map_arg(arguments(n), self.env.__getitem__))
         x = next(iter(named.values()))
         weights = self.gated(x.new_ones([1] * x.ndim), self.gating.norms[n.name])
         return _WEIGHED[n.target](x, weights, named)
@@ -238,6 +244,7 @@ def _layer_norm(x: Tensor, gates: Tensor, named: Mapping[str, Any]) -> Tensor:
 
 
 def _rms_norm(x: Tensor, gates: Tensor, named: Mapping[str, Any]) -> Tensor:
+    """The mean square over the last axes, each entry by its gate."""
     over = list(range(x.ndim - len(named["normalized_shape"]), x.ndim))
     eps = torch.finfo(x.dtype).eps if named["eps"] is None else named["eps"]
     return _affine(x * (_mean(x.square(), gates, over) + eps).rsqrt(), named["weight"], None)
@@ -246,21 +253,23 @@ def _rms_norm(x: Tensor, gates: Tensor, named: Mapping[str, Any]) -> Tensor:
 def _group_norm(x: Tensor, gates: Tensor, named: Mapping[str, Any]) -> Tensor:
     """[N, C, ...] as [N, groups, C / groups, ...]: over all but the first two."""
     groups, channels = named["num_groups"], x.shape[1]
-    parted = x.reshape(x.shape[0], groups, channels // groups, *x.shape[2:])
+    by_group = x.reshape(x.shape[0], groups, channels // groups, *x.shape[2:])
     weights = gates.expand(-1, channels, *gates.shape[2:]).reshape(1, groups, channels // groups, *gates.shape[2:])
-    over = list(range(2, parted.ndim))
-    centred = parted - _mean(parted, weights, over)
+    over = list(range(2, by_group.ndim))
+    centred = by_group - _mean(by_group, weights, over)
     scaled = centred * (_mean(centred.square(), weights, over) + named["eps"]).rsqrt()
-    shape = [1, channels, *[1] * (x.ndim - 2)]
-    parameters = [named[name] if named[name] is None else named[name].reshape(shape) for name in ("weight", "bias")]
-    return _affine(scaled.reshape(x.shape), *parameters)
+    shape = [1, channels, *[1] * (x.ndim - 2)]  # in which [C] meets [N, C, ...]
+    return _affine(scaled.reshape(x.shape), named["weight"], named["bias"], shape)
 
 
 def _mean_over(x: Tensor, gates: Tensor, named: Mapping[str, Any]) -> Tensor:
+    """A mean over axes, all of them where none are named, each entry by its gate."""
     dims = named["dim"]
-    over = list(range(x.ndim)) if not dims and dims != 0 else [dims] if isinstance(dims, int) else list(dims)
+    over = [dims] if isinstance(dims, int) else list(dims or range(x.ndim))
     mean = _mean(x, gates, over)
-    return mean if named["keepdim"] else mean.squeeze(tuple(over))
+    if named["keepdim"]:
+        return mean
+    return mean.squeeze(tuple(over))
 
 
 def _mean(x: Tensor, gates: Tensor, over: Sequence[int]) -> Tensor:
@@ -270,9 +279,13 @@ def _mean(x: Tensor, gates: Tensor, over: Sequence[int]) -> Tensor:
     return (x * weights).sum(axes, keepdim=True) / counted
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int] | None = None) -> Tensor:
+    """x * weight + bias, both in that shape where one is told."""
+    if weight is not None:
+        x = x * (weight if shape is None else weight.reshape(shape))
+    if bias is not None:
+        x = x + (bias if shape is None else bias.reshape(shape))
+    return x
 
 
 _WEIGHED: Mapping[Any, Any] = {

@@ -20,21 +20,36 @@ from ..tensors import Inputs, count
 Lessons = Batches | Sequence[tuple[Inputs, Any]]
 
 
+SAMPLED = 8  # batches that tell how far answers, or spots, lie apart
+
+
 def lessons_from(batches: Lessons, seed: int, step: int) -> Iterator[Inputs]:
-    """Inputs [N, ...] of step `step` and all later ones; each pass over the images has an order of its own."""
-    length = len(batches)
-    if not length:
+    """Inputs [N, ...] of step `step` and all later ones, as `batches_from` has them. Raises DataError without any."""
+    if not len(batches):
         raise DataError("there are no images to learn gates from; give some")
-    for epoch in itertools.count(step // length):
-        first = step % length if epoch == step // length else 0
-        order = np.random.default_rng([seed, epoch])
-        if isinstance(batches, Batches):
-            shuffled = batches.shuffled(int(order.integers(2**31)))
-            for inputs, _ in itertools.islice(shuffled, first, None):
-                yield inputs
-        else:
-            for index in order.permutation(length)[first:].tolist():
-                yield batches[index][0]
+    for inputs, _ in batches_from(batches, seed, step):
+        yield inputs
+
+
+def batches_from(batches: Lessons, seed: int, step: int) -> Iterator[tuple[Inputs, Any]]:
+    """(inputs, targets) of step `step` and all later ones; each pass over the images has an order of its own."""
+    first_pass, done = divmod(step, len(batches))
+    for number in itertools.count(first_pass):
+        shuffled = _in_new_order(batches, np.random.default_rng([seed, number]))
+        yield from itertools.islice(shuffled, done, None)
+        done = 0  # of every later pass
+
+
+def first_lessons(batches: Lessons) -> Iterator[Inputs]:
+    """A few of the batches."""
+    return itertools.islice(lessons_from(batches, 0, 0), min(SAMPLED, len(batches)))
+
+
+def _in_new_order(batches: Lessons, generator: np.random.Generator) -> Iterator[tuple[Inputs, Any]]:
+    """One pass: the images of `Batches` change places between batches, of anything else whole batches do."""
+    if isinstance(batches, Batches):
+        return batches.shuffled(int(generator.integers(2**31)))
+    return (batches[index] for index in generator.permutation(len(batches)).tolist())
 
 
 def image_count(batches: Lessons) -> int:
@@ -46,6 +61,11 @@ def image_count(batches: Lessons) -> int:
 
 def uniform(seed: int, step: int, *shape: int, like: Tensor) -> Tensor:
     """Numbers in (0, 1), drawn on the CPU, so that they are the same ones wherever they go."""
-    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, step]).integers(2**63)))
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    return drawn.to(like)
+    drawn = torch.rand(shape, generator=generator_at(seed, step), dtype=torch.float64)
+    return drawn.clamp(1e-12, 1 - 1e-12).to(like)
+
+
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """Draws that depend on the step and on no earlier draw."""
+    number = int(np.random.default_rng([seed, step]).integers(2**63))
+    return torch.Generator().manual_seed(number)

@@ -116,7 +116,7 @@ def width_price(spots: Spots) -> Tensor:
     return spots.sigma.mean() / side_of(spots.shape)
 
 
-def overlap(one: Tensor, other: Tensor) -> Tensor:
+def overlap(mask: Tensor, another: Tensor) -> Tensor:
     """[N] what two masks [N, 1, H, W] share of what either shows: 1 for the same, 0 for masks that do not meet."""
-    least, most = torch.minimum(one, other), torch.maximum(one, other)
+    least, most = torch.minimum(mask, another), torch.maximum(mask, another)
     return least.flatten(1).sum(1) / most.flatten(1).sum(1).clamp_min(LEAST_WIDTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -15,12 +14,11 @@ from ..tasks import Leaves, Task, class_leaf
 from ..tensors import Inputs
 from .gates import Lost
 from .gating import Gated
-from .lessons import Lessons, lessons_from
+from .lessons import Lessons, first_lessons
 
 Distance = Callable[[Leaves, Leaves], Tensor]
 
-_BATCHES = 8  # tell how far answers lie apart
-_LEAST = 1e-12  # of that, so that answers which are all alike are no reason to divide by nothing
+_LEAST = 1e-12  # of how far answers lie apart, so that answers which are all alike are no reason to divide by nothing
 
 
 def answers_lost(run: Gated, lessons: Lessons, task: Task | None) -> Lost:
@@ -40,10 +38,10 @@ def answers_lost(run: Gated, lessons: Lessons, task: Task | None) -> Lost:
 def distance_of(graph: fx.GraphModule, lessons: Lessons, task: Task | None) -> Distance:
     """How far leaves are from the dense network's, differentiable in the first; the mean answer is about 1 off."""
     if task is not None and not task.classifies:
-        asked = task
+        distance = task.distance
 
         def by_task(leaves: Leaves, dense: Leaves) -> Tensor:
-            return asked.distance(leaves, dense).mean()
+            return distance(leaves, dense).mean()
 
         return by_task
     scale = spread_of(graph, lessons)
@@ -68,17 +66,17 @@ def answers_of(graph: fx.GraphModule, inputs: Inputs) -> Leaves:
 def spread_of(graph: fx.GraphModule, lessons: Lessons) -> float:
     """KL(dense || mean answer) in the mean over the first batches: what an answer that knows no image would lose."""
     device = device_of(graph)
-    logits = [
-        class_leaf(answers_of(graph, inputs_to(inputs, device)))[1]
-        for inputs in itertools.islice(lessons_from(lessons, 0, 0), min(_BATCHES, len(lessons)))
-    ]
+    logits: list[Tensor] = []
+    for inputs in first_lessons(lessons):
+        _, of_batch = class_leaf(answers_of(graph, inputs_to(inputs, device)))
+        logits.append(of_batch)
     dense = torch.cat(logits).double()
     mean = dense.softmax(1).mean(0, keepdim=True).clamp_min(1e-12).log()
     return max(float(divergence(mean.expand_as(dense), dense)), _LEAST)
 
 
 def divergence(logits: Tensor, dense: Tensor) -> Tensor:
-    """KL(dense || other) of the classes' probabilities, the mean over images."""
+    """KL(dense || gated) of the classes' probabilities, the mean over images; both are logits [N, classes]."""
     return functional.kl_div(
         functional.log_softmax(logits, 1), functional.log_softmax(dense, 1), log_target=True, reduction="batchmean"
     )

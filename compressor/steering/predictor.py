@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..errors import RecipeError
 from ..graph.interface import input_nodes
 from ..placement import device_of, inputs_to
-from ..tensors import Inputs
+from ..tensors import Inputs, count
 from .augmentation import Augmentation, varied
 from .checkpoints import Checkpoint
 from .lessons import Lessons, lessons_from, uniform
@@ -32,10 +32,10 @@ def require_images(graph: fx.GraphModule) -> tuple[int, int]:
     nodes = input_nodes(graph)
     shapes = [list(node.meta["val"].shape[1:]) for node in nodes]
     if len(nodes) != 1 or len(shapes[0]) != 3 or not nodes[0].meta["val"].is_floating_point():
-        given = ", ".join(str(["N", *shape]).replace("'", "") for shape in shapes)
+        taken = ", ".join(str(["N", *shape]).replace("'", "") for shape in shapes)
         raise RecipeError(
             f"criterion isp masks images, and takes one input [N, channels, height, width] of real numbers; the "
-            f"network takes {given}; use --criterion gates, which keeps the answers of any network"
+            f"network takes {taken}; use --criterion gates, which keeps the answers of any network"
         )
     return int(shapes[0][1]), int(shapes[0][2])
 
@@ -43,7 +43,7 @@ def require_images(graph: fx.GraphModule) -> tuple[int, int]:
 def train_predictor(
     graph: fx.GraphModule,
     lessons: Lessons,
-    held: Lessons,
+    held_out: Lessons,
     distance: Distance,
     *,
     options: SelectorOptions,
@@ -68,16 +68,13 @@ def train_predictor(
         inputs = stream.at(step)
         return distance(leaves_of(predictor, masked(inputs, seed, step)), answers_of(graph, inputs))
 
-    def judge() -> float:
-        return mean_over(held, device, held_loss)
-
     def held_loss(inputs: Inputs, step: int) -> Tensor:
         return distance(answers_of(predictor, masked(inputs, seed + 1, step)), answers_of(graph, inputs))
 
     train(
         dict(predictor.named_parameters()),
         loss,
-        judge,
+        lambda: mean_over(held_out, device, held_loss),
         options=TrainingOptions(options.predictor_steps, options.predictor_rate, options.weight_decay),
         checkpoint=checkpoint,
         also={},
@@ -98,7 +95,9 @@ def widths_of(options: SelectorOptions, shape: tuple[int, int]) -> tuple[float, 
 def mask_numbers(seed: int, step: int, inputs: Tensor, options: SelectorOptions) -> Tensor:
     """[N, 1, H, W] what draws a mask for each image [N, C, H, W]; of a disc always the same."""
     shape = (len(inputs), 1, *inputs.shape[2:])
-    return inputs.new_full(shape, DISC) if options.discs else uniform(seed, step, *shape, like=inputs)
+    if options.discs:
+        return inputs.new_full(shape, DISC)
+    return uniform(seed, step, *shape, like=inputs)
 
 
 class Stream:
@@ -117,11 +116,10 @@ class Stream:
 
 
 @torch.no_grad()
-def mean_over(held: Lessons, device: torch.device, value: Callable[[Inputs, int], Tensor]) -> float:
-    """Of a number for each batch, weighted by its images; the batch's number draws what is random."""
+def mean_over(batches: Lessons, device: torch.device, loss: Callable[[Inputs, int], Tensor]) -> float:
+    """The mean loss of the batches, each weighted by its images; the batch's number draws what is random."""
     total, images = 0.0, 0
-    for step, (inputs, _) in enumerate(held):
-        n = len(inputs) if isinstance(inputs, Tensor) else len(inputs[0])
-        total += float(value(inputs_to(inputs, device), step)) * n
-        images += n
+    for step, (inputs, _) in enumerate(batches):
+        total += float(loss(inputs_to(inputs, device), step)) * count(inputs)
+        images += count(inputs)
     return total / images

@@ -47,6 +47,7 @@ from .training import TrainingOptions, train
 
 SCALES = 3
 WIDTH = 32  # features that scales are compared in
+LEAST_POSITIONS = 4  # with fewer there is no telling where
 TEMPERATURE = 1.0  # of what is drawn from a spot
 
 
@@ -83,37 +84,58 @@ def find_scales(graph: fx.GraphModule, structure: Structure) -> tuple[Scale, ...
     Raises ModelError where no node has units at positions of an image.
     """
     height, width = input_nodes(graph)[0].meta["val"].shape[-2:]
-    found = [scale for node in graph.graph.nodes if (scale := _scale_of(node, graph, structure, height / width))]
-    if not found:
+    possible = (_scale_of(node, graph, structure, height / width) for node in graph.graph.nodes)
+    scales = tuple(filter(None, possible))
+    if not scales:
         raise ModelError(
             "no layer of this network has units at the positions of an image, which the selector of criterion isp "
             "reads; use --criterion gates"
         )
-    last_of_grid = {scale.grid: scale for scale in found}
-    last = sorted(last_of_grid.values(), key=lambda scale: -math.prod(scale.grid))[-SCALES:]
-    if len(last) == SCALES:
-        return tuple(last)
-    places = [len(found) * (number + 1) // SCALES - 1 for number in range(SCALES)]
-    return tuple(found[max(0, place)] for place in places)
+    last_of_grid = {scale.grid: scale for scale in scales}
+    coarsest = sorted(last_of_grid.values(), key=lambda scale: -math.prod(scale.grid))[-SCALES:]
+    if len(coarsest) == SCALES:
+        return tuple(coarsest)
+    # at a third, at two thirds and at the end of the way: of 12 numbers 3, 7 and 11
+    places = [len(scales) * (number + 1) // SCALES - 1 for number in range(SCALES)]
+    return tuple(scales[max(0, place)] for place in places)
 
 
 def _scale_of(node: fx.Node, graph: fx.GraphModule, structure: Structure, aspect: float) -> Scale | None:
+    """The scale that a node is, of an image with that height over width; None where it has no units at positions."""
     value = structure.values.get(node.name)
-    if node.op != "call_function" or not isinstance(value, Value) or not 3 <= len(value.shape) <= 4:
+    if node.op != "call_function" or not isinstance(value, Value) or not node.meta["val"].is_floating_point():
         return None
-    lying = structure.lying_of(value)
-    if len(lying) != 1 or len(lying[0][0]) != 1 or value.shape[0] != traced_count(graph):
+    if not 3 <= len(value.shape) <= 4 or value.shape[0] != traced_count(graph):
         return None
-    (channels,) = lying[0][0]
-    others = [size for axis, size in enumerate(value.shape) if axis not in (0, channels)]
-    if channels == 0 or math.prod(others) < 4 or not node.meta["val"].is_floating_point():
+    channels = _axis_of_units(structure, value)
+    if channels < 1:
         return None
-    if len(others) == 2:
-        return Scale(node.name, channels, value.shape[channels], (others[0], others[1]))
+    positions = [size for axis, size in enumerate(value.shape) if axis not in (0, channels)]
+    if math.prod(positions) < LEAST_POSITIONS:
+        return None
+    if len(positions) == 2:
+        return Scale(node.name, channels, value.shape[channels], (positions[0], positions[1]))
+    return _scale_of_tokens(node.name, channels, value.shape[channels], positions[0], aspect)
+
+
+def _axis_of_units(structure: Structure, value: Value) -> int:
+    """The one axis that units lie on; -1 where they lie on several or on none."""
+    match structure.lying_of(value):
+        case [((axis,), _)]:
+            return axis
+        case _:
+            return -1
+
+
+def _scale_of_tokens(node: str, channels: int, features: int, tokens: int, aspect: float) -> Scale | None:
+    """Tokens as rows of an image with that height over width: 197 are one of none and 14 rows of 14."""
     for skip in (0, 1, 2):  # tokens of a class, of a distillation
-        rows = round(math.sqrt((others[0] - skip) * aspect))
-        if rows and (others[0] - skip) % rows == 0 and (others[0] - skip) // rows == round(rows / aspect):
-            return Scale(node.name, channels, value.shape[channels], (rows, (others[0] - skip) // rows), skip)
+        rows = round(math.sqrt((tokens - skip) * aspect))
+        if not rows:
+            continue
+        columns, left_over = divmod(tokens - skip, rows)
+        if not left_over and columns == round(rows / aspect):
+            return Scale(node, channels, features, (rows, columns), skip)
     return None
 
 
@@ -138,17 +160,17 @@ class Selector(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], question: Tensor) -> Spots:
         """`features[node]` as the network has them, `question` [N, classes] of the dense one."""
-        asked = self.question(question).tanh().chunk(len(self.scales), 1)
-        centres, found = [], []
+        questions = self.question(question).tanh().chunk(len(self.scales), 1)  # of each scale [N, WIDTH]
+        centres, contents = [], []
         for index, scale in enumerate(self.scales):
             positions = (scale.positions(features[scale.node]) - self.of("mean", index)) / self.of("spread", index)
             embedded = self.embed[index](positions.float()).tanh()  # [N, P, WIDTH]
-            likeness = torch.einsum("npw,nw->np", embedded, asked[index])
+            likeness = torch.einsum("npw,nw->np", embedded, questions[index])
             attention = likeness.softmax(1)
             centres.append(attention @ self.of("places", index))
-            found.append(torch.einsum("np,npw->nw", attention, embedded))
+            contents.append(torch.einsum("np,npw->nw", attention, embedded))
         shares = self.weight.softmax(0)
-        numbers = self.read(torch.cat(found, 1))  # [N, 3]
+        numbers = self.read(torch.cat(contents, 1))  # [N, 3]
         side = side_of(self.shape)
         middle = torch.stack(centres, 0).mul(shares[:, None, None]).sum(0)
         centre = centre_of(middle + numbers[:, :2] * side / 4, self.shape)
@@ -200,10 +222,10 @@ def in_place(
 
 def question_of(dense: Leaves) -> Tensor:
     """[N, classes] the dense network's probabilities; [N, 1] of ones where its answer is no row of classes."""
-    leaves = [leaf for leaf in dense.values() if leaf.is_floating_point()]
-    if len(leaves) == 1 and leaves[0].ndim == 2 and leaves[0].shape[1] > 1:
-        return leaves[0].float().softmax(1)
-    return torch.ones(len(leaves[0]), 1, device=leaves[0].device)
+    first, *further = (leaf for leaf in dense.values() if leaf.is_floating_point())
+    if not further and first.ndim == 2 and first.shape[1] > 1:
+        return first.float().softmax(1)
+    return torch.ones(len(first), 1, device=first.device)
 
 
 def make_selector(
@@ -229,7 +251,7 @@ def train_selector(
     predictor: fx.GraphModule,
     selector: Selector,
     lessons: Lessons,
-    held: Lessons,
+    held_out: Lessons,
     distance: Distance,
     *,
     options: SelectorOptions,
@@ -245,47 +267,61 @@ def train_selector(
     """
     device = device_of(graph)
     stream = Stream(lessons, seed, device, augmentation)
-    nodes = [scale.node for scale in selector.scales]
-    temperature = SHARP if options.discs else TEMPERATURE
+    masking = _Masking(graph, predictor, selector, distance, options)
     charge = {"charge": torch.tensor(1.0, dtype=torch.float64)}  # what a width of one side costs
-
-    def spots_of(inputs: Inputs) -> tuple[Spots, Leaves]:
-        dense = answers_of(graph, inputs)
-        return selector(features_of(graph, inputs, nodes), question_of(dense)), dense
-
-    def masked_loss(inputs: Inputs, draws: int, step: int) -> tuple[Tensor, Tensor, Spots]:
-        assert isinstance(inputs, Tensor)
-        spots, dense = spots_of(inputs)
-        mask = drawn_mask(spots.map(), mask_numbers(draws, step, inputs, options), temperature)
-        return distance(leaves_of(predictor, inputs * mask), dense), mask, spots
-
-    def empty_loss(inputs: Inputs, step: int) -> Tensor:
-        dense = answers_of(graph, inputs)
-        assert isinstance(inputs, Tensor)
-        return distance(answers_of(predictor, inputs * 0), dense)
-
-    allowed = options.keeps * mean_over(held, device, empty_loss)
-
-    def papers_price(mask: Tensor) -> Tensor:
-        return options.area * area(mask, options.power) + options.roughness * roughness(mask)
+    allowed = options.keeps * mean_over(held_out, device, masking.empty_loss)
 
     def loss(step: int) -> Tensor:
-        lost, mask, spots = masked_loss(stream.at(step), seed, step)
+        lost, mask, spots = masking.masked_loss(stream.at(step), seed, step)
         if not options.keeps:
-            return lost + papers_price(mask)
+            return lost + masking.papers_price(mask)
         over = (float(lost.detach()) - allowed) / max(allowed, 1e-9)
         charge["charge"].mul_(math.exp(-options.step * max(-1.0, min(1.0, over)))).clamp_(1e-3, 1e3)
         return lost + float(charge["charge"]) * allowed * width_price(spots)
 
-    def judge() -> float:
-        def judged(inputs: Inputs, step: int) -> Tensor:
-            lost, mask, spots = masked_loss(inputs, seed + 1, step)
-            if not options.keeps:
-                return lost + papers_price(mask)
-            # what is allowed costs nothing, the rest ten times what it is
-            return width_price(spots) + 10 * (lost / max(allowed, 1e-9) - 1).clamp_min(0)
+    def judged(inputs: Inputs, step: int) -> Tensor:
+        lost, mask, spots = masking.masked_loss(inputs, seed + 1, step)
+        if not options.keeps:
+            return lost + masking.papers_price(mask)
+        # what is allowed costs nothing, the rest ten times what it is
+        return width_price(spots) + 10 * (lost / max(allowed, 1e-9) - 1).clamp_min(0)
 
-        return mean_over(held, device, judged)
+    return train(
+        selector.learned,
+        loss,
+        lambda: mean_over(held_out, device, judged),
+        options=TrainingOptions(options.steps, options.rate, options.weight_decay),
+        checkpoint=checkpoint,
+        also=charge,
+        progress=progress,
+    )
 
-    training = TrainingOptions(options.steps, options.rate, options.weight_decay)
-    return train(selector.learned, loss, judge, options=training, checkpoint=checkpoint, also=charge, progress=progress)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Masking:
+    """What a predictor loses of the network's answers where it sees no more than the selector's mask leaves."""
+
+    graph: fx.GraphModule
+    predictor: fx.GraphModule
+    selector: Selector
+    distance: Distance
+    options: SelectorOptions
+
+    def masked_loss(self, inputs: Inputs, seed: int, step: int) -> tuple[Tensor, Tensor, Spots]:
+        """With the masks [N, 1, H, W] and the spots they are drawn from, by the numbers of that seed and step."""
+        assert isinstance(inputs, Tensor)
+        dense = answers_of(self.graph, inputs)
+        nodes = [scale.node for scale in self.selector.scales]
+        spots: Spots = self.selector(features_of(self.graph, inputs, nodes), question_of(dense))
+        temperature = SHARP if self.options.discs else TEMPERATURE
+        mask = drawn_mask(spots.map(), mask_numbers(seed, step, inputs, self.options), temperature)
+        return self.distance(leaves_of(self.predictor, inputs * mask), dense), mask, spots
+
+    def empty_loss(self, inputs: Inputs, step: int) -> Tensor:
+        """Where nothing is left of the images."""
+        assert isinstance(inputs, Tensor)
+        return self.distance(answers_of(self.predictor, inputs * 0), answers_of(self.graph, inputs))
+
+    def papers_price(self, mask: Tensor) -> Tensor:
+        """What a mask costs without `keeps`."""
+        return self.options.area * area(mask, self.options.power) + self.options.roughness * roughness(mask)

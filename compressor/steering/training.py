@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..inputs.images import Batches, batches
 from ..tensors import count, cut
 from .checkpoints import Checkpoint, State, optimiser_state, restore_optimiser
-from .lessons import Lessons
+from .lessons import Lessons, image_count
 
 HELD_SHARE = 5  # one image of so many is kept out
 _BEST = "best."
@@ -37,25 +37,23 @@ def parted(lessons: Lessons) -> tuple[Lessons, Lessons]:
     """Images to learn from and those kept out, which share none: the last fifth of the order that they lie in."""
     if isinstance(lessons, Batches):
         images = lessons.images
-        learned = len(images) - max(1, len(images) // HELD_SHARE)
-        _require(learned)
-        parts = [images.subset(np.arange(learned)), images.subset(np.arange(learned, len(images)))]
-        first, second = (batches(part, lessons.batch_size) for part in parts)
-        return first, second
+        learned = _learned(len(images))
+        first, second = images.subset(np.arange(learned)), images.subset(np.arange(learned, len(images)))
+        return batches(first, lessons.batch_size), batches(second, lessons.batch_size)
     if len(lessons) > 1:
-        learned = len(lessons) - max(1, len(lessons) // HELD_SHARE)
+        learned = _learned(len(lessons))
         return list(lessons[:learned]), list(lessons[learned:])
-    inputs = lessons[0][0] if lessons else None
-    images_in_all = 0 if inputs is None else count(inputs)
-    learned = images_in_all - max(1, images_in_all // HELD_SHARE)
-    _require(learned)
-    assert inputs is not None
-    return [(cut(inputs, 0, learned), None)], [(cut(inputs, learned, images_in_all), None)]
+    learned = _learned(image_count(lessons))
+    ((inputs, _),) = lessons
+    return [(cut(inputs, 0, learned), None)], [(cut(inputs, learned, count(inputs)), None)]
 
 
-def _require(learned: int) -> None:
+def _learned(total: int) -> int:
+    """How many of all images, or batches, are learned from. Raises DataError where that is none."""
+    learned = total - max(1, total // HELD_SHARE)
     if learned < 1:
         raise DataError("one image can't both train and judge a selector; give at least two (--calibration)")
+    return learned
 
 
 def train(
@@ -74,18 +72,10 @@ def train(
     """
     parameters = [tensor.requires_grad_() for tensor in tensors.values()]
     optimiser = torch.optim.Adam(parameters, lr=options.rate, weight_decay=options.weight_decay)
-    done, best = 0, math.inf
-    best_state: State = {}
-    earlier = checkpoint.read()
-    if earlier is not None:
-        done, state = earlier
-        best = float(state["judged"])
-        best_state = {name: state[_BEST + name] for name in tensors}
-        _copy(tensors, state)
-        _copy(also, state)
-        restore_optimiser(optimiser, state)
-    else:
-        best, best_state = _number(judge()), _cloned(tensors)
+    resumed = _resumed(tensors, also, optimiser, checkpoint)
+    if resumed is None:
+        resumed = 0, _number(judge()), _cloned(tensors)
+    done, best, best_state = resumed
 
     for step in range(done, options.steps):
         optimiser.zero_grad(set_to_none=True)
@@ -95,7 +85,7 @@ def train(
             judged = _number(judge())
             if judged < best:
                 best, best_state = judged, _cloned(tensors)
-        state = {**tensors, **also, **{_BEST + name: tensor for name, tensor in best_state.items()}}
+        state = {**tensors, **also} | {_BEST + name: tensor for name, tensor in best_state.items()}
         state |= {"judged": torch.tensor(best, dtype=torch.float64), **optimiser_state(optimiser)}
         checkpoint.write(step + 1, state, due=step + 1 == options.steps)
         progress((step + 1) / options.steps)
@@ -103,6 +93,20 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return best
+
+
+def _resumed(
+    tensors: Mapping[str, Tensor], also: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> tuple[int, float, State] | None:
+    """Puts everything as it was put aside; the steps that are done, the best judgement and its state."""
+    earlier = checkpoint.read()
+    if earlier is None:
+        return None
+    done, state = earlier
+    _copy(tensors, state)
+    _copy(also, state)
+    restore_optimiser(optimiser, state)
+    return done, float(state["judged"]), {name: state[_BEST + name] for name in tensors}
 
 
 def _number(judged: float) -> float:

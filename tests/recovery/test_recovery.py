@@ -18,9 +18,10 @@ from compressor.inputs.images import Batches, batches
 from compressor.recovery import Moment, Recovery, RecoveryOptions, Setting, recover, text_of
 from compressor.recovery.augmentation import augmented
 from compressor.recovery.heads import features_of, watched
-from compressor.recovery.lessons import batches_from, generator_at
+from compressor.recovery.lessons import batches_from
 from compressor.recovery.recovering import FILE, _is_stuck
 from compressor.recovery.standing import Standing
+from compressor.steering.lessons import generator_at
 
 from .conftest import pair
 

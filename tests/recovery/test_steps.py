@@ -29,12 +29,13 @@ from compressor.recovery import (
 from compressor.recovery.augmentation import augmented
 from compressor.recovery.heads import features_of, watched
 from compressor.recovery.judging import FARTHEST, Judge, Judgement
-from compressor.recovery.lessons import generator_at, images_in
+from compressor.recovery.lessons import images_in
 from compressor.recovery.pupil import WARM_UP, Pupil, rate_factor
 from compressor.recovery.record import Trial
 from compressor.recovery.standing import Standing
 from compressor.recovery.teaching import Teaching
 from compressor.recovery.trials import choose_setting, seconds_per_step
+from compressor.steering.lessons import generator_at
 from compressor.tasks import fidelity, reference_of, task_named
 
 from .conftest import pair, pool

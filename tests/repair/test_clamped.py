@@ -43,10 +43,10 @@ def problem(groups: int) -> tuple[Rows, least_squares.Moments, Tensor]:
 
 def loss(rows: Rows, bounds: Bounds, weights: Tensor, offset: Tensor) -> Tensor:
     """Written from its definition: beyond a bound where the dense network is, only what comes back counts."""
-    given = rows.x @ weights.mT + offset.unsqueeze(1) - rows.targets + rows.given
-    off = given - rows.given
-    off = torch.where(rows.given <= bounds.low, (given - bounds.low).clamp(min=0), off)
-    off = torch.where(rows.given >= bounds.high, (given - bounds.high).clamp(max=0), off)
+    given = rows.x @ weights.mT + offset.unsqueeze(1) - rows.targets + rows.clamp_inputs
+    off = given - rows.clamp_inputs
+    off = torch.where(rows.clamp_inputs <= bounds.low, (given - bounds.low).clamp(min=0), off)
+    off = torch.where(rows.clamp_inputs >= bounds.high, (given - bounds.high).clamp(max=0), off)
     return off.square().sum() / rows.x.shape[1]
 
 

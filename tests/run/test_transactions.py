@@ -19,7 +19,6 @@ from compressor.pruning import find_structure, identity_error, prune
 from compressor.relevance import score
 from compressor.repair import compensate
 from compressor.repair.batchnorm import reestimate
-from compressor.repair.finetune import FinetuneOptions, finetune
 
 WHERE = (0.0, 0.5, 1.0)  # share of a stage's operations that run before it is stopped
 ERRORS = (KeyboardInterrupt, torch.OutOfMemoryError, RuntimeError)
@@ -111,10 +110,6 @@ def stages(model: nn.Module) -> dict[str, tuple[nn.Module, Callable[[], object]]
         "identity": (graph, lambda: identity_error(graph, small, structure, plan.kept, x)),
         "compensate": (graph, lambda: compensate(graph, copy.deepcopy(small), slices, data)),
         "reestimate": (graph, lambda: reestimate(copy.deepcopy(small), data, reference=graph, slices=slices)),
-        "finetune": (
-            graph,
-            lambda: finetune(copy.deepcopy(small), data, options=FinetuneOptions(epochs=1), teacher=graph),
-        ),
     }
     for name in CRITERIA:
         calls[f"score by {name}"] = (graph, lambda c=name: score(graph, structure.groups, data, criterion=c))
@@ -122,7 +117,7 @@ def stages(model: nn.Module) -> dict[str, tuple[nn.Module, Callable[[], object]]
 
 
 STAGES = (
-    *("trace", "groups", "measure", "plan", "prune", "identity", "compensate", "reestimate", "finetune"),
+    *("trace", "groups", "measure", "plan", "prune", "identity", "compensate", "reestimate"),
     *(f"score by {name}" for name in CRITERIA),
 )
 

@@ -184,6 +184,14 @@ def test_units_of_other_kinds_have_no_gate_and_stay() -> None:
         assert (values == 1).all() == (group.kind != "neuron")
 
 
+def test_without_a_unit_of_the_kinds_nothing_is_learned_and_all_stay() -> None:
+    of = subject_of("resnet")
+    lessons = [(of.images[:2], None)]
+    scores = learn_scores(of.graph, of.structure, lessons, criterion="gates", options=SteeringOptions(kinds=("head",)))
+    assert scores.values.keys() == {group.name for group in of.structure.groups.groups}
+    assert all((values == 1).all() for values in scores.values.values())
+
+
 def test_lessons_go_on_in_the_middle_as_they_would_have_come() -> None:
     _, batches = subject()
     stream = lessons_from(batches, 0, 0)

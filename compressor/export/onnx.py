@@ -35,6 +35,7 @@ from .parts import WEIGHTED, attributes_of, constants_of
 
 BATCH = "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
+_LARGE_BYTES = 2**26  # of weights: collecting garbage takes half a second, which smaller models are not worth
 _SIZE_KEEPING = ("Transpose", "Reshape", "Identity", "Cast", "CastLike", "Squeeze", "Unsqueeze")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 _CHATTER = ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "torch.export")
@@ -73,12 +74,17 @@ def export_onnx(
         raw = _torch_export(model, example)
         most = weight_elements(raw)
         least = weight_elements(raw, equal_once=True)
+        is_large = raw.ByteSize() > _LARGE_BYTES
         folded = _folded(raw)
         del raw  # every form of the model holds all its weights: none lives longer than the next one needs
+        if is_large:
+            release()
         with tempfile.TemporaryDirectory() as folder:
             unslimmed = _spilled(folded, Path(folder))
             del folded
             slim, optimiser = _slimmed(unslimmed)
+        if is_large:
+            release()
 
     _finish(slim, {**(metadata or {}), "compressor.optimiser": optimiser})
     after = weight_elements(slim)
@@ -183,7 +189,6 @@ def _forget_matches() -> None:
         for matcher in matchers:
             for name in ("output", *(node.name for node in matcher.pattern.nodes)):
                 vars(matcher).pop(name, None)
-    release()
 
 
 def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

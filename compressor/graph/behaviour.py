@@ -188,12 +188,15 @@ def _difference(expected: Sequence[Tensor], answered: Sequence[Tensor]) -> float
     """The largest one, relative to the largest output; infinite where shapes differ. NaN on both sides is equal."""
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in answered]:
         return math.inf
-    worst = 0.0
-    for expected_tensor, answered_tensor in zip(expected, answered, strict=True):
-        a, b = _finite(expected_tensor), _finite(answered_tensor)
-        if a.numel():
-            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
-    return worst
+    return max(map(_relative_difference, expected, answered), default=0.0)
+
+
+def _relative_difference(expected: Tensor, answered: Tensor) -> float:
+    """Of two tensors of one shape, relative to the largest number expected; 0 of empty ones."""
+    if not expected.numel():
+        return 0.0
+    a, b = _finite(expected), _finite(answered)
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
 
 
 def _finite(tensor: Tensor) -> Tensor:

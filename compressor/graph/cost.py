@@ -194,19 +194,16 @@ def _einsum(node: fx.Node) -> int:
     assert isinstance(equation, str)
     assert isinstance(operands, (list, tuple))
     terms, output, sizes = parse_einsum(equation, [_shape(operand) for operand in operands])
-    macs, left = 0, terms[0]
+    macs, left = 0, set(terms[0])
     for index, right in enumerate(terms[1:], start=1):
         needed = set(output).union(*terms[index + 1 :])  # letters that this product must keep
-        letters = {*_summed(left, needed | set(right)), *_summed(right, needed | set(left))}
+        shared = left & set(right)
+        # an index that occurs nowhere else is summed over before the product
+        letters = shared | (left | set(right)) & needed
         if letters - needed:  # without an index to sum over it is an elementwise product
             macs += prod(sizes[letter] for letter in letters)
-        left = "".join(letter for letter in sorted(letters) if letter in needed)
+        left = letters & needed
     return macs
-
-
-def _summed(term: str, needed: set[str]) -> str:
-    """An index that occurs nowhere else is summed over before the product."""
-    return "".join(letter for letter in term if letter in needed)
 
 
 def parse_einsum(equation: str, shapes: Sequence[Shape]) -> tuple[list[str], str, Mapping[str, int]]:

@@ -111,8 +111,8 @@ def _images_times(size: object) -> tuple[fx.Node, int] | None:
     if not isinstance(size, fx.Node):
         return None
     if size.target is aten.sym_size.int:
-        source, axis = size.args
-        is_batch = isinstance(source, fx.Node) and source.op == "placeholder" and axis == 0
+        settings = arguments(size)
+        is_batch = settings["self"].op == "placeholder" and settings["dim"] == 0
         return (size, 1) if is_batch else None
     if size.target is not operator.mul:
         return None
@@ -231,9 +231,7 @@ def keeps_order(node: fx.Node) -> bool:
         return True
     if node.target not in _ORDERINGS:
         return False
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    sizes = shape_of(source)
+    sizes = shape_of(arguments(node)["self"])
     numbered = torch.empty([axis + 1 for axis in range(len(sizes))], device="meta")  # each axis as long as its number
     moved: Tensor = node.target(numbered, *node.args[1:])
     longer = [number for number in moved.shape if sizes[number - 1] > 1]

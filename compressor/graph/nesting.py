@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..tensors import OUTPUT, Inputs, as_tuple, mapped
+from ..tensors import OUTPUT, Inputs, Outputs, as_tuple, mapped
 from .interface import input_nodes, output_paths
 from .program import call, evaluating, parameter_names, takes_by_name
 
@@ -58,10 +58,9 @@ class Nesting:
     def _refused(self, problem: str) -> TypeError:
         return TypeError(f"forward() {problem}; its inputs are {', '.join(self.inputs)}")
 
-    def nested(self, answer: Tensor | Sequence[Tensor]) -> object:
+    def nested(self, answer: Outputs) -> object:
         """The graph's answer in the model's own containers."""
-        tensors = (answer,) if isinstance(answer, Tensor) else tuple(answer)
-        return _filled(self.template, dict(zip(self.outputs, tensors, strict=True)), "")
+        return _filled(self.template, dict(zip(self.outputs, as_tuple(answer), strict=True)), "")
 
 
 def nesting_of(

@@ -33,7 +33,8 @@ TRANSPOSED_CONVOLUTIONS: Mapping[object, int] = {
     aten.conv_transpose2d.input: 2,
     aten.conv_transpose3d.input: 3,
 }
-ALL_CONVOLUTIONS: tuple[object, ...] = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+_SPATIAL_AXES = {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}
+ALL_CONVOLUTIONS: tuple[object, ...] = tuple(_SPATIAL_AXES)
 LAYERS: tuple[object, ...] = (LINEAR, *CONVOLUTIONS)
 """Each output is a weighted sum of inputs that lie together."""
 PRODUCTS: tuple[object, ...] = (
@@ -59,14 +60,9 @@ def arguments(node: fx.Node) -> Arguments:
 def by_name(operator: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
     """What an operator is called with, by the names of its schema, defaults filled in."""
     parameters = operator._schema.arguments  # type: ignore[attr-defined]
-    names = [parameter.name for parameter in parameters]
-    passed = dict(zip(names, args, strict=False)) | dict(kwargs)
-
-    named: Arguments = {}
-    for parameter in parameters:
-        default = parameter.default_value if parameter.has_default_value() else None
-        named[parameter.name] = passed.get(parameter.name, default)
-    return named
+    defaults: Arguments = {parameter.name: parameter.default_value for parameter in parameters}  # None without one
+    by_position = dict(zip(defaults, args, strict=False))
+    return defaults | by_position | dict(kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +83,7 @@ class Convolution:
     @classmethod
     def of(cls, node: fx.Node) -> Convolution:
         """Of a node whose target is in ALL_CONVOLUTIONS."""
-        transposed = node.target in TRANSPOSED_CONVOLUTIONS
-        family = TRANSPOSED_CONVOLUTIONS if transposed else CONVOLUTIONS
-        dims = family[node.target]
+        dims = _SPATIAL_AXES[node.target]
         settings = arguments(node)
         return cls(
             settings["weight"],
@@ -98,7 +92,7 @@ class Convolution:
             _padding(settings["padding"], dims),
             per_axis(settings["dilation"], dims),
             settings["groups"],
-            transposed,
+            transposed=node.target in TRANSPOSED_CONVOLUTIONS,
         )
 
 

@@ -28,9 +28,7 @@ from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mappe
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
 _LIBRARIES = re.compile("site-packages|dist-packages|<frozen|<string>|<eval")
 # `File "a/model.py", line 31` as Python prints a frame, `(model.py:31 in forward` as torch does
-_FRAME = re.compile(
-    r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
-)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)|\(([\w./-]+\.py):(\d+) in ')
 _FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward compares with a number
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
@@ -229,7 +227,7 @@ def _constant_leaves(
 
 def _has_samples(leaf: Tensor | None, samples: int) -> bool:
     """Whether the first axis has one place for each sample."""
-    return leaf is not None and leaf.ndim > 0 and len(leaf) == samples
+    return leaf is not None and leaf.shape[:1] == (samples,)
 
 
 @contextlib.contextmanager
@@ -321,9 +319,9 @@ def _plain_attention() -> Iterator[None]:
 
 def _is_plain_attention(attention: nn.MultiheadAttention, query: Tensor, options: Mapping[str, Any]) -> bool:
     """Whether nothing is masked, added to keys and values or asked for beside the output; `query` is [N, tokens, C]."""
-    is_extended = attention.bias_k is not None or attention.add_zero_attn
-    is_masked = any(options.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
-    if is_extended or is_masked or options.get("need_weights", True):
+    extras = (attention.bias_k, options.get("key_padding_mask"), options.get("attn_mask"))
+    has_extras = any(extra is not None for extra in extras)
+    if has_extras or attention.add_zero_attn or options.get("need_weights", True):
         return False
     return attention._qkv_same_embed_dim and attention.batch_first and query.dim() == 3
 
@@ -337,13 +335,12 @@ def first_line(error: BaseException) -> str:
 def place_in(stack: str) -> str:
     """`model.py:31`, the last line of the user's own code that a printed stack names; "" where none is."""
     not_the_users = (str(_HERE), sysconfig.get_path("stdlib"))
-    places = []
+    place = ""
     for frame in _FRAME.finditer(stack):
-        file = frame["file"] or frame["short_file"]
-        line = frame["line"] or frame["short_line"]
+        file, line = filter(None, frame.groups())  # of one of the two forms
         if not file.startswith(not_the_users) and not _LIBRARIES.search(file):
-            places.append(f"{Path(file).name}:{line}")
-    return places[-1] if places else ""
+            place = f"{Path(file).name}:{line}"
+    return place
 
 
 def raised_at(error: BaseException) -> str:

@@ -65,9 +65,11 @@ def sample_layouts(
     folded: dict[str, int] = {}  # the axis of those that keep more than the samples there
     for name in wanted:
         axis = _growing_axis(values[name].shape, traced_shapes[name], n, traced_n)
-        if axis is not None and values[name].shape[axis] == n:
+        if axis is None:
+            continue
+        if values[name].shape[axis] == n:
             layouts[name] = Samples(axis, 1)
-        elif axis is not None:
+        else:
             folded[name] = axis
 
     exchanged = joined([cut(batch, n, n + 1), cut(batch, 1, n)])

@@ -121,9 +121,8 @@ def _name_layers(graph: fx.GraphModule) -> None:
     """Leaves of each node's metadata what is kept: the innermost module that issued it, and its line."""
     for node in graph.graph.nodes:
         stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
-        paths = [path for path, _ in stack.values() if not path.startswith("_empty")]
-        innermost = _plain_path(paths[-1]) if paths else ""
-        node.meta = {"layer": innermost, "place": place_in(node.meta.get("stack_trace") or "")}
+        paths = ["", *(path for path, _ in stack.values() if not path.startswith("_empty"))]
+        node.meta = {"layer": _plain_path(paths[-1]), "place": place_in(node.meta.get("stack_trace") or "")}
 
 
 def _plain_path(path: str) -> str:
@@ -165,8 +164,7 @@ def _simplify(graph: fx.GraphModule) -> None:
     """Drops identities and writes operations in the one form that survives pruning and training."""
     for node in calls_of(graph):
         if node.target in _IDENTITIES:
-            if node.all_input_nodes:
-                node.replace_all_uses_with(node.all_input_nodes[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _write_batch_norm(graph, node)
@@ -217,10 +215,8 @@ def _without_storage(value: object) -> object:
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
     buffers = dict(graph.named_buffers())
-    constants: dict[fx.Node, object] = {}
-    for node in stored_nodes(graph):
-        if node.target in buffers:
-            constants[node] = buffers[str(node.target)]
+    stored = [node for node in stored_nodes(graph) if node.target in buffers]
+    constants: dict[fx.Node, object] = {node: buffers[str(node.target)] for node in stored}
     computed: list[fx.Node] = []
     for node in calls_of(graph):
         if constants.keys() >= set(_value_inputs(node)):
@@ -267,18 +263,17 @@ def _replace_by_buffer(graph: fx.GraphModule, node: fx.Node, value: Tensor, user
 def place_of(node: fx.Node) -> str:
     """`layer 'blocks.0.attn' (model.py:31)`, as much of it as is known."""
     layer, place = node.meta.get("layer", ""), node.meta.get("place", "")
-    if layer and place:
-        return f"layer {layer!r} ({place})"
-    if layer:
+    if not layer:
+        return place or "forward"
+    if not place:
         return f"layer {layer!r}"
-    return place or "forward"
+    return f"layer {layer!r} ({place})"
 
 
 def fetch(graph: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of that qualified name."""
-    value = operator.attrgetter(name)(graph)
-    assert isinstance(value, Tensor)
-    return value
+    tensor: Tensor = operator.attrgetter(name)(graph)
+    return tensor
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ In evaluation dropout is nothing, so the graph that is pruned has none; where it
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -54,9 +55,7 @@ def mark_dropouts(exported: torch.export.ExportedProgram) -> None:
 
 def note_dropouts(graph: fx.GraphModule) -> None:
     """Takes the marks out; the values they read remember them in `meta["dropouts"]`."""
-    for node in list(graph.graph.nodes):
-        if node.target is not _IDLE:
-            continue
+    for node in graph.graph.find_nodes(op="call_function", target=_IDLE):
         source, kind, p = node.args
         # by name: copies of the graph carry metadata along, and their nodes are others
         dropout: Dropout = (kind, p, tuple(user.name for user in node.users))
@@ -72,13 +71,17 @@ def set_training(graph: fx.GraphModule, training: bool) -> None:
     A recurrent layer's dropout is between its layers; cuDNN gives it a gradient in training only.
     """
     for node in graph.graph.nodes:
-        if node.target is aten.batch_norm.default:
-            node.update_arg(5, training)  # (x, weight, bias, mean, var, training, ...)
-        elif node.target in RECURRENT:
-            node.update_arg(6, training)  # (x, state, parameters, has_biases, layers, dropout, training, ...)
-        elif node.target in _DROPOUTS:
-            node.update_arg(2, training)  # (x, p, training)
+        if node.target in _TRAINING_AT:
+            node.update_arg(_TRAINING_AT[node.target], training)
     graph.recompile()
+
+
+_TRAINING_AT: Mapping[object, int] = {
+    aten.batch_norm.default: 5,  # (x, weight, bias, mean, var, training, ...)
+    **dict.fromkeys(RECURRENT, 6),  # (x, state, parameters, has_biases, layers, dropout, training, ...)
+    **dict.fromkeys(_DROPOUTS, 2),  # (x, p, training)
+}
+"""The place of `training` among the arguments."""
 
 
 class TrainableGraph(fx.GraphModule):
@@ -130,8 +133,11 @@ def _insert_dropouts(graph: fx.GraphModule) -> None:
         for kind, p, readers in node.meta.pop("dropouts", ()):
             with graph.graph.inserting_after(node):
                 dropout = graph.graph.call_function(targets[kind], (node, p, False))
-            dropout.meta = {name: value for name, value in node.meta.items() if name != "dropouts"}
-            users = [user for user in node.users if user.name in readers]
-            for user in users:
-                user.replace_input_with(node, dropout)
+            dropout.meta = dict(node.meta)
+            _hand_over(node, dropout, readers)
     graph.recompile()
+
+
+def _hand_over(node: fx.Node, other: fx.Node, readers: Container[str]) -> None:
+    """Those of a node's readers read the other one from now on."""
+    node.replace_all_uses_with(other, delete_user_cb=lambda user: user.name in readers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,13 +94,14 @@ def _other_floats(module: nn.Module) -> list[str]:
 
 
 def _require_readable(module: nn.Module, *, with_values: bool) -> None:
-    for name, layer in module.named_modules():
+    for path, layer in module.named_modules():
+        name = path or "the model"
         if isinstance(layer, torch.jit.ScriptModule):
             raise ModelError(
-                f"{name or 'the model'!r} is TorchScript, whose code can't be followed; give the Python module it was "
-                "made from, with its weights"
+                f"{name!r} is TorchScript, whose code can't be followed; give the Python module it was made from, with "
+                "its weights"
             )
-        _refuse_quantised(name or "the model", layer)
+        _refuse_quantised(name, layer)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
@@ -130,15 +132,20 @@ def _refuse_detector(module: nn.Module) -> None:
         )
 
 
+_FAKE_QUANTISED = re.compile(r"FakeQuant|\.nn\.qat|intrinsic\.qat")
+_QUANTISED = re.compile(r"\.nn\.(intrinsic\.)?quantized")
+
+
 def _refuse_quantised(name: str, layer: nn.Module) -> None:
     """By the names of classes and of their modules: they move between PyTorch's versions, their names stay."""
-    kind, place = type(layer).__name__, type(layer).__module__
-    if "FakeQuant" in kind or ".nn.qat" in place or "intrinsic.qat" in place:
+    kind = type(layer).__name__
+    full_name = f"{type(layer).__module__}.{kind}"
+    if _FAKE_QUANTISED.search(full_name):
         raise ModelError(
             f"{name!r} is fake quantisation ({kind}), of a quantisation-aware training; give the float network as it "
             "was before it was prepared: int8 files are made here (--precisions int8)"
         )
-    if ".nn.quantized" in place or ".nn.intrinsic.quantized" in place:
+    if _QUANTISED.search(full_name):
         raise ModelError(
             f"{name!r} is quantised already ({kind}); give the float network: int8 files are made here "
             "(--precisions int8)"

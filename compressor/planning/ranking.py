@@ -158,13 +158,16 @@ def step_of(width: int, options: RankingOptions) -> int:
 def _couple(chunks: dict[str, list[Chunk]], members: Collection[str]) -> None:
     """Makes one list of chunks of the members' lists; where one of them may lose nothing, none may."""
     lists = [chunks.pop(name, []) for name in sorted(members)]
-    joint: list[Chunk] = []
-    for first, *others in zip(*lists, strict=False):
-        key = float(np.mean([chunk.key for chunk in (first, *others)]))
-        also = tuple((chunk.group, chunk.units) for chunk in others)
-        joint.append(Chunk(first.group, first.units, key, also))
+    joint = list(map(_joint, *lists))  # as many as the shortest list has
     if joint:
         chunks[joint[0].group] = joint
+
+
+def _joint(first: Chunk, *others: Chunk) -> Chunk:
+    """One chunk of several groups', which go together."""
+    key = float(np.mean([chunk.key for chunk in (first, *others)]))
+    also = tuple((chunk.group, chunk.units) for chunk in others)
+    return Chunk(first.group, first.units, key, also)
 
 
 def _chunks(group: Group, values: FloatArray, options: RankingOptions, never: IntArray) -> list[Chunk]:

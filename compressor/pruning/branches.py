@@ -10,10 +10,11 @@ import copy
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
 from ..errors import ModelError
 from ..graph import aten
+from ..graph.neighbours import shape_of
 
 _SUMS = (aten.add.Tensor, aten.add_.Tensor)
 _IDENTITY = aten.dropout.default  # that of evaluation, which every room knows
@@ -54,7 +55,8 @@ def _branch_at(total: fx.Node, order: dict[fx.Node, int]) -> Branch | None:
     if len(summands) != 2:
         return None
     stream, end = sorted(summands, key=order.__getitem__)
-    if not _same_shape(stream, end) or not _same_shape(stream, total):
+    shapes = set(map(shape_of, (stream, end, total)))
+    if len(shapes) > 1:
         return None
 
     before_stream = _needed(stream.all_input_nodes)
@@ -74,11 +76,6 @@ def _summands(total: fx.Node) -> list[fx.Node]:
         return []
     operands = [operand for operand in total.args[:2] if isinstance(operand, fx.Node)]
     return [operand for operand in operands if operand.op == "call_function"]
-
-
-def _same_shape(one: fx.Node, other: fx.Node) -> bool:
-    value, wanted = one.meta.get("val"), other.meta.get("val")
-    return isinstance(value, Tensor) and isinstance(wanted, Tensor) and value.shape == wanted.shape
 
 
 def _needed(nodes: Iterable[fx.Node], past: Collection[fx.Node] = ()) -> set[fx.Node]:

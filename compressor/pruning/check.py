@@ -214,7 +214,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
         return True
     difference = float(torch.linalg.vector_norm(a - b, torch.inf))
     largest = float(torch.linalg.vector_norm(b, torch.inf))
-    if np.isfinite(difference) and np.isfinite(largest):
+    if np.isfinite((difference, largest)).all():
         return difference <= TOLERANCE * max(1.0, largest)
     # where both hold the same infinities and NaNs, what is finite decides
     scale = max(1.0, float(b.abs().nan_to_num(0, 0, 0).max()))

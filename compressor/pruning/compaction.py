@@ -5,6 +5,7 @@ What remains must be a box: rows may lose different coordinates, but each the sa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,11 +31,8 @@ def is_cut(lying: Sequence[Lying], gone: Keep) -> bool:
 
 def cut_axes(lying: Sequence[Lying], gone: Keep) -> set[int]:
     """The axes along which a tensor loses anything."""
-    axes: set[int] = set()
-    for over, classes in lying:
-        if gone[classes].any():
-            axes.update(over)
-    return axes
+    losing = (over for over, classes in lying if gone[classes].any())
+    return set(itertools.chain.from_iterable(losing))
 
 
 def compact(tensor: Tensor, lying: Sequence[Lying], gone: Keep) -> Tensor:

@@ -166,12 +166,12 @@ def recurrent(ledger: Ledger, call: Call) -> Result:
     directions = 2 if call.argument("bidirectional") else 1
     parameters = list(values_in(call.argument("params")))
     per_direction = len(parameters) // (directions * call.integer("num_layers"))  # weights, and biases if it has any
-    readers = parameters[: directions * per_direction : per_direction]
+    first_weights = slice(0, directions * per_direction, per_direction)  # of the first layer, one a direction
     reason = "is inside a recurrent layer, which keeps its width"
-    for weight in readers:
+    for weight in parameters[first_weights]:
         gates = contract(ledger, call.input, weight, "abi,oi->abo", call.name)
         freeze_all(ledger, call.name, gates, reason)
 
-    others = [parameter for parameter in parameters if all(parameter is not reader for reader in readers)]
-    freeze_all(ledger, call.name, [call.argument("hx"), others], reason)
+    del parameters[first_weights]
+    freeze_all(ledger, call.name, [call.argument("hx"), parameters], reason)
     return blank(call.node.meta["val"])

@@ -46,8 +46,8 @@ def narrowed(value: object, lengths: Lengths) -> object:
     if not isinstance(value, Tensor):
         return value
     for axis, length in lengths.items():
-        if axis + value.ndim >= 0 and value.shape[axis] > length:
-            value = value.narrow(axis, 0, length)
+        if axis + value.ndim >= 0:
+            value = value.narrow(axis, 0, min(length, value.shape[axis]))
     return value
 
 

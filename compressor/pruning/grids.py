@@ -103,9 +103,7 @@ def distinct_rows(table: IntArray) -> IntArray:
 def shared_between_rows(table: IntArray) -> bool:
     """Whether some class but 0 lies in more than one row of [R, K]."""
     per_row = [np.unique(row[row != 0]) for row in table]
-    if not per_row:
-        return False
-    listed = np.concatenate(per_row)
+    listed = np.concatenate([np.zeros(0, dtype=np.int64), *per_row])
     return len(np.unique(listed)) < len(listed)
 
 

@@ -276,7 +276,8 @@ def _name(kind: UnitKind, sites: list[Shown], earlier: Sequence[Group]) -> str:
     name = site.layer or site.node
     if kind in ("head", "head_dim", "conv_group"):
         name = f"{name}@{kind}"
-    same = [group for group in earlier if group.name == name or group.name.startswith(f"{name}#")]
+    # `conv` and `conv#2` are of the name `conv`, `conv1` is not
+    same = [group for group in earlier if f"{group.name}#".startswith(f"{name}#")]
     return f"{name}#{len(same) + 1}" if same else name
 
 
@@ -285,12 +286,12 @@ def _kind(is_row: bool, sites: list[Shown], above: Group | None) -> UnitKind:
     if above is not None and above.kind == "head":
         return "head_dim"
     nodes = [node for node, _ in sites]
-    if any(_is_attention(node) for node in nodes):
+    if any(map(_is_attention, nodes)):
         return "head"
     if is_row:
         return "conv_group"
     # a depthwise convolution hands channels on and is no second producer
-    mixing = {node for node in nodes if not _is_depthwise(node)}
+    mixing = set(itertools.filterfalse(_is_depthwise, nodes))
     if len(mixing) > 1:
         return "stream"
     return "neuron" if nodes[0].target is aten.linear.default else "channel"

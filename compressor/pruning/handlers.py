@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..graph.operators import by_name
+from ..tensors import as_tuple
 from .labels import Ledger, Result, Value
 from .relations import freeze_all
 
@@ -41,8 +42,7 @@ class Call:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of all results that are tensors."""
-        meta = self.node.meta["val"]
-        results = [meta] if isinstance(meta, Tensor) else meta  # several where an operation gives values and places
+        results = as_tuple(self.node.meta["val"])  # several where an operation gives values and places
         return [tuple(result.shape) for result in results]
 
     @property
@@ -72,7 +72,7 @@ class Call:
 
     def tensors(self, *names: str) -> list[Value]:
         """Those of the named arguments that are tensors, in order."""
-        passed = [self.tensor(name) for name in names]
+        passed = map(self.tensor, names)
         return [tensor for tensor in passed if tensor is not None]
 
     def integer(self, name: str) -> int:

@@ -102,18 +102,18 @@ def _tie_rows(ledger: Ledger, tree: object) -> None:
 
 def _grouped_weights(graph: fx.GraphModule) -> Iterator[str]:
     """Parameters that become the kernel of a grouped, not depthwise, convolution."""
-    for node in graph.graph.nodes:
-        if node.target not in ALL_CONVOLUTIONS or not _is_grouped(node):
-            continue
+    for node in filter(_is_grouped, graph.graph.nodes):
         for source in parameters_behind(node):
             if source.meta["val"].ndim >= 3:  # a kernel, not a vector it is scaled with
                 yield str(source.target)
 
 
-def _is_grouped(convolution: fx.Node) -> bool:
-    """Whether a convolution parts its channels, into groups of more than one."""
-    groups = arguments(convolution)["groups"]
-    return isinstance(groups, int) and groups > 1 and weight_shape(convolution)[1] > 1
+def _is_grouped(node: fx.Node) -> bool:
+    """Whether a node is a convolution that parts its channels, into groups of more than one."""
+    if node.target not in ALL_CONVOLUTIONS:
+        return False
+    groups = arguments(node)["groups"]
+    return isinstance(groups, int) and groups > 1 and weight_shape(node)[1] > 1
 
 
 def parameters_behind(layer: fx.Node) -> Iterator[fx.Node]:

@@ -184,17 +184,17 @@ def varying(facets: Iterable[Tensor]) -> tuple[Tensor, ...]:
 def reduce_to(facet: Tensor, keep: Iterable[int]) -> Tensor:
     """The facet indexed at 0 on every axis not in `keep`; those axes are gone, the others keep their order."""
     wanted = set(keep)
-    if 0 in facet.shape:
-        facet = _filled(facet)
     index = [slice(None) if axis in wanted else 0 for axis in range(facet.ndim)]
-    return facet[tuple(index)]
+    return _filled(facet)[tuple(index)]
 
 
 def _filled(facet: Tensor) -> Tensor:
     """A facet of an empty tensor with one entry along its empty axes: what it says of the other axes still holds.
 
-    No register token [1, 0, C] has channels. Of a copy, which holds no label any more, 0.
+    No register token [1, 0, C] has channels. Of a copy, which holds no label any more, 0; of no empty tensor, itself.
     """
+    if 0 not in facet.shape:
+        return facet
     sizes = [max(1, n) for n in facet.shape]
     strides = [stride if n > 1 else 0 for n, stride in zip(facet.shape, facet.stride(), strict=True)]
     last = facet.storage_offset() + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
@@ -207,9 +207,7 @@ def first_along(facet: Tensor, over: Iterable[int]) -> Tensor:
     """The facet's first entry along the axes `over`, which stay with size 1."""
     narrowed = set(over)
     index = [slice(0, 1 if axis in narrowed else n) for axis, n in enumerate(facet.shape)]
-    if 0 in facet.shape:
-        facet = _filled(facet)
-    return facet[tuple(index)]
+    return _filled(facet)[tuple(index)]
 
 
 def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ What both checks share: `check.py`, node by node, and `identity.py`, of whole ne
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,11 +61,8 @@ def _labelled_last(rank: int, lying: Sequence[Lying]) -> list[int]:
     Entries that stay are then in one order in the full tensor and in the compacted one, also where heads lose
     different dimensions.
     """
-    labelled: set[int] = set()
-    for over, _ in lying:
-        labelled |= set(over)
-    elsewhere = [axis for axis in range(rank) if axis not in labelled]
-    return [*elsewhere, *sorted(labelled)]
+    labelled = set(itertools.chain.from_iterable(over for over, _ in lying))
+    return sorted(range(rank), key=labelled.__contains__)  # stable: axes keep their order otherwise
 
 
 def inexact_nodes(structure: Structure) -> set[str]:
@@ -79,7 +77,7 @@ def is_weight(node: fx.Node) -> bool:
 
 def _multiplies(layer: fx.Node, weight: fx.Node) -> bool:
     """Whether a layer reads the node as its weight, and not as its input too."""
-    if layer.target is not LINEAR and layer.target not in ALL_CONVOLUTIONS:
+    if layer.target not in (LINEAR, *ALL_CONVOLUTIONS):
         return False
     return layer.args[1] is weight and layer.args[0] is not weight
 

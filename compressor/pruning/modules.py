@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from ..graph import store
+from ..graph import fetch, store
 from ..graph.interface import answers, output_paths
 from ..graph.program import call
 from ..graph.tracing import named_tensors
@@ -83,8 +83,7 @@ def _require_depthwise(layer: nn.Module, name: str) -> None:
 
 def _gone(layer: nn.Module, kept: Sequence[IntArray], axis: int) -> list[int]:
     """The indices that went from an axis of the layer's weight, ascending; none where it has no such axis."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    weight = fetch(layer, "weight")
     if axis >= weight.ndim:
         return []
     return sorted(set(range(weight.shape[axis])) - set(kept[axis].tolist()))

@@ -120,8 +120,7 @@ def complex_of_pairs(ledger: Ledger, call: Call) -> Value:
     parts = len(call.input.shape) - 1
     facets = []
     for facet in call.input.facets:
-        if parts in axes(facet):
-            ledger.tie(facet, first_along(facet, [parts]))
+        ledger.tie(facet, first_along(facet, [parts]))
         facets.append(first_along(facet, [parts]).squeeze(parts))
     return Value(call.shape, _lasting(ledger, call.name, facets))
 
@@ -201,10 +200,7 @@ def slice_scatter(ledger: Ledger, call: Call) -> Value:
     x, patch = call.input, call.operand(1)
     settings = call.args[2:]  # axis, start, end, step
     axis = call.integer("dim") % len(x.shape)
-    pairs = []
-    for old, new in itertools.product(x.facets, patch.facets):
-        if axes(old) == axes(new):
-            pairs.append((old, new))
+    pairs = [(old, new) for old, new in itertools.product(x.facets, patch.facets) if axes(old) == axes(new)]
     paired = set(map(id, itertools.chain.from_iterable(pairs)))
     freeze_all(ledger, call.name, _without(x, paired), "is partly overwritten")
     freeze_all(ledger, call.name, _without(patch, paired), "overwrites a part")

@@ -5,7 +5,7 @@ One handler for each family of ATen operations, in `TABLE`. Knows no plan: what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -29,8 +29,13 @@ def batch_norm(ledger: Ledger, call: Call) -> Value:
 
 def _mark_beside_channels(ledger: Ledger, call: Call) -> None:
     """Statistics over all axes but the channels' change when anything goes along one of those."""
+    _mark_along(ledger, call, {0, *range(2, len(call.input.shape))})
+
+
+def _mark_along(ledger: Ledger, call: Call, over: Collection[int]) -> None:
+    """The result is not exact where anything of the input goes along one of those axes."""
     for facet in call.input.facets:
-        if set(axes(facet)) - {1}:
+        if not set(axes(facet)).isdisjoint(over):
             ledger.mark_inexact(facet, call.name)
 
 
@@ -75,9 +80,7 @@ def layer_norm(ledger: Ledger, call: Call) -> Value:
     """Over the last axes, of which units may go: what remains has other statistics, so it is not exact."""
     x = call.input
     first = len(x.shape) - len(call.integers("normalized_shape"))  # of [N, tokens, C] over (C,), axis 2
-    for facet in x.facets:
-        if any(axis >= first for axis in axes(facet)):
-            ledger.mark_inexact(facet, call.name)
+    _mark_along(ledger, call, range(first, len(x.shape)))
     operands = [Operand(x.facets, x.shape)]
     operands += [broadcast(parameter, x.shape) for parameter in call.tensors(*_AFFINE)]
     return merge(ledger, operands, x.shape, call.name)
@@ -115,10 +118,7 @@ def exact_reduction(ledger: Ledger, call: Call) -> Value:
 @TABLE.handles(aten.mean.dim, aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim)
 def counted_reduction(ledger: Ledger, call: Call) -> Value:
     """Not exact over an axis that is pruned: the number it divides by changes."""
-    over = _axes_of(call)
-    for facet in call.input.facets:
-        if not set(axes(facet)).isdisjoint(over):
-            ledger.mark_inexact(facet, call.name)
+    _mark_along(ledger, call, _axes_of(call))
     return _reduce(ledger, call)
 
 
@@ -134,7 +134,7 @@ def _reduce(ledger: Ledger, call: Call) -> Value:
 def _axes_of(call: Call) -> list[int]:
     """The axes that are reduced, counted from the front; None and an empty list mean all of them."""
     dims, rank = call.argument("dim"), len(call.input.shape)
-    if dims is None or dims == []:
+    if dims in (None, []):
         return list(range(rank))
     if isinstance(dims, int):
         return [dims % rank]

@@ -288,7 +288,7 @@ def _relate_summed(ledger: Ledger, a: Operand, b: Operand, axis: int, node: str)
             ledger.tie(facet_a, facet_b)
     if left and right:
         return
-    for facet in left or right:
+    for facet in (*left, *right):  # of which one is empty
         ledger.pin(facet, [axis], node, "is summed against a tensor of fixed size")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError
 from ..graph import fetch, store
+from ..graph.neighbours import stored_nodes
 from ..graph.tracing import named_tensors
 from ..records import IntArray, Plan, Slices
 from .compaction import RaggedError, compact, is_cut, kept_of_axes
@@ -76,11 +77,15 @@ def slices_of(graph: fx.GraphModule, structure: Structure, plan: Plan | Mapping[
     """What stays of each parameter that a plan cuts; no tensor is copied. Raises ModelError as `prune` does."""
     gone = removed_classes(structure, _kept_of(plan))
     stays: dict[str, tuple[IntArray, ...]] = {}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and is_cut(structure.lying(node), gone):
-            shape = fetch(graph, str(node.target)).shape
-            stays[str(node.target)] = kept_of_axes(shape, structure.lying(node), gone)
+    for node in _cut_nodes(graph, structure, gone):
+        shape = fetch(graph, str(node.target)).shape
+        stays[str(node.target)] = kept_of_axes(shape, structure.lying(node), gone)
     return Slices(stays)
+
+
+def _cut_nodes(graph: fx.GraphModule, structure: Structure, gone: Keep) -> list[fx.Node]:
+    """The nodes that read a parameter or buffer which loses anything."""
+    return [node for node in stored_nodes(graph) if is_cut(structure.lying(node), gone)]
 
 
 def remove(
@@ -146,9 +151,7 @@ def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep) -> fx.Graph
     names_of = Counter(map(id, named_tensors(graph).values()))
 
     not_copied: dict[int, Tensor] = {}
-    for node in graph.graph.nodes:
-        if node.op != "get_attr" or not is_cut(structure.lying(node), gone):
-            continue
+    for node in _cut_nodes(graph, structure, gone):
         tensor = fetch(graph, str(node.target))
         if names_of[id(tensor)] == 1:  # a second name, which no node may read, would stay the graph's own
             not_copied[id(tensor)] = tensor

@@ -119,7 +119,7 @@ def _over_ranks(correct: int, correct_top5: int, seen: int, by_chance: float, me
     """`by_chance` right answers are expected of chance on this rank's images; a `correct_top5` of -1: not counted."""
     counts = [correct, max(correct_top5, 0), seen, correct_top5 >= 0, by_chance]
     sums = sum_over_ranks({"counts": np.array(counts, np.float64)})["counts"]
-    total, total_top5, n, has_top5 = (int(count) for count in sums[:4])
+    total, total_top5, n, has_top5 = map(int, sums[:4])
     if n == 0:
         raise DataError("there are no images to evaluate on; expected at least one batch; check the evaluation split")
     if not has_top5:

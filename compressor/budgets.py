@@ -237,7 +237,7 @@ def _read_words(figure: str, text: str) -> _Words:
         del words[0]
     if unit == "%":
         number, unit = number / 100, ""
-    if unit and unit not in _UNIT_OF:
+    if unit not in ("", *_UNIT_OF):
         raise RecipeError(f"budget '{text}': there is no unit {match[2]!r}; write {_AMOUNTS}")
     return _Words(kind, number, _UNIT_OF.get(unit, ""), tuple(words))
 
@@ -255,7 +255,7 @@ def _budget_of(words: _Words, text: str) -> Budget:
     kind = words.asked_kind
     if not kind:
         raise _not_understood(text, "")
-    if words.unit and words.unit not in _UNITS[kind]:
+    if words.unit not in ("", *_UNITS[kind]):
         units = ", ".join(_UNITS[kind])
         raise RecipeError(f"budget '{text}': {kind} is not counted in {words.unit}; there are {units}")
     most = inf if words.unit else 1
@@ -264,7 +264,7 @@ def _budget_of(words: _Words, text: str) -> Budget:
     if kind != "latency" and words.ending:
         figure = "amount" if words.unit else "share"
         raise RecipeError(f"budget '{text}' goes on after its {figure} with '{' '.join(words.ending)}'; write {_FORMS}")
-    budget = Budget(kind, 1.0 if words.unit else words.number)
+    budget = Budget(kind, words.number)
     if kind == "latency":
         budget = _on_runtime(budget, text, words.ending)
     if not words.unit:
@@ -272,7 +272,7 @@ def _budget_of(words: _Words, text: str) -> Budget:
     amount = _UNITS[kind][words.unit] * words.number
     if words.unit == "fps":
         amount = budget.batch * _UNITS[kind][words.unit] / words.number
-    return replace(budget, amount=amount, unit=words.unit)
+    return replace(budget, share=1.0, amount=amount, unit=words.unit)
 
 
 def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:

@@ -223,7 +223,7 @@ def _heads(groups: tuple[Group, ...], relevance: dict[str, torch.Tensor]) -> tup
     """[layers, heads] with NaN where a layer has fewer, and the layers' names."""
     with_heads = [group for group in groups if group.kind == "head"]
     rows = [_units(relevance, group.sites[-1], group.size) for group in with_heads]
-    width = max((len(units) for units in rows), default=0)
+    width = max(map(len, rows), default=0)
     table = np.full((len(rows), width), np.nan)
     for row, units in enumerate(rows):
         table[row, : len(units)] = units

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -133,16 +133,16 @@ def write_json(path: Place, value: Mapping[str, object]) -> None:
 
 def _not_finite(value: object, place: str) -> Iterator[str]:
     """`nan at pruned/32/max_abs` for every number that JSON doesn't know."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _not_finite(inner, f"{place}/{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _not_finite(inner, f"{place}/{index}")
-    elif isinstance(value, np.ndarray):
-        yield from _not_finite(value.tolist(), place)
-    elif isinstance(value, (float, np.floating)) and not math.isfinite(value):
-        yield f"{value} at {place.lstrip('/')!r}"
+    match value:
+        case Mapping():
+            for key, inner in value.items():
+                yield from _not_finite(inner, f"{place}/{key}")
+        case list() | tuple():
+            yield from _not_finite(dict(enumerate(value)), place)
+        case np.ndarray():
+            yield from _not_finite(value.tolist(), place)
+        case float() | np.floating() if not math.isfinite(value):
+            yield f"{value} at {place.lstrip('/')!r}"
 
 
 def _plain(value: object) -> object:
@@ -163,12 +163,12 @@ def read_json(path: Place, schema: str) -> dict[str, Any]:
         raise FolderError(f"{str(path)!r} can't be read ({error.strerror}); expected a file of {schema!r}") from error
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{str(path)!r} is not JSON ({error}); delete it and run the stage again") from error
-    stated = value.get("schema") if isinstance(value, dict) else None
+    content: dict[str, Any] = value if isinstance(value, dict) else {}
+    stated = content.get("schema")
     if stated != schema:
         shown = repr(stated)[:_SHOWN]
         raise FolderError(f"{str(path)!r} has schema {shown}, expected {schema!r}; it comes from another version")
-    assert isinstance(value, dict)
-    return value
+    return content
 
 
 def signed(value: Mapping[str, object]) -> dict[str, object]:
@@ -264,8 +264,8 @@ def _record_of(path: Place, body: Mapping[str, Any]) -> object:
     arrays: Arrays = {}
     if "arrays" in body:
         arrays = read_arrays(Path(path).with_name(body["arrays"]))
-    if arrays and _arrays_sha256(arrays) != body["sha256"]:
-        raise FolderError(f"the arrays of {str(path)!r} are not those it was written with; run the stage again")
+        if _arrays_sha256(arrays) != body["sha256"]:
+            raise FolderError(f"the arrays of {str(path)!r} are not those it was written with; run the stage again")
     return _folded(body["value"], arrays)
 
 
@@ -281,41 +281,55 @@ def _schema(kind: type[object]) -> str:
     return f"{kind.__name__.lower()}/1"
 
 
-def _unfolded(value: object, place: str, arrays: Arrays) -> object:
+def _entries_of(record: Any) -> dict[str, Any]:
+    """A record's fields by name."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _unfolded(value: Any, place: str, arrays: Arrays) -> object:
     """JSON for a record; arrays are put aside in `arrays` under the place they were found at, `/sites/0/units`."""
-    if isinstance(value, np.ndarray):
-        arrays[place] = value
-        return {"array": place}
-    if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)]
-        inside = {name: _unfolded(getattr(value, name), f"{place}/{name}", arrays) for name in names}
-        return {"record": type(value).__name__, "fields": inside}
-    if isinstance(value, Mapping):
-        entries = {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in value.items()}
-        return {"mapping": entries}
-    if isinstance(value, (tuple, list)):
-        return [_unfolded(entry, f"{place}/{index}", arrays) for index, entry in enumerate(value)]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+
+    def unfolded_entries(entries: Iterable[tuple[object, object]]) -> dict[str, object]:
+        return {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in entries}
+
+    match value:
+        case np.ndarray():
+            arrays[place] = value
+            return {"array": place}
+        case _ if is_dataclass(type(value)):
+            return {"record": type(value).__name__, "fields": unfolded_entries(_entries_of(value).items())}
+        case Mapping():
+            return {"mapping": unfolded_entries(value.items())}
+        case tuple() | list():
+            return list(unfolded_entries(enumerate(value)).values())
+        case np.generic():
+            return value.item()
+        case _:
+            return value
 
 
 def _folded(value: Any, arrays: Arrays) -> Any:
     """What `_unfolded` took apart; sequences come back as tuples, which is what records hold."""
-    if isinstance(value, list):
-        return tuple(_folded(entry, arrays) for entry in value)
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return arrays[value["array"]]
-    if "mapping" in value:
-        return {key: _folded(entry, arrays) for key, entry in value["mapping"].items()}
+    match value:
+        case list():
+            return tuple(_folded(entry, arrays) for entry in value)
+        case {"array": name}:
+            return arrays[name]
+        case {"mapping": entries}:
+            return {key: _folded(entry, arrays) for key, entry in entries.items()}
+        case dict():
+            kind = _record_named(value["record"])
+            return kind(**{name: _folded(entry, arrays) for name, entry in value["fields"].items()})
+        case _:
+            return value
 
-    kind = getattr(records, value["record"])
-    if not isinstance(kind, type) or not is_dataclass(kind):  # a file names it, which may be anything
-        raise TypeError(f"{value['record']!r} is no record")
-    entries = {name: _folded(entry, arrays) for name, entry in value["fields"].items()}
-    return kind(**entries)
+
+def _record_named(name: str) -> Any:
+    """A kind of record. Raises TypeError for anything else: a file names it, which may say what it likes."""
+    kind = getattr(records, name)
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        raise TypeError(f"{name!r} is no record")
+    return kind
 
 
 def file_sha256(path: Place) -> str:
@@ -339,28 +353,33 @@ def content_hash(*contents: object) -> str:
     return digest.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: object) -> None:
-    if isinstance(value, np.ndarray):
-        _feed_bytes(update, f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
-    elif is_dataclass(value) and not isinstance(value, type):
-        entries = {field.name: getattr(value, field.name) for field in fields(value)}
-        _feed(update, (type(value).__name__, entries))
-    elif isinstance(value, Mapping):
-        update(f"mapping {len(value)};".encode())
-        for key in sorted(value, key=repr):  # keys may be of several types, which don't compare
-            _feed(update, key)
-            _feed(update, value[key])
-    elif isinstance(value, (tuple, list)):
-        update(f"sequence {len(value)};".encode())
-        for entry in value:
-            _feed(update, entry)
-    elif isinstance(value, bytes):
-        _feed_bytes(update, "bytes", value)
-    elif value is None or isinstance(value, (str, bool, int, float, np.generic)):
-        plain = value.item() if isinstance(value, np.generic) else value
-        _feed_bytes(update, type(plain).__name__, repr(plain).encode())
-    else:
-        raise TypeError(f"{type(value).__name__} has no content to hash")
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    match value:
+        case np.ndarray():
+            _feed_bytes(update, f"array {value.dtype.str} {value.shape}", np.ascontiguousarray(value).tobytes())
+        case _ if is_dataclass(type(value)):
+            _feed(update, (type(value).__name__, _entries_of(value)))
+        case Mapping():
+            update(f"mapping {len(value)};".encode())
+            for key in sorted(value, key=repr):  # keys may be of several types, which don't compare
+                _feed(update, key)
+                _feed(update, value[key])
+        case tuple() | list():
+            update(f"sequence {len(value)};".encode())
+            for entry in value:
+                _feed(update, entry)
+        case bytes():
+            _feed_bytes(update, "bytes", value)
+        case np.generic():  # before the numbers of Python, some of which it is too
+            _feed_plain(update, value.item())
+        case None | str() | bool() | int() | float():
+            _feed_plain(update, value)
+        case _:
+            raise TypeError(f"{type(value).__name__} has no content to hash")
+
+
+def _feed_plain(update: Callable[[bytes], None], value: object) -> None:
+    _feed_bytes(update, type(value).__name__, repr(value).encode())
 
 
 def _feed_bytes(update: Callable[[bytes], None], kind: str, data: bytes) -> None:

@@ -177,7 +177,7 @@ class Recipe:
         for f in fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices and value not in choices:
-                named = [choice for choice in choices if choice]  # "" leaves it to the run
+                named = list(filter(None, choices))  # "" leaves it to the run
                 raise RecipeError(
                     f"{f.name} = {value!r} is not one of {', '.join(named)}.{did_you_mean(str(value), named)}"
                 )
@@ -370,7 +370,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 def _entries(value: Any) -> Sequence[Any]:
     """What a list holds, a text with commas names, or else the one value."""
     if isinstance(value, str):
-        return [entry.strip() for entry in value.split(",") if entry.strip()]
+        return list(filter(None, map(str.strip, value.split(","))))
     return value if isinstance(value, (list, tuple)) else [value]
 
 
@@ -385,9 +385,9 @@ def _expected(kind: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """A composite's table as JSON, whether it stands in the recipe or in a file of its own."""
-    if isinstance(value, (str, os.PathLike)) and Path(value).suffix in (".toml", ".json"):
+    if isinstance(value, (str, os.PathLike)) and Path(value).suffix in _READERS:
         path = Path(value)
-        value = _read_toml(path) if path.suffix == ".toml" else _read_json(path)
+        value = _READERS[path.suffix](path)
         value = value.get("composite", value)  # a whole recipe will do
         if not isinstance(value, dict):
             return _as_text(value)
@@ -429,6 +429,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+_READERS: Mapping[str, Callable[[Path], dict[str, Any]]] = {".toml": _read_toml, ".json": _read_json}
+
+
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML file that `read_recipe` reads back to the same."""
     lines = []
@@ -441,13 +444,13 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's escapes
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_toml_value, value))}]"
-    if isinstance(value, dict):
-        pairs = ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items())
-        return f"{{{pairs}}}"
-    return repr(value)
+    match value:
+        case bool() | str():
+            return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's escapes
+        case tuple() | list():
+            return f"[{', '.join(map(_toml_value, value))}]"
+        case dict():
+            pairs = ", ".join(f"{name} = {_toml_value(inner)}" for name, inner in value.items())
+            return f"{{{pairs}}}"
+        case _:
+            return repr(value)

@@ -72,8 +72,9 @@ def require_free(recipe: Recipe, points: Sequence[Recipe]) -> None:
 
 def share(made: Iterable[Recipe], recipe: Recipe) -> None:
     """Hands on what earlier runs of the sweep have found out, from the first that began."""
-    source = next((point.folder for point in made if (point.folder / "run.json").is_file()), None)
-    if source is not None and source != recipe.folder:
+    begun_folders = (point.folder for point in made if (point.folder / "run.json").is_file())
+    source = next(begun_folders, recipe.folder)
+    if source != recipe.folder:
         hand_on(source, recipe.folder, SHARED, begun=BEGUN)
 
 

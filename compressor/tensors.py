@@ -127,14 +127,15 @@ def _joined_path(path: str, key: object) -> str:
     return f"{OUTPUT}.{key}" if isinstance(key, int) else str(key)
 
 
-def _entries(answer: object) -> Iterator[tuple[object, object]]:
+def _entries(answer: Any) -> Iterator[tuple[object, object]]:
     """What a container holds, by key; nothing of anything else."""
-    if isinstance(answer, Mapping):
-        yield from answer.items()
-    elif dataclasses.is_dataclass(answer) and not isinstance(answer, type):
-        for field in dataclasses.fields(answer):
-            yield field.name, getattr(answer, field.name)
-    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
-        yield from zip(answer._fields, answer, strict=True)
-    elif isinstance(answer, (tuple, list)):
-        yield from enumerate(answer)
+    match answer:
+        case Mapping():
+            yield from answer.items()
+        case _ if dataclasses.is_dataclass(type(answer)):
+            for field in dataclasses.fields(answer):
+                yield field.name, getattr(answer, field.name)
+        case tuple() if hasattr(answer, "_fields"):
+            yield from zip(answer._fields, answer, strict=True)
+        case tuple() | list():
+            yield from enumerate(answer)

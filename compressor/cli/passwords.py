@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from ..errors import InputError
 from ..signing import is_locked
 
 _MOST_BYTES = 1024
-_MOST_DIGITS = 9  # what C takes for a number of a descriptor
+# nine digits: what C takes for a number of a descriptor
+_PLACE = re.compile(r"env:(?P<variable>.+)|fd:(?P<descriptor>[0-9]{1,9})", re.DOTALL)
 _WAYS = "env:NAME (an environment variable) or fd:NUMBER (an open file descriptor, its first line)"
 
 
@@ -37,12 +39,12 @@ def new_password(source: str) -> bytes:
 
 def password_from(source: str) -> bytes:
     """What `env:NAME` or `fd:NUMBER` holds; raises InputError, which never repeats what was given."""
-    kind, _, name = source.partition(":")
-    if kind == "env" and name:
-        return _of_variable(name)
-    if kind == "fd" and name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS:
-        return _of_descriptor(int(name))
-    raise InputError(f"--password-from takes {_WAYS}; a password itself is no place to find one")
+    place = _PLACE.fullmatch(source)
+    if place is None:
+        raise InputError(f"--password-from takes {_WAYS}; a password itself is no place to find one")
+    if place["variable"]:
+        return _of_variable(place["variable"])
+    return _of_descriptor(int(place["descriptor"]))
 
 
 def _of_variable(name: str) -> bytes:

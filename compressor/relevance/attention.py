@@ -95,20 +95,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> tuple[
 
     q [..., heads, n, d], k and v [..., heads, m, d]; scores and probabilities are [..., heads, n, m].
     """
-    if options.get("enable_gqa"):
-        heads = q.shape[-3]
-        k = k.repeat_interleave(heads // k.shape[-3], -3)
-        v = v.repeat_interleave(heads // v.shape[-3], -3)
     scores = torch.matmul(q, k.mT) * _scale(q, options)  # [..., heads, n, m]
     if options.get("is_causal"):
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~allowed, float("-inf"))
 
     mask = options.get("attn_mask")
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    elif mask is not None:
-        scores = scores + mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     probabilities = torch.softmax(scores, -1)
     return scores, probabilities, torch.matmul(probabilities, v)
 
@@ -149,7 +143,6 @@ def attention_written_out(
     shared_by = 1  # query heads that read one key head
     if options.get("enable_gqa"):
         shared_by = q.shape[-3] // k.shape[-3]
-    if shared_by > 1:
         k = k.repeat_interleave(shared_by, -3)
         v = v.repeat_interleave(shared_by, -3)
     ungrouped: AttentionOptions = {**options, "enable_gqa": False}  # keys and values were repeated above

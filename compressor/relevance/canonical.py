@@ -34,7 +34,7 @@ _KEEPS_SIGN = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool2d mean sum amax reshape permute transpose flatten squeeze unsqueeze slice "
     "select expand cat stack add mul dropout pad roll index repeat channel_shuffle clone split chunk unbind "
-    "split_with_sizes flip view contiguous pixel_shuffle pixel_unshuffle constant_pad_nd"
+    "split_with_sizes getitem flip view contiguous pixel_shuffle pixel_unshuffle constant_pad_nd"
 ).split()
 _PROBABILITIES = ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")
 # these read a tensor's shape and kind, none of its values
@@ -97,7 +97,7 @@ def canonical(graph: fx.GraphModule, composite: Composite, *, classifies: bool =
     A network that `classifies` has relevance start at its class scores, before probabilities are made of them.
     """
     data = _from_image(graph)
-    constants = _constants(graph, data)
+    constants = _constants(graph)
     layers = _layers(data, constants)
     merged = _merge(layers, data, constants)
     weighted = _with_rules(layers, data, composite)
@@ -142,7 +142,7 @@ def _returns_tensors(node: fx.Node) -> bool:
 
 
 @torch.no_grad()
-def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.Node, Constant]:
+def _constants(graph: fx.GraphModule) -> dict[fx.Node, Constant]:
     """Values of what depends neither on the image nor on the batch size."""
     values: dict[fx.Node, Constant] = {}
     for node in graph.graph.nodes:
@@ -150,9 +150,9 @@ def _constants(graph: fx.GraphModule, data: Mapping[fx.Node, None]) -> dict[fx.N
             value = operator.attrgetter(node.target)(graph)
             values[node] = value.detach() if isinstance(value, Tensor) else value
             continue
-        # what reads the batch size reads a node that has no value here
+        # what reads the image or the batch size reads a node that has no value here
         computable = values.keys() >= set(node.all_input_nodes)
-        if node.op == "call_function" and node not in data and computable:
+        if node.op == "call_function" and computable:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     return values
@@ -239,9 +239,11 @@ def affine(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> tuple[Tensor
 def _alone(before: fx.Node, norm: fx.Node) -> bool:
     """True where every way from `before` leads through `norm`."""
     node = _node(norm.args[0])
-    while node is not before and len(node.users) == 1:
+    while len(node.users) == 1:
+        if node is before:
+            return True
         node = _node(node.args[0])
-    return node is before and len(node.users) == 1
+    return False
 
 
 def _absorbs_behind(layer: Layer, node: fx.Node, norm: fx.Node) -> bool:
@@ -334,12 +336,12 @@ def _depths(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> di
 
 def _head(layers: Mapping[fx.Node, Layer], data: Mapping[fx.Node, None]) -> set[fx.Node]:
     """The linear layers on [N, F] behind which no other kind of layer comes; the last alone in a plain MLP."""
-    reaches_inner: dict[fx.Node, bool] = {}  # whether the node, or one behind it, is a layer of another kind
+    reaching_inner: set[fx.Node] = set()  # nodes that are a layer of another kind, or have one behind them
     for node in reversed(list(data)):
-        inner = node in layers and not _is_flat_linear(node, layers[node])
-        behind = [reaches_inner[user] for user in node.users if user in reaches_inner]
-        reaches_inner[node] = inner or any(behind)
-    head = [node for node in layers if not reaches_inner[node]]
+        is_inner = node in layers and not _is_flat_linear(node, layers[node])
+        if is_inner or not reaching_inner.isdisjoint(node.users):
+            reaching_inner.add(node)
+    head = [node for node in layers if node not in reaching_inner]
     if len(head) == len(layers):
         head = head[-1:]
     return set(head)
@@ -367,7 +369,7 @@ def _cuts_negative(node: fx.Node) -> bool:
 def _stays_nonnegative(node: fx.Node, nonnegative: set[fx.Node]) -> bool:
     """True where the operation keeps signs and all it reads is not below zero; a parameter's sign is never read."""
     name = operation(node)
-    if name not in _KEEPS_SIGN and node.target is not operator.getitem:
+    if name not in _KEEPS_SIGN:
         return False
     if name in _PADDINGS and _fill(node) < 0:
         return False

@@ -57,9 +57,11 @@ def feeds(graph: fx.GraphModule, site: Site) -> tuple[Feed, ...]:
     labels = {start: _label_elements(site, shape_of(start))}
     producers: dict[fx.Node, Tensor] = {}
     for node in reversed(list(graph.graph.nodes)):
-        if node in labels and _is_producer(node):
+        if node not in labels:
+            continue
+        if _is_producer(node):
             producers[node] = labels[node]
-        elif node in labels:
+        else:
             for source, source_labels in _back(node, labels[node]):
                 _lay(labels, source, source_labels)
     return tuple(_feed(node, node_labels) for node, node_labels in reversed(producers.items()))
@@ -201,7 +203,8 @@ def _through_item(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
 
 def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """Values by head and dimension; queries and keys by head, where a whole head is one unit."""
-    query, key, value = (argument for argument in node.args[:3] if isinstance(argument, fx.Node))
+    named_inputs = arguments(node)
+    query, key, value = named_inputs["query"], named_inputs["key"], named_inputs["value"]
     by_dimension = _common_label(labels, -2)  # [N, heads, 1, d]
     by_head = _common_label(labels, -2, -1)  # [N, heads, 1, 1]
     for source, source_labels in ((value, by_dimension), (key, by_head), (query, by_head)):
@@ -212,7 +215,8 @@ def _through_attention(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
 
 def _through_product(node: fx.Node, labels: Tensor) -> Iterator[_Labelled]:
     """A row of the product belongs to a row of the left factor, a column to a column of the right one."""
-    left, right = (argument for argument in node.args[:2] if isinstance(argument, fx.Node))
+    factors = arguments(node)
+    left, right = factors["self"], factors["other"]
     by_row = _common_label(labels, -1)  # [..., n, 1]
     by_column = _common_label(labels, -2)  # [..., 1, d]
     for source, source_labels in ((left, by_row), (right, by_column)):

@@ -44,7 +44,7 @@ def rule_of(node: fx.Node, canon: Canonical) -> OperationRule | None:
         return OperationRule("shapes", _item)
     name = operation(node)
     inputs = signals(node, canon)
-    if any(is_complex(tensor) for tensor in (node, *inputs)):
+    if any(map(is_complex, (node, *inputs))):
         return OperationRule("inputs", by_taylor)
     if name in _RULES:
         return _RULES[name]
@@ -75,8 +75,8 @@ def _item(call: Call) -> Sequence[Contribution]:
 
     Output 1 of 3 gives [None, relevance, None].
     """
-    source, index = call.node.args
-    assert isinstance(source, fx.Node)
+    (source,) = call.node.all_input_nodes
+    index = call.node.args[1]
     assert isinstance(index, int)
     outputs = call.values[source]  # several tensors, or the `Spec`s of those that were not kept
     assert isinstance(outputs, Sequence)

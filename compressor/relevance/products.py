@@ -38,17 +38,17 @@ _TOWARDS_SOFTMAX = (*MOVES, "mul", "div", "add", "reshape")
 
 def receivers(node: fx.Node, canon: Canonical, composite: Composite) -> list[fx.Node]:
     """The signals a node may hand relevance to: not a denominator, a normaliser, a detached gate or a choice."""
-    inputs = [source for source in signals(node, canon) if carries_numbers(source)]
+    inputs = list(filter(carries_numbers, signals(node, canon)))
     name = operation(node)
     if name in _ONE_RECEIVER:
         receiver = node.args[_ONE_RECEIVER[name]]
         return [source for source in inputs if source is receiver]
-    if name != "mul" or len(inputs) < 2:
+    if name != "mul":
         return inputs
 
-    # two normalisers, or two gates, share like any two signals: somebody has to take the relevance
+    # normalisers, or gates, among themselves share like any signals: somebody has to take the relevance
     receiving = [source for source in inputs if not is_normaliser(source, canon)] or inputs
-    if composite.gate == "half" or len(receiving) < 2:
+    if composite.gate == "half":
         return receiving
     return [source for source in receiving if not is_gate(source, canon)] or receiving
 
@@ -86,8 +86,8 @@ def _comes_from(node: fx.Node, canon: Canonical, names: Sequence[str]) -> bool:
         if name in names:
             return True
         inputs = signals(node, canon)
-        has_one_signal = len(inputs) == 1 or (len(inputs) == 2 and name == "div")
-        if not has_one_signal or not _passes_one_signal(node):
+        most_signals = 2 if name == "div" else 1
+        if len(inputs) > most_signals or not _passes_one_signal(node):
             return False
         node = inputs[0]
     return False
@@ -162,8 +162,8 @@ def comes_from_softmax(node: fx.Node, canon: Canonical) -> bool:
 def attend(call: Call) -> Sequence[Contribution]:
     """Fused attention: AttnLRP by its gradient kernel, any other softmax rule written out."""
     settings = arguments(call.node)
-    nodes: list[fx.Node] = [settings[name] for name in ("query", "key", "value")]
-    query, key, value = (call.tensor(source) for source in nodes)
+    nodes: list[fx.Node] = [settings["query"], settings["key"], settings["value"]]
+    query, key, value = map(call.tensor, nodes)
     options, epsilon, rule = _attention_options(call), call.composite.epsilon, call.composite.softmax
 
     shares: tuple[Tensor | None, ...]

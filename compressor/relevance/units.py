@@ -84,7 +84,7 @@ def _summed_axes(position_axes: list[int], last_axis: int, reading: Reading, per
 
 def _usual_per(reading: Reading, ndim: int) -> Per:
     """Samples for channels before space and for [N, F], positions (tokens, queries) for all else."""
-    channels_first = reading.site.axes == (1,) and reading.kind != "head" and ndim > 2
+    channels_first = reading.site.axes == (1,) and reading.kind != "head"
     return "sample" if channels_first or ndim == 2 else "position"
 
 
@@ -155,10 +155,10 @@ def settled(node: fx.Node) -> fx.Node:
 
 def _keeps_units(reader: fx.Node, node: fx.Node) -> bool:
     """True where an operation changes each element by itself; parameters may take part, another signal may not."""
-    if reader.op != "call_function" or not is_elementwise(reader) or shape_of(reader) != shape_of(node):
+    if not is_elementwise(reader) or shape_of(reader) != shape_of(node):
         return False
     # another signal (a sum's, a gate's) would put its own relevance into the units
-    return reader.args[0] is node and all(is_stored(operand) for operand in other_operands(reader, node))
+    return reader.args[0] is node and all(map(is_stored, other_operands(reader, node)))
 
 
 def is_elementwise(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ Sources: Li et al. 2017 (L1); He et al. 2019 (FPGM, eq. 4); Liu et al. 2017 (sca
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -55,14 +56,13 @@ def geometric_median(rows: Rows, _: Rows) -> Tensor:
 
 def taylor_of_weights(rows: Rows, gradients: Rows) -> Tensor:
     """|sum of weight x gradient|: first-order change of the whole loss when the unit's weights go."""
-    products = [unit * gradient for unit, gradient in zip(rows, gradients, strict=True)]
-    return torch.stack([product.sum().abs() for product in products])
+    return torch.stack([(unit * gradient).sum().abs() for unit, gradient in zip(rows, gradients, strict=True)])
 
 
 def curvature_of_weights(rows: Rows, curvatures: Rows) -> Tensor:
     """Half the sum of weight^2 x the empirical Fisher's diagonal, OBD's saliency."""
-    products = [unit.square() * curvature for unit, curvature in zip(rows, curvatures, strict=True)]
-    return torch.stack([product.sum() / 2 for product in products])
+    pairs = zip(rows, curvatures, strict=True)
+    return torch.stack([(unit.square() * curvature).sum() / 2 for unit, curvature in pairs])
 
 
 def sum_gradients(
@@ -147,14 +147,13 @@ def _norm_behind(node: fx.Node) -> fx.Node | None:
 
 def unit_rows(tensors: Mapping[str, Tensor], site_feeds: Sequence[Feed], size: int) -> list[Tensor]:
     """Per unit everything that computes it, flat, in float64; one zero for a unit that nothing computes."""
-    pieces: list[list[Tensor]] = [[] for _ in range(size)]
+    pieces: defaultdict[int, list[Tensor]] = defaultdict(list)  # those of -1 belong to no unit, and stay here
     for feed in site_feeds:
         rows = feed.rows(tensors[feed.weight])  # [rows, what each is made of]
         for row, unit in zip(rows, feed.units.tolist(), strict=True):
-            if unit >= 0:
-                pieces[unit].append(row)
+            pieces[unit].append(row)
     nothing = torch.zeros(1, dtype=torch.float64)
-    return [torch.cat(of_unit or [nothing]) for of_unit in pieces]
+    return [torch.cat(pieces[unit] or [nothing]) for unit in range(size)]
 
 
 @torch.no_grad()

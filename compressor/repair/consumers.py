@@ -50,6 +50,7 @@ _POINTWISE = (  # of one value, or with a stored bound; what they make of a larg
 )
 FLAT = 0.02  # GELU and its like never are; where they rise by less than this they count as flat
 KINK = 0.2  # ReLU and its like leave a plane at once, and then exactly there
+_UNBOUNDED = Bounds(-math.inf, math.inf)
 # -20 to 20 by hundredths, and a value far out on either side
 _TRIED = torch.cat([torch.tensor([-1e4]), torch.arange(-2000, 2001).double() / 100, torch.tensor([1e4])])
 
@@ -203,7 +204,7 @@ def _parameter_obstacle(graph: fx.GraphModule, name: str, sources: Sequence[obje
         return ""
     if absent:
         return f"its weight is used with and without a {name}"
-    stored = [source for source in sources if is_stored(source)]
+    stored = list(filter(is_stored, sources))
     if len(stored) < len(sources):
         return f"its {name} is computed, not a plain parameter"
     tensors = {id(attribute(graph, source)) for source in stored}
@@ -318,8 +319,8 @@ def _bounds(graph: fx.GraphModule, end: fx.Node, partner: fx.Node | None, *, lik
         end, user = user, only_user(user)
 
     responses = responses.detach().cpu()
-    low, high = _flat_until(responses), -_flat_until(responses.flip(0))  # the grid is symmetric about 0
-    return None if math.isinf(low) and math.isinf(high) else Bounds(low, high)
+    bounds = Bounds(_flat_until(responses), -_flat_until(responses.flip(0)))  # the grid is symmetric about 0
+    return None if bounds == _UNBOUNDED else bounds
 
 
 def _is_function_of(node: fx.Node, value: fx.Node) -> bool:

@@ -58,7 +58,7 @@ def fit(
     folds = [torch.nonzero(sample.fold == number).flatten() for number in (0, 1)]
 
     ridge = sorted(ridges)[len(ridges) // 2]
-    if all(len(rows) for rows in folds):
+    if all(map(len, folds)):
         ridge, error = _held_out_ridge(kernel, unexplained, folds, ridges, features, intercept)
         if error > _held_out_error(unexplained, offset, folds):
             return None

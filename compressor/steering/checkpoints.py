@@ -37,16 +37,14 @@ class Checkpoint:
 
     def read(self) -> tuple[int, State] | None:
         """The steps that are done and the tensors after them; None where there are none of this training."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return None
         try:
             state = {name: torch.from_numpy(array.copy()) for name, array in read_arrays(self.path).items()}
-        except FolderError:  # damaged: it is begun anew
+            key, step = state.pop(_KEY), state.pop(_STEP)
+        except (FolderError, KeyError):  # not there, or damaged: it is begun anew
             return None
-        key, step = state.pop(_KEY, None), state.pop(_STEP, None)
-        if key is None or step is None or not torch.equal(key, self._key):
-            return None
-        return int(step), state
+        return (int(step), state) if torch.equal(key, self._key) else None
 
     @property
     def is_due(self) -> bool:

@@ -126,8 +126,8 @@ class Agent:
         """Which release is current, which others lie here, and what was last said of them."""
         self.root = self._place(request["root"])
         try:
-            said = json.loads(_read(os.path.join(self.root, OURS, STATE)) or "{}")
-        except (ValueError, RecursionError):
+            said = json.loads(_read(os.path.join(self.root, OURS, STATE)))
+        except (ValueError, RecursionError):  # nothing was said yet, or it is damaged
             said = {}
         if not isinstance(said, dict):  # whoever wrote it, the next ship writes it anew
             said = {}
@@ -245,7 +245,7 @@ class Agent:
                 self._point_to(previous)
             else:
                 os.unlink(os.path.join(self.root, CURRENT))
-            raise Refusal("disk", f"{release} can't be read through {CURRENT}: {error.strerror or error}") from error
+            raise Refusal("disk", f"{release} can't be read through {CURRENT}: {_reason(error)}") from error
         return {"previous": previous}
 
     def note(self, request: Request, payload: bytes) -> Answer:
@@ -350,7 +350,7 @@ def serve(agent: Agent) -> None:
         except OSError as error:
             kind = "full" if error.errno in _FULL else "disk"
             place = f"{error.filename}: " if error.filename else ""
-            answer = {"refused": kind, "message": f"{place}{error.strerror or error}"}
+            answer = {"refused": kind, "message": f"{place}{_reason(error)}"}
         _send(answer)
 
 
@@ -400,6 +400,11 @@ def _finish(command: list[str], folder: str, timeout_s: float) -> Answer:
             process.wait()
     out, err = (text.decode(errors="replace") for text in said.values())
     return {"code": code, "out": out, "err": err[-20_000:]}
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, such as `No space left on device`."""
+    return error.strerror or str(error)
 
 
 def _current(root: str) -> str:

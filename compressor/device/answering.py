@@ -64,13 +64,13 @@ def read_samples(path: Path, manifest: Manifest) -> Arrays:
 def _read_arrays(path: Path, names: Sequence[str]) -> tuple[Array, ...]:
     """One for each name; raises DataError for a file that does not hold them."""
     listed = fields.shown(", ".join(names))
-    endings = ARRAY_FILES if len(names) == 1 else (".npz",)
-    if path.suffix.lower() not in endings:
-        raise DataError(f"{path}: the model takes no images; its input is an .npz with arrays named {listed}")
-
+    endings: tuple[str, ...] = (".npz",)
     spellings = [names, [f"input.{name}" for name in names]]
     if len(names) == 1:
+        endings = ARRAY_FILES
         spellings.append(["inputs"])
+    if path.suffix.lower() not in endings:
+        raise DataError(f"{path}: the model takes no images; its input is an .npz with arrays named {listed}")
 
     def choose(stored: Sequence[str]) -> Sequence[str]:
         if len(names) == len(stored) == 1 and stored[0]:

@@ -92,10 +92,8 @@ def maps_of(manifest: Manifest, outputs: Mapping[str, Array]) -> Array | None:
 
 
 def _first_floats(outputs: Mapping[str, Array], *, axes: int) -> Array | None:
-    for array in outputs.values():
-        if array.ndim == axes and array.dtype.kind == "f":
-            return array
-    return None
+    wanted = (axes, "f")
+    return next((array for array in outputs.values() if (array.ndim, array.dtype.kind) == wanted), None)
 
 
 def decoded(decode: Decode | None, outputs: Mapping[str, Array]) -> list[Detections] | None:

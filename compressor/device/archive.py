@@ -187,7 +187,7 @@ def _folder_of(archive: Path) -> Path:
 def _is_same(unpacked: Path, folder: Path) -> bool:
     """Whether manifests and signatures are the same bytes."""
     names = (MANIFEST, SIGNATURE)
-    return folder.is_dir() and all(_content(unpacked / name) == _content(folder / name) for name in names)
+    return all(_content(unpacked / name) == _content(folder / name) for name in names)
 
 
 def _content(path: Path) -> bytes:

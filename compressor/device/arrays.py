@@ -93,8 +93,7 @@ def _read_array(data: IO[bytes], size_bytes: int, most_bytes: int) -> Array:
         raise ValueError(f"is truncated: it declares {declared_bytes} bytes of numbers and holds {stored_bytes}")
 
     flat = np.empty(count, dtype)
-    if count:  # a view of no bytes can't be cast
-        _fill(flat.data.cast("B"), data)
+    _fill(flat.view(np.uint8).data, data)
     return flat.reshape(shape, order="F" if by_columns else "C")
 
 

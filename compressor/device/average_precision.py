@@ -86,7 +86,7 @@ def _matched(overlaps: FloatArray, threshold: float) -> NDArray[np.bool_]:
     matched = np.zeros(len(overlaps), np.bool_)
     for detection, row in enumerate(overlaps):
         free = np.where(is_free, row, -1.0)
-        if not len(free) or free.max() < threshold:
+        if free.max(initial=-1.0) < threshold:
             continue
         best = len(free) - 1 - int(np.argmax(free[::-1]))  # of equal ones the last, as pycocotools has it
         is_free[best] = False

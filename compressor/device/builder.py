@@ -129,9 +129,7 @@ def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
 
 def engine_key(onnx_sha256: str, version: str, job: EngineJob) -> str:
     """Hash of everything the engine's bytes depend on; an engine for `this GPU` depends on which GPU that is."""
-    gpu = ("", "")
-    if not job.compute_capabilities and not cuda.unavailable():
-        gpu = cuda.device()
+    gpu = ("", "") if job.compute_capabilities else cuda.device_here()
     ingredients = {"schema": SCHEMA, "onnx": onnx_sha256, "version": version, "gpu": gpu, **asdict(job)}
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 

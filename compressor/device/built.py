@@ -45,10 +45,7 @@ def is_builders_file(name: str) -> bool:
 
 def shipped_files(folder: Path) -> Iterator[str]:
     """Paths in the bundle but for what `compressor build` leaves there; a link is never that."""
-    for name in files_below(folder):
-        is_link = (folder / name).is_symlink()
-        if is_link or not is_builders_file(name):
-            yield name
+    return (name for name in files_below(folder) if (folder / name).is_symlink() or not is_builders_file(name))
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:
@@ -122,7 +119,7 @@ def _manifest_beside(engine: Path) -> Path:
 
 def _gpu_here() -> str:
     """The GPU's architecture, such as SM87, which an engine is built for; empty where there is none."""
-    return "" if cuda.unavailable() else cuda.device()[1]
+    return cuda.device_here()[1]
 
 
 def _unchecked(engine: Path, record: EngineRecord) -> str:

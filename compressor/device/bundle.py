@@ -351,8 +351,7 @@ def open_bundle(
         require_listed(folder, manifest)
         engines = {engine.model.path: engine for engine in checked_engines(folder, manifest)}
         entries = [*(engine.model for engine in engines.values()), *manifest.models]
-        if model:
-            entries = [entry for entry in entries if entry.path == model]
+        entries = [entry for entry in entries if model in ("", entry.path)]
         reasons = []
         for entry in entries:
             chosen, reason = choose_runtime(entry, runtime)
@@ -428,10 +427,10 @@ def usable_runtimes(model: ModelFile, runtime: str = "") -> tuple[tuple[str, ...
 
 def _other_gpu(model: ModelFile) -> str:
     """Why an engine that was built for named GPUs does not run on the one here; empty where nothing says so."""
-    if not model.target.startswith("SM") or cuda.unavailable():
+    if not model.target.startswith("SM"):
         return ""
-    name, capability = cuda.device()
-    if capability == model.target:
+    name, capability = cuda.device_here()
+    if capability in ("", model.target):
         return ""
     return f"built for {model.target}, this GPU ({name}) is {capability}; `compressor build` makes one for it"
 

@@ -39,10 +39,8 @@ def unpack(arrays: dict[str, Array], prefix: str = "") -> list[Arrays]:
     """The inverse; raises InputError where a set or an array of one is missing."""
     pattern = re.compile(rf"{re.escape(prefix)}([0-9]+)\.([0-9]+)")
     sets: dict[int, dict[int, Array]] = defaultdict(dict)
-    for name, array in arrays.items():
-        match = pattern.fullmatch(name)
-        if match:
-            sets[int(match[1])][int(match[2])] = array
+    for match in filter(None, map(pattern.fullmatch, arrays)):
+        sets[int(match[1])][int(match[2])] = arrays[match[0]]
     return [_complete(sets[index], index) for index in range(1 + max(sets, default=-1))]
 
 

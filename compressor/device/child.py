@@ -122,8 +122,7 @@ def _error_of(event: Event) -> CompressorError:
     """The child's error as it was raised there, so that its exit code stays the same."""
     from .. import errors
 
-    error_type = getattr(errors, event["type"], EngineError)
-    assert issubclass(error_type, CompressorError)
+    error_type: type[CompressorError] = getattr(errors, event["type"], EngineError)
     return error_type(event["message"])
 
 
@@ -131,7 +130,7 @@ def _death(
     process: subprocess.Popen[str], noise: IO[str], name: str, timer: threading.Timer, timeout_s: float
 ) -> EngineError:
     """Why no answer came: out of time, or what the child said last on stderr."""
-    if timer.finished.is_set() or not timer.is_alive():
+    if timer.finished.is_set():
         return EngineError(f"{name} took longer than {timeout_s:.0f} s and was stopped")
 
     code = process.wait()

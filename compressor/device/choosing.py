@@ -23,6 +23,7 @@ from .bundle import usable_runtimes, verify_files
 from .destinations import write_json
 from .environment import affinity
 from .feeds import cut
+from .folders import reason_of
 from .golden import read_golden
 from .manifest import BUILT, MANIFEST, Manifest, ModelFile
 from .runtimes import FILES, require_runtime, row_of, runtime_names, unavailable_error
@@ -98,8 +99,7 @@ def _models(folder: Path, manifest: Manifest, name: str) -> list[ModelFile]:
     """Those of that path or precision, all without a name; InputError where there is none."""
     models = [engine.model for engine in checked_engines(folder, manifest)]
     models += manifest.models
-    if name:
-        models = [model for model in models if name in (model.path, model.precision)]
+    models = [model for model in models if name in ("", model.path, model.precision)]
     if not models:
         listed = ", ".join(f"{model.path} ({model.precision})" for model in manifest.models)
         raise InputError(f"the bundle has no model {fields.shown(name)}; it has {fields.printable(listed)}")
@@ -195,5 +195,5 @@ def _keep(place: Path, times_ms: Mapping[str, float]) -> list[str]:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, content)
     except (OSError, CompressorError) as error:
-        return [f"not kept: {getattr(error, 'strerror', None) or error}"]
+        return [f"not kept: {reason_of(error)}"]
     return []

@@ -234,10 +234,11 @@ def _print(options: argparse.Namespace, content: Mapping[str, object], lines: It
 
 def _finite(value: object) -> object:
     """The value with null in place of NaN and infinity, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    match value:
+        case Mapping():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return list(map(_finite, value))
+        case float() if not math.isfinite(value):
+            return None
     return value

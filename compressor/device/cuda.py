@@ -43,6 +43,11 @@ def device() -> tuple[str, str]:
     return name.value.decode(), f"SM{major.value}{minor.value}"
 
 
+def device_here() -> tuple[str, str]:
+    """The same; two empty strings where no GPU can be used."""
+    return ("", "") if unavailable() else device()
+
+
 def attach() -> int:
     """Makes GPU 0's primary context current in this thread and returns a new stream's handle."""
     driver = _driver()

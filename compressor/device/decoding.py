@@ -46,7 +46,7 @@ def decode_dense(
     highest stay. Raises InputError for leaves that are missing or don't fit each other.
     """
     levels = [_level(leaves, index, len(strides)) for index in range(len(strides))]
-    if not levels or len({level.scores.shape[:2] for level in levels}) > 1:
+    if len({level.scores.shape[:2] for level in levels}) != 1:
         shapes = [list(level.scores.shape) for level in levels]
         raise InputError(f"scores of shapes {shapes}: expected [N, classes, h, w] with one N and as many classes each")
 
@@ -64,7 +64,7 @@ def _level(leaves: Mapping[str, NDArray[Any]], index: int, levels: int) -> _Leve
         if full_name not in leaves:
             raise InputError(f"the answer has no {full_name!r}, it has {', '.join(leaves)}; check the strides")
         array = np.asarray(leaves[full_name])
-        if array.ndim != 4 or (channels != "classes" and array.shape[1] != int(channels)):
+        if array.ndim != 4 or channels not in ("classes", str(array.shape[1])):
             raise InputError(f"{full_name!r} has shape {list(array.shape)}, expected [N, {channels}, h, w]")
         arrays.append(array)
 

@@ -113,7 +113,7 @@ def _cpu_name() -> str:
 
 def _load_average() -> str:
     try:
-        return " ".join(f"{average:.2f}" for average in os.getloadavg())
+        return " ".join(map("{:.2f}".format, os.getloadavg()))
     except (OSError, AttributeError):  # Windows has none
         return ""
 

@@ -22,7 +22,7 @@ def as_tuple(arrays: Arrays) -> tuple[Array, ...]:
 
 def mapped(function: Callable[[Array], Array], arrays: Arrays) -> Arrays:
     """The function's result for each."""
-    return tuple(function(array) for array in arrays) if isinstance(arrays, tuple) else function(arrays)
+    return tuple(map(function, arrays)) if isinstance(arrays, tuple) else function(arrays)
 
 
 def count(arrays: Arrays) -> int:
@@ -44,7 +44,7 @@ def joined(batches: Sequence[Arrays]) -> Arrays:
     """The samples of all batches, one behind the other. Raises ValueError without any batch."""
     if not batches:
         raise ValueError("there is no batch to join")
-    columns = zip(*(as_tuple(batch) for batch in batches), strict=True)  # [batches, inputs] to [inputs, batches]
+    columns = zip(*map(as_tuple, batches), strict=True)  # [batches, inputs] to [inputs, batches]
     together = tuple(np.concatenate(column) for column in columns)
     return together if isinstance(batches[0], tuple) else together[0]
 

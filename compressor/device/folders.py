@@ -21,9 +21,9 @@ def files_below(folder: Path) -> Iterator[str]:
             yield (parent / name).relative_to(folder).as_posix()
 
 
-def reason_of(error: OSError) -> str:
-    """What the system says, such as `No space left on device`."""
-    return error.strerror or str(error)
+def reason_of(error: Exception) -> str:
+    """What the system says, such as `No space left on device`; of an error that is not its own, the text."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def is_plain_file(path: Path) -> bool:

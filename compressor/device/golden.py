@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ..errors import GateError
@@ -120,9 +121,8 @@ def distance(session: Session, golden: Golden, at_once: int = MOST_SAMPLES) -> P
     Raises GateError for outputs of other numbers and shapes, and what `Session.run` raises.
     """
     outputs = list(map(session.run, parted(golden.inputs, at_once)))
-    for output in outputs:
-        if not all(array.ndim for array in as_tuple(output)):
-            raise GateError(f"{session.path} answers with a single number, expected a row for each image")
+    if not all(array.ndim for array in chain.from_iterable(map(as_tuple, outputs))):
+        raise GateError(f"{session.path} answers with a single number, expected a row for each image")
     try:
         answered = joined(outputs)
     except ValueError as error:

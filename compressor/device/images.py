@@ -242,7 +242,7 @@ def picture_file(path: Path, modes: Collection[str] = EIGHT_BIT) -> PIL.Image.Im
 
 
 def decoded_picture(
-    content: bytes, where: str, modes: Collection[str] = EIGHT_BIT, *, most_pixels: int = 0
+    content: bytes, where: str, modes: Collection[str] = EIGHT_BIT, *, most_pixels: float = math.inf
 ) -> PIL.Image.Image:
     """Pillow's image of a file's content, as far as the host decodes it.
 
@@ -283,8 +283,8 @@ def _decoding_fault(error: Exception) -> str:
     return first_line(error)
 
 
-def _require_size(image: PIL.Image.Image, where: str, most_pixels: int) -> None:
-    if most_pixels and image.width * image.height > most_pixels:
+def _require_size(image: PIL.Image.Image, where: str, most_pixels: float) -> None:
+    if image.width * image.height > most_pixels:
         raise DataError(f"{where} has {image.width} x {image.height} pixels, more than {most_pixels}; make it smaller")
 
 

@@ -28,9 +28,9 @@ def bootstrap(figure: Callable[[FloatArray], float], samples: int, value: float)
         return value, value
     random = np.random.default_rng(_SEED)
     even = np.full(samples, 1 / samples)
-    figures = [figure(random.multinomial(samples, even).astype(np.float64)) for _ in range(DRAWS)]
-    usable = [drawn for drawn in figures if math.isfinite(drawn)]
-    if not usable or not math.isfinite(value):
+    figures = np.array([figure(random.multinomial(samples, even).astype(np.float64)) for _ in range(DRAWS)])
+    usable = figures[np.isfinite(figures)]
+    if not len(usable) or not math.isfinite(value):
         return value, value
     low, high = np.percentile(usable, [2.5, 97.5])
     return min(value, float(low)), max(value, float(high))

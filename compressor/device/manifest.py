@@ -224,7 +224,7 @@ def _files(content: fields.Object) -> dict[str, FileListing]:
 def _path(name: str) -> str:
     """The name, if it is one that a bundle's file can have."""
     path = inside(name)
-    is_too_long = len(name) > _MOST_PATH or any(len(step) > _MOST_STEP for step in path.parts)
+    is_too_long = len(name) > _MOST_PATH or max(map(len, path.parts)) > _MOST_STEP
     if is_too_long or not name.isprintable():
         raise GateError(f"the manifest names {fields.shown(name)}, which is no path of a file; don't use it")
     if str(path) != name or path.parts[0] == BUILT or name in (MANIFEST, SIGNATURE):  # "a//b" is a second name of "a/b"
@@ -300,8 +300,8 @@ def _preprocessing(content: fields.Object) -> Preprocessing:
 def _recipe(entry: object) -> fields.Object:
     """What `compressor build` needs; which of the libraries it can build with is its to say."""
     content = fields.as_object(entry, "a build recipe")
-    for key in ("target", "precision"):
-        fields.text(content, key, most=_MOST_NAME)
+    fields.text(content, "target", most=_MOST_NAME)
+    fields.text(content, "precision", most=_MOST_NAME)
     fields.text(content, "model", most=_MOST_PATH)
     fields.texts(content, "libraries", most=_MOST_LIBRARIES)
     read_profiles(fields.inner(content, "profiles"))

@@ -87,11 +87,8 @@ def take_rounds(calls: Sequence[Callable[[], object]], *, by_processor: bool) ->
     for call in (*calls, *calls):  # each warmed up twice
         call()
 
-    turns_us: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for turns_of_call, call in zip(turns_us, calls, strict=True):
-            turns_of_call.append(_turn_us(call, clock))
-    return turns_us
+    turns_us = [[_turn_us(call, clock) for call in calls] for _ in range(ROUNDS)]  # [rounds][calls]
+    return list(map(list, zip(*turns_us, strict=True)))  # [calls][rounds]
 
 
 def _turn_us(call: Callable[[], object], clock: Callable[[], int]) -> float:

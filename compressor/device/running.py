@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     with _written(options.output) as file:
         writer = _WRITERS[output_format](file)
         try:
-            for result in _results(model, samples.each(), tally, top=options.top, keeps=out is not None):
+            for result in _results(model, samples, tally, top=options.top, keeps=out is not None):
                 if is_told_apart and len(tally.times_ms) == 1:
                     _say(f"runs {model.choice}")
                 writer.add(result)

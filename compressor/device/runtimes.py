@@ -230,11 +230,8 @@ def unavailable_error(message: str, reasons: Iterable[str]) -> CompressorError:
 
 def version_of(runtime: str) -> str:
     """The runtime's library version, or an empty string where it is not installed."""
-    library = row_of(runtime).library
-    if importlib.util.find_spec(library) is None:
-        return ""
     try:
-        module: ModuleType = importlib.import_module(library)
+        module: ModuleType = importlib.import_module(row_of(runtime).library)
     except ImportError:
         return ""
     return str(getattr(module, "__version__", ""))
@@ -284,7 +281,5 @@ def _require_fit(array: Array, port: Port, path: str, subject: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """The first line that says something: OpenVINO puts the place in its own source first."""
-    for line in str(error).splitlines():
-        if line.strip() and not line.startswith("Exception from"):
-            return line.strip()[:300]
-    return type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Exception from")]
+    return next(filter(None, lines), type(error).__name__)[:300]

@@ -5,9 +5,9 @@ Every sample is read when it is asked for, so that any number fits. Knows no run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +29,29 @@ class Sample:
     truth: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """What can be gone through once, and whether any of it may have labels."""
-
-    each: Callable[[], Iterator[Sample]]
-    is_labelled: bool = False
-
-
-def samples_of(words: Sequence[str], manifest: Manifest, *, most_frames: int = 0) -> Samples:
+def samples_of(words: Sequence[str], manifest: Manifest, *, most_frames: int = 0) -> Iterator[Sample]:
     """Of files, folders, cameras and videos in this order; what is missing among them is refused before any is read.
 
     Raises DataError for what holds no samples, and for labels of another kind than the task's answers.
     """
-    parts = [_part(word, manifest, most_frames) for word in words]
-
-    def each() -> Iterator[Sample]:
-        for part in parts:
-            yield from part.each()
-
-    return Samples(each, any(part.is_labelled for part in parts))
+    parts = [_part(word, manifest, most_frames) for word in words]  # all, before the first sample is asked for
+    return chain.from_iterable(parts)
 
 
-def _part(word: str, manifest: Manifest, most_frames: int) -> Samples:
+def _part(word: str, manifest: Manifest, most_frames: int) -> Iterator[Sample]:
     camera, path = camera_number(word), Path(word)
     preprocessing = manifest.preprocessing
     if camera is not None or is_video(path):
         if preprocessing is None:
             raise DataError(f"{word} gives images, and the bundle's model takes none; give an .npz of its inputs")
         source = path if camera is None else camera
-        return Samples(partial(_frames, source, preprocessing, most_frames))
+        return _frames(source, preprocessing, most_frames)
 
     if preprocessing is not None:
         labelled = read_labelled(path, manifest.task, manifest.labels)
         if labelled is not None:
-            return Samples(partial(_labelled_samples, labelled, preprocessing), is_labelled=True)
-    return Samples(partial(_file_samples, input_files(path), manifest))
+            return _labelled_samples(labelled, preprocessing)
+    return _file_samples(input_files(path), manifest)
 
 
 def _frames(source: int | Path, preprocessing: Preprocessing, most: int) -> Iterator[Sample]:

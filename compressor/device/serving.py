@@ -29,6 +29,7 @@ from ..errors import CompressorError, InputError
 from .answering import require_answer
 from .answers import Answer, answers_of
 from .fields import printable
+from .folders import reason_of
 from .images import MOST_PIXELS, crop_for, decoded_picture, picture_inputs
 from .loading import Loaded
 from .summaries import entries_of
@@ -52,8 +53,9 @@ def make_server(model: Loaded, *, host: str = HOST, port: int = PORT, top: int =
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return Server(model, (host, port), family, top)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"can't listen on {host} port {port}: {reason}; give another --host or --port") from error
+        raise InputError(
+            f"can't listen on {host} port {port}: {reason_of(error)}; give another --host or --port"
+        ) from error
 
 
 def serve(model: Loaded, *, host: str, port: int, top: int) -> None:

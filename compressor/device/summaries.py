@@ -54,7 +54,7 @@ def summarise_answer(manifest: Manifest, outputs: Arrays, where: str, *, top: in
     """
     answers = answers_of(manifest, outputs, top=top)
     entries = [entries_of(answer, manifest.labels) for answer in answers]
-    if any(entry is None for entry in entries):
+    if None in entries:
         return _figures(by_output(manifest, outputs), where)
 
     lines = []
@@ -115,7 +115,7 @@ def _boxes_of(detected: Detections, labels: Sequence[str]) -> list[Box]:
             "index": index,
             "label": label_of(index, labels),
             "score": float(score),
-            "box": [float(px) for px in corners],
+            "box": list(map(float, corners)),
         }
         boxes.append(entry)
     return boxes
@@ -126,5 +126,5 @@ def _boxes_lines(name: str, boxes: Sequence[Box]) -> list[str]:
 
 
 def _box_line(box: Box) -> str:
-    corners = " ".join(f"{px:.1f}" for px in box["box"])
+    corners = " ".join(map("{:.1f}".format, box["box"]))
     return f"{box['label']} {box['score']:.3f} at {corners}"

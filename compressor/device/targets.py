@@ -48,11 +48,11 @@ def _index_picture(stored: object) -> Image.Image:
     if isinstance(stored, Image.Image) and stored.mode not in INDEX_MODES:
         raise TypeError(f"its mask has the pixel format {stored.mode!r}, expected class indices (P or L)")
     array: NDArray[Any] = np.asarray(stored)
-    if array.ndim == 3 and array.shape[0] == 1:
+    if array.shape[:-2] == (1,):
         array = array[0]  # [1, H, W] to [H, W]
     if array.ndim != 2 or array.dtype.kind not in "iub":
         raise TypeError(f"its mask is {array.dtype} {list(array.shape)}, expected whole numbers [H, W]")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= _MOST_INDEX:
+    if not 0 <= int(array.min(initial=0)) <= int(array.max(initial=0)) <= _MOST_INDEX:
         raise ValueError(
             f"its mask holds values from {array.min()} to {array.max()}, expected class indices from 0 on, and 255 for "
             "what is ignored"
@@ -97,4 +97,4 @@ def require_boxes(boxes: NDArray[Any]) -> None:
 
 def in_words(box: NDArray[Any]) -> str:
     """`4 1 1 4`."""
-    return " ".join(f"{value:g}" for value in box.tolist())
+    return " ".join(map("{:g}".format, box.tolist()))

@@ -279,7 +279,7 @@ def compare(slow: Timing, fast: Timing, *, draws: int = 500, seed: int = 0) -> S
             f"{slow.name!r} and {fast.name!r} were measured in different environments "
             f"({slow.environment.fingerprint}, {fast.environment.fingerprint}); measure both again in one run"
         )
-    if slow.schedule != fast.schedule or slow.runtime != fast.runtime:
+    if (slow.schedule, slow.runtime) != (fast.schedule, fast.runtime):
         raise GateError(f"{slow.name!r} and {fast.name!r} were measured by different schedules or runtimes")
 
     generator = np.random.default_rng(seed)

@@ -41,14 +41,14 @@ class Meter:
     """A stretch that has begun; one at a time, since the process has one peak."""
 
     start: float
-    peak_before: int | None  # None where the peak was reset
+    peak_before: int  # -1 where the peak was reset
 
     def read(self) -> Usage:
         """What it took so far."""
         seconds = time.perf_counter() - self.start
         peak_bytes = resident_bytes()  # -1 where it can't be had
-        is_ours = self.peak_before is None or peak_bytes > self.peak_before
-        return Usage(seconds, peak_bytes if peak_bytes >= 0 and is_ours else None, _gpu_peak())
+        is_ours = peak_bytes > self.peak_before
+        return Usage(seconds, peak_bytes if is_ours else None, _gpu_peak())
 
 
 def begin() -> Meter:
@@ -57,7 +57,7 @@ def begin() -> Meter:
     torch = _torch_on_gpu()
     if torch is not None:
         torch.cuda.reset_peak_memory_stats()
-    return Meter(time.perf_counter(), None if was_reset else resident_bytes())
+    return Meter(time.perf_counter(), -1 if was_reset else resident_bytes())
 
 
 def _reset_peak() -> bool:

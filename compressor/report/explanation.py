@@ -64,8 +64,8 @@ def draw_explanation(explanation: Explanation) -> bytes:
     import matplotlib
 
     layers_in, heads_in = _heights_in(explanation)
-    with_heads = explanation.heads.size > 0
-    height_ratios = [3.0, layers_in, heads_in] if with_heads else [3.0, layers_in]
+    with_heads = heads_in > 0
+    height_ratios = list(filter(None, (3.0, layers_in, heads_in)))
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.6 + layers_in + heads_in), layout="constrained")
@@ -182,7 +182,7 @@ def _draw_layers(sums: Axes, halves: Axes, layers: tuple[LayerRelevance, ...]) -
 def _draw_heads(figure: Figure, axes: Axes, explanation: Explanation) -> None:
     limit = float(np.nanmax(np.abs(explanation.heads))) or 1.0  # where all is zero any scale will do
     heat_map = axes.imshow(explanation.heads, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    layer_names = [shortened(layer) for layer in explanation.head_layers]
+    layer_names = list(map(shortened, explanation.head_layers))
     axes.set_yticks(range(len(layer_names)), layer_names, fontsize=7.5)
     axes.set_xticks(range(explanation.heads.shape[1]))
     axes.tick_params(length=0, labelsize=8)

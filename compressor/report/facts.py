@@ -102,7 +102,7 @@ def metric_title(metric: str) -> str:
 
 def capitalised(metric: str) -> str:
     """`top-1` is Top-1, `mIoU` stays."""
-    if metric.islower() or metric.startswith("top"):
+    if metric.islower():
         return metric[:1].upper() + metric[1:]
     return metric
 
@@ -166,10 +166,9 @@ def loss_of(figure: Accuracy | Quality, lost: float) -> str:
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
     """What was lost against the dense model on the same images (whatever its precision): points, else per cent."""
     dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
-    if not dense_rows:
-        return None
-    reference = next((dense for dense in dense_rows if same_conditions(dense, row)), dense_rows[0])
-    return reference.accuracy.lost(row.accuracy)
+    # one under the same conditions where there is one, else the first
+    reference = max(dense_rows, key=lambda dense: same_conditions(dense, row), default=None)
+    return None if reference is None else reference.accuracy.lost(row.accuracy)
 
 
 def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:
@@ -245,7 +244,7 @@ def stage_title(run: ReportInput, name: str) -> str:
 def title_of(name: str, *, several: bool) -> str:
     """`scores-2` in words, with its round where there are several."""
     stage, _, number = name.rpartition("-")
-    if name in STAGES or not number.isdigit():
+    if not number.isdigit():
         return STAGES.get(name, name)
     title = STAGES.get(stage, stage)
     if several:
@@ -311,15 +310,15 @@ def percent(share: float, digits: int = 1) -> str:
 
 def count(number: float) -> str:
     """`4.09 G`, `25.6 M`, `811`."""
-    return _with_prefix(number, {"G": 1e9, "M": 1e6, "k": 1e3}) or f"{number:.0f}"
+    return _with_prefix(number, {"G": 1e9, "M": 1e6, "k": 1e3}, small=f"{number:.0f}")
 
 
-def _with_prefix(number: float, factors: Mapping[str, float]) -> str:
-    """In the first unit that it has one of; empty where it has none of any. Largest unit first."""
+def _with_prefix(number: float, factors: Mapping[str, float], *, small: str) -> str:
+    """In the first unit that it has one of; `small` where it has none of any. Largest unit first."""
     for unit, factor in factors.items():
         if abs(number) >= factor:
             return f"{three_digits(number / factor)} {unit}"
-    return ""
+    return small
 
 
 def three_digits(number: float) -> str:
@@ -334,7 +333,7 @@ def three_digits(number: float) -> str:
 
 def size(number: float) -> str:
     """Bytes in decimal units, as file managers and shops give them."""
-    return _with_prefix(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number:.0f} B"
+    return _with_prefix(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3}, small=f"{number:.0f} B")
 
 
 def milliseconds(ms: float) -> str:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
+from ..device.images import label_of
 from ..records import FloatArray
 from .explanation import draw_mask, draw_relevance, limit_of
 from .plots import DENSE, KEPT, STYLE, WIDTH_IN, to_png
@@ -157,7 +158,7 @@ def _draw_masks(axes: Axes, masks: Masks, image: FloatArray | None) -> None:
         alpha = 0.6
         extent = (0, width, height, 0)
         axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
-    colours = np.array([_colour(kind) for kind in range(20)])  # [20, RGB]
+    colours = np.array(list(map(_colour, range(20))))  # [20, RGB]
     coloured = colours[masks.classes % 20]  # [h, w, RGB]
     axes.imshow(coloured, alpha=alpha, interpolation="nearest", extent=(0, width, height, 0))
 
@@ -227,6 +228,4 @@ def _largest(dense: Masks, shipped: Masks) -> list[int]:
 
 
 def _name(names: tuple[str, ...], kind: int) -> str:
-    if 0 <= kind < len(names):
-        return _cut(names[kind])
-    return str(kind)
+    return _cut(label_of(kind, names))

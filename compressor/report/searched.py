@@ -22,7 +22,7 @@ from . import facts
 from .facts import model_name
 from .plots import DENSE, KEPT, REMOVED, WIDTH_IN, Drawing, draw
 from .sections import Figure, KeyFigure, Section
-from .tables import ABSENT, Table
+from .tables import Table, stated
 from .write import Page, ReportPaths, write_page
 
 _PART_TITLES = {"search": "search images", "evaluation": "images the search never saw"}
@@ -148,11 +148,6 @@ def _told(report: SearchReport, value: float, digits: int = 2) -> str:
     return f"{_scale(report) * value:.{digits}f}{unit}"
 
 
-def _heading(metric: str) -> str:
-    """`Top-1`, and `mIoU` as it is."""
-    return metric.capitalize() if metric.islower() else metric
-
-
 def _counts(report: SearchReport) -> bool:
     """Whether a quality is a share of right answers, whose noise follows from how many there are."""
     return report.metric in COUNTED
@@ -219,7 +214,9 @@ def _sections(report: SearchReport, images: Mapping[str, bytes]) -> tuple[Sectio
 
 def _curve_figure(report: SearchReport) -> Figure:
     repair = "repaired, no fine-tuning" if report.repaired else "neither repaired nor fine-tuned"
-    caption = f"{_heading(report.metric)} over the MACs that may stay, on {_PART_TITLES[_judged(report)]}; {repair}."
+    caption = (
+        f"{facts.capitalised(report.metric)} over the MACs that may stay, on {_PART_TITLES[_judged(report)]}; {repair}."
+    )
     return Figure("search-curve", "quality over MACs kept, best against presets", caption)
 
 
@@ -264,7 +261,7 @@ def _curve_tables(report: SearchReport) -> Iterator[Table]:
         head = ("recipe", facts.axis_title("area", report.is_share), *budgets)
         dense = _scale(report) * report.dense[image_part]
         measured_in = " in %" if report.is_share else ""
-        note = f"{_heading(report.metric)}{measured_in}, {_images_of(curves[0])} images; dense {dense:.1f}."
+        note = f"{facts.capitalised(report.metric)}{measured_in}, {_images_of(curves[0])} images; dense {dense:.1f}."
         yield Table(f"On {_PART_TITLES[image_part]}", head, "lr" + "r" * len(budgets), tuple(rows), note)
 
 
@@ -286,7 +283,7 @@ def _trial_cells(report: SearchReport, trial: Tried) -> tuple[str, ...]:
     scale = _scale(report)
     area = "" if trial.value is None else f"{scale * trial.value:.2f}"
     qualities = ", ".join(f"{scale * quality:.1f}" for _, quality in trial.points)
-    return str(trial.number), trial.state, trial.preset or ABSENT, area, qualities, f"{trial.seconds:.1f}"
+    return str(trial.number), trial.state, stated(trial.preset), area, qualities, f"{trial.seconds:.1f}"
 
 
 def _hash_table(report: SearchReport) -> Table:
@@ -385,8 +382,9 @@ def _importance(importance: Sequence[tuple[str, float]]) -> Sheet | None:
     if not shown:
         return None
     figure, axes = _sheet(0.9 + 0.26 * len(shown))
-    axes.barh(range(len(shown)), [100 * share for _, share in shown], color=KEPT, height=0.7)
-    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=8)
+    names, shares = zip(*shown, strict=True)
+    axes.barh(range(len(shown)), 100 * np.array(shares), color=KEPT, height=0.7)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("share of what sets the best trials apart, %")

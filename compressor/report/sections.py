@@ -231,11 +231,7 @@ def _headline_pairs(run: ReportInput) -> list[tuple[LatencyRow, LatencyRow]]:
     if not in_fp32:
         return []
     _, first = in_fp32[0]
-    reduced = []
-    for reference, row in pairs:
-        is_alike = (row.runtime, row.batch) == (first.runtime, first.batch)
-        if is_alike and row.precision != "fp32":
-            reduced.append((reference, row))
+    reduced = [pair for pair in pairs if pair[1].precision != "fp32" and _place(pair[1]) == _place(first)]
     fastest_first = sorted(reduced, key=lambda pair: facts.median_ms(pair[1]))
     return in_fp32 + fastest_first[:1]
 

@@ -172,7 +172,8 @@ def _curve(report: SweepReport, axis: _Axis) -> Sheet | None:
         return None
     sheet = Sheet(figsize=(WIDTH_IN, 3.0), layout="constrained")
     axes = sheet.add_subplot()
-    axes.plot([x for x, _ in shipped], [y for _, y in shipped], color=KEPT, marker="o", label="shipped")
+    costs, qualities = zip(*shipped, strict=True)  # not empty: of the dense network there is one place at most
+    axes.plot(costs, qualities, color=KEPT, marker="o", label="shipped")
     for x, y in dense:
         axes.scatter(x, y, color=DENSE, marker="s", label="dense", zorder=3)
     axes.set_xlim(left=0)

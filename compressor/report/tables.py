@@ -39,6 +39,11 @@ class Table:
     note: str = ""
 
 
+def stated(value: object) -> str:
+    """A cell's text: the value, a dash where it is empty or 0."""
+    return str(value or ABSENT)
+
+
 def gate_table(run: ReportInput) -> Table:
     """Every gate; why one shows nothing stands in the note."""
     rows = tuple(map(_gate_cells, run.gates))
@@ -243,7 +248,7 @@ def _accuracy_cells(run: ReportInput, row: AccuracyRow) -> Cells:
         facts.value_of(row.accuracy),
         _lost_cell(run, row),
         facts.interval_of(row.accuracy),
-        top5_of(row.accuracy) or ABSENT,
+        stated(top5_of(row.accuracy)),
     )
 
 
@@ -393,7 +398,7 @@ def _precision_cells(file: FileRow) -> Cells:
     layers = "none"
     if file.kept:
         layers = f"{len(file.kept)}: {', '.join(file.kept)}"
-    return file.name, file.precision, file.method or ABSENT, str(file.bits or ABSENT), file.rest or ABSENT, layers
+    return file.name, file.precision, stated(file.method), stated(file.bits), stated(file.rest), layers
 
 
 def engine_table(run: ReportInput) -> Table:
@@ -471,7 +476,7 @@ def _largest(peaks: Iterable[int | None]) -> int | None:
 
 def pairs_table(title: str, fields: Mapping[str, object]) -> Table:
     """A record's fields by name, a dash for what is empty."""
-    rows = tuple((name, facts.number(value) or ABSENT) for name, value in fields.items())
+    rows = tuple((name, stated(facts.number(value))) for name, value in fields.items())
     return Table(title, ("field", "value"), "cl", rows)
 
 

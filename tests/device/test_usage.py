@@ -41,7 +41,7 @@ def test_a_meter_reads_the_seconds_since_it_began_and_the_peak_since_its_reset(
     monkeypatch.setattr(usage.time, "perf_counter", lambda: next(moments))
     meter = usage.begin()
     assert (tmp_path / "clear_refs").read_text() == "5"  # proc(5): what resets the peak, and nothing else does
-    assert meter.peak_before is None
+    assert meter.peak_before == -1
     assert meter.read() == Usage(2.5, 70, None)
 
 

@@ -1,4 +1,4 @@
-"""The table of criteria: of each how it scores, in a sentence, and which function of `relevance/` does it.
+"""The table of criteria: how each scores, in a sentence, and which function of `relevance/` or `steering/` does it.
 
 Imports no torch, so that a misspelt name is refused and a list is shown at once: functions are named here, as
 `module.function`, and found by `relevance/` when they are needed. Each row carries its paper's way of reading units;

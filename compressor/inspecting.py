@@ -1,6 +1,6 @@
 """What can be said before a run: a model's units, what is left alone, and what a plan would cost. Writes nothing.
 
-Images are needed by neither; data that are tensors, or several inputs, say what goes into a model.
+No images are needed; data that are tensors, or several inputs, say what goes into a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What passes between stages: frozen records of numpy arrays, numbers and strings.
+"""What passes between stages, `Scores`, `Plan`, `Group`, ...: frozen records of arrays, numbers and strings.
 
 Keys are qualified names: of layers (`layer1.0.conv1`), of parameters (`layer1.0.conv1.weight`)
 or of nodes of the traced graph (`conv2d_3`). Nothing here knows torch, files or formats.

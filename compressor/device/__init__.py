@@ -1,4 +1,4 @@
-"""What runs on the target: runtimes, timing, parity and bundles, with numpy and one runtime only.
+"""What runs on the target, and what the host times, builds and compares with: numpy and one runtime only.
 
 `load(bundle)` gives what answers to images, arrays and files.
 """

@@ -1,1 +1,1 @@
-"""ONNX files, their precisions, and the engines built from them; every file passes a gate."""
+"""How one ONNX file, one precision or one engine is made and gated; which of them a run wants, `delivery` knows."""

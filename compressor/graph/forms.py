@@ -1,7 +1,8 @@
 """One form for what ATen has under several names: a traced graph with shapes in, the same function in fewer words.
 
 Other names of an operation (`concat`, `swapaxes`) become its first one; a cast to the type that a tensor has, a copy
-over the whole of another and a write to all of an axis become the tensor itself. So the rooms behind handle one form.
+over the whole of another and a write to all of an axis become the tensor itself. So grouping, relevance and repair
+handle one form.
 """
 
 from __future__ import annotations

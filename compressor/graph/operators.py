@@ -1,4 +1,4 @@
-"""The families of ATen operations: one list each, for every room that handles them. Knows no room's handlers.
+"""The families of ATen operations: one list each, for every package that handles them. Knows no handlers.
 
 A new member goes in here; `tests/test_operators.py` then names the rooms that can't handle it and don't say so.
 """

@@ -1,1 +1,1 @@
-"""Measured latency: tables of layers timed on a runtime, what they predict, and the plan that meets a budget."""
+"""For budgets in time: layers timed on a runtime, what that predicts of a plan, corrected by timing real networks."""

@@ -1,4 +1,4 @@
-"""A run's folder and weights trained afterwards in, what ships with them out: same plan, dense reference and gates.
+"""A run's folder and weights that its owner trained in, what ships with them out: same plan, same gates.
 
 The run stays as it is; all is read and checked before anything is written.
 """

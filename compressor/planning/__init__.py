@@ -1,4 +1,4 @@
-"""How much of each group goes: the loss measured, an order of removal, a plan under a budget."""
+"""How much of each group goes: scores and a budget in, the `Plan` of the units that stay out, by measured loss."""
 
 from .budget import compose, make_plan
 from .ranking import RankingOptions, importance

@@ -1,4 +1,4 @@
-"""What can go: units of a traced graph, tied into groups, each checked in float64; and its removal."""
+"""Before scoring, what can go: units in groups, each checked in float64; after planning, its removal (`surgery`)."""
 
 from .check import find_structure
 from .groups import analyse

@@ -1,4 +1,4 @@
-"""What all images can give back: the repaired network in, taught by the dense one, a nearer network out. No labels.
+"""The repaired network taught to answer as the dense one, over all images; labels, where there are any, only add.
 
 Knows neither where images come from, nor which units went, nor what ships: that is judged by others.
 """

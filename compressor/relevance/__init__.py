@@ -1,5 +1,6 @@
-"""Who matters: a traced graph, its groups and labelled images in, `Scores` out, by any criterion of the table.
+"""Who matters: a traced graph, its groups and labelled images in, `Scores` out, by any criterion.
 
+Those that are learned lie in `steering/`; `compressor/criteria.py` is the table of all.
 Streams over batches in bounded memory, sums in float64 and over ranks. Knows no budget and no plan.
 """
 

@@ -1,4 +1,4 @@
-"""The repaired and the tuned network in, the better of the two out, judged on images apart.
+"""The repaired network and the one that recovery taught in, the better of both out, judged on images apart.
 
 Right answers decide, or the task's own quality; of equals, the lower cross-entropy, or distance to the dense network;
 of equals, the repaired one. Knows neither where the images come from nor what else they served: that is the caller's

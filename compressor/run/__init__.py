@@ -1,1 +1,1 @@
-"""The only room that knows a run's folder: its stages and their keys, what they share, and a network by replay."""
+"""A run's folder, which no other room knows: stages stored and read back, what they share, a network by replay."""

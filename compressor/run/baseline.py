@@ -1,4 +1,4 @@
-"""The dense network in, what predicts a network's time on this machine out: steps and tables of its layers, timed once.
+"""For budgets in time: the dense network in, steps and tables of its layers, timed once on this machine, out.
 
 All of it is kept in the run's folder, entry by entry. Real networks are timed here too, against the dense one. Knows
 no plan.

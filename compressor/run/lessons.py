@@ -1,4 +1,4 @@
-"""The images that learned criteria learn from: calibration's, and those that neither evaluate nor judge.
+"""The images that learned criteria (`steering/`) learn from: calibration's, and those that neither evaluate nor judge.
 
 Labels are not asked for. As many are set apart as the longest of the trainings shows.
 """

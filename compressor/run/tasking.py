@@ -1,4 +1,4 @@
-"""What the answers of a run's network mean: the task that data and answers show, or that was asked for.
+"""The chosen task fitted to the dense network: the mean and spread of its answers, measured once, as a stage.
 
 Which it is is known at the start; what it needs to know of the dense network's answers (their mean, their spread) is a
 stage of its own. A user's functions take the place of its own ones here.

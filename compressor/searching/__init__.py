@@ -1,4 +1,7 @@
-"""The search room, known to users as `compressor.search(...)`; nothing heavy is read before that is called."""
+"""The settings of scoring and ranking that prune a network best: a recipe in, a study, a better recipe out.
+
+Known to users as `compressor.search(...)`; nothing heavy is read before that is called.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle onto devices: looked over, copied, verified and timed there, switched to or left out, and what is told."""
+"""A finished bundle onto devices over ssh: copied, verified and timed there, then switched to, or left out and why."""
 
 from __future__ import annotations
 

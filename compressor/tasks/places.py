@@ -1,4 +1,4 @@
-"""Where a detector's dense answer says something: how sure its scores are at each place.
+"""How sure a detector's dense answer is at each place: the weights of what it says of boxes there.
 
 Leaves in, for each leaf of boxes (distances, offsets, centers) its weights out. What a network answers beside an object
 is anything: nobody reads a box whose score is low, and a distance that counted it would spend the network on noise.

@@ -85,7 +85,8 @@ def version(library: str) -> str:
 
 def version_here(library: str) -> str:
     """The same where engines of the library can run here, else an empty string."""
-    return "" if unavailable(library) else version(library)
+    is_installed = library in LIBRARIES and importlib.util.find_spec(library) is not None
+    return version(library) if is_installed and not cuda.unavailable() else ""
 
 
 def is_strongly_typed(library: str, library_version: str) -> bool:

@@ -134,10 +134,15 @@ class Started:
 
 def _finished_runs(jobs: list[Started]) -> list[dict[str, Any]]:
     """The times of jobs that run at once; raises CalledProcessError where one failed."""
-    for job in jobs:
-        code = job.process.wait()
-        if code:
-            raise subprocess.CalledProcessError(code, job.process.args)
+    try:
+        for job in jobs:
+            code = job.process.wait()
+            if code:
+                raise subprocess.CalledProcessError(code, job.process.args)
+    finally:
+        for job in jobs:
+            job.process.terminate()  # nothing to one that has ended; torchrun ends its own
+            job.process.wait()
     return [json.loads(job.out.with_suffix(".json").read_text()) for job in jobs]
 
 

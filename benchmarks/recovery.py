@@ -135,10 +135,11 @@ def _plans(options: argparse.Namespace) -> Iterator[tuple[str, tuple[str, ...]]]
     yield OURS, (REPAIRED, RECOVERED)
     if options.peer:
         yield options.setting, (REPAIRED, RECOVERED)
-    if options.fastnas:
-        screened = options.fastnas_setting == ALL
-        for setting in map(str, FASTNAS_SETTINGS) if screened else [options.fastnas_setting]:
-            yield setting, (REPAIRED,) if screened else (REPAIRED, RECOVERED)
+    if options.fastnas and options.fastnas_setting == ALL:
+        for setting in FASTNAS_SETTINGS:
+            yield str(setting), (REPAIRED,)
+    elif options.fastnas:
+        yield options.fastnas_setting, (REPAIRED, RECOVERED)
 
 
 def _teaching(options: argparse.Namespace, seed: int) -> RecoveryOptions:

@@ -25,7 +25,7 @@ _HELP: tuple[list[str], ...] = ([], ["--help"], ["--help-all"], ["-h"])
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code. Errors of the tree are one line on stderr."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    verb = next(iter(words), "")
+    verb = words[0] if words else ""
     if verb == "--version":
         print(f"compressor {__version__}")
         return 0
@@ -54,7 +54,7 @@ def _compress(arguments: list[str]) -> int:
             return end.code
         return 0 if end.code is None else 1
     except KeyboardInterrupt:
-        is_continued = next(iter(arguments), "") in _CONTINUED
+        is_continued = bool(arguments) and arguments[0] in _CONTINUED
         remedy = "; the same command goes on from here" if is_continued else ""
         print(f"interrupted{remedy}", file=sys.stderr)
         return _INTERRUPTED

@@ -264,15 +264,14 @@ def _budget_of(words: _Words, text: str) -> Budget:
     if kind != "latency" and words.ending:
         figure = "amount" if words.unit else "share"
         raise RecipeError(f"budget '{text}' goes on after its {figure} with '{' '.join(words.ending)}'; write {_FORMS}")
-    budget = Budget(kind, words.number)
+    budget = Budget(kind, 1.0 if words.unit else words.number)
     if kind == "latency":
         budget = _on_runtime(budget, text, words.ending)
     if not words.unit:
         return budget
-    amount = _UNITS[kind][words.unit] * words.number
-    if words.unit == "fps":
-        amount = budget.batch * _UNITS[kind][words.unit] / words.number
-    return replace(budget, share=1.0, amount=amount, unit=words.unit)
+    scale = _UNITS[kind][words.unit]
+    amount = budget.batch * scale / words.number if words.unit == "fps" else scale * words.number
+    return replace(budget, amount=amount, unit=words.unit)
 
 
 def _on_runtime(budget: Budget, text: str, words: Sequence[str]) -> Budget:

@@ -25,7 +25,6 @@ from .steering import GATES, SELECTORS, Counted, SteeringOptions
 
 READING = ("criterion", "composite", "start", "start_class", "sign", "per", "place")
 """The fields of a recipe that say how units are scored: a search keeps what it found under them."""
-_PREPROCESSING = ("size", "resize", "interpolation", "mean", "std")
 LARGEST_STEP = 1 / 8
 """Of a layer's width, that its kept count moves by where nobody says a multiple."""
 
@@ -138,10 +137,13 @@ def recovering_of(recipe: Recipe) -> RecoveryOptions:
 
 def given_preprocessing(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says of pre-processing, None where it says nothing: arguments of `images.overridden`."""
-    stated: dict[str, Any] = {name: getattr(recipe, name) or None for name in _PREPROCESSING}
-    if len(recipe.size) == 1:
-        (stated["size"],) = recipe.size
-    return stated
+    return {
+        "size": recipe.size[0] if len(recipe.size) == 1 else recipe.size or None,
+        "resize": recipe.resize or None,
+        "interpolation": recipe.interpolation or None,
+        "mean": recipe.mean or None,
+        "std": recipe.std or None,
+    }
 
 
 def require_known(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -138,7 +138,8 @@ def _not_finite(value: object, place: str) -> Iterator[str]:
             for key, inner in value.items():
                 yield from _not_finite(inner, f"{place}/{key}")
         case list() | tuple():
-            yield from _not_finite(dict(enumerate(value)), place)
+            for index, inner in enumerate(value):
+                yield from _not_finite(inner, f"{place}/{index}")
         case np.ndarray():
             yield from _not_finite(value.tolist(), place)
         case float() | np.floating() if not math.isfinite(value):
@@ -238,9 +239,9 @@ def write_record(path: Place, record: object) -> None:
         write_arrays(target.with_name(beside), arrays)
     write_json(target, body)
 
-    for path in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
-        if path.name != beside:
-            path.unlink(missing_ok=True)
+    for stale in target.parent.glob(f"{target.stem}-{'[0-9a-f]' * 12}.safetensors"):
+        if stale.name != beside:
+            stale.unlink(missing_ok=True)
 
 
 def read_record(path: Place, kind: type[Record]) -> Record:
@@ -288,24 +289,24 @@ def _entries_of(record: Any) -> dict[str, Any]:
 
 def _unfolded(value: Any, place: str, arrays: Arrays) -> object:
     """JSON for a record; arrays are put aside in `arrays` under the place they were found at, `/sites/0/units`."""
-
-    def unfolded_entries(entries: Iterable[tuple[object, object]]) -> dict[str, object]:
-        return {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in entries}
-
     match value:
         case np.ndarray():
             arrays[place] = value
             return {"array": place}
         case _ if is_dataclass(type(value)):
-            return {"record": type(value).__name__, "fields": unfolded_entries(_entries_of(value).items())}
+            return {"record": type(value).__name__, "fields": _unfolded_entries(_entries_of(value), place, arrays)}
         case Mapping():
-            return {"mapping": unfolded_entries(value.items())}
+            return {"mapping": _unfolded_entries(value, place, arrays)}
         case tuple() | list():
-            return list(unfolded_entries(enumerate(value)).values())
+            return [_unfolded(entry, f"{place}/{index}", arrays) for index, entry in enumerate(value)]
         case np.generic():
             return value.item()
         case _:
             return value
+
+
+def _unfolded_entries(entries: Mapping[Any, object], place: str, arrays: Arrays) -> dict[str, object]:
+    return {str(key): _unfolded(entry, f"{place}/{key}", arrays) for key, entry in entries.items()}
 
 
 def _folded(value: Any, arrays: Arrays) -> Any:

@@ -277,8 +277,8 @@ def _lessons_and_judges(batches: LabelledBatches) -> tuple[list[tuple[Inputs, Ta
     lessons: list[tuple[Inputs, Targets]] = []
     judging: list[Inputs] = []
     taught, judged = 0, 0  # images
-    for inputs, targets in batches:
-        is_last = len(lessons) == len(batches) - 1
+    for number, (inputs, targets) in enumerate(batches, start=1):
+        is_last = number == len(batches)
         if taught < enough and (not is_last or not lessons):
             lessons.append((inputs, targets))
             taught += count(inputs)

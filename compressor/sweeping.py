@@ -65,8 +65,7 @@ def require_free(recipe: Recipe, points: Sequence[Recipe]) -> None:
     expected = {point.folder.name for point in points} | {"plots"}
     for path in folder.iterdir():
         is_of_sweep = path.name in expected or path.name.startswith(("sweep.", ".part-"))
-        is_run = (path / "run.json").is_file()
-        if not is_of_sweep and not is_run:
+        if not is_of_sweep and not (path / "run.json").is_file():
             raise FolderError(f"{folder} holds {path.name}, which no sweep has left there; give another --out")
 
 

@@ -166,7 +166,7 @@ def shipped(release: str, outcomes: Sequence[Outcome], page: Path | None) -> Non
         state = (outcome.device.name, outcome.result, outcome.current or "nothing")
         _add_device(table, state, outcome.latency, copied)
     console.print(table)
-    warn(str(outcome.error or "") for outcome in outcomes)
+    warn(str(outcome.error) for outcome in outcomes if outcome.error is not None)
     if page:
         say_lines([f"page: {page}"])
 

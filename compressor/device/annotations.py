@@ -129,7 +129,7 @@ def _classes(
         raise DataError(f"{str(file)!r} has {len(category_names)} categories, expected at most {MOST_CLASSES:,}")
     names_by_id = dict(sorted(category_names.items()))
     if not classes:
-        return tuple(names_by_id.values()), dict(zip(names_by_id, range(len(names_by_id)), strict=True))
+        return tuple(names_by_id.values()), {identity: index for index, identity in enumerate(names_by_id)}
     index_of = {}
     for identity, name in names_by_id.items():
         if name not in classes:

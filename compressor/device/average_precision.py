@@ -49,8 +49,9 @@ class Matches:
 def match_image(detected: Boxes, truth: Boxes) -> dict[int, Matches]:
     """By class, for each that is detected or there."""
     matches = {}
-    for label in map(int, np.union1d(detected["labels"], truth["labels"])):
-        scores = np.asarray(detected["scores"], np.float64)[np.asarray(detected["labels"]) == label]
+    all_scores, labels = np.asarray(detected["scores"], np.float64), np.asarray(detected["labels"])
+    for label in map(int, np.union1d(labels, truth["labels"])):
+        scores = all_scores[labels == label]
         matches[label] = _match_class(_boxes_of(detected, label), scores, _boxes_of(truth, label))
     return matches
 

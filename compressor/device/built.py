@@ -45,7 +45,7 @@ def is_builders_file(name: str) -> bool:
 
 def shipped_files(folder: Path) -> Iterator[str]:
     """Paths in the bundle but for what `compressor build` leaves there; a link is never that."""
-    return (name for name in files_below(folder) if (folder / name).is_symlink() or not is_builders_file(name))
+    return (name for name in files_below(folder) if not is_builders_file(name) or (folder / name).is_symlink())
 
 
 def engine_files(folder: Path) -> tuple[Path, ...]:

@@ -122,8 +122,10 @@ def _error_of(event: Event) -> CompressorError:
     """The child's error as it was raised there, so that its exit code stays the same."""
     from .. import errors
 
-    error_type: type[CompressorError] = getattr(errors, event["type"], EngineError)
-    return error_type(event["message"])
+    error_type = getattr(errors, event["type"], None)
+    if isinstance(error_type, type) and issubclass(error_type, CompressorError):
+        return error_type(event["message"])
+    return EngineError(event["message"])
 
 
 def _death(

@@ -227,7 +227,8 @@ def _print_place(options: argparse.Namespace, **places: object) -> None:
 def _print(options: argparse.Namespace, content: Mapping[str, object], lines: Iterable[str]) -> None:
     """A verb's result: one object where that is asked for, else the lines."""
     if options.json:
-        lines = [json.dumps(_finite(content), allow_nan=False)]
+        print(json.dumps(_finite(content), allow_nan=False))  # ASCII alone
+        return
     for line in lines:
         print(printable(line))
 

@@ -113,7 +113,7 @@ def _cpu_name() -> str:
 
 def _load_average() -> str:
     try:
-        return " ".join(map("{:.2f}".format, os.getloadavg()))
+        return " ".join(f"{average:.2f}" for average in os.getloadavg())
     except (OSError, AttributeError):  # Windows has none
         return ""
 

@@ -15,10 +15,11 @@ def files_below(folder: Path) -> Iterator[str]:
 
     for place, folders, names in os.walk(folder, onerror=stop):
         parent = Path(place)
+        below = parent.relative_to(folder)
         links = [name for name in folders if (parent / name).is_symlink()]
         folders.sort()  # in place: the order os.walk goes on in
         for name in sorted([*names, *links]):
-            yield (parent / name).relative_to(folder).as_posix()
+            yield (below / name).as_posix()
 
 
 def reason_of(error: Exception) -> str:

@@ -91,7 +91,7 @@ def _below(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
 
 def _holds_folders_alone(folder: Path) -> bool:
     """Whether there are folders in it, and no samples beside them."""
-    return bool(folders_in(folder)) and not files_in(folder, {*SUFFIXES, *ARRAY_FILES})
+    return not files_in(folder, {*SUFFIXES, *ARRAY_FILES}) and bool(folders_in(folder))
 
 
 def truth_of(labelled: Labelled, index: int, picture: PIL.Image.Image, crop: Crop) -> Any:

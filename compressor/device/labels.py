@@ -181,9 +181,9 @@ def _names_of_indices(indices: Sequence[int], classes: Sequence[str] | None, tab
 def _require_label(text: str, table: Path) -> None:
     """An index of a size that classes have, or a name; what looks like a number and is no index is refused."""
     if _WHOLE.fullmatch(text):
-        # Counted and not read, since Python refuses to read thousands of them: from 1,000,000 on there are seven.
         digits = text.lstrip("+-0")
-        if len(digits) >= len(str(MOST_CLASSES)):
+        # counted before they are read: Python refuses to read thousands of them
+        if len(digits) > len(str(MOST_CLASSES)) or int(digits or 0) >= MOST_CLASSES:
             raise DataError(too_large_label(repr(text[:20]), str(table)))
     elif len(text) > _LONGEST_NAME:
         raise DataError(f"{str(table)!r} has a class name of {len(text)} characters; correct the row of {shown(text)}")

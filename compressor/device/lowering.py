@@ -138,7 +138,7 @@ def _padding(kernel: Kernel, images: frozenset[str]) -> str:
     before, after = kernel.inputs[0], kernel.outputs[0]
     if before.name in images or len(before.dims) != len(after.dims):
         return ""
-    changes = [sizes for sizes in zip(before.dims, after.dims, strict=True) if len(set(sizes)) > 1]
+    changes = [(old, new) for old, new in zip(before.dims, after.dims, strict=True) if old != new]
     if len(changes) != 1:
         return ""
 

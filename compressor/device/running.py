@@ -22,7 +22,7 @@ from ..errors import DataError, InputError
 from ..records import Figure, figure_fields
 from . import feeds
 from .answering import require_answer
-from .answers import answers_of, by_output, logits_of, maps_of
+from .answers import SEGMENTATION, answers_of, by_output, logits_of, maps_of
 from .arrays import write_npz
 from .destinations import replacing, require_destination, written
 from .feeds import Array, Arrays
@@ -163,11 +163,10 @@ def _judged(manifest: Manifest, outputs: Arrays) -> Any:
 
 def _judged_outputs(manifest: Manifest, outputs: Arrays) -> Any:
     """The same of every sample."""
-    match manifest.task:
-        case "classification":
-            return logits_of(manifest, by_output(manifest, outputs))
-        case "segmentation":
-            return maps_of(manifest, by_output(manifest, outputs))
+    if manifest.task == CLASSIFICATION:
+        return logits_of(manifest, by_output(manifest, outputs))
+    if manifest.task == SEGMENTATION:
+        return maps_of(manifest, by_output(manifest, outputs))
     return [answer.detections for answer in answers_of(manifest, outputs)]
 
 

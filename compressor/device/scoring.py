@@ -47,8 +47,10 @@ def top1_row(logits: Array, label: int) -> tuple[bool, bool, bool]:
 
 def top1_figure(rows: Sequence[tuple[bool, bool, bool]]) -> Accuracy:
     """The share of samples whose largest logit is the label's."""
-    is_first, is_in_top5, has_top5 = zip(*rows, strict=True)
-    return Accuracy(sum(is_first), len(rows), sum(is_in_top5) if all(has_top5) else -1)
+    correct = sum(is_first for is_first, _, _ in rows)
+    in_top5 = sum(is_in_top5 for _, is_in_top5, _ in rows)
+    has_top5 = all(counted for _, _, counted in rows)
+    return Accuracy(correct, len(rows), in_top5 if has_top5 else -1)
 
 
 def pixel_classes(logits: Array, size: tuple[int, int]) -> IntArray:

@@ -12,8 +12,9 @@ from .manifest import Manifest
 def stated_figure(manifest: Manifest, path: str | Path) -> Figure | None:
     """The figure of the bundle's file at `path`; None where the manifest has none."""
     place = Path(path).as_posix()
-    models = [model.path for model in manifest.models if place.endswith(f"/{model.path}")]
+    models = (model.path for model in manifest.models if place.endswith(f"/{model.path}"))
+    model_path = next(models, None)  # of `small.onnx` and `a/small.onnx` the manifest's first
     for stated in manifest.metrics:
-        if stated.of in models[:1]:  # of `small.onnx` and `a/small.onnx` the manifest's first
+        if stated.of == model_path:
             return Quality(stated.metric, stated.value, stated.n, stated.low, stated.high, math.nan, stated.is_share)
     return None

@@ -126,5 +126,5 @@ def _boxes_lines(name: str, boxes: Sequence[Box]) -> list[str]:
 
 
 def _box_line(box: Box) -> str:
-    corners = " ".join(map("{:.1f}".format, box["box"]))
+    corners = " ".join(f"{px:.1f}" for px in box["box"])
     return f"{box['label']} {box['score']:.3f} at {corners}"

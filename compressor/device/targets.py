@@ -97,4 +97,4 @@ def require_boxes(boxes: NDArray[Any]) -> None:
 
 def in_words(box: NDArray[Any]) -> str:
     """`4 1 1 4`."""
-    return " ".join(map("{:g}".format, box.tolist()))
+    return " ".join(f"{value:g}" for value in box.tolist())

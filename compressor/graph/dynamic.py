@@ -77,10 +77,12 @@ def unfold_images(graph: fx.GraphModule) -> None:
     the channels, or it has three spatial axes.
     """
     # read before any is written: what one is replaced by may be the next one's input
-    geometries = {node: _geometry(node) for node in calls_of(graph)}
+    read = [(node, _geometry(node)) for node in calls_of(graph)]
+    geometries = {node: geometry for node, geometry in read if geometry is not None}
+    if not geometries:
+        return
     for node, geometry in geometries.items():
-        if geometry is not None:
-            _Writer(graph, node).write(geometry)
+        _Writer(graph, node).write(geometry)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 

@@ -28,7 +28,9 @@ from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mappe
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
 _LIBRARIES = re.compile("site-packages|dist-packages|<frozen|<string>|<eval")
 # `File "a/model.py", line 31` as Python prints a frame, `(model.py:31 in forward` as torch does
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)|\(([\w./-]+\.py):(\d+) in ')
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
+)
 _FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward compares with a number
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
@@ -337,7 +339,8 @@ def place_in(stack: str) -> str:
     not_the_users = (str(_HERE), sysconfig.get_path("stdlib"))
     place = ""
     for frame in _FRAME.finditer(stack):
-        file, line = filter(None, frame.groups())  # of one of the two forms
+        file = frame["file"] or frame["short_file"]
+        line = frame["line"] or frame["short_line"]
         if not file.startswith(not_the_users) and not _LIBRARIES.search(file):
             place = f"{Path(file).name}:{line}"
     return place

@@ -272,8 +272,9 @@ def place_of(node: fx.Node) -> str:
 
 def fetch(graph: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of that qualified name."""
-    tensor: Tensor = operator.attrgetter(name)(graph)
-    return tensor
+    value = operator.attrgetter(name)(graph)
+    assert isinstance(value, Tensor)
+    return value
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

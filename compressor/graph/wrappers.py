@@ -132,20 +132,19 @@ def _refuse_detector(module: nn.Module) -> None:
         )
 
 
-_FAKE_QUANTISED = re.compile(r"FakeQuant|\.nn\.qat|intrinsic\.qat")
+_FAKE_QUANTISED = re.compile(r"\.nn\.qat|intrinsic\.qat")
 _QUANTISED = re.compile(r"\.nn\.(intrinsic\.)?quantized")
 
 
 def _refuse_quantised(name: str, layer: nn.Module) -> None:
     """By the names of classes and of their modules: they move between PyTorch's versions, their names stay."""
-    kind = type(layer).__name__
-    full_name = f"{type(layer).__module__}.{kind}"
-    if _FAKE_QUANTISED.search(full_name):
+    kind, place = type(layer).__name__, type(layer).__module__
+    if "FakeQuant" in kind or _FAKE_QUANTISED.search(place):
         raise ModelError(
             f"{name!r} is fake quantisation ({kind}), of a quantisation-aware training; give the float network as it "
             "was before it was prepared: int8 files are made here (--precisions int8)"
         )
-    if _QUANTISED.search(full_name):
+    if _QUANTISED.search(place):
         raise ModelError(
             f"{name!r} is quantised already ({kind}); give the float network: int8 files are made here "
             "(--precisions int8)"

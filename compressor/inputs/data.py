@@ -368,7 +368,7 @@ def _image_by_name(entry: Mapping[Any, object], signature: Signature) -> object:
     if len(inputs) > 1:
         return None
     candidates = (others[name] for name in inputs or others)
-    return next((entry for entry in candidates if isinstance(entry, Image.Image)), None)
+    return next((value for value in candidates if isinstance(value, Image.Image)), None)
 
 
 class _Pairs:

@@ -206,8 +206,7 @@ def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
         return array
     if array.dtype.kind != "f":
         raise TypeError(f"pixels are {array.dtype}, expected uint8 or floats in [0, 1]")
-    is_in_range = (array >= 0) & (array <= 1)  # False for NaN
-    if not is_in_range.all():
+    if array.size and not 0 <= array.min() <= array.max() <= 1:  # of NaN, too
         raise TypeError(
             f"floats from {array.min():.3g} to {array.max():.3g} are no pixels in [0, 1]; give images as they are "
             "before normalisation, which is done here"

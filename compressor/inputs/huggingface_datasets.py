@@ -210,6 +210,6 @@ def _picture(value: object, mode: str | None) -> object:
     picture.load()
     if picture.getexif().get(ExifTags.Base.Orientation) is not None:
         picture = ImageOps.exif_transpose(picture)
-    if mode is None or picture.mode == mode:
+    if not mode or picture.mode == mode:
         return picture
     return picture.convert(mode)

@@ -138,7 +138,7 @@ def _class_names(model_class: Any, config: Any) -> tuple[str, ...] | None:
 def _saved_class(library: ModuleType, config: Any) -> Any:
     """The class a configuration was saved with, else the library's plain one for its kind."""
     classes = (getattr(library, name, None) for name in config.architectures or ())
-    return next(filter(None, classes), library.AutoModel)
+    return next(filter(None, classes), None) or library.AutoModel  # which takes a second to look up
 
 
 def _trained(library: ModuleType, model_class: Any, spec: str, config: Any) -> object:
@@ -210,8 +210,9 @@ def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing | None:
 
 def _is_scaled_to_one(fields: Mapping[str, Any]) -> bool:
     """Whether pixels from 0 to 255 become values from 0 to 1."""
-    largest = fields.get("rescale_factor", 1 / 255) * 255
-    return bool(fields.get("do_rescale", True)) and abs(largest - 1) < 1e-6
+    if not fields.get("do_rescale", True):
+        return False
+    return bool(abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6)
 
 
 def _sides(size: object) -> tuple[int, ...] | None:

@@ -327,8 +327,9 @@ def kept_after(groups: Groups, removed: Sequence[Chunk]) -> dict[str, IntArray]:
     stays: dict[str, Keep] = {}
     for chunk in removed:
         for name, units in ((chunk.group, chunk.units), *chunk.also):
-            keep = stays.setdefault(name, np.ones(groups[name].size, dtype=bool))
-            keep[units] = False
+            if name not in stays:
+                stays[name] = np.ones(groups[name].size, dtype=bool)
+            stays[name][units] = False
     return {name: np.flatnonzero(keep) for name, keep in stays.items()}
 
 

@@ -46,7 +46,9 @@ class Likeness:
         # over all ranks before the quotient, for each may have images of its own
         sums = sum_over_ranks({"off": np.array(off), "whole": np.array(whole)})
         relative = float(sums["off"]) / max(float(sums["whole"]), float(np.finfo(np.float64).tiny))
-        return float(np.fmin(relative, WORST))  # of NaN, WORST
+        if not np.isfinite(relative):
+            return WORST
+        return min(relative, WORST)
 
     def _squared_distance(self, answer: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         """Summed over the images of a batch."""

@@ -144,7 +144,8 @@ def _multiples(groups: Sequence[Group], options: RankingOptions, coupled: Sequen
 
 def _width(group: Group) -> int:
     """How many units a row has that may go by themselves."""
-    return group.size // len(units_by_row(group))
+    rows = len(np.unique(group.rows)) if group.balanced else 1
+    return group.size // rows
 
 
 def step_of(width: int, options: RankingOptions) -> int:

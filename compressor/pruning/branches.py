@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..errors import ModelError
 from ..graph import aten
@@ -55,8 +55,9 @@ def _branch_at(total: fx.Node, order: dict[fx.Node, int]) -> Branch | None:
     if len(summands) != 2:
         return None
     stream, end = sorted(summands, key=order.__getitem__)
-    shapes = set(map(shape_of, (stream, end, total)))
-    if len(shapes) > 1:
+    if not all(isinstance(node.meta.get("val"), Tensor) for node in (stream, end, total)):
+        return None  # sizes are added up, too
+    if len({shape_of(node) for node in (stream, end, total)}) > 1:
         return None
 
     before_stream = _needed(stream.all_input_nodes)

@@ -221,7 +221,7 @@ def _cross(parts: Collection[tuple[int, int]]) -> bool:
 
     Rows of 24 and of 16 among 48 units share parts (0, 0), (0, 1), (1, 1), (1, 2): 4, where refined rows had 3.
     """
-    rows_left, rows_right = map(set, zip(*parts, strict=True))
+    rows_left, rows_right = {left for left, _ in parts}, {right for _, right in parts}
     return len(parts) > max(len(rows_left), len(rows_right))
 
 
@@ -265,7 +265,9 @@ def _reasons(ledger: Ledger, edges: IntArray) -> dict[int, tuple[str, str]]:
         for island in np.unique(island_of[labels.numpy()]).tolist():
             reason_of.setdefault(island, (node, reason))
 
-    return {label: reason_of[island] for label, island in enumerate(island_of.tolist()) if island in reason_of}
+    frozen = np.flatnonzero(np.isin(island_of, list(reason_of)))
+    islands = island_of[frozen].tolist()
+    return {label: reason_of[island] for label, island in zip(frozen.tolist(), islands, strict=True)}
 
 
 def _inexact(ledger: Ledger, class_of: IntArray) -> dict[int, tuple[str, ...]]:

@@ -128,6 +128,8 @@ def laid(tensor: Tensor, over: Sequence[int], rank: int) -> Tensor:
 
 def _count_of_rows(keep: Keep) -> int:
     """How many coordinates of the last axis each row keeps; of one axis alone, how many it keeps."""
+    if keep.ndim == 1:
+        return int(np.count_nonzero(keep))
     counts = np.unique(keep.sum(axis=-1))
     if len(counts) > 1:
         raise RaggedError(f"rows would keep {counts.min()} to {counts.max()} units; they must keep equal counts")

@@ -77,10 +77,11 @@ def _apart(group_of: IntArray, classes: IntArray) -> list[int]:
     """
     owners = np.where(classes > 0, group_of[classes], -1).reshape(-1, classes.shape[-1])  # [rows, row]
     present = np.unique(owners[owners >= 0])
-    numbers: list[int] = present.tolist()
-    holds = (owners == present[:, None, None]).any(axis=2)  # [groups present, rows]
+    if len(present) < 2:
+        return []
+    holds = np.stack([(owners == number).any(axis=1) for number in present])  # [groups present, rows]
     is_alike = (holds == holds[:1]).all()
-    return [] if is_alike else numbers
+    return [] if is_alike else present.tolist()
 
 
 def _with_joined(coupled: Sequence[set[str]], joined: set[str]) -> list[set[str]]:

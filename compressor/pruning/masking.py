@@ -62,7 +62,8 @@ def _labelled_last(rank: int, lying: Sequence[Lying]) -> list[int]:
     different dimensions.
     """
     labelled = set(itertools.chain.from_iterable(over for over, _ in lying))
-    return sorted(range(rank), key=labelled.__contains__)  # stable: axes keep their order otherwise
+    elsewhere = [axis for axis in range(rank) if axis not in labelled]
+    return [*elsewhere, *sorted(labelled)]
 
 
 def inexact_nodes(structure: Structure) -> set[str]:

@@ -56,7 +56,7 @@ def to_module(
 
 def _cut_layer(layer: nn.Module, name: str, slices: Slices) -> None:
     cuts = next((cuts for kind, cuts in CUTS.items() if isinstance(layer, kind)), None)
-    kept = slices.kept.get(f"{name}.weight".lstrip("."))  # "weight" where the model is the layer itself
+    kept = slices.kept.get(f"{name}.weight" if name else "weight")  # no name where the model is the layer itself
     if cuts is None or kept is None:
         return
     cut_outputs, cut_inputs = cuts

@@ -114,7 +114,9 @@ def _are_apart(one: _Side, met: _Side) -> bool:
     if len(ways) < 2 or axes(met.facet) != over:
         return False
     met_ways = [facet for facet in met.operand.facets if axes(facet) == over]
-    if list(map(_parting, ways)) != list(map(_parting, met_ways)):
+    if len(ways) != len(met_ways):
+        return False
+    if any(_parting(way) != _parting(met_way) for way, met_way in zip(ways, met_ways, strict=True)):
         return False
     return [way is one.facet for way in ways] != [way is met.facet for way in met_ways]
 

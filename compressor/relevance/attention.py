@@ -93,7 +93,8 @@ def matrix_product(a: Tensor, b: Tensor, relevance: Tensor, epsilon: float, out:
 def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Attention written out: scores (scaled, masked), probabilities, output.
 
-    q [..., heads, n, d], k and v [..., heads, m, d]; scores and probabilities are [..., heads, n, m].
+    q [..., heads, n, d], k and v [..., heads, m, d], repeated where several heads of q share one; scores and
+    probabilities are [..., heads, n, m].
     """
     scores = torch.matmul(q, k.mT) * _scale(q, options)  # [..., heads, n, m]
     if options.get("is_causal"):
@@ -145,8 +146,7 @@ def attention_written_out(
         shared_by = q.shape[-3] // k.shape[-3]
         k = k.repeat_interleave(shared_by, -3)
         v = v.repeat_interleave(shared_by, -3)
-    ungrouped: AttentionOptions = {**options, "enable_gqa": False}  # keys and values were repeated above
-    scores, p, out = attend(q, k, v, ungrouped)
+    scores, p, out = attend(q, k, v, options)
 
     if rule == "cp":
         share = torch.div(relevance, stabilised_(out.clone(), epsilon))
@@ -156,7 +156,7 @@ def attention_written_out(
     to_p, to_v = matrix_product(p, v, relevance, epsilon, out)  # [..., heads, n, m], [..., heads, m, d]
     to_scores = softmax(scores, p, to_p, -1, rule)
     assert to_scores is not None
-    scale = _scale(q, ungrouped)
+    scale = _scale(q, options)
     # relevance of the scaled product is its part of the masked score's
     share = torch.div(to_scores, stabilised_(scores.clone(), SCORE_EPSILON)).mul_(0.5 * scale)
     to_q = torch.matmul(share, k).mul_(q)

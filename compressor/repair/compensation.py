@@ -205,7 +205,7 @@ def _fit_of(walk: Lockstep, layer: Layer, slices: Slices) -> Fit:
     weight = fetch(walk.pruned, layer.weight).detach()
     groups = window_of(walk.twin(layer.node), weight).groups
     every_output = np.arange(len(fetch(walk.dense, layer.weight)))
-    outputs, *_ = slices.kept.get(layer.weight, (every_output,))
+    outputs = slices.kept.get(layer.weight, (every_output,))[0]  # along axis 0
 
     scale = output_scale(walk.pruned, walk.twins, layer, weight.shape[0])
     scale = scale.reshape(groups, -1)  # [groups, outputs]
@@ -254,7 +254,8 @@ def _gathering_of(
     row_bytes = 4 * groups * (features + 2 * outputs)  # a row, its targets and what the clamp takes, in float32
     rows_in_memory = min(wanted, options.limit_bytes // 2 // row_bytes)
     # what the clamp takes is known only where what the outputs are added to comes before the layer
-    is_clamp_input_known = set(layer.partners) <= set(walk.order[:stop])
+    before = walk.order[:stop]
+    is_clamp_input_known = all(partner in before for partner in layer.partners)
     has_enough_rows = rows_in_memory >= LEAST_HELD * features and not by_rows
     looks_at_clamp = options.clamps and is_clamp_input_known and has_enough_rows
     return Gathering(

@@ -426,11 +426,11 @@ def _depends(
     together: Mapping[fx.Node, tuple[fx.Node, ...]],
 ) -> bool:
     """Whether any of the nodes that is not done needs one of the targets that is not done either."""
-    seen = set(done)
+    seen: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in seen or node in done:
             continue
         if node in targets:
             return True

@@ -97,7 +97,8 @@ def _origin(rows: Tensor, intercept: bool) -> Tensor:
 
 def _kernel(x: Tensor, intercept: bool) -> Tensor:
     """[n, n] products of rows with each other, counted from their origin."""
-    x = x - _origin(x, intercept)
+    if intercept:
+        x = x - _origin(x, intercept)
     return x @ x.mT
 
 

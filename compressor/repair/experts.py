@@ -101,8 +101,10 @@ def _experts(kernel: fx.Node) -> Experts | None:
     """The experts that a product's kernel is mixed of, with the product; None where the node is no such kernel."""
     part, product = part_of(kernel), only_user(kernel)
     is_kernel = part is not None and part.role == "kernel" and not part.depthwise
+    if not is_kernel or product is None:
+        return None
     mixture = _mixture_behind(kernel)
-    if not is_kernel or product is None or mixture is None:
+    if mixture is None:
         return None
     routing, weight = mixture.all_input_nodes
     is_routed = not is_stored(routing) and len(shape_of(routing)) == 2

@@ -162,7 +162,6 @@ def _parts_for(name: str, parts: UserParts, decode: Callable[..., Any] | None) -
     return UserParts({part: function for part, function in parts.functions.items() if part != "decode"})
 
 
-@torch.no_grad()
 def choose(
     recipe: Recipe,
     dense: fx.GraphModule,
@@ -186,7 +185,8 @@ def choose(
         task_named(recipe.task)
         parts = _parts_for(recipe.task, parts, decode)
         return Chosen(recipe.task, f"{recipe.task}, as asked for", parts, labelled, alone)
-    leaves = answers(dense, inputs_to(inputs, device_of(dense)))
+    with torch.no_grad():
+        leaves = answers(dense, inputs_to(inputs, device_of(dense)))
     named = {name: leaf.cpu() for name, leaf in zip(output_names(dense), leaves, strict=True)}
     name, reason = choose_task(named, targets, as_tuple(inputs)[0].shape)
     if "decode" in parts.functions and (name == "any" or not labelled):

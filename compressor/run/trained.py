@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError, with_article
 from ..graph import fetch
+from ..graph.tracing import named_tensors
 from ..graph.wrappers import plain
 from ..inputs.checkpoints import fitting, load_checkpoint, state_in
 
@@ -40,7 +41,7 @@ def state_of(trained: object, entry: str = "") -> State:
     """
     if isinstance(trained, nn.Module):
         inner = plain(trained)
-        return State(_tensors_of(inner.module), f"the trained {type(trained).__name__}", inner.notes)
+        return State(named_tensors(inner.module), f"the trained {type(trained).__name__}", inner.notes)
     if isinstance(trained, (str, os.PathLike)):
         path = os.fspath(trained)
         return _state_in(load_checkpoint(path), f"checkpoint {path!r}", entry)
@@ -81,8 +82,8 @@ def with_trained(network: fx.GraphModule, state: State, dense: nn.Module) -> fx.
     Raises ModelError for what is missing, unexpected, of another shape, or no trained weight.
     """
     filled = copy.deepcopy(network)
-    expected, parameters = _tensors_of(filled), dict(filled.named_parameters(remove_duplicate=False))
-    of_dense, persistent = _tensors_of(dense), dense.state_dict()
+    expected, parameters = named_tensors(filled), dict(filled.named_parameters(remove_duplicate=False))
+    of_dense, persistent = named_tensors(dense), dense.state_dict()
     optional = [name for name in expected if name not in parameters and name not in persistent]
     needed = [name for name in expected if name not in optional and not name.endswith("num_batches_tracked")]
 
@@ -143,9 +144,3 @@ def _without_wrappers(state: State, needed: Sequence[str]) -> dict[str, Tensor]:
         )
     prefix = (whole or prefixes)[0]
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return dict([*parameters, *module.named_buffers(remove_duplicate=False)])

@@ -123,8 +123,8 @@ def _ship(cargo: Cargo, session: Session, options: Options, say: Say, course: _C
     plan = CopyPlan(cargo.release, _whoami(), surveyed.has_rsync)
     say("copying", 0.0)
     course.copied_bytes = copy_files(session, cargo.folder, cargo.files, plan, lambda share: say("copying", share))
-    latency = _latency_before(cargo, device, surveyed, options.key_sha256)
-    if latency is not None and not options.again:
+    latency = None if options.again else _latency_before(cargo, device, surveyed, options.key_sha256)
+    if latency is not None:
         return _outcome(cargo, device, "already there", course, latency, start)
 
     folder = f"{surveyed.root}/releases/{cargo.release}"
@@ -164,9 +164,10 @@ def _latency_before(cargo: Cargo, device: Device, surveyed: Survey, signed: str)
     Where a key is given, `signed` is its hash, and only what was verified with that one counts.
     """
     accepted = read_accepted(cargo.reports / f"{device.name}.json") or {}
-    releases = [surveyed.current, surveyed.state.get("release"), accepted.get("release")]
+    releases = (surveyed.current, surveyed.state.get("release"), accepted.get("release"))
+    is_this_release = all(release == cargo.release for release in releases)
     is_verified = signed in ("", accepted.get("signed"))
-    if releases != [cargo.release] * 3 or not is_verified or "latency" not in accepted:
+    if not is_this_release or not is_verified or "latency" not in accepted:
         return None
     return tuple(accepted["latency"])
 

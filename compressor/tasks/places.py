@@ -69,6 +69,8 @@ def _weight_of(leaf: Tensor, likely: Iterable[Tensor]) -> Tensor | None:
 
 def _channel_axis(leaf: Tensor, scores: Tensor) -> int | None:
     """The axis but for which both have the same sizes, the first behind the samples or the last; None where none is."""
+    if leaf.dim() != scores.dim():
+        return None
     for axis in (1, leaf.dim() - 1):
         if _without(leaf.shape, axis) == _without(scores.shape, axis):
             return axis

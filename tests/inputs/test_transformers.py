@@ -47,6 +47,7 @@ def test_without_the_package_that_is_said(monkeypatch: pytest.MonkeyPatch) -> No
             Preprocessing((8, 8), (8, 8), "bilinear", (0.0,) * 3, (1.0,) * 3),
         ),
         ({"size": {"height": 8, "width": 8}, "do_rescale": False}, None),
+        ({"size": {"height": 8, "width": 8}, "do_rescale": False, "rescale_factor": None}, None),
         ({"size": {"height": 8, "width": 8}, "rescale_factor": 1 / 127.5}, None),
         ({"do_resize": False, "size": {"height": 8, "width": 8}}, None),
         ({}, None),

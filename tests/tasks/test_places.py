@@ -89,3 +89,10 @@ def test_what_is_said_comes_from_where_the_scores_are_sure() -> None:
     gradient = leaves["boxes"].grad
     assert gradient is not None
     assert gradient.abs()[sure.expand_as(gradient)].mean() > 10 * gradient.abs()[~sure.expand_as(gradient)].mean()
+
+
+@pytest.mark.parametrize("boxes", [(2, 5, 3, 4), (2, 5, 4, 3)])
+def test_boxes_of_more_axes_than_their_scores_have_no_weights(boxes: tuple[int, ...]) -> None:
+    """Without its last axis [N, K, C, 4] is [N, K, C], which is no place of it."""
+    leaves = {"scores": torch.rand(2, 5, 3), "boxes": torch.rand(boxes)}
+    assert weights(leaves, {"scores": (0.0, 1.0)}) == {}

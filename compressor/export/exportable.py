@@ -42,7 +42,7 @@ def _obstacle(node: fx.Node) -> str:
         return "gives the places of its maxima, which ONNX has no function for" if _reads_indices(node) else ""
     if not _has_function(node.target):
         return "has no ONNX function"
-    *_, groups = (1, *node.args[6:7])  # input, weight, bias, stride, padding, dilation, groups
+    groups = node.args[6] if len(node.args) > 6 else 1  # input, weight, bias, stride, padding, dilation, groups
     if node.target in _CONVOLUTIONS and not isinstance(groups, int):
         return "has as many groups as the batch has images, and ONNX fixes a convolution's groups in the file"
     return ""

@@ -130,8 +130,8 @@ def _inputs_taking_half(node: onnx.NodeProto, opset: int) -> list[bool]:
         if "tensor(float16)" in constraint.allowed_type_strs
     }
     takes_half = [formal.type_str in letters for formal in schema.inputs]
-    further = max(0, len(node.input) - len(takes_half))  # inputs that the schema's last stands for, as of Concat
-    return takes_half[: len(node.input)] + takes_half[-1:] * further
+    last = len(takes_half) - 1  # stands for all further inputs, as of Concat
+    return [takes_half[min(place, last)] for place in range(len(node.input))]
 
 
 def _adapt(node: onnx.NodeProto) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import math
 import string
@@ -79,8 +80,8 @@ def export_onnx(
         del raw  # every form of the model holds all its weights: none lives longer than the next one needs
         if is_large:
             release()
-        with tempfile.TemporaryDirectory() as folder:
-            unslimmed = _spilled(folded, Path(folder))
+        with _scratch_folder() as folder:
+            unslimmed = _spilled(folded, folder)
             del folded
             slim, optimiser = _slimmed(unslimmed)
         if is_large:
@@ -148,15 +149,22 @@ def _folded(raw: onnx.ModelProto) -> onnx.ModelProto:
     return folded
 
 
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for the time of the block; FolderError where the disk or its rights are in the way."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        reason = f"can't write {error.filename or 'a temporary file'}: {error.strerror or error}"
+        raise FolderError(f"{reason}; free some space, or name another place in TMPDIR") from error
+
+
 def _spilled(model: onnx.ModelProto, folder: Path) -> Path:
-    """The model in a file, its weights beside it where it is larger than a message may be. Raises FolderError."""
+    """The model in a file, its weights beside it where it is larger than a message may be."""
     path = folder / "model.onnx"
     is_large = model.ByteSize() > _PROTOBUF_LIMIT_BYTES
-    try:
-        onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
-    except OSError as error:
-        reason = f"can't write {path}: {error.strerror}"
-        raise FolderError(f"{reason}; free some space, or name another place in TMPDIR") from error
+    onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
     return path
 
 
@@ -180,13 +188,16 @@ def _forget_matches() -> None:
     Of a large model that is three times its weights, for as long as the process lives.
     """
     import onnxscript.rewriter
-    from onnxslim.core.pattern.registry import DEFAULT_FUSION_PATTERNS
 
-    for rule in onnxscript.rewriter._DEFAULT_REWRITE_RULES:
-        for name in ("_graph", "_match", "_current_node", "_tracer"):
-            vars(rule._matcher).pop(name, None)
-    for matchers in DEFAULT_FUSION_PATTERNS.values():
-        for matcher in matchers:
+    # other versions may keep them elsewhere, which costs memory and nothing else
+    with contextlib.suppress(AttributeError, ImportError, TypeError):
+        for rule in onnxscript.rewriter._DEFAULT_REWRITE_RULES:
+            for name in ("_graph", "_match", "_current_node", "_tracer"):
+                vars(rule._matcher).pop(name, None)
+    with contextlib.suppress(AttributeError, ImportError, TypeError):
+        from onnxslim.core.pattern.registry import DEFAULT_FUSION_PATTERNS
+
+        for matcher in itertools.chain.from_iterable(DEFAULT_FUSION_PATTERNS.values()):
             for name in ("output", *(node.name for node in matcher.pattern.nodes)):
                 vars(matcher).pop(name, None)
 

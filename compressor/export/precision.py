@@ -128,7 +128,7 @@ def overflowing(model: onnx.ModelProto, statistics: Statistics | None) -> dict[s
             fp32_names[node.output[0]] = fp32_names.get(node.input[0], node.input[0])
 
         tensors = [fp32_names.get(name, name) for name in (*node.input, *node.output)]
-        reached = max(_magnitude(statistics, name) for name in tensors)
+        reached = max((_magnitude(statistics, name) for name in tensors), default=0.0)
         if node.op_type in _SQUARING:
             reached = max(reached, _magnitude(statistics, tensors[0]) ** 2)
         if reached * _MARGIN > _HALF_MAX:
@@ -209,7 +209,7 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         activations = {*node.input} - constants.keys() - {""}  # "" stands for an input that is left out
         has_weights = node.op_type in WEIGHTED and not constants.keys().isdisjoint(node.input[1:2])
-        passes_on = node.op_type in _PASSING and set() < activations <= spatial
+        passes_on = node.op_type in _PASSING and bool(activations) and activations <= spatial
         if not has_weights and not passes_on:
             continue
         names.append(node.name)

@@ -230,7 +230,7 @@ def _spread(available: int, most: int) -> Tensor:
 
 def _bias_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str | None:
     """The name of the initialiser that holds the bias, in whole steps of its scale or in float."""
-    bias = next(iter(node.input[2:]), "")
+    bias = node.input[2] if len(node.input) > 2 else ""
     return next((name for name in (f"{bias}_quantized", bias) if name in constants), None)
 
 

@@ -65,7 +65,7 @@ def draw_explanation(explanation: Explanation) -> bytes:
 
     layers_in, heads_in = _heights_in(explanation)
     with_heads = heads_in > 0
-    height_ratios = list(filter(None, (3.0, layers_in, heads_in)))
+    height_ratios = [3.0, layers_in, heads_in] if with_heads else [3.0, layers_in]
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.6 + layers_in + heads_in), layout="constrained")

@@ -166,9 +166,11 @@ def loss_of(figure: Accuracy | Quality, lost: float) -> str:
 def lost_points(run: ReportInput, row: AccuracyRow) -> float | None:
     """What was lost against the dense model on the same images (whatever its precision): points, else per cent."""
     dense_rows = [dense for dense in run.accuracy if dense.variant == "dense" and dense.images == row.images]
-    # one under the same conditions where there is one, else the first
-    reference = max(dense_rows, key=lambda dense: same_conditions(dense, row), default=None)
-    return None if reference is None else reference.accuracy.lost(row.accuracy)
+    if not dense_rows:
+        return None
+    alike = [dense for dense in dense_rows if same_conditions(dense, row)]
+    reference = (alike or dense_rows)[0]
+    return reference.accuracy.lost(row.accuracy)
 
 
 def latency_pairs(run: ReportInput) -> Iterator[tuple[LatencyRow, LatencyRow]]:

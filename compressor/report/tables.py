@@ -519,7 +519,7 @@ def _untouched(run: ReportInput) -> str:
     dense_ms: list[float] = []
     shipped_ms: list[float] = []
     for layer in run.layers:
-        lost_nothing = 0 < layer.macs_dense == layer.macs_shipped
+        lost_nothing = layer.macs_dense > 0 and layer.macs_dense == layer.macs_shipped
         if lost_nothing and layer.ms_dense and layer.ms_shipped is not None:
             dense_ms.append(layer.ms_dense)
             shipped_ms.append(layer.ms_shipped)

@@ -93,13 +93,13 @@ class Outcome:
     @property
     def metric(self) -> str:
         """What the task's quality is called."""
-        figure, *_ = self.dense.values()
+        figure = next(iter(self.dense.values()))
         return figure.metric
 
     @property
     def is_share(self) -> bool:
         """Whether 1 is the best there is."""
-        figure, *_ = self.dense.values()
+        figure = next(iter(self.dense.values()))
         return figure.is_share
 
     @property

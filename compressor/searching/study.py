@@ -262,10 +262,11 @@ def row_of(trial: FrozenTrial) -> TrialRow:
     saved_points = attributes.get("points", [])
     points = tuple(Kept(*fields) for fields in saved_points)
 
-    value = area(points) if points else None
-    state = "failed" if "why" in attributes else "stopped"
     if trial.state == TrialState.COMPLETE:
         state, value = "complete", trial.value
+    else:
+        state = "failed" if "why" in attributes else "stopped"
+        value = area(points) if points else None
 
     return TrialRow(
         trial.number,

@@ -13,9 +13,10 @@ from ..device.runtimes import REFERENCE
 from ..device.timing import Speedup, Timing, compare, summarise
 from ..records import Accuracy, Quality
 from ..report import LatencyRow, ParetoPoint, facts
+from ..report.facts import ABSENT
 from ..report.plots import Drawing, draw, draw_latency, draw_pareto
 from ..report.sections import Figure, KeyFigure, Section, pareto_caption, slug
-from ..report.tables import ABSENT, TOO_FEW, Table, headed, lines_table, pairs_table, top5_of, without_empty_column
+from ..report.tables import TOO_FEW, Table, headed, lines_table, pairs_table, top5_of, without_empty_column
 from ..report.write import Page
 from .comparison import Change
 from .records import SINGLE, ColdStart, Measured, ScenarioTiming, SubjectRow

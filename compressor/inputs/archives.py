@@ -26,8 +26,8 @@ from .images import Images, numbered
 from .samples import TargetKind
 from .targets import picture_of
 
-_INPUTS = ("images", "inputs")
-_INPUT = "input."  # before the name of one input of several
+_INPUT_ARRAYS = ("images", "inputs")
+_INPUT_PREFIX = "input."  # before the name of one input of several
 _TARGETS = ("labels", "masks", "targets")
 
 
@@ -119,9 +119,11 @@ def _kind_of(targets: NDArray[Any]) -> TargetKind:
 def _examples(
     path: Path, arrays: Mapping[str, NDArray[Any]], class_names: Sequence[str], signature: Signature
 ) -> Examples:
-    by_name = {name.removeprefix(_INPUT): array for name, array in arrays.items() if name.startswith(_INPUT)}
+    by_name = {
+        name.removeprefix(_INPUT_PREFIX): array for name, array in arrays.items() if name.startswith(_INPUT_PREFIX)
+    }
     if by_name and "inputs" in arrays:
-        raise DataError(f"{str(path)!r} holds 'inputs' and '{_INPUT}{next(iter(by_name))}'; keep one of the two")
+        raise DataError(f"{str(path)!r} holds 'inputs' and '{_INPUT_PREFIX}{next(iter(by_name))}'; keep one of the two")
     inputs = by_name or (arrays["inputs"],)
     targets = arrays.get(_target_name(path, arrays))
     batch = read_batch((inputs, targets), signature, str(path))
@@ -171,7 +173,7 @@ def _npz_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]
 
 def _stored_arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], tuple[str, ...]]:
     with np.load(path, allow_pickle=False) as archive:
-        inputs = [name for name in archive if name in _INPUTS or name.startswith(_INPUT)]
+        inputs = [name for name in archive if name in _INPUT_ARRAYS or name.startswith(_INPUT_PREFIX)]
         if not inputs:
             raise DataError(
                 f"{str(path)!r} holds {', '.join(archive)}; expected 'images' and 'labels', or 'inputs' and 'targets'"

@@ -14,9 +14,10 @@ from ..device.manifest import MANIFEST, SIGNATURE, Manifest, ModelFile
 from ..device.metrics import Metric
 from ..device.runtimes import kind_of, takers
 from . import facts
+from .facts import ABSENT
 from .markdown import to_markdown
 from .sections import KeyFigure, Section
-from .tables import ABSENT, Table
+from .tables import Table
 from .write import Page, to_html
 
 README, PAGE = "README.md", "index.html"

@@ -15,6 +15,8 @@ from ..device.metrics import Metric
 from ..records import Accuracy, FloatArray, Quality
 from .contents import AccuracyRow, GroupRow, LatencyRow, LayerRow, ParetoPoint, ReportInput, TradePoint
 
+ABSENT = "–"
+"""A cell's or figure's text where there is nothing to say."""
 ORDER = ("dense", "removed", "repaired", "tuned", "trained", "shipped")
 STAGES = {
     "groups": "finding the units that hang together, and checking them",
@@ -151,7 +153,7 @@ def axis_title(metric: str, is_share: bool) -> str:
 def interval_of(figure: Accuracy | Quality | Metric) -> str:
     """Its 95 % interval, in per cent where it is a share; a dash where nobody could give one."""
     if figure.low == figure.high:
-        return "–"
+        return ABSENT
     if figure.is_share:
         return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
     return f"{figure.low:.2f}–{figure.high:.2f}"
@@ -300,7 +302,7 @@ def split_scores(group: GroupRow) -> tuple[FloatArray, FloatArray]:
     return group.scores[kept & finite], group.scores[~kept & finite]
 
 
-def written(number: float | None, write: Callable[[float], str], unknown: str = "–") -> str:
+def written(number: float | None, write: Callable[[float], str], unknown: str = ABSENT) -> str:
     """The number as `write` has it, `unknown` where there is none."""
     return unknown if number is None else write(number)
 
@@ -356,7 +358,7 @@ def number(value: object) -> str:
     """Any recipe or environment value; floats short, sequences with commas."""
     match value:
         case None:
-            return "–"
+            return ABSENT
         case bool():  # before numbers: in Python it is one
             return "yes" if value else "no"
         case float():

@@ -22,9 +22,9 @@ from .contents import (
     ReportInput,
     StageRow,
 )
+from .facts import ABSENT
 
 TOO_FEW = "n too small"
-ABSENT = "–"  # a cell's text where there is nothing to say
 Cells = tuple[str, ...]
 
 

@@ -56,7 +56,7 @@ from compressor.inputs.models import load_model
 from compressor.pruning import slices_of
 from compressor.records import Slices
 from compressor.recovery import RecoveryOptions, recover
-from compressor.repair.choice import choose
+from compressor.repair.better_of_two import choose
 from compressor.rounds import Prunable, pruning_round
 
 REPAIRED, RECOVERED = "repaired", "recovered"

@@ -31,8 +31,8 @@ from .relevance.lrp import LrpOptions, prepare
 from .relevance.spelling import composite_of
 from .relevance.starts import CLASSES, Objective, objective_of
 from .report.explanation import Explanation, LayerRelevance
-from .run.choosing import choose, decode_of
 from .run.reading import signature_of
+from .run.task_choice import choose, decode_of
 from .run.tasking import NetworkTask, predict_of
 from .steering import hash_of_network, learned_in, read_selector
 from .steering.objectives import answers_of

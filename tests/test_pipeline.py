@@ -36,7 +36,7 @@ from compressor.pruning import identity_error
 from compressor.recipe import Recipe, make_recipe, read_recipe
 from compressor.records import Accuracy
 from compressor.recovery import recover as recover_network
-from compressor.repair.choice import Choice, Judged
+from compressor.repair.better_of_two import Choice, Judged
 from compressor.run import stages
 from compressor.run.judges import judges_of, judging_of, spare_of
 from compressor.run.saved import rebuild

@@ -25,8 +25,8 @@ from ..device.worker import time_files
 from ..errors import InputError, MissingPackageError, did_you_mean
 from ..files import file_sha256, read_json, write_json
 from ..records import Figure, figure_fields, figure_of
-from ..run.choosing import CLASSES
 from ..run.stages import Notify, Stages
+from ..run.task_choice import CLASSES
 from ..tasks import Predict, is_labelled, task_named
 from .network_worker import MODULE, VARIANTS
 from .places import File, Place

@@ -25,10 +25,10 @@ from ..inputs.models import load_model
 from ..inputs.sources import load_images, load_source
 from ..inputs.trust import require_trusted
 from ..recipe import Recipe, read_recipe
-from ..run.choosing import CLASSES
 from ..run.reading import read_data
 from ..run.saved import Network, read_network
 from ..run.stages import changed_files, recorded_files
+from ..run.task_choice import CLASSES
 from ..run.user_code import require_trusted_data
 from ..run.work import arrays_of
 from ..tensors import as_tuple

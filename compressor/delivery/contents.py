@@ -24,7 +24,7 @@ from ..planning import RankingOptions, importance
 from ..records import Compensation, Cost, Figure, Scores
 from ..recovery import Recovery
 from ..recovery import text_of as recovery_text
-from ..repair.choice import text_of
+from ..repair.better_of_two import text_of
 from ..report import (
     AccuracyRow,
     EngineRow,

@@ -16,7 +16,7 @@ from ..device.timing import Timing
 from ..pruning import Structure
 from ..records import Figure, Plan, Quality
 from ..recovery import Recovery
-from ..repair.choice import Choice
+from ..repair.better_of_two import Choice
 from ..report import PictureRow
 from ..run.checks import Checks
 from ..run.tasking import NetworkTask

@@ -25,7 +25,7 @@ from .answering import read_samples, require_answer
 from .answers import Answer, answers_of
 from .archive import as_folder
 from .bundle import open_bundle, read_bundle, require_listed, unused_engines
-from .choosing import Pair, Ranking, rank
+from .fastest import Pair, Ranking, rank
 from .feeds import Array, Arrays, count, unwrapped
 from .golden import distance, read_golden
 from .images import Preprocessing, array_picture, normalised, picture_inputs, require_finite

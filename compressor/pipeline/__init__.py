@@ -10,10 +10,10 @@ from ..rounds import Progress
 from ..run.saved import load_saved as load
 from .api import compress, replay, require_name, ship
 from .flow import VARIANTS, Run, finish, run
+from .own_training import FIGURE_NOISE, Asked
 from .quality import FIDELITY_IMAGES, measure_accuracy, measure_fidelity
 from .recovery import Recovered, name_of_shipped, recover
 from .removal import IDENTITY_IMAGES, Pruned, Repaired, find_scores, remove_and_repair
-from .shipping import FIGURE_NOISE, Asked
 from .sweeps import Sweep, Watch, sweep
 from .units import find_units, keep_units
 from .weights import keep_network

@@ -16,12 +16,12 @@ from ..files import content_hash
 from ..graph.interface import answers
 from ..inputs.models import model_in_hand
 from ..recipe import Recipe, RecipeFields, make_recipe, read_recipe
-from ..run.choosing import parted_options
 from ..run.saved import load_graph, read_network
 from ..run.stages import Notify
+from ..run.task_choice import parted_options
 from ..sweeping import is_sweep
 from .flow import Run, run, ship_trained, silent
-from .shipping import Asked
+from .own_training import Asked
 from .sweeps import sweep, watched_by
 
 if TYPE_CHECKING:  # Python 3.10 has it in an extension that only type checkers need here

@@ -25,20 +25,20 @@ from ..inputs.models import Model
 from ..placement import computing
 from ..recipe import Recipe
 from ..recovery import text_of as recovery_text
-from ..repair.choice import text_of
+from ..repair.better_of_two import text_of
 from ..run.checks import Checks
-from ..run.choosing import NO_PARTS, UserParts
 from ..run.judges import spare_of
 from ..run.plans import require_reachable, set_aim
 from ..run.saved import load_module, load_saved
 from ..run.stages import Notify
+from ..run.task_choice import NO_PARTS, UserParts
 from ..run.tasking import make_task
 from ..run.work import Request, Work, own_share, prepare
 from .depth import lose_branches
+from .own_training import Asked, budget_facts, read_shipping, trained_outcome
 from .quality import measure_accuracy, measure_fidelity, measure_networks
 from .recovery import name_of_shipped, recover
 from .removal import remove_and_repair
-from .shipping import Asked, budget_facts, read_shipping, trained_outcome
 from .units import find_units, keep_units
 from .weights import keep_network
 

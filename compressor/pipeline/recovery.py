@@ -15,7 +15,7 @@ from ..pruning import Structure, slices_of
 from ..records import Plan, Slices
 from ..recovery import Moment, Recovery, RecoveryOptions, Setting, Trial
 from ..recovery import recover as recover_network
-from ..repair.choice import Choice, Judged, choose
+from ..repair.better_of_two import Choice, Judged, choose
 from ..run.checks import Checks
 from ..run.fingerprints import Known, fingerprint
 from ..run.judges import Judges, judges_of

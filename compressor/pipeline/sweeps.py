@@ -11,8 +11,8 @@ from typing import Any
 from ..errors import BudgetError, GateError
 from ..inputs.models import Model
 from ..recipe import Recipe
-from ..run.choosing import NO_PARTS, UserParts
 from ..run.stages import Notify
+from ..run.task_choice import NO_PARTS, UserParts
 from ..sweeping import Ended, recipes_of, require_free, share, summarise, write_page
 from .flow import Run, run, silent
 

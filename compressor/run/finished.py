@@ -18,10 +18,10 @@ from ..files import read_json, read_record
 from ..inputs.trust import require_trusted, require_trusted_function, require_trusted_loader
 from ..recipe import Recipe, read_recipe
 from ..records import IntArray, Plan
-from .choosing import PARTS
 from .locks import require_unlocked
 from .saved import Network, read_network
 from .stages import require_finished
+from .task_choice import PARTS
 from .user_code import line_of
 from .work import Work
 

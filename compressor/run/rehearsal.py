@@ -19,7 +19,7 @@ from ..inputs.images import Batches, batches
 from ..tasks import Leaves, Targets, Task, is_labelled, task_named, with_user_parts
 from ..tasks.fitting import require_answer, require_targets
 from ..tensors import as_tuple
-from .choosing import CLASSES, Chosen
+from .task_choice import CLASSES, Chosen
 from .tasking import predict_of
 
 REHEARSED_IMAGES = 256  # of the evaluation images that a quality is tried on

@@ -22,9 +22,9 @@ from ..inputs.images import Batches
 from ..placement import device_of, inputs_to
 from ..tasks import LeafReference, Leaves, Predict, Reference, Task, reference_of, task_named, with_user_parts
 from ..tensors import Inputs
-from .choosing import CLASSES, Chosen
 from .fingerprints import Known
 from .stages import Keeper, Progress, Stages
+from .task_choice import CLASSES, Chosen
 
 
 def metric_of(chosen: Chosen) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..inputs.trust import loader_sha256, require_trusted_loader
 from ..recipe import Recipe
-from .choosing import PARTS
+from .task_choice import PARTS
 
 _SOURCES = ("data", "evaluation_data")
 

@@ -31,11 +31,11 @@ from ..recipe import Recipe
 from ..records import NO_DEPTH, Depth, InputSpec
 from ..tasks import class_leaf
 from ..tensors import Inputs, noise_like
-from .choosing import CLASSES, NO_PARTS, Chosen, UserParts, choose, decode_of
 from .fingerprints import Known
 from .reading import Data, read_data
 from .rehearsal import rehearse
 from .stages import Notify, Stages, open_run
+from .task_choice import CLASSES, NO_PARTS, Chosen, UserParts, choose, decode_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

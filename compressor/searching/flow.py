@@ -32,8 +32,8 @@ from ..pipeline import READING, find_units, keep_units, require_name
 from ..placement import computing
 from ..recipe import Recipe, make_recipe, read_recipe
 from ..relevance.criteria import criterion_named
-from ..run.choosing import NO_PARTS, UserParts, parted_options
 from ..run.stages import Notify
+from ..run.task_choice import NO_PARTS, UserParts, parted_options
 from ..run.tasking import task_in_memory
 from ..run.work import Request, Work, prepare
 from .bench import Bench, Kept, first_images

@@ -4,11 +4,11 @@ Leaves of an answer and targets in; a scalar a sample that relevance starts at, 
 or one figure for a whole network. Whoever computes the answers (PyTorch, an ONNX file, a device) is judged alike.
 """
 
-from .choice import choose_task
 from .comparison import agreement, fidelity
 from .detection import average_precision, matched_f1
 from .distances import relative_error
 from .presets import TASKS, any_task, judged, task_named
+from .recognition import choose_task
 from .record import Boxes, Data, Decode, Leaves, Predict, Targets, Task, class_leaf, is_labelled
 from .reference import LeafReference, Reference, reference_of
 from .user_parts import with_user_parts

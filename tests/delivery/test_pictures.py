@@ -22,9 +22,9 @@ from compressor.pruning.surgery import removed_classes
 from compressor.recipe import make_recipe
 from compressor.relevance.lrp import LrpOptions
 from compressor.report.views import Bars, Boxes, Comparison, Curve, Heat, Masks, Shown
-from compressor.run.choosing import Chosen, UserParts
 from compressor.run.fingerprints import Known
 from compressor.run.stages import open_run
+from compressor.run.task_choice import Chosen, UserParts
 from compressor.run.tasking import NetworkTask, predict_of
 from compressor.run.work import Work
 from compressor.steering import SelectorOptions

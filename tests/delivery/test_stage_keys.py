@@ -24,9 +24,9 @@ from compressor.export.int8 import Quantised
 from compressor.files import write_bytes
 from compressor.inputs.images import Preprocessing
 from compressor.records import Accuracy, InputSpec
-from compressor.run.choosing import Chosen
 from compressor.run.fingerprints import Known
 from compressor.run.stages import Stages, open_run
+from compressor.run.task_choice import Chosen
 from compressor.run.tasking import NetworkTask
 from compressor.run.work import Work
 

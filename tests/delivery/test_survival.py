@@ -16,7 +16,7 @@ from compressor.delivery.results import Outcome, Survival
 from compressor.graph import trace
 from compressor.inputs.images import Images, batches
 from compressor.relevance.lrp import LrpOptions
-from compressor.run.choosing import Chosen, UserParts
+from compressor.run.task_choice import Chosen, UserParts
 from compressor.run.tasking import NetworkTask
 from compressor.run.work import Work
 

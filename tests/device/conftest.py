@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.device import choosing, runtimes, tensorrt
+from compressor.device import fastest, runtimes, tensorrt
 from compressor.device.__main__ import main
 from compressor.device.bundle import Manifest, ModelFile, declared, write_bundle
 from compressor.device.images import Preprocessing
@@ -105,9 +105,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where what was measured is kept; runtimes are not timed but found equally fast, so that the first is taken."""
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(choosing.CACHE, str(folder))
+        patch.setenv(fastest.CACHE, str(folder))
         patch.setattr(
-            choosing, "time_files", lambda files, *_, **__: {name: SimpleNamespace(p50_ms=1) for name in files}
+            fastest, "time_files", lambda files, *_, **__: {name: SimpleNamespace(p50_ms=1) for name in files}
         )
         yield folder
 

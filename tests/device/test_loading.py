@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compressor import device
-from compressor.device import choosing, loading
+from compressor.device import fastest, loading
 from compressor.device.archive import pack_bundle
 from compressor.device.bundle import Manifest, ModelFile, read_bundle, write_bundle
 from compressor.device.images import load_inputs
@@ -136,7 +136,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, caches: Path) -> dict[str, Any]:
             raise EngineError("the timing was killed by signal 9")
         return {"": SimpleNamespace(p50_ms=ms)}
 
-    monkeypatch.setattr(choosing, "time_files", time_files)
+    monkeypatch.setattr(fastest, "time_files", time_files)
     return table
 
 
@@ -219,15 +219,15 @@ def test_where_nothing_can_be_kept_it_says_so(
     two_files: Path, timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(choosing.CACHE, str(tmp_path / "file"))
+    monkeypatch.setenv(fastest.CACHE, str(tmp_path / "file"))
     assert "(measured now; not kept: " in device.load(two_files).choice
 
 
 def test_the_real_measurement_times_what_there_is(two_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from compressor.device.worker import time_files
 
-    monkeypatch.setattr(choosing, "time_files", time_files)
-    ranking = choosing.rank(two_files, read_bundle(two_files), runtime="onnxruntime", threads=1)
+    monkeypatch.setattr(fastest, "time_files", time_files)
+    ranking = fastest.rank(two_files, read_bundle(two_files), runtime="onnxruntime", threads=1)
     assert ranking.is_new
     assert len(ranking.pairs) == 2
 

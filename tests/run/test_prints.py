@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from compressor.inputs.decoding import NamedDecode
-from compressor.run.choosing import UserParts
+from compressor.run.task_choice import UserParts
 
 SOURCE = """
 def quality(predict, data):
     return sum(1 for inputs, targets in data if "a" in {"a", "b", "c"})
 """
 SCRIPT = f"""
-from compressor.run.choosing import UserParts
+from compressor.run.task_choice import UserParts
 source = {SOURCE!r}
 exec(source)
 print(UserParts({{"quality": quality}}).prints["quality"])

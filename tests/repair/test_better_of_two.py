@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError
-from compressor.repair.choice import choose, text_of
+from compressor.repair.better_of_two import choose, text_of
 
 LABELS = torch.tensor([0, 1, 1, 0])
 

@@ -22,11 +22,11 @@ from ..pruning.branches import without_branches
 from ..recipe import Recipe
 from ..records import Accuracy, Depth, Plan, Quality, figure_of
 from ..run.checks import Checks, require_passed
-from ..run.choosing import UserParts
 from ..run.finished import Finished, read_finished, require_same, require_trusted_code
 from ..run.judges import spare_of
 from ..run.saved import Network, rebuild, write_network
 from ..run.stages import Notify, copy_stages, open_run, recorded_files, require_finished
+from ..run.task_choice import UserParts
 from ..run.tasking import make_task
 from ..run.trained import state_of, with_trained
 from ..run.work import Request, Work, read_work

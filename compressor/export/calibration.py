@@ -7,7 +7,7 @@ used is the caller's business. Entropy: the threshold of least Kullback-Leibler 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ Images = Arrays
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 
+Ranges = Mapping[str, tuple[float, float]]  # what int8 covers of each tensor: (low, high)
+
 _BINS = 2048
 _LEVELS = 128  # magnitudes an int8 has
 
@@ -35,6 +37,7 @@ class Statistics:
     extremes: Mapping[str, tuple[float, float]]
     histograms: Mapping[str, NDArray[np.int64]]
     images: int
+    _ranges: dict[tuple[Method, float], Ranges] = field(default_factory=dict, repr=False, compare=False)
 
 
 def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
@@ -58,16 +61,21 @@ def collect(path: Path | str, images: Images, *, batch: int = 1) -> Statistics:
     return Statistics(extremes, histograms, feeds.count(images))
 
 
-def ranges(
-    statistics: Statistics, method: Method = "minmax", *, percentile: float = 99.99
-) -> dict[str, tuple[float, float]]:
+def ranges(statistics: Statistics, method: Method = "minmax", *, percentile: float = 99.99) -> Ranges:
     """What int8 should cover of each tensor, (low, high); zero is always inside, as quantisation needs it.
 
-    By percentile, that many per cent of the values lie inside; the rest is cut off, half of it on either side.
+    By percentile, that many per cent of the values lie inside; the rest is cut off, half of it on either side. Found
+    once for the same statistics.
     """
     if method not in METHODS:
         raise InputError(f"no calibration method {method!r}; there are {', '.join(METHODS)}")
+    known = statistics._ranges
+    if (method, percentile) not in known:
+        known[method, percentile] = _covered_of_all(statistics, method, percentile)
+    return known[method, percentile]
 
+
+def _covered_of_all(statistics: Statistics, method: Method, percentile: float) -> Ranges:
     covered = {}
     for name, extremes in statistics.extremes.items():
         low, high = _covered(statistics.histograms[name], extremes, method, percentile)

@@ -7,7 +7,7 @@ Out: the int8 file the judge accepts with the fewest layers kept, or the error t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from ..device.feeds import Arrays
 from ..device.parity import Parity, compare
 from ..device.runtimes import open_model
 from ..errors import GateError
-from .calibration import METHODS, Method, Statistics, ranges
+from .calibration import METHODS, Method, Ranges, Statistics, ranges
+from .onnx import write_model
 from .precision import Placement, to_int8, weighted_nodes
 from .rounding import Rounding
-
-Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,13 @@ def best_method(
     Of equal scores the first in `METHODS` wins.
     """
     scores: dict[Method, float] = {}
-    for method in METHODS:
-        chosen = ranges(statistics, method)
-        scores[method] = score(to_int8(path, out, ranges=chosen, placement=placement, rounding=rounding))
-    best = max(METHODS, key=lambda method: scores[method])
-    to_int8(path, out, ranges=ranges(statistics, best), placement=placement, rounding=rounding)
+    with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+        files = {method: Path(folder) / method / Path(out).name for method in METHODS}
+        for method, file in files.items():
+            chosen = ranges(statistics, method)
+            scores[method] = score(to_int8(path, file, ranges=chosen, placement=placement, rounding=rounding))
+        best = max(METHODS, key=lambda method: scores[method])
+        write_model(onnx.load(files[best]), Path(out))
     return best, scores
 
 

@@ -27,6 +27,7 @@ WIDEST = 4608  # inputs of one output; the covariance of more is not held, and s
 ROWS = 25_600  # of each layer that are looked at
 _DAMPING = 0.01  # of the covariance's mean diagonal
 _BLOCK = 128
+_FACTORS_BYTES = 1 << 30  # of inverses' factors that are held for the next form of the file
 _ROUNDED = ("Conv", "Gemm", "MatMul")
 
 
@@ -85,6 +86,7 @@ class Rounding:
 
     layers: Mapping[str, _Layer]  # by the name of their weight
     _cached_codes: dict[tuple[str, bytes, int], Tensor] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[str, bool], Tensor] = field(default_factory=dict, repr=False)
 
     def apply(self, quantised: onnx.ModelProto, most: int) -> None:
         """Rewrites codes, within -most .. most, and biases of the model, in place; scales stay."""
@@ -108,10 +110,22 @@ class Rounding:
         key = (name, scales.tobytes(), most)
         if key not in self._cached_codes:
             steps = layer.weight / _per_output(scales, layer.weight)
-            covariance = layer.covariance(centred=centred)
-            codes = steps.round() if covariance is None else rounded(steps, covariance, most)
+            factor = self._factor(name, layer, centred=centred)
+            codes = steps.round() if factor is None else rounded(steps, factor, most)
             self._cached_codes[key] = codes.clamp(-most, most).to(torch.int8)
         return self._cached_codes[key]
+
+    def _factor(self, name: str, layer: _Layer, *, centred: bool) -> Tensor | None:
+        """`inverse_factor` of the layer's covariance; kept, as far as there is room, as no scale changes it."""
+        if (name, centred) in self._factors:
+            return self._factors[name, centred]
+        covariance = layer.covariance(centred=centred)
+        if covariance is None:
+            return None
+        factor = inverse_factor(covariance)
+        if sum(held.nbytes for held in self._factors.values()) + factor.nbytes <= _FACTORS_BYTES:
+            self._factors[name, centred] = factor
+        return factor
 
 
 def find_rounding(path: Path | str, images: Images) -> Rounding:
@@ -146,17 +160,22 @@ def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
 
 
 @torch.no_grad()
-def rounded(steps: Tensor, covariance: Tensor, most: int) -> Tensor:
+def inverse_factor(covariance: Tensor) -> Tensor:
+    """Upper triangular, upper.mT @ upper = inverse(covariance + damping), each [groups, inputs, inputs]."""
+    # With both axes reversed the lower factor is an upper one: covariance + damping = root @ root.mT
+    root = _damped_root(covariance.flip(1, 2)).flip(1, 2)
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    upper: Tensor = torch.linalg.solve_triangular(root, eye, upper=True)
+    return upper
+
+
+@torch.no_grad()
+def rounded(steps: Tensor, upper: Tensor, most: int) -> Tensor:
     """Whole numbers for weights [groups, outputs, inputs] in steps of 1, given the inputs' second moments.
 
-    The error of each goes to the weights behind it as the inverse of `covariance` [groups, inputs, inputs] says.
+    The error of each goes to the weights behind it as `upper`, the `inverse_factor` of those moments, says.
     """
     inputs = steps.shape[2]
-    # With both axes reversed the lower factor is an upper one:
-    # covariance + damping = root @ root.mT with root upper triangular, so inverse(damped) = upper.mT @ upper
-    root = _damped_root(covariance.flip(1, 2)).flip(1, 2)
-    upper = torch.linalg.solve_triangular(root, torch.eye(inputs, dtype=covariance.dtype), upper=True)
-
     wanted = steps.clone()  # what is still to be rounded, with what it took over
     codes = torch.empty_like(steps)
     for begin in range(0, inputs, _BLOCK):

@@ -27,7 +27,7 @@ from compressor.export.precision import (
     weighted_nodes,
     with_half_rest,
 )
-from compressor.export.rounding import _Layer, find_rounding, rounded
+from compressor.export.rounding import _Layer, find_rounding, inverse_factor, rounded
 from compressor.graph.windows import Window
 
 # int8 of these small untrained networks on noise; the noise floor of 8 bits over four layers is some 30 dB.
@@ -194,14 +194,14 @@ def test_nearly_constant_inputs_are_rounded_for_too(spread: float) -> None:
     assert covariance is not None
     assert float(torch.linalg.eigvalsh(covariance).min()) > -1e-9
     assert float(covariance.diagonal(dim1=1, dim2=2).mean()) == pytest.approx(spread**2, rel=0.3, abs=2e-9)
-    codes = rounded(layer.weight * 4, covariance, 10)
+    codes = rounded(layer.weight * 4, inverse_factor(covariance), 10)
     assert torch.isfinite(codes).all()
     assert (codes - layer.weight * 4).abs().max() < 3
 
 
 def test_rounding_passes_over_what_is_not_positive() -> None:
     steps = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
-    codes = rounded(steps, -torch.eye(6, dtype=torch.float64).unsqueeze(0), 10)
+    codes = rounded(steps, inverse_factor(-torch.eye(6, dtype=torch.float64).unsqueeze(0)), 10)
     assert torch.equal(codes, steps.round().clamp(-10, 10))
 
 
@@ -209,7 +209,7 @@ def test_rounding_one_weight_moves_those_behind_it() -> None:
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     inputs = normal(500, 3) @ normal(3, 12) + 0.1 * normal(500, 12)
     steps = normal(2, 5, 12) * 4
-    codes = rounded(steps, (inputs.mT @ inputs).expand(2, 12, 12), 10)
+    codes = rounded(steps, inverse_factor((inputs.mT @ inputs).expand(2, 12, 12)), 10)
     errors = [float(((steps - c) @ inputs.mT).square().sum()) for c in (codes, steps.round().clamp(-10, 10))]
     assert torch.equal(codes, codes.round())
     assert codes.abs().max() <= 10

@@ -9,8 +9,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from compressor.export import rounding
 from compressor.export.rounding import (
     _BLOCK,
+    Rounding,
     _bias_of,
     _damped_root,
     _flat,
@@ -19,6 +21,7 @@ from compressor.export.rounding import (
     _layers_of,
     _shift,
     _spread,
+    inverse_factor,
     rounded,
 )
 from compressor.graph.windows import Window
@@ -51,7 +54,7 @@ def step_by_step(steps: Tensor, matrix: Tensor, most: int) -> Tensor:
 @pytest.mark.parametrize("features", [1, 2, 5, 12])
 def test_codes_are_those_of_the_slow_derivation(features: int) -> None:
     steps, matrix = 20 * numbers(2, 3, features, seed=1), covariance(features, groups=2)
-    codes = rounded(steps, matrix, 127)
+    codes = rounded(steps, inverse_factor(matrix), 127)
     for group in range(2):
         for output in range(3):
             assert torch.equal(codes[group, output], step_by_step(steps[group, output], matrix[group], 127))
@@ -60,7 +63,7 @@ def test_codes_are_those_of_the_slow_derivation(features: int) -> None:
 def test_more_inputs_than_a_block_are_rounded_as_one() -> None:
     features = _BLOCK + 9
     steps, matrix = 5 * numbers(1, 1, features, seed=1), covariance(features)
-    assert torch.equal(rounded(steps, matrix, 127)[0, 0], step_by_step(steps[0, 0], matrix[0], 127))
+    assert torch.equal(rounded(steps, inverse_factor(matrix), 127)[0, 0], step_by_step(steps[0, 0], matrix[0], 127))
 
 
 def test_outputs_are_nearer_than_with_rounding_to_the_nearest() -> None:
@@ -70,19 +73,19 @@ def test_outputs_are_nearer_than_with_rounding_to_the_nearest() -> None:
         error = codes - steps
         return float(((error @ matrix) * error).sum())
 
-    assert lost(rounded(steps, matrix, 127)) < 0.5 * lost(steps.round())
+    assert lost(rounded(steps, inverse_factor(matrix), 127)) < 0.5 * lost(steps.round())
 
 
 def test_codes_keep_to_their_bits_and_whole_weights_stay() -> None:
     steps = 100 * numbers(1, 20, 8, seed=1)
-    assert rounded(steps, covariance(8), 63).abs().max() == 63
+    assert rounded(steps, inverse_factor(covariance(8)), 63).abs().max() == 63
     whole = numbers(1, 3, 8, seed=2).round()
-    assert torch.equal(rounded(whole, covariance(8), 127), whole)
+    assert torch.equal(rounded(whole, inverse_factor(covariance(8)), 127), whole)
 
 
 def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None:
     steps = 20 * numbers(1, 3, 8, seed=1)
-    assert torch.equal(rounded(steps, torch.eye(8).double().unsqueeze(0), 127), steps.round())
+    assert torch.equal(rounded(steps, inverse_factor(torch.eye(8).double().unsqueeze(0)), 127), steps.round())
 
 
 def test_a_matrix_that_is_none_passes_nothing_on() -> None:
@@ -182,3 +185,20 @@ def test_a_bias_takes_up_the_mean_in_its_own_form() -> None:
     _shift(in_steps, "b_quantized", np.array([0.26, -0.5]))
     assert numpy_helper.to_array(in_steps["b_quantized"]).tolist() == [13, 19]
     assert _bias_of(helper.make_node("Gemm", ["x", "w"], ["y"]), in_float) is None
+
+
+@pytest.mark.parametrize(("room", "inverted"), [(1 << 30, 1), (0, 2)])
+def test_a_layer_of_two_forms_is_inverted_once_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, room: int, inverted: int
+) -> None:
+    calls: list[Tensor] = []
+    monkeypatch.setattr(rounding, "_FACTORS_BYTES", room)
+    monkeypatch.setattr(rounding, "inverse_factor", lambda matrix: calls.append(matrix) or inverse_factor(matrix))
+    stored = numbers(3, 8).float().numpy()
+    layer = _layer_of(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), {"w": tensor("w", stored)})
+    layer.see(numbers(30, 8, seed=1).float(), 30)
+    of_both = Rounding({"w": layer})
+    scales = np.abs(stored).max(1)
+    codes = {most: of_both._codes("w", layer, scales / most, most, centred=True) for most in (63, 127)}
+    assert [int(code.abs().max()) for code in codes.values()] == [63, 127]
+    assert len(calls) == inverted

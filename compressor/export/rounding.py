@@ -50,15 +50,16 @@ class _Layer:
     def see(self, value: Tensor, most: int) -> None:
         """An input of one image, at so many places at most, evenly spread."""
         places = _spread(position_count(value, self.window), most)
-        rows = rows_of(value, self.window, places)[:, 0].double()  # [groups, n, inputs]
+        rows = rows_of(value, self.window, places)[:, 0].float()  # [groups, n, inputs]
         if self.origin is None:
             self.origin = rows.mean(1)  # [groups, inputs]
         rows -= self.origin.unsqueeze(1)
 
         self.count += len(places)
-        self.total = self.total + rows.sum(1)
+        self.total = self.total + rows.sum(1, dtype=torch.float64)
         if self.weight.shape[2] <= WIDEST:
-            self.square = self.square + rows.mT @ rows  # [groups, inputs, inputs]
+            # products of one image in float32, which is exact enough so near the mean; their sum is not
+            self.square = self.square + (rows.mT @ rows).double()  # [groups, inputs, inputs]
 
     @property
     def _shift(self) -> Tensor:
@@ -161,12 +162,14 @@ def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
 
 @torch.no_grad()
 def inverse_factor(covariance: Tensor) -> Tensor:
-    """Upper triangular, upper.mT @ upper = inverse(covariance + damping), each [groups, inputs, inputs]."""
+    """Upper triangular, upper.mT @ upper = inverse(covariance + damping), each [groups, inputs, inputs] in float64.
+
+    Found in float32: damping of a hundredth of the mean variance is thousands of its roundings away.
+    """
     # With both axes reversed the lower factor is an upper one: covariance + damping = root @ root.mT
-    root = _damped_root(covariance.flip(1, 2)).flip(1, 2)
-    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
-    upper: Tensor = torch.linalg.solve_triangular(root, eye, upper=True)
-    return upper
+    root = _damped_root(covariance.float().flip(1, 2)).flip(1, 2)
+    upper: Tensor = torch.linalg.solve_triangular(root, torch.eye(covariance.shape[-1]), upper=True)
+    return upper.double()
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ class _Consumer:
     """A layer that reads the group: what remains of its inverse covariance and of its weights, by unit.
 
     `inverse` [features, features] and `weights` [outputs, features] (rows scaled by the root of what an output
-    counts) hold the features of units still there only, but for those that went since they were last copied.
+    counts, or any rows with the same products of columns) hold the features of units still there only, but for those
+    that went since they were last copied.
     """
 
     def __init__(self, inverse: Tensor, weights: Tensor, owner: Tensor, unit_count: int) -> None:
@@ -58,8 +59,8 @@ class _Consumer:
         """[units] for units of features [units, count]."""
         if features.shape[1] == 1:
             single = features[:, 0]
-            squares: Tensor = self.weights[:, single].square().sum(0)
-            return squares / self.inverse.diagonal()[single]
+            squares: Tensor = self.weights.square().sum(0)
+            return squares[single] / self.inverse.diagonal()[single]
         blocks = self.inverse[features.unsqueeze(2), features.unsqueeze(1)]  # [units, count, count]
         columns = self.weights[:, features].movedim(0, -1)  # [units, count, outputs]
         losses: Tensor = ((torch.linalg.inv(blocks) @ columns) * columns).sum((1, 2))
@@ -73,8 +74,8 @@ class _Consumer:
         # P - P_:g P_gg^-1 P_g: is the inverse covariance of the features that stay, P their common one
         across = self.inverse[gone]  # [gone, features]
         reduced = torch.linalg.solve(across[:, gone], across)
-        self.weights -= self.weights[:, gone] @ reduced
-        self.inverse -= across.mT @ reduced
+        self.weights.addmm_(self.weights[:, gone], reduced, alpha=-1)
+        self.inverse.addmm_(across.mT, reduced, alpha=-1)
         self.owner = self.owner.clone()
         self.owner[gone] = -2
 
@@ -171,8 +172,12 @@ def _consumer(
     root = (worth / variance.clamp(min=1e-3 * variance.mean() + tiny)).sqrt()  # [outputs]
     # 3 x 3 weights of channels [0, 1] have features of units 0 (nine of them), then 1
     owner = torch.from_numpy(np.repeat(channel_units, weights.shape[1] // len(channel_units))).to(weights.device)
+    counted = weights * root.unsqueeze(1)
+    if counted.shape[0] > counted.shape[1]:
+        # only products of columns are asked for, and the triangle of its QR decomposition has the same in fewer rows
+        counted = torch.linalg.qr(counted, mode="r").R  # [features, features]
     inverse = inputs.inverse.clone()
-    return _Consumer(inverse, (weights * root.unsqueeze(1)).to(inverse), owner, unit_count)
+    return _Consumer(inverse, counted.to(inverse), owner, unit_count)
 
 
 def counts_of(scores: Scores, groups: Sequence[Group]) -> dict[str, FloatArray]:

@@ -61,6 +61,7 @@ LIGHT = CompensationOptions(
     limit_bytes=1 << 30,
     clamps=False,
     exact=False,
+    mixtures=128,
 )
 ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
 COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common
@@ -336,15 +337,17 @@ def _remaining(
 
 def _enter(curve: _Curve, factor: float, structure: Structure, scores: dict[str, FloatArray]) -> None:
     """Enters the slopes of one group's curve (and of those coupled with it) as its units' scores."""
+    names = (curve.chunks[0].group, *(name for name, _ in curve.chunks[0].also))
+    groups = {name: structure.groups[name] for name in names}
+    channels = {name: channels_per_unit(group) for name, group in groups.items()}
+    scores |= {name: np.full((1, group.size), np.inf) for name, group in groups.items()}  # [1, units]
+
     for chunk, slope in zip(curve.chunks, factor * slope_of_each(curve.stops, curve.errors), strict=True):
         members = ((chunk.group, chunk.units), *chunk.also)
         unit_count = sum(len(units) for _, units in members)
         for name, units in members:
-            group = structure.groups[name]
-            values = scores.setdefault(name, np.full((1, group.size), np.inf))  # [1, units]
-            values[0, units] = slope / unit_count / channels_per_unit(group)
+            scores[name][0, units] = slope / unit_count / channels[name]
 
-    names = {curve.chunks[0].group, *(name for name, _ in curve.chunks[0].also)}
     for name in names:
         values = scores[name]
         values[np.isinf(values)] = values[np.isfinite(values)].max()  # units that always stay

@@ -50,7 +50,8 @@ class CompensationOptions:
     with more features than `widest` is solved in the space of its rows, at most `rows_of_wide`. `limit_bytes` of
     live activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
     without `clamps`: a quicker repair that takes no notice of them. Without `exact`, layers are solved in float32 where
-    that can see the ridge, and their errors are not worked out (NaN in the record).
+    that can see the ridge, and their errors are not worked out (NaN in the record). The ridge of a layer with more
+    outputs than `mixtures` is judged by so many random sums of them.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -62,6 +63,7 @@ class CompensationOptions:
     limit_bytes: int = 2 << 30
     clamps: bool = True
     exact: bool = True
+    mixtures: int | None = None
     seed: int = 0
 
 
@@ -313,7 +315,11 @@ def _solve_by_rows(fit: Fit, sample: dual.Sample, options: CompensationOptions) 
 def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tuple[float, Tensor, Tensor]:
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
     left = [least_squares.unexplained_by(fit.start, fold) for fold in statistics.folds]
-    ridge = _required(least_squares.choose_ridge(left, options.ridges, fit.offset, intercept=fit.has_intercept))
+    ridge = _required(
+        least_squares.choose_ridge(
+            left, options.ridges, fit.offset, intercept=fit.has_intercept, mixtures=options.mixtures
+        )
+    )
     problem = least_squares.problem_of(left[0] + left[1], fit.has_intercept)
     clamp = statistics.clamp
     if clamp is not None and _clamped_is_better(fit, statistics, clamp, left[0], ridge):

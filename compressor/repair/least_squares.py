@@ -213,15 +213,20 @@ class _HeldOut:
     the improvement, so float32 is exact enough wherever the ridge itself is.
     """
 
-    def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool) -> None:
-        self.fitted, self.judge, self.intercept = fitted, judge, intercept
+    def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool, mixtures: int | None) -> None:
+        """`mixtures` of outputs stand for all of them where there are more outputs than that."""
+        self.fitted, self.judge, self.intercept, self.mixtures = fitted, judge, intercept, mixtures
         precise = self._problems()
         self.rough = precise[0].to(torch.float32), precise[1].to(torch.float32)
 
     def _problems(self) -> tuple[Problem, Problem]:
         """Both folds counted from the fitted one's means."""
         problem = problem_of(self.fitted, self.intercept)
-        return problem, _centred_at(self.judge, problem.mean_x, problem.mean_y)
+        judged = _centred_at(self.judge, problem.mean_x, problem.mean_y)
+        if self.mixtures is None or problem.xy.shape[-1] <= self.mixtures:
+            return problem, judged
+        # what an output varies by, `yy`, is no product with anything that a ridge changes: it stays
+        return tuple(replace(part, xy=mixed(part.xy, self.mixtures)) for part in (problem, judged))
 
     def error(self, ridge: float) -> float:
         """Mean squared error of the judging rows, summed over all outputs; infinite where there is no factor."""
@@ -241,16 +246,38 @@ class _HeldOut:
         yield self._problems()
 
 
-def choose_ridge(left: Sequence[Moments], ridges: Sequence[float], offset: Tensor, *, intercept: bool) -> float | None:
+def mixed(xy: Tensor, count: int) -> Tensor:
+    """[groups, features, count] sums over the outputs of `xy` [groups, features, outputs] with random signs.
+
+    Divided so that `mixed @ mixed.mT` is on average `xy @ xy.mT` (Johnson-Lindenstrauss, with the signs of
+    Achlioptas 2003); the same signs for every `xy` of as many outputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs = 2.0 * torch.randint(2, (xy.shape[-1], count), generator=generator) - 1.0  # [outputs, count]
+    return xy @ (signs / math.sqrt(count)).to(xy)
+
+
+def choose_ridge(
+    left: Sequence[Moments],
+    ridges: Sequence[float],
+    offset: Tensor,
+    *,
+    intercept: bool,
+    mixtures: int | None = None,
+) -> float | None:
     """The strength with the least error on images it was not fitted on; None where the own weights have less.
 
     `left` are the folds' moments of what those leave, by `unexplained_by`. Without images in every fold nothing can be
-    held out, and the middle strength is the answer.
+    held out, and the middle strength is the answer. Of a layer with more outputs than `mixtures` so many random
+    `mixed` ones are looked at: errors are then right to some ten per cent, by the same factor for every strength.
     """
     if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
     first, second = left
-    trials = (_HeldOut(first, second, intercept=intercept), _HeldOut(second, first, intercept=intercept))
+    trials = [
+        _HeldOut(fitted, judge, intercept=intercept, mixtures=mixtures)
+        for fitted, judge in ((first, second), (second, first))
+    ]
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
     error_without = sum(own_error(fold, offset) for fold in left)
     return best if error <= error_without else None

@@ -105,8 +105,8 @@ def seen(value: Tensor, *, images: int = 4) -> _Layer:
 
 @pytest.mark.parametrize("mean", [0.0, 1e6])
 def test_streamed_moments_are_the_rows_own_wherever_they_lie(mean: float) -> None:
-    value = numbers(4, 9, 3) + mean
-    layer, rows = seen(value), value.reshape(-1, 3)
+    value = (numbers(4, 9, 3) + mean).float()  # as a file's activations are
+    layer, rows = seen(value), value.double().reshape(-1, 3)
     torch.testing.assert_close(layer.mean[0], rows.mean(0))
     centred = (rows - rows.mean(0)).mT @ (rows - rows.mean(0)) / len(rows)
     around_mean, around_zero = layer.covariance(centred=True), layer.covariance(centred=False)

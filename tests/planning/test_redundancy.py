@@ -87,6 +87,20 @@ def test_outputs_count_by_their_score_and_each_as_a_share_of_its_variance() -> N
     assert float(plain.losses()[2]) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("owner", OWNERS.values(), ids=OWNERS)
+def test_many_outputs_in_fewer_rows_lose_the_same(owner: list[int]) -> None:
+    matrix, weight, units = covariance(6), numbers(40, 6, seed=1), max(owner) + 1
+    inputs = Inputs(torch.zeros(6).double(), matrix)
+    consumer = _consumer(weight, np.array(owner), units, inputs=inputs, counts=None)
+    assert consumer.weights.shape == (6, 6)
+    variance = ((weight @ matrix) * weight).sum(1, keepdim=True)  # [outputs, 1], of which a loss is a share
+    expected = _Consumer(torch.linalg.inv(matrix), weight / (40 * variance).sqrt(), torch.tensor(owner), units)
+    for unit in range(units):
+        torch.testing.assert_close(consumer.losses(), expected.losses(), atol=1e-6, rtol=1e-6)
+        consumer.remove(torch.tensor([unit]))
+        expected.remove(torch.tensor([unit]))
+
+
 def test_an_output_without_variance_does_not_count_for_everything() -> None:
     weight = numbers(2, 4, seed=1)
     weight[1] *= 1e-12

@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
 from ..choices import ranking_of
 from ..device.environment import read_environment
 from ..device.runtimes import REFERENCE
 from ..device.timing import Timing, summarise
+from ..distributed import world
 from ..export.kernels import ELSEWHERE
 from ..files import read_record
 from ..graph.cost import macs_by_layer, measure_cost
@@ -65,7 +67,7 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
             **environment.machine,
             **environment.libraries,
             **environment.state,
-            "computed on": str(work.device),
+            "computed on": computed_on(work.device),
         },
         groups=tuple(_group_rows(outcome, scores, ranking_of(recipe))),
         cost_dense=dense_cost,
@@ -104,6 +106,14 @@ def report_of(work: Work, outcome: Outcome, delivery: Delivery) -> ReportInput:
         explanation=delivery.survival.figure,
         selector_masks=delivery.survival.masks,
     )
+
+
+def computed_on(device: torch.device) -> str:
+    """The device, and among how many processes (`torchrun`) the work was shared out, where there were several."""
+    processes = world()
+    if processes == 1:
+        return str(device)
+    return f"{device}, in each of {processes} processes"
 
 
 def _read_scores(work: Work) -> Scores:

@@ -226,7 +226,10 @@ class _HeldOut:
         if self.mixtures is None or problem.xy.shape[-1] <= self.mixtures:
             return problem, judged
         # what an output varies by, `yy`, is no product with anything that a ridge changes: it stays
-        return tuple(replace(part, xy=mixed(part.xy, self.mixtures)) for part in (problem, judged))
+        return (
+            replace(problem, xy=mixed(problem.xy, self.mixtures)),
+            replace(judged, xy=mixed(judged.xy, self.mixtures)),
+        )
 
     def error(self, ridge: float) -> float:
         """Mean squared error of the judging rows, summed over all outputs; infinite where there is no factor."""

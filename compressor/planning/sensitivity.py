@@ -61,7 +61,7 @@ LIGHT = CompensationOptions(
     limit_bytes=1 << 30,
     clamps=False,
     exact=False,
-    mixtures=128,
+    sketch=128,
 )
 ALONE = 0.6  # of the time goes into groups alone, the rest into stretches
 COLLECTED = 0.3  # of a group's time into what its readers' inputs have in common

@@ -51,7 +51,7 @@ class CompensationOptions:
     live activations stay in memory, the rest waits in files; half as many of rows in front of a clamp are held, none
     without `clamps`: a quicker repair that takes no notice of them. Without `exact`, layers are solved in float32 where
     that can see the ridge, and their errors are not worked out (NaN in the record). The ridge of a layer with more
-    outputs than `mixtures` is judged by so many random sums of them.
+    outputs than `sketch` is judged by so many random sums of them.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -63,7 +63,7 @@ class CompensationOptions:
     limit_bytes: int = 2 << 30
     clamps: bool = True
     exact: bool = True
-    mixtures: int | None = None
+    sketch: int | None = None
     seed: int = 0
 
 
@@ -316,9 +316,7 @@ def _solve(fit: Fit, statistics: Statistics, options: CompensationOptions) -> tu
     """Ridge, weights and offset; with the clamp in mind where that is better on images it was not fitted on."""
     left = [least_squares.unexplained_by(fit.start, fold) for fold in statistics.folds]
     ridge = _required(
-        least_squares.choose_ridge(
-            left, options.ridges, fit.offset, intercept=fit.has_intercept, mixtures=options.mixtures
-        )
+        least_squares.choose_ridge(left, options.ridges, fit.offset, intercept=fit.has_intercept, sketch=options.sketch)
     )
     problem = least_squares.problem_of(left[0] + left[1], fit.has_intercept)
     clamp = statistics.clamp

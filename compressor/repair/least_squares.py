@@ -213,9 +213,9 @@ class _HeldOut:
     the improvement, so float32 is exact enough wherever the ridge itself is.
     """
 
-    def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool, mixtures: int | None) -> None:
-        """`mixtures` of outputs stand for all of them where there are more outputs than that."""
-        self.fitted, self.judge, self.intercept, self.mixtures = fitted, judge, intercept, mixtures
+    def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool, sketch: int | None) -> None:
+        """So many random sums of the outputs, `sketch`, stand for all of them where there are more outputs than that."""
+        self.fitted, self.judge, self.intercept, self.sketch = fitted, judge, intercept, sketch
         precise = self._problems()
         self.rough = precise[0].to(torch.float32), precise[1].to(torch.float32)
 
@@ -223,12 +223,12 @@ class _HeldOut:
         """Both folds counted from the fitted one's means."""
         problem = problem_of(self.fitted, self.intercept)
         judged = _centred_at(self.judge, problem.mean_x, problem.mean_y)
-        if self.mixtures is None or problem.xy.shape[-1] <= self.mixtures:
+        if self.sketch is None or problem.xy.shape[-1] <= self.sketch:
             return problem, judged
         # what an output varies by, `yy`, is no product with anything that a ridge changes: it stays
         return (
-            replace(problem, xy=mixed(problem.xy, self.mixtures)),
-            replace(judged, xy=mixed(judged.xy, self.mixtures)),
+            replace(problem, xy=sketched(problem.xy, self.sketch)),
+            replace(judged, xy=sketched(judged.xy, self.sketch)),
         )
 
     def error(self, ridge: float) -> float:
@@ -249,10 +249,10 @@ class _HeldOut:
         yield self._problems()
 
 
-def mixed(xy: Tensor, count: int) -> Tensor:
+def sketched(xy: Tensor, count: int) -> Tensor:
     """[groups, features, count] sums over the outputs of `xy` [groups, features, outputs] with random signs.
 
-    Divided so that `mixed @ mixed.mT` is on average `xy @ xy.mT` (Johnson-Lindenstrauss, with the signs of
+    Divided so that `sketched @ sketched.mT` is on average `xy @ xy.mT` (Johnson-Lindenstrauss, with the signs of
     Achlioptas 2003); the same signs for every `xy` of as many outputs.
     """
     generator = torch.Generator().manual_seed(0)
@@ -266,19 +266,19 @@ def choose_ridge(
     offset: Tensor,
     *,
     intercept: bool,
-    mixtures: int | None = None,
+    sketch: int | None = None,
 ) -> float | None:
     """The strength with the least error on images it was not fitted on; None where the own weights have less.
 
     `left` are the folds' moments of what those leave, by `unexplained_by`. Without images in every fold nothing can be
-    held out, and the middle strength is the answer. Of a layer with more outputs than `mixtures` so many random
-    `mixed` ones are looked at: errors are then right to some ten per cent, by the same factor for every strength.
+    held out, and the middle strength is the answer. Of a layer with more outputs than `sketch` so many random
+    sums of them are looked at (`sketched`): errors are then right to some ten per cent, for every strength alike.
     """
     if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
     first, second = left
     trials = [
-        _HeldOut(fitted, judge, intercept=intercept, mixtures=mixtures)
+        _HeldOut(fitted, judge, intercept=intercept, sketch=sketch)
         for fitted, judge in ((first, second), (second, first))
     ]
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))

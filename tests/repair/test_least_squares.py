@@ -17,9 +17,9 @@ from compressor.repair.least_squares import (
     factor_of,
     intercept_of,
     least_of,
-    mixed,
     own_error,
     problem_of,
+    sketched,
     squared_error,
     unexplained_by,
     variance_of,
@@ -148,10 +148,10 @@ def test_the_chosen_strength_has_the_least_error_on_the_other_fold(intercept: bo
 
 def test_mixtures_of_outputs_have_the_products_of_all_of_them_on_average() -> None:
     xy = numbers(GROUPS, FEATURES, 3000, seed=1)
-    few = mixed(xy, 1000)
+    few = sketched(xy, 1000)
     assert few.shape == (GROUPS, FEATURES, 1000)
     torch.testing.assert_close(few @ few.mT / 3000, xy @ xy.mT / 3000, atol=0.15, rtol=0)  # 5 times 1000 ** -0.5
-    assert torch.equal(few, mixed(xy, 1000))
+    assert torch.equal(few, sketched(xy, 1000))
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0, 30.0])
@@ -162,8 +162,8 @@ def test_some_mixtures_of_many_outputs_choose_the_strength_that_all_of_them_do(n
     zero = torch.zeros(1, outputs, dtype=torch.float64)
     folds = [moments_of(x[:, part], y[:, part], batches=1) for part in (slice(0, 12), slice(12, 24))]
     of_all = choose_ridge(folds, ridges, zero, intercept=True)
-    assert choose_ridge(folds, ridges, zero, intercept=True, mixtures=100) == of_all
-    assert choose_ridge(folds, ridges, zero, intercept=True, mixtures=300) == of_all
+    assert choose_ridge(folds, ridges, zero, intercept=True, sketch=100) == of_all
+    assert choose_ridge(folds, ridges, zero, intercept=True, sketch=300) == of_all
 
 
 def test_own_weights_that_are_better_stay_and_one_fold_alone_takes_the_middle() -> None:

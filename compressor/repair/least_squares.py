@@ -214,7 +214,7 @@ class _HeldOut:
     """
 
     def __init__(self, fitted: Moments, judge: Moments, *, intercept: bool, sketch: int | None) -> None:
-        """So many random sums of the outputs, `sketch`, stand for all of them where there are more outputs than that."""
+        """So many random sums of outputs, `sketch`, stand for all of them where there are more outputs than that."""
         self.fitted, self.judge, self.intercept, self.sketch = fitted, judge, intercept, sketch
         precise = self._problems()
         self.rough = precise[0].to(torch.float32), precise[1].to(torch.float32)

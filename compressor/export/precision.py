@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from ..device.feeds import as_tuple
 from ..device.runtimes import open_model
 from ..errors import InputError
-from .calibration import Statistics
+from .calibration import Ranges, Statistics
 from .half import converted
 from .onnx import silenced, write_model
 from .parts import WEIGHTED, attributes_of, constants_of
@@ -146,7 +146,7 @@ def to_int8(
     path: Path | str,
     out: Path | str,
     *,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Ranges,
     placement: Placement = "tensorrt",
     keep: Sequence[str] = (),
     rounding: Rounding | None = None,
@@ -225,9 +225,7 @@ def weighted_nodes(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in weighted if not constants.keys().isdisjoint(node.input[:2])]
 
 
-def _quantise(
-    model: onnx.ModelProto, nodes: Sequence[str], ranges: Mapping[str, tuple[float, float]], placement: Placement
-) -> onnx.ModelProto:
+def _quantise(model: onnx.ModelProto, nodes: Sequence[str], ranges: Ranges, placement: Placement) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer

@@ -27,7 +27,7 @@ WIDEST = 4608  # inputs of one output; the covariance of more is not held, and s
 ROWS = 25_600  # of each layer that are looked at
 _DAMPING = 0.01  # of the covariance's mean diagonal
 _BLOCK = 128
-_FACTORS_BYTES = 1 << 30  # of inverses' factors that are held for the next form of the file
+_FACTORS_BYTES = 1 << 29  # of inverses' factors that are held for the next form of the file
 _ROUNDED = ("Conv", "Gemm", "MatMul")
 
 
@@ -162,14 +162,15 @@ def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
 
 @torch.no_grad()
 def inverse_factor(covariance: Tensor) -> Tensor:
-    """Upper triangular, upper.mT @ upper = inverse(covariance + damping), each [groups, inputs, inputs] in float64.
+    """Upper triangular, upper.mT @ upper = inverse(covariance + damping), each [groups, inputs, inputs].
 
-    Found in float32: damping of a hundredth of the mean variance is thousands of its roundings away.
+    In float32, half as large to hold: damping of a hundredth of the mean variance is far above its rounding.
     """
     # With both axes reversed the lower factor is an upper one: covariance + damping = root @ root.mT
     root = _damped_root(covariance.float().flip(1, 2)).flip(1, 2)
-    upper: Tensor = torch.linalg.solve_triangular(root, torch.eye(covariance.shape[-1]), upper=True)
-    return upper.double()
+    eye = torch.eye(covariance.shape[-1], dtype=root.dtype)
+    upper: Tensor = torch.linalg.solve_triangular(root, eye, upper=True)
+    return upper
 
 
 @torch.no_grad()
@@ -179,6 +180,7 @@ def rounded(steps: Tensor, upper: Tensor, most: int) -> Tensor:
     The error of each goes to the weights behind it as `upper`, the `inverse_factor` of those moments, says.
     """
     inputs = steps.shape[2]
+    upper = upper.to(steps)
     wanted = steps.clone()  # what is still to be rounded, with what it took over
     codes = torch.empty_like(steps)
     for begin in range(0, inputs, _BLOCK):

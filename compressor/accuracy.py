@@ -19,7 +19,7 @@ from .errors import DataError
 from .graph import aten
 from .graph.program import modes_kept
 from .graph.training import set_training
-from .placement import device_of, inputs_to
+from .placement import device_of, inputs_to, reusing_freed_memory
 from .records import Accuracy, IntArray
 from .tensors import Inputs, as_tuple
 
@@ -65,6 +65,7 @@ def batch_norms(graph: fx.GraphModule) -> list[fx.Node]:
 
 
 @torch.no_grad()
+@reusing_freed_memory()
 def evaluate(
     network: nn.Module,
     batches: LabelledBatches,

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import math
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ from .tensors import Inputs, count, cut, mapped
 
 CPU = torch.device("cpu")
 NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for `mallopt`
+_KEPT_BLOCK, _KEPT_TOP = 1 << 30, (1 << 31) - 1  # bytes; the most that an int holds
+_USUAL_BLOCK, _USUAL_TOP = 1 << 25, 1 << 26  # where glibc's own adaptation ends, once a large block was freed
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -172,13 +176,60 @@ def computing() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+@contextmanager
+def reusing_freed_memory() -> Iterator[None]:
+    """Inside, blocks that PyTorch frees on the CPU are its next ones; at the end they go back to the system.
+
+    For passes over batches, each of which allocates what the one before has freed. glibc gives a tensor of more than
+    32 MB back at once, and the system fills the next one's pages with zeros while the process waits: 32 images of 224
+    px through MobileNetV2 and back again took 8.3 to 9.9 s so, and 5.7 s with blocks that stay. Peaks are about the
+    same. Not for matrices of many sizes, of which a block that stays is rarely the next one. A no-op without glibc.
+    """
+    _freeing.count(1)
+    try:
+        yield
+    finally:
+        _freeing.count(-1)
+
+
+class _Freeing:
+    """When the C library gives freed blocks back, by how many threads of this process are reusing them."""
+
+    def __init__(self) -> None:
+        self.users, self.lock = 0, threading.Lock()
+
+    def count(self, more: int) -> None:
+        with self.lock:
+            self.users += more
+            if self.users == 1 and more == 1:
+                self._return_above(_KEPT_BLOCK, _KEPT_TOP)
+            if self.users == 0:
+                self._return_above(_USUAL_BLOCK, _USUAL_TOP)
+                _trim()
+
+    @staticmethod
+    def _return_above(block_bytes: int, top_bytes: int) -> None:
+        """Larger blocks at once; what lies free at the heap's end where it is longer than that."""
+        with contextlib.suppress(OSError, AttributeError):  # no glibc
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_MMAP_THRESHOLD, block_bytes)
+            libc.mallopt(_TRIM_THRESHOLD, top_bytes)
+
+
+_freeing = _Freeing()
+
+
 def release() -> None:
     """Gives memory that PyTorch and the C library keep for later back: before a stage with large matrices of its own.
 
     Without it, gradients of 16 images of ResNet-50 leave a gigabyte of freed blocks behind that no other stage can use.
     """
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _trim()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+def _trim() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -34,6 +34,7 @@ from compressor.placement import (
     device_of,
     placed,
     resolve,
+    reusing_freed_memory,
     to_device,
     value_bytes,
     within_memory,
@@ -233,6 +234,40 @@ def test_float32_is_whole_inside_and_as_before_outside() -> None:
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+class Library:
+    """What glibc was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int] | str] = []
+
+    def mallopt(self, what: int, size: int) -> None:
+        self.told.append((what, size))
+
+    def malloc_trim(self, pad: int) -> None:
+        self.told.append("trim")
+
+
+def test_freed_blocks_stay_until_the_last_that_reuses_them_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    with reusing_freed_memory():
+        kept = [(-3, 1 << 30), (-1, (1 << 31) - 1)]
+        assert library.told == kept
+        with pytest.raises(ValueError, match="in the middle"), reusing_freed_memory():
+            raise ValueError("in the middle")
+        assert library.told == kept
+    assert library.told == [*kept, (-3, 1 << 25), (-1, 1 << 26), "trim"]
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    with reusing_freed_memory():
+        pass
 
 
 # -- networks and batches on a device

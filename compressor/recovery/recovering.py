@@ -20,6 +20,7 @@ from ..accuracy import batch_norms
 from ..distributed import from_first, rank
 from ..inputs.checkpoints import state_hash
 from ..inputs.images import Batches
+from ..placement import reusing_freed_memory
 from ..records import Slices
 from ..steering.checkpoints import Checkpoint, optimiser_state, restore_optimiser
 from ..tasks import Task
@@ -51,6 +52,7 @@ def _silent(share: float, phase: str = "") -> None:
     """Says nothing."""
 
 
+@reusing_freed_memory()
 def recover(
     dense: fx.GraphModule,
     repaired: fx.GraphModule,

@@ -19,7 +19,7 @@ from ..criteria import AtNodes, AtRandom, OnWeights, Place, Sign
 from ..distributed import sum_count, sum_over_ranks
 from ..errors import DataError, ModelError
 from ..graph.samples import sample_layouts
-from ..placement import device_of, inputs_to, within_memory
+from ..placement import device_of, inputs_to, reusing_freed_memory, within_memory
 from ..records import FloatArray, Group, Groups, Scores
 from ..tasks import Targets, Task
 from ..tensors import Inputs, count
@@ -35,6 +35,7 @@ __all__ = ["ScoreOptions", "score"]
 Batches = Iterable[tuple[Inputs, Targets]]
 
 
+@reusing_freed_memory()
 def score(
     graph: fx.GraphModule,
     groups: Groups,

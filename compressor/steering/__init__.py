@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ..files import content_hash, file_sha256
 from ..inputs.images import Batches
-from ..placement import code_of
+from ..placement import code_of, reusing_freed_memory
 from ..pruning import Structure
 from ..records import FloatArray, Scores
 from ..tasks import Task
@@ -57,6 +57,7 @@ SPREAD = 1.5  # logits that other scores start lie this far about 0
 _SOURCES = Path(__file__).parent
 
 
+@reusing_freed_memory()
 def learn_scores(
     graph: fx.GraphModule,
     structure: Structure,
@@ -126,6 +127,7 @@ def _lost_by_isp(
     return both_lost(run, selector, batches, distance, share=options.explanation, as_paper=as_paper)
 
 
+@reusing_freed_memory()
 def learn_selector(
     graph: fx.GraphModule,
     structure: Structure,

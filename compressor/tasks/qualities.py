@@ -17,6 +17,7 @@ from ..device import scoring
 from ..device.intervals import bootstrap, jackknife, mean_interval
 from ..distributed import joined_over_ranks, sum_over_ranks
 from ..errors import DataError, MissingPackageError
+from ..placement import reusing_freed_memory
 from ..records import FloatArray, IntArray, Quality, wilson
 from ..tensors import Inputs
 from .objectives import labels_or_answers, masks_of, multi_hot, pixel_logits, sized_like
@@ -27,6 +28,7 @@ Rows = dict[str, FloatArray]
 
 
 @torch.no_grad()
+@reusing_freed_memory()
 def rows_of(data: Data, measure: Callable[[Inputs, Targets], Mapping[str, Tensor]]) -> Rows:
     """What `measure` says of each batch, each [N, ...], for all samples of all ranks. Raises DataError without any."""
     batches: dict[str, list[FloatArray]] = {}

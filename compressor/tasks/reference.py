@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..distributed import joined_over_ranks, sum_over_ranks
 from ..errors import DataError, ModelError
+from ..placement import reusing_freed_memory
 from ..records import FloatArray
 from ..tensors import Inputs, count
 from .places import entropy, probabilities, score_leaves, weights
@@ -81,6 +82,7 @@ class Reference:
 
 
 @torch.no_grad()
+@reusing_freed_memory()
 def reference_of(predict: Predict, batches: Iterable[tuple[Inputs, Targets]], *, by_place: bool = False) -> Reference:
     """One pass of the dense network. Raises DataError without any image, ModelError where no leaf has samples.
 

@@ -7,7 +7,8 @@ Every operation of scoring, measured loss and repair is counted while they run: 
 and the bytes that are read and written. A line through the counts at several numbers of images tells what a step costs
 once (solving, which grows with the units of a layer) and for each image (passes, which grow with the network's MACs).
 A processor of known speed then takes at least arithmetic over its speed plus bytes over its memory's; how many times
-that a core of this machine takes, whose speeds are measured first, is measured too, and GPUs are taken to lose as much.
+that a core of this machine takes, whose speeds are measured first, is measured too, and GPUs are taken to lose as
+much, and never to gain.
 Fewer than 160 images are not on the line: up to there the probes and refits of measured losses grow with them. Out:
 tables, and as the last line one JSON object.
 """
@@ -192,12 +193,12 @@ def _measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     core = _this_core()
     module = load_model(name, "none", seed=0).module.eval()
-    network = _network(_at(module, USUAL_PX))
+    network = _network(_at(module, USUAL_PX), USUAL_PX)
     counts = [int(text) for text in options.images.split(",")]
     runs = {count: _run(_at(module, options.size), options, count) for count in counts}
     lines = {step: _line([(count, runs[count][step]) for count in counts], core) for step in STEPS}
 
-    macs = _network(_at(module, options.size))["macs"]
+    macs = _network(module, options.size)["macs"]
     print(f"{name}: {network['macs'] / 1e9:.2f} G MACs at 224 px, {network['parameters'] / 1e6:.1f} M parameters")
     print(
         f"  {'':14} {'once':>10} {'float64':>8} {'an image':>10} {'forwards':>9} {'off line':>9} {'core / least':>13}"
@@ -234,9 +235,9 @@ def _this_core() -> Processor:
     )
 
 
-def _network(module: nn.Module) -> dict[str, float]:
-    """What passes and sums of processes depend on, at 224 px."""
-    example = torch.zeros(2, 3, 224, 224)
+def _network(module: nn.Module, size: int) -> dict[str, float]:
+    """What passes and sums of processes depend on."""
+    example = torch.zeros(2, 3, size, size)
     graph = trace(module, example)
     layers, _ = find_layers(graph, set(graph.graph.nodes))
     cost = measure_cost(graph)
@@ -317,14 +318,14 @@ def _projected(
     """Seconds of each step with all of ImageNet at 224 px on 1, 8 and 64 GPUs, and what takes most of them."""
     rows = {}
     for step, line in lines.items():
-        passes_s = line.behind * gpu.least_s(line.image.scaled(larger * IMAGENET))
+        passes_s = max(1.0, line.behind) * gpu.least_s(line.image.scaled(larger * IMAGENET))
         sent = SCORES_BYTES if step == "scoring" else network["covariance_bytes"]
-        solving_s = line.behind * gpu.least_s(line.once)
+        solving_s = max(1.0, line.behind) * gpu.least_s(line.once)
         rows[step] = _on_several(gpu, passes_s, solving_s, sent, shared=step == "measured loss")
     # the dense network forward, half of it forward and twice backward; memory as scoring has it for its arithmetic
     scoring = lines["scoring"]
     share = 2 * network["macs"] * (1 + 3 * 0.5) / (scoring.image.operations * larger)
-    passes_s = scoring.behind * gpu.least_s(scoring.image.scaled(share * larger * IMAGENET * PASSES))
+    passes_s = max(1.0, scoring.behind) * gpu.least_s(scoring.image.scaled(share * larger * IMAGENET * PASSES))
     rows["recovery"] = _on_several(gpu, passes_s, 0.0, 4 * network["parameters"] * PASSES * IMAGENET / BATCH)
 
     print(f"  {gpu.name}, {IMAGENET:,} images of {USUAL_PX} px, recovery {PASSES} passes over them")

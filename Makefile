@@ -18,6 +18,8 @@ STAMP := $(VENV)/.installed-$(PINS)
 BIN := $(VENV)/bin
 
 SHELL := /bin/sh
+# Container images set this; every process would then compile torch anew, for 3 to 12 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help compress benchmark ship-demo test test-thorough test-slow check docs clean pins install
@@ -81,7 +83,7 @@ $(STAMP):
 pins:
 	@uv=$$(command -v uv || echo $(BIN)/uv); \
 	"$$uv" pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.10 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --output-file requirements.txt >&2; \
+		--no-strip-extras --no-emit-index-url --no-annotate --no-header --output-file requirements.txt >&2; \
 	printf 'furo\nmyst-parser\nsphinx\n' | "$$uv" pip compile - --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --constraint requirements.txt --output-file docs/requirements.txt >&2
 

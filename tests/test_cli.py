@@ -415,14 +415,19 @@ def test_bad_input_is_one_line_and_an_exit_code_and_nothing_written(
     command: Command, place: Path, tmp_path: Path, case: str
 ) -> None:
     words, code, said = REFUSED[case]
-    before = sorted(place.rglob("*"))
+    before = _files_of(place)
     answer = _compress(command, tmp_path / "new", *words)
     lines = [line for line in answer.stderr.splitlines() if not line.startswith(("compress ", "1 of "))]
     assert (answer.code, answer.stdout, len(lines)) == (code, "", 1), answer.stderr
     assert lines[0].startswith("error: ")
     assert said in lines[0]
     assert list(tmp_path.iterdir()) == []
-    assert [p for p in sorted(place.rglob("*")) if "__pycache__" not in p.parts] == before
+    assert _files_of(place) == before
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """All but the bytecode that Python leaves beside a user's module."""
+    return [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts]
 
 
 def test_an_own_module_needs_its_preprocessing(command: Command, tmp_path: Path) -> None:

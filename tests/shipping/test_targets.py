@@ -101,7 +101,7 @@ def test_layers_are_timed_there_and_their_files_taken_away(hosts: Hosts, device:
 @pytest.mark.usefixtures("inventory")
 def test_networks_are_timed_there_in_turns(hosts: Hosts, device: Device, tmp_path: Path) -> None:
     files = (tmp_path / "dense.onnx", tmp_path / "pruned.onnx")
-    for file, channels in zip(files, (96, 8), strict=True):
+    for file, channels in zip(files, (512, 8), strict=True):
         file.write_bytes(small_model(channels).SerializeToString())
     images = np.zeros((4, 3, SIZE, SIZE), np.float32)
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     (place / "bin").mkdir()
     (place / "hosts").mkdir()
     program = place / "bin" / "ssh"
-    program.write_text(f"#!{sys.executable}\n" + FAKE.read_text())
+    # not as the script's own interpreter, whose path may hold no space
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} "$@"\n')
     program.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")

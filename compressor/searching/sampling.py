@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import warnings
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
@@ -33,13 +35,16 @@ class Seeded(BaseSampler):
         self._inner: BaseSampler = self._sampler_of(0)
 
     def _sampler_of(self, number: int) -> BaseSampler:
-        return TPESampler(
-            n_startup_trials=STARTUP_TRIALS,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            seed=int(content_hash(self._seed, number)[:8], 16),
-        )
+        with warnings.catch_warnings():
+            # `group`: its interface may change. From Python 3.12 on optuna's warning names this line as its place
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(
+                n_startup_trials=STARTUP_TRIALS,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                seed=int(content_hash(self._seed, number)[:8], 16),
+            )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner = self._sampler_of(trial.number)

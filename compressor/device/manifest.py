@@ -19,7 +19,7 @@ from .folders import reaches_out
 from .images import Preprocessing, checked_preprocessing
 from .leaves import Leaf, names_of, read_leaves
 from .metrics import Metric, read_metrics
-from .parity import MOST_RELATIVE, Limits
+from .parity import MOST_CHANNEL, MOST_RELATIVE, Limits
 
 SCHEMA = "compressor.bundle/2"
 IMAGES_SCHEMA = "compressor.bundle/1"
@@ -258,7 +258,7 @@ def _limits(content: fields.Object) -> Limits:
         relative=fields.number(content, "relative", least=0, most=MOST_RELATIVE),
         cosine=fields.number(content, "cosine", least=_LEAST_COSINE, most=1),
         top1_agreement=fields.number(content, "top1_agreement", least=0, most=1),
-        channel=fields.number(content, "channel", least=0, most=MOST_RELATIVE) if is_by_channels else None,
+        channel=fields.number(content, "channel", least=0, most=MOST_CHANNEL) if is_by_channels else None,
     )
 
 

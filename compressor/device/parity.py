@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GateError
-from .channels import channel_distance
+from .channels import LEAST_SPREAD, channel_distance
 from .feeds import Array, Arrays, as_tuple
 
 _MOST_DB = 300.0  # stands for no difference at all; beyond what float64 can tell apart
@@ -23,9 +23,9 @@ _WORST = sys.float_info.max
 _TINY = float(np.finfo(np.float32).tiny)  # a reference of zeros has no magnitude to take a share of
 _SQUARE_ROOT_OF_WORST = 1e150  # larger differences have no square, and no cosine
 MOST_RELATIVE = 10.0  # a limit beyond it would hold nothing: ten times the largest output
-LEAST_CHANNEL_ELSEWHERE = (
-    5e-2  # of a channel's spread: devices compute in other formats than the reference, such as TF32
-)
+MOST_CHANNEL = MOST_RELATIVE / LEAST_SPREAD  # the same difference, as a share of the least spread that counts
+# of a channel's spread: devices compute in other formats than the reference, such as TF32
+LEAST_CHANNEL_ELSEWHERE = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,5 +230,5 @@ def limits_around(parity: Parity, *, slack: float = 2.0) -> Limits:
     return Limits(
         relative=min(max(slack * relative_difference(parity), floor.relative), MOST_RELATIVE),
         cosine=max(min(1 - slack * (1 - parity.cosine), floor.cosine), -1.0),
-        channel=None if channel is None else min(max(slack * channel, LEAST_CHANNEL_ELSEWHERE), MOST_RELATIVE),
+        channel=None if channel is None else min(max(slack * channel, LEAST_CHANNEL_ELSEWHERE), MOST_CHANNEL),
     )

@@ -26,6 +26,7 @@ from compressor.device.engines import build_bundle
 from compressor.device.golden import read_golden
 from compressor.device.images import load_inputs, top_classes
 from compressor.device.metrics import Metric
+from compressor.device.parity import Limits
 from compressor.device.runtimes import available
 from compressor.errors import DataError, EngineError, FolderError, GateError, InputError, MissingPackageError
 
@@ -116,6 +117,18 @@ def test_a_model_with_other_outputs_fails_its_parity(
     checks = [c for c in verify_bundle(folder).checks if c.outcome == "failed"]
     assert len(checks) == 1
     assert "max |difference|" in checks[0].detail
+
+
+def test_a_channels_limit_may_be_many_times_its_spread(
+    tmp_path: Path, model_file: Path, images: NDArray[np.float32]
+) -> None:
+    outputs = small_outputs(small_model(), images).astype(np.float32)
+    model = ModelFile("m.onnx", limits=Limits(channel=40.0))
+    manifest = Manifest("hardly varying", (model,), PREPROCESSING)
+    folder = write_bundle(
+        tmp_path / "b", {"m.onnx": model_file}, manifest=manifest, golden_inputs=images, golden_outputs=outputs
+    )
+    assert read_bundle(folder).models == (model,)
 
 
 def test_a_changed_manifest_is_refused(bundle: Path) -> None:

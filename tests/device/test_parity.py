@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.device.parity import LIMITS, Limits, compare, failures, limits_around
+from compressor.device.parity import LIMITS, MOST_RELATIVE, Limits, compare, failures, limits_around
 from compressor.errors import GateError
 
 # Closed forms in float64 on a handful of numbers.
@@ -165,6 +165,17 @@ def test_a_device_is_held_to_the_channels_too() -> None:
     assert failures(compare(reference, output + 0.03), limits_around(near)) != ()
     assert limits_around(far).channel == pytest.approx(2 * far.channel_relative, abs=EXACT)
     assert limits_around(compare(np.ones((2, 3)), np.ones((2, 3)))).channel is None
+
+
+def test_answers_that_hardly_vary_keep_to_the_limit_made_from_them() -> None:
+    """Random weights: channels spread 1e-4 and 1e-2 of their magnitude, and int8 moves all by twenty of the first."""
+    reference = 1 + np.linspace(0, 1, 8)[:, None] * np.array([1e-4, 1e-2])  # [N, C]
+    moved = compare(reference, reference + 2e-3)
+    assert moved.channel_relative is not None
+    assert moved.channel_relative > MOST_RELATIVE
+    limits = limits_around(moved)
+    assert failures(moved, limits) == ()
+    assert failures(compare(reference, reference + 5e-3), limits) != ()
 
 
 def test_other_shapes_are_no_parity() -> None:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tomllib
 import torch
 from rich.console import Console
-from study import FOLDER, NETWORKS, Row, as_fields, spread
+from study import FOLDER, NETWORKS, Row, as_fields, known_networks, spread
 
 from compressor.errors import BudgetError, CompressorError, GateError
 from compressor.pipeline import run
@@ -43,7 +41,7 @@ def recipe_of(network: str, **given: Any) -> Recipe:
     """An embedded model's recipe, or that of networks.toml, with the given fields in its place."""
     if (EMBEDDED / f"{network}.toml").is_file():
         return read_recipe(None, model=network, **given)
-    known = tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    known = known_networks()
     if network not in known:
         raise SystemExit(f"no network {network!r}; there are the embedded ones and {', '.join(known)}")
     if f"${{{FOLDER}}}" in str(known[network]):

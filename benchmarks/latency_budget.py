@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomllib
 import torch
 from rich.console import Console
 from rich.table import Table
+from study import NETWORKS, known_networks
 from torch import fx
 
 from compressor.accuracy import evaluate
@@ -44,7 +44,6 @@ from compressor.run.plans import set_aim
 from compressor.run.tasking import NetworkTask, make_task
 from compressor.run.work import Request, Work, prepare
 
-NETWORKS = Path(__file__).with_name("networks.toml")
 SCHEMA = "latency-budget/1"
 STEP = 0.02  # of the MACs, in which the largest MAC budget is looked for
 console = Console(stderr=True)
@@ -167,7 +166,7 @@ def read_study(options: argparse.Namespace) -> Recipe:
     given = {"finetune_epochs": 0, "targets": "", "budget": options.budget, **fields}
     if options.recipe:
         return read_recipe(options.recipe, **given)
-    known = tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    known = known_networks()
     if options.network not in known:
         raise CompressorError(f"no network '{options.network}' in {NETWORKS.name}; there are {', '.join(known)}")
     held = {k: v for k, v in known[options.network].items() if k not in ("kept", "variants")}

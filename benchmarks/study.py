@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +21,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import tomllib
 import torch
 from matplotlib.axes import Axes
 from rich.console import Console
@@ -101,6 +101,15 @@ class Subjects:
                 return scores
             self.known[key] = scores
         return self.known[key]
+
+
+def known_networks() -> dict[str, Any]:
+    """The tables of `networks.toml` by network, with variables of the environment filled in."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
 
 
 def subjects_of(study: Study, seed: int) -> Subjects:
@@ -334,7 +343,7 @@ def read_studies(options: argparse.Namespace, **defaults: Any) -> Iterator[Study
     if options.threads:
         torch.set_num_threads(options.threads)
     given = as_fields({k[7:]: v for k, v in vars(options).items() if k.startswith("recipe_") and v is not None})
-    known = tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    known = known_networks()
     names = [name for name in options.networks.split(",") if name] or [""]
     for name in filter(None, names):
         if name not in known:

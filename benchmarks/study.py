@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -42,6 +41,7 @@ from compressor.records import Scores
 from compressor.rounds import Prunable, pruning_round, score_units
 from compressor.run.reading import read_data
 from compressor.run.saved import example_of
+from compressor.toml import parse_toml
 
 mpl.use("agg")
 
@@ -105,11 +105,7 @@ class Subjects:
 
 def known_networks() -> dict[str, Any]:
     """The tables of `networks.toml` by network, with variables of the environment filled in."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(os.path.expandvars(NETWORKS.read_text()))
+    return parse_toml(os.path.expandvars(NETWORKS.read_text()))
 
 
 def subjects_of(study: Study, seed: int) -> Subjects:

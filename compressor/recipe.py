@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from .device.runtimes import REFERENCE, runtime_names
 from .errors import RecipeError, did_you_mean, with_article
 from .export.targets import resolve_target
 from .records import UnitKind
+from .toml import parse_toml
 
 TASKS = (
     *("classification", "multi-label", "segmentation", "detection", "embedding", "image-to-image", "regression"),
@@ -404,13 +404,8 @@ def _plain(kind: type, value: Any) -> Any:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # a device lists criteria without it
-
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8

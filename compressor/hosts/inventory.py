@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..toml import parse_toml
 from .address import Device, read_address, require_safe
 
 FILE = "devices.toml"
@@ -120,12 +120,8 @@ def _text(path: Path, row: dict[str, Any], key: str, default: str | None = None)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); it names devices: {_EXAMPLE}") from error
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and depths

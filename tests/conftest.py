@@ -118,6 +118,23 @@ def _one_table_of_operators() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _short_tables_of_composites() -> Iterator[None]:
+    """`torch.export` collects 500 composite operations at every call, and prepares each for twelve kinds of devices."""
+    from torch.export import exported_program
+
+    def at_hand(keys: str) -> list[Any]:
+        devices = ("CPU", "CUDA", "Meta")
+        return [key for key in getattr(exported_program, keys) if key.name.removeprefix("Autograd") in devices]
+
+    with pytest.MonkeyPatch.context() as patch:
+        collect = "_collect_all_valid_cia_ops"
+        patch.setattr(exported_program, collect, cache(getattr(exported_program, collect)))
+        for keys in ("_BACKEND_KEYS_TO_OVERRIDE", "_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE"):
+            patch.setattr(exported_program, keys, at_hand(keys))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Small tensors run faster on one thread, and sums come out the same on any machine's core count."""
     threads = torch.get_num_threads()

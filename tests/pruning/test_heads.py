@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.stem(x).flatten(2).transpose(1, 2)  # [N, SIDE * SIDE, DIM]
-        tokens = torch.cat([self.registers.expand(len(x), -1, -1), tokens], 1)
+        tokens = torch.cat([self.registers.expand(x.shape[0], -1, -1), tokens], 1)
         tokens = tokens + self.attention(self.norm(tokens))
         tokens = tokens + self.fc2(F.gelu(self.fc1(tokens)))
         return self.head(tokens.mean(1))  # type: ignore[no-any-return]
@@ -63,7 +63,7 @@ class RelativePositions(nn.Module):
         return x.reshape(-1, parts * self.side, parts * self.side, DIM)[:, :SIDE, :SIDE].flatten(1, 2)
 
     def attended(self, x: Tensor) -> Tensor:
-        n, side, n_tokens = len(x), self.side, self.side**2
+        n, side, n_tokens = x.shape[0], self.side, self.side**2
         qkv = self.qkv(x).reshape(n, n_tokens, 3, HEADS, HEAD_DIM).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.reshape(3, n * HEADS, n_tokens, HEAD_DIM).unbind(0)
         places = q.reshape(n * HEADS, side, side, HEAD_DIM)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import compressor
 from compressor.__main__ import main
 from compressor.errors import CompressorError, DataError, ModelError, RecipeError, TaskError
-from compressor.run import rehearsal
+from compressor.graph import trace
+from compressor.run import rehearsal, work
+from compressor.tensors import Inputs, as_tuple
 
 N = 24
 QUICK: dict[str, Any] = {
@@ -222,6 +225,21 @@ CASES: dict[str, Case] = {
     ),
     "data that are none": (DataError, "classifier", 5, {}, "data are given as an int, expected a folder"),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_model_traced_once() -> Iterator[None]:
+    """What is wrong here is never the model, of which there are three."""
+    graphs: dict[Any, fx.GraphModule] = {}
+
+    def traced(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> fx.GraphModule:
+        key = (model, *(tensor.shape for tensor in as_tuple(example)), *keywords)
+        graphs[key] = graphs.get(key) or trace(model, example, keywords)
+        return copy.deepcopy(graphs[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "trace", traced)
+        yield
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -27,7 +27,7 @@ from onnx import numpy_helper
 from torch import fx, nn
 
 from ..errors import FolderError, GateError, ModelError, first_line
-from ..files import note, write_bytes
+from ..files import note, replacing
 from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed, release
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
@@ -324,8 +324,9 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
             note(path.with_name(path.name + ".data"))
             onnx.checker.check_model(str(path))
             return path
-        onnx.checker.check_model(model, full_check=True)
-        write_bytes(path, model.SerializeToString())
+        with replacing(path) as file:
+            file.write_bytes(model.SerializeToString())
+            onnx.checker.check_model(str(file), full_check=True)  # in memory it would copy the weights three times
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} would not be valid ONNX: {_reason(error)}") from error
     except OSError as error:

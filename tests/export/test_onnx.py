@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +184,29 @@ def test_what_is_broken_by_structure_is_not_even_written(
     with pytest.raises(GateError):
         write_model(content, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([("MatMul", ["x", "weight"], "y")], "Incompatible dimensions"),
+        ([("Relu", ["z"], "y"), ("MatMul", ["x", "weight"], "z")], "topologically sorted"),
+        ([("Nonsense", ["x"], "y")], "No Op registered for Nonsense"),
+    ],
+    ids=["shapes", "order", "operation"],
+)
+def test_what_is_no_valid_onnx_is_not_written(
+    nodes: Sequence[tuple[str, list[str], str]], words: str, tmp_path: Path
+) -> None:
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3]) for name in "xy")
+    weight = numpy_helper.from_array(np.zeros((5, 4), np.float32), "weight")
+    graph = helper.make_graph([helper.make_node(kind, read, [made]) for kind, read, made in nodes], "g", [x], [y])
+    graph.initializer.append(weight)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    with pytest.raises(ModelError, match=words):
+        write_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", DIALECT.opset)]), path)
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("m.onnx", b"before")]
 
 
 def test_lost_weights_are_noticed(residual: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import onnx
+from google.protobuf.message import Message
 
+_LARGE_BYTES = 1024  # of a tensor whose values no shape depends on
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operations that weights are operands of
 
 
@@ -32,10 +33,33 @@ def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 def element_types_of(model: onnx.ModelProto) -> dict[str, int]:
     """The element type, in ONNX's numbers, of every tensor where it is stated or can be inferred."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    tensors = (*graph.value_info, *graph.input, *graph.output)
-    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    return {tensor.name: tensor.type.tensor_type.elem_type for tensor in tensors} | stored
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return {tensor.name: tensor.type.tensor_type.elem_type for tensor in inferred_tensors(model)} | stored
+
+
+def inferred_tensors(model: onnx.ModelProto, *, with_values: bool = False) -> list[onnx.ValueInfoProto]:
+    """The type and, where it is known, the shape of every tensor but the constants, as ONNX infers them.
+
+    `with_values` follows shapes that are computed too. Weights are declared and not handed over: the inference would
+    copy them twice, and takes no more than 2 GB.
+    """
+    declared = _without_constants(model)
+    for tensor in model.graph.initializer:
+        declared.graph.initializer.append(tensor if tensor.ByteSize() <= _LARGE_BYTES else _declared(tensor))
+    graph = onnx.shape_inference.infer_shapes(declared, data_prop=with_values).graph
+    return [*graph.value_info, *graph.input, *graph.output]
+
+
+def _declared(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Its name, type and shape, as of one whose values lie elsewhere."""
+    elsewhere = onnx.StringStringEntryProto(key="location", value="elsewhere")
+    return onnx.TensorProto(
+        name=tensor.name,
+        data_type=tensor.data_type,
+        dims=tensor.dims,
+        data_location=onnx.TensorProto.EXTERNAL,
+        external_data=[elsewhere],
+    )
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -47,9 +71,23 @@ def with_nodes(
     model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
 ) -> onnx.ModelProto:
     """A copy with other nodes and constants between the same inputs and outputs; nothing is known of its shapes."""
-    rewritten = copy.deepcopy(model)
+    rewritten = _without_constants(model)
     graph = rewritten.graph
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
     return rewritten
+
+
+def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    bare = onnx.ModelProto()
+    _copy_fields(model, bare, but="graph")
+    _copy_fields(model.graph, bare.graph, but="initializer")
+    return bare
+
+
+def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+    for field, _ in source.ListFields():
+        if field.name != but:
+            part = type(source)(**{field.name: getattr(source, field.name)})
+            target.MergeFrom(part)

@@ -24,7 +24,7 @@ from ..errors import InputError
 from .calibration import Ranges, Statistics
 from .half import converted
 from .onnx import silenced, write_model
-from .parts import WEIGHTED, attributes_of, constants_of
+from .parts import WEIGHTED, attributes_of, constants_of, inferred_tensors
 from .rounding import Rounding
 
 Placement = Literal["tensorrt", "onnxruntime"]
@@ -162,7 +162,9 @@ def to_int8(
     if not nodes:
         raise InputError(f"{path} has no convolution or matrix product left to quantise")
 
-    model = onnx.shape_inference.infer_shapes(model)
+    tensors = inferred_tensors(model)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(tensors)
     quantised = _quantise(model, nodes, ranges, placement)
     if rounding is not None:
         rounding.apply(quantised, _LARGEST_CODES[bits_for(placement)])

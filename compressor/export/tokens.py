@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from .parts import attributes_of, constants_of, makers_of, readers_of, with_nodes
+from .parts import attributes_of, constants_of, inferred_tensors, makers_of, readers_of, with_nodes
 
 # Which inputs the scores may be. A divisor of many columns stays out: the new column would be zero over zero.
 _POINTWISE = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "Div": (0,), "Where": (1, 2)}
@@ -45,10 +45,9 @@ class _Graph:
     """What is asked of the graph: shapes, constants, who makes a tensor and who reads it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         self.constants = constants_of(model.graph)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for tensor in (*inferred.value_info, *inferred.input, *inferred.output):
+        for tensor in inferred_tensors(model, with_values=True):
             self.shapes[tensor.name] = tuple(axis.dim_value or -1 for axis in tensor.type.tensor_type.shape.dim)
         self.shapes |= {name: tuple(constant.dims) for name, constant in self.constants.items()}
         self.outputs = {output.name for output in model.graph.output}

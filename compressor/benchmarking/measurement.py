@@ -18,6 +18,7 @@ from ..delivery.gates import accuracy_of
 from ..delivery.networks import WAYS, unavailable
 from ..device import feeds
 from ..device.environment import affinity, cache_bytes, read_environment
+from ..device.external import model_bytes
 from ..device.feeds import Arrays
 from ..device.runtimes import available, runtime_names
 from ..device.timing import Schedule, Timing, from_json, to_json
@@ -193,7 +194,7 @@ def _subject(bench: _Bench, place: Place, file: File) -> tuple[SubjectRow, list[
         variant=artifact.variant,
         precision=artifact.precision,
         file=artifact.name,
-        bytes=file.path.stat().st_size,
+        bytes=model_bytes(file.path),
         budget=place.budget if artifact.variant == "shipped" else "",
         macs=file.macs,
         parameters=file.parameters,

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from ..choices import ranking_of
 from ..device.environment import read_environment
+from ..device.external import model_bytes
 from ..device.runtimes import REFERENCE
 from ..device.timing import Timing, summarise
 from ..distributed import world
@@ -175,7 +176,7 @@ def _file_rows(files: Files) -> list[FileRow]:
             role=artifact.purpose,
             variant=artifact.variant,
             precision=artifact.precision,
-            bytes=path.stat().st_size,
+            bytes=model_bytes(path),
             kept=lowered.layers,
             method=lowered.method,
             bits=lowered.bits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from ..device.external import model_bytes
 from ..device.runtimes import REFERENCE
 from ..device.timing import summarise
 from ..records import Cost, Figure
@@ -42,8 +43,8 @@ def summary_of(delivery: Delivery, dense: Cost, cost: Cost, accuracy: Figure) ->
         "flops_shipped": cost.flops,
         "params_dense": dense.parameters,
         "params_shipped": cost.parameters,
-        "onnx_bytes_dense": dense_file.stat().st_size,
-        "onnx_bytes_shipped": files.paths[SHIPPED].stat().st_size,
+        "onnx_bytes_dense": model_bytes(dense_file),
+        "onnx_bytes_shipped": model_bytes(files.paths[SHIPPED]),
         "latency_ms": latency,
         "busy": delivery.latency.busy,
         **_ratios(latency),
@@ -95,7 +96,7 @@ def _precision(delivery: Delivery, artifact: Artifact, dense: Figure) -> dict[st
     measured, lowered = delivery.accuracy.by_file[artifact.name], delivery.files.lowered.get(artifact)
     return {
         "precision": artifact.precision,
-        "bytes": delivery.files.paths[artifact].stat().st_size,
+        "bytes": model_bytes(delivery.files.paths[artifact]),
         "accuracy": round(measured.value, 4),
         "points_lost": round(dense.lost(measured), 2),
         "parity_max_abs": delivery.parity.worst(artifact).max_abs,

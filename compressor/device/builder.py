@@ -1,7 +1,8 @@
 """An ONNX file in, an engine file with its sidecar out: built in a process of its own, cached by content.
 
-The cache key is the hash of (onnx bytes, library, its version, targets, profiles, options): never a file name.
-An engine that did not run is recorded as such. Knows no GPU names; which library serves which target is export's.
+The cache key is the hash of (onnx bytes and weights beside, library, its version, targets, profiles, options): never a
+file name. An engine that did not run is recorded as such. Knows no GPU names; which library serves which target is
+export's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import IO
 from ..errors import EngineError, FolderError, ModelError
 from . import child, cuda, fields, tensorrt
 from .destinations import replacing, write_json
+from .external import files_of
 from .folders import reason_of
 from .lowering import Lowering, read_lowering
 
@@ -84,7 +86,7 @@ def build_engine(
 
     onnx_sha256 = sha256_of(onnx_path)
     version = _installed_version(job.library)
-    key = engine_key(onnx_sha256, version, job)
+    key = engine_key(_content_of(onnx_path, onnx_sha256), version, job)
     earlier = _already_there(out_path, key) or _from_cache(cache, key, out_path)
     if earlier is not None:
         return earlier
@@ -127,10 +129,16 @@ def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
         raise EngineError(f"can't build {out_path.name} with {library}: {reason}")
 
 
-def engine_key(onnx_sha256: str, version: str, job: EngineJob) -> str:
+def _content_of(onnx_path: Path, sha256: str) -> str:
+    """The hash of the ONNX file or, where it takes weights from others, of its own and theirs."""
+    beside = [sha256_of(file) for file in files_of(onnx_path) if file != onnx_path]
+    return hashlib.sha256(" ".join([sha256, *beside]).encode()).hexdigest() if beside else sha256
+
+
+def engine_key(content_sha256: str, version: str, job: EngineJob) -> str:
     """Hash of everything the engine's bytes depend on; an engine for `this GPU` depends on which GPU that is."""
     gpu = ("", "") if job.compute_capabilities else cuda.device_here()
-    ingredients = {"schema": SCHEMA, "onnx": onnx_sha256, "version": version, "gpu": gpu, **asdict(job)}
+    ingredients = {"schema": SCHEMA, "onnx": content_sha256, "version": version, "gpu": gpu, **asdict(job)}
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

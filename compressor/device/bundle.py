@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import CompressorError, FolderError, GateError, InputError
 from . import cuda
@@ -29,6 +29,7 @@ from .built import (
     read_built,
     shipped_files,
 )
+from .external import files_of
 from .feeds import Arrays, as_tuple
 from .folders import is_plain_file, reason_of
 from .golden import MOST_SAMPLES, Golden, distance, members_of, read_golden
@@ -134,7 +135,7 @@ def write_bundle(
     does not declare the only input or output, it is called `input` or `output`. An earlier bundle in `folder` is
     replaced; raises FolderError when it holds anything else.
     """
-    folder = Path(folder)
+    folder, files = Path(folder), dict(_with_weights(files))
     _refuse_foreign(folder)
     manifest = _declaring(manifest, golden_inputs, golden_outputs)
     missing = [model.path for model in manifest.models if model.path not in files]
@@ -181,6 +182,14 @@ def _declaring(manifest: Manifest, inputs: Arrays, outputs: Arrays) -> Manifest:
         outputs=manifest.outputs or actual_outputs,
         schema=SCHEMA,
     )
+
+
+def _with_weights(files: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """The files, and with each model those that it takes weights from, which it looks for in its own folder."""
+    for name, source in files.items():
+        for file in files_of(source):
+            beside = file.relative_to(source.parent)
+            yield (name if file == source else (PurePosixPath(name).parent / beside).as_posix()), file
 
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
@@ -262,13 +271,22 @@ def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[st
         golden = read_golden(folder, manifest)
     except GateError as error:
         return [Check(GOLDEN, "failed", str(error).removeprefix(f"{GOLDEN} "))]
-    checks = [_check_model(folder, model, runtime, golden) for model in manifest.models if model.path in intact]
+    whole = [model for model in manifest.models if intact.issuperset(_files_of(folder, model))]
+    checks = [_check_model(folder, model, runtime, golden) for model in whole]
     for path in engine_files(folder):
         if with_built:
             checks.append(_check_engine(path, folder, manifest, runtime, golden))
         else:
             checks.append(Check(f"{BUILT}/{path.name}", "not run", "built on a device: no signature covers it"))
     return checks
+
+
+def _files_of(folder: Path, model: ModelFile) -> list[str]:
+    """The model's file and those that it takes weights from, as the manifest calls them."""
+    try:
+        return [file.relative_to(folder).as_posix() for file in files_of(folder / model.path)]
+    except (CompressorError, OSError):  # its own check says what is wrong
+        return [model.path]
 
 
 def _check_engine(path: Path, folder: Path, manifest: Manifest, runtime: str, golden: Golden) -> Check:

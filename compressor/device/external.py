@@ -43,6 +43,30 @@ def require_weights_beside(path: Path) -> None:
             raise ModelError(f"{path} takes weights from {fields.shown(location)}, outside its folder; don't use it")
 
 
+def aside_of(path: Path) -> Path:
+    """Where this project puts the weights of an ONNX file at `path` that is larger than one message may be."""
+    return path.with_name(f"{path.name}.data")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The model's file and, of an ONNX file, those that it takes weights from; of a damaged one itself alone.
+
+    Raises ModelError where they lie outside its folder, OSError for a file that can't be read.
+    """
+    if path.suffix != ".onnx":
+        return (path,)
+    try:
+        require_weights_beside(path)
+        return (path, *(path.parent / location for location in external_locations(path)))
+    except ValueError:
+        return (path,)
+
+
+def model_bytes(path: Path) -> int:
+    """Of all its files."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def external_locations(path: Path) -> tuple[str, ...]:
     """What its tensors name as places of their values, each once; ValueError for a file that is no ONNX."""
     if path.stat().st_size == 0:  # nothing to map

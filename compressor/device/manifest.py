@@ -103,6 +103,11 @@ class Manifest:
         """What the outputs are called; the only one, of which older bundles say nothing, is `output`."""
         return names_of(self.outputs) or ["output"]
 
+    def model_bytes(self, path: str) -> int:
+        """Of the model of that path, with the weights that lie beside it."""
+        beside = self.files.get(f"{path}.data")
+        return self.files[path]["bytes"] + (beside["bytes"] if beside else 0)
+
     def model_at(self, path: str) -> ModelFile | None:
         """The model of that path; None where there is none."""
         return next((model for model in self.models if model.path == path), None)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..device import feeds
 from ..device.feeds import Arrays
 from ..errors import InputError
+from .onnx import loadable
 from .parts import element_types_of, makers_of
 
 Images = Arrays
@@ -114,7 +115,10 @@ class Exposed:
 
 
 def exposed(model: onnx.ModelProto) -> Exposed:
-    """The model, made to return every float activation; its own outputs are replaced, in place."""
+    """The model, made to return every float activation: its own outputs are replaced, in place.
+
+    The weights of one that is larger than a message may be are gone from it afterwards.
+    """
     import onnxruntime
 
     types = element_types_of(model)
@@ -127,7 +131,8 @@ def exposed(model: onnx.ModelProto) -> Exposed:
     options.log_severity_level = 4
     # Unfused, so that every tensor the quantiser sees exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with loadable(model) as source:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     input_types = {tensor.name: tensor.type for tensor in session.get_inputs()}
     float_inputs = [name for name, type_name in input_types.items() if type_name == "tensor(float)"]
     return Exposed(session, tuple(input_types), tuple(float_inputs), tuple(outputs))

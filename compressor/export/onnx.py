@@ -12,6 +12,8 @@ import io
 import itertools
 import logging
 import math
+import os
+import shutil
 import string
 import tempfile
 import warnings
@@ -26,13 +28,14 @@ import torch
 from onnx import numpy_helper
 from torch import fx, nn
 
+from ..device.external import aside_of, files_of
 from ..errors import FolderError, GateError, ModelError, first_line
-from ..files import note, replacing
+from ..files import replacing
 from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed, release
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, joined, moved
 from .attention import spelled_out
-from .parts import WEIGHTED, attributes_of, constants_of
+from .parts import WEIGHTED, attributes_of, constants_of, stored_bytes
 
 BATCH = "batch"
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # the message must stay below 2 GiB; 1 MiB left for the graph
@@ -75,7 +78,7 @@ def export_onnx(
         raw = _torch_export(model, example)
         most = weight_elements(raw)
         least = weight_elements(raw, equal_once=True)
-        is_large = raw.ByteSize() > _LARGE_BYTES
+        is_large = stored_bytes(raw) > _LARGE_BYTES
         folded = _folded(raw)
         del raw  # every form of the model holds all its weights: none lives longer than the next one needs
         if is_large:
@@ -163,14 +166,23 @@ def _scratch_folder() -> Iterator[Path]:
 def _spilled(model: onnx.ModelProto, folder: Path) -> Path:
     """The model in a file, its weights beside it where it is larger than a message may be."""
     path = folder / "model.onnx"
-    is_large = model.ByteSize() > _PROTOBUF_LIMIT_BYTES
-    onnx.save(model, path, save_as_external_data=is_large, location="model.onnx.data", convert_attribute=False)
+    _save(model, path, aside=exceeds_message(model))
     return path
+
+
+def exceeds_message(model: onnx.ModelProto) -> bool:
+    """Whether its weights must lie beside the file, or it is more than protobuf writes or reads at once."""
+    return stored_bytes(model) > _PROTOBUF_LIMIT_BYTES
+
+
+def _save(model: onnx.ModelProto, path: Path, *, aside: bool) -> None:
+    """Takes the model's weights, where they go `aside`."""
+    onnx.save(model, path, save_as_external_data=aside, location=aside_of(path).name, convert_attribute=False)
 
 
 def _slimmed(folded: Path) -> tuple[onnx.ModelProto, str]:
     """What onnxslim fuses of what onnxscript left (measured: both beat either), and who optimised it."""
-    if folded.with_name("model.onnx.data").exists():  # above the limit of what onnxslim handles
+    if aside_of(folded).exists():  # above the limit of what onnxslim handles
         return onnx.load(folded), "onnxscript"
     import onnxslim
 
@@ -318,20 +330,45 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     check_structure(model, str(path))
     try:
-        if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
-            onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", convert_attribute=False)
-            note(path)
-            note(path.with_name(path.name + ".data"))
-            onnx.checker.check_model(str(path))
-            return path
-        with replacing(path) as file:
-            file.write_bytes(model.SerializeToString())
-            onnx.checker.check_model(str(file), full_check=True)  # in memory it would copy the weights three times
+        if exceeds_message(model):
+            _write_with_aside(model, path)
+        else:
+            with replacing(path) as file:
+                file.write_bytes(model.SerializeToString())
+                _check(file)
+            aside_of(path).unlink(missing_ok=True)  # of a larger model before
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} would not be valid ONNX: {_reason(error)}") from error
     except OSError as error:
         raise FolderError(f"can't write {path}: {error.strerror}; free some space or choose another folder") from error
     return path
+
+
+def _write_with_aside(model: onnx.ModelProto, path: Path) -> None:
+    """Both under their own names in a folder of the same disk first, since the file names the other."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+        written = Path(folder) / path.name
+        _save(model, written, aside=True)
+        _check(written)
+        for source in reversed(files_of(written)):  # the file itself last
+            with replacing(path.with_name(source.name)) as temporary:
+                shutil.copymode(temporary, source)
+                os.replace(source, temporary)
+
+
+def _check(path: Path) -> None:
+    """From the disk: what lies in memory would be copied three times with its weights."""
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+@contextlib.contextmanager
+def loadable(model: onnx.ModelProto) -> Iterator[bytes | str]:
+    """What a runtime loads the model from: a message or, where it would be too large for one, a file for the time."""
+    if not exceeds_message(model):
+        yield model.SerializeToString()
+        return
+    with _scratch_folder() as folder:
+        yield str(_spilled(model, folder))
 
 
 def check_structure(model: onnx.ModelProto, name: str) -> None:

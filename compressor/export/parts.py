@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,6 +61,17 @@ def _declared(tensor: onnx.TensorProto) -> onnx.TensorProto:
         data_location=onnx.TensorProto.EXTERNAL,
         external_data=[elsewhere],
     )
+
+
+def stored_bytes(model: onnx.ModelProto) -> int:
+    """What its nodes and constants take, by their shapes: above 2 GB a message can't be asked for its size."""
+    sizes: list[int] = [node.ByteSize() for node in model.graph.node]
+    sizes += [math.prod(tensor.dims) * _item_bytes(tensor.data_type) for tensor in model.graph.initializer]
+    return sum(sizes)
+
+
+def _item_bytes(data_type: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _key_figures(manifest: Manifest) -> tuple[KeyFigure, ...]:
         number = manifest.provenance.get(field)
         if isinstance(number, int) and number >= 0:
             figures.append(KeyFigure(label, facts.count(number), detail))
-    smallest = min((manifest.files[model.path]["bytes"] for model in manifest.models), default=0)
+    smallest = min((manifest.model_bytes(model.path) for model in manifest.models), default=0)
     figures.append(KeyFigure("smallest model file", facts.size(smallest), ""))
     return tuple(figures)
 
@@ -134,7 +134,7 @@ def _model_cells(manifest: Manifest, model: ModelFile, metric: Metric | None) ->
     quality = (ABSENT, ABSENT, ABSENT)
     if metric is not None:
         quality = (facts.value_of(metric), facts.interval_of(metric), f"{metric.n:,}")
-    size = facts.size(manifest.files[model.path]["bytes"])
+    size = facts.size(manifest.model_bytes(model.path))
     return model.path, model.precision, _runtimes_of(model), size, *quality
 
 

@@ -31,6 +31,7 @@ from .built import (
 )
 from .external import files_of
 from .feeds import Arrays, as_tuple
+from .fields import shown
 from .folders import is_plain_file, reason_of
 from .golden import MOST_SAMPLES, Golden, distance, members_of, read_golden
 from .leaves import Leaf, declared, names_of
@@ -271,8 +272,13 @@ def _check_models(folder: Path, manifest: Manifest, runtime: str, intact: set[st
         golden = read_golden(folder, manifest)
     except GateError as error:
         return [Check(GOLDEN, "failed", str(error).removeprefix(f"{GOLDEN} "))]
-    whole = [model for model in manifest.models if intact.issuperset(_files_of(folder, model))]
-    checks = [_check_model(folder, model, runtime, golden) for model in whole]
+    checks = []
+    for model in manifest.models:
+        missing = [name for name in _files_of(folder, model) if name not in intact]
+        if not missing:
+            checks.append(_check_model(folder, model, runtime, golden))
+        elif model.path not in missing:
+            checks.append(Check(model.path, "failed", f"takes weights from {shown(missing[0])}, which are not whole"))
     for path in engine_files(folder):
         if with_built:
             checks.append(_check_engine(path, folder, manifest, runtime, golden))

@@ -24,6 +24,8 @@ from compressor.export.calibration import collect, ranges
 from compressor.export.onnx import export_onnx, write_model
 from compressor.export.precision import to_fp16, to_int8
 
+from ..device.tampering import replace_file
+
 Compress = Callable[..., compressor.Run]
 FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.tensorrt.onnx")
 LIMIT_BYTES = 1000  # of a message, in place of 2 GB
@@ -71,10 +73,28 @@ def test_a_model_whose_weights_are_damaged_is_not_opened(large_run: compressor.R
     weights = aside_of(bundle / "model.onnx")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     report = verify_bundle(bundle)
-    assert [check.what for check in report.having("failed")] == [weights.name]
+    assert [check.what for check in report.having("failed")] == [weights.name, "model.onnx"]
+    assert report.having("failed")[1].detail == f"takes weights from '{weights.name}', which are not whole"
     assert {check.what for check in report.checks if check.parity is not None} == set(FILES[1:])
     with pytest.raises(GateError, match=weights.name):
         open_bundle(bundle, model="model.onnx")
+
+
+@pytest.mark.parametrize("place", ["", ".", "nowhere", "plan.json/x"])
+def test_weights_that_lie_in_no_listed_file_fail_their_model(
+    large_run: compressor.Run, tmp_path: Path, place: str
+) -> None:
+    """Such a model must not be left out of a verification that the others pass."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(large_run.folder / "bundle", bundle)
+    content = onnx.load(bundle / "model.onnx", load_external_data=False)
+    for tensor in content.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    replace_file(bundle, "model.onnx", content.SerializeToString())
+    report = verify_bundle(bundle)
+    assert [check.what for check in report.having("failed")] == ["model.onnx"]
 
 
 @pytest.fixture

@@ -265,6 +265,55 @@ def test_fused_and_written_out_attention_agree(softmax: Any) -> None:
         assert float((a - b).abs().max()) <= SAME_AS_ZENNIT * float(b.abs().max())
 
 
+class _Told(nn.Module):
+    """Attention whose queries see what lies before them alone: by its own switch, or by a mask."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.patches, self.qkv, self.head = (
+            causal,
+            nn.Conv2d(3, 16, 8, 8),
+            nn.Linear(16, 48),
+            nn.Linear(16, 5),
+        )
+        self.register_buffer("seen", torch.ones(16, 16).tril().bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.patches(x).flatten(2).transpose(1, 2)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        options: Any = {"is_causal": True} if self.causal else {"attn_mask": self.seen}
+        mixed = functional.scaled_dot_product_attention(q, k, v, **options)
+        scores: Tensor = self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+        return scores
+
+
+def _normed(norm: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: _Told(causal=True), lambda: _Told(causal=False)),
+        (lambda: _normed(nn.GroupNorm(1, 6)), lambda: _normed(nn.LayerNorm([6, 30, 30], elementwise_affine=False))),
+        (lambda: _normed(nn.GroupNorm(6, 6)), lambda: _normed(nn.InstanceNorm2d(6))),
+    ],
+    ids=["causal attention", "one group", "a group for each channel"],
+)
+def test_two_spellings_of_one_function_pass_the_same_relevance(
+    one: Callable[[], nn.Module], other: Callable[[], nn.Module]
+) -> None:
+    found = []
+    for build in (one, other):
+        torch.manual_seed(3)
+        graph = _graph(build().eval(), 32)
+        nodes = [node.name for node in graph.graph.nodes if node.target in (aten.linear.default, aten.conv2d.default)]
+        options = lrp.LrpOptions(replace(PRESETS["epsilon-plus-flat"], epsilon=TINY))
+        found.append(lrp.node_relevance(graph, _images(2, 32, 4), torch.tensor([1, 3]), nodes, options))
+    for a, b in zip(found[0].values(), found[1].values(), strict=True):
+        assert float(b.abs().max()) > 0
+        assert float((a - b).abs().max()) <= SAME_AS_ZENNIT * float(b.abs().max())
+
+
 def test_attention_rule_decides_whether_queries_and_keys_get_relevance() -> None:
     graph = _transformer_graph("fused")
     qkv = next(n.name for n in graph.graph.nodes if n.meta.get("layer") == "qkv.0")

@@ -30,6 +30,7 @@ _VARINT, _BYTES = 0, 2  # kinds of a field
 _FIXED_BYTES = {1: 8, 5: 4}  # of the kinds whose length is fixed
 _MOST_VARINT = 10  # bytes
 _MOST_LOCATION = 1000  # bytes
+ASIDE = ".data"  # ends the name of the file that holds another's weights
 _Span = tuple[int, int]
 
 
@@ -38,14 +39,21 @@ def require_weights_beside(path: Path) -> None:
 
     ValueError for a file that is no ONNX, OSError for one that can't be read.
     """
-    for location in external_locations(path):
+    _weights_beside(path)
+
+
+def _weights_beside(path: Path) -> tuple[str, ...]:
+    """Their places in the file's folder; raises as `require_weights_beside`."""
+    locations = external_locations(path)
+    for location in locations:
         if reaches_out(location):
             raise ModelError(f"{path} takes weights from {fields.shown(location)}, outside its folder; don't use it")
+    return locations
 
 
 def aside_of(path: Path) -> Path:
     """Where this project puts the weights of an ONNX file at `path` that is larger than one message may be."""
-    return path.with_name(f"{path.name}.data")
+    return path.with_name(path.name + ASIDE)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -56,8 +64,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if path.suffix != ".onnx":
         return (path,)
     try:
-        require_weights_beside(path)
-        return (path, *(path.parent / location for location in external_locations(path)))
+        return (path, *(path.parent / location for location in _weights_beside(path)))
     except ValueError:
         return (path,)
 

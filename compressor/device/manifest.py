@@ -15,6 +15,7 @@ from typing import TypedDict
 from ..errors import GateError, InputError
 from . import fields, tensorrt
 from .builder import read_profiles
+from .external import ASIDE
 from .folders import reaches_out
 from .images import Preprocessing, checked_preprocessing
 from .leaves import Leaf, names_of, read_leaves
@@ -105,7 +106,7 @@ class Manifest:
 
     def model_bytes(self, path: str) -> int:
         """Of the model of that path, with the weights that lie beside it."""
-        beside = self.files.get(f"{path}.data")
+        beside = self.files.get(path + ASIDE)
         return self.files[path]["bytes"] + (beside["bytes"] if beside else 0)
 
     def model_at(self, path: str) -> ModelFile | None:

@@ -323,7 +323,7 @@ def _content(tensor: onnx.TensorProto) -> str:
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> Path:
-    """Checks the model and writes it atomically; weights go beside the file only above 2 GB.
+    """Checks the model and writes it atomically; above 2 GB its weights go beside the file, and from the model.
 
     Raises what `check_structure` raises, ModelError for what is no valid ONNX, FolderError when it can't be written.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import onnx
@@ -44,7 +44,7 @@ def inferred_tensors(model: onnx.ModelProto, *, with_values: bool = False) -> li
     `with_values` follows shapes that are computed too. Weights are declared and not handed over: the inference would
     copy them twice, and takes no more than 2 GB.
     """
-    declared = _without_constants(model)
+    declared = _without(model, "initializer")
     for tensor in model.graph.initializer:
         declared.graph.initializer.append(tensor if tensor.ByteSize() <= _LARGE_BYTES else _declared(tensor))
     graph = onnx.shape_inference.infer_shapes(declared, data_prop=with_values).graph
@@ -83,23 +83,22 @@ def with_nodes(
     model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
 ) -> onnx.ModelProto:
     """A copy with other nodes and constants between the same inputs and outputs; nothing is known of its shapes."""
-    rewritten = _without_constants(model)
-    graph = rewritten.graph
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
+    rewritten = _without(model, "node", "initializer", "value_info")
+    rewritten.graph.node.extend(nodes)
+    rewritten.graph.initializer.extend(constants)
     return rewritten
 
 
-def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+def _without(model: onnx.ModelProto, *parts: str) -> onnx.ModelProto:
+    """A copy whose graph lacks those parts, which are never copied: weights may be more than one message holds."""
     bare = onnx.ModelProto()
-    _copy_fields(model, bare, but="graph")
-    _copy_fields(model.graph, bare.graph, but="initializer")
+    _copy_fields(model, bare, but=("graph",))
+    _copy_fields(model.graph, bare.graph, but=parts)
     return bare
 
 
-def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+def _copy_fields(source: Message, target: Message, *, but: Collection[str]) -> None:
     for field, _ in source.ListFields():
-        if field.name != but:
+        if field.name not in but:
             part = type(source)(**{field.name: getattr(source, field.name)})
             target.MergeFrom(part)

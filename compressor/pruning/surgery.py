@@ -133,17 +133,23 @@ def _shared(graph: fx.GraphModule) -> fx.GraphModule:
     # fx's own constructor would generate and compile the code of a graph that no one calls
     twin: fx.GraphModule = fx.GraphModule.__new__(fx.GraphModule)
     nn.Module.__init__(twin)
-    for path, module in graph.named_modules(remove_duplicate=False):
-        owner: nn.Module = twin
-        if path:
-            parent, _, name = path.rpartition(".")
-            owner = nn.Module()
-            twin.get_submodule(parent).add_module(name, owner)
-        owner._parameters.update(module._parameters)
-        owner._buffers.update(module._buffers)
-        owner.training = module.training
+    _take_tensors(twin, graph)
     twin._graph = copy.deepcopy(graph.graph)
     return twin
+
+
+def _take_tensors(twin: nn.Module, module: nn.Module) -> None:
+    """Gives the twin the module's tensors and, below it, modules that hold those of the module's own."""
+    twin.training = module.training
+    twin._parameters = dict(module._parameters)
+    twin._buffers = dict(module._buffers)
+    twin._modules = {}
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        owner = copy.copy(child)  # not nn.Module(): its constructor takes a fifth of a millisecond
+        _take_tensors(owner, child)
+        twin._modules[name] = owner
 
 
 def _copied(graph: fx.GraphModule, structure: Structure, gone: Keep) -> fx.GraphModule:

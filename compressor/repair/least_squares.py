@@ -37,6 +37,11 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
 
+    def of_groups(self, places: Tensor) -> Moments:
+        """Those of some groups."""
+        count, *by_group = self.tensors()
+        return Moments(count, *(tensor[places] for tensor in by_group))
+
 
 class MomentSums:
     """Collects `Moments` batch by batch: products in the rows' own precision, sums in float64.
@@ -73,15 +78,22 @@ class MomentSums:
         """The sums of the rows and targets as they were given, counted from zero again."""
         n = torch.tensor(float(self.count), dtype=torch.float64, device=self.x.device)
         a, b = (point.double() for point in self.origin)
-        # sum (x + a)(x + a).T = sum x x.T + a (sum x).T + (sum x) a.T + n a a.T, and so on
-        xx = mirrored(self.xx) + _outer(a, self.x) + _outer(self.x, a) + n * _outer(a, a)
-        xy = self.xy + _outer(a, self.y) + _outer(self.x, b) + n * _outer(a, b)
+        x, y = self.x + n * a, self.y + n * b
+        # sum (x + a)(x + a).T = sum x x.T + a (sum x + n a).T + (sum x) a.T, and so on
+        xx = _with_outer(mirrored(self.xx), (a, x), (self.x, a))
+        xy = _with_outer(self.xy, (a, y), (self.x, b))
         yy = self.yy + 2 * b * self.y + n * b.square()
-        return Moments(n, self.x + n * a, self.y + n * b, xx, xy, yy)
+        return Moments(n, x, y, xx, xy, yy)
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a.unsqueeze(-1) * b.unsqueeze(-2)  # [groups, len a, len b]
+def _with_outer(total: Tensor, *factors: tuple[Tensor, Tensor], share: float = 1.0, sign: float = 1.0) -> Tensor:
+    """`share` of a matrix [groups, m, n], and the outer products of so many pairs [groups, m], [groups, n].
+
+    In one pass over the matrix: as sums of outer products it would be several.
+    """
+    left = torch.stack([a for a, _ in factors], -1)  # [groups, m, pairs]
+    right = torch.stack([b for _, b in factors], -2)  # [groups, pairs, n]
+    return torch.baddbmm(total, left, right, beta=share, alpha=sign)
 
 
 def add_lower_product(total: Tensor, x: Tensor) -> None:
@@ -94,7 +106,9 @@ def add_lower_product(total: Tensor, x: Tensor) -> None:
 
 def mirrored(lower: Tensor) -> Tensor:
     """The symmetric matrix whose lower half is given."""
-    return lower.tril() + lower.tril(-1).mT
+    whole = lower.tril()
+    whole += lower.tril(-1).mT
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +141,11 @@ def problem_of(moments: Moments, intercept: bool) -> Problem:
 
 def _centred_at(moments: Moments, at_x: Tensor, at_y: Tensor) -> Problem:
     """Mean second moments about the points `at_x` [groups, features] and `at_y` [groups, outputs]."""
-    n = moments.count.clamp(min=1)
+    n = max(float(moments.count), 1.0)
     mean_x, mean_y = moments.x / n, moments.y / n
     # E (x - a)(x - a).T = E x x.T - m a.T - a (m - a).T, m the mean
-    xx = moments.xx / n - _outer(mean_x, at_x) - _outer(at_x, mean_x - at_x)
-    xy = moments.xy / n - _outer(mean_x, at_y) - _outer(at_x, mean_y - at_y)
+    xx = _with_outer(moments.xx, (mean_x, at_x), (at_x, mean_x - at_x), share=1 / n, sign=-1.0)
+    xy = _with_outer(moments.xy, (mean_x, at_y), (at_x, mean_y - at_y), share=1 / n, sign=-1.0)
     yy = moments.yy / n - 2 * mean_y * at_y + at_y.square()
     return Problem(xx, xy, yy, at_x, at_y)
 
@@ -271,11 +285,17 @@ def choose_ridge(
     """The strength with the least error on images it was not fitted on; None where the own weights have less.
 
     `left` are the folds' moments of what those leave, by `unexplained_by`. Without images in every fold nothing can be
-    held out, and the middle strength is the answer. Of a layer with more outputs than `sketch` so many random
-    sums of them are looked at (`sketched`): errors are then right to some ten per cent, for every strength alike.
+    held out, and the middle strength is the answer. Of a layer with more outputs than `sketch` some groups are looked
+    at that have as many, and of a group with more of them so many random sums (`sketched`): errors are then right to
+    some ten per cent, for every strength alike.
     """
     if any(float(fold.count) == 0 for fold in left):
         return sorted(ridges)[len(ridges) // 2]
+    if sketch is not None:
+        groups, outputs = left[0].y.shape
+        seen = spread_evenly(groups, math.ceil(sketch / outputs))
+        if len(seen) < groups:
+            left, offset = [fold.of_groups(seen) for fold in left], offset[seen]
     first, second = left
     trials = [
         _HeldOut(fitted, judge, intercept=intercept, sketch=sketch)
@@ -284,6 +304,12 @@ def choose_ridge(
     best, error = least_of(sorted(ridges), lambda ridge: sum(trial.error(ridge) for trial in trials))
     error_without = sum(own_error(fold, offset) for fold in left)
     return best if error <= error_without else None
+
+
+def spread_evenly(count: int, most: int) -> Tensor:
+    """[min(count, most)] places among `count`, each in the middle of its part: 2 and 6 of 8 where 2 are asked."""
+    chosen = min(count, most)
+    return ((torch.arange(chosen) + 0.5) * count / chosen).long()
 
 
 def least_of(ridges: Sequence[float], error_of: Callable[[float], float]) -> tuple[float, float]:

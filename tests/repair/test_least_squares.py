@@ -20,6 +20,7 @@ from compressor.repair.least_squares import (
     own_error,
     problem_of,
     sketched,
+    spread_evenly,
     squared_error,
     unexplained_by,
     variance_of,
@@ -164,6 +165,27 @@ def test_some_mixtures_of_many_outputs_choose_the_strength_that_all_of_them_do(n
     of_all = choose_ridge(folds, ridges, zero, intercept=True)
     assert choose_ridge(folds, ridges, zero, intercept=True, sketch=100) == of_all
     assert choose_ridge(folds, ridges, zero, intercept=True, sketch=300) == of_all
+
+
+@pytest.mark.parametrize("noise", [1.0, 3.0, 30.0])
+def test_some_groups_choose_the_strength_that_all_of_them_do(noise: float) -> None:
+    groups, ridges = 60, [10.0**power for power in range(-6, 3)]
+    x = numbers(groups, 24, 8, seed=3)
+    y = x @ numbers(groups, 8, 5, seed=4) + noise * numbers(groups, 24, 5, seed=5)
+    zero = torch.zeros(groups, 5, dtype=torch.float64)
+    folds = [moments_of(x[:, part], y[:, part], batches=1) for part in (slice(0, 12), slice(12, 24))]
+    of_all = choose_ridge(folds, ridges, zero, intercept=True)
+    assert choose_ridge(folds, ridges, zero, intercept=True, sketch=100) == of_all
+
+    of_20_groups = [fold.of_groups(spread_evenly(groups, 20)) for fold in folds]
+    assert choose_ridge(of_20_groups, ridges, zero[:20], intercept=True) == of_all
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"), [(8, 2, [2, 6]), (5, 2, [1, 3]), (3, 9, [0, 1, 2]), (1, 1, [0]), (16, 1, [8])]
+)
+def test_places_lie_evenly(count: int, most: int, places: list[int]) -> None:
+    assert spread_evenly(count, most).tolist() == places
 
 
 def test_own_weights_that_are_better_stay_and_one_fold_alone_takes_the_middle() -> None:

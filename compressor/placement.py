@@ -164,16 +164,27 @@ def _bytes(value: object) -> int:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """float32 is multiplied in full precision (no TF32) inside; CompressorError where a GPU's memory is too small."""
+    """float32 is multiplied in full precision (no TF32, no autocast) inside.
+
+    Raises CompressorError where a GPU's memory is too small.
+    """
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        yield
+        with without_autocast():
+            yield
     except torch.OutOfMemoryError as error:
         reason = ". ".join(str(error).split(". ")[:2])  # "CUDA out of memory. Tried to allocate 2.00 GiB"
         raise CompressorError(f"{reason}; use a smaller --batch-size, or --device cpu") from error
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, operations compute in the types of their inputs, also where the caller stands in `torch.autocast`."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 @contextmanager

@@ -1,21 +1,26 @@
 """Operations written so that exporters read them: attention as products, maxima to a given size as slices.
 
-In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention` and adaptive maxima. The
-exporter's own spelling of attention takes four axes only, transposes the keys between two reshapes and scales keys as
-well as queries; what runtimes fuse is product, softmax and product. Adaptive maxima it doesn't know.
+In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention`, adaptive maxima and parts as
+long as the batch. The exporter's own spelling of attention takes four axes only, transposes the keys between two
+reshapes and scales keys as well as queries; what runtimes fuse is product, softmax and product. Adaptive maxima it
+doesn't know, and computed lengths of parts become sequences, which TensorRT does not take.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..graph import aten
+from ..graph.operators import arguments
 from .exportable import ADAPTIVE_MAXIMA, spell_adaptive_maximum
 
+SPLIT_BY_EACH = aten.split_with_sizes.default
+SPLITS = (aten.split.Tensor, SPLIT_BY_EACH)
 ATTENTION = aten.scaled_dot_product_attention.default
 _NAMES = [argument.name for argument in ATTENTION._schema.arguments]
 
@@ -32,6 +37,8 @@ def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
     for node in filter(_is_spelled, list(spelled.graph.nodes)):
         if node.target is ATTENTION:
             _spell_attention(spelled, node)
+        elif node.target in SPLITS:
+            _spell_split(spelled, node)
         else:
             spell_adaptive_maximum(spelled, node)
     spelled.graph.lint()
@@ -42,7 +49,34 @@ def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
 def _is_spelled(node: fx.Node) -> bool:
     if node.target is ATTENTION:
         return not _arguments(node).get("enable_gqa")
+    if node.target in SPLITS:
+        return any(isinstance(length, fx.Node) for length in _lengths(node))
     return node.target in ADAPTIVE_MAXIMA
+
+
+def _lengths(split: fx.Node) -> list[Any]:
+    """Of its parts, as they are given: one for all of them, or one for each; numbers and sizes that are computed."""
+    settings = arguments(split)
+    given = settings.get("split_size", settings.get("split_sizes"))
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _spell_split(model: fx.GraphModule, split: fx.Node) -> None:
+    """Each part as a slice: of three parts of `n` the second is `x[n : 2 * n]`."""
+    settings, lengths = arguments(split), _lengths(split)
+    for part in list(split.users):
+        index = int(part.args[1])  # type: ignore[arg-type]  # a split's users take one part each
+        before = lengths[:index] if split.target is SPLIT_BY_EACH else lengths * index
+        with model.graph.inserting_before(part):
+            begin: Any = 0
+            for length in before:
+                begin = model.graph.call_function(operator.add, (begin, length))
+            own_length = lengths[index] if split.target is SPLIT_BY_EACH else lengths[0]
+            end = model.graph.call_function(operator.add, (begin, own_length))
+            cut = model.graph.call_function(aten.slice.Tensor, (settings["self"], settings["dim"], begin, end))
+        part.replace_all_uses_with(cut)
+        model.graph.erase_node(part)
+    model.graph.erase_node(split)
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:

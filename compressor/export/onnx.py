@@ -79,14 +79,14 @@ def export_onnx(
         most = weight_elements(raw)
         least = weight_elements(raw, equal_once=True)
         is_large = stored_bytes(raw) > _LARGE_BYTES
-        folded = _folded(raw)
+        folded, folded_by = _folded(raw)
         del raw  # every form of the model holds all its weights: none lives longer than the next one needs
         if is_large:
             release()
         with _scratch_folder() as folder:
             unslimmed = _spilled(folded, folder)
             del folded
-            slim, optimiser = _slimmed(unslimmed)
+            slim, optimiser = _slimmed(unslimmed, folded_by)
         if is_large:
             release()
 
@@ -143,13 +143,16 @@ def _reason(error: BaseException) -> str:
     return first_line(error, longest=300)
 
 
-def _folded(raw: onnx.ModelProto) -> onnx.ModelProto:
-    """Constants and norms folded by onnxscript."""
+def _folded(raw: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """Constants and norms folded by onnxscript, and who did it."""
     import onnxscript.optimizer
 
-    folded: onnx.ModelProto = onnxscript.optimizer.optimize(raw)
-    _forget_matches()
-    return folded
+    try:
+        return onnxscript.optimizer.optimize(raw), "onnxscript"
+    except Exception as error:  # what is not folded computes the same
+        return raw, f"nothing (onnxscript: {_reason(error)})"
+    finally:
+        _forget_matches()
 
 
 @contextlib.contextmanager
@@ -180,16 +183,16 @@ def _save(model: onnx.ModelProto, path: Path, *, aside: bool) -> None:
     onnx.save(model, path, save_as_external_data=aside, location=aside_of(path).name, convert_attribute=False)
 
 
-def _slimmed(folded: Path) -> tuple[onnx.ModelProto, str]:
+def _slimmed(folded: Path, folded_by: str) -> tuple[onnx.ModelProto, str]:
     """What onnxslim fuses of what onnxscript left (measured: both beat either), and who optimised it."""
     if aside_of(folded).exists():  # above the limit of what onnxslim handles
-        return onnx.load(folded), "onnxscript"
+        return onnx.load(folded), folded_by
     import onnxslim
 
     try:
-        return onnxslim.slim(str(folded)), "onnxscript+onnxslim"
+        return onnxslim.slim(str(folded)), f"{folded_by}+onnxslim"
     except Exception as error:  # an optional fusion pass: the folded graph computes the same without it
-        return onnx.load(folded), f"onnxscript (onnxslim: {_reason(error)})"
+        return onnx.load(folded), f"{folded_by} (onnxslim: {_reason(error)})"
     finally:
         _forget_matches()
 

@@ -26,6 +26,11 @@ AGREEMENT = 1e-3
 """Of the largest output: float32 sums in another order differ by less, another answer by more."""
 _NUDGE = 1e-6  # a network that answers this relative change by more than AGREEMENT is allowed ten times as much
 
+_RANDOM = (
+    "the model is random in evaluation: two passes over the same images differ; look for random numbers of Python, "
+    "NumPy or torch in forward, or for state kept outside its buffers (a counter), and use them in training only"
+)
+
 Network = Callable[[Inputs], Outputs]
 _IMAGES = 3  # with the two images a network is traced with, a second batch size
 
@@ -80,10 +85,7 @@ def _require_same_twice(model: nn.Module, network: Network, images: Inputs) -> l
             "change at every call, and two passes over the same images differ; keep them fixed in evaluation "
             "(if self.training: ...)"
         )
-    raise ModelError(
-        "the model is random in evaluation: two passes over the same images differ; look for random numbers of Python, "
-        "NumPy or torch in forward, or for state kept outside its buffers, and use them in training only"
-    )
+    raise ModelError(_RANDOM)
 
 
 def _require_numbers(graph: fx.GraphModule, images: Inputs, answers: Sequence[Tensor]) -> None:
@@ -128,19 +130,21 @@ def _require_alone(network: Network, graph: fx.GraphModule, images: Inputs, toge
         ) from error
     first_of_many = [answer[:1] for answer in together if answer.ndim]  # a number alone belongs to no image
     difference = _difference(first_of_many, [answer for answer in alone if answer.ndim])
-    if difference > _allowed(network, images, difference):
-        raise ModelError(
-            "the model's answer to an image depends on the other images of its batch: statistics of the batch; "
-            f"{_batch_remedy(graph)}"
-        )
+    if difference <= _allowed(network, images, difference):
+        return
+    if _difference(together, _answers(network, images)) > AGREEMENT:
+        raise ModelError(_RANDOM)
+    raise ModelError(f"the model's answer to an image depends on the other images of its batch: {_batch_remedy(graph)}")
 
 
 def _batch_remedy(graph: fx.GraphModule) -> str:
-    remedy = "train with track_running_stats=True, or normalise each image by itself"
     for node in graph.graph.nodes:
         if _takes_statistics(node):
-            return f"{place_of(node)} normalises by them; {remedy}"
-    return remedy
+            return (
+                f"{place_of(node)} normalises by statistics of the batch; train with track_running_stats=True, or "
+                "normalise each image by itself"
+            )
+    return "look for sums, norms and attention over the first axis in forward, and take them for each image by itself"
 
 
 def _takes_statistics(node: fx.Node) -> bool:

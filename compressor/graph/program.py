@@ -13,6 +13,7 @@ import io
 import re
 import sysconfig
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+)|\((?P<short_file>[\w./-]+\.py):(?P<short_line>\d+) in '
 )
 _FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward compares with a number
+_TWO_TYPES = re.compile(r"dtype|scalar type|data type|should be the same|same type")
+_GRADIENT = "We found a fake tensor in the exported program constant's list"  # what torch says of autograd in forward
+_KEEPERS = (dict, OrderedDict, list, set)  # what forward may put something aside in
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
     ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads as the "
@@ -68,20 +72,36 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
 
     reasons: list[str] = []
     # the strict reading alone follows `len(x)`, the other follows more of Python; and a model may remember the shape it
-    # was last called with and compare: of another batch that tells nothing
-    for samples, strict in ((example, False), (example, True), (_one_more(example), False)):
+    # was last called with and compare: of another batch, or before any call, that tells nothing
+    for samples, strict, called in (
+        (example, False, True),
+        (example, True, True),
+        (_one_more(example), False, True),
+        (example, False, False),
+    ):
         if samples is not example and _FIXED_BATCH not in reasons[0]:
-            break
+            continue
         try:
-            with _flat(model, inputs, keywords, outputs):
-                return Program(_exported(model, samples, strict=strict), inputs, outputs, constant)
+            with _as_before(model):
+                if called:  # what a first call makes (tables of positions) is there then, whether there was one or not
+                    with evaluating(model):
+                        call(model, mapped(Tensor.clone, example), keywords)
+                with _flat(model, inputs, keywords, outputs):
+                    return Program(_exported(model, samples, strict=strict), inputs, outputs, constant)
         except Exception as error:
             place = place_in(str(error)) or raised_at(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
+    raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {_remedy(reasons[0])}")
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a forward that can't be followed."""
+    if _GRADIENT in reason:
+        return (
+            "its forward takes gradients, which a device can't: leave those out in evaluation (if self.training: ...)"
+        )
     remedy = "its forward must not branch on values nor fix the batch size"
-    if "data-dependent" in reasons[0]:
-        remedy += _SPLIT
-    raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {remedy}")
+    return remedy + _SPLIT if "data-dependent" in reason else remedy
 
 
 def _one_more(example: Inputs) -> Inputs:
@@ -175,27 +195,32 @@ def _require_inputs(model: nn.Module, given: int, keywords: Sequence[str]) -> No
 
 @torch.no_grad()
 def _trial(model: nn.Module, example: Inputs, keywords: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of the answer by name. A copy is tried: some models keep the first shapes that they see."""
+    """The tensors of the answer by name; the model forgets the call, for some keep the first shapes that they see."""
     try:
-        tried = copy.deepcopy(model)
-    except Exception:  # what can't be copied is tried itself
-        tried = model
-    try:
-        answer = call(tried, mapped(Tensor.clone, example), keywords)  # a forward may write to its input
+        with _as_before(model), evaluating(model):
+            answer = call(model, mapped(Tensor.clone, example), keywords)  # a forward may write to its input
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in as_tuple(example))
-        remedy = "check what the loader yields"
-        if as_tuple(example)[0].ndim == 4:
-            remedy = "check --size, and that --mean and --std have one value for grey images, three for RGB"
         raise ModelError(
             f"the model's forward fails on an input of shape {shapes}{_at(raised_at(error))}: {first_line(error)}; "
-            f"{remedy}"
+            f"{_trial_remedy(str(error), example)}"
         ) from error
     leaves = named_leaves(answer)
     if not leaves:
         kind = with_article(type(answer).__name__)
         raise ModelError(f"the model answers with {kind} that holds no tensor; its forward must return some")
     return leaves
+
+
+def _trial_remedy(reason: str, example: Inputs) -> str:
+    """By what PyTorch says: numbers of two types, or shapes that don't fit."""
+    if _TWO_TYPES.search(reason):
+        return (
+            "weights and images are float32 here, whatever type they came in: leave casts to other types out of forward"
+        )
+    if as_tuple(example)[0].ndim == 4:
+        return "check --size, and that --mean and --std have one value for grey images, three for RGB"
+    return "check what the loader yields"
 
 
 def _constant_leaves(
@@ -274,6 +299,26 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Whatever forward leaves on the modules inside (attributes, entries of a list or dictionary) is gone afterwards;
+    what it writes into tensors stays.
+    """
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    entries = [
+        (kept, copy.copy(kept)) for values in attributes.values() for kept in values.values() if type(kept) in _KEEPERS
+    ]
+    try:
+        yield
+    finally:
+        for module, values in attributes.items():
+            vars(module).clear()
+            vars(module).update(values)
+        for kept, before in entries:
+            kept.clear()
+            kept.extend(before) if isinstance(kept, list) else kept.update(before)
 
 
 @contextlib.contextmanager

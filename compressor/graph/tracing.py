@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from ..placement import placed
+from ..placement import placed, without_autocast
 from ..tensors import Inputs, as_tuple
 from .dynamic import unfold_images
 from .forms import unify
 from .interface import input_nodes, name_outputs, output_node
 from .neighbours import calls_of, stored_nodes
 from .operators import arguments
-from .program import Program, evaluating, export_program, place_in
+from .program import Program, evaluating, export_program, first_line, place_in
 from .training import mark_dropouts, note_dropouts
 from .wrappers import plain
 
@@ -38,6 +38,7 @@ _IDENTITIES = (
 )
 
 
+@without_autocast()
 def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx.GraphModule:
     """The model's evaluation graph in ATen operations, free in the batch axis, flat as `interface` has it.
 
@@ -53,7 +54,7 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
     with torch.no_grad(), evaluating(model):
         program = export_program(model, example, keywords)
     mark_dropouts(program.exported)
-    graph: fx.GraphModule = program.exported.run_decompositions({}).module(check_guards=False)
+    graph = _in_core_operations(program)
 
     _flatten(graph)
     _keep_constants(graph)
@@ -70,6 +71,19 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
     _fold_constants(graph)
     note_dropouts(graph)
     _record_shapes(graph, example)
+    _refuse_bfloat16(graph)
+    return graph
+
+
+def _in_core_operations(program: Program) -> fx.GraphModule:
+    """The program's graph in ATen's core operations. Raises ModelError where PyTorch can't write it so."""
+    try:
+        graph: fx.GraphModule = program.exported.run_decompositions({}).module(check_guards=False)
+    except Exception as error:
+        raise ModelError(
+            f"the model was traced, and its graph can't be written in plain operations: {first_line(error)}; tensors "
+            "that forward registers or replaces belong into the model's constructor"
+        ) from error
     return graph
 
 
@@ -170,8 +184,17 @@ def _simplify(graph: fx.GraphModule) -> None:
             _write_batch_norm(graph, node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # strides change once copies are dropped and widths shrink
+        elif node.target is aten.rrelu.default:
+            _write_leaky_relu(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _write_leaky_relu(rrelu: fx.Node) -> None:
+    """In evaluation the slope is the middle of what training draws it from."""
+    settings = arguments(rrelu)
+    rrelu.target = aten.leaky_relu.default
+    rrelu.args, rrelu.kwargs = (settings["self"], (settings["lower"] + settings["upper"]) / 2), {}
 
 
 def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -189,6 +212,23 @@ def _write_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
             user.replace_all_uses_with(norm)
         graph.graph.erase_node(user)
     graph.graph.erase_node(node)
+
+
+def _refuse_bfloat16(graph: fx.GraphModule) -> None:
+    """Raises ModelError for what is computed in a type that no runtime of ONNX files has on every device."""
+    halved = [node for node in calls_of(graph) if _is_bfloat16(node)]
+    if not halved:
+        return
+    first = next((node for node in halved if node.meta.get("place")), halved[0])
+    raise ModelError(
+        f"the model computes in bfloat16 from {place_of(first)} on, whatever its weights are, and its files can't; "
+        "leave autocast and casts to bfloat16 out of forward: smaller numbers are made here (--precisions fp16)"
+    )
+
+
+def _is_bfloat16(node: fx.Node) -> bool:
+    result = node.meta.get("val")
+    return isinstance(result, Tensor) and result.dtype is torch.bfloat16
 
 
 @torch.no_grad()

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import keyword
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
@@ -101,12 +103,27 @@ def _require_readable(module: nn.Module, *, with_values: bool) -> None:
                 f"{name!r} is TorchScript, whose code can't be followed; give the Python module it was made from, with "
                 "its weights"
             )
+        if isinstance(layer, fx.GraphModule) and "eval" in vars(layer):  # export forbids its modes
+            raise ModelError(f"{name!r} was exported by torch.export; give the Python module it was made from")
         _refuse_quantised(name, layer)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet (a lazy layer); run the model once before it is given")
         if tensor.is_meta and with_values:
             raise ModelError(f"{name!r} lies on the meta device and has no values; load the weights first")
+    _require_names(module)
+
+
+def _require_names(module: nn.Module) -> None:
+    """Raises ModelError for a part that no Python code can name as an attribute: `torch.fx` writes such code."""
+    parts = (*module.named_modules(), *module.named_parameters(), *module.named_buffers())
+    for path, _ in parts:
+        words = path.split(".")
+        if '"' in path or any(map(keyword.iskeyword, words)):
+            raise ModelError(
+                f"{path!r} can't be traced under that name: it holds a quotation mark or one of Python's own words; "
+                "rename it in the model and in its weights (a key of ModuleDict is a name, too)"
+            )
 
 
 def is_detector(module: nn.Module) -> bool:
@@ -152,14 +169,36 @@ def _refuse_quantised(name: str, layer: nn.Module) -> None:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy; weights that a hook left behind with their history can't be copied as they are."""
-    memo: dict[int, Tensor] = {}
+    """A copy; weights that a hook left behind with their history can't be copied as they are.
+
+    Raises ModelError, with the attribute's name, for a module that holds what can't be copied (a lock, an open file).
+    """
+    memo: dict[int, Any] = {}
     for layer in module.modules():
         for value in vars(layer).values():
             # weight norm leaves `weight` computed on the layer; deepcopy takes leaves alone
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise ModelError(
+            f"the model can't be copied{_uncopied(module)}: {error}; take that off the model before it is given, or "
+            "define __deepcopy__ for it"
+        ) from error
+
+
+def _uncopied(module: nn.Module) -> str:
+    """`: 'encoder.lock' is a lock`, the first attribute that can't be copied by itself; "" where none is."""
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f" for its attribute {f'{path}.{name}'.lstrip('.')!r}"
+    return ""
 
 
 def _computed_weights(module: nn.Module) -> Iterator[str]:

@@ -79,6 +79,8 @@ def require_name(model: object) -> str:
             f"the model is the class {model.__name__}, expected a module made of it: {model.__name__}(...)"
         )
     kind = with_article(type(model).__name__)
+    if isinstance(model, torch.export.ExportedProgram):
+        raise ModelError(f"the model is {kind}; give the Python module it was made from")
     remedy = "call it and give its result" if callable(model) else "give the torch.nn.Module, or a name"
     raise ModelError(
         f"the model is {kind}, expected a torch.nn.Module or a name (torchvision:NAME, timm:NAME, file.py:factory); "

@@ -5,12 +5,15 @@ One handler for each family of ATen operations, in `TABLE`. Knows no plan: what 
 
 from __future__ import annotations
 
+import string
+from collections.abc import Sequence
+
 from torch import fx
 
 from ..graph import aten
 from ..graph.dynamic import is_part
 from ..graph.operators import ALL_CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments
-from .handlers import Call, Table, blank, unknown
+from .handlers import Call, Table, blank, left_alone, unknown
 from .labels import Ledger, Result, Value, compress, reduce_to, values_in
 from .relations import (
     Operand,
@@ -123,20 +126,34 @@ def added_matmul(ledger: Ledger, call: Call) -> Value:
 
 @TABLE.handles(aten.einsum.default)
 def einsum(ledger: Ledger, call: Call) -> Result:
-    """Of two operands whose letters are all written and none of them twice in one operand."""
-    letters = str(call.args[0]).replace(" ", "")
+    """Of two operands, with no letter twice in one of them (as in the diagonal `ii->i`)."""
     operands = list(values_in(call.args[1]))
-    if len(operands) != 2 or not _is_written_out(letters):
-        return unknown(ledger, call)
+    if len(operands) != 2:
+        counted = "one tensor" if len(operands) == 1 else f"{len(operands)} tensors"
+        return left_alone(ledger, call, f"reaches {call.node.target} of {counted}; of two it has a rule")
+    letters = written_out(str(call.args[0]), [len(operand.shape) for operand in operands])
+    if any(len(set(term)) < len(term) for term in letters.split("->")[0].split(",")):
+        return left_alone(ledger, call, f"reaches {call.node.target} that takes a diagonal, which has no pruning rule")
     return contract(ledger, operands[0], operands[1], letters, call.name)
 
 
-def _is_written_out(letters: str) -> bool:
-    """Whether an equation names its result, every axis, no letter twice in an operand (as the diagonal `ii->i`)."""
-    inputs, arrow, letters_out = letters.partition("->")
-    terms = [*inputs.split(","), letters_out]
-    repeats = any(len(set(term)) < len(term) for term in terms)
-    return bool(arrow) and "." not in letters and not repeats
+def written_out(equation: str, ranks: Sequence[int]) -> str:
+    """The same with a letter for every axis, and a result: of ranks 3 and 2 `...i,ij` is `abi,ij->abj`.
+
+    Letters that an equation without a result names once are its result's, in the alphabet's order, as NumPy has it.
+    """
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    widths = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    longest = max((width for term, width in zip(terms, widths, strict=True) if "..." in term), default=0)
+    front = "".join(spare[:longest])  # the axes that no operand names, of the one that has most of them
+
+    if not arrow:
+        named = inputs.replace(",", "").replace(".", "")
+        result = "..." + "".join(sorted(letter for letter in set(named) if named.count(letter) == 1))
+    written = [term.replace("...", front[longest - width :]) for term, width in zip(terms, widths, strict=True)]
+    return f"{','.join(written)}->{result.replace('...', front)}"
 
 
 @TABLE.handles(aten.scaled_dot_product_attention.default)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..graph import aten
 from ..graph.operators import arguments
-from .handlers import Call, Table, unknown
+from .handlers import Call, Table, left_alone
 from .labels import Ledger, Result, Value, along, axes, compress, first_along, reduce_to, values_in, varying
 from .relations import Operand, channels_only, facets_along, freeze_all, merge
 
@@ -65,7 +65,7 @@ def movement(ledger: Ledger, call: Call) -> Result:
     x = call.input
     settings = [_content(argument) for argument in call.args[1:]]
     if _has_unknown(settings):
-        return unknown(ledger, call)
+        return left_alone(ledger, call, f"reaches {call.node.target} at places that are computed, not fixed")
 
     moved_facets = [_moved(facet, call, settings) for facet in x.facets]
     contents: Sequence[Tensor | None] = [None] * len(call.shapes)

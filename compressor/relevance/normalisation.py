@@ -33,7 +33,7 @@ def norm_of(node: fx.Node, x: Tensor, constants: Mapping[fx.Node, Constant]) -> 
     """The normalisation a node computes of x."""
     settings = arguments(node)
     weight = constant_of(settings["weight"], constants)
-    bias = constant_of(settings["bias"], constants)
+    bias = constant_of(settings.get("bias"), constants)  # rms_norm has none
     epsilon = settings["eps"]
     if epsilon is None:  # rms_norm's default
         epsilon = torch.finfo(x.dtype).eps

@@ -30,6 +30,7 @@ from ..inputs.trust import builder_sha256, require_trusted
 from ..placement import CPU, placed
 from ..pruning import Structure, analyse, prune
 from ..pruning.branches import without_branches
+from ..pruning.modules import to_module
 from ..records import InputSpec, IntArray, Slices
 from ..tensors import Inputs, as_tuple, noise_like
 
@@ -153,7 +154,8 @@ def read_weights(path: Path, graph: nn.Module) -> None:
     if wrong:
         raise ModelError(
             f"{path} does not fit the rebuilt network at {', '.join(wrong[:3])}; it was written by another version or "
-            "for another model: run `compressor compress` again"
+            "for another model, or the model keeps what it saw since: give it as it was, or run `compressor compress` "
+            "again"
         )
     with torch.no_grad():
         for name in state:
@@ -199,8 +201,6 @@ def load_module(folder: str | Path, module: nn.Module | None = None, *, trust: b
 
     Raises ModelError for the others (attention with fixed head counts): `load_saved` serves those.
     """
-    from ..pruning.modules import to_module  # brings torch_pruning and, with it, timm, which nothing else here needs
-
     dense, small, slices, network = _replayed(Path(folder), module, trust)
     return to_module(dense, small, slices, network.example, network.keywords)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -43,6 +44,31 @@ def test_adaptive_maxima_are_spelled_exactly(cells: int, tmp_path: Path) -> None
     images = torch.randn(3, 3, PX, PX)
     got = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.numpy()})[0]
     assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
+
+
+def twice(y: Tensor) -> Tensor:
+    return torch.cat([y, y.flip(-1)])
+
+
+SPLITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "halves": lambda y: torch.sub(*twice(y).chunk(2, 0)),
+    "by the batch": lambda y: torch.sub(*twice(y).split(len(y))),
+    "each by the batch": lambda y: torch.sub(*twice(y).split([y.shape[0], y.shape[0]])),
+    "of two lengths": lambda y: torch.cat([y, twice(y)]).split([y.shape[0], 2 * y.shape[0]])[1][: y.shape[0]],
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_parts_as_long_as_the_batch_are_slices(name: str, tmp_path: Path) -> None:
+    """Test-time augmentation, twins: several views of each image, folded into the batch and taken apart again."""
+    graph = traced(SPLITS[name])
+    path = export_onnx(graph, torch.randn(2, 3, PX, PX), tmp_path / "net.onnx")
+    assert "SplitToSequence" not in {node.op_type for node in onnx.load(path).graph.node}
+    session = onnxruntime.InferenceSession(str(path))
+    for count in (1, 3):
+        images = torch.randn(count, 3, PX, PX)
+        got = session.run(None, {"input": images.numpy()})[0]
+        assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
 
 
 def per_image(y: Tensor) -> Tensor:

@@ -214,8 +214,8 @@ def test_lost_weights_are_noticed(residual: nn.Module, tmp_path: Path, monkeypat
 
     honest = module._slimmed
 
-    def lossy(folded: Path) -> tuple[onnx.ModelProto, str]:
-        model, name = honest(folded)
+    def lossy(folded: Path, folded_by: str) -> tuple[onnx.ModelProto, str]:
+        model, name = honest(folded, folded_by)
         head = next(i for i in model.graph.initializer if list(i.dims) == [5, 12])
         head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head)[:, :10].copy(), head.name))
         return model, name
@@ -223,6 +223,19 @@ def test_lost_weights_are_noticed(residual: nn.Module, tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "_slimmed", lossy)
     with pytest.raises(GateError, match="weights of convolutions"):
         export_onnx(residual, torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+
+
+def test_a_model_that_can_not_be_folded_is_written_as_it_is(
+    residual: nn.Module, images: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: onnx.ModelProto) -> onnx.ModelProto:
+        raise RuntimeError("a pass failed") from AttributeError("no such attribute")
+
+    monkeypatch.setattr("onnxscript.optimizer.optimize", refuse)
+    path = export_onnx(residual, torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx")
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert said["compressor.optimiser"] == "nothing (onnxscript: no such attribute)+onnxslim"
+    assert all(p.max_abs < FP32_ABS for p in check_export(path, residual, images, batches=(1, 3)).values())
 
 
 def test_no_optimiser_keeps_a_model_that_is_written(residual: nn.Module, tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ class CountsInPython(Base):
         return y * (1.0 + self.seen)
 
 
+class ChangesAfterSomeCalls(Base):
+    calls_left = 100
+
+    def between(self, y: Tensor) -> Tensor:
+        type(self).calls_left -= 1
+        return y if type(self).calls_left >= 0 else 2 * y
+
+
+class AddsItsGradient(Base):
+    def between(self, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            part = y.detach().requires_grad_()
+            energy = F.linear(part.mean((2, 3)), self.head.weight).square().sum()
+            (gradient,) = torch.autograd.grad(energy, part)
+        return y + gradient
+
+
 def refusal(make: Callable[[], nn.Module]) -> str:
     torch.manual_seed(0)
     model, example = make().eval(), torch.randn(2, 3, PX, PX)
@@ -109,7 +126,8 @@ def refusal(make: Callable[[], nn.Module]) -> str:
         (CountsInPython, ("two passes",)),
         (RunningMeanInEvaluation, ("depends on state", "'centre'")),
         (StatisticsOfTheBatch, ("statistics of the batch", "'norm'", "track_running_stats")),
-        (CentredByTheBatch, ("statistics of the batch",)),
+        (CentredByTheBatch, ("depends on the other images", "over the first axis")),
+        (AddsItsGradient, ("can't be traced", "takes gradients")),
     ],
 )
 def test_what_is_no_function_of_one_image_is_named(make: Callable[[], nn.Module], words: tuple[str, ...]) -> None:
@@ -117,6 +135,15 @@ def test_what_is_no_function_of_one_image_is_named(make: Callable[[], nn.Module]
     assert all(word in message for word in words), message
     assert "report" not in message
     assert "defect" not in message
+
+
+def test_a_counter_that_turns_between_two_passes_is_no_statistic_of_the_batch() -> None:
+    torch.manual_seed(0)
+    model, example = ChangesAfterSomeCalls().eval(), torch.randn(2, 3, PX, PX)
+    graph = trace(model, example)
+    ChangesAfterSomeCalls.calls_left = 2  # two passes over the batch, then one image alone
+    with pytest.raises(ModelError, match=r"random in evaluation.*a counter"):
+        require_function(model, graph, example)
 
 
 @pytest.mark.parametrize("make", [Base, CountsCalls, ChangesItsInput])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -146,3 +147,108 @@ def test_the_batch_a_model_was_last_called_with_does_not_matter(last_batch: int)
     for count in (2, 3, 8):
         model(images[:last_batch])
         assert torch.allclose(trace(model, images[:count])(images), expected, atol=1e-6)
+
+
+class Late(nn.Module):
+    """Makes its table of positions at the first call, and keeps it where `kept_in` says."""
+
+    def __init__(self, kept_in: str) -> None:
+        super().__init__()
+        self.stem, self.kept_in = nn.Conv2d(3, 4, 3, padding=1), kept_in
+        self.table: Tensor | None = None
+        self.tables: dict[int, Tensor] = {}
+        self.listed: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.places(x.shape[-1])
+
+    def places(self, width: int) -> Tensor:
+        match self.kept_in:
+            case "attribute":
+                if self.table is None:
+                    self.table = torch.linspace(0, 1, width)
+                return self.table
+            case "new attribute":
+                if not hasattr(self, "late"):
+                    self.late = torch.linspace(0, 1, width)
+                return self.late
+            case "buffer":
+                if not hasattr(self, "late"):
+                    self.register_buffer("late", torch.linspace(0, 1, width))
+                return self.late
+            case "dictionary":
+                return self.tables.setdefault(width, torch.linspace(0, 1, width))
+        if not self.listed:
+            self.listed.append(torch.linspace(0, 1, width))
+        return self.listed[0]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+@pytest.mark.parametrize("kept_in", ["attribute", "new attribute", "buffer", "dictionary", "list"])
+def test_a_model_is_read_alike_before_and_after_its_first_call(kept_in: str) -> None:
+    model, images = Late(kept_in).eval(), torch.randn(3, 3, 6, 6)
+    attributes, keys = dict(vars(model)), list(model.state_dict())
+    before = trace(model, images)
+    assert vars(model) == attributes
+    assert list(model.state_dict()) == keys
+    assert (model.tables, model.listed) == ({}, [])
+
+    expected = model(images)
+    after = trace(model, images)
+    assert type(model.places(6)) is Tensor
+    assert after.code == before.code
+    assert list(after.state_dict()) == list(before.state_dict())
+    for graph in (before, after):
+        assert torch.allclose(graph(images), expected, atol=1e-6)
+
+
+def test_a_model_that_can_not_be_copied_is_read_and_left_as_it_was() -> None:
+    model = Late("new attribute").eval()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    images = torch.randn(3, 3, 6, 6)
+    graph = trace(model, images)
+    assert not hasattr(model, "late")
+    assert torch.allclose(graph(images), model(images), atol=1e-6)
+
+
+def test_autocast_around_the_call_changes_nothing() -> None:
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(3, 3, 6, 6)
+    plainly = trace(model, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = trace(model, images)
+    assert cast.code == plainly.code
+
+
+class Casting(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem, self.way = nn.Conv2d(3, 4, 3), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "double":
+            return self.stem(x.double())  # type: ignore[no-any-return]
+        if self.way == "cast":
+            return self.stem(x).bfloat16().relu().float()  # type: ignore[no-any-return]
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.stem(x).float()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("double", r"test_graph\.py:\d+.*leave casts to other types out of forward"),
+        ("cast", r"bfloat16 from test_graph\.py:\d+ on.*leave autocast and casts"),
+        ("autocast", r"bfloat16 from forward on.*leave autocast and casts"),
+    ],
+)
+def test_other_types_inside_forward_are_refused_with_their_line(way: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        trace(Casting(way).eval(), torch.randn(2, 3, 6, 6))
+
+
+def test_what_training_draws_is_its_middle_in_evaluation() -> None:
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.RReLU(0.1, 0.4)).eval(), torch.randn(2, 3, 6, 6)
+    graph = trace(model, images)
+    assert torch.allclose(graph(images), model(images), atol=1e-6)
+    assert [node.target for node in graph.graph.nodes][-2] is torch.ops.aten.leaky_relu.default

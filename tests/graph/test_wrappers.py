@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,11 @@ def dynamically_quantised() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, dtype=torch.qint8)
 
 
+def with_a_lock(layers: nn.Module) -> nn.Module:
+    layers.get_submodule("0").lock = threading.Lock()  # type: ignore[assignment]
+    return layers
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -108,8 +114,15 @@ def dynamically_quantised() -> nn.Module:
         (lambda: torch.jit.trace(network(), EXAMPLE), "TorchScript"),
         (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), "no shape yet"),
         (lambda: copy.deepcopy(network()).to("meta"), "meta device"),
+        (lambda: torch.export.export(network(), (EXAMPLE,)).module(), "exported by torch.export"),
+        (lambda: nn.ModuleDict({"global": network()}), "'global' can't be traced .* Python's own words"),
+        (lambda: nn.ModuleDict({'the "best"': network()}), "quotation mark"),
+        (lambda: with_a_lock(network().half()), "can't be copied for its attribute '0.lock'"),
     ],
-    ids=["fake quantised", "quantised", "scripted", "traced", "lazy", "meta"],
+    ids=[
+        *("fake quantised", "quantised", "scripted", "traced", "lazy", "meta"),
+        *("exported", "a word of Python's", "a quotation mark", "a lock"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_what_has_no_plain_form_is_refused_with_the_remedy(make: Callable[[], nn.Module], words: str) -> None:

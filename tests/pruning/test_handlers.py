@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import fx
 
 from compressor.graph import aten
 from compressor.graph.neighbours import calls_of
 from compressor.pruning.classes import Classes, resolve
+from compressor.pruning.contractions import written_out
 from compressor.pruning.labelling import label
 from compressor.pruning.labels import Result, Value, axes, values_in
 from compressor.records import IntArray
@@ -261,8 +263,35 @@ def test_products_tie_what_they_sum() -> None:
     assert len({*of("p", 0), *of("w", 1), *of("w", 0), *of("m", 1), *of("e", 0)}) == 5 + 6 + 7 + 9 + 4
 
 
-@pytest.mark.parametrize("equation", ["ii,i->i", "i...,i->...", "ij,jk", "ij,jk,kl->il"])
-def test_an_equation_that_is_not_written_out_freezes_what_it_reads(equation: str) -> None:
+@pytest.mark.parametrize(
+    ("equation", "ranks", "written"),
+    [
+        ("ij,jk->ik", (2, 2), "ij,jk->ik"),
+        ("ij, jk", (2, 2), "ij,jk->ik"),
+        ("kj,ji", (2, 2), "kj,ji->ik"),
+        ("...ij,...kj->...ik", (4, 4), "abij,abkj->abik"),
+        ("...ij,jk->...ik", (3, 2), "aij,jk->aik"),
+        ("...a,...a->...", (3, 2), "bca,ca->bc"),
+        ("...i,ij", (3, 2), "abi,ij->abj"),
+        ("i...,i->...", (3, 1), "iab,i->ab"),
+    ],
+)
+def test_an_equation_is_written_out(equation: str, ranks: tuple[int, int], written: str) -> None:
+    assert written_out(equation, ranks) == written
+    sizes = {letter: number for number, letter in enumerate("abcijk", start=2)}
+    operands = [torch.randn([sizes[letter] for letter in term]) for term in written.partition("->")[0].split(",")]
+    assert torch.equal(torch.einsum(equation, operands), torch.einsum(written, operands))
+
+
+@pytest.mark.parametrize(
+    ("equation", "reason"),
+    [
+        ("ii,i->i", "that takes a diagonal, which has no pruning rule"),
+        ("ij,jk,kl->il", "of 3 tensors; of two it has a rule"),
+        ("ij->ji", "of one tensor; of two it has a rule"),
+    ],
+)
+def test_an_equation_without_a_rule_freezes_what_it_reads(equation: str, reason: str) -> None:
     written = Written()
     square = written.parameter("square", 5, 5)
     terms = equation.partition("->")[0].split(",")
@@ -270,7 +299,7 @@ def test_an_equation_that_is_not_written_out_freezes_what_it_reads(equation: str
     product = written.call(aten.einsum.default, equation, operands)
     classes, results = labelled(written)
     assert not along(classes, results["square"], 0).any()
-    assert set(classes.reasons.values()) == {(product.name, "reaches aten.einsum.default, which has no pruning rule")}
+    assert set(classes.reasons.values()) == {(product.name, f"reaches aten.einsum.default {reason}")}
 
 
 def test_attention_has_heads_and_the_dimensions_of_values() -> None:

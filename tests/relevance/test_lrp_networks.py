@@ -290,14 +290,27 @@ def _normed(norm: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class _RootMeanSquare(nn.Module):
+    """What RMSNorm computes, in plain operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (x.square().mean((1, 2, 3), keepdim=True) + torch.finfo(x.dtype).eps).rsqrt()
+        return x * scale.detach()
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         (lambda: _Told(causal=True), lambda: _Told(causal=False)),
         (lambda: _normed(nn.GroupNorm(1, 6)), lambda: _normed(nn.LayerNorm([6, 30, 30], elementwise_affine=False))),
         (lambda: _normed(nn.GroupNorm(6, 6)), lambda: _normed(nn.InstanceNorm2d(6))),
+        (lambda: _normed(nn.RMSNorm([6, 30, 30])), lambda: _normed(_RootMeanSquare())),
+        (
+            lambda: _normed(nn.RMSNorm([6, 30, 30], elementwise_affine=False)),
+            lambda: _normed(nn.RMSNorm([6, 30, 30])),
+        ),
     ],
-    ids=["causal attention", "one group", "a group for each channel"],
+    ids=["causal attention", "one group", "a group for each channel", "root mean square", "without weights"],
 )
 def test_two_spellings_of_one_function_pass_the_same_relevance(
     one: Callable[[], nn.Module], other: Callable[[], nn.Module]

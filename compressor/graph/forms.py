@@ -7,6 +7,7 @@ handle one form.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,7 +131,52 @@ def _tile(node: fx.Node) -> None:
     node.target, node.args, node.kwargs = aten.repeat.default, (settings["self"], repeats), {}
 
 
+def _var_mean(node: fx.Node) -> None:
+    """`var` and `mean`, of which each reader wants one."""
+    settings = arguments(node)
+    over = (settings["self"], settings["dim"])
+    for reader in list(node.users):
+        assert reader.target is operator.getitem
+        with node.graph.inserting_before(node):
+            if reader.args[1] == 1:
+                part = node.graph.call_function(aten.mean.dim, (*over, settings["keepdim"]))
+            elif node.target is aten.var_mean.dim:
+                part = node.graph.call_function(aten.var.dim, (*over, settings["unbiased"], settings["keepdim"]))
+            else:
+                kept = {name: settings[name] for name in ("correction", "keepdim")}
+                part = node.graph.call_function(aten.var.correction, over, kept)
+        part.meta = dict(reader.meta)
+        reader.replace_all_uses_with(part)
+
+
+def _expand(node: fx.Node) -> fx.Node | None:
+    """`x / norm.expand_as(x)`: the norm itself where every reader stretches it to the length of its other operand.
+
+    So that nothing says how long the axis is: channels of x may go.
+    """
+    source: fx.Node = arguments(node)["self"]
+    return source if node.users and all(_stretches(user, node) for user in node.users) else None
+
+
+def _stretches(operation: fx.Node, operand: fx.Node) -> bool:
+    """Whether an operation has another operand, itself not stretched, of the shape that this one was brought to."""
+    if operation.target not in _STRETCHING:
+        return False
+    others = [other for other in operation.args[:2] if other is not operand]
+    if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].target is aten.expand.default:
+        return False
+    value = others[0].meta.get("val")
+    return isinstance(value, Tensor) and value.shape == _value(operand).shape
+
+
+_STRETCHING = (
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default),
+    *(aten.pow.Tensor_Tensor, aten.atan2.default),
+)
 _REWRITES: Mapping[object, Rewrite] = {
+    aten.var_mean.dim: _var_mean,
+    aten.var_mean.correction: _var_mean,
+    aten.expand.default: _expand,
     **dict.fromkeys(_CASTS, _cast),
     aten.copy.default: _copy,
     aten.slice_scatter.default: _slice_scatter,

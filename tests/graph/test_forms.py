@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compressor.graph import trace
+from compressor.pruning import find_structure
 
 aten = torch.ops.aten
 TOLERANCE = 1e-6  # the same operations under other names; a wrong axis or row shows as O(1)
@@ -73,3 +76,53 @@ def test_a_cast_to_another_type_stays() -> None:
     targets = _targets(Halves())
     assert aten.to.dtype in targets or aten._to_copy.default in targets
     assert aten.type_as.default not in targets
+
+
+class Normalised(nn.Module):
+    """Stretched to what it divides, twice; to what is stretched too; to be read as it is."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = x.norm(dim=1, keepdim=True)
+        match self.way:
+            case "divides":
+                stretched = norm.expand_as(x)
+                return x / stretched + stretched * x
+            case "both":
+                return norm.expand_as(x) / x.mean(2, keepdim=True).expand_as(x)
+        return torch.cat([x, norm.expand_as(x)], 1)
+
+
+@pytest.mark.parametrize(("way", "is_gone"), [("divides", True), ("both", False), ("joins", False)])
+def test_what_is_stretched_by_its_reader_is_not_stretched_before(way: str, is_gone: bool) -> None:
+    assert (aten.expand.default not in _targets(Normalised(way))) is is_gone
+
+
+def test_channels_behind_a_normalisation_over_them_may_go() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), _Unit(), nn.Conv2d(8, 4, 3))
+    images = torch.randn(2, 3, 8, 8)
+    groups = find_structure(trace(layers.eval(), images), images).groups
+    assert [(group.name, group.size) for group in groups.groups] == [("0", 8)]
+
+
+class _Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=1)
+
+
+class Standardised(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, dim=(1, 2), keepdim=True, correction=0)
+        deviation, _ = torch.var_mean(x, (1,), unbiased=True)
+        return (x - mean) / (var + 1e-5).sqrt() + deviation.unsqueeze(1)
+
+
+def test_variance_and_mean_in_one_are_two() -> None:
+    targets = _targets(Standardised())
+    assert {aten.var_mean.dim, aten.var_mean.correction}.isdisjoint(targets)
+    assert aten.mean.dim in targets
+    assert targets & {aten.var.dim, aten.var.correction}

@@ -28,6 +28,8 @@ from .wrappers import plain
 
 aten = torch.ops.aten
 
+# what lies in memory as it must for these stays a copy
+_READING_STRIDES = (aten.view_as_complex.default, aten.view_as_real.default, aten.as_strided.default)
 _IDENTITIES = (
     aten.clone.default,
     aten.contiguous.default,
@@ -76,7 +78,10 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
 
 
 def _in_core_operations(program: Program) -> fx.GraphModule:
-    """The program's graph in ATen's core operations. Raises ModelError where PyTorch can't write it so."""
+    """The program's graph in ATen's core operations. Raises ModelError where PyTorch can't write it so.
+
+    Also where it holds graphs of its own, one for each way that `torch.cond` may go.
+    """
     try:
         graph: fx.GraphModule = program.exported.run_decompositions({}).module(check_guards=False)
     except Exception as error:
@@ -84,6 +89,13 @@ def _in_core_operations(program: Program) -> fx.GraphModule:
             f"the model was traced, and its graph can't be written in plain operations: {first_line(error)}; tensors "
             "that forward registers or replaces belong into the model's constructor"
         ) from error
+    for node in stored_nodes(graph):
+        if isinstance(operator.attrgetter(str(node.target))(graph), nn.Module):
+            place = place_in(next(iter(node.users)).meta.get("stack_trace") or "") or "forward"
+            raise ModelError(
+                f"the model branches by torch.cond or the like at {place}, through which no layer can be followed; "
+                "compute both and choose with torch.where"
+            )
     return graph
 
 
@@ -177,7 +189,7 @@ def _draws(node: fx.Node) -> bool:
 def _simplify(graph: fx.GraphModule) -> None:
     """Drops identities and writes operations in the one form that survives pruning and training."""
     for node in calls_of(graph):
-        if node.target in _IDENTITIES:
+        if node.target in _IDENTITIES and not any(user.target in _READING_STRIDES for user in node.users):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:

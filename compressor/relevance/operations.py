@@ -88,6 +88,8 @@ def _item(call: Call) -> Sequence[Contribution]:
 def _same_way_back(call: Call) -> Sequence[Contribution]:
     """Values change place, or some of them win (maximum, selection by a mask): relevance goes where they came from."""
     leaves = _leaves_of(call)
+    if not leaves:  # a mask or an index, cast to numbers
+        return []
     return back(call, leaves, evaluate(call, leaves), call.arriving)
 
 

@@ -252,3 +252,35 @@ def test_what_training_draws_is_its_middle_in_evaluation() -> None:
     graph = trace(model, images)
     assert torch.allclose(graph(images), model(images), atol=1e-6)
     assert [node.target for node in graph.graph.nodes][-2] is torch.ops.aten.leaky_relu.default
+
+
+class Complex(nn.Module):
+    """Channels in pairs, as complex numbers: the pair must lie side by side in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = self.stem(x).unflatten(1, (2, 2)).movedim(2, -1).contiguous()  # [N, 2, H, W, 2]
+        return torch.view_as_complex(pairs).abs()
+
+
+def test_a_copy_that_orders_memory_is_kept() -> None:
+    model, images = Complex().eval(), torch.randn(3, 3, 6, 6)
+    assert torch.allclose(trace(model, images)(images), model(images), atol=1e-6)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return torch.cond(y.sum() > 0, torch.relu, torch.neg, (y,))  # type: ignore[no-any-return]
+
+
+def test_a_graph_within_the_graph_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"branches by torch\.cond or the like.*torch\.where"):
+        trace(Branching().eval(), torch.randn(2, 3, 6, 6))

@@ -629,3 +629,21 @@ def test_detached_gate_takes_nothing() -> None:
     found = lrp.node_relevance(graph, _images(2, 16), torch.tensor([0, 1]), list(layers.values()), options)
     assert float(found[layers["gate"]].abs().sum()) == 0
     assert float(found[layers["mix"]].abs().sum()) > 0
+
+
+class _Peaks(nn.Module):
+    """Scores where they are largest among their neighbours, by a mask made a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (functional.max_pool2d(x, 3, 1, 1) == x).float()
+
+
+def test_nothing_goes_back_through_a_mask_that_became_a_number() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, bias=False), _Peaks(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    graph, images, target = _graph(nn.Sequential(*layers).eval(), 8), _images(2, 8), torch.tensor([1, 3])
+    first = next(node.name for node in graph.graph.nodes if node.target is aten.conv2d.default)
+    found = lrp.node_relevance(graph, images, target, [first], lrp.LrpOptions())[first]
+    peaks = functional.max_pool2d(layers[0](images), 3, 1, 1) == layers[0](images)
+    assert bool((found != 0).any())
+    assert not bool(found[~peaks].any())

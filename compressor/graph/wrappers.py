@@ -189,7 +189,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def _uncopied(module: nn.Module) -> str:
-    """`: 'encoder.lock' is a lock`, the first attribute that can't be copied by itself; "" where none is."""
+    """` for its attribute 'encoder.lock'`, the first that can't be copied by itself; "" where none is."""
     for path, layer in module.named_modules():
         for name, value in vars(layer).items():
             if name in ("_parameters", "_buffers", "_modules"):

@@ -20,10 +20,15 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One sample of an input of a network: its shape without the batch's axis, and its numbers' type by name."""
+    """One sample of an input of a network: its shape without the batch's axis, and its numbers' type by name.
+
+    `values` are a real sample's numbers, flat, where made-up ones could mean something else: indices and masks. Empty
+    elsewhere.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
+    values: tuple[int, ...] = ()
 
 
 _ROUNDING = 1e-9  # the interval of no right answer begins at 1e-18

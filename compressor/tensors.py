@@ -76,8 +76,18 @@ def moved(tensors: Inputs, device: torch.device) -> Inputs:
 
 
 def specs_of(tensors: Inputs) -> tuple[InputSpec, ...]:
-    """What one sample of each is."""
-    return tuple(InputSpec(tuple(tensor.shape[1:]), _type_name(tensor.dtype)) for tensor in as_tuple(tensors))
+    """What one sample of each is; the first one's whole numbers and truth values are kept, but for pixels."""
+    return tuple(map(_spec_of, as_tuple(tensors)))
+
+
+_MOST_VALUES = 1 << 16  # kept of a sample; longer ones are no indices of tokens and no masks of them
+
+
+def _spec_of(tensor: Tensor) -> InputSpec:
+    first = tensor[0]
+    has_meaning = not first.is_floating_point() and first.dtype != torch.uint8
+    values = tuple(map(int, first.flatten().tolist())) if has_meaning and first.numel() <= _MOST_VALUES else ()
+    return InputSpec(tuple(first.shape), _type_name(first.dtype), values)
 
 
 def _type_name(dtype: torch.dtype) -> str:
@@ -85,7 +95,10 @@ def _type_name(dtype: torch.dtype) -> str:
 
 
 def noise_like(specs: Sequence[InputSpec], count: int = 2, seed: int = 0) -> Inputs:
-    """Samples made of nothing, the same in every process: noise, pixels of 0 to 255, and 0 where it may be an index."""
+    """Samples made of nothing, the same in every process: noise, pixels of 0 to 255, and the specs' own values.
+
+    Where a whole number may be an index and no values are known, it is 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = tuple(_noise(spec, count, generator) for spec in specs)
     return unwrapped(tensors)
@@ -94,6 +107,8 @@ def noise_like(specs: Sequence[InputSpec], count: int = 2, seed: int = 0) -> Inp
 def _noise(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, spec.dtype)
     shape = (count, *spec.shape)
+    if spec.values:
+        return torch.tensor(spec.values).to(dtype).reshape(spec.shape).expand(shape).clone()
     if dtype.is_floating_point:
         return torch.randn(*shape, generator=generator).to(dtype)
     if dtype == torch.uint8:

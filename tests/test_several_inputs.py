@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from compressor import inspecting
 from compressor.__main__ import main
 from compressor.errors import DataError, ModelError
 from compressor.explaining import explain
+from compressor.inputs.models import model_in_hand
 from compressor.recipe import Recipe, make_recipe, read_recipe
+from compressor.run.work import Request, read_work
+from compressor.tensors import as_tuple
 
 MODELS = """
 import torch
@@ -36,6 +41,36 @@ def ears():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 3)).eval()
 """
+
+
+class Questioned(nn.Module):
+    """Words beside images, of which only those that a mask names are attended to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.words, self.head = nn.Conv2d(3, 8, 3), nn.Embedding(12, 8), nn.Linear(8, 4)
+
+    def forward(self, image: Tensor, words: Tensor, attended: Tensor) -> Tensor:
+        query = self.conv(image).mean((2, 3)).unsqueeze(1)  # [N, 1, 8]
+        keys = self.words(words)  # [N, W, 8]
+        scores = (query @ keys.mT).masked_fill(attended.unsqueeze(1) == 0, float("-inf"))
+        return self.head((scores.softmax(-1) @ keys).squeeze(1))  # type: ignore[no-any-return]
+
+
+def test_masks_and_indices_are_tried_with_the_datas_own() -> None:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    words = np.random.default_rng(1).integers(0, 12, (40, 5))
+    attended = (np.arange(5) < np.random.default_rng(2).integers(1, 5, (40, 1))).astype(np.int64)
+    data = ({"image": images, "words": words, "attended": attended}, np.arange(40) % 4)
+    recipe = make_recipe({"out": "unused", "calibration": "16"})
+    model = model_in_hand(Questioned().eval())
+    work = read_work(Request(recipe, model, data), lambda stage, share: None)
+    image, tokens, mask = as_tuple(work.example)
+    assert tokens.shape == mask.shape == (2, 5)
+    assert mask.sum(1).min() > 0
+    assert work.dense(image, tokens, mask).isfinite().all()
+    assert [len(spec.values) for spec in work.inputs] == [0, 5, 5]
 
 
 @pytest.fixture(scope="module")

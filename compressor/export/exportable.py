@@ -16,6 +16,7 @@ from torch import fx
 from ..errors import ModelError
 from ..graph import aten, place_of
 from ..graph.neighbours import calls_of
+from ..graph.operators import arguments
 
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 ADAPTIVE_MAXIMA = (
@@ -42,10 +43,22 @@ def _obstacle(node: fx.Node) -> str:
         return "gives the places of its maxima, which ONNX has no function for" if _reads_indices(node) else ""
     if not _has_function(node.target):
         return "has no ONNX function"
+    if node.target is aten.lstm.input and _has_projections(node):
+        return "projects its state (proj_size), which ONNX's LSTM can't"
+    if node.target is aten.cdist.default and arguments(node)["p"] != 2:
+        return "takes another norm than 1 and 2, which has no ONNX function"
     groups = node.args[6] if len(node.args) > 6 else 1  # input, weight, bias, stride, padding, dilation, groups
     if node.target in _CONVOLUTIONS and not isinstance(groups, int):
         return "has as many groups as the batch has images, and ONNX fixes a convolution's groups in the file"
     return ""
+
+
+def _has_projections(lstm: fx.Node) -> bool:
+    """Each layer has two weights in each direction, two biases where it has any, and a third weight for projections."""
+    settings = arguments(lstm)
+    directions: int = settings["num_layers"] * (2 if settings["bidirectional"] else 1)
+    parameters: list[fx.Node] = settings["params"]
+    return len(parameters) > directions * (4 if settings["has_biases"] else 2)
 
 
 def _reads_indices(pooling: fx.Node) -> bool:

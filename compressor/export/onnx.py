@@ -283,7 +283,7 @@ def _weights(model: onnx.ModelProto) -> list[tuple[str, int]]:
     weights = []
     for node in model.graph.node:
         _follow_size(node, sizes, sources)
-        if image_tensors.isdisjoint(node.input):
+        if image_tensors.isdisjoint(_read_values(node)):
             continue
         if node.op_type in WEIGHTED:
             constants = [name for name in _factors(node) if name not in image_tensors]
@@ -291,6 +291,12 @@ def _weights(model: onnx.ModelProto) -> list[tuple[str, int]]:
         if node.op_type != "Shape":  # an image's sizes are no image
             image_tensors.update(node.output)
     return weights
+
+
+def _read_values(node: onnx.NodeProto) -> Sequence[str]:
+    """The operands whose values matter: of the tensor whose type a cast takes, none do."""
+    operands: Sequence[str] = node.input[:1] if node.op_type == "CastLike" else node.input
+    return operands
 
 
 def _follow_size(node: onnx.NodeProto, sizes: dict[str, int], sources: dict[str, str]) -> None:

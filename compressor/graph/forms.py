@@ -33,6 +33,9 @@ _FIRST_NAMES: Mapping[object, Any] = {
     aten.negative.default: aten.neg.default,
     aten.absolute.default: aten.abs.default,
     aten.clip.default: aten.clamp.default,
+    # what memory holds is no one's: a forward that writes all of it gives the same from zeros
+    aten.empty_like.default: aten.zeros_like.default,
+    aten.new_empty.default: aten.new_zeros.default,
 }
 _CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default)
 _TO_THE_END = 1 << 62  # an end further on than any axis is long
@@ -88,13 +91,40 @@ def _copy(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _slice_scatter(node: fx.Node) -> fx.Node | None:
-    """What is written over all of an axis is the result."""
+def _slice(node: fx.Node) -> fx.Node | None:
+    """All of an axis (`x[:, 3]` reads all of the first) is the tensor."""
     settings = arguments(node)
-    patch, end = settings["src"], settings["end"]
+    source: fx.Node = settings["self"]
+    end = settings["end"]
     to_the_end = end is None or (isinstance(end, int) and end > _TO_THE_END)
-    is_whole = to_the_end and settings["start"] in (None, 0) and settings["step"] == 1
-    return patch if is_whole and _value(patch).dtype == _value(node).dtype else None
+    return source if to_the_end and settings["start"] in (None, 0) and settings["step"] == 1 else None
+
+
+def _slice_scatter(node: fx.Node) -> fx.Node | None:
+    """What is written over part of an axis, between what stays in front of it and behind; over all of it, itself.
+
+    So what is written over may go as it likes, and the files hold a concatenation in place of a scatter.
+    """
+    settings = arguments(node)
+    source: fx.Node = settings["self"]
+    patch: fx.Node = settings["src"]
+    axis = settings["dim"] % _value(node).ndim
+    bounds = (settings["start"] or 0, _TO_THE_END if settings["end"] is None else settings["end"])
+    is_fixed = all(isinstance(bound, int) for bound in bounds) and (axis > 0 or bounds[0] == 0)
+    if not is_fixed or settings["step"] != 1 or _value(patch).dtype != _value(node).dtype:
+        return None
+    length = _value(node).shape[axis]
+    start, end, _ = slice(*bounds).indices(length)
+    if end - start == length and (axis > 0 or bounds[1] >= _TO_THE_END):
+        return patch
+    if axis == 0:
+        return None  # some samples of a batch, whose length is free
+    pieces = [patch]
+    if start > 0:
+        pieces.insert(0, _called(node, aten.slice.Tensor, source, axis, 0, start))
+    if end < length:
+        pieces.append(_called(node, aten.slice.Tensor, source, axis, end, _TO_THE_END + 1))
+    return _called(node, aten.cat.default, pieces, axis)
 
 
 def _select_scatter(node: fx.Node) -> fx.Node | None:
@@ -109,7 +139,7 @@ def _select_scatter(node: fx.Node) -> fx.Node | None:
         row = node.graph.call_function(aten.unsqueeze.default, (patch, axis))
     row.meta = {**node.meta, "val": _value(patch).unsqueeze(axis)}
     node.target, node.args, node.kwargs = aten.slice_scatter.default, (settings["self"], row, axis, index, end), {}
-    return None
+    return _slice_scatter(node)
 
 
 def _stacked(axis: int) -> Rewrite:
@@ -121,6 +151,17 @@ def _stacked(axis: int) -> Rewrite:
             node.target, node.args, node.kwargs = aten.cat.default, (pieces, axis), {}
 
     return rewrite
+
+
+def _empty(node: fx.Node) -> None:
+    """Zeros, as for `empty_like`; they know no order in memory."""
+    node.target = aten.zeros.default
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+
+
+def _fill(node: fx.Node) -> None:
+    """A tensor filled with one number, of which only the sizes are read."""
+    node.target = aten.full_like.default
 
 
 def _tile(node: fx.Node) -> None:
@@ -169,6 +210,40 @@ def _stretches(operation: fx.Node, operand: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.shape == _value(operand).shape
 
 
+def _distances(node: fx.Node) -> fx.Node | None:
+    """`cdist` as differences, but where PyTorch itself takes matrix products: so that a few rows are exact.
+
+    Raised to 1e-30 in front of the root, whose gradient at 0 is no number. Other norms than the first two stay.
+    """
+    settings = arguments(node)
+    left, right, norm = settings["x1"], settings["x2"], settings["p"]
+    if norm not in (1, 2) or (norm == 2 and _by_products(_value(left), _value(right), settings["compute_mode"])):
+        return None
+    rows = _called(node, aten.unsqueeze.default, left, -2)  # [..., P, 1, C]
+    others = _called(node, aten.unsqueeze.default, right, -3)  # [..., 1, R, C]
+    apart = _called(node, aten.sub.Tensor, rows, others)
+    if norm == 1:
+        return _called(node, aten.sum.dim_IntList, _called(node, aten.abs.default, apart), [-1])
+    squares = _called(node, aten.sum.dim_IntList, _called(node, aten.mul.Tensor, apart, apart), [-1])
+    return _called(node, aten.sqrt.default, _called(node, aten.clamp_min.default, squares, 1e-30))
+
+
+def _by_products(left: Tensor, right: Tensor, mode: int | None) -> bool:
+    """Whether `cdist` would: always (1), never (2), or from so many rows on."""
+    rows = max(left.shape[-2], right.shape[-2])
+    return mode == 1 or (mode in (None, 0) and rows > _ROWS_FOR_PRODUCTS)
+
+
+def _called(node: fx.Node, operation: Any, *args: Any) -> fx.Node:
+    """A new node in front of the given one, with its layer and place and a `val` of its own."""
+    with node.graph.inserting_before(node):
+        call = node.graph.call_function(operation, args)
+    values = fx.map_arg(args, lambda source: source.meta["val"])
+    call.meta = {**node.meta, "val": operation(*values)}
+    return call
+
+
+_ROWS_FOR_PRODUCTS = 25  # as in PyTorch's own cdist
 _STRETCHING = (
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default),
     *(aten.pow.Tensor_Tensor, aten.atan2.default),
@@ -177,12 +252,16 @@ _REWRITES: Mapping[object, Rewrite] = {
     aten.var_mean.dim: _var_mean,
     aten.var_mean.correction: _var_mean,
     aten.expand.default: _expand,
+    aten.cdist.default: _distances,
     **dict.fromkeys(_CASTS, _cast),
     aten.copy.default: _copy,
+    aten.slice.Tensor: _slice,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.hstack.default: _stacked(1),
     aten.vstack.default: _stacked(0),
     aten.dstack.default: _stacked(2),
     aten.tile.default: _tile,
+    aten.empty.memory_format: _empty,
+    aten.fill.Scalar: _fill,
 }

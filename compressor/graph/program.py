@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import io
+import itertools
 import re
 import sysconfig
 import traceback
@@ -21,12 +22,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import TracerBase
 from torch.nn import functional
 
 from ..errors import ModelError, with_article
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mapped, named_leaves
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
+_TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = re.compile("site-packages|dist-packages|<frozen|<string>|<eval")
 # `File "a/model.py", line 31` as Python prints a frame, `(model.py:31 in forward` as torch does
 _FRAME = re.compile(
@@ -112,7 +115,8 @@ def _one_more(example: Inputs) -> Inputs:
 def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:
     tensors = tuple(tensor.clone() for tensor in as_tuple(example))
     free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors)
-    with contextlib.redirect_stderr(io.StringIO()), _plain_attention():  # where it fails, torch prints a graph
+    # where it fails, torch prints a graph
+    with contextlib.redirect_stderr(io.StringIO()), _plain_attention(), _whole_stacks():
         return torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
 
 
@@ -334,6 +338,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             before = buffers.get(name)  # None for a buffer that forward made
             if before is not None and before.shape == buffer.shape and not torch.equal(before, buffer):
                 buffer.detach().copy_(before)
+
+
+@contextlib.contextmanager
+def _whole_stacks() -> Iterator[None]:
+    """Operations in methods that forward calls are noted with their own lines; torch keeps those of forwards alone."""
+    original = getattr(TracerBase, "_filter_traceback_frames", None)
+    if original is None:  # not promised to be there: then the line is that of the call in forward
+        yield
+        return
+
+    def below_forward(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
+        frames = itertools.dropwhile(lambda frame: frame.name != "forward", stack)
+        users = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
+        return traceback.StackSummary.from_list(users)
+
+    TracerBase._filter_traceback_frames = below_forward  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

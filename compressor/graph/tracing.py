@@ -38,6 +38,13 @@ _IDENTITIES = (
     aten.lift_fresh_copy.default,
     aten._assert_tensor_metadata.default,
 )
+# what the exporter found out of a number that the model takes from a tensor; nothing is computed
+_ASSERTIONS = (
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+)
 
 
 @without_autocast()
@@ -68,6 +75,7 @@ def trace(model: nn.Module, example: Inputs, keywords: Sequence[str] = ()) -> fx
     _name_ends(graph, program)
 
     _record_shapes(graph, example)  # what follows reads the shapes and types of values that depend on the input
+    _write_numbers(graph)
     unify(graph)
     unfold_images(graph)
     _fold_constants(graph)
@@ -192,6 +200,8 @@ def _simplify(graph: fx.GraphModule) -> None:
         if node.target in _IDENTITIES and not any(user.target in _READING_STRIDES for user in node.users):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
+        elif node.target in _ASSERTIONS:
+            graph.graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             _write_batch_norm(graph, node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
@@ -264,24 +274,45 @@ def _without_storage(value: object) -> object:
 
 
 @torch.no_grad()
+def _write_numbers(graph: fx.GraphModule) -> None:
+    """Numbers that forward takes from a buffer (`int(self.shift)`) stand where they are used."""
+    if not graph.graph.find_nodes(op="call_function", target=aten.item.default):
+        return
+    for node, value in _constants(graph).items():
+        if not isinstance(value, (bool, int, float)):
+            continue
+        for user in list(node.users):
+            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), _put_for(node, value))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _put_for(node: fx.Node, value: bool | int | float) -> Callable[[fx.Node], Any]:
+    """Of an operation's inputs the one is the number, the others stay."""
+    return lambda source: value if source is node else source
+
+
+@torch.no_grad()
 def _fold_constants(graph: fx.GraphModule) -> None:
     """Replaces what depends on no input and no parameter (masks, position grids) by buffers."""
-    buffers = dict(graph.named_buffers())
-    stored = [node for node in stored_nodes(graph) if node.target in buffers]
-    constants: dict[fx.Node, object] = {node: buffers[str(node.target)] for node in stored}
-    computed: list[fx.Node] = []
-    for node in calls_of(graph):
-        if constants.keys() >= set(_value_inputs(node)):
-            constants[node] = _computed(node, constants)
-            computed.append(node)
-
-    for node in computed:
-        value = constants[node]
+    constants = _constants(graph)
+    for node, value in constants.items():
         outside = [user for user in node.users if user not in constants]  # constants behind it are folded themselves
-        if outside and isinstance(value, Tensor):
+        if node.op == "call_function" and outside and isinstance(value, Tensor):
             _replace_by_buffer(graph, node, value, outside)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _constants(graph: fx.GraphModule) -> dict[fx.Node, object]:
+    """What each node gives that depends on no input and no parameter: buffers, and what is computed of them alone."""
+    buffers = dict(graph.named_buffers())
+    stored = [node for node in stored_nodes(graph) if node.target in buffers]
+    constants: dict[fx.Node, object] = {node: buffers[str(node.target)] for node in stored}
+    for node in calls_of(graph):
+        if constants.keys() >= set(_value_inputs(node)):
+            constants[node] = _computed(node, constants)
+    return constants
 
 
 def _computed(node: fx.Node, constants: Mapping[fx.Node, object]) -> object:

@@ -16,7 +16,7 @@ from torch import fx
 
 from ..graph import aten
 from ..graph.dynamic import is_part, part_of
-from ..graph.operators import ALL_CONVOLUTIONS, channel_axis, weight_shape
+from ..graph.operators import ALL_CONVOLUTIONS, RECURRENT, channel_axis, weight_shape
 from ..records import Group, Groups, IntArray, LeftAlone, Site, UnitKind
 from .classes import Classes, resolve
 from .coupling import coupled_groups, spans_of
@@ -316,7 +316,10 @@ def _left_alone(
         stopped = [*labels.tolist(), *_labels_before(node, labels, structure)]
         reasons = (classes.reasons[label_number] for label_number in stopped if label_number in classes.reasons)
         obstacle, reason = next(reasons, (node.name, "does not give channels of its own"))
-        yield LeftAlone(node.meta["layer"], operations.get(obstacle, obstacle), reason)
+        yield LeftAlone(node.meta["layer"] or node.name, operations.get(obstacle, obstacle), reason)
+    for node in graph.graph.nodes:
+        if node.target in RECURRENT:
+            yield LeftAlone(node.meta["layer"] or node.name, str(node.target), "keeps its hidden units, all of them")
 
 
 def _labels_before(node: fx.Node, labels: IntArray, structure: Structure) -> Iterator[int]:

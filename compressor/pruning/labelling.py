@@ -48,7 +48,7 @@ def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str])
             case _:
                 call = _call_of(node, results)
                 if node.name in frozen:
-                    freeze_all(ledger, node.name, call.passed, f"failed the check at {node.target}")
+                    freeze_all(ledger, node.name, call.passed, f"failed a trial without some channels at {node.target}")
                 results[node.name] = _result(ledger, call)
                 if node.name in tied:
                     _tie_rows(ledger, results[node.name])

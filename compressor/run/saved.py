@@ -38,6 +38,7 @@ NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 _SCHEMA = "network/3"
 _MOST_NUMBERS = 2**28  # of a sample; a shape from a file asks for memory before anything else is known of it
 _MOST_INPUTS = 64
+_LARGEST = 2**63
 _TYPES = ("float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
@@ -114,7 +115,7 @@ def _network_of(content: Mapping[str, Any]) -> Network:
     texts += [*content["code_sha256s"].keys(), *content["code_sha256s"].values()]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name is no text")
-    inputs = tuple(map(_spec_of, content["inputs"]))
+    inputs = tuple(map(spec_of, content["inputs"]))
     numbers = sum(math.prod(spec.shape) for spec in inputs)
     if not 1 <= len(inputs) <= _MOST_INPUTS or numbers > _MOST_NUMBERS:
         raise ValueError(f"{len(inputs)} inputs, or too large ones")
@@ -132,12 +133,17 @@ def _network_of(content: Mapping[str, Any]) -> Network:
     )
 
 
-def _spec_of(content: Mapping[str, Any]) -> InputSpec:
+def spec_of(content: Mapping[str, Any]) -> InputSpec:
+    """An input as the file has it. Raises ValueError, TypeError or KeyError for what is none."""
     shape, dtype = tuple(content["shape"]), content["dtype"]
     is_shape = all(type(side) is int and side > 0 for side in shape)
     if not is_shape or dtype not in _TYPES:
         raise ValueError(f"an input of {str(dtype)[:20]} {str(list(shape))[:40]}")
-    return InputSpec(shape, dtype)
+    values = tuple(content.get("values", ()))  # earlier runs have none
+    are_numbers = all(type(value) is int and abs(value) < _LARGEST for value in values)
+    if values and not (are_numbers and len(values) == math.prod(shape)):
+        raise ValueError(f"a sample of {len(values)} values for {str(list(shape))[:40]}")
+    return InputSpec(shape, dtype, values)
 
 
 def write_weights(path: Path, graph: nn.Module) -> None:

@@ -95,14 +95,26 @@ def test_a_kernel_for_each_image_fits_in_a_file_of_any_batch_size(tmp_path: Path
         assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
 
 
+class Projecting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(PX, 4, proj_size=2, bidirectional=True, batch_first=True)
+
+    def forward(self, y: Tensor) -> Tensor:
+        rows, _ = self.cell(y[:, 0])
+        return rows  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("between", "words"),
     [
         (per_volume, "as many groups as the batch has images"),
         (lambda y: y.flatten(2).median(2)[0], "aten.median.dim in .*has no ONNX function"),
         (lambda y: torch.cat([*F.adaptive_max_pool2d(y, 3, return_indices=True)], 1), "places of its maxima"),
+        (lambda y: torch.cdist(y[:, 0], y[:, 1], p=3), "takes another norm than 1 and 2"),
+        (Projecting(), "projects its state"),
     ],
-    ids=["groups", "median", "places"],
+    ids=["groups", "median", "places", "distances", "projections"],
 )
 def test_what_has_no_form_in_a_file_is_named_with_its_line(between: Callable[[Tensor], Tensor], words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:

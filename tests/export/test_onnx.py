@@ -305,6 +305,25 @@ def test_a_computed_weight_is_counted_before_and_after_folding(tmp_path: Path) -
     assert weight_elements(onnx.load(path)) == 8 * 3 * 3 * 3
 
 
+class _Stateful(nn.Module):
+    """A layer that reads the zeros a state begins with: the optimiser folds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.state = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y.mean((2, 3)) + self.state(y.new_zeros(y.shape[:2]))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_reads_no_image_is_not_counted(tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 6, 6)
+    model = _Stateful().eval()
+    path = export_onnx(trace(model, images), images, tmp_path / "m.onnx")
+    assert weight_elements(onnx.load(path)) == 8 * 3 * 3 * 3
+
+
 class _Einsum(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -117,6 +117,29 @@ def test_what_depends_on_no_input_and_no_parameter_is_stored(name: str) -> None:
     assert difference(graph, model, (5, 4)) < EXACT
 
 
+class Steered(nn.Module):
+    """A buffer's numbers are taken as Python's: a shift, a slice's end, a factor, a slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor([1, 2, 3]))
+        self.register_buffer("slope", torch.tensor([0.25], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, end, factor = self.steps.tolist()
+        x = torch.roll(x, shift, 2)[:, :end] * factor + self.steps[0].item()
+        return nn.functional.leaky_relu(x, float(self.slope))
+
+
+def test_numbers_of_a_buffer_stand_where_they_are_used() -> None:
+    model = Steered().double()
+    graph = trace(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    leaky = aten.leaky_relu.default
+    assert targets == [aten.roll.default, aten.slice.Tensor, aten.mul.Tensor, aten.add.Tensor, leaky]
+    assert difference(graph, model, (5, 4)) < EXACT
+
+
 @pytest.mark.parametrize(
     ("layer", "place", "words"),
     [

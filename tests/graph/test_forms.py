@@ -58,10 +58,45 @@ def test_other_names_become_the_first() -> None:
     assert _targets(Renamed()) == expected | {aten.sub.Tensor, aten.clamp.default}
 
 
-def test_a_write_to_a_part_is_one_operation_and_to_the_whole_none() -> None:
+def test_writes_to_parts_are_joined_and_to_the_whole_none() -> None:
     targets = _targets(Written())
+    assert aten.cat.default in targets
+    assert targets.isdisjoint({aten.copy.default, aten.select_scatter.default, aten.slice_scatter.default})
+
+
+def test_writes_in_strides_and_of_a_number_in_memory_nobody_wrote() -> None:
+    class Striding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.empty(x.shape, device=x.device)
+            y[:, ::2], y[:, 1::2] = x[:, 1::2], x[:, ::2]
+            y[:, :, 0] = 2
+            return y
+
+    targets = _targets(Striding())
     assert aten.slice_scatter.default in targets
-    assert targets.isdisjoint({aten.copy.default, aten.select_scatter.default})
+    assert targets.isdisjoint({aten.empty.memory_format, aten.fill.Scalar})
+
+
+class PartlyMixed(nn.Module):
+    """A quarter of the channels goes through a layer of its own and is written back, as in FasterNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(2, 2, 3, 1, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.clone()
+        y[:, :2] = self.mix(y[:, :2])
+        return self.head(x + y)  # type: ignore[no-any-return]
+
+
+def test_channels_that_are_partly_written_over_may_go() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    groups = find_structure(trace(PartlyMixed().eval(), images), images).groups
+    assert sum(group.size for group in groups.groups) == 8
+    assert not [layer for layer in groups.left_alone if layer.operation != "output"]
 
 
 def test_a_cast_to_the_same_type_is_dropped_and_a_table_of_the_inputs_type_is_a_constant() -> None:
@@ -126,3 +161,31 @@ def test_variance_and_mean_in_one_are_two() -> None:
     assert {aten.var_mean.dim, aten.var_mean.correction}.isdisjoint(targets)
     assert aten.mean.dim in targets
     assert targets & {aten.var.dim, aten.var.correction}
+
+
+class Distances(nn.Module):
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, x[:, :3].flip(1) * 2, **self.settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{}, {"p": 1}, {"compute_mode": "donot_use_mm_for_euclid_dist"}], ids=str)
+def test_distances_between_few_rows_are_spelled(settings: dict[str, object]) -> None:
+    assert aten.cdist.default not in _targets(Distances(**settings))
+
+
+@pytest.mark.parametrize("settings", [{"p": 3}, {"compute_mode": "use_mm_for_euclid_dist"}], ids=str)
+def test_other_distances_stay(settings: dict[str, object]) -> None:
+    assert aten.cdist.default in _targets(Distances(**settings))
+
+
+def test_the_gradient_of_a_distance_of_nothing_is_a_number() -> None:
+    x = torch.randn(2, 4, 6)
+    graph = trace(Distances(), x)
+    x = x[:, :1].expand(-1, 4, -1).clone().requires_grad_()
+    graph(x * torch.tensor([0.0, 1.0]).view(2, 1, 1)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

@@ -284,3 +284,18 @@ class Branching(nn.Module):
 def test_a_graph_within_the_graph_is_refused() -> None:
     with pytest.raises(ModelError, match=r"branches by torch\.cond or the like.*torch\.where"):
         trace(Branching().eval(), torch.randn(2, 3, 6, 6))
+
+
+class Helped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.doubled(x)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def test_an_operation_in_a_method_is_placed_at_its_own_line() -> None:
+    graph = trace(Helped(), torch.randn(2, 3))
+    (product,) = (node for node in graph.graph.nodes if node.op == "call_function")
+    code = Helped.doubled.__code__
+    assert product.meta["place"] == f"test_graph.py:{code.co_firstlineno + 1}"

@@ -101,7 +101,7 @@ def test_a_node_that_fails_is_tied_where_it_has_rows_then_frozen(monkeypatch: py
     structure = find_structure(graph, images((3, 2, 2)).float())
     assert asked == [((), ()), ((attention,), (convolution,)), ((attention,), (convolution, attention))]
     alone = {row.layer: row.reason for row in structure.groups.left_alone}
-    assert alone["a"] == "failed the check at aten.conv2d.default"
+    assert alone["a"] == "failed a trial without some channels at aten.conv2d.default"
     assert not structure.groups.groups
 
 

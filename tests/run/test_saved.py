@@ -18,7 +18,18 @@ from compressor.inputs.models import load_model
 from compressor.pruning import find_structure, prune
 from compressor.pruning.check import random_units
 from compressor.records import InputSpec, Plan
-from compressor.run.saved import Network, example_of, load_saved, read_network, read_weights, save, write_weights
+from compressor.run.saved import (
+    Network,
+    example_of,
+    load_saved,
+    read_network,
+    read_weights,
+    save,
+    spec_of,
+    write_network,
+    write_weights,
+)
+from compressor.tensors import as_tuple, specs_of
 
 FACTORY = """
 import torch
@@ -68,6 +79,27 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert held.inputs == (InputSpec((3, 16, 16)),)
     assert held.kept
     assert all(units.dtype == np.int64 for units in held.kept.values())
+
+
+def test_a_samples_own_numbers_are_kept(folder: Path, tmp_path: Path) -> None:
+    specs = specs_of((torch.rand(2, 3), torch.tensor([[True, False], [False, False]]), torch.tensor([[3, -1]])))
+    (folder / "network.json").rename(tmp_path / "network.json")
+    try:
+        write_network(folder, Network("", specs, (), (), {}))
+        network = read_network(folder)
+    finally:
+        (tmp_path / "network.json").rename(folder / "network.json")
+    noise, mask, indices = as_tuple(network.example)
+    assert network.inputs == specs
+    assert noise.shape == (2, 3)
+    assert mask.tolist() == [[True, False]] * 2
+    assert indices.tolist() == [[3, -1]] * 2
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [1, 2.5], [1, 2**70], ["1", "2"], [True, False], 7])
+def test_numbers_that_are_no_sample_are_refused(values: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        spec_of({"shape": [2], "dtype": "int64", "values": values})
 
 
 def test_another_model_is_refused(folder: Path) -> None:

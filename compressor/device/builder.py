@@ -86,7 +86,7 @@ def build_engine(
 
     onnx_sha256 = sha256_of(onnx_path)
     version = _installed_version(job.library)
-    key = engine_key(_content_of(onnx_path, onnx_sha256), version, job)
+    key = engine_key(content_of(onnx_path, onnx_sha256), version, job)
     earlier = _already_there(out_path, key) or _from_cache(cache, key, out_path)
     if earlier is not None:
         return earlier
@@ -129,7 +129,7 @@ def _require_buildable(onnx_path: Path, out_path: Path, library: str) -> None:
         raise EngineError(f"can't build {out_path.name} with {library}: {reason}")
 
 
-def _content_of(onnx_path: Path, sha256: str) -> str:
+def content_of(onnx_path: Path, sha256: str) -> str:
     """The hash of the ONNX file or, where it takes weights from others, of its own and theirs."""
     beside = [sha256_of(file) for file in files_of(onnx_path) if file != onnx_path]
     return hashlib.sha256(" ".join([sha256, *beside]).encode()).hexdigest() if beside else sha256

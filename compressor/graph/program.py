@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.proxy import TracerBase
 from torch.nn import functional
 
@@ -39,6 +40,7 @@ _FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward
 _TWO_TYPES = re.compile(r"dtype|scalar type|data type|should be the same|same type")
 _GRADIENT = "We found a fake tensor in the exported program constant's list"  # what torch says of autograd in forward
 _KEEPERS = (dict, OrderedDict, list, set)  # what forward may put something aside in
+_MOST_NUMBERS = 16  # of a buffer whose numbers forward may steer by
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
     ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads as the "
@@ -115,8 +117,14 @@ def _one_more(example: Inputs) -> Inputs:
 def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:
     tensors = tuple(tensor.clone() for tensor in as_tuple(example))
     free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors)
+    known = [buffer for buffer in model.buffers() if not buffer.is_meta and _is_number(buffer)]
     # where it fails, torch prints a graph
     with contextlib.redirect_stderr(io.StringIO()), _plain_attention(), _whole_stacks():
+        with _numbers_of(known) as copies:
+            program = torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
+        if all(map(torch.equal, copies, known)):
+            return program
+        # one that forward counts in is another number at the next call
         return torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
 
 
@@ -358,6 +366,34 @@ def _whole_stacks() -> Iterator[None]:
         yield
     finally:
         TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _numbers_of(buffers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """What these buffers hold is known inside: forward may branch on it, and count with it.
+
+    `if self.initialized:` and `range(int(self.steps))` go as they would now. Yields copies, to which forward writes
+    what it writes to the buffers.
+    """
+    copies = [buffer.detach().clone() for buffer in buffers]
+    copy_of = dict(zip(map(id, buffers), copies, strict=True))
+    original = FakeTensorMode.from_tensor
+
+    def from_tensor(mode: FakeTensorMode, tensor: Tensor, **options: Any) -> FakeTensor:
+        fake = original(mode, tensor, **options)
+        fake.constant = copy_of.get(id(tensor), fake.constant)
+        return fake
+
+    FakeTensorMode.from_tensor = from_tensor  # type: ignore[assignment, method-assign]
+    try:
+        yield copies
+    finally:
+        FakeTensorMode.from_tensor = original  # type: ignore[method-assign]
+
+
+def _is_number(buffer: Tensor) -> bool:
+    """One or a few; whole ones steer more often than others."""
+    return buffer.numel() <= (1 if buffer.dtype.is_floating_point or buffer.dtype.is_complex else _MOST_NUMBERS)
 
 
 @contextlib.contextmanager

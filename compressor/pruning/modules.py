@@ -240,6 +240,9 @@ def _failing_place(model: nn.Module, error: BaseException) -> str:
 
 
 def _largest_difference(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Infinite where one that is expected is missing."""
+    if not expected.keys() <= leaves.keys():
+        return math.inf
     return max(_difference(leaves[name], tensor) for name, tensor in expected.items())
 
 

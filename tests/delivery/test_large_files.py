@@ -14,7 +14,7 @@ from torch import nn
 
 import compressor
 from compressor.device.archive import pack_bundle, unpack_bundle
-from compressor.device.builder import _content_of, sha256_of
+from compressor.device.builder import content_of, sha256_of
 from compressor.device.bundle import open_bundle, read_bundle, verify_bundle
 from compressor.device.external import aside_of, files_of
 from compressor.device.runtimes import open_model
@@ -122,9 +122,9 @@ def test_one_that_became_small_leaves_no_weights_beside(
 
 def test_an_engine_is_known_by_the_weights_beside_too(wide: nn.Module, tmp_path: Path) -> None:
     path = export_onnx(wide, torch.zeros(2, 3, 4, 4), tmp_path / "m.onnx")
-    before, weights = _content_of(path, sha256_of(path)), aside_of(path)
+    before, weights = content_of(path, sha256_of(path)), aside_of(path)
     weights.write_bytes(np.ones(weights.stat().st_size // 4, np.float32).tobytes())
-    assert _content_of(path, sha256_of(path)) != before
+    assert content_of(path, sha256_of(path)) != before
 
 
 @pytest.mark.slow

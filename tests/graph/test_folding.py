@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.errors import ModelError
 from compressor.graph import aten, fetch, store, trace
 from compressor.graph.tracing import place_of
 
@@ -138,6 +139,47 @@ def test_numbers_of_a_buffer_stand_where_they_are_used() -> None:
     leaky = aten.leaky_relu.default
     assert targets == [aten.roll.default, aten.slice.Tensor, aten.mul.Tensor, aten.add.Tensor, leaky]
     assert difference(graph, model, (5, 4)) < EXACT
+
+
+class Initialised(nn.Module):
+    """What its buffers say decides what is done: a flag (ActNorm, codebooks), a count, a size, a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialised", torch.tensor(True))
+        self.register_buffer("sizes", torch.tensor([2, 3]))
+        self.register_buffer("steps", torch.tensor(3, dtype=torch.uint8))
+        self.register_buffer("threshold", torch.tensor([0.5]))
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.initialised:
+            self.scale.data.copy_(x.mean((0, 1)))
+        for _ in range(int(self.steps)):
+            x = x * self.scale + 1
+        first, last = self.sizes.tolist()
+        return x[:, first:last] if self.threshold > 0.25 else x
+
+
+def test_a_forward_may_branch_on_what_its_buffers_say() -> None:
+    model = Initialised().double()
+    graph = trace(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    assert sum(node.target is aten.mul.Tensor for node in graph.graph.nodes) == 3
+    assert difference(graph, model, (5, 4)) < EXACT
+
+
+def test_a_forward_that_counts_in_what_it_branches_on_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * 2 if self.calls > 3 else x
+
+    with pytest.raises(ModelError, match="branch on values"):
+        trace(Counting(), torch.randn(2, 3))
 
 
 @pytest.mark.parametrize(

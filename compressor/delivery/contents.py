@@ -215,7 +215,7 @@ def _group_rows(outcome: Outcome, scores: Scores, options: RankingOptions) -> li
         kept = plan.kept.get(group.name, np.arange(group.size))
         if group.parent in plan.kept:  # units of rows that went are gone with them
             rows_left = plan.kept[group.parent]
-            kept = kept[np.isin(group.rows[kept], rows_left)]
+            kept = kept[np.isin(structure.above(group.name)[kept], rows_left)]
 
         unit_scores = np.full(group.size, np.nan)
         if group.name in scores.values:

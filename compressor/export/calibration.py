@@ -6,7 +6,7 @@ used is the caller's business. Entropy: the threshold of least Kullback-Leibler 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -138,13 +138,18 @@ def exposed(model: onnx.ModelProto) -> Exposed:
     return Exposed(session, tuple(input_types), tuple(float_inputs), tuple(outputs))
 
 
-def values_of(file: Exposed, batches: Sequence[Images]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every float tensor of the file by name, batch after batch; inputs first."""
+def values_of(
+    file: Exposed, batches: Sequence[Images], asked: Collection[str] | None = None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every float tensor of the file by name, or those asked for, batch after batch; inputs first."""
+    inputs = [name for name in file.float_inputs if asked is None or name in asked]
+    outputs = [name for name in file.outputs if asked is None or name in asked]
     for images in batches:
         feed = dict(zip(file.inputs, feeds.as_tuple(images), strict=True))
-        for name in file.float_inputs:
+        for name in inputs:
             yield name, feed[name]
-        yield from zip(file.outputs, file.session.run(list(file.outputs), feed), strict=True)
+        if outputs:
+            yield from zip(outputs, file.session.run(outputs, feed), strict=True)
 
 
 def _percentiles(histogram: NDArray[np.int64], extremes: tuple[float, float], percentile: float) -> tuple[float, float]:

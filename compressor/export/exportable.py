@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelError
 from ..graph import aten, place_of
 from ..graph.neighbours import calls_of
-from ..graph.operators import arguments
+from ..graph.operators import ALL_CONVOLUTIONS, arguments
 
-_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 ADAPTIVE_MAXIMA = (
     aten.adaptive_max_pool1d.default,
     aten.adaptive_max_pool2d.default,
@@ -41,14 +41,14 @@ def _obstacle(node: fx.Node) -> str:
     """What is said of the operation behind its name; empty for one that can be exported."""
     if node.target in ADAPTIVE_MAXIMA:  # spelled in other operations, but for its indices
         return "gives the places of its maxima, which ONNX has no function for" if _reads_indices(node) else ""
-    if not _has_function(node.target):
-        return "has no ONNX function"
     if node.target is aten.lstm.input and _has_projections(node):
         return "projects its state (proj_size), which ONNX's LSTM can't"
     if node.target is aten.cdist.default and arguments(node)["p"] != 2:
         return "takes another norm than 1 and 2, which has no ONNX function"
-    groups = node.args[6] if len(node.args) > 6 else 1  # input, weight, bias, stride, padding, dilation, groups
-    if node.target in _CONVOLUTIONS and not isinstance(groups, int):
+    missing = next((part for part in _parts_of(node) if not _has_function(part)), None)
+    if missing is not None:
+        return "has no ONNX function" if missing is node.target else f"has no ONNX function ({missing} in it)"
+    if node.target in ALL_CONVOLUTIONS and not isinstance(arguments(node)["groups"], int):
         return "has as many groups as the batch has images, and ONNX fixes a convolution's groups in the file"
     return ""
 
@@ -66,11 +66,41 @@ def _reads_indices(pooling: fx.Node) -> bool:
     return any(user.args[1] == 1 and user.users for user in pooling.users)
 
 
+def _parts_of(node: fx.Node) -> Sequence[object]:
+    """The operation itself or, of one that the exporter only knows by what it is made of, those."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not _is_composite(target) or _translations()(target):
+        return (target,)
+    parts = _Parts()
+    try:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        with parts:
+            target(*args, **kwargs)
+    except Exception:  # what depends on values can't be followed by shapes alone
+        return ()
+    return parts.called
+
+
+class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operations that are called, those that composites are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.called: list[object] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), "CompositeImplicitAutograd")
+
+
 def _has_function(target: object) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True  # Python's own arithmetic on sizes
-    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), "CompositeImplicitAutograd")
-    return is_composite or target in _decompositions() or len(_translations()(target)) > 0
+    return _is_composite(target) or target in _decompositions() or len(_translations()(target)) > 0
 
 
 @functools.cache

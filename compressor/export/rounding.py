@@ -2,12 +2,16 @@
 
 Weights are rounded one input after the other, each time the remaining ones take over what rounding did to the
 outputs (GPTQ, arXiv 2210.17323); the mean that is left goes to the bias (arXiv 1906.04721). Knows no ranges.
+
+Covariances grow with the square of a layer's inputs. So layers are looked at some at a time, in passes of their own,
+and what comes of a covariance lies in a file where memory has no room for all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,15 +23,17 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from ..device import feeds
+from ..errors import FolderError
 from ..graph.windows import Window, position_count, rows_of
-from .calibration import Images, exposed, values_of
+from .calibration import Exposed, Images, exposed, values_of
 from .parts import attributes_of, constants_of, readers_of
 
 WIDEST = 4608  # inputs of one output; the covariance of more is not held, and such weights are rounded to the nearest
 ROWS = 25_600  # of each layer that are looked at
 _DAMPING = 0.01  # of the covariance's mean diagonal
 _BLOCK = 128
-_FACTORS_BYTES = 1 << 29  # of inverses' factors that are held for the next form of the file
+_SQUARES_BYTES = 1 << 30  # of products of inputs that are summed in one pass
+_FACTORS_BYTES = 1 << 30  # of inverses' factors that are held in memory
 _ROUNDED = ("Conv", "Gemm", "MatMul")
 
 
@@ -36,12 +42,14 @@ class _Layer:
     """A node with constant weights [groups, outputs, inputs], and its inputs' mean and covariance, once seen.
 
     Sums are of inputs less `origin` [groups, inputs], the first image's mean, in float64: where inputs hardly vary,
-    the mean's square would leave nothing of their variance.
+    the mean's square would leave nothing of their variance. With a bias to take up the mean (`centred`), only what
+    varies around it needs to come out right.
     """
 
     node: onnx.NodeProto
     weight: Tensor
     window: Window
+    centred: bool = False
     count: int = 0
     origin: Tensor | None = None
     total: Tensor | float = 0.0
@@ -72,13 +80,56 @@ class _Layer:
         assert self.origin is not None
         return self.origin + self._shift
 
-    def covariance(self, *, centred: bool) -> Tensor | None:
+    @property
+    def squares_bytes(self) -> int:
+        """What the products of its inputs take while they are summed."""
+        groups, _, inputs = self.weight.shape
+        return 8 * groups * inputs**2 if inputs <= WIDEST else 0
+
+    def covariance(self) -> Tensor | None:
         """[groups, inputs, inputs] around the mean or, not centred, around zero; None where there are too many."""
         if self.weight.shape[2] > WIDEST:
             return None
         around_origin = torch.as_tensor(self.square) / self.count
         around_mean = around_origin - self._shift.unsqueeze(2) * self._shift.unsqueeze(1)
-        return around_mean if centred else around_mean + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+        return around_mean if self.centred else around_mean + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+
+    def factor(self) -> Tensor | None:
+        """`inverse_factor` of the covariance, whose sums are let go of."""
+        covariance = self.covariance()
+        self.square = 0.0
+        return None if covariance is None else inverse_factor(covariance)
+
+
+class _Factors:
+    """`inverse_factor` of layers by the name of their weight: in memory, and in files what would not fit there."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+        self._files: dict[str, Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # which goes with this object
+
+    def put(self, name: str, factor: Tensor) -> None:
+        """Raises FolderError where there is room for it neither in memory nor on the disk."""
+        if sum(held.nbytes for held in self._held.values()) + factor.nbytes <= _FACTORS_BYTES:
+            self._held[name] = factor
+            return
+        try:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="compressor-")
+            path = Path(self._folder.name) / f"{len(self._files)}.npy"
+            np.save(path, factor.numpy())
+        except OSError as error:
+            raise FolderError(
+                f"can't write a temporary file: {error.strerror or error}; free some space, or name another place in "
+                "TMPDIR"
+            ) from error
+        self._files[name] = path
+
+    def get(self, name: str) -> Tensor | None:
+        """None of a layer that has none."""
+        if name in self._files:
+            return torch.from_numpy(np.load(self._files[name]))
+        return self._held.get(name)
 
 
 @dataclass
@@ -86,8 +137,8 @@ class Rounding:
     """Chooses the weights' int8 codes in quantised forms of one file."""
 
     layers: Mapping[str, _Layer]  # by the name of their weight
+    factors: _Factors
     _cached_codes: dict[tuple[str, bytes, int], Tensor] = field(default_factory=dict, repr=False)
-    _factors: dict[tuple[str, bool], Tensor] = field(default_factory=dict, repr=False)
 
     def apply(self, quantised: onnx.ModelProto, most: int) -> None:
         """Rewrites codes, within -most .. most, and biases of the model, in place; scales stay."""
@@ -97,53 +148,69 @@ class Rounding:
             if target is None:
                 continue
             scales = numpy_helper.to_array(constants[f"{name}_scale"])
-            bias = _bias_of(layer.node, constants)
-            # With a bias to take up the mean, only what varies around it needs to come out right.
-            codes = self._codes(name, layer, scales, most, centred=bias is not None)
+            codes = self._codes(name, layer, scales, most)
             target.CopyFrom(numpy_helper.from_array(_flat(codes, layer.node, target), f"{name}_quantized"))
+            bias = _bias_of(layer.node, constants)
             if bias is not None:
                 lost = layer.weight - codes * _per_output(scales, layer.weight)
                 lost_mean = lost @ layer.mean.unsqueeze(2)  # [groups, outputs, 1]
                 _shift(constants, bias, lost_mean.reshape(-1).numpy())
 
-    def _codes(self, name: str, layer: _Layer, scales: NDArray[np.float32], most: int, *, centred: bool) -> Tensor:
+    def _codes(self, name: str, layer: _Layer, scales: NDArray[np.float32], most: int) -> Tensor:
         """int8 [groups, outputs, inputs]; kept, as one file is quantised over and over with the same scales."""
         key = (name, scales.tobytes(), most)
         if key not in self._cached_codes:
             steps = layer.weight / _per_output(scales, layer.weight)
-            factor = self._factor(name, layer, centred=centred)
+            factor = self.factors.get(name)
             codes = steps.round() if factor is None else rounded(steps, factor, most)
             self._cached_codes[key] = codes.clamp(-most, most).to(torch.int8)
         return self._cached_codes[key]
 
-    def _factor(self, name: str, layer: _Layer, *, centred: bool) -> Tensor | None:
-        """`inverse_factor` of the layer's covariance; kept, as far as there is room, as no scale changes it."""
-        if (name, centred) in self._factors:
-            return self._factors[name, centred]
-        covariance = layer.covariance(centred=centred)
-        if covariance is None:
-            return None
-        factor = inverse_factor(covariance)
-        if sum(held.nbytes for held in self._factors.values()) + factor.nbytes <= _FACTORS_BYTES:
-            self._factors[name, centred] = factor
-        return factor
-
 
 def find_rounding(path: Path | str, images: Images) -> Rounding:
-    """Runs the file on images [N, ...], one at a time. Layers that share weights or a bias are left out."""
+    """Runs the file on images [N, ...], one at a time. Layers that share weights or a bias are left out.
+
+    Raises FolderError where what is found fits neither in memory nor on the disk.
+    """
     model = onnx.load(path)
     layers = _layers_of(model)
+    file = exposed(model)
+    del model  # the session has its weights
+
+    factors = _Factors()
+    for some in _passes(layers):
+        _see(some, file, images)
+        for name in some:
+            factor = layers[name].factor() if layers[name].count else None
+            if factor is not None:
+                factors.put(name, factor)
+    return Rounding({name: layer for name, layer in layers.items() if layer.count}, factors)
+
+
+def _passes(layers: Mapping[str, _Layer]) -> Iterator[dict[str, _Layer]]:
+    """So many layers at a time, in their order, as there is room for the products of their inputs."""
+    some: dict[str, _Layer] = {}
+    room = _SQUARES_BYTES
+    for name, layer in layers.items():
+        if some and layer.squares_bytes > room:
+            yield some
+            some, room = {}, _SQUARES_BYTES
+        some[name] = layer
+        room -= layer.squares_bytes
+    if some:
+        yield some
+
+
+def _see(layers: Mapping[str, _Layer], file: Exposed, images: Images) -> None:
+    """Shows the layers what they read of each image."""
     readers: dict[str, list[_Layer]] = {}  # by the tensor they read
     for layer in layers.values():
         readers.setdefault(layer.node.input[0], []).append(layer)
-
-    file = exposed(model)
     rows_per_image = math.ceil(ROWS / feeds.count(images))
     for image in feeds.parted(images, 1):
-        for name, value in values_of(file, [image]):
-            for layer in readers.get(name, ()):
+        for name, value in values_of(file, [image], readers):
+            for layer in readers[name]:
                 layer.see(torch.from_numpy(value), rows_per_image)
-    return Rounding({name: layer for name, layer in layers.items() if layer.count})
 
 
 def _layers_of(model: onnx.ModelProto) -> dict[str, _Layer]:
@@ -213,10 +280,12 @@ def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
     stored = numpy_helper.to_array(constants[node.input[1]])
     if _is_transposed(node):
         stored = stored.T
-    outputs_first = torch.from_numpy(stored.astype(np.float64))  # [outputs, inputs / groups, *kernel]
+    outputs_first = torch.from_numpy(np.array(stored))  # [outputs, inputs / groups, *kernel]
     weight = outputs_first.reshape(groups, len(outputs_first) // groups, -1)  # [groups, outputs, inputs]
+    centred = _bias_of(node, constants) is not None
+    node = _copied(node)
     if node.op_type != "Conv":
-        return _Layer(node, weight, Window())
+        return _Layer(node, weight, Window(), centred)
 
     kernel = tuple(attributes["kernel_shape"])
     axes = len(kernel)
@@ -224,7 +293,14 @@ def _layer_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
     dilation = tuple(attributes.get("dilations", [1] * axes))
     pads = attributes.get("pads", [0] * 2 * axes)  # begins of all axes, then ends
     padding = tuple(zip(pads[:axes], pads[axes:], strict=True))
-    return _Layer(node, weight, Window(kernel, stride, padding, dilation, groups))
+    return _Layer(node, weight, Window(kernel, stride, padding, dilation, groups), centred)
+
+
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Without the model that it is part of, which would stay in memory with all its weights."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def _flat(codes: Tensor, node: onnx.NodeProto, like: onnx.TensorProto) -> NDArray[np.int8]:

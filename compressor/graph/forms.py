@@ -33,6 +33,9 @@ _FIRST_NAMES: Mapping[object, Any] = {
     aten.negative.default: aten.neg.default,
     aten.absolute.default: aten.abs.default,
     aten.clip.default: aten.clamp.default,
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
     # what memory holds is no one's: a forward that writes all of it gives the same from zeros
     aten.empty_like.default: aten.zeros_like.default,
     aten.new_empty.default: aten.new_zeros.default,

@@ -96,14 +96,17 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
         except Exception as error:
             place = place_in(str(error)) or raised_at(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
-    raise ModelError(f"the model can't be traced with a free batch axis: {reasons[0]}; {_remedy(reasons[0])}")
+    # what a forward that remembers shapes is refused for without its memory tells more than that it remembers
+    reason = next((reason for reason in reversed(reasons) if _FIXED_BATCH not in reason), reasons[0])
+    raise ModelError(f"the model can't be traced with a free batch axis: {reason}; {_remedy(reason)}")
 
 
 def _remedy(reason: str) -> str:
     """What to do about a forward that can't be followed."""
     if _GRADIENT in reason:
         return (
-            "its forward takes gradients, which a device can't: leave those out in evaluation (if self.training: ...)"
+            "its forward takes gradients or writes to a parameter's .data, which a device can't: leave gradients out "
+            "in evaluation (if self.training: ...), and mask a weight where it is used, conv2d(x, weight * mask)"
         )
     remedy = "its forward must not branch on values nor fix the batch size"
     return remedy + _SPLIT if "data-dependent" in reason else remedy
@@ -119,7 +122,7 @@ def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.expor
     free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors)
     known = [buffer for buffer in model.buffers() if not buffer.is_meta and _is_number(buffer)]
     # where it fails, torch prints a graph
-    with contextlib.redirect_stderr(io.StringIO()), _plain_attention(), _whole_stacks():
+    with contextlib.redirect_stderr(io.StringIO()), _unfused(), _plain_attention(), _whole_stacks():
         with _numbers_of(known) as copies:
             program = torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
         if all(map(torch.equal, copies, known)):
@@ -394,6 +397,17 @@ def _numbers_of(buffers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def _is_number(buffer: Tensor) -> bool:
     """One or a few; whole ones steer more often than others."""
     return buffer.numel() <= (1 if buffer.dtype.is_floating_point or buffer.dtype.is_complex else _MOST_NUMBERS)
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Encoder layers are read as the operations that they are, not as PyTorch's one for evaluation."""
+    was_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fused)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ qualified names. Knows nothing of units, scores or files.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ aten = torch.ops.aten
 
 # what lies in memory as it must for these stays a copy
 _READING_STRIDES = (aten.view_as_complex.default, aten.view_as_real.default, aten.as_strided.default)
+_HELD_MODULE = re.compile(r"\.?(?:_modules|__dict__\['_modules'\])\['([^']*)'\]")
 _IDENTITIES = (
     aten.clone.default,
     aten.contiguous.default,
@@ -95,7 +97,8 @@ def _in_core_operations(program: Program) -> fx.GraphModule:
     except Exception as error:
         raise ModelError(
             f"the model was traced, and its graph can't be written in plain operations: {first_line(error)}; tensors "
-            "that forward registers or replaces belong into the model's constructor"
+            "that forward registers, replaces or writes to through .data belong into the model's constructor: mask a "
+            "weight where it is used, conv2d(x, weight * mask)"
         ) from error
     for node in stored_nodes(graph):
         if isinstance(operator.attrgetter(str(node.target))(graph), nn.Module):
@@ -160,8 +163,8 @@ def _name_layers(graph: fx.GraphModule) -> None:
 
 
 def _plain_path(path: str) -> str:
-    """`L['self'].layer1._modules['0']` and the like to `layer1.0`."""
-    return path.replace("L['self']", "").replace("._modules['", ".").replace("']", "").lstrip(".")
+    """`L['self'].layer1._modules['0']` and `layer1.__dict__['_modules']['0']` to `layer1.0`."""
+    return _HELD_MODULE.sub(r".\1", path.replace("L['self']", "")).lstrip(".")
 
 
 def _drop_writes(graph: fx.GraphModule) -> None:

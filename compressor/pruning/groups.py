@@ -259,9 +259,13 @@ def _rows(structure: Structure, units: list[int], *, balanced: bool, in_rows: bo
     """[units] the number of the row that each unit lies in; all 0 where rows need not keep equally many."""
     if not balanced:
         return np.zeros(len(units), dtype=np.int64)
-    if in_rows:
-        return structure.unit_of[structure.classes.parent[units]]
-    return structure.classes.row[units]  # a normalisation's groups: rows that are no units
+    rows = structure.classes.row[units]
+    if not in_rows:
+        return rows  # a normalisation's groups: rows that are no units
+    # rows that go together (the groups of a convolution whose results are added) keep equal counts each
+    above = structure.unit_of[structure.classes.parent[units]]
+    _, numbers = np.unique(np.stack([above, rows]), axis=1, return_inverse=True)
+    return numbers.reshape(-1).astype(np.int64)  # NumPy 2.0 alone gives [1, units]
 
 
 def _inexact(classes: Classes, units: list[int]) -> tuple[str, ...]:

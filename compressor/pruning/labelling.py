@@ -20,6 +20,8 @@ from .labels import Ledger, Result, Value, along, axes, facets_in, values_in
 from .operations import handler_of
 from .relations import freeze_all, spread_over_space
 
+_KERNEL_SIDES = (3, 5, 7, 9, 11)
+
 
 def label(graph: fx.GraphModule, tied: Collection[str], frozen: Collection[str]) -> tuple[Ledger, dict[str, Result]]:
     """What the walk tied, and what is known of every node's result, by the node's name.
@@ -137,7 +139,8 @@ def _parameter(
     if not tensor.is_floating_point():
         return Value(shape, (), tensor)
 
-    facets = [along(ledger.fresh(n), axis, shape) for axis, n in enumerate(shape) if n > 1]
+    labelled = [axis for axis, n in enumerate(shape) if n > 1 and axis not in _tap_axes(shape)]
+    facets = [along(ledger.fresh(shape[axis]), axis, shape) for axis in labelled]
     if grouped and shape[1] > 1:  # the input channels of each group are its own
         joint = spread_over_space(ledger.fresh(*shape[:2]), shape)  # a label for each entry of [out, in / groups]
         facets = [*_beside(facets, 1), joint]
@@ -146,6 +149,16 @@ def _parameter(
         facets = [*_beside(facets, kernel.axis), *ways]
     parameters[id(tensor)] = Value(shape, tuple(facets))
     return parameters[id(tensor)]
+
+
+def _tap_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The last two of what looks like a kernel, [..., 3, 3]: no tap goes by itself.
+
+    So a kernel may be laid out as a matrix, [out, in * 9], whose inputs go with all their taps.
+    """
+    rank = len(shape)
+    is_kernel = rank >= 4 and shape[-1] == shape[-2] and shape[-1] in _KERNEL_SIDES
+    return (rank - 2, rank - 1) if is_kernel else ()
 
 
 def _beside(facets: Sequence[Tensor], axis: int) -> list[Tensor]:

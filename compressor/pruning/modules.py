@@ -6,7 +6,6 @@ follow; where the class and the graph differ, that is an error and the graph is 
 
 from __future__ import annotations
 
-import copy
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,7 +192,7 @@ def _require_equal(small: nn.Module, pruned: fx.GraphModule, example: Inputs, ke
         return
 
     # a class that makes float32 tensors itself fails in float64, or rounds in it: such a one is judged in float32
-    trial, name = copy.deepcopy(small), type(small).__name__
+    trial, name = copied(small), type(small).__name__
     try:
         leaves = named_leaves(call(trial, images, keywords))
     except torch.OutOfMemoryError:
@@ -216,7 +215,7 @@ def _agrees_in_float64(
     small: nn.Module, images: Inputs, keywords: Sequence[str], expected: Mapping[str, Tensor]
 ) -> bool:
     try:
-        leaves = named_leaves(call(copy.deepcopy(small).double(), mapped(_in_float64, images), keywords))
+        leaves = named_leaves(call(copied(small).double(), mapped(_in_float64, images), keywords))
     except Exception:  # whatever it is, the run in float32 says it
         return False
     return _largest_difference(leaves, expected) <= AGREEMENT

@@ -15,6 +15,12 @@ from .labels import Ledger, Result, Value, axes, first_along, reduce_to
 from .relations import Operand, aligned, broadcast, merge, parents, pin_along
 
 TABLE = Table()
+_TRANSFORMS = (
+    *(aten.fft_fft.default, aten.fft_ifft.default, aten.fft_rfft.default, aten.fft_irfft.default),
+    *(aten.fft_fft2.default, aten.fft_ifft2.default, aten.fft_rfft2.default, aten.fft_irfft2.default),
+    *(aten.fft_fftn.default, aten.fft_ifftn.default, aten.fft_rfftn.default, aten.fft_irfftn.default),
+    *(aten.fft_hfft.default, aten.fft_ihfft.default),
+)
 _AFFINE = ("weight", "bias")
 _STORED = ("running_mean", "running_var")
 
@@ -189,6 +195,19 @@ def along_one_axis(ledger: Ledger, call: Call) -> Result:
     facets = [first_along(facet, [axis]).expand(*call.shape) for facet in x.facets]
     out = Value(call.shape, tuple(facets))
     return call.returning([out] * len(call.shapes))
+
+
+@TABLE.handles(*_TRANSFORMS)
+def transform(ledger: Ledger, call: Call) -> Value:
+    """Frequencies in place of samples along some axes: nothing goes there, the others stay as they are."""
+    rank = len(call.input.shape)
+    dims = call.argument("dim")
+    if dims is None:  # as many of the last as there are sizes, or all
+        sizes = call.argument("s")
+        dims = range(rank) if sizes is None else range(-len(sizes), 0)  # type: ignore[arg-type]
+    over = sorted({axis % rank for axis in ([dims] if isinstance(dims, int) else dims)})  # type: ignore[attr-defined]
+    x = pin_along(ledger, call.input, over, call.name, f"is transformed by {_operation(call)}")
+    return Value(call.shape, tuple(first_along(facet, over).expand(*call.shape) for facet in x.facets))
 
 
 def _operation(call: Call) -> str:

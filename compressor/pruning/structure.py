@@ -47,6 +47,10 @@ class Structure:
         """The classes of each group."""
         return {group.name: np.flatnonzero(self.group_of == i) for i, group in enumerate(self.groups.groups)}
 
+    def above(self, group: str) -> IntArray:
+        """[units] the unit of its parent's group that each unit of a group lies in."""
+        return self.unit_of[self.classes.parent[self.members[group]]]
+
     def value(self, node: fx.Node) -> Value:
         """What is known of a node's result, which is one tensor."""
         value = self.values[node.name]

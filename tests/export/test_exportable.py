@@ -95,6 +95,13 @@ def test_a_kernel_for_each_image_fits_in_a_file_of_any_batch_size(tmp_path: Path
         assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
 
 
+def per_image_back(y: Tensor) -> Tensor:
+    """A transposed convolution by a kernel for each image."""
+    n, c, h, w = y.shape
+    kernels = y.mean((2, 3)).view(n * c, 1, 1, 1).expand(-1, 2, 3, 3)
+    return F.conv_transpose2d(y.reshape(1, n * c, h, w), kernels, groups=n).view(n, 2, h + 2, w + 2)
+
+
 class Projecting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +120,13 @@ class Projecting(nn.Module):
         (lambda y: torch.cat([*F.adaptive_max_pool2d(y, 3, return_indices=True)], 1), "places of its maxima"),
         (lambda y: torch.cdist(y[:, 0], y[:, 1], p=3), "takes another norm than 1 and 2"),
         (Projecting(), "projects its state"),
+        (per_image_back, "as many groups as the batch has images"),
+        (
+            lambda y: y[:, :3, :3, 0].slogdet()[1].unsqueeze(1),
+            r"has no ONNX function \(aten._linalg_slogdet.default in it\)",
+        ),
     ],
-    ids=["groups", "median", "places", "distances", "projections"],
+    ids=["groups", "median", "places", "distances", "projections", "transposed", "composite"],
 )
 def test_what_has_no_form_in_a_file_is_named_with_its_line(between: Callable[[Tensor], Tensor], words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:

@@ -187,14 +187,14 @@ def test_nearly_constant_inputs_are_rounded_for_too(spread: float) -> None:
     """Where the mean's square is large beside the variance float32 sums leave no covariance; dead inputs leave none."""
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    layer = _Layer(node, normal(1, 5, 12).double(), Window())
+    layer = _Layer(node, normal(1, 5, 12), Window(), centred=True)
     for _ in range(8):
         layer.see(1000 + spread * normal(1, 20, 12), 20)
-    covariance = layer.covariance(centred=True)
+    covariance = layer.covariance()
     assert covariance is not None
     assert float(torch.linalg.eigvalsh(covariance).min()) > -1e-9
     assert float(covariance.diagonal(dim1=1, dim2=2).mean()) == pytest.approx(spread**2, rel=0.3, abs=2e-9)
-    codes = rounded(layer.weight * 4, inverse_factor(covariance), 10)
+    codes = rounded(layer.weight.double() * 4, inverse_factor(covariance), 10)
     assert torch.isfinite(codes).all()
     assert (codes - layer.weight * 4).abs().max() < 3
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
+from compressor.errors import FolderError
 from compressor.export import rounding
+from compressor.export.onnx import export_onnx
 from compressor.export.rounding import (
     _BLOCK,
     Rounding,
@@ -21,6 +26,7 @@ from compressor.export.rounding import (
     _layers_of,
     _shift,
     _spread,
+    find_rounding,
     inverse_factor,
     rounded,
 )
@@ -97,7 +103,7 @@ def test_a_matrix_that_is_none_passes_nothing_on() -> None:
 
 
 def seen(value: Tensor, *, images: int = 4) -> _Layer:
-    layer = _Layer(onnx.NodeProto(), torch.zeros(1, 2, value.shape[-1]).double(), Window())
+    layer = _Layer(onnx.NodeProto(), torch.zeros(1, 2, value.shape[-1]), Window())
     for index in range(images):
         layer.see(value[index : index + 1], most=1000)
     return layer
@@ -109,7 +115,9 @@ def test_streamed_moments_are_the_rows_own_wherever_they_lie(mean: float) -> Non
     layer, rows = seen(value), value.double().reshape(-1, 3)
     torch.testing.assert_close(layer.mean[0], rows.mean(0))
     centred = (rows - rows.mean(0)).mT @ (rows - rows.mean(0)) / len(rows)
-    around_mean, around_zero = layer.covariance(centred=True), layer.covariance(centred=False)
+    around_zero = layer.covariance()
+    layer.centred = True
+    around_mean = layer.covariance()
     assert around_mean is not None
     assert around_zero is not None
     torch.testing.assert_close(around_mean[0], centred, atol=1e-6, rtol=0)
@@ -152,7 +160,7 @@ def test_weights_are_outputs_first_and_go_back_as_they_lay(
     stored = np.ascontiguousarray(outputs_first.T) if transposed else outputs_first
     node = helper.make_node(kind, ["x", "w"], ["y"], **attributes)
     layer = _layer_of(node, {"w": tensor("w", stored)})
-    assert torch.equal(layer.weight[0], torch.from_numpy(outputs_first).double())
+    assert torch.equal(layer.weight[0], torch.from_numpy(outputs_first))
     flat = _flat(layer.weight.to(torch.int8), node, tensor("w", stored.astype(np.int8)))
     np.testing.assert_array_equal(flat, stored)
 
@@ -187,18 +195,42 @@ def test_a_bias_takes_up_the_mean_in_its_own_form() -> None:
     assert _bias_of(helper.make_node("Gemm", ["x", "w"], ["y"]), in_float) is None
 
 
-@pytest.mark.parametrize(("room", "inverted"), [(1 << 30, 1), (0, 2)])
-def test_a_layer_of_two_forms_is_inverted_once_where_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, room: int, inverted: int
+def _file(folder: Path) -> tuple[Path, NDArray[np.float32]]:
+    """Three layers of 12, 6 and 6 inputs in a row, the middle one without a bias, and images for it."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 4))
+    images = numbers(40, 12, seed=1).float()
+    return export_onnx(nn.Sequential(*layers).eval(), images, folder / "m.onnx"), images.numpy()
+
+
+def _codes_of(rounding: Rounding, most: int) -> list[Tensor]:
+    codes = []
+    for name, layer in rounding.layers.items():
+        codes.append(rounding._codes(name, layer, layer.weight[0].abs().amax(1).numpy() / most, most))
+    return codes
+
+
+@pytest.mark.parametrize("named", ["_SQUARES_BYTES", "_FACTORS_BYTES"])
+def test_layers_that_do_not_fit_in_memory_together_are_rounded_alike(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[Tensor] = []
-    monkeypatch.setattr(rounding, "_FACTORS_BYTES", room)
-    monkeypatch.setattr(rounding, "inverse_factor", lambda matrix: calls.append(matrix) or inverse_factor(matrix))
-    stored = numbers(3, 8).float().numpy()
-    layer = _layer_of(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), {"w": tensor("w", stored)})
-    layer.see(numbers(30, 8, seed=1).float(), 30)
-    of_both = Rounding({"w": layer})
-    scales = np.abs(stored).max(1)
-    codes = {most: of_both._codes("w", layer, scales / most, most, centred=True) for most in (63, 127)}
-    assert [int(code.abs().max()) for code in codes.values()] == [63, 127]
-    assert len(calls) == inverted
+    path, images = _file(tmp_path)
+    expected = find_rounding(path, images)
+    monkeypatch.setattr(rounding, named, 1)
+    found = find_rounding(path, images)
+    assert len(found.layers) == 3
+    assert {layer.centred for layer in found.layers.values()} == {True, False}
+    assert all(isinstance(layer.square, float) for layer in found.layers.values())  # the sums are let go of
+    for most in (63, 127):
+        assert all(map(torch.equal, _codes_of(found, most), _codes_of(expected, most)))
+
+
+def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path, images = _file(tmp_path)
+    monkeypatch.setattr(rounding, "_FACTORS_BYTES", 1)
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(FolderError, match="No space left on device; free some space, or name another place in TMPDIR"):
+        find_rounding(path, images)

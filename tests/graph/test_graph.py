@@ -299,3 +299,31 @@ def test_an_operation_in_a_method_is_placed_at_its_own_line() -> None:
     (product,) = (node for node in graph.graph.nodes if node.op == "call_function")
     code = Helped.doubled.__code__
     assert product.meta["place"] == f"test_graph.py:{code.co_firstlineno + 1}"
+
+
+class Counted(nn.Module):
+    """Asks how many images there are, which one of the two readings alone follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 2, 2)
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)])
+        self.shape: object = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shape = x.shape
+        tokens = self.conv(x).flatten(2).mT.reshape(len(x), -1, 8)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens.mean(1)  # type: ignore[no-any-return]
+
+
+def test_an_encoder_layer_is_read_as_what_it_is_made_of_and_layers_by_their_names() -> None:
+    model, x = Counted().eval().requires_grad_(False), torch.randn(2, 3, 8, 8)
+    was_fused = torch.backends.mha.get_fastpath_enabled()
+    graph = trace(model, x)
+    assert torch.backends.mha.get_fastpath_enabled() is was_fused
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-5, atol=1e-6)
+    layers = {node.meta["layer"] for node in graph.graph.nodes if node.op == "call_function"}
+    assert "blocks.0.linear1" in layers
+    assert layers <= {"", *(name for name, _ in model.named_modules())}

@@ -209,6 +209,67 @@ class GroupsPerImage(nn.Module):
         return self.head(F.relu(self.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class SplitAttention(nn.Module):
+    """Two branches of two groups each, weighed against each other and added, as ResNeSt does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 32, 3, 1, 1, groups=4)
+        self.down, self.up = nn.Conv2d(16, 8, 1, groups=2), nn.Conv2d(8, 32, 1, groups=2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.b(F.relu(self.a(x))))
+        branches = y.split(16, 1)
+        shares = self.up(F.relu(self.down((branches[0] + branches[1]).mean((2, 3), keepdim=True))))  # [N, 32, 1, 1]
+        shares = shares.view(len(x), 2, 2, 8).transpose(1, 2).softmax(1).reshape(len(x), 2, 16, 1, 1)
+        y = shares[:, 0] * branches[0] + shares[:, 1] * branches[1]
+        return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Copied(nn.Module):
+    """A grouped convolution that reads two functions of the same channels, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(24, 16, 3, 2, 1, groups=4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.head(F.relu(self.b(torch.cat([y.relu(), y.tanh()], 1))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Frequencies(nn.Module):
+    """A filter for each frequency, as GFNet has, on the channels that are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1)
+        self.filters, self.head = nn.Parameter(torch.randn(12, 8, 5, 2) * 0.3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))  # [N, 12, 8, 8]
+        spectrum = torch.fft.rfft2(y, norm="ortho") * torch.view_as_complex(self.filters)
+        y = y + torch.fft.irfft2(spectrum, s=(8, 8), norm="ortho")
+        return self.head(F.relu(self.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Laid(nn.Module):
+    """A kernel of its own, laid out as a matrix against patches; a mask of two comparisons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.kernel = nn.Conv2d(3, 12, 3, 2, 1), nn.Parameter(torch.randn(16, 12, 3, 3) * 0.1)
+        self.b, self.head = nn.Conv2d(16, 16, 3, 2, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        y = y * ((y > 0.1) & (y < 2.0))
+        y = (self.kernel.view(16, -1) @ F.unfold(y, 3, padding=1)).view(len(x), 16, 8, 8)
+        return self.head(F.relu(self.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 def named(build: Callable[[], nn.Module], name: str, *units: str) -> object:
     return pytest.param(build, units, id=name)
 
@@ -237,6 +298,10 @@ CONSTRUCTS = [
     named(KernelsPerImage, "kernels per image", "a", "route", "b"),
     named(FiltersPerImage, "filters per image", "a", "b"),
     named(GroupsPerImage, "groups per image", "a@conv_group", "a", "route", "b"),
+    named(SplitAttention, "split attention", "a", "down"),
+    named(Copied, "copies read in groups", "a"),
+    named(Frequencies, "frequencies", "a", "b"),
+    named(Laid, "a kernel as a matrix", "a", "b"),
 ]
 
 

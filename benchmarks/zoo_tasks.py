@@ -152,17 +152,18 @@ def _smp_network(kind: str, encoder: str, **options: Any) -> nn.Module:
     return getattr(smp, kind)(encoder, encoder_weights=None, classes=5, **options)
 
 
-def _smp(kind: str, encoder: str = "tu-mobilenetv3_small_050", **options: Any) -> Network:
+def _smp(kind: str, encoder: str = "tu-mobilenetv3_small_050", pixels: int = 64, **options: Any) -> Network:
     build = partial(_smp_network, kind, encoder, **options)
-    return Network("segmentation-models-pytorch", build, _image(), "segmentation_models_pytorch")
+    return Network("segmentation-models-pytorch", build, _image(pixels), "segmentation_models_pytorch")
 
 
 def _yolo(name: str) -> nn.Module:
     """In the form that the library's own export uses, its batch norms apart."""
     os.environ |= {"YOLO_OFFLINE": "True", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
-    from ultralytics import YOLO
+    from ultralytics import RTDETR, YOLO
 
-    model: Any = YOLO(f"{name}.yaml").model.float().eval()
+    family = RTDETR if name.startswith("rtdetr") else YOLO
+    model: Any = family(f"{name}.yaml").model.float().eval()
     head = model.model[-1]
     head.export, head.format = True, "onnx"
     return model
@@ -313,7 +314,7 @@ NETWORKS: dict[str, Network] = {  # cheapest first
     "smp_linknet": _smp("Linknet", "mobilenet_v2"),
     "smp_pspnet": _smp("PSPNet", psp_out_channels=64),
     "smp_manet": _smp("MAnet", decoder_channels=(64, 48, 32, 24, 16)),
-    "smp_pan": _smp("PAN", decoder_channels=16),
+    "smp_pan": _smp("PAN", pixels=128, decoder_channels=16),  # which pools to an eighth of what is a 32nd
     "smp_deeplabv3plus": _smp("DeepLabV3Plus", "mobilenet_v2", decoder_channels=64),
     "smp_segformer": _smp("Segformer", decoder_segmentation_channels=64),
     "smp_upernet": _smp("UPerNet", decoder_channels=64),

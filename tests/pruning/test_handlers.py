@@ -152,7 +152,11 @@ MIXTURES: Table = {
         *(aten.batch_norm.default, (*(None,) * 4, True, 0.1, 1e-5, False)),
         *({1, 2, 3}, set(), {2, 3}),
     ),
-    "no rule": (aten.fft_fft.default, (), set(), {1, 2, 3}, set()),
+    "frequencies of the last axis": (aten.fft_fft.default, (), {1, 2}, {3}, set()),
+    "frequencies of the image": (aten.fft_rfft2.default, (), {1}, {2, 3}, set()),
+    "frequencies of the axes with sizes": (aten.fft_fftn.default, ([4, 8],), {1}, {2, 3}, set()),
+    "frequencies of all axes": (aten.fft_fftn.default, (), set(), {1, 2, 3}, set()),
+    "no rule": (aten.renorm.default, (2, 1, 5.0), set(), {1, 2, 3}, set()),
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Operations written so that exporters read them: attention as products, maxima to a given size as slices.
 
-In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention`, adaptive maxima and parts as
-long as the batch. The exporter's own spelling of attention takes four axes only, transposes the keys between two
-reshapes and scales keys as well as queries; what runtimes fuse is product, softmax and product. Adaptive maxima it
-doesn't know, and computed lengths of parts become sequences, which TensorRT does not take.
+In: a traced graph. Out: the same graph, or a copy without `scaled_dot_product_attention`, adaptive maxima, parts as
+long as the batch and `take_along_dim`. The exporter's own spelling of attention takes four axes only, transposes the
+keys between two reshapes and scales keys as well as queries; what runtimes fuse is product, softmax and product.
+Adaptive maxima it doesn't know, and computed lengths of parts become sequences, which TensorRT does not take.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def spelled_out(graph: fx.GraphModule) -> fx.GraphModule:
             _spell_attention(spelled, node)
         elif node.target in SPLITS:
             _spell_split(spelled, node)
+        elif node.target is aten.take_along_dim.default:
+            _spell_taken(spelled, node)
         else:
             spell_adaptive_maximum(spelled, node)
     spelled.graph.lint()
@@ -51,6 +53,8 @@ def _is_spelled(node: fx.Node) -> bool:
         return not _arguments(node).get("enable_gqa")
     if node.target in SPLITS:
         return any(isinstance(length, fx.Node) for length in _lengths(node))
+    if node.target is aten.take_along_dim.default:
+        return arguments(node)["dim"] is not None
     return node.target in ADAPTIVE_MAXIMA
 
 
@@ -59,6 +63,32 @@ def _lengths(split: fx.Node) -> list[Any]:
     settings = arguments(split)
     given = settings.get("split_size", settings.get("split_sizes"))
     return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _spell_taken(model: fx.GraphModule, taken: fx.Node) -> None:
+    """What is read and the places, each stretched to the other on every axis but one, and `gather` on that."""
+    settings = arguments(taken)
+    read, places = settings["self"], settings["indices"]
+    axis = settings["dim"] % read.meta["val"].ndim
+    with model.graph.inserting_before(taken):
+        stretched = _stretched(model, places, read, axis)
+        gathered = model.graph.call_function(
+            aten.gather.default, (_stretched(model, read, places, axis), axis, stretched)
+        )
+    taken.replace_all_uses_with(gathered)
+    model.graph.erase_node(taken)
+
+
+def _stretched(model: fx.GraphModule, source: fx.Node, like: fx.Node, axis: int) -> fx.Node:
+    """`source` with the other's lengths where its own is 1, but along `axis`; itself where there are none."""
+    shape, wanted = source.meta["val"].shape, like.meta["val"].shape
+    sizes: list[Any] = [-1] * len(shape)
+    for other, (own, asked) in enumerate(zip(shape, wanted, strict=True)):
+        if other != axis and own == 1 and asked != 1:
+            sizes[other] = model.graph.call_function(aten.sym_size.int, (like, 0)) if other == 0 else int(asked)
+    if sizes == [-1] * len(shape):
+        return source
+    return model.graph.call_function(aten.expand.default, (source, sizes))
 
 
 def _spell_split(model: fx.GraphModule, split: fx.Node) -> None:

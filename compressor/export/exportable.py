@@ -45,7 +45,7 @@ def _obstacle(node: fx.Node) -> str:
         return "projects its state (proj_size), which ONNX's LSTM can't"
     if node.target is aten.cdist.default and arguments(node)["p"] != 2:
         return "takes another norm than 1 and 2, which has no ONNX function"
-    missing = next((part for part in _parts_of(node) if not _has_function(part)), None)
+    missing = next((part for part in _parts_of(node) if not _is_known(part)), None)
     if missing is not None:
         return "has no ONNX function" if missing is node.target else f"has no ONNX function ({missing} in it)"
     if node.target in ALL_CONVOLUTIONS and not isinstance(arguments(node)["groups"], int):
@@ -95,6 +95,11 @@ class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_composite(target: torch._ops.OpOverload) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), "CompositeImplicitAutograd")
+
+
+def _is_known(target: object) -> bool:
+    """Whether the exporter has a form of it, or makes it of others, by PyTorch's whole table or its own."""
+    return _has_function(target) or target in torch._decomp.decomposition_table
 
 
 def _has_function(target: object) -> bool:

@@ -202,6 +202,27 @@ def _expand(node: fx.Node) -> fx.Node | None:
     return source if node.users and all(_stretches(user, node) for user in node.users) else None
 
 
+def _gather(node: fx.Node) -> None:
+    """At places that were stretched over other axes: `take_along_dim`, which stretches them itself.
+
+    So that nothing says how long those axes are: channels that are read at the same places may go.
+    """
+    settings = arguments(node)
+    places: fx.Node = settings["index"]
+    axis = settings["dim"] % _value(node).ndim
+    source = places.args[0] if places.target in (aten.expand.default, aten.repeat.default) else None
+    if not isinstance(source, fx.Node) or _value(source).ndim != _value(node).ndim:
+        return
+    read, before, after = (_value(each).shape for each in (settings["self"], source, places))
+    is_stretched = all(
+        old == new or (old == 1 and other != axis and new == read[other])
+        for other, (old, new) in enumerate(zip(before, after, strict=True))
+    )
+    if is_stretched:
+        node.target = aten.take_along_dim.default
+        node.args, node.kwargs = (settings["self"], source, axis), {}
+
+
 def _stretches(operation: fx.Node, operand: fx.Node) -> bool:
     """Whether an operation has another operand, itself not stretched, of the shape that this one was brought to."""
     if operation.target not in _STRETCHING:
@@ -256,6 +277,7 @@ _REWRITES: Mapping[object, Rewrite] = {
     aten.var_mean.correction: _var_mean,
     aten.expand.default: _expand,
     aten.cdist.default: _distances,
+    aten.gather.default: _gather,
     **dict.fromkeys(_CASTS, _cast),
     aten.copy.default: _copy,
     aten.slice.Tensor: _slice,

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from ..graph import aten
-from .handlers import Call, Table
+from .handlers import Call, Table, left_alone
 from .labels import Ledger, Result, Value, axes, first_along, reduce_to
 from .relations import Operand, aligned, broadcast, merge, parents, pin_along
 
@@ -195,6 +195,24 @@ def along_one_axis(ledger: Ledger, call: Call) -> Result:
     facets = [first_along(facet, [axis]).expand(*call.shape) for facet in x.facets]
     out = Value(call.shape, tuple(facets))
     return call.returning([out] * len(call.shapes))
+
+
+@TABLE.handles(aten.gather.default, aten.take_along_dim.default)
+def read_along_one_axis(ledger: Ledger, call: Call) -> Result:
+    """Entries of one axis at places that are computed; on the others, what is read and the places go together."""
+    x, places = call.input, call.tensors("index", "indices")
+    if call.argument("dim") is None:  # of all axes as one
+        return left_alone(ledger, call, f"reaches {call.node.target} without an axis, which has no pruning rule")
+    axis = call.integer("dim") % len(x.shape)
+    operands = []
+    for value in (x, *places):
+        sizes = tuple(1 if other == axis else size for other, size in enumerate(value.shape))
+        if any(size not in (1, of_result) for size, of_result in zip(sizes, call.shape, strict=True)):
+            return left_alone(ledger, call, f"reaches {call.node.target} that reads a part of its other axes")
+        pinned = pin_along(ledger, value, [axis], call.name, f"is read by {_operation(call)}")
+        one_entry = Value(sizes, tuple(first_along(facet, [axis]) for facet in pinned.facets))
+        operands.append(broadcast(one_entry, call.shape))
+    return merge(ledger, operands, call.shape, call.name)
 
 
 @TABLE.handles(*_TRANSFORMS)

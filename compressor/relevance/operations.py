@@ -240,7 +240,8 @@ _AVERAGES = (
 # each value of the output is one of those read
 _WINNERS = (
     "max_pool1d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
-    "maximum minimum max_pool2d_with_indices topk sort where masked_fill index gather index_select scatter index_put"
+    "maximum minimum max_pool2d_with_indices topk sort where masked_fill index gather index_select scatter index_put "
+    "take_along_dim"
 ).split()
 _ACTIVATIONS = (
     "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid sigmoid tanh elu celu selu leaky_relu softplus softsign "

@@ -134,6 +134,34 @@ def test_what_has_no_form_in_a_file_is_named_with_its_line(between: Callable[[Te
     assert "test_exportable.py:" in str(caught.value)
 
 
+@pytest.mark.parametrize("cells", [3, (4, 2)])
+def test_what_is_made_of_parts_that_the_exporter_takes_apart_passes(cells: int, tmp_path: Path) -> None:
+    graph, images = traced(lambda y: F.adaptive_avg_pool2d(y, cells)), torch.randn(3, 3, PX, PX)
+    require_exportable(graph)
+    path = export_onnx(graph, images, tmp_path / "net.onnx")
+    got = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.numpy()})[0]
+    assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
+
+
+def gathered(y: Tensor) -> Tensor:
+    """Tokens at places that are computed, for all channels the same, and at places of the network's own."""
+    flat = y.flatten(2)  # [N, 4, PX * PX]
+    places = flat.sum(1, keepdim=True).topk(5, 2)[1].expand(-1, 4, -1)
+    own = torch.tensor([3, 1, 4]).view(1, 1, 3).expand(len(y), 4, 3)
+    return torch.cat([flat.gather(2, places), flat.gather(2, own)], 2)
+
+
+def test_places_for_all_channels_are_stretched_in_the_file(tmp_path: Path) -> None:
+    graph = traced(gathered)
+    targets = [node.target for node in graph.graph.nodes]
+    assert targets.count(torch.ops.aten.take_along_dim.default) == 2
+    path = export_onnx(graph, torch.randn(2, 3, PX, PX), tmp_path / "net.onnx")
+    for count in (1, 3):
+        images = torch.randn(count, 3, PX, PX)
+        got = onnxruntime.InferenceSession(str(path)).run(None, {"input": images.numpy()})[0]
+        assert np.allclose(got, graph(images).detach().numpy(), atol=1e-5)
+
+
 def test_a_buffer_called_as_an_operation_is_keeps_its_values(tmp_path: Path) -> None:
     class Centred(nn.Module):
         def __init__(self) -> None:

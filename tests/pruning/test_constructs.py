@@ -270,6 +270,21 @@ class Laid(nn.Module):
         return self.head(F.relu(self.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Neighbours(nn.Module):
+    """Each token beside those most like it, as graphs of patches have them; places stretched over channels, or not."""
+
+    def __init__(self, stretch: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.stretch = nn.Conv2d(3, 12, 3, 4, 1), nn.Conv2d(24, 16, 1), stretch
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x)).flatten(2)  # [N, 12, 16]
+        nearest = (y.mT @ y).topk(3, 2)[1].flatten(1).unsqueeze(1)  # [N, 1, 16 * 3]
+        beside = y.gather(2, self.stretch(nearest, y.shape[1])).unflatten(2, (16, 3)).amax(3)  # [N, 12, 16]
+        return self.head(F.relu(self.b(torch.cat([y, beside - y], 1).unsqueeze(3))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 def named(build: Callable[[], nn.Module], name: str, *units: str) -> object:
     return pytest.param(build, units, id=name)
 
@@ -302,6 +317,8 @@ CONSTRUCTS = [
     named(Copied, "copies read in groups", "a"),
     named(Frequencies, "frequencies", "a", "b"),
     named(Laid, "a kernel as a matrix", "a", "b"),
+    named(lambda: Neighbours(lambda i, c: i.expand(-1, c, -1)), "neighbours, expanded", "a", "b"),
+    named(lambda: Neighbours(lambda i, c: i.repeat(1, c, 1)), "neighbours, repeated", "a", "b"),
 ]
 
 

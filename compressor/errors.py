@@ -106,3 +106,9 @@ def did_you_mean(name: str, choices: list[str]) -> str:
 
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(choice) for choice in close)}?" if close else ""
+
+
+def unwritten_temporary(error: OSError) -> FolderError:
+    """What to say, and to do, where a temporary file can't be written."""
+    reason = f"can't write {error.filename or 'a temporary file'}: {error.strerror or error}"
+    return FolderError(f"{reason}; free some space, or name another place in TMPDIR")

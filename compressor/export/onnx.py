@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from torch import fx, nn
 
 from ..device.external import aside_of, files_of
-from ..errors import FolderError, GateError, ModelError, first_line
+from ..errors import FolderError, GateError, ModelError, first_line, unwritten_temporary
 from ..files import replacing
 from ..graph.interface import input_names, output_names
 from ..placement import CPU, placed, release
@@ -162,8 +162,7 @@ def _scratch_folder() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
             yield Path(folder)
     except OSError as error:
-        reason = f"can't write {error.filename or 'a temporary file'}: {error.strerror or error}"
-        raise FolderError(f"{reason}; free some space, or name another place in TMPDIR") from error
+        raise unwritten_temporary(error) from error
 
 
 def _spilled(model: onnx.ModelProto, folder: Path) -> Path:

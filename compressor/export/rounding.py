@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from ..device import feeds
-from ..errors import FolderError
+from ..errors import unwritten_temporary
 from ..graph.windows import Window, position_count, rows_of
 from .calibration import Exposed, Images, exposed, values_of
 from .parts import attributes_of, constants_of, readers_of
@@ -119,10 +119,7 @@ class _Factors:
             path = Path(self._folder.name) / f"{len(self._files)}.npy"
             np.save(path, factor.numpy())
         except OSError as error:
-            raise FolderError(
-                f"can't write a temporary file: {error.strerror or error}; free some space, or name another place in "
-                "TMPDIR"
-            ) from error
+            raise unwritten_temporary(error) from error
         self._files[name] = path
 
     def get(self, name: str) -> Tensor | None:

@@ -9,28 +9,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import io
-import itertools
 import re
 import sysconfig
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.proxy import TracerBase
-from torch.nn import functional
 
 from ..errors import ModelError, with_article
 from ..tensors import INPUT, OUTPUT, Inputs, as_tuple, count, cut, joined, mapped, named_leaves
+from .exporter import exported_program
 
 _HERE = Path(__file__).resolve().parents[1]  # this package: its own frames are not the user's
-_TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = re.compile("site-packages|dist-packages|<frozen|<string>|<eval")
 # `File "a/model.py", line 31` as Python prints a frame, `(model.py:31 in forward` as torch does
 _FRAME = re.compile(
@@ -40,7 +34,6 @@ _FIXED_BATCH = "Constraints violated"  # what torch says of a batch that forward
 _TWO_TYPES = re.compile(r"dtype|scalar type|data type|should be the same|same type")
 _GRADIENT = "We found a fake tensor in the exported program constant's list"  # what torch says of autograd in forward
 _KEEPERS = (dict, OrderedDict, list, set)  # what forward may put something aside in
-_MOST_NUMBERS = 16  # of a buffer whose numbers forward may steer by
 _LONGEST_LINE = 300  # characters of an error that are shown
 _SPLIT = (
     ". Where it chooses boxes by their values (a threshold, non-maximum suppression), give backbone and heads as the "
@@ -92,7 +85,7 @@ def export_program(model: nn.Module, example: Inputs, keywords: Sequence[str] = 
                     with evaluating(model):
                         call(model, mapped(Tensor.clone, example), keywords)
                 with _flat(model, inputs, keywords, outputs):
-                    return Program(_exported(model, samples, strict=strict), inputs, outputs, constant)
+                    return Program(exported_program(model, samples, strict=strict), inputs, outputs, constant)
         except Exception as error:
             place = place_in(str(error)) or raised_at(error)
             reasons.append(f"{first_line(error)}{_at(place)}")
@@ -115,20 +108,6 @@ def _remedy(reason: str) -> str:
 def _one_more(example: Inputs) -> Inputs:
     """[N + 1, ...]: the first sample once more at the end."""
     return joined([example, cut(example, 0, 1)])
-
-
-def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:
-    tensors = tuple(tensor.clone() for tensor in as_tuple(example))
-    free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors)
-    known = [buffer for buffer in model.buffers() if not buffer.is_meta and _is_number(buffer)]
-    # where it fails, torch prints a graph
-    with contextlib.redirect_stderr(io.StringIO()), _unfused(), _plain_attention(), _whole_stacks():
-        with _numbers_of(known) as copies:
-            program = torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
-        if all(map(torch.equal, copies, known)):
-            return program
-        # one that forward counts in is another number at the next call
-        return torch.export.export(model, tensors, dynamic_shapes=free_batch, strict=strict)
 
 
 def call(model: nn.Module, inputs: Inputs, keywords: Sequence[str] = ()) -> object:
@@ -349,102 +328,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             before = buffers.get(name)  # None for a buffer that forward made
             if before is not None and before.shape == buffer.shape and not torch.equal(before, buffer):
                 buffer.detach().copy_(before)
-
-
-@contextlib.contextmanager
-def _whole_stacks() -> Iterator[None]:
-    """Operations in methods that forward calls are noted with their own lines; torch keeps those of forwards alone."""
-    original = getattr(TracerBase, "_filter_traceback_frames", None)
-    if original is None:  # not promised to be there: then the line is that of the call in forward
-        yield
-        return
-
-    def below_forward(tracer: TracerBase, stack: traceback.StackSummary) -> traceback.StackSummary:
-        frames = itertools.dropwhile(lambda frame: frame.name != "forward", stack)
-        users = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
-        return traceback.StackSummary.from_list(users)
-
-    TracerBase._filter_traceback_frames = below_forward  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _numbers_of(buffers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """What these buffers hold is known inside: forward may branch on it, and count with it.
-
-    `if self.initialized:` and `range(int(self.steps))` go as they would now. Yields copies, to which forward writes
-    what it writes to the buffers.
-    """
-    copies = [buffer.detach().clone() for buffer in buffers]
-    copy_of = dict(zip(map(id, buffers), copies, strict=True))
-    original = FakeTensorMode.from_tensor
-
-    def from_tensor(mode: FakeTensorMode, tensor: Tensor, **options: Any) -> FakeTensor:
-        fake = original(mode, tensor, **options)
-        fake.constant = copy_of.get(id(tensor), fake.constant)
-        return fake
-
-    FakeTensorMode.from_tensor = from_tensor  # type: ignore[assignment, method-assign]
-    try:
-        yield copies
-    finally:
-        FakeTensorMode.from_tensor = original  # type: ignore[method-assign]
-
-
-def _is_number(buffer: Tensor) -> bool:
-    """One or a few; whole ones steer more often than others."""
-    return buffer.numel() <= (1 if buffer.dtype.is_floating_point or buffer.dtype.is_complex else _MOST_NUMBERS)
-
-
-@contextlib.contextmanager
-def _unfused() -> Iterator[None]:
-    """Encoder layers are read as the operations that they are, not as PyTorch's one for evaluation."""
-    was_fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_fused)
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` of an input with itself, batch first, is read with three transpositions and not eight.
-
-    The same function and names of parameters; PyTorch's own puts the tokens first and back, a copy each time.
-    """
-    original_forward = nn.MultiheadAttention.forward
-
-    def forward(
-        self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        options = dict(zip(("key_padding_mask", "need_weights", "attn_mask"), args, strict=False)) | kwargs
-        if not (query is key is value and _is_plain_attention(self, query, options)):
-            return original_forward(self, query, key, value, *args, **kwargs)
-
-        projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)  # [N, tokens, 3 * heads * d]
-        # [N, tokens, 3, heads, d] to [3, N, heads, tokens, d]
-        q, k, v = projected.reshape(*query.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [N, tokens, heads * d]
-        return functional.linear(attended, self.out_proj.weight, self.out_proj.bias), None
-
-    nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.MultiheadAttention.forward = original_forward  # type: ignore[method-assign]
-
-
-def _is_plain_attention(attention: nn.MultiheadAttention, query: Tensor, options: Mapping[str, Any]) -> bool:
-    """Whether nothing is masked, added to keys and values or asked for beside the output; `query` is [N, tokens, C]."""
-    extras = (attention.bias_k, options.get("key_padding_mask"), options.get("attn_mask"))
-    has_extras = any(extra is not None for extra in extras)
-    if has_extras or attention.add_zero_attn or options.get("need_weights", True):
-        return False
-    return attention._qkv_same_embed_dim and attention.batch_first and query.dim() == 3
 
 
 def first_line(error: BaseException) -> str:

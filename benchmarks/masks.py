@@ -29,8 +29,7 @@ from compressor.choices import scoring_of
 from compressor.inputs.images import batches, visible
 from compressor.steering import SteeringOptions, learn_selector
 from compressor.steering.masks import Spots
-from compressor.steering.objectives import answers_of
-from compressor.steering.selector import features_of, question_of
+from compressor.steering.selector import find_spots
 from compressor.steering.training import parted
 
 CURVES = 100  # images whose pixels are inserted and deleted
@@ -112,8 +111,7 @@ def measure(study: Study, seed: int, options: argparse.Namespace, varied: Row) -
     judged = Judged(images, logits_of(found.dense, images).argmax(1), found.dense, predictor, blurred(images))
 
     with torch.no_grad():
-        features = features_of(found.dense, images, [scale.node for scale in selector.scales])
-        spots: Spots = selector(features, question_of(answers_of(found.dense, images)))
+        spots, _ = find_spots(selector, found.dense, images)
     relevance = torch.from_numpy(heats(found.dense, images, judged.decided)).float()
     orders = orders_of(spots, relevance, seed)
     count = spots.map().flatten(1).sum(1).round().long().clamp(1, relevance.shape[1])  # [N] pixels

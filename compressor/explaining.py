@@ -35,8 +35,7 @@ from .run.reading import signature_of
 from .run.task_choice import choose, decode_of
 from .run.tasking import NetworkTask, predict_of
 from .steering import hash_of_network, learned_in, read_selector
-from .steering.objectives import answers_of
-from .steering.selector import Selector, features_of, question_of
+from .steering.selector import Selector, find_spots
 from .tasks import Targets, reference_of
 from .tasks.record import class_leaf
 from .tensors import Inputs, as_tuple, noise_like, specs_of
@@ -164,9 +163,7 @@ def selector_of(recipe: Recipe, graph: fx.GraphModule) -> Selector:
 def _mask(selector: Selector, graph: fx.GraphModule, image: Inputs) -> FloatArray:
     """[H, W] of one image [1, C, H, W]."""
     device = device_of(graph)
-    inputs, spots_on = inputs_to(image, device), selector.to(device)
-    features = features_of(graph, inputs, [scale.node for scale in selector.scales])
-    spots = spots_on(features, question_of(answers_of(graph, inputs)))
+    spots, _ = find_spots(selector.to(device), graph, inputs_to(image, device))
     mask: FloatArray = spots.map()[0, 0].cpu().double().numpy()  # [1, 1, H, W] to [H, W]
     return mask
 

@@ -17,8 +17,7 @@ from ..pruning.surgery import removed_classes
 from ..run.fingerprints import Known
 from ..run.work import Work
 from ..steering import learned_in, read_selector
-from ..steering.objectives import answers_of
-from ..steering.selector import Selector, features_of, in_place, question_of
+from ..steering.selector import Selector, in_place, pass_of, question_of
 from ..tensors import Inputs
 from .results import Outcome
 
@@ -38,9 +37,9 @@ class Spotter:
         inputs, selector = inputs_to(inputs, device), self.selector.to(device)
         scales = selector.scales
         nodes = [scale.node for scale in scales]
-        question = question_of(answers_of(dense, inputs))
-        whole = features_of(dense, inputs, nodes)
-        small = in_place(features_of(shipped, inputs, nodes), scales, self.structure, self.gone)
+        whole, answers = pass_of(dense, inputs, nodes)
+        question = question_of(answers)
+        small = in_place(pass_of(shipped, inputs, nodes)[0], scales, self.structure, self.gone)
         return selector(whole, question).map().cpu(), selector(small, question).map().cpu()
 
 

@@ -90,7 +90,11 @@ def name_outputs(graph: fx.GraphModule, paths: Sequence[str], constant: Sequence
 
 def answers(graph: fx.GraphModule, inputs: Inputs) -> tuple[Tensor, ...]:
     """The tensors that the graph answers with, in the order of `output_names`."""
-    answer = graph(*as_tuple(inputs))
+    return tensors_in(graph(*as_tuple(inputs)), graph)
+
+
+def tensors_in(answer: object, graph: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Those of an answer that the graph gave, in the same order."""
     if isinstance(answer, Tensor):
         return (answer,)
     if isinstance(answer, (tuple, list)) and all(isinstance(leaf, Tensor) for leaf in answer):

@@ -10,9 +10,9 @@ from ..tensors import Inputs
 from .gates import Lost
 from .gating import Gated
 from .lessons import Lessons, first_lessons
-from .masks import SMALL, side_of
-from .objectives import Distance, answers_of
-from .selector import Selector, features_of, question_of
+from .masks import SMALL, Spots, side_of
+from .objectives import Distance
+from .selector import Selector, find_spots, question_of
 
 _LEAST = 0.01  # of the side: how far spots at least lie apart
 PAPERS_WEIGHT = 10.0
@@ -27,16 +27,14 @@ def both_lost(
     paper, ten times their squares in pixels of a side of 32.
     """
     graph = run.gating.graph
-    nodes = [scale.node for scale in selector.scales]
     scale = _scale(selector, graph_spots(run, selector, lessons), as_paper)
 
     def lost(inputs: Inputs, gates: Tensor) -> Tensor:
-        dense = answers_of(graph, inputs)
         with torch.no_grad():
-            expected = selector(features_of(graph, inputs, nodes), question_of(dense)).parameters
+            expected, dense = find_spots(selector, graph, inputs)
         leaves = run.answers(inputs, gates)
-        drawn = selector(run.kept, question_of(dense)).parameters
-        explained: Tensor = ((drawn - expected) * scale).square().mean()
+        drawn: Spots = selector(run.kept, question_of(dense))
+        explained: Tensor = ((drawn.parameters - expected.parameters) * scale).square().mean()
         answered = distance(leaves, dense) if share < 1 else explained.new_zeros(())
         return share * explained + (1 - share) * answered
 
@@ -46,12 +44,10 @@ def both_lost(
 def graph_spots(run: Gated, selector: Selector, lessons: Lessons) -> Tensor:
     """[images, 3] the dense network's spots of the first batches."""
     graph = run.gating.graph
-    nodes = [scale.node for scale in selector.scales]
     parameters = []
     with torch.no_grad():
         for inputs in first_lessons(lessons):
-            images = inputs_to(inputs, device_of(graph))
-            spots = selector(features_of(graph, images, nodes), question_of(answers_of(graph, images)))
+            spots, _ = find_spots(selector, graph, inputs_to(inputs, device_of(graph)))
             parameters.append(spots.parameters)
     return torch.cat(parameters)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from ..graph.interface import input_nodes, traced_count
+from ..graph.interface import input_nodes, output_names, tensors_in, traced_count
 from ..graph.tracing import Watcher
 from ..placement import device_of
 from ..pruning import Structure
@@ -189,8 +189,16 @@ class Selector(nn.Module):
         return dict(self.named_parameters())
 
 
-def features_of(graph: fx.GraphModule, inputs: Inputs, nodes: Sequence[str]) -> dict[str, Tensor]:
-    """What nodes give for some inputs, without a gradient."""
+def find_spots(selector: Selector, graph: fx.GraphModule, inputs: Inputs) -> tuple[Spots, Leaves]:
+    """The dense network's spots, with a gradient in the selector alone, and its answers: one pass."""
+    features, dense = pass_of(graph, inputs, [scale.node for scale in selector.scales])
+    spots: Spots = selector(features, question_of(dense))
+    return spots, dense
+
+
+@torch.no_grad()
+def pass_of(graph: fx.GraphModule, inputs: Inputs, nodes: Sequence[str]) -> tuple[dict[str, Tensor], Leaves]:
+    """What nodes give for some inputs, and the answers by name, without a gradient."""
     features: dict[str, Tensor] = {}
 
     def watch(node: fx.Node, value: object) -> object:
@@ -198,9 +206,8 @@ def features_of(graph: fx.GraphModule, inputs: Inputs, nodes: Sequence[str]) -> 
             features[node.name] = value
         return value
 
-    with torch.no_grad():
-        Watcher(graph, watch).run(*as_tuple(inputs))
-    return features
+    answer = Watcher(graph, watch).run(*as_tuple(inputs))
+    return features, dict(zip(output_names(graph), tensors_in(answer, graph), strict=True))
 
 
 def in_place(
@@ -237,8 +244,8 @@ def make_selector(
     scales = find_scales(graph, structure)
     nodes = [scale.node for scale in scales]
     inputs = Stream(lessons, seed, device, Augmentation(0)).at(0)
-    features = features_of(graph, inputs, nodes)
-    selector = Selector(scales, question_of(answers_of(graph, inputs)).shape[1], shape, seed, least)
+    features, dense = pass_of(graph, inputs, nodes)
+    selector = Selector(scales, question_of(dense).shape[1], shape, seed, least)
     for index, scale in enumerate(scales):
         positions = scale.positions(features[scale.node]).float().flatten(0, 1)
         selector.of("mean", index).copy_(positions.mean(0))
@@ -310,9 +317,7 @@ class _Masking:
     def masked_loss(self, inputs: Inputs, seed: int, step: int) -> tuple[Tensor, Tensor, Spots]:
         """With the masks [N, 1, H, W] and the spots they are drawn from, by the numbers of that seed and step."""
         assert isinstance(inputs, Tensor)
-        dense = answers_of(self.graph, inputs)
-        nodes = [scale.node for scale in self.selector.scales]
-        spots: Spots = self.selector(features_of(self.graph, inputs, nodes), question_of(dense))
+        spots, dense = find_spots(self.selector, self.graph, inputs)
         temperature = SHARP if self.options.discs else TEMPERATURE
         mask = drawn_mask(spots.map(), mask_numbers(seed, step, inputs, self.options), temperature)
         return self.distance(leaves_of(self.predictor, inputs * mask), dense), mask, spots

@@ -35,7 +35,7 @@ from compressor.steering.lessons import image_count, lessons_from
 from compressor.steering.objectives import answers_of, distance_of, spread_of
 from compressor.steering.predictor import Stream, mean_over, require_images
 from compressor.steering.saving import ABOUT, FILE, write_selector
-from compressor.steering.selector import Scale, Selector, features_of, find_scales, make_selector, question_of
+from compressor.steering.selector import Scale, Selector, find_scales, make_selector, pass_of, question_of
 from compressor.steering.training import TrainingOptions, train
 from compressor.tasks import task_named
 
@@ -379,7 +379,8 @@ def selector(two: tuple[fx.GraphModule, Structure, Tensor]) -> Selector:
 
 def test_a_selector_reads_features_by_their_mean_and_spread(selector: Selector, two: tuple[Any, Any, Tensor]) -> None:
     graph, _, images = two
-    features = features_of(graph, images, [scale.node for scale in selector.scales])
+    features, answers = pass_of(graph, images, [scale.node for scale in selector.scales])
+    assert torch.equal(answers["output"], answers_of(graph, images)["output"])
     for index, scale in enumerate(selector.scales):
         rows = scale.positions(features[scale.node]).flatten(0, 1)
         torch.testing.assert_close(selector.of("mean", index), rows.mean(0))

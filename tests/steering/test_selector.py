@@ -33,7 +33,14 @@ from compressor.steering.masks import DISC
 from compressor.steering.objectives import answers_of, distance_of
 from compressor.steering.predictor import mask_numbers, train_predictor, widths_of
 from compressor.steering.saving import write_selector
-from compressor.steering.selector import features_of, find_scales, in_place, make_selector, question_of, train_selector
+from compressor.steering.selector import (
+    find_scales,
+    find_spots,
+    in_place,
+    make_selector,
+    pass_of,
+    train_selector,
+)
 from compressor.steering.training import TrainingOptions, parted, train
 
 from .conftest import subject_of
@@ -78,7 +85,7 @@ def test_three_scales_of_any_network_have_positions(name: str) -> None:
     of = subject_of(name)
     scales = find_scales(of.graph, of.structure)
     assert len(scales) == 3
-    features = features_of(of.graph, of.images, [scale.node for scale in scales])
+    features, _ = pass_of(of.graph, of.images, [scale.node for scale in scales])
     for scale in scales:
         rows, columns = scale.grid
         positions = scale.positions(features[scale.node])
@@ -95,8 +102,7 @@ def test_a_selector_begins_at_the_papers_width_within_the_image() -> None:
     of, lessons = subject()
     selector = make_selector(of.network, of.structure, lessons, SHORT, 0)
     images = lessons[0][0]
-    nodes = [scale.node for scale in selector.scales]
-    spots = selector(features_of(of.network, images, nodes), question_of(answers_of(of.network, images)))
+    spots, _ = find_spots(selector, of.network, images)
     assert spots.sigma.tolist() == pytest.approx([10 * 0.5 ** (np.log(10) / np.log(7))] * 4, rel=1e-4)
     assert bool(((spots.centre > 0) & (spots.centre < 16)).all())
 
@@ -217,7 +223,7 @@ def test_a_smaller_networks_features_lie_where_the_dense_one_has_them() -> None:
     run = Gated(gating, nodes)
     with torch.no_grad():
         run.answers(images, gates)
-    placed = in_place(features_of(small, images, nodes), scales, of.structure, gone)
+    placed = in_place(pass_of(small, images, nodes)[0], scales, of.structure, gone)
     for node in nodes:
         assert placed[node].shape == run.kept[node].shape
         assert (placed[node] - run.kept[node]).abs().max() < 1e-5
@@ -232,9 +238,8 @@ def test_a_selector_pays_for_width_until_it_loses_what_it_may() -> None:
         of.network, of.network, selector, learning, held, distance_of(of.network, lessons, None), options=wide,
         augmentation=STILL, seed=0, checkpoint=Checkpoint(None, 0), progress=lambda share: None,
     )  # fmt: skip
-    nodes = [scale.node for scale in selector.scales]
     images = held[0][0]
-    spots = selector(features_of(of.network, images, nodes), question_of(answers_of(of.network, images)))
+    spots, _ = find_spots(selector, of.network, images)
     assert float(spots.sigma.mean()) < 4.3  # began at 4.4
 
 
@@ -278,9 +283,8 @@ def test_a_selector_is_read_back_for_its_own_network_alone(tmp_path: Path) -> No
     again = read_selector(tmp_path, network)
     assert again is not None
     images = lessons[0][0]
-    features = features_of(of.network, images, [scale.node for scale in selector.scales])
-    question = question_of(answers_of(of.network, images))
-    assert torch.equal(again(features, question).parameters, selector(features, question).parameters)
+    drawn, drawn_before = (find_spots(each, of.network, images)[0].parameters for each in (again, selector))
+    assert torch.equal(drawn, drawn_before)
     assert again.least == pytest.approx(16 / 12)
     with torch.no_grad():
         next(iter(of.network.parameters())).add_(1)
@@ -295,8 +299,7 @@ def test_no_spot_is_narrower_than_what_the_predictor_learned_from() -> None:
         selector = make_selector(of.network, of.structure, lessons, replace(SHORT, widths=widths), 0)
         with torch.no_grad():
             selector.read.bias[2] = -100
-        features = features_of(of.network, images, [scale.node for scale in selector.scales])
-        spots = selector(features, question_of(answers_of(of.network, images)))
+        spots, _ = find_spots(selector, of.network, images)
         assert spots.sigma.tolist() == pytest.approx([least] * 4, abs=1e-6)
 
 

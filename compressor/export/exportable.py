@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -98,14 +98,11 @@ def _is_composite(target: torch._ops.OpOverload) -> bool:
 
 
 def _is_known(target: object) -> bool:
-    """Whether the exporter has a form of it, or makes it of others, by PyTorch's whole table or its own."""
-    return _has_function(target) or target in torch._decomp.decomposition_table
-
-
-def _has_function(target: object) -> bool:
+    """Whether the exporter has a form of it, or makes it of others that PyTorch takes it apart into."""
     if not isinstance(target, torch._ops.OpOverload):
         return True  # Python's own arithmetic on sizes
-    return _is_composite(target) or target in _decompositions() or len(_translations()(target)) > 0
+    is_taken_apart = _is_composite(target) or target in torch._decomp.decomposition_table
+    return is_taken_apart or len(_translations()(target)) > 0
 
 
 @functools.cache
@@ -114,11 +111,6 @@ def _translations() -> Callable[[torch._ops.OpOverload], Sequence[object]]:
     from torch.onnx._internal.exporter import _registration
 
     return _registration.ONNXRegistry.from_torchlib().get_decomps
-
-
-@functools.cache
-def _decompositions() -> Container[object]:
-    return torch.export.default_decompositions()
 
 
 def spell_adaptive_maximum(graph: fx.GraphModule, node: fx.Node) -> None:

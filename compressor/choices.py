@@ -76,10 +76,13 @@ def steering_of(recipe: Recipe) -> SteeringOptions:
     """How a learned criterion learns; the same for every other one, so that nothing of it is in their keys."""
     if recipe.criterion not in LEARNED:
         return SteeringOptions()
-    gates = GATES[recipe.gates_schedule]
+    gates, selector = GATES[recipe.gates_schedule], SELECTORS[recipe.gates_schedule]
+    if recipe.selector_steps:
+        steps = recipe.selector_steps
+        selector = replace(selector, steps=steps, predictor_steps=max(1, steps // 2))
     return SteeringOptions(
         gates=replace(gates, steps=recipe.gates_steps or gates.steps, counted=counted_by(recipe)),
-        selector=SELECTORS[recipe.gates_schedule],
+        selector=selector,
         schedule=recipe.gates_schedule,
         explanation=recipe.explanation if recipe.criterion == "isp" else 0.0,
         start=recipe.gates_start,

@@ -104,6 +104,7 @@ class Recipe:
     accept: tuple[str, ...] = _option((), "operations that --strict lets pass by input x gradient all the same")
     gates_start: str = _option("", "criterion whose scores a learned one's gates start with", "", *UNLEARNED)
     gates_steps: int = _option(0, "batches that a learned criterion's gates see; 0: as its schedule says")
+    selector_steps: int = _option(0, "batches that isp's selector sees, its predictor half as many; 0: as its schedule")
     gates_schedule: GatesSchedule = _option(
         "", "how gates learn: isp2022 as in the paper, for hours; else in about a minute", *get_args(GatesSchedule)
     )
@@ -253,6 +254,7 @@ class RecipeFields(TypedDict, total=False):
     accept: Sequence[str] | str
     gates_start: str
     gates_steps: int
+    selector_steps: int
     gates_schedule: GatesSchedule
     explanation: float
     budget: str
@@ -299,6 +301,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("batch_size", 1, 10**6),
     ("seed", 0, 2**32 - 1),
     ("gates_steps", 0, 10**7),
+    ("selector_steps", 0, 10**7),
     ("explanation", 0, 1),
     ("per_cost", 0, 100),
     ("least", 0, 1),

@@ -81,6 +81,7 @@ LEARNED = replace(PLAIN, criterion="isp")
 LEARNING = {
     "gates_start": "lrp",
     "gates_steps": 5,
+    "selector_steps": 6,
     "gates_schedule": "isp2022",
     "explanation": 0.9,
     "units": ("head",),
@@ -104,6 +105,13 @@ def test_a_schedule_brings_its_steps_unless_others_are_asked_for_and_gates_keep_
     assert (large.area, large.power, large.roughness) == (1.0, 0.5, 1e-4)
     assert scoring_of(replace(LEARNED, gates_schedule="isp2022", gates_steps=9)).steering.gates.steps == 9
     assert scoring_of(replace(LEARNED, criterion="gates", explanation=0.9)).steering.explanation == 0
+
+
+def test_a_selectors_steps_are_as_many_as_asked_for_and_its_predictor_takes_half() -> None:
+    for schedule in ("", "isp2022"):
+        selector = scoring_of(replace(LEARNED, gates_schedule=schedule, selector_steps=900)).steering.selector
+        assert (selector.steps, selector.predictor_steps) == (900, 450)
+    assert scoring_of(replace(LEARNED, selector_steps=1)).steering.selector.predictor_steps == 1
 
 
 def test_measured_scores_rank_as_they_are_and_per_mac() -> None:

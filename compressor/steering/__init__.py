@@ -52,7 +52,8 @@ __all__ = [
     "start_logits",
 ]
 
-STAGES = (("predictor", 0.35), ("selector", 0.25), ("gates", 0.4))  # and their shares of the time
+STAGES = ("predictor", "selector", "gates")
+_SECONDS_A_STEP = (3.5, 2.5, 2.0)  # of each stage, one over the other: what a bar goes by
 SPREAD = 1.5  # logits that other scores start lie this far about 0
 _SOURCES = Path(__file__).parent
 
@@ -77,7 +78,7 @@ def learn_scores(
     begin with. What is learned is put aside in `folder` every few seconds, and gone on with from there; a selector
     stays in it.
     """
-    course = _Course(progress, STAGES if criterion == "isp" else (("gates", 1.0),))
+    course = _course_of(criterion, options, progress)
     gating = find_gates(graph, structure, options.kinds)
     if not gating.count:
         return _scores(criterion, gating, np.zeros(0), image_count(batches))
@@ -101,7 +102,7 @@ def learn_scores(
         checkpoint=checkpoint("gates"),
         progress=course.of("gates"),
     )
-    for stage, _ in STAGES:
+    for stage in STAGES:
         checkpoint(stage).close()
     return _scores(criterion, gating, open_shares, image_count(batches))
 
@@ -142,7 +143,7 @@ def learn_selector(
     Raises RecipeError for a network whose input is no image, ModelError where no layer has positions.
     """
     checkpoint = checkpoint or (lambda stage: Checkpoint(None, stage))
-    course = course or _Course(lambda share: None, STAGES)
+    course = course or _course_of("isp", options, lambda share: None)
     shape = require_images(graph)
     settings = selector_options(options, side_of(shape))
     distance = distance_of(graph, batches, task)
@@ -189,6 +190,16 @@ class _Course:
         place = names.index(stage)
         before = sum(widths[:place])
         return lambda share: self.progress(min(1.0, before + widths[place] * share))
+
+
+def _course_of(criterion: str, options: SteeringOptions, progress: Callable[[float], None]) -> _Course:
+    """The stages of a criterion, each as long as its steps take."""
+    if criterion != "isp":
+        return _Course(progress, (("gates", 1.0),))
+    steps = (options.selector.predictor_steps, options.selector.steps, options.gates.steps)
+    seconds = [count * each for count, each in zip(steps, _SECONDS_A_STEP, strict=True)]
+    shares = [each / max(sum(seconds), 1) for each in seconds]
+    return _Course(progress, tuple(zip(STAGES, shares, strict=True)))
 
 
 def _scores(criterion: str, gating: Gating, open_shares: FloatArray, samples: int) -> Scores:

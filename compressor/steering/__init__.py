@@ -23,6 +23,7 @@ from ..records import FloatArray, Scores
 from ..tasks import Task
 from ..tensors import as_tuple
 from .augmentation import Augmentation
+from .centres import relevant_centres
 from .checkpoints import Checkpoint
 from .explanation import both_lost
 from .gates import Lost, learn_gates
@@ -170,6 +171,7 @@ def learn_selector(
         options=settings,
         augmentation=options.augmentation,
         seed=options.seed + 20_000,
+        centres=relevant_centres(graph, task) if settings.led else None,
         checkpoint=checkpoint("selector"),
         progress=course.of("selector"),
     )

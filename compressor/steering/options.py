@@ -46,6 +46,8 @@ class SelectorOptions:
     of the selector is narrower: what the predictor never saw, it answers with the likeliest class, and a selector
     would shut its mask on that class's images. Without them both are the paper's. `discs`: a mask is a disc
     as large as the spot's sum, and else each pixel is drawn by itself, a haze that shows the image far outside.
+
+    For the first part of the steps, `led`, centres are drawn to where relevance lies, less and less.
     """
 
     predictor_steps: int = 120
@@ -57,6 +59,7 @@ class SelectorOptions:
     step: float = 0.1
     widths: tuple[float, float] | None = (1 / 12, 1 / 3)
     discs: bool = True
+    led: float = 0.5
     area: float = 0.0
     power: float = 1.0
     roughness: float = 0.0
@@ -96,6 +99,7 @@ _PAPERS = SelectorOptions(
     keeps=0.0,
     widths=None,
     discs=False,
+    led=0.0,
     area=0.2,
     power=0.3,
     roughness=1e-3,

@@ -25,6 +25,7 @@ from ..pruning.structure import Keep
 from ..tasks import Leaves
 from ..tensors import Inputs, as_tuple
 from .augmentation import Augmentation
+from .centres import Centres, distance_between
 from .checkpoints import Checkpoint
 from .lessons import Lessons
 from .masks import (
@@ -264,13 +265,15 @@ def train_selector(
     options: SelectorOptions,
     augmentation: Augmentation,
     seed: int,
+    centres: Centres | None = None,
     checkpoint: Checkpoint,
     progress: Callable[[float], None],
 ) -> float:
     """Trains the selector in place; gives the judgement, on images kept out, of the state that was best there.
 
     What a spot costs is as in the paper, a root of its area, or, where `options.keeps`, its width, which costs the more
-    the better the answer is kept: as much as leaves `keeps` of what an empty mask loses.
+    the better the answer is kept: as much as leaves `keeps` of what an empty mask loses. It is drawn to `centres` at
+    first, as `options.led` says.
     """
     device = device_of(graph)
     stream = Stream(lessons, seed, device, augmentation)
@@ -279,19 +282,26 @@ def train_selector(
     allowed = options.keeps * mean_over(held_out, device, masking.empty_loss)
 
     def loss(step: int) -> Tensor:
-        lost, mask, spots = masking.masked_loss(stream.at(step), seed, step)
+        images = stream.at(step)
+        shown = masking.shown(images, seed, step)
         if not options.keeps:
-            return lost + masking.papers_price(mask)
-        over = (float(lost.detach()) - allowed) / max(allowed, 1e-9)
+            return shown.lost + masking.papers_price(shown.mask)
+        over = (float(shown.lost.detach()) - allowed) / max(allowed, 1e-9)
         charge["charge"].mul_(math.exp(-options.step * max(-1.0, min(1.0, over)))).clamp_(1e-3, 1e3)
-        return lost + float(charge["charge"]) * allowed * width_price(spots)
+        price = float(charge["charge"]) * width_price(shown.spots)
+        lead = _lead_at(step, options)
+        if centres is not None and lead:
+            assert isinstance(images, Tensor)
+            places = centres(images, shown.dense)
+            price = price + lead * distance_between(shown.spots.centre, places, selector.shape)
+        return shown.lost + allowed * price
 
     def judged(inputs: Inputs, step: int) -> Tensor:
-        lost, mask, spots = masking.masked_loss(inputs, seed + 1, step)
+        shown = masking.shown(inputs, seed + 1, step)
         if not options.keeps:
-            return lost + masking.papers_price(mask)
+            return shown.lost + masking.papers_price(shown.mask)
         # what is allowed costs nothing, the rest ten times what it is
-        return width_price(spots) + 10 * (lost / max(allowed, 1e-9) - 1).clamp_min(0)
+        return width_price(shown.spots) + 10 * (shown.lost / max(allowed, 1e-9) - 1).clamp_min(0)
 
     return train(
         selector.learned,
@@ -304,6 +314,22 @@ def train_selector(
     )
 
 
+def _lead_at(step: int, options: SelectorOptions) -> float:
+    """From 1 at the first step to 0 where the led part of the steps ends."""
+    led = options.led * options.steps
+    return max(0.0, 1 - step / led) if led else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shown:
+    """What is `lost` of the `dense` answers where a mask [N, 1, H, W], drawn from the spots, shows the images."""
+
+    lost: Tensor
+    mask: Tensor
+    spots: Spots
+    dense: Leaves
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Masking:
     """What a predictor loses of the network's answers where it sees no more than the selector's mask leaves."""
@@ -314,13 +340,14 @@ class _Masking:
     distance: Distance
     options: SelectorOptions
 
-    def masked_loss(self, inputs: Inputs, seed: int, step: int) -> tuple[Tensor, Tensor, Spots]:
-        """With the masks [N, 1, H, W] and the spots they are drawn from, by the numbers of that seed and step."""
+    def shown(self, inputs: Inputs, seed: int, step: int) -> _Shown:
+        """Masks are drawn by the numbers of that seed and step."""
         assert isinstance(inputs, Tensor)
         spots, dense = find_spots(self.selector, self.graph, inputs)
         temperature = SHARP if self.options.discs else TEMPERATURE
         mask = drawn_mask(spots.map(), mask_numbers(seed, step, inputs, self.options), temperature)
-        return self.distance(leaves_of(self.predictor, inputs * mask), dense), mask, spots
+        lost = self.distance(leaves_of(self.predictor, inputs * mask), dense)
+        return _Shown(lost, mask, spots, dense)
 
     def empty_loss(self, inputs: Inputs, step: int) -> Tensor:
         """Where nothing is left of the images."""

@@ -46,6 +46,7 @@ VARIED: Mapping[str, Callable[[str], Any]] = {
     "shift": float,
     "discs": lambda text: text == "true",
     "narrowest": float,
+    "led": float,
     "schedule": str,
 }
 
@@ -132,7 +133,7 @@ def measure(study: Study, seed: int, options: argparse.Namespace, varied: Row) -
 
 def steering_of(recipe: Any, varied: Row) -> SteeringOptions:
     options = scoring_of(replace(recipe, gates_schedule=varied.get("schedule", ""))).steering
-    named = {name: varied[name] for name in ("keeps", "predictor_steps", "steps", "discs") if name in varied}
+    named = {name: varied[name] for name in ("keeps", "predictor_steps", "steps", "discs", "led") if name in varied}
     if "narrowest" in varied and options.selector.widths is not None:
         named["widths"] = (varied["narrowest"], options.selector.widths[1])
     augmentation = replace(options.augmentation, shift=varied.get("shift", options.augmentation.shift))

@@ -296,12 +296,17 @@ def train_selector(
             price = price + lead * distance_between(shown.spots.centre, places, selector.shape)
         return shown.lost + allowed * price
 
+    side = side_of(selector.shape)
+    first_width = first_width_at(side) / side
+
     def judged(inputs: Inputs, step: int) -> Tensor:
         shown = masking.shown(inputs, seed + 1, step)
         if not options.keeps:
             return shown.lost + masking.papers_price(shown.mask)
-        # what is allowed costs nothing, the rest ten times what it is
-        return width_price(shown.spots) + 10 * (shown.lost / max(allowed, 1e-9) - 1).clamp_min(0)
+        # what is allowed costs nothing, a tenth beyond it as much as spots wider by a tenth of the first width: by a
+        # sharper price images kept out, on which a little more is lost, never let go of the width that it begins with
+        over = (shown.lost / max(allowed, 1e-9) - 1).clamp_min(0)
+        return width_price(shown.spots) / first_width + over
 
     return train(
         selector.learned,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from ..graph.interface import input_nodes
+from ..graph.interface import input_nodes, output_names
 from ..relevance.lrp import prepare
 from ..tasks import Leaves, Task, class_leaf
 from .masks import side_of
@@ -23,9 +23,10 @@ _LEAST_SPREAD = 0.01  # of the side: as far apart as places are taken to lie at 
 def relevant_centres(graph: fx.GraphModule, task: Task | None) -> Centres | None:
     """The mean place [N, 2] as (y, x), in pixels, of what speaks for each image's predicted class.
 
-    It takes images [N, C, H, W] and the dense network's answers to them; None for a task that predicts no class.
+    It takes images [N, C, H, W] and the dense network's answers to them; None for a task that predicts no class, and
+    where there are other answers beside the classes.
     """
-    if task is not None and not task.classifies:
+    if (task is not None and not task.classifies) or len(output_names(graph)) > 1:
         return None
     prepared = prepare(graph)
     image = input_nodes(graph)[0].name
@@ -33,7 +34,7 @@ def relevant_centres(graph: fx.GraphModule, task: Task | None) -> Centres | None
     def centres(images: Tensor, dense: Leaves) -> Tensor:
         _, logits = class_leaf(dense)
         relevance = prepared(images, logits.argmax(1), [image])[image]
-        return mean_place(relevance.sum(1).clamp_min(0))
+        return mean_place(relevance.sum(1).nan_to_num(0, 0, 0).clamp_min(0))
 
     return centres
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.graph import trace
 from compressor.pruning import find_structure
-from compressor.steering import SelectorOptions
+from compressor.steering import SelectorOptions, centres
 from compressor.steering.augmentation import Augmentation
 from compressor.steering.centres import distance_between, mean_place, relevant_centres
 from compressor.steering.checkpoints import Checkpoint
@@ -79,9 +79,9 @@ def test_the_mean_place_is_one_off_and_places_that_are_all_alike_still_have_a_di
 
 def test_relevance_lies_where_the_light_is(graph: Any, places: Tensor) -> None:
     images = bright_spots(places)
-    centres = relevant_centres(graph, None)
-    assert centres is not None
-    found = centres(images, answers_of(graph, images))
+    locate = relevant_centres(graph, None)
+    assert locate is not None
+    found = locate(images, answers_of(graph, images))
     assert found.shape == (40, 2)
     assert (found - (places + 1.5)).abs().max() < 1.5  # the kernels reach over the edge
 
@@ -89,6 +89,18 @@ def test_relevance_lies_where_the_light_is(graph: Any, places: Tensor) -> None:
 def test_a_task_without_a_class_has_no_such_centres(graph: Any) -> None:
     assert relevant_centres(graph, task_named("classification")) is not None
     assert relevant_centres(graph, cast(Any, SimpleNamespace(classifies=False))) is None
+
+
+def test_answers_beside_the_classes_leave_a_network_without_them(graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(centres, "output_names", lambda graph: ("classes", "boxes"))
+    assert relevant_centres(graph, None) is None
+
+
+def test_relevance_that_is_no_number_draws_to_the_middle(graph: Any, places: Tensor) -> None:
+    images = bright_spots(places[:2])
+    found = relevant_centres(graph, None)
+    assert found is not None
+    assert found(images * torch.nan, answers_of(graph, images)).tolist() == [[7.5, 7.5]] * 2
 
 
 def test_what_leads_fades_to_nothing_and_the_papers_schedule_is_not_led() -> None:
@@ -103,7 +115,7 @@ def test_spots_are_drawn_to_the_places_and_asked_for_none_after_the_lead(graph: 
     structure, (learning, held) = find_structure(graph, images[:2]), parted(lessons)
     asked: list[int] = []
 
-    def centres(shown: Tensor, dense: Leaves) -> Tensor:
+    def corner(shown: Tensor, dense: Leaves) -> Tensor:
         asked.append(len(shown))
         return torch.full((len(shown), 2), 4.0) + torch.rand(len(shown), 2, generator=torch.Generator().manual_seed(0))
 
@@ -112,7 +124,7 @@ def test_spots_are_drawn_to_the_places_and_asked_for_none_after_the_lead(graph: 
         selector = make_selector(graph, structure, lessons, options, 0)
         train_selector(
             graph, graph, selector, learning, held, distance_of(graph, lessons, None), options=options,
-            augmentation=Augmentation(0), seed=0, centres=centres, checkpoint=Checkpoint(None, 0),
+            augmentation=Augmentation(0), seed=0, centres=corner, checkpoint=Checkpoint(None, 0),
             progress=lambda share: None,
         )  # fmt: skip
         return float((find_spots(selector, graph, images)[0].centre - 4.5).abs().mean())

@@ -296,17 +296,9 @@ def train_selector(
             price = price + lead * distance_between(shown.spots.centre, places, selector.shape)
         return shown.lost + allowed * price
 
-    side = side_of(selector.shape)
-    first_width = first_width_at(side) / side
-
     def judged(inputs: Inputs, step: int) -> Tensor:
         shown = masking.shown(inputs, seed + 1, step)
-        if not options.keeps:
-            return shown.lost + masking.papers_price(shown.mask)
-        # what is allowed costs nothing, a tenth beyond it as much as spots wider by a tenth of the first width: by a
-        # sharper price images kept out, on which a little more is lost, never let go of the width that it begins with
-        over = (shown.lost / max(allowed, 1e-9) - 1).clamp_min(0)
-        return width_price(shown.spots) / first_width + over
+        return _judgement(shown, allowed) if options.keeps else shown.lost + masking.papers_price(shown.mask)
 
     return train(
         selector.learned,
@@ -333,6 +325,16 @@ class _Shown:
     mask: Tensor
     spots: Spots
     dense: Leaves
+
+
+def _judgement(shown: _Shown, allowed: float) -> Tensor:
+    """The width over the first one, and what is lost beyond the allowed: a tenth of either is as bad.
+
+    By a sharper price images kept out, on which a little more is lost, would never let go of the first width.
+    """
+    side = side_of(shown.spots.shape)
+    over = (shown.lost / max(allowed, 1e-9) - 1).clamp_min(0)
+    return width_price(shown.spots) / (first_width_at(side) / side) + over
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,14 +58,15 @@ LEARNED = {"normalisation": "none", "per_cost": 0.0}  # what a unit costs is in 
 RANKINGS: Mapping[str, Mapping[str, Any]] = {
     "gates": {"criterion": "gates", **LEARNED},
     "gates from lrp": {"criterion": "gates", "gates_start": "lrp", **LEARNED},
-    "gates, measured": {"criterion": "gates", "normalisation": "measured"},
+    "gates measured": {"criterion": "gates", "normalisation": "measured"},
     "isp": {"criterion": "isp", "explanation": 1.0, **LEARNED},
     "isp and answers": {"criterion": "isp", "explanation": 0.5, **LEARNED},
+    "isp measured": {"criterion": "isp", "explanation": 0.5, "normalisation": "measured"},
     **{name: {"criterion": name, "normalisation": "mean"} for name in ("lrp", "gradient_x_input", "taylor", "l1")},
     "random": {"criterion": "random", "normalisation": "mean"},
     "loss measured": {"normalisation": "measured"},
 }
-STYLES = {"gates": "C3", "gates from lrp": "C8", "gates, measured": "black", "isp": "C0", "isp and answers": "C4"}
+STYLES = {"gates": "C3", "gates from lrp": "C8", "gates measured": "black", "isp": "C0", "isp and answers": "C4"}
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["auto", "float32"]
 Norms = Literal["frozen", "batch"]
 
 
@@ -28,7 +29,8 @@ class RecoveryOptions:
     """`minutes` and `passes` over the images both end it, whichever comes first.
 
     `rate` is the middle one of those tried. `features` weighs the distance in front of the head beside the answers'
-    own; `labels` is the share of the loss that follows labels, where there are classes.
+    own; `labels` is the share of the loss that follows labels, where there are classes. Layers compute in bfloat16
+    where machine and network bear it (`pace`), unless `precision` is "float32".
     """
 
     minutes: float = 2.0
@@ -37,6 +39,7 @@ class RecoveryOptions:
     features: float = 1.0
     labels: float = 0.0
     seed: int = 0
+    precision: Precision = "auto"
 
     @property
     def settings(self) -> tuple[Setting, ...]:

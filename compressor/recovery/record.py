@@ -43,7 +43,7 @@ class Trial:
 class Recovery:
     """The repaired network's own judgement is the first moment; `best` is the place of the one that was kept.
 
-    `images` trained, `held` told when to end; `metric` names the moments' quality.
+    `images` trained, `held` told when to end; `metric` names the moments' quality, `precision` what layers computed in.
     """
 
     moments: tuple[Moment, ...]
@@ -54,6 +54,7 @@ class Recovery:
     images: int
     held: int
     metric: str
+    precision: str = "float32"
 
     @property
     def gained(self) -> bool:
@@ -75,7 +76,7 @@ def text_of(recovery: Recovery) -> str:
     sentences = [
         f"Recovery: {recovery.images:,} images taught ({shown:,} were shown in all, no label needed), "
         f"{recovery.held:,} others told when to end: after {_minutes(recovery.moments[-1].seconds)}, as "
-        f"{_WORDS[recovery.ended]}.",
+        f"{_WORDS[recovery.ended]}. Its layers computed in {recovery.precision}.",
         gain,
     ]
     if len(recovery.trials) > 1:

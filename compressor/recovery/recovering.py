@@ -138,6 +138,7 @@ class _Recovering:
             len(images),
             self.judge.images,
             self.judge.metric,
+            str(self.pupil.teaching.pace),
         )
 
     def _begun(self) -> tuple[Standing, State]:

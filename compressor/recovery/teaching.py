@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..distributed import from_first
 from ..graph.interface import output_names
 from ..inputs.images import Batches
 from ..placement import device_of, inputs_to
@@ -20,6 +21,7 @@ from ..tasks import Task, is_labelled
 from ..tensors import Inputs, as_tuple
 from .heads import Feature, features_of, watched
 from .options import RecoveryOptions
+from .pace import PLAIN, Pace, first_that_bears, paces_on
 
 SPREAD_BATCHES = 4  # tell how far features lie from their mean
 LEAST_SPREAD = 1e-12
@@ -44,7 +46,10 @@ class Teaching:
         self.names, self.device = output_names(network), device_of(network)
         self.features: Sequence[Feature] = features_of(dense, network, slices) if options.features else ()
         self.teacher, self.pupil = watched(dense, self.features), watched(network, self.features)
+        self.pace = PLAIN
         self.spreads = self._spreads(lessons)
+        if options.precision == "auto":
+            self.pace = self._fastest(next(iter(lessons))[0])
 
     @torch.no_grad()
     def _spreads(self, lessons: Batches) -> list[float]:
@@ -54,6 +59,23 @@ class Teaching:
         by_batch = [self._taught(inputs)[1] for inputs, _ in itertools.islice(lessons, SPREAD_BATCHES)]
         by_feature = [torch.cat(batches).double() for batches in zip(*by_batch, strict=True)]
         return [max(_square(feature - feature.mean(0)), LEAST_SPREAD) for feature in by_feature]
+
+    def _fastest(self, inputs: Inputs) -> Pace:
+        """The fastest pace that both networks bear, by these images; all ranks take the first one's."""
+        learned = [parameter for parameter in self.pupil.parameters() if parameter.requires_grad]
+
+        def noise_of(pace: Pace) -> float:
+            """Of the dense network's answers, as a share of how far the pupil's are off."""
+            with torch.no_grad():
+                exact, answers = (self._seen(each, inputs, PLAIN)[0] for each in (self.teacher, self.pupil))
+                noisy, _ = self._seen(self.teacher, inputs, pace)
+                noise = self.task.distance(noisy, exact).mean() / self.task.distance(answers, exact).mean()
+            self.pace = pace
+            torch.autograd.grad(self.loss(inputs, None), learned, allow_unused=True)  # the way back may not bear it
+            return float(noise)
+
+        pace = first_that_bears(paces_on(self.device, inputs), noise_of)
+        return from_first(pace)
 
     def loss(self, inputs: Inputs, targets: Any) -> Tensor:
         """The mean over a batch, on the network's device."""
@@ -76,10 +98,13 @@ class Teaching:
         """Whether an image may be moved: a class stays, but labels of places that are followed would lie elsewhere."""
         return not self._follows(targets) or _are_classes(targets)
 
-    def _seen(self, network: fx.GraphModule, inputs: Inputs) -> Seen:
-        """What one of the two networks makes of the images."""
-        answers, features = network(*as_tuple(inputs_to(inputs, self.device)))
-        return dict(zip(self.names, answers, strict=True)), features
+    def _seen(self, network: fx.GraphModule, inputs: Inputs, pace: Pace | None = None) -> Seen:
+        """What one of the two networks makes of the images, at this training's pace if none is given."""
+        pace = pace or self.pace
+        with pace.arithmetic(self.device):
+            answers, features = network(*as_tuple(pace.laid_out(inputs_to(inputs, self.device))))
+        leaves = dict(zip(self.names, map(_exact, answers), strict=True))
+        return leaves, tuple(map(_exact, features))
 
     @torch.no_grad()
     def _taught(self, inputs: Inputs) -> Seen:
@@ -87,6 +112,11 @@ class Teaching:
         answers, dense_inputs = self._seen(self.teacher, inputs)
         pairs = zip(self.features, dense_inputs, strict=True)
         return answers, tuple(feature.of_dense(dense_input) for feature, dense_input in pairs)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 what was computed in less."""
+    return values.float() if values.dtype is torch.bfloat16 else values
 
 
 def _square(values: Tensor) -> float:

@@ -46,7 +46,7 @@ class Teaching:
         self.names, self.device = output_names(network), device_of(network)
         self.features: Sequence[Feature] = features_of(dense, network, slices) if options.features else ()
         self.teacher, self.pupil = watched(dense, self.features), watched(network, self.features)
-        self.pace = PLAIN
+        self.pace = PLAIN  # until a faster one is found, and where none is borne
         self.spreads = self._spreads(lessons)
         if options.precision == "auto":
             self.pace = self._fastest(next(iter(lessons))[0])
@@ -63,19 +63,18 @@ class Teaching:
     def _fastest(self, inputs: Inputs) -> Pace:
         """The fastest pace that both networks bear, by these images; all ranks take the first one's."""
         learned = [parameter for parameter in self.pupil.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            exact, answers = (self._seen(network, inputs)[0] for network in (self.teacher, self.pupil))
+            to_learn = float(self.task.distance(answers, exact).mean())
 
         def noise_of(pace: Pace) -> float:
             """Of the dense network's answers, as a share of how far the pupil's are off."""
-            with torch.no_grad():
-                exact, answers = (self._seen(each, inputs, PLAIN)[0] for each in (self.teacher, self.pupil))
-                noisy, _ = self._seen(self.teacher, inputs, pace)
-                noise = self.task.distance(noisy, exact).mean() / self.task.distance(answers, exact).mean()
             self.pace = pace
             torch.autograd.grad(self.loss(inputs, None), learned, allow_unused=True)  # the way back may not bear it
-            return float(noise)
+            noisy, _ = self._taught(inputs)
+            return float(self.task.distance(noisy, exact).mean()) / max(to_learn, LEAST_SPREAD)
 
-        pace = first_that_bears(paces_on(self.device, inputs), noise_of)
-        return from_first(pace)
+        return from_first(first_that_bears(paces_on(self.device, inputs), noise_of))
 
     def loss(self, inputs: Inputs, targets: Any) -> Tensor:
         """The mean over a batch, on the network's device."""
@@ -98,11 +97,10 @@ class Teaching:
         """Whether an image may be moved: a class stays, but labels of places that are followed would lie elsewhere."""
         return not self._follows(targets) or _are_classes(targets)
 
-    def _seen(self, network: fx.GraphModule, inputs: Inputs, pace: Pace | None = None) -> Seen:
-        """What one of the two networks makes of the images, at this training's pace if none is given."""
-        pace = pace or self.pace
-        with pace.arithmetic(self.device):
-            answers, features = network(*as_tuple(pace.laid_out(inputs_to(inputs, self.device))))
+    def _seen(self, network: fx.GraphModule, inputs: Inputs) -> Seen:
+        """What one of the two networks makes of the images, computed at this training's pace."""
+        with self.pace.arithmetic(self.device):
+            answers, features = network(*as_tuple(self.pace.laid_out(inputs_to(inputs, self.device))))
         leaves = dict(zip(self.names, map(_exact, answers), strict=True))
         return leaves, tuple(map(_exact, features))
 

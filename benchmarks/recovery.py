@@ -2,8 +2,8 @@
 
     python benchmarks/recovery.py --networks resnet20,resnet56 --kept 0.5,0.35 --minutes 30
     python benchmarks/recovery.py --networks resnet20 --images all --peer --fastnas
-Of the images of a point a fifth (512 at most) tells when to end, as many choose between repaired and recovered, the
-others teach; the first 500 of those repair. Evaluation images are counted once, at the end. `--peer` gives the same
+Of the images of a point a tenth (a fifth of few, 512 at most) tells when to end, as many choose between repaired and
+recovered, the others teach; the first 500 of those repair. Evaluation images are counted once, at the end. `--peer` gives the same
 recovery to torch_pruning's plan (`--setting`), `--fastnas` to ModelOpt's (`--fastnas-setting`, or `all` for each one
 repaired only). OUT/points.jsonl holds what is done, with the fidelity over the minutes; a point that is killed goes on
 where it was. The last line is JSON.
@@ -61,8 +61,8 @@ from compressor.rounds import Prunable, pruning_round
 
 REPAIRED, RECOVERED = "repaired", "recovered"
 REPAIR_IMAGES = 500
-MOST = 512  # images that tell when to end, and that choose
-APART = 5  # one image of so many does each
+LEAST, MOST = 50, 512  # images that tell when to end, and that choose
+FEW_APART, MANY_APART = 5, 10  # one image of so many does each: no more than the first share, no fewer than the second
 OURS = "ours"
 ALL = "all"
 
@@ -87,7 +87,7 @@ class Start:
 
 def parted(images: Images) -> tuple[Images, Images, Images]:
     """Those that teach, those that tell when to end and those that choose: the last ones of the order."""
-    apart = min(MOST, len(images) // APART)
+    apart = min(MOST, max(len(images) // MANY_APART, min(LEAST, len(images) // FEW_APART)))
     ends = [0, len(images) - 2 * apart, len(images) - apart, len(images)]
     taught, held, judges = (images.subset(np.arange(*span)) for span in itertools.pairwise(ends))
     return taught, held, judges

@@ -562,7 +562,7 @@ def test_all_images_that_are_left_over_serve(tiny: nn.Module, images: Images, tm
     assert judges is not None
     parts = [set(part.images.names) for part in judges.parts]
     spare = len(work.splits.search)
-    assert [len(part) for part in parts] == [20 + spare - spare // 2 - spare // 4, spare // 4, spare // 2]
+    assert [len(part) for part in parts] == [20 + spare - 2 * (spare // 5), spare // 5, spare // 5]
     assert sum(map(len, parts)) == len(set().union(*parts, work.splits.evaluation.names)) - len(work.splits.evaluation)
     assert set(work.splits.calibration.names) < parts[0]
     assert judging_of(recipe, work.splits.search).names == judges.images.images.names  # int8 is judged on the same

@@ -1,9 +1,9 @@
 """Which images serve what after the repair: some teach, some tell when to end, some judge what ships.
 
 All that `--data` leaves beside calibration and evaluation teaches, as many as the time can make use of, and so do the
-calibration images. What judges served neither repair nor recovery, where enough is left over: else a fifth of the
-calibration images is kept out of the recovery. The repair was fitted on those, which flatters it. Evaluation images
-serve nothing.
+calibration images. What judges served neither repair nor recovery, where enough is left over: else some of the
+calibration images are kept out of the recovery. The repair was fitted on those, which flatters it. Evaluation images
+serve nothing. Few judge, as every image that teaches brings the network nearer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .reading import SEARCH_LEAST
 from .work import Work
 
 JUDGE_IMAGES = 512  # more tell two networks no better apart than the evaluation images will
-HELD_SHARE = 5  # one calibration image of so many judges where none are left over
+FEW_SHARE, MANY_SHARE = 5, 10  # one calibration image of so many judges where none are left over, by how many there are
+SPARE_SHARE = 5  # one image of so many of those left over judges, and as many tell when to end
 IMAGES_PER_MINUTE = 4000  # are read for a recovery: more could hardly be shown once in the time
 ENOUGH = 4 * SEARCH_LEAST  # spare images, from which on they judge, tell when to end and teach
 
@@ -51,10 +52,15 @@ def spare_of(recipe: Recipe) -> int:
 
 def judging_of(recipe: Recipe, spare: Source) -> Source:
     """The spare images that judge: the first ones, all where too few are left for anything else to be made of them."""
-    count = min(JUDGE_IMAGES, len(spare))
-    if recipe.recovers and len(spare) >= ENOUGH:
-        count = min(JUDGE_IMAGES, len(spare) // 2)
-    return spare.subset(np.arange(count))
+    count = len(spare)
+    if recipe.recovers and count >= ENOUGH:
+        count = _apart_of(count)
+    return spare.subset(np.arange(min(JUDGE_IMAGES, count)))
+
+
+def _apart_of(spare: int) -> int:
+    """How many of so many spare images judge, and how many of them tell when to end."""
+    return min(JUDGE_IMAGES, max(SEARCH_LEAST, spare // SPARE_SHARE))
 
 
 def judges_of(work: Work) -> Judges | None:
@@ -66,7 +72,7 @@ def judges_of(work: Work) -> Judges | None:
     judging = judging_of(work.recipe, spare)
     _, left = _split_at(spare, len(judging))
     if len(left) >= ENOUGH // 2:
-        validation, unused = _split_at(left, min(JUDGE_IMAGES, len(left) // 2))
+        validation, unused = _split_at(left, _apart_of(len(spare)))
         taught = calibration.joined(unused)
     elif len(calibration) > 1:
         taught, validation = _split_at(calibration, len(calibration) - kept_out)
@@ -88,8 +94,9 @@ def _of_calibration(calibration: Source, size: int) -> Judges | None:
 
 
 def _kept_out_of(images: Source) -> int:
-    """How many of them do not teach."""
-    return max(1, len(images) // HELD_SHARE)
+    """How many of them do not teach: a fifth of few, a tenth of many."""
+    few = min(SEARCH_LEAST, len(images) // FEW_SHARE)
+    return min(JUDGE_IMAGES, max(1, few, len(images) // MANY_SHARE))
 
 
 def _split_at(images: Source, first: int) -> tuple[Source, Source]:

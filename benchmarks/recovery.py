@@ -4,9 +4,9 @@
     python benchmarks/recovery.py --networks resnet20 --images all --peer --fastnas
 Of the images of a point a tenth (a fifth of few, 512 at most) tells when to end, as many choose between repaired and
 recovered, the others teach; the first 500 of those repair. Evaluation images are counted once, at the end. `--peer`
-gives the same recovery to torch_pruning's plan (`--setting`), `--fastnas` to ModelOpt's (`--fastnas-setting`, or `all`
-for each one repaired only). OUT/points.jsonl holds what is done, with the fidelity over the minutes; a point that is killed goes on
-where it was. The last line is JSON.
+gives the same recovery to torch_pruning's plan (`--setting`), `--fastnas` to ModelOpt's (`--fastnas-setting`, or
+`all` for each one repaired only). OUT/points.jsonl holds what is done, with the fidelity over the minutes; a point
+that is killed goes on where it was. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Norms = Literal["frozen", "batch"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is found by trying: Adam's rate at its highest, and whose statistics batch normalisation goes by.
+    """What is found by trying: the optimiser's rate at its highest, and whose statistics batch normalisation goes by.
 
     "frozen" keeps the running statistics, "batch" takes each batch's own and moves the running ones after them.
     """
@@ -28,7 +28,7 @@ class Setting:
 class RecoveryOptions:
     """`minutes` and `passes` over the images both end it, whichever comes first.
 
-    `rate` is the middle one of those tried. `features` weighs the distance in front of the head beside the answers'
+    `rate` is the highest of those tried. `features` weighs the distance in front of the head beside the answers'
     own; `labels` is the share of the loss that follows labels, where there are classes. Layers compute in bfloat16
     where machine and network bear it (`pace`), unless `precision` is "float32".
     """
@@ -44,5 +44,5 @@ class RecoveryOptions:
     @property
     def settings(self) -> tuple[Setting, ...]:
         """Those worth a trial, the one that is taken without a trial first."""
-        quick = 3 * self.rate
-        return (Setting(self.rate), Setting(quick), Setting(self.rate / 3), Setting(quick, "batch"))
+        slow = self.rate / 3
+        return (Setting(self.rate), Setting(slow), Setting(slow / 3), Setting(self.rate, "batch"))

@@ -1,4 +1,4 @@
-"""The network that learns, one step at a time: Adam at a given rate, on another view of the images in each step."""
+"""The network that learns, one step at a time, at a given rate, on another view of the images in each step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..inputs.images import Batch, Batches
 from ..steering.lessons import generator_at
 from ..tensors import Inputs, count, mapped
 from .augmentation import augmented
+from .optimiser import MuonOrAdam
 from .options import Setting
 from .teaching import Teaching
 
@@ -33,10 +34,10 @@ class Pupil:
             name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)
         }
 
-    def begin(self, setting: Setting) -> torch.optim.Adam:
+    def begin(self, setting: Setting) -> MuonOrAdam:
         """A fresh optimiser, the normalisations as the setting says."""
         set_training(self.teaching.pupil, setting.norms == "batch")
-        return torch.optim.Adam(self._parameters(), lr=setting.rate)
+        return MuonOrAdam(self._parameters(), setting.rate)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]

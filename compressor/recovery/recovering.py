@@ -1,6 +1,6 @@
 """A repaired network, taught by the dense one over all images there are, within a stated time; the best state stays.
 
-Short trials choose the setting on held-out images; then Adam with a warm-up and half a cosine, judged at even
+Short trials choose the setting on held-out images; then Muon with a warm-up and half a cosine, judged at even
 distances, ended by the time or the passes, or soon after nothing gets nearer. What is killed goes on where it was put
 aside. Knows no recipe, and no labels but those that only add.
 """

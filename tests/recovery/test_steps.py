@@ -126,7 +126,7 @@ def test_the_nearest_setting_is_taken_with_its_state_and_the_pupil_is_left(monke
     tried = choose_setting(learner, Scripted(0.5, 0.2, FARTHEST, 0.2), options, 40, said.append)  # type: ignore[arg-type]
     assert (tried.setting, tried.distance, tried.steps) == (options[1], 0.2, 2)  # of equals the first
     assert [trial.distance for trial in tried.trials] == [0.5, 0.2, FARTHEST, 0.2]
-    assert said[3] == "trying rate 0.003, statistics of each batch"
+    assert said[3] == "trying rate 0.001, statistics of each batch"
     assert equal(start, learner.state())
     assert not equal(start, tried.state)
 

@@ -74,7 +74,7 @@ def _adam(gradient: Tensor, state: dict[str, Any]) -> Tensor:
 def levelled(matrix: Tensor) -> Tensor:
     """[out, in] with the same singular vectors and singular values between about 0.7 and 1.2."""
     is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = (matrix.t() if is_tall else matrix) / matrix.norm().clamp(min=LEAST_NORM)
+    wide: Tensor = (matrix.t() if is_tall else matrix) / matrix.norm().clamp(min=LEAST_NORM)
     a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         square = wide @ wide.t()

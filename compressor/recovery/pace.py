@@ -30,8 +30,14 @@ class Pace:
         return "bfloat16" if self.bfloat16 else "float32"
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
-        """Within it layers compute as this pace says."""
-        return torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        """Within it layers compute as this pace says.
+
+        No cast weight is kept: PyTorch forgets those only where the outermost autocast ends, which may be a caller's
+        that lasts for the whole training.
+        """
+        if not self.bfloat16:
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     def laid_out(self, inputs: Inputs) -> Inputs:
         """The same values; layers behind images follow their layout."""

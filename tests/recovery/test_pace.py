@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compressor.graph import trace
 from compressor.inputs.images import Batches
+from compressor.placement import computing
 from compressor.recovery import RecoveryOptions, pace, recover
 from compressor.recovery.pace import PLAIN, Pace, first_that_bears, has_bfloat16_units, paces_on
 from compressor.recovery.teaching import Teaching
@@ -93,6 +94,17 @@ def test_a_recovery_in_bfloat16_keeps_float32_and_comes_nearer(lessons: Batches,
     assert recovery.moments[recovery.best].distance < 0.9 * recovery.moments[0].distance
     exact = RecoveryOptions(minutes=5, passes=5, precision="float32")
     assert recover(dense, small, lessons, held, slices=slices, options=exact)[1].precision == "float32"
+
+
+@pytest.mark.usefixtures("units")
+def test_inside_an_outer_autocast_weights_are_those_of_the_last_step(lessons: Batches, held: Batches) -> None:
+    dense, small, slices = pair()
+    options = RecoveryOptions(minutes=5, passes=5)
+    alone, _ = recover(dense, small, lessons, held, slices=slices, options=options)
+    with computing():
+        inside, _ = recover(dense, small, lessons, held, slices=slices, options=options)
+    weights = zip(alone.parameters(), inside.parameters(), strict=True)
+    assert all(torch.equal(weight, other) for weight, other in weights)
 
 
 class Far(nn.Module):

@@ -145,7 +145,7 @@ class Recipe:
         2.0, "minutes at most in which the dense network teaches the repaired one, on all images; 0 for none"
     )
     finetune_epochs: int = _option(30, "passes of recovery over the images at most; 0 for none")
-    learning_rate: float = _option(1e-3, "of recovery; a third and a ninth of it are tried, too")
+    learning_rate: float = _option(1e-3, "of recovery, the highest tried; a third and a ninth of it are tried, too")
     distillation: float = _option(1.0, "share of the loss that follows the dense model; the rest labels of classes")
     targets: tuple[str, ...] = _option(("SM86", "SM89"), "devices engines are built for; empty for none")
     precisions: tuple[str, ...] = _option(("fp32",), "of exported files: fp32, fp16, int8 (brings fp16 along)")

@@ -45,4 +45,4 @@ class RecoveryOptions:
     def settings(self) -> tuple[Setting, ...]:
         """Those worth a trial, the one that is taken without a trial first."""
         slow = self.rate / 3
-        return (Setting(self.rate), Setting(slow), Setting(slow / 3), Setting(self.rate, "batch"))
+        return (Setting(slow), Setting(self.rate), Setting(slow / 3), Setting(self.rate, "batch"))

@@ -136,7 +136,7 @@ def test_too_few_steps_or_settings_are_no_trial(steps: int, settings: int, monke
     monkeypatch.setattr(trials, "LEAST_STEPS", 2)
     learner = pupil_of()
     tried = choose_setting(learner, Scripted(), RecoveryOptions().settings[:settings], steps, print)  # type: ignore[arg-type]
-    assert (tried.setting, tried.steps, tried.trials, tried.distance) == (Setting(1e-3), 0, (), math.inf)
+    assert (tried.setting, tried.steps, tried.trials, tried.distance) == (Setting(1e-3 / 3), 0, (), math.inf)
     assert equal(tried.state, learner.state())
 
 

@@ -1,8 +1,8 @@
 """A repaired network, taught by the dense one over all images there are, within a stated time; the best state stays.
 
 Short trials choose the setting on held-out images; then Muon with a warm-up and half a cosine, judged at even
-distances, ended by the time or the passes, or soon after nothing gets nearer. What is killed goes on where it was put
-aside. Knows no recipe, and no labels but those that only add.
+distances, ended by the time or the passes, or soon after nothing gets nearer. A rate that leads away is lowered. What
+is killed goes on where it was put aside. Knows no recipe, and no labels but those that only add.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from .trials import Clock, choose_setting, seconds_per_step
 JUDGEMENTS = 12  # of a recovery, alike apart
 PATIENCE = 4  # judgements that come no nearer than those before begin the end
 LEAST_GAIN = 1e-3  # of the distance; less is no gain
+FAR = 2.0  # times the nearest distance, twice: the rate is too high
+LEAST_RATE = 0.01  # of the highest one is not made lower
 CHECKPOINT_S = 15.0  # as much is lost at most where a run is killed
 _USUAL = RecoveryOptions()
 FILE = "recovery-training.safetensors"
@@ -107,6 +109,10 @@ class _Recovering:
     @property
     def limit_s(self) -> float:
         return max(60 * self.options.minutes, 1e-3)
+
+    @property
+    def least_rate(self) -> float:
+        return LEAST_RATE * self.options.rate
 
     @property
     def all_steps(self) -> int:
@@ -195,7 +201,11 @@ class _Recovering:
                 step_s = (self.clock() - begin - before_s) / standing.step
                 left = max(0, int((self.limit_s - standing.seconds) / max(step_s, 1e-9)))
                 standing.shorten(left)
-                if not standing.hurried and _is_stuck(standing):
+                if standing.setting.rate > self.least_rate and _leads_away(standing):
+                    standing.lower(self.least_rate)
+                    self.pupil.restore(best)
+                    optimiser = self.pupil.begin(standing.setting)
+                elif not standing.hurried and _is_stuck(standing):
                     standing.hurry(every)
             self._put_aside(standing, best, optimiser)
             self._say(standing)
@@ -228,6 +238,15 @@ class _Recovering:
         share = max(standing.way, standing.seconds / self.limit_s)
         start, best = standing.moments[0].fidelity, standing.moments[standing.best].fidelity
         self.progress(min(share, 1.0), f"fidelity {start:.3f} to {best:.3f}")
+
+
+def _leads_away(standing: Standing) -> bool:
+    """Whether the first two judgements at this rate go farther and farther from the nearest before, or very far."""
+    distances = [moment.distance for moment in standing.moments[standing.before :]]
+    if len(distances) != 2 or standing.best >= standing.before:
+        return False
+    nearest, (first, second) = standing.moments[standing.best].distance, distances
+    return nearest < first < second or min(first, second) > FAR * nearest
 
 
 def _is_stuck(standing: Standing) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from .options import Setting
 from .record import Moment, Trial
 
+LOWERED = 3  # a rate that leads away is divided by it
 _NUMBERS, _MOMENTS, _TRIALS = "standing.numbers", "standing.moments", "standing.trials"
 
 
@@ -17,8 +18,8 @@ _NUMBERS, _MOMENTS, _TRIALS = "standing.numbers", "standing.moments", "standing.
 class Standing:
     """`steps` there will be in all, which become fewer where time runs short; `way` of the cosine is behind it.
 
-    `seconds` are those spent, `begun_s` of them before the first step, as are `before` of the moments. `best` is the
-    place of the nearest moment. `hurried`: nothing got nearer, and the rest was shortened.
+    `seconds` are those spent, `begun_s` of them before the first step; `before` of the moments are from before this
+    rate. `best` is the place of the nearest moment. `hurried`: nothing got nearer, and the rest was shortened.
     """
 
     setting: Setting
@@ -45,6 +46,11 @@ class Standing:
         self.step += 1
         self.shown += images
         self.seconds = seconds
+
+    def lower(self, least: float) -> None:
+        """A third of the rate, `least` at the least, and a whole cosine over the steps that are left."""
+        self.setting = replace(self.setting, rate=max(least, self.setting.rate / LOWERED))
+        self.way, self.before = 0.0, len(self.moments)
 
     def shorten(self, left: int) -> None:
         """At most so many steps more."""

@@ -19,7 +19,7 @@ from compressor.recovery import Moment, Recovery, RecoveryOptions, Setting, reco
 from compressor.recovery.augmentation import augmented
 from compressor.recovery.heads import features_of, watched
 from compressor.recovery.lessons import batches_from
-from compressor.recovery.recovering import FILE, _is_stuck
+from compressor.recovery.recovering import FILE, _is_stuck, _leads_away
 from compressor.recovery.standing import Standing
 from compressor.steering.lessons import generator_at
 
@@ -123,6 +123,84 @@ def test_what_gets_no_nearer_comes_to_its_end_sooner() -> None:
     standing.advance(16, 1.0)
     assert standing.way - before == pytest.approx((1 - before) / 150)
     assert Standing.read(standing.tensors()) == standing
+
+
+def _standing(*distances: float, before: int = 1) -> Standing:
+    return Standing(
+        Setting(1e-3), 1200, 0.0, [Moment(0.0, 0, far, 0.9, 0.9) for far in distances], before=before, begun_s=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("distances", "leads"),
+    [
+        ((0.1, 0.11, 0.12), True),
+        ((0.1, 0.4, 0.3), True),
+        ((0.1, 0.12, 0.11), False),
+        ((0.1, 0.2), False),
+        ((0.1, 0.2, 0.3, 0.4), False),
+    ],
+)
+def test_a_rate_leads_away_where_the_second_judgement_is_farther_still(
+    distances: tuple[float, ...], leads: bool
+) -> None:
+    assert _leads_away(_standing(*distances)) == leads
+
+
+def test_what_came_nearer_once_does_not_lead_away() -> None:
+    standing = _standing(0.3, 0.1, 0.2)
+    standing.best = 1
+    assert not _leads_away(standing)
+
+
+def test_a_lowered_rate_begins_its_own_cosine_and_is_judged_by_itself() -> None:
+    standing = _standing(0.1, 0.2, 0.3)
+    standing.first_steps = standing.steps
+    for _ in range(200):
+        standing.advance(16, 1.0)
+    standing.lower(1e-5)
+    assert (standing.setting, standing.way, standing.before) == (Setting(1e-3 / 3), 0.0, 3)
+    standing.advance(16, 1.0)
+    assert standing.way == pytest.approx(1 / 1000)
+    standing.lower(2e-4)
+    assert standing.setting == Setting(2e-4)
+    assert Standing.read(standing.tensors()) == standing
+
+
+@pytest.fixture
+def wild(monkeypatch: pytest.MonkeyPatch) -> RecoveryOptions:
+    """A rate that leads away, and no trial that would tell."""
+    monkeypatch.setattr("compressor.recovery.trials.LEAST_STEPS", 10**6)
+    return RecoveryOptions(minutes=5, passes=20, rate=1.0, precision="float32")
+
+
+def test_a_rate_that_leads_away_is_lowered_until_it_comes_nearer(
+    wild: RecoveryOptions, lessons: Batches, held: Batches
+) -> None:
+    dense, small, slices = pair()
+    _, recovery = recover(dense, small, lessons, held, slices=slices, options=wild)
+    assert wild.rate / 100 <= recovery.setting.rate < wild.rate / 3
+    assert recovery.moments[recovery.best].distance < 0.9 * recovery.moments[0].distance
+
+
+def test_killed_after_its_rate_was_lowered_it_comes_to_the_same(
+    wild: RecoveryOptions, lessons: Batches, held: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.recovery.recovering.CHECKPOINT_S", 0.0)
+    dense, small, slices = pair()
+    whole, alone = recover(dense, small, lessons, held, slices=slices, options=wild)
+    said = itertools.count()
+
+    def kill(share: float, phase: str = "") -> None:
+        if next(said) == 60:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recover(dense, small, lessons, held, slices=slices, options=wild, folder=tmp_path, progress=kill)
+    network, recovery = recover(dense, small, lessons, held, slices=slices, options=wild, folder=tmp_path)
+    pairs = zip(whole.parameters(), network.parameters(), strict=True)
+    assert all(torch.equal(once, again) for once, again in pairs)
+    assert recovery.setting == alone.setting
 
 
 class Killed(BaseException):

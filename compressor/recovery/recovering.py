@@ -235,7 +235,7 @@ class _Recovering:
         self.checkpoint.write(standing.step, {**state, **standing.tensors(), **optimiser_state(optimiser)})
 
     def _say(self, standing: Standing) -> None:
-        share = max(standing.way, standing.seconds / self.limit_s)
+        share = max(standing.step / standing.steps, standing.seconds / self.limit_s)
         start, best = standing.moments[0].fidelity, standing.moments[standing.best].fidelity
         self.progress(min(share, 1.0), f"fidelity {start:.3f} to {best:.3f}")
 

@@ -9,7 +9,7 @@ those with large ones. Steps are as large as Adam's (Liu et al., arXiv 2502.1698
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,29 +20,24 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: a x + b x^3 + c x^
 ITERATIONS = 5
 ADAM_RMS = 0.2  # of Adam's usual steps, over the rate
 LEAST_SIDE = 8  # a narrower matrix has few directions to level
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's own
 LEAST_NORM = 1e-12
 
 
-class MuonOrAdam(torch.optim.Optimizer):
-    """Each parameter by the one that suits its shape; the state is of tensors alone."""
+class MuonOrAdam(torch.optim.Adam):
+    """PyTorch's Adam, but for matrices, whose gradients a step uses up."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float) -> None:
-        super().__init__(parameters, {"lr": rate})
+        super().__init__(parameters, lr=rate)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    way = _muon if is_matrix(parameter) else _adam
-                    parameter.sub_(way(parameter.grad, self.state[parameter]), alpha=group["lr"])
-        return loss
+                if parameter.grad is not None and is_matrix(parameter):
+                    parameter.sub_(_muon(parameter.grad, self.state[parameter]), alpha=group["lr"])
+                    parameter.grad = None  # Adam passes by what has none
+        super().step()
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -56,19 +51,6 @@ def _muon(gradient: Tensor, state: dict[str, Any]) -> Tensor:
     momentum.lerp_(gradient, 1 - MOMENTUM)
     matrix = levelled(gradient.lerp(momentum, MOMENTUM).flatten(1))
     return matrix.reshape(gradient.shape) * (ADAM_RMS * math.sqrt(max(matrix.shape)))
-
-
-def _adam(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    """Kingma and Ba, arXiv 1412.6980, algorithm 1."""
-    if not state:
-        state |= {"mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient), "steps": torch.tensor(0.0)}
-    mean, square, steps = (state[name] for name in ("mean", "square", "steps"))
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.lerp_(gradient.square(), 1 - BETAS[1])
-    steps += 1
-    of_mean, of_square = (1 - beta ** float(steps) for beta in BETAS)
-    step: Tensor = (mean / of_mean) / ((square / of_square).sqrt() + EPSILON)
-    return step
 
 
 def levelled(matrix: Tensor) -> Tensor:

@@ -183,28 +183,33 @@ def test_a_rate_that_leads_away_is_lowered_until_it_comes_nearer(
     assert recovery.moments[recovery.best].distance < 0.9 * recovery.moments[0].distance
 
 
+class Killed(BaseException):
+    """A process that ends in the middle."""
+
+
+def killing(at: int) -> Callable[..., None]:
+    """A progress whose process ends when it is told something for the `at`-th time."""
+    said = itertools.count()
+
+    def kill(share: float, phase: str = "") -> None:
+        if next(said) == at:
+            raise Killed
+
+    return kill
+
+
 def test_killed_after_its_rate_was_lowered_it_comes_to_the_same(
     wild: RecoveryOptions, lessons: Batches, held: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compressor.recovery.recovering.CHECKPOINT_S", 0.0)
     dense, small, slices = pair()
     whole, alone = recover(dense, small, lessons, held, slices=slices, options=wild)
-    said = itertools.count()
-
-    def kill(share: float, phase: str = "") -> None:
-        if next(said) == 60:
-            raise Killed
-
     with pytest.raises(Killed):
-        recover(dense, small, lessons, held, slices=slices, options=wild, folder=tmp_path, progress=kill)
+        recover(dense, small, lessons, held, slices=slices, options=wild, folder=tmp_path, progress=killing(60))
     network, recovery = recover(dense, small, lessons, held, slices=slices, options=wild, folder=tmp_path)
     pairs = zip(whole.parameters(), network.parameters(), strict=True)
     assert all(torch.equal(once, again) for once, again in pairs)
     assert recovery.setting == alone.setting
-
-
-class Killed(BaseException):
-    """A process that ends in the middle."""
 
 
 def test_killed_and_continued_it_comes_to_the_same(
@@ -216,14 +221,8 @@ def test_killed_and_continued_it_comes_to_the_same(
 ) -> None:
     monkeypatch.setattr("compressor.recovery.recovering.CHECKPOINT_S", 0.0)
     dense, small, slices = pair()
-    said = itertools.count()
-
-    def kill(share: float, phase: str = "") -> None:
-        if next(said) == 40:
-            raise Killed
-
     with pytest.raises(Killed):
-        recover(dense, small, lessons, held, slices=slices, options=QUICK, folder=tmp_path, progress=kill)
+        recover(dense, small, lessons, held, slices=slices, options=QUICK, folder=tmp_path, progress=killing(40))
     assert (tmp_path / FILE).is_file()
     network, recovery = recover(dense, small, lessons, held, slices=slices, options=QUICK, folder=tmp_path)
     once = recovered[1].state_dict()
